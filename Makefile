@@ -1,0 +1,82 @@
+# Every target does all of its own set-up: Python >= 3.11 and make are enough.
+#   make quickstart            the whole pipeline, offline, on a CPU
+#   make test                  check the book, run every chapter, run the tests
+# Variables:
+#   PYTHON=python3.12          the Python that .venv is made with
+#   TORCH_INDEX=URL            a package index that offers torch for your machine, as pytorch.org names them;
+#                              without an NVIDIA GPU on Linux, give the CPU index unless pip is already set up with one
+#   RUN=runs/quickstart        where quickstart writes
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+RUN ?= runs/quickstart
+BIN := .venv/bin
+GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# with a GPU any torch that settings.ini allows; without one the version of constraints.txt, so that a CPU build offered locally is the one taken
+PIN := $(if $(GPU),,-c constraints.txt)
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
+
+.PHONY: quickstart test check lab docs export bench base clean help
+
+help:  ## this list
+	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"llmtrainer needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.torch: constraints.txt | .venv/.made
+	@echo "installing torch $(if $(GPU),for $(GPU),for the CPU)"
+	$(PIP) $(PIN) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(BIN)/python -c 'import torch; gpu = bool("""$(GPU)"""); cuda = torch.version.cuda; print("torch", torch.__version__, f"with CUDA {cuda}" if cuda else "CPU build"); \
+	cuda and not gpu and print("note: this build carries CUDA and there is no NVIDIA GPU here. A smaller one: rm -r .venv, then make TORCH_INDEX=<the CPU index of pytorch.org> ...")'
+	touch $@
+
+.venv/.use: settings.ini setup.py | .venv/.torch
+	$(PIP) $(PIN) -e '.[export,app]'
+	$(COMPILE)
+	touch $@
+
+.venv/.dev: settings.ini setup.py | .venv/.torch
+	$(PIP) $(PIN) -e '.[eval,export,app,dev]'
+	$(COMPILE)
+	touch $@ .venv/.use
+
+quickstart: .venv/.use  ## the whole pipeline on a small model: data, QLoRA, evaluation, merge, ONNX, card
+	$(BIN)/llmtrainer quickstart --out $(RUN)
+
+test: export PYTHONPATH := $(CURDIR)
+test: export HF_HUB_OFFLINE := 1
+test: check  ## check the book, run every chapter, run the tests
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## is everything generated what the chapters give, and is the book sound?
+	$(BIN)/python -m llmtrainer.literate check
+
+export: .venv/.dev  ## write the package, the tests and the README from the chapters
+	$(BIN)/python -m llmtrainer.literate export
+
+lab: .venv/.dev  ## the chapters in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+docs: .venv/.dev  ## the site, in _docs; needs Quarto
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started"; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+
+bench: .venv/.dev  ## the measurements of benchmarks/
+	@scripts=$$(ls benchmarks/*.py 2>/dev/null) || { echo "no benchmark has been written yet"; exit 1; }; \
+	for script in $$scripts; do echo "== $$script"; $(BIN)/python $$script; done
+
+base: .venv/.use  ## train the shipped base model again
+	$(BIN)/python -c "from llmtrainer.models.tiny import make_base; make_base('llmtrainer/models/base')"
+
+clean:  ## what was built, but not .venv and not runs/
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml
+	find llmtrainer tests nbs -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
