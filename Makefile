@@ -34,7 +34,7 @@ help:  ## this list
 .venv/.torch: constraints.txt | .venv/.made
 	@echo "installing torch $(if $(GPU),for $(GPU),for the CPU)"
 	$(PIP) $(PIN) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(BIN)/python -c 'import torch; gpu = bool("""$(GPU)"""); cuda = torch.version.cuda; print("torch", torch.__version__, f"with CUDA {cuda}" if cuda else "CPU build"); \
+	@$(BIN)/python -W ignore -c 'import torch; gpu = bool("""$(GPU)"""); cuda = torch.version.cuda; print("torch", torch.__version__, f"with CUDA {cuda}" if cuda else "CPU build"); \
 	cuda and not gpu and print("note: this build carries CUDA and there is no NVIDIA GPU here. A smaller one: rm -r .venv, then make TORCH_INDEX=<the CPU index of pytorch.org> ...")'
 	touch $@
 

@@ -7,9 +7,9 @@ __all__ = ['EXPORTS', 'MARKS', 'IMPORTS', 'DEFINITIONS', 'CONFTEST', 'NBDEV', 'P
            'Cell', 'parse_cell', 'Chapter', 'Book', 'read_book', 'indented', 'lines_of', 'cut', 'is_test',
            'is_call_of_test', 'as_test', 'exported_source', 'hidden_names', 'tests_of', 'header', 'Finding',
            'check_tests', 'files_of_tests', 'write_tests', 'relinked', 'readme', 'export', 'texts', 'check_sync',
-           'package_imports', 'imported', 'check_imports', 'circles', 'output_text', 'shows', 'check_outputs', 'links',
-           'target_file', 'check_links', 'listed', 'check_site', 'commands', 'check_promises', 'check_syntax', 'check',
-           'main']
+           'package_imports', 'imported', 'check_imports', 'circles', 'check_titles', 'check_cells', 'output_text',
+           'shows', 'check_outputs', 'links', 'target_file', 'check_links', 'listed', 'check_site', 'commands',
+           'check_promises', 'check_syntax', 'check', 'main']
 
 # %% ../nbs/90_literate.ipynb #64efe50c
 import argparse, ast, configparser, graphlib, importlib.util, json, os, posixpath, re
@@ -341,6 +341,22 @@ def circles(graph, modules):
             yield Finding(modules[circle[0]].file, None, "imports in a circle: " + " <- ".join(circle), "move what they share into a chapter below them")
             graph[circle[1]] = [module for module in graph[circle[1]] if module != circle[0]]
 
+# %% ../nbs/90_literate.ipynb #cd06d903
+def check_titles(book):
+    "Text beside a title, which the site does not show."
+    for chapter in book.chapters:
+        for cell in [cell for cell in chapter.cells if cell.source.startswith("# ") and cell.kind == "markdown"][:1]:
+            if [line for line in cell.source.splitlines() if line.strip() and not re.match(r"# |> ", line)]:
+                yield Finding(chapter.file, cell.number, "text in the title's cell, which the site does not show", "leave only `# Title` and `> description` there")
+
+def check_cells(book):
+    "Cells with an import and other code, which nbdev would run at every build of the site."
+    for chapter in (c for c in book.chapters if c.module):
+        for cell in (c for c in chapter.cells if not c.has(*EXPORTS) and c.directives.get("eval") != "false"):
+            rest = [node for node in cell.tree.body if not isinstance(node, (*IMPORTS, ast.If))]
+            if rest and any(isinstance(node, IMPORTS) for node in ast.walk(cell.tree)):
+                yield Finding(chapter.file, cell.number, "an import and other code in one cell, which the site's build would run", "give the import a cell of its own")
+
 # %% ../nbs/90_literate.ipynb #bcc84ff5
 PATH = re.compile(r"(?<![\w.~/-])(?:/(?:root|home|Users|work|tmp|private)/[\w.-]+|[A-Z]:\\+Users\\+\w+)")
 TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|glpat-[\w-]{20,}"
@@ -397,7 +413,7 @@ def check_links(book):
                 file = target_file(link, chapter, book)
                 if file and file not in pages and not (book.root / file).exists():
                     yield Finding(chapter.file, cell.number, f"links to {link}, which does not exist", "mend the link, or write what it promises")
-                elif link.startswith(COLAB) and cell.number == 1 and chapter.module and file != chapter.file:
+                elif link.startswith(COLAB) and cell.number <= 2 and chapter.module and file != chapter.file:
                     yield Finding(chapter.file, cell.number, f"the badge opens {file or link}", f"let it open {chapter.file}")
 
 def listed(entry):
@@ -444,7 +460,7 @@ def check_syntax(book):
             try: cell.tree
             except SyntaxError as error: yield Finding(chapter.file, cell.number, f"is not Python: {error}", "mend the cell")
 
-CHECKS = (check_tests, check_imports, check_outputs, check_links, check_site, check_promises, check_sync)
+CHECKS = (check_tests, check_imports, check_titles, check_cells, check_outputs, check_links, check_site, check_promises, check_sync)
 
 def check(root):
     "All findings in the project in the folder `root`."

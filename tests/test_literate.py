@@ -68,7 +68,7 @@ def test_functions_are_copied_and_their_calls_dropped():
 def test_private_and_imported_names_are_brought_along(tmp_path):
     cells = [code("#| default_exp m"), code("#| export\nimport os"), code("#| export\n_p = 1\ndef f(): return os"), code("#| test\nassert f() is os and _p")]
     text = tests_of(read_book(toy(tmp_path, **{"01_words": cells})).chapters[0], "toy")
-    assert "from toy.m import _p, os" in text
+    assert "from toy.m import _p, os" in text and "_p, f" not in text  # f comes by the star
 
 
 def found(check, root): return [(f.file, f.cell) for f in check(read_book(root))]
@@ -118,6 +118,20 @@ def test_upward_hidden_and_circular_imports_are_found(tmp_path):
     assert [f.file[4:6] for f in findings if "above" in f.what] == ["01"]
     assert [f.file[4:6] for f in findings if "inside a function" in f.what] == ["10"]
     assert len([f for f in findings if "circle" in f.what]) == 2 and len(findings) == 4
+
+
+def test_imports_beside_other_code_are_found(tmp_path):
+    assert found(check_cells, toy(tmp_path)) == []
+    alone, allowed = code("import os\nimport sys"), code("import sys\nif 'google.colab' in sys.modules:\n    %pip install toy")
+    mixed, inside = code("import os\nx = os"), code("#| test\ndef test_x():\n    import os\ntest_x()")
+    toy(tmp_path, **{"10_talk": [*TALK, alone, allowed, mixed, inside, code("#| eval: false\nimport os\nx = 1")]})
+    assert found(check_cells, tmp_path) == [("nbs/10_talk.ipynb", 7), ("nbs/10_talk.ipynb", 8)]
+
+
+def test_text_beside_a_title_is_found(tmp_path):
+    assert found(check_titles, toy(tmp_path)) == []
+    toy(tmp_path, **{"10_talk": [code("x = 1"), md("# Talk\n> Loud.\n\nand a badge"), md("# Appendix\ntext")]})
+    assert found(check_titles, tmp_path) == [("nbs/10_talk.ipynb", 2)]
 
 
 def printed(text): return {"output_type": "stream", "name": "stdout", "text": text}
