@@ -43,6 +43,7 @@ class Cell:
         "Whether the cell carries any of these directives."
         return not self.directives.keys().isdisjoint(names)
 
+# %% ../nbs/90_literate.ipynb #925d0257
 def parse_cell(number, raw):
     "The `Cell` for one cell of a notebook's JSON."
     lines = "".join(raw["source"]).splitlines()
@@ -71,6 +72,7 @@ class Chapter:
         digits = re.match(r"\d+", posixpath.basename(self.file))
         return int(digits[0]) // 10 if digits else 99
 
+# %% ../nbs/90_literate.ipynb #5919eac4
 @dataclass(frozen=True)
 class Book:
     "The chapters and what settings.ini says of them."
@@ -122,6 +124,7 @@ def is_call_of_test(node):
     call = getattr(node, "value", None)
     return isinstance(node, ast.Expr) and isinstance(call, ast.Call) and getattr(call.func, "id", "").startswith("test_")
 
+# %% ../nbs/90_literate.ipynb #acde12c8
 def as_test(cell, name):
     "What a `#| test` cell is in the test file; bare asserts become the function `name`."
     text = cut(cell.source, [node for node in cell.tree.body if is_call_of_test(node)])
@@ -150,6 +153,7 @@ def hidden_names(chapter, text):
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     return sorted(name for name in bound & used if name[0] == "_" or name not in defined)
 
+# %% ../nbs/90_literate.ipynb #03bb9199
 def tests_of(chapter, package):
     "The test file of a chapter, or None where it tests nothing."
     heading, parts, counts = posixpath.basename(chapter.file).partition(".")[0], [], Counter()
@@ -181,6 +185,7 @@ class Finding:
     def __str__(self):
         return f"{self.file}{f', cell {self.cell}' if self.cell else ''}: {self.what}\n    {self.fix}"
 
+# %% ../nbs/90_literate.ipynb #eab10169
 def check_tests(book):
     "Test cells that would lose a test."
     for chapter in book.chapters:
@@ -226,6 +231,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 '''
 
+# %% ../nbs/90_literate.ipynb #6af74378
 def files_of_tests(book):
     "All test files of the book: {path: text}."
     texts = {f"tests/test_{(c.module or Path(c.file).stem).replace('.', '_')}.py": tests_of(c, book.settings["lib_path"]) for c in book.chapters}
@@ -282,6 +288,7 @@ def texts(root, settings):
     files = {path.relative_to(root).as_posix(): path for pattern in patterns for path in root.glob(pattern)}
     return {file: path.read_bytes() for file, path in files.items() if not re.search(r"/[_.](?!_init__|modidx)", file)}
 
+# %% ../nbs/90_literate.ipynb #c0bd901e
 def check_sync(book):
     "What is generated and what a fresh export gives, compared."
     with tempfile.TemporaryDirectory() as folder:
@@ -332,6 +339,7 @@ def check_imports(book):
                 yield Finding(chapter.file, cell.number, f"imports {module} inside a function", "import it at the top, in a cell of its own")
     yield from circles(graph, modules)
 
+# %% ../nbs/90_literate.ipynb #4dbc4abc
 def circles(graph, modules):
     "A finding for every circle of imports."
     while True:
@@ -363,6 +371,7 @@ TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|gi
                    r"|xox[abprs]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 UNSHOWN = (*EXPORTS, *MARKS, "default_exp", "hide", "test")
 
+# %% ../nbs/90_literate.ipynb #d7a54ed4
 def output_text(cell):
     "All text that the outputs of a cell hold; pictures left out."
     parts = [[o.get("text", ""), *o.get("traceback", []), *(v for k, v in o.get("data", {}).items() if not k.startswith("image/") or "svg" in k)] for o in cell.outputs]
@@ -375,6 +384,7 @@ def shows(cell):
     value = last[0].value
     return getattr(value.func, "id", "") == "print" if isinstance(value, ast.Call) else True
 
+# %% ../nbs/90_literate.ipynb #ceff2635
 def check_outputs(book):
     "Stored errors, missing outputs, paths of a machine, and tokens."
     for chapter in book.chapters:
@@ -404,6 +414,7 @@ def target_file(link, chapter, book):
     inside = not re.match(r"\w+:|#", link)
     return posixpath.normpath(posixpath.join(posixpath.dirname(chapter.file), link.partition("#")[0])) if inside else None
 
+# %% ../nbs/90_literate.ipynb #a6830fc9
 def check_links(book):
     "Links to files that do not exist, and badges that open another chapter."
     pages = {re.sub(r"(.*/)\d+\w?_(.*)\.ipynb", r"\1\2.html", c.file) for c in book.chapters}
@@ -416,6 +427,7 @@ def check_links(book):
                 elif link.startswith(COLAB) and cell.number <= 2 and chapter.module and file != chapter.file:
                     yield Finding(chapter.file, cell.number, f"the badge opens {file or link}", f"let it open {chapter.file}")
 
+# %% ../nbs/90_literate.ipynb #79fb951d
 def listed(entry):
     "The pages that a part of the site's list names."
     if isinstance(entry, str): return [entry]
@@ -454,7 +466,7 @@ def check_promises(book):
 
 # %% ../nbs/90_literate.ipynb #5d1b9db7
 def check_syntax(book):
-    "Code cells that are not Python."
+    "Code cells that are not Python; they come alone, for nothing else can be read then."
     for chapter in book.chapters:
         for cell in chapter.cells:
             try: cell.tree
@@ -462,6 +474,7 @@ def check_syntax(book):
 
 CHECKS = (check_tests, check_imports, check_titles, check_cells, check_outputs, check_links, check_site, check_promises, check_sync)
 
+# %% ../nbs/90_literate.ipynb #21395ed8
 def check(root):
     "All findings in the project in the folder `root`."
     book = read_book(root)
