@@ -47,14 +47,15 @@ _PLAIN = {  # YAML 1.2 core schema, decimal numbers only
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 
-
+# %% ../nbs/01_recipe.ipynb #c461defc
 class _Loader(yaml.SafeLoader):
     "PyYAML's safe loader with the plain scalars of YAML 1.2, text keys, and no aliases."
     yaml_implicit_resolvers = {}
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes", self.peek_event().start_mark)
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes", mark)
         return super().compose_node(parent, index)
 
 
@@ -64,14 +65,14 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data): return True
 
-# %% ../nbs/01_recipe.ipynb #5451d565
+# %% ../nbs/01_recipe.ipynb #40cf88ba
 def _mapping(loader, node):
     "A mapping with text keys: `1: x` has the key '1'."
     if bad := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None):
         raise yaml.constructor.ConstructorError(None, None, "a key must be one word", bad.start_mark)
     return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
 
-
+# %% ../nbs/01_recipe.ipynb #4aa69d30
 _MAKE = {
     "null": lambda loader, node: None,
     "bool": lambda loader, node: node.value.lower() == "true",
@@ -87,6 +88,18 @@ for _tag, _pattern in _PLAIN.items():
     for _side in (_Loader, _Dumper):
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), None)
 
+# %% ../nbs/01_recipe.ipynb #1c6e2ca6
+def _yaml(value, flow=None):
+    "Any plain value as YAML text; `flow=True` keeps it on one line."
+    style = {"sort_keys": False, "allow_unicode": True, "default_flow_style": flow, "width": 10**9}
+    return yaml.dump(value, Dumper=_Dumper, **style).removesuffix("\n...\n").removesuffix("\n")
+
+
+def _show(value, width=60):
+    "A value as it would stand in a recipe, cut to `width` characters."
+    text = _yaml(value, flow=True).replace("\n", " ")
+    return text if len(text) <= width else text[: width - 3] + "..."
+
 # %% ../nbs/01_recipe.ipynb #05971e5a
 def _places(node, prefix=""):
     "Yield (dotted key, line) for every key under a YAML node, repeated ones too."
@@ -97,7 +110,7 @@ def _places(node, prefix=""):
         yield prefix + key.value, key.start_mark.line + 1
         yield from _places(value, f"{prefix}{key.value}.")
 
-
+# %% ../nbs/01_recipe.ipynb #3b2e53ed
 _ADVICE = {  # what PyYAML says -> what usually caused it
     "mapping values are not allowed": "Put quotes around a value that contains a colon, and check the indentation.",
     "cannot start any token": "Indent with spaces, not tabs, and put quotes around values that begin with @, % or `.",
@@ -109,12 +122,13 @@ _ADVICE = {  # what PyYAML says -> what usually caused it
 def _unreadable(name, error):
     "The `UserError` for text that is not YAML, with the line and its likely cause."
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not text"
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is nested too deeply"
     fix = next((advice for words, advice in _ADVICE.items() if words in problem), None)
-    where = mark and f"line {mark.line + 1}, column {mark.column + 1}\n" + textwrap.indent(mark.get_snippet() or "", "  ")
+    snippet = textwrap.indent(mark.get_snippet() or "", "  ").rstrip() if mark else ""
+    where = mark and f"line {mark.line + 1}, column {mark.column + 1}\n{snippet}"
     return UserError(f"{name} cannot be read as YAML: {problem}", where=where, fix=fix)
 
-# %% ../nbs/01_recipe.ipynb #dcb0a9de
+# %% ../nbs/01_recipe.ipynb #8901b0e4
 def parse(
     text: str,            # YAML
     name: str = "recipe", # how errors call it
@@ -123,7 +137,7 @@ def parse(
     try:
         node = yaml.compose(text, _Loader)
         values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise _unreadable(name, error) from None
     if not isinstance(values or {}, dict):
         raise UserError(f"{name} holds {_show(values)} where sections are wanted.", allowed="`key: value` lines")
@@ -131,18 +145,6 @@ def parse(
     for key, line in _places(node) if values else ():
         lines.setdefault(key, []).append(line)
     return values or {}, lines
-
-# %% ../nbs/01_recipe.ipynb #3b2e53ed
-def _yaml(value, flow=None):
-    "Any plain value as YAML text; `flow=True` keeps it on one line."
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=10**9)
-    return text.removesuffix("\n...\n").removesuffix("\n")
-
-
-def _show(value, width=60):
-    "A value as it would stand in a recipe, cut to `width` characters."
-    text = _yaml(value, flow=True).replace("\n", " ")
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 # %% ../nbs/01_recipe.ipynb #7f7185b4
 class Section(BaseModel):
@@ -154,11 +156,16 @@ _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 _LIMITS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}", "multiple_of": "a multiple of {}",
            "min_length": "at least {} long", "max_length": "at most {} long", "pattern": "in the form {}"}
 _NESTED = {Literal: lambda *options: "one of " + ", ".join(map(_show, options)) if options[1:] else _show(options[0]),
-           Union: lambda *kinds: " or ".join(map(describe, kinds)), UnionType: lambda *kinds: " or ".join(map(describe, kinds)),
-           list: lambda item: f"a list, each item {describe(item)}", tuple: lambda item, *_: f"a list, each item {describe(item)}",
+           Union: lambda *kinds: " or ".join(map(describe, kinds)),
+           UnionType: lambda *kinds: " or ".join(map(describe, kinds)),
+           list: lambda item: f"a list, each item {describe(item)}",
+           tuple: lambda item, *_: f"a list, each item {describe(item)}",
            dict: lambda _, value: f"a mapping, each value {describe(value)}"}
 
 
+def _is_section(kind): return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, BaseModel)
+
+# %% ../nbs/01_recipe.ipynb #e4436ed3
 def describe(
     kind,           # an annotation: int, Literal["a", "b"], list[str] | None, a Section, ...
     limits=(),      # pydantic's metadata: Gt(0), MinLen(1), ...
@@ -166,15 +173,19 @@ def describe(
     "What an annotation allows, in plain words."
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return describe(inside[0], [m for extra in inside[1:] for m in getattr(extra, "metadata", [extra])] + list(limits))
-    if origin is None and isinstance(kind, type) and issubclass(kind, BaseModel):
-        words = f"a section with {', '.join(kind.model_fields)}"
-    else:
-        words = _NESTED[origin](*inside) if origin in _NESTED else _TYPES.get(kind, getattr(kind, "__name__", str(kind)))
-    extra = [text.format(getattr(m, name)) for m in limits for name, text in _LIMITS.items() if getattr(m, name, None) is not None]
-    return ", ".join([words, *extra])
+        return describe(inside[0], [m for info in inside[1:] for m in getattr(info, "metadata", [info])] + list(limits))
+    if _is_section(kind): words = f"a section with {', '.join(kind.model_fields)}"
+    else: words = _NESTED[origin](*inside) if origin in _NESTED else _TYPES.get(kind, getattr(kind, "__name__", str(kind)))
+    pairs = [(text, getattr(m, name, None)) for m in limits for name, text in _LIMITS.items()]
+    return ", ".join([words, *(text.format(limit) for text, limit in pairs if limit is not None)])
 
 # %% ../nbs/01_recipe.ipynb #5ec52031
+def _sections(kind):
+    "The sections inside an annotation, however deep."
+    if _is_section(kind): return [kind]
+    return [section for inside in get_args(kind) for section in _sections(inside)]
+
+
 def keys(
     schema: type[Section],
     prefix: str = "",
@@ -183,25 +194,25 @@ def keys(
     found = {}
     for name, field in schema.model_fields.items():
         found[prefix + name] = field
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section):
-                found |= keys(kind, f"{prefix}{name}.")
+        for section in _sections(field.annotation): found |= keys(section, f"{prefix}{name}.")
     return found
 
-
+# %% ../nbs/01_recipe.ipynb #816d5c72
 def nearest(
-    key: str,      # a dotted key that does not exist
-    known,         # the dotted keys that do
+    key: str,     # a dotted key that does not exist
+    known: dict,  # {dotted key: field} of those that do
 ) -> str | None:
     "The known key that was probably meant."
-    head, _, tail = key.rpartition(".")
-    by_name = {}
-    for other in known: by_name.setdefault(other.rpartition(".")[2], []).append(other)
-    if tail in by_name: return by_name[tail][0]
-    siblings = [name for name, places in by_name.items() if any(p.rpartition(".")[0] == head for p in places)]
-    for names, cutoff in ((siblings, 0.6), (list(by_name), 0.75)):
-        if match := difflib.get_close_matches(tail, names, 1, cutoff):
-            return f"{head}.{match[0]}".lstrip(".") if names is siblings else by_name[match[0]][0]
+    head, _, tail = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")
+    split = {other: other.rpartition(".") for other in known}
+    if same := [other for other, (_, _, name) in split.items() if name == tail]: return same[0]
+    likeness = {other: difflib.SequenceMatcher(None, tail, name).ratio() + 0.15 * (place == head)
+                for other, (place, _, name) in split.items()}
+    best = max(likeness, key=likeness.get, default=None)
+    if best and likeness[best] > 0.7: return best
+    words = {word for word in tail.lower().split("_") if len(word) > 2}
+    about = {other: set(re.findall(r"\w+", (field.description or "").lower())) for other, field in known.items()}
+    return next((other for other in known if words and words <= about[other]), None)
 
 # %% ../nbs/01_recipe.ipynb #7a00ffd6
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ class Fault:
         lines = [f"{self.key}: {self.problem}" + (f"  ({self.where})" if self.where else "")]
         return "\n    ".join(lines + [f"{name}: {text}" for name, text in extra.items() if text])
 
-
+# %% ../nbs/01_recipe.ipynb #8fda6085
 class RecipeError(UserError):
     "All faults of a recipe."
     def __init__(self, name: str, faults: Sequence[Fault]):
@@ -229,10 +240,7 @@ class RecipeError(UserError):
     def __str__(self):
         return self.what + "".join(f"\n\n  {fault}" for fault in self.faults)
 
-# %% ../nbs/01_recipe.ipynb #1456f16e
-_SHAPES = {dict: (dict, BaseModel), list: (list, tuple)}  # what a YAML mapping or list can become
-
-
+# %% ../nbs/01_recipe.ipynb #0111e699
 def _plain(kind):
     "An annotation without `| None` and without `Annotated`."
     if get_origin(kind) is Annotated: return _plain(get_args(kind)[0])
@@ -241,67 +249,80 @@ def _plain(kind):
     return _plain(rest[0]) if len(rest) == 1 else kind
 
 
-def _meant(kind, value):
-    "The one member of a union that has the shape of a mapping or list; else None."
-    fits = [k for k in map(_plain, get_args(kind)) if issubclass(get_origin(k) or (k if isinstance(k, type) else object), _SHAPES.get(type(value), ()))]
-    return fits[0] if len(fits) == 1 and get_origin(kind) in (Union, UnionType) else None
-
-
-def _descend(kind, limits, value, loc):
-    "Follow `loc` to the annotation that refused: (annotation, limits, value, path, is the last key unknown)."
-    path = []
+def _descend(kind, value, loc):
+    "Follow `loc` as far as it is unambiguous: (annotation there, its limits, value there, keys passed)."
+    limits, path = (), []
     for part in loc:
         inner = _plain(kind)
-        if isinstance(inner, type) and get_origin(inner) is None and issubclass(inner, BaseModel):
+        if _is_section(inner):
             field = inner.model_fields.get(part)
             kind, limits = (field.annotation, field.metadata) if field else (None, ())
         elif get_origin(inner) in (list, tuple, dict) and part != "[key]":
-            kind, limits = get_args(inner)[1 if get_origin(inner) is dict else 0], ()
+            kind, limits = get_args(inner)[get_origin(inner) is dict], ()
         else: break
         path.append(str(part))
-        value = value[part] if (part in value if isinstance(value, dict) else isinstance(value, list)) else None
+        value = value[part] if isinstance(value, list) or part in value else None
     return kind, limits, value, path
 
-# %% ../nbs/01_recipe.ipynb #0111e699
-_PROBLEMS = {"extra_forbidden": "is not a known key", "missing": "is required", "literal_error": "is none of the choices",
-             "too_short": "is too short", "too_long": "is too long", "string_too_short": "is too short", "string_too_long": "is too long"}
+# %% ../nbs/01_recipe.ipynb #41e1f7d1
+_SHAPES = {dict: (dict, BaseModel), list: (list, tuple)}  # what a YAML mapping or list can become
+
+
+def _meant(kind, value):
+    "The one member of a union that has the shape of a mapping or list; else None."
+    if get_origin(kind) not in (Union, UnionType): return None
+    members = {k: get_origin(k) or k for k in map(_plain, get_args(kind))}
+    fits = [k for k, shape in members.items() if isinstance(shape, type) and issubclass(shape, _SHAPES.get(type(value), ()))]
+    return fits[0] if len(fits) == 1 else None
+
+# %% ../nbs/01_recipe.ipynb #563143b1
+_PROBLEMS = {"literal_error": "is none of the choices", "too_short": "is too short", "too_long": "is too long",
+             "string_too_short": "is too short", "string_too_long": "is too long", "multiple_of": "is out of range",
+             "greater_than": "is out of range", "greater_than_equal": "is out of range",
+             "less_than": "is out of range", "less_than_equal": "is out of range"}
 _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "1": "true", "no": "false", "off": "false", "n": "false", "0": "false"}
 
 
 def _likely(kind, value):
     "The allowed value that was probably meant."
-    options = [o for k in (kind, *get_args(kind)) if get_origin(k) is Literal for o in get_args(k)]
-    if bool in (kind, *get_args(kind)): return _BOOLEANS.get(str(value).lower())
-    return next(iter(difflib.get_close_matches(str(value), map(str, options), 1, 0.5)), None)
+    kinds = (kind, *get_args(kind))
+    if bool in kinds: return _BOOLEANS.get(str(value).lower(), str(value).lower() if str(value).lower() in ("true", "false") else None)
+    options = [str(option) for k in kinds if get_origin(k) is Literal for option in get_args(k)]
+    return next(iter(difflib.get_close_matches(str(value), options, 1, 0.5)), None)
+
+# %% ../nbs/01_recipe.ipynb #ab6c9eb1
+def _unknown(key, value, known):
+    "The fault of a key that does not exist."
+    head = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")[0]
+    beside = [name for place, _, name in (other.rpartition(".") for other in known) if place == head]
+    return Fault(key, value, f"is not a known key; its value is {_show(value)}", f"one of {', '.join(beside)}" if beside else None, nearest(key, known))
 
 
 def _fault(error, kind, limits, value, key, known):
     "One pydantic error as a `Fault`."
-    shown, code = _show(value), error["type"]
-    if code == "extra_forbidden":
-        return Fault(key, value, f"{_PROBLEMS[code]}; its value is {shown}", None, nearest(key, known))
-    if code == "missing": return Fault(key, None, _PROBLEMS[code], describe(kind, limits))
-    if code in ("value_error", "assertion_error"):
-        return Fault(key, value, f"{shown}: {error['ctx']['error']}", describe(kind, limits))
-    problem = _PROBLEMS.get(code) or ("is out of range" if "than" in code or code == "multiple_of" else "is of the wrong kind")
-    return Fault(key, value, f"{shown} {problem}", describe(kind, limits), _likely(kind, value))
+    code = error["type"]
+    if code == "extra_forbidden": return _unknown(key, value, known)
+    allowed = describe(kind, limits)
+    if code == "missing": return Fault(key, None, "is required", allowed)
+    if code in ("value_error", "assertion_error"): return Fault(key, value, f"{_show(value)}: {error['ctx']['error']}", allowed)
+    return Fault(key, value, f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}", allowed, _likely(kind, value))
 
-
+# %% ../nbs/01_recipe.ipynb #4cc6b802
 def check(
     kind,           # a Section, or any annotation
     value,          # plain values from YAML
     key: str = "",  # dotted key of the value
-    known=(),       # all keys of the schema, for hints
+    known=None,     # {dotted key: field} of the whole schema, for hints
 ):                  # (validated value or None, faults)
     "Validate plain values; collect every fault, one per key."
     try: return TypeAdapter(kind).validate_json(json.dumps(value, default=str)), []
     except ValidationError as failure: errors = failure.errors(include_url=False)
     found = {}
     for error in errors:
-        inner, limits, part, path = _descend(kind, (), value, error["loc"])
+        inner, limits, part, path = _descend(kind, value, error["loc"])
         place = ".".join(filter(None, [key, *path]))
         member = _meant(inner, part)
-        faults = check(member, part, place, known)[1] if member else [_fault(error, inner, limits, part, place, known)]
+        faults = check(member, part, place, known)[1] if member else [_fault(error, inner, limits, part, place, known or {})]
         for fault in faults: found.setdefault(fault.key, fault)
     return None, list(found.values())
 
@@ -318,7 +339,7 @@ def _override(values, text):
     values[last] = parse(f"value: {value}", f"The override {text!r}")[0]["value"]
     return key
 
-
+# %% ../nbs/01_recipe.ipynb #802eecbc
 def _read(source):
     "(values, lines, name) of a recipe: a path or a ready dictionary."
     if isinstance(source, Mapping): return deepcopy(dict(source)), {}, "The recipe"
@@ -332,7 +353,7 @@ def _read(source):
         raise UserError(f"{path} is not a text file.", allowed="a YAML recipe in UTF-8") from None
     return *parse(text, path.name), path.name
 
-
+# %% ../nbs/01_recipe.ipynb #bd73f7a8
 def _where(key, lines, given):
     "Where a key came from: an override, its own line, or the line of the section around it."
     for name, text in given.items():
@@ -340,7 +361,7 @@ def _where(key, lines, given):
     while key and key not in lines: key = key.rpartition(".")[0]
     return f"line {lines[key][-1]}" if key else None
 
-# %% ../nbs/01_recipe.ipynb #ba40dc88
+# %% ../nbs/01_recipe.ipynb #b46f96d6
 def load(
     schema: type[Section],
     source: str | Path | Mapping,  # a file, or values that are already read
@@ -353,7 +374,8 @@ def load(
     given = {}
     for text in overrides:
         try: given[_override(values, text)] = text
-        except UserError as error: faults.append(Fault(text.partition("=")[0], text, error.what, error.allowed, where="an override"))
+        except UserError as error:
+            faults.append(Fault(text.partition("=")[0], text, error.what, error.allowed, where=f"override {text}"))
     section, more = check(schema, values, known=keys(schema))
     faults += [replace(fault, where=_where(fault.key, lines, given)) for fault in more]
     if faults: raise RecipeError(name, faults)
@@ -364,14 +386,15 @@ def dump(section: Section) -> str:
     "A section as YAML that loads to an equal section."
     return _yaml(section.model_dump(), flow=False) + "\n"
 
-
+# %% ../nbs/01_recipe.ipynb #4986e2cf
 def _entry(name, field, value):
     "One commented key of a recipe."
     kind = describe(field.annotation, field.metadata)
     about = f"{field.description or ''} [{kind}{'; required' if field.is_required() else ''}]".strip()
     line = f"{name}: {_yaml(value, flow=True)}"
     text = _yaml({name: value}, flow=False) if "\n" in line else line
-    return "\n".join(textwrap.wrap(about, 110, initial_indent="# ", subsequent_indent="#   ")) + f"\n{text}\n"
+    comment = textwrap.wrap(about, 110, initial_indent="# ", subsequent_indent="#   ")
+    return "\n".join([*comment, text]) + "\n"
 
 
 def _start(field):
@@ -379,9 +402,9 @@ def _start(field):
     kind = _plain(field.annotation)
     if not field.is_required(): return field.get_default(call_default_factory=True)
     if field.examples: return field.examples[0]
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else "CHANGE_ME"
+    return kind if _is_section(kind) else "CHANGE_ME"
 
-
+# %% ../nbs/01_recipe.ipynb #0667ad94
 def commented(
     schema: type[Section],
     values: Section = None,  # show these instead of the defaults
@@ -391,7 +414,7 @@ def commented(
     for name, field in schema.model_fields.items():
         value = _start(field) if values is None else getattr(values, name)
         inner = value if isinstance(value, type) else type(value)
-        if issubclass(inner, Section):
+        if _is_section(inner):
             body = textwrap.indent(commented(inner, None if isinstance(value, type) else value), "  ")
             about = field.description or (inner.__doc__ or "").splitlines()[0]
             parts.append(f"# {about}\n{name}:\n{body}")
