@@ -32,8 +32,8 @@ help:  ## this list
 	touch $@
 
 .venv/.torch: constraints.txt | .venv/.made
-	@echo "installing torch $(if $(GPU),for $(GPU),for the CPU)"
-	$(PIP) $(PIN) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "installing torch $(if $(GPU),for $(GPU),for the CPU$(if $(TORCH_INDEX),,; if pip fetches CUDA now, stop it and give TORCH_INDEX (make help)))"
+	$(filter-out --quiet,$(PIP)) $(PIN) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(BIN)/python -W ignore -c 'import torch; gpu = bool("""$(GPU)"""); cuda = torch.version.cuda; print("torch", torch.__version__, f"with CUDA {cuda}" if cuda else "CPU build"); \
 	cuda and not gpu and print("note: this build carries CUDA and there is no NVIDIA GPU here. A smaller one: rm -r .venv, then make TORCH_INDEX=<the CPU index of pytorch.org> ...")'
 	touch $@
