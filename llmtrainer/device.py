@@ -57,7 +57,8 @@ def probe() -> Machine:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         weakest = min(gpus, key=lambda gpu: (gpu.major, gpu.minor))
-        return Machine("cuda", weakest.name, (weakest.major, weakest.minor), min(gpu.total_memory for gpu in gpus), len(gpus), libraries)
+        smallest = min(gpu.total_memory for gpu in gpus)
+        return Machine("cuda", weakest.name, (weakest.major, weakest.minor), smallest, len(gpus), libraries)
     if torch.backends.mps.is_available():
         return Machine("mps", "Apple GPU", None, torch.mps.recommended_max_memory(), 1, libraries)
     return Machine("cpu", f"CPU with {torch.backends.cpu.get_cpu_capability()}", None, _cpu_memory(), 1, libraries)
@@ -82,7 +83,8 @@ def _flash_obstacle(machine):
     "(why FlashAttention 2 cannot run here, what would make it run), or None."
     if machine.kind != "cuda": return "it needs an NVIDIA GPU", "use attn: sdpa"
     if machine.capability < (8, 0):
-        return "it needs compute capability 8.0, and this {} has {}.{}".format(machine.name, *machine.capability), "use attn: sdpa, or a newer GPU (A100, L4, H100)"
+        found = "this {} has {}.{}".format(machine.name, *machine.capability)
+        return f"it needs compute capability 8.0, and {found}", "use attn: sdpa, or a newer GPU (A100, L4, H100)"
     if machine.libraries.get("flash_attn") is None: return "the package flash-attn is not installed", "pip install flash-attn --no-build-isolation"
 
 
@@ -121,7 +123,8 @@ def _quantization(machine, quantize):
     "The reason for a storage format, or a `UserError` when it cannot run."
     if quantize == "none": return "the recipe asks for unquantised weights"
     if machine.libraries.get("bitsandbytes") is None:
-        raise UserError(f"quantize: {quantize} needs bitsandbytes, which is not installed.", where="model.quantize", allowed="none", fix="pip install bitsandbytes")
+        raise UserError(f"quantize: {quantize} needs bitsandbytes, which is not installed.",
+                        where="model.quantize", allowed="none", fix="pip install bitsandbytes")
     return f"the recipe asks for it; bitsandbytes {machine.libraries['bitsandbytes']} is installed"
 
 # %% ../nbs/03_device.ipynb #80156480
@@ -132,14 +135,15 @@ def plan(
     engine: str = "auto",   # auto, reference
 ) -> Plan:
     "Choose formats and kernels for a machine; refuse what it cannot do."
-    for key, value, options in (("quantize", quantize, QUANTIZE), ("attn", attn, ATTENTION), ("engine", engine, ENGINES)): _known(key, value, options)
+    _known("quantize", quantize, QUANTIZE); _known("attn", attn, ATTENTION); _known("engine", engine, ENGINES)
     dtype, why = _number_format(machine)
     kernel, kernel_why = _attention(machine, attn)
-    reasons = {"device": f"{machine.name}, {machine.memory / 2**30:.0f} GiB" + f", {machine.count} of them" * (machine.count > 1), "dtype": why,
-               "compute_dtype": why, "attn": kernel_why, "engine": "the only engine so far: plain transformers and peft", "quantize": _quantization(machine, quantize)}
+    several = f", {machine.count} of them" * (machine.count > 1)
+    reasons = {"device": f"{machine.name}, {machine.memory / 2**30:.0f} GiB{several}", "dtype": why, "compute_dtype": why, "attn": kernel_why,
+               "engine": "the only engine so far: plain transformers and peft", "quantize": _quantization(machine, quantize)}
     return Plan(machine.kind, dtype, dtype, kernel, "reference", quantize, reasons)
 
-
+# %% ../nbs/03_device.ipynb #b1d0412e
 def table(plan: Plan) -> Table:
     "A plan as a table with its reasons."
     grid = Table("choice", "value", "because")
@@ -184,7 +188,9 @@ def _weight_bytes(model, quantize, dtype):
 def _lora_weights(model, r, targets):
     "Weights that adapters of rank `r` add to the layers whose name ends with a target."
     chosen = [layer for name, layer in _linears(model).items() if targets == "all-linear" or name.rpartition(".")[2] in targets]
-    if not chosen: raise UserError(f"No linear layer has one of the names {targets}.", where="adapt.targets", allowed="all-linear, or " + ", ".join(sorted({n.rpartition('.')[2] for n in _linears(model)})))
+    if not chosen:
+        names = sorted({name.rpartition(".")[2] for name in _linears(model)})
+        raise UserError(f"No linear layer has one of the names {targets}.", where="adapt.targets", allowed=f"all-linear, or {', '.join(names)}")
     return r * sum(layer.in_features + layer.out_features for layer in chosen)
 
 
@@ -192,9 +198,10 @@ def _activation_values(model, config):
     "Values that one token leaves for the backward pass in all blocks: input and output of each linear layer, and of each chosen expert."
     experts = [p for p in model.parameters() if p.dim() == 3]  # (experts, out, in)
     chosen = getattr(config, "num_experts_per_tok", 1)
-    return sum(layer.in_features + layer.out_features for layer in _linears(model).values()) + chosen * sum(sum(p.shape[1:]) for p in experts)
+    dense = sum(layer.in_features + layer.out_features for layer in _linears(model).values())
+    return dense + chosen * sum(sum(p.shape[1:]) for p in experts)
 
-
+# %% ../nbs/03_device.ipynb #ab41532b
 def memory(
     config,                        # a transformers configuration
     quantize: str = "nf4",         # storage of the frozen linear layers
@@ -212,6 +219,7 @@ def memory(
     trained = _weight_bytes(model, "none", dtype) if r is None else adapters
     blocks = tokens * _activation_values(model, config) * size
     kept = tokens * config.num_hidden_layers * config.hidden_size * size + blocks // config.num_hidden_layers
-    parts = {"weights": _weight_bytes(model, quantize if r is not None else "none", dtype), "adapters": adapters, "gradients": trained, "optimiser": 2 * trained,
-             "activations": kept if checkpointing else blocks, "logits": 0 if fused_loss else tokens * config.vocab_size * (size + 8)}
+    parts = {"weights": _weight_bytes(model, "none" if r is None else quantize, dtype), "adapters": adapters,
+             "gradients": trained, "optimiser": 2 * trained, "activations": kept if checkpointing else blocks,
+             "logits": 0 if fused_loss else tokens * config.vocab_size * (size + 8)}
     return parts | {"total": sum(parts.values())}

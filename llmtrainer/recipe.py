@@ -65,6 +65,11 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data): return True
 
+
+_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # line breaks to YAML, which PyYAML writes but does not read back
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None))
+
 # %% ../nbs/01_recipe.ipynb #40cf88ba
 def _mapping(loader, node):
     "A mapping with text keys: `1: x` has the key '1'."
@@ -295,7 +300,8 @@ def _unknown(key, value, known):
     "The fault of a key that does not exist."
     head = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")[0]
     beside = [name for place, _, name in (other.rpartition(".") for other in known) if place == head]
-    return Fault(key, value, f"is not a known key; its value is {_show(value)}", f"one of {', '.join(beside)}" if beside else None, nearest(key, known))
+    allowed = f"one of {', '.join(beside)}" if beside else None
+    return Fault(key, value, f"is not a known key; its value is {_show(value)}", allowed, nearest(key, known))
 
 
 def _fault(error, kind, limits, value, key, known):
