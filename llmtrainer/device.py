@@ -214,6 +214,7 @@ def memory(
     fused_loss: bool = False,      # never hold all logits
 ) -> dict[str, int]:
     "Bytes by part that training needs at its peak; weights to optimiser exact, activations and logits estimated."
+    _known("quantize", quantize, QUANTIZE)
     model, tokens, size = skeleton(config), batch_size * length, _BYTES[dtype]
     adapters = 0 if r is None else 4 * _lora_weights(model, r, targets)
     trained = _weight_bytes(model, "none", dtype) if r is None else adapters

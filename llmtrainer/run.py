@@ -151,7 +151,9 @@ def _lock(folder):
         raise UserError(f"Another process is writing the run {folder}.",
                         fix="Wait for it, stop it, or choose another folder with --run.") from None
     except OSError as error:
-        if error.errno not in _UNSUPPORTED: raise
+        if error.errno not in _UNSUPPORTED:
+            os.close(handle)
+            raise
         warnings.warn(f"The drive under {folder} has no locks: make sure that only one process writes this run.")
     _held[lock] = handle
 

@@ -126,6 +126,7 @@ def test_adapter_weights_are_those_of_peft():
         assert memory(_small(), r=4, targets=targets)["adapters"] == 4 * tuned.get_nb_trainable_parameters()[0]
     with pytest.raises(UserError, match="No linear layer") as caught: memory(_small(), targets=["query"])
     assert "q_proj" in caught.value.allowed
+    with pytest.raises(UserError, match="none of the choices"): memory(_small(), quantize="int3")
 
 
 def test_parts_add_up_and_follow_their_causes():

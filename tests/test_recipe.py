@@ -110,16 +110,26 @@ def test_overrides_win_and_do_not_touch_the_source():
     values = {"words": {"train": "a"}, "steps": {"lr": 1.0}}
     small = load(Small, values, ["steps.lr=2e-4", "steps.require.gsm8k=1", "steps.max_steps="])
     assert small.steps.lr == 2e-4 and small.steps.require == {"gsm8k": 1.0} and values["steps"] == {"lr": 1.0}
+    assert load(Small, values, ["words.train=[{path: a}, {path: b}]"]).words.train[1].path == "b"
+    assert load(Small, values, ["steps={lr: 3}", "steps.lr=4.0"]).steps.lr == 4.0  # the last one wins
     assert _faults(values, ["steps.lr=fast"])["steps.lr"].where == "override steps.lr=fast"
+    for wrong, words in {"steps.require={a: 1, a: 2}": "a twice", "words.train=a: b: c": "YAML", "=3": "no '='", "words.train=[": "YAML", "words.train=a\nsteps: 3": "YAML"}.items():
+        assert words in str(next(iter(_faults(values, [wrong]).values()))), wrong
 
 
 def test_files_that_are_not_recipes():
     folder = Path(tempfile.mkdtemp())
     (folder / "recipe.yaml").write_text("{}")
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, words in {"recpe.yaml": "Did you mean recipe.yaml?", "binary": "not a text file", ".": "not a text file"}.items():
+    for name, words in {"recpe.yaml": "Did you mean recipe.yaml?", "binary": "not UTF-8", ".": "Is a directory",
+                        "recipe.yaml/x": "Not a directory"}.items():
         with pytest.raises(UserError) as caught: load(Small, folder / name)
         assert words in str(caught.value), name
+
+
+def test_differences_sees_change_addition_and_removal():
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
+    assert differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [("a", 1, 3), ("b.c", 2, "absent"), ("b", "absent", {})]
 
 
 def test_commented_recipe_loads_to_the_defaults():
@@ -152,11 +162,6 @@ def test_check_agrees_with_pydantic(values):
     except ValidationError: expected = None
     assert section == expected and bool(faults) == (expected is None)
     assert all(str(fault) and "Input should" not in str(fault) for fault in faults)
-
-
-def test_differences_sees_change_addition_and_removal():
-    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
-    assert differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [("a", 1, 3), ("b.c", 2, "absent"), ("b", "absent", {})]
 
 
 def test_recipe_so_far():
