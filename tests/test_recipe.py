@@ -79,6 +79,7 @@ def test_nearest_prefers_the_same_word_then_a_similar_one_then_the_description()
     expected = {"lr": "steps.lr", "words.method": "steps.method", "stepps": "steps", "max_step": "steps.max_steps", "words.trian": "words.train",
                 "words.train.1.pth": "words.train.path", "steps.learning_rate": "steps.lr", "steps.zzz": None, "": None}
     assert {wrong: nearest(wrong, known) for wrong in expected} == expected and nearest("a", {}) is None
+    assert [nearest(f"{place}.ratez", {"a.ratex": Field(), "b.ratey": Field()}) for place in "ab"] == ["a.ratex", "b.ratey"]
 
 
 def _faults(values, overrides=()):
