@@ -154,7 +154,6 @@ def merge(model: Model, adapter: Path, out: Path,
         del base, trained
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), chosen)
         found = difference(before, logits(shipped, tokenizer, texts))
-        exact = how == "dequantized" or model.quantize == "none"
-        refuse(found, tolerance or (TOLERANCE[chosen.dtype] if exact else OTHER_BASE))
+        refuse(found, tolerance or tolerance_of(model, chosen, how))
         said = observe(shipped, tokenizer, prompts or PROMPTS)[0]
         return found | dict(same_greedy=said == answers, how=how, dtype=chosen.dtype, parameters=sum(p.numel() for p in shipped.parameters()))
