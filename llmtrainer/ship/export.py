@@ -17,7 +17,7 @@ from pathlib import Path
 # %% ../../nbs/52_export.ipynb #283c00ea
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 # %% ../../nbs/52_export.ipynb #345e18a3
 if find_spec("onnxscript"):
@@ -51,6 +51,7 @@ def model_folder(folder: Path) -> Path:
 def load_float32(folder: Path):
     "(model, tokenizer) in float32 on the CPU: the form that onnxruntime computes everywhere."
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True)
+    if getattr(model, "_can_set_experts_implementation", lambda: False)(): model.set_experts_implementation("batched_mm")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 # %% ../../nbs/52_export.ipynb #6bcd433e
@@ -58,8 +59,8 @@ SAMPLE = ["One two three four five.", "One."]  # of different lengths: without p
 
 def trace(model, tokenizer):
     "The graph of one step that takes new tokens and the cache of the old ones, both of any length."
-    parts = decompose_for_generation(model, encode_prompts(model, tokenizer, SAMPLE), multi_token_decode=True)
-    step, inputs = parts["decode"]
+    sample = encode_prompts(model, tokenizer, SAMPLE) | dict(past_key_values=DynamicCache())  # a plain cache: sliding layers keep everything, and mask
+    step, inputs = decompose_for_generation(model, sample, multi_token_decode=True)["decode"]
     return OnnxExporter().export(step, inputs, OnnxConfig(dynamic=True)).program
 
 # %% ../../nbs/52_export.ipynb #6da5096c
