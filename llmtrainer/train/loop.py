@@ -165,17 +165,20 @@ def arguments(section: Train, plan: Plan, folder: Path, validate: bool) -> Train
         bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16", fp16=plan.device == "cuda" and plan.compute_dtype == "float16", report_to="none", disable_tqdm=True, remove_unused_columns=False)
 
 # %% ../../nbs/41_train.ipynb #ee7a30b8
-def save_final(model, tokenizer, run: Run) -> Path:
+def save_final(model, tokenizer, run: Run, base: str) -> Path:
     "The trained adapter or model, with its tokenizer, under its name in the run; whole or not at all."
-    final, staged = run.adapter if hasattr(model, "peft_config") else run.model, run.path / ".final"
+    adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged)
+    if adapter: model.peft_config["default"].base_model_name_or_path = base  # the recipe's name, not this machine's folder
+    model.save_pretrained(staged, **({"save_embedding_layers": False} if adapter else {}))
     tokenizer.save_pretrained(staged)
-    return commit(staged, final)
+    return commit(staged, run.adapter if adapter else run.model)
 
 # %% ../../nbs/41_train.ipynb #3ef2ab50
 def fit(model, tokenizer, train: list[dict], val: list[dict], # sequences
-        section: Train, plan: Plan, run: Run, objective: Callable = next_token, quiet: bool = False) -> dict:
+        section: Train, plan: Plan, run: Run, objective: Callable = next_token,
+        base: str = "",      # the recipe's name of the base, for the adapter's configuration
+        quiet: bool = False) -> dict:
     "Train to the end, from the newest whole checkpoint where there is one; the result lies in the run. Raises `Stopped` when interrupted."
     shutil.rmtree(staging := run.checkpoints / ".staging", ignore_errors=True)
     resume, damaged = newest(run.checkpoints)
@@ -189,6 +192,6 @@ def fit(model, tokenizer, train: list[dict], val: list[dict], # sequences
     with stop_on_signals(keeper): done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < trainer.state.max_steps: raise Stopped(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} ({keeper.asked}); the same command goes on from there")
     found = trainer.evaluate() if val else {}
-    save_final(model, tokenizer, run)
+    save_final(model, tokenizer, run, base)
     shutil.rmtree(staging, ignore_errors=True)
     return dict(steps=trainer.state.global_step, loss=done.training_loss, **found)
