@@ -67,8 +67,8 @@ def load_gradio():
     return import_module("gradio")
 
 # %% ../../nbs/55_demo.ipynb #ebbed8ee
-EXAMPLES = ("Tom has 3 boxes with 12 pens each. He gives 7 pens away. How many pens are left?", "A farmer picks 40 apples and sells 15 of them. How many has he now?",
-            "There are 5 shelves with 8 books each, and 6 books on a table. How many books are there in all?")
+EXAMPLES = ("A shop has 85 seeds. It sells 48 seeds. How many seeds are left?", "Hugo shares 90 pears equally among 6 friends. How many pears does each friend get?",
+            "There are 5 trays with 9 pies each and 11 more pies on the floor. How many pies are there?")
 STYLE = ".gradio-container {max-width: 1200px !important; margin: auto} footer {display: none !important}"
 
 def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane each
@@ -78,18 +78,21 @@ def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane ea
     with gr.Blocks(analytics_enabled=False, title="llmtrainer") as demo:
         gr.Markdown(f"## {' and '.join(models)}\nEvery question goes to {'each model' if len(models) > 1 else 'the model'} with its own history.")
         with gr.Row():
-            panes = [gr.Chatbot(label=name, height=420, layout="bubble", buttons=["copy"], allow_tags=False, placeholder=f"{name}: no question yet") for name in models]
+            panes = [gr.Chatbot(label=name, height=420, layout="bubble", buttons=[], allow_tags=True, render_markdown=False, placeholder=f"{name}: no question yet") for name in models]
         with gr.Row():
             box = gr.Textbox(placeholder="Ask something, then Enter", show_label=False, scale=8, autofocus=True, max_lines=6)
             send, stop, clear = gr.Button("Send", variant="primary", min_width=80), gr.Button("Stop", variant="stop", min_width=80), gr.Button("Clear", min_width=80)
-        gr.Examples([[e] for e in examples], box, label="Try")
+        gr.Examples([[e] for e in examples], box, label="Try", example_labels=[e if len(e) < 90 else e[:87] + "..." for e in examples])
         with gr.Row():
             temperature = gr.Slider(0, 2, section.temperature, step=0.05, label="Temperature (0: always the likeliest token)")
             tokens = gr.Slider(1, max(1024, section.max_new_tokens), section.max_new_tokens, step=1, label="Tokens at most")
+            formatted = gr.Checkbox(False, label="Show Markdown formatted", info="Off: exactly what the model wrote", min_width=120)
         asked = gr.on([box.submit, send.click], ask, [box, *panes], [box, *panes], api_name="ask", queue=False)
         answers = [asked.then(partial(respond, *pair, section), [pane, temperature, tokens], pane, api_name=f"answer_{i}", show_progress="hidden", concurrency_limit=1)
                    for i, (pane, pair) in enumerate(zip(panes, models.values()))]
+        gr.on([box.submit, send.click], None, cancels=answers, api_name=False)  # a new question ends the answers being written
         stop.click(None, cancels=answers, api_name=False)
+        formatted.change(lambda on: [gr.update(render_markdown=on)] * len(panes) if len(panes) > 1 else gr.update(render_markdown=on), formatted, panes, api_name=False, queue=False)
         clear.click(lambda: ("", *([] for _ in panes)), None, [box, *panes], cancels=answers, api_name=False)
     return demo
 
