@@ -51,7 +51,7 @@ def tiny(kind: str) -> Path:
         check_base()
         return BASE
     if kind not in KINDS: raise UserError(f"there is no tiny model {kind!r}", "model.base", ", ".join(f"tiny:{k}" for k in ("base", *KINDS)))
-    folder = cache_folder() / f"{llmtrainer.__version__}-tiny-{kind}"
+    folder = cache_folder() / f"tiny-{kind}-{check_base()['sha256']['tokenizer.json'][:8]}"  # another tokenizer, another model
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE)
