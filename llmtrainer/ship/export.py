@@ -35,9 +35,9 @@ from .merge import PROMPTS, Different, quiet, staging
 # %% ../../nbs/52_export.ipynb #2f586090
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
-def need_onnx() -> None:
+def need_onnx(needed: Sequence[str] = NEEDED) -> None:
     "`UserError` with the line to type where a library for ONNX is missing."
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing: raise UserError(f"ONNX export needs {', '.join(missing)}, which is not installed", None, None, 'pip install "llmtrainer[export]"')
 
 def model_folder(folder: Path) -> Path:
