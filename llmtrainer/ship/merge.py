@@ -28,7 +28,7 @@ from ..models.adapt import load_adapter
 from ..models.generate import Generation, encode_prompts, generate, generation_config
 from ..models.load import Model, load_model
 from ..recipe import UserError
-from ..train.checkpoint import MANIFEST, commit
+from ..train.checkpoint import commit
 
 # %% ../../nbs/50_merge.ipynb #a456954e
 How = Literal["dequantized", "original"]
@@ -72,7 +72,7 @@ PROMPTS = ("What is 17 plus 26?", "Tom has 3 boxes with 12 pens each and gives 7
            "Write one sentence about the sea.", "Which is larger, 0.9 or 0.11, and why?")
 
 def observe(model, tokenizer, prompts: Sequence[str] = PROMPTS, # what a user would say
-            tokens: int = 48 # of each answer
+            tokens: int = 32 # of each answer
            ) -> tuple[list[str], list[str]]:
     "(greedy answer to each prompt, prompt and answer as one rendered text)."
     conversations = [[{"role": "user", "content": p}] for p in prompts]
@@ -83,7 +83,7 @@ def observe(model, tokenizer, prompts: Sequence[str] = PROMPTS, # what a user wo
 def difference(trained: torch.Tensor, shipped: torch.Tensor # logits (tokens, vocabulary)
               ) -> dict[str, float]:
     "How far two models are apart on the same tokens: the largest difference of a logit, and the mean Kullback-Leibler divergence in nats."
-    p, q = trained.log_softmax(-1), shipped.log_softmax(-1)
+    p, q = trained.double().log_softmax(-1), shipped.double().log_softmax(-1)
     return dict(max_abs_logit_diff=(trained - shipped).abs().max().item(), mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item())
 
 # %% ../../nbs/50_merge.ipynb #7c82033e
@@ -142,7 +142,7 @@ def save_model(model, tokenizer, folder: Path) -> None:
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
     "A folder to write into, which becomes `out` when the block ends well and is gone when it does not; only a folder made this way is replaced."
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
+    if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and was not written by this command, so it is not replaced", None, "a new or empty folder", "name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     staged = out.with_name(f".{out.name}.staging")
