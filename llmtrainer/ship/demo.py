@@ -94,10 +94,10 @@ def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane ea
         with gr.Row():
             box = gr.Textbox(placeholder="Ask something, then Enter", show_label=False, scale=8, autofocus=True, max_lines=6)
             send, stop, clear = gr.Button("Send", variant="primary", min_width=80), gr.Button("Stop", variant="stop", min_width=80), gr.Button("Clear", min_width=80)
-        gr.Examples([[e] for e in examples], box, label="Try", example_labels=[e if len(e) < 90 else e[:87] + "..." for e in examples])
+        gr.Examples([[e] for e in examples], box, label="Try")
         with gr.Row():
-            temperature = gr.Slider(0, 2, section.temperature, step=0.05, label="Temperature (0: always the likeliest token)")
-            tokens = gr.Slider(1, max(1024, section.max_new_tokens), section.max_new_tokens, step=1, label="Tokens at most")
+            temperature = gr.Slider(0, 2, section.temperature, step=0.05, label="Temperature", info="0: always the likeliest token")
+            tokens = gr.Slider(1, max(1024, section.max_new_tokens), section.max_new_tokens, step=1, label="Tokens at most", info="of each answer")
             formatted = gr.Checkbox(False, label="Show Markdown formatted", info="Off: exactly what the model wrote", min_width=120)
         answering = gr.on([box.submit, send.click], partial(respond_all, list(models.values()), section), [box, *panes, temperature, tokens], [box, *panes],
                           api_name="chat", show_progress="hidden", trigger_mode="once")
@@ -108,18 +108,19 @@ def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane ea
 
 # %% ../../nbs/55_demo.ipynb #dcc6ab08
 def launch_demo(demo, port: int = 7860, share: bool = False, # a public address through Gradio's servers
-                wait: bool = True                            # until Ctrl-C; a notebook never waits
+                wait: bool = True,                           # until Ctrl-C; a notebook never waits
+                inline: bool | None = None                   # below the cell; None: where there is a cell
                ) -> str:
     "Serve the page on this machine alone, and return its address; in a notebook and in Colab it opens below the cell."
     gr = load_gradio()
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no fonts from elsewhere
     try: _, local, public = demo.queue().launch(server_name="127.0.0.1", server_port=port, share=share, theme=theme, css=STYLE, ssr_mode=False, show_error=True,
-                                                prevent_thread_lock=True, footer_links=[])
+                                                prevent_thread_lock=True, footer_links=[], inline=inline)
     except OSError: raise UserError(f"port {port} is taken", None, None, "name another one with --port, or stop what uses it") from None
     if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules: demo.block_thread()
     return public or local
 
-# %% ../../nbs/55_demo.ipynb #3ffd5fd5
+# %% ../../nbs/55_demo.ipynb #7d75d5a9
 HELP = """/system TEXT     what the model is told before everything
 /set KEY=VALUE   a setting: temperature, max_new_tokens, top_p, top_k, repetition_penalty, seed
 /undo            take back the last question and answer
@@ -144,23 +145,28 @@ class Chat:
         return known[word](rest.strip())
 
     def set_system(self, text: str) -> str:
+        "Tell the model something before everything, or nothing any more."
         self.system = text or None
         return "system message set" if text else "no system message"
 
     def set(self, change: str) -> str:
+        "Change a setting, checked like a recipe."
         self.section = load(Generation, self.section.model_dump(), [change])
         return f"{change} is set"
 
     def undo(self, _="") -> str:
+        "Take back the last question and what followed."
         if not self.turns: return "there is nothing to take back"
         del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user"):]
         return f"taken back; {len(self.turns) // 2} questions and answers are left"
 
     def reset(self, _="") -> str:
+        "Forget all turns; system message and settings stay."
         self.turns.clear()
         return "begun again"
 
     def quit(self, _="") -> str:
+        "Ask for the end."
         self.over = True
         return "bye"
 
