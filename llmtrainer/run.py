@@ -178,7 +178,9 @@ def seal(folder: str | Path) -> None:
 def verify(folder: str | Path) -> list[str]:
     "What differs between a folder and its manifest, a sentence each; empty when nothing does."
     if not (Path(folder) / "manifest.json").exists(): return ["manifest.json is missing: the folder was never sealed"]
-    manifest, files, faults = read_json(Path(folder) / "manifest.json"), _files(folder), []
+    try: manifest = dict(read_json(Path(folder) / "manifest.json"))
+    except (UserError, TypeError, ValueError) as error: return [f"manifest.json cannot be read ({type(error).__name__})"]
+    files, faults = _files(folder), []
     for name, entry in manifest.items():
         if name not in files: faults.append(f"{name} is missing")
         elif (size := files[name].stat().st_size) != entry["size"]: faults.append(f"{name} has {size} bytes instead of {entry['size']}")

@@ -12,7 +12,6 @@ import shutil
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -192,9 +191,7 @@ def fit(model, tokenizer, train: list[dict], val: list[dict], # sequences
     trainer = DurableTrainer(model, arguments(section, plan, staging, bool(val)), train_dataset=train, eval_dataset=val or None, objective=objective, pad_id=tokenizer.pad_token_id,
                              callbacks=[keeper] + ([] if quiet else [Bar(per_step)]))
     trainer.remove_callback(PrinterCallback)
-    with stop_on_signals(keeper), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # accelerate and transformers disagree on a name
-        done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with stop_on_signals(keeper): done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < trainer.state.max_steps: raise Stopped(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} ({keeper.asked}); the same command goes on from there")
     found = trainer.evaluate() if val else {}
     save_final(model, tokenizer, run, base)
