@@ -54,7 +54,7 @@ quickstart: .venv/.use  ## the whole pipeline on a small model: data, QLoRA, eva
 test: export PYTHONPATH := $(CURDIR)
 test: export HF_HUB_OFFLINE := 1
 test: check  ## check the book, run every chapter, run the tests
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing   # one thread each: two OpenMP pools on two cores only spin
 	$(BIN)/python -m pytest
 
 check: .venv/.dev  ## is everything generated what the chapters give, and is the book sound?

@@ -210,7 +210,7 @@ def write_problems(out: Path, seed: int) -> None:
 def quickstart(out: str | Path, seed: int = 0, began: float | None = None # time.monotonic() at the start of the program
               ) -> dict:
     "The whole pipeline offline on a CPU: data, QLoRA, evaluation before and after, merge, ONNX, card. Writes and returns `summary.json`."
-    began, out, console = began or time.monotonic(), Path(out), Console()
+    began, out, console = began or time.monotonic(), Path(out), Console(highlight=False)
     stage = Stages(console)
     stage.seconds["imports"] = round(time.monotonic() - began, 1)
     need_onnx()  # now, and not after the training

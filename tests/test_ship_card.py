@@ -20,7 +20,7 @@ from llmtrainer.ship.merge import PROMPTS, merge, quiet
 
 
 class Rows(Section):
-    train: str | list[str] = Field("/home/ana/private/train.jsonl", description="rows")
+    train: str | list[str] = Field("/srv/secret/private/train.jsonl", description="rows")
     mask: str = Field("assistant", description="what is trained")
 
 class Steps(Section):
@@ -40,7 +40,7 @@ def small_run(folder, job=Job()):
     "A run directory with the files of a short training."
     run = Run.open(folder, job)
     run.write("data.json", dict(rows=dict(read=1000, kept=998, rejected=2, reasons={"not JSON": 2}), format="question_answer", template="the model's own", tokens=dict(total=65000, trained=31000),
-                                validation=dict(rows=100, source="/home/ana/private/validation.jsonl")))
+                                validation=dict(rows=100, source="/srv/secret/private/validation.jsonl")))
     run.write("model.json", dict(base=dict(base=job.model.base, sha256={"model.safetensors": "0" * 64}), plan=dict(quantize=job.model.quantize, compute_dtype="float32", reasons=dict(device="CPU with AVX2, 8 GiB")), trainable={"all": 358400, "total": 4030464}))
     for step in range(5, 101, 5): run.log(step=step, loss=2 / step ** 0.5, **({"eval_loss": 2.1 / step ** 0.5} if step % 50 == 0 else {}))
     run.log(step=100, train_runtime=61.2)
@@ -60,12 +60,12 @@ def measured(run):
 def test_public_keeps_what_is_public():
     for value in ("meta-llama/Llama-3.1-8B", "openai/gsm8k:main", "tiny:base", "https://example.org/a/b", "{{ bos }}</s>", "n/a", 3, None, True, 2e-4): assert public(value) == value
     assert public({"a": ["/x/y/z.json", {"b": "~/m"}]}) == {"a": ["z.json", {"b": "m"}]}
-    assert public("x" * 5000 + " /home/ana/rows.csv") == "x" * 5000 + " rows.csv"
+    assert public("x" * 5000 + " /srv/secret/rows.csv") == "x" * 5000 + " rows.csv"
     assert "ghp_" not in public("token ghp_" + "a" * 36)
 
 
 def test_the_hub_can_read_the_header(tmp_path):
-    job = Job(model=Model(base="meta-llama/Llama-3.1-8B"), data=Rows(train=["openai/gsm8k:main", "/home/ana/own.jsonl"]))
+    job = Job(model=Model(base="meta-llama/Llama-3.1-8B"), data=Rows(train=["openai/gsm8k:main", "/srv/secret/own.jsonl"]))
     about = ModelCard(front_matter(facts(small_run(tmp_path / "run", job)))).data.to_dict()
     assert (about["base_model"], about["library_name"], about["datasets"]) == ("meta-llama/Llama-3.1-8B", "peft", ["openai/gsm8k"]) and "license" not in about
     about = ModelCard(front_matter(dict(full=True, hub=[], recipe={}))).data.to_dict()
@@ -111,7 +111,7 @@ def test_the_card_is_the_same_again_and_holds_no_place(tmp_path):
     first = write_card(run).read_bytes()
     assert write_card(run).read_bytes() == first and write_card(Run.load(run.path)).read_bytes() == first
     text = first.decode()
-    assert "/home" not in text and str(tmp_path) not in text and "private" not in text
+    assert "/srv" not in text and str(tmp_path) not in text and "private" not in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {title}" for title in SECTIONS]
 
 

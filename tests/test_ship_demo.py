@@ -5,11 +5,13 @@ from llmtrainer.ship.demo import Generation, UserError, contextlib, load
 
 
 import io
-import json
+import threading
 import pytest
+from gradio_client import Client
 from llmtrainer.device import plan, probe
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.ship.merge import quiet
+
 
 def small():
     "The small base, as it is shipped."
@@ -30,7 +32,6 @@ def test_histories():
 
 def writers():
     "Threads that run a model."
-    import threading
     return [t for t in threading.enumerate() if getattr(t, "_target", None) is not None and t._target.__qualname__.startswith("stream")]
 
 def test_stop_ends_the_model_too():
@@ -59,7 +60,6 @@ def test_panes_do_not_disturb_each_other():
 
 
 def test_the_page_answers_on_this_machine_alone():
-    from gradio_client import Client
     demo = build_demo({"base": (model, tokenizer), "tuned": (model, tokenizer)}, few)
     assert demo.analytics_enabled is False
     with contextlib.redirect_stdout(io.StringIO()): address = launch_demo(demo, port=7999, wait=False, inline=False)

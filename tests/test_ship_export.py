@@ -9,6 +9,7 @@ import tempfile
 import pytest
 from llmtrainer.models.tiny import tiny
 
+
 @functools.cache
 def exported(kind):
     "The ONNX folder of a tiny model, written once."

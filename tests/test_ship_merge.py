@@ -132,6 +132,7 @@ def test_unquantised_and_original_bases(tmp_path):
 
 from llmtrainer.recipe import load
 
+
 def test_recipe_so_far():
     section = load(Model, {"base": "meta-llama/Llama-3.1-8B", "quantize": "nf4"})
     assert tolerance_of(section, plan(probe()), "dequantized") in TOLERANCE.values() and tolerance_of(section, plan(probe()), "original") == OTHER_BASE
