@@ -4,38 +4,6 @@ from llmtrainer.models.load import *
 from llmtrainer.models.load import AutoModelForCausalLM, UserError, torch
 
 
-import torch
-from llmtrainer.device import Machine, plan, probe
-
-
-def test_nf4_holds_what_bitsandbytes_says_and_costs_a_quarter():
-    a, _ = load_model(Model(base="tiny:base"), plan(probe()))
-    b, _ = load_model(Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none"))
-    linear = [n for n, m in b.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-    assert len(linear) == 35 and all(type(a.get_submodule(n)).__name__ == "Linear4bit" for n in linear)
-    assert a.get_memory_footprint() < 0.4 * b.get_memory_footprint()
-    ids = torch.tensor([[1, 20, 30, 40, 50]])
-    p, q = (m(input_ids=ids).logits.log_softmax(-1) for m in (a, b))
-    assert 0 < (q.exp() * (q - p)).sum(-1).mean() < 0.5
-
-
-def gradient_after(model, evaluations):
-    ids = torch.tensor([[1, 20, 30, 40, 50, 60]])
-    for _ in range(evaluations):
-        with torch.no_grad(): model.eval()(input_ids=ids)
-    embedding = model.get_input_embeddings().weight.requires_grad_(True)
-    model.train()(input_ids=ids, labels=ids).loss.backward()
-    found, embedding.grad = embedding.grad.clone(), None
-    return found
-
-def test_evaluating_first_does_not_change_the_gradient():
-    fresh, _ = load_model(Model(base="tiny:base"), plan(probe()))
-    used, _ = load_model(Model(base="tiny:base"), plan(probe()))
-    a, b = gradient_after(fresh, 0), gradient_after(used, 3)
-    assert a.norm() > 0 and torch.equal(a, b)
-    for layer in used.modules(): assert not getattr(getattr(getattr(layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False)
-
-
 from tokenizers import Tokenizer, models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
@@ -82,6 +50,38 @@ def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
     try: load_tokenizer("nobody/no-such-model-of-this-name")
     except UserError as error: assert "hf auth login" in str(error)
     else: raise AssertionError("it loaded")
+
+
+import torch
+from llmtrainer.device import Machine, plan, probe
+
+
+def test_nf4_holds_what_bitsandbytes_says_and_costs_a_quarter():
+    a, _ = load_model(Model(base="tiny:base"), plan(probe()))
+    b, _ = load_model(Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none"))
+    linear = [n for n, m in b.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    assert len(linear) == 35 and all(type(a.get_submodule(n)).__name__ == "Linear4bit" for n in linear)
+    assert a.get_memory_footprint() < 0.4 * b.get_memory_footprint()
+    ids = torch.tensor([[1, 20, 30, 40, 50]])
+    p, q = (m(input_ids=ids).logits.log_softmax(-1) for m in (a, b))
+    assert 0 < (q.exp() * (q - p)).sum(-1).mean() < 0.5
+
+
+def gradient_after(model, evaluations):
+    ids = torch.tensor([[1, 20, 30, 40, 50, 60]])
+    for _ in range(evaluations):
+        with torch.no_grad(): model.eval()(input_ids=ids)
+    embedding = model.get_input_embeddings().weight.requires_grad_(True)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    found, embedding.grad = embedding.grad.clone(), None
+    return found
+
+def test_evaluating_first_does_not_change_the_gradient():
+    fresh, _ = load_model(Model(base="tiny:base"), plan(probe()))
+    used, _ = load_model(Model(base="tiny:base"), plan(probe()))
+    a, b = gradient_after(fresh, 0), gradient_after(used, 3)
+    assert a.norm() > 0 and torch.equal(a, b)
+    for layer in used.modules(): assert not getattr(getattr(getattr(layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False)
 
 
 def test_unquantised_equals_transformers_for_every_architecture():
