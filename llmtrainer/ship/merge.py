@@ -108,28 +108,6 @@ def refuse(found: dict, limit: float) -> None:
         raise Different(f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
                         None, f"mean KL up to {limit:g}", "merge into the dequantized base, or serve base and adapter unmerged")
 
-# %% ../../nbs/50_merge.ipynb #1708e51a
-TOLERANCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 2e-3}  # mean KL that the number format explains, with room
-INT8 = 5e-3       # int8 layers also round their inputs, which no merged model does
-OTHER_BASE = 0.1  # merged into other weights than training saw
-
-def tolerance_of(model: Model, plan: Plan, how: How) -> float:
-    "The mean KL up to which a merge counts as faithful."
-    if model.quantize == "none": return TOLERANCE[plan.dtype]
-    if how == "original": return OTHER_BASE
-    return INT8 if model.quantize == "int8" else TOLERANCE[plan.dtype]
-
-class Different(UserError):
-    "What was written is not the model that was trained."
-    exit_code = 1
-
-
-def refuse(found: dict, limit: float) -> None:
-    "Raise `Different` where two models are further apart than `limit`."
-    if not found["mean_kl"] <= limit:  # so written, a NaN is refused too
-        raise Different(f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
-                        None, f"mean KL up to {limit:g}", "merge into the dequantized base, or serve base and adapter unmerged")
-
 # %% ../../nbs/50_merge.ipynb #0e4f8e05
 def save_model(model, tokenizer, folder: Path) -> None:
     "A model folder that any server loads: safetensors, tokenizer with template, and a generation configuration that stops where the template does."
