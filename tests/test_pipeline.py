@@ -55,6 +55,17 @@ def test_a_run_holds_all_that_the_design_names_and_verifies(tmp_path):
     assert {"recipe.yaml", "env.json", "data.json", "rejects.jsonl", "metrics.jsonl", "checkpoints/step-4", "adapter/adapter_model.safetensors", "evals/word_problems.json", "README.md", "manifest.json"} <= names
     assert run.verify() == [] and run.read("data.json")["rows"]["read"] == 120
 
+def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
+    recipe = job(tmp_path, objective="pretrain")
+    try: train(recipe, tmp_path / "wrong", quiet=True)
+    except UserError as error: assert "train.objective=sft" in str(error)
+    else: raise AssertionError("conversations were taken for plain text")
+    (tmp_path / "books.txt").write_text("\n\n".join(p.plain() for p in problems(80, "train")))
+    recipe = read_recipe(recipe.model_dump(), [f"data.train={tmp_path / 'books.txt'}", "eval.tasks=[]"])
+    run = train(recipe, tmp_path / "right", quiet=True)
+    tokens, losses = run.read("data.json")["tokens"], [r["loss"] for r in run.metrics() if "loss" in r]
+    assert tokens["total"] == tokens["trained"] > 0 and losses[-1] < 4
+
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     recipe, path = job(tmp_path), tmp_path / "run"
     run = train(recipe, path, quiet=True)
