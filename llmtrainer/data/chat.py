@@ -84,7 +84,7 @@ class Encoded:
 def tokens_of(text: str, tokenizer, borders: list[int] # characters that no token may cross
              ) -> list[tuple[int, int, int]]:
     "(id, start, end) of each token: one tokenisation, or one per part where a token would cross a border."
-    tokenise = lambda part: tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+    tokenise = lambda part: tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)  # too long is a matter for max_length, not for a warning
     whole = tokenise(text)
     found = [(i, a, b) for i, (a, b) in zip(whole.input_ids, whole.offset_mapping)]
     if not any(a < border < b for _, a, b in found for border in borders): return found
@@ -117,7 +117,7 @@ def encode(row: dict, tokenizer, mask: str = "assistant" # assistant, last, or a
           ) -> Encoded:
     "Ids and trained mask of a canonical row, from one rendering."
     if "text" in row:
-        ids = [tokenizer.bos_token_id, *tokenizer(row["text"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        ids = [tokenizer.bos_token_id, *tokenizer(row["text"], add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
         ids = [i for i in ids if i is not None]
         return Encoded(ids, [True] * len(ids))
     try:
