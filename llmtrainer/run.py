@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'sync', 'write_atomic', 'write_json', 'read_json', 'environment', 'seed_everything', 'sha256', 'seal',
-           'verify', 'Stopped', 'append_line', 'read_lines', 'Run']
+           'verify', 'cache_folder', 'Stopped', 'append_line', 'read_lines', 'Run']
 
 # %% ../nbs/02_run.ipynb #03c86f4d
 import errno
@@ -186,6 +186,11 @@ def verify(folder: str | Path) -> list[str]:
         elif (size := files[name].stat().st_size) != entry["size"]: faults.append(f"{name} has {size} bytes instead of {entry['size']}")
         elif sha256(files[name]) != entry["sha256"]: faults.append(f"{name} has the right size but another content")
     return faults + [f"{name} is not in the manifest" for name in files if name not in manifest]
+
+# %% ../nbs/02_run.ipynb #d2e9d716
+def cache_folder() -> Path:
+    "Where things lie that can be made again: LLMTRAINER_CACHE, else the user's cache."
+    return Path(os.environ.get("LLMTRAINER_CACHE", Path.home() / ".cache" / "llmtrainer"))
 
 # %% ../nbs/02_run.ipynb #1b57472e
 class Stopped(Exception):
