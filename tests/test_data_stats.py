@@ -55,6 +55,16 @@ def test_a_shared_system_prompt_makes_no_likeness():
     assert labels[200] == 7 and len(np.unique(labels)) == 299
     assert len(np.unique(_brute(rows[:40], 0.8))) == 1, "all pairs, prompt counted: one single group"
 
+def test_each_source_has_its_own_template():
+    rng = np.random.default_rng(4)
+    rows = [np.concatenate([np.arange(9000, 9150), r]) for r in _rows(rng, 100, low=8, high=12)] + _rows(rng, 2000)
+    rows[150], rows[160] = np.append(rows[3], 1), rows[5].copy()  # copies in the other source
+    sources = np.arange(2100) >= 100
+    ids, offsets = _flat(rows)
+    assert len(np.unique(near_duplicates(ids, offsets))) <= 2000, "the template is a twentieth of all rows"
+    labels = near_duplicates(ids, offsets, sources=sources.astype(int))
+    assert labels[150] == 3 and labels[160] == 5 and len(np.unique(labels)) == 2098
+
 
 def test_empty_and_short_rows_are_grouped_only_if_equal():
     rows = [np.array(r, np.int32) for r in ([], [1], [1, 2], [], [1], [1, 2, 3, 4], [1, 2, 3, 5])]
