@@ -16,6 +16,15 @@ from hypothesis import given, settings, strategies as st
 from llmtrainer.recipe import UserError
 
 
+def _folder(**files):
+    "A temporary folder with these files; a name's last underscore is its dot."
+    folder = Path(tempfile.mkdtemp())
+    for name, data in files.items(): (folder / ".".join(name.rsplit("_", 1))).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+def _zst(data): return pyarrow.Codec("zstd").compress(data).to_pybytes()
+
+
 def test_decode_and_parse():
     for data, reason in {b"\xff": "not UTF-8", b"a\0b": "NUL byte"}.items():
         with pytest.raises(Bad, match=reason): decode(data)
@@ -27,13 +36,12 @@ def test_decode_and_parse():
     with pytest.raises(Bad, match="NUL"): parse_json(r'"\\\u0000"')
 
 
-def _folder(**files):
-    "A temporary folder with these files; a name's last underscore is its dot."
-    folder = Path(tempfile.mkdtemp())
-    for name, data in files.items(): (folder / ".".join(name.rsplit("_", 1))).write_bytes(data if isinstance(data, bytes) else data.encode())
-    return folder
-
-def _zst(data): return pyarrow.Codec("zstd").compress(data).to_pybytes()
+def test_quotes():
+    folder = _folder(said_tsv='"A" b\t1\n"No.\t2\n', good_tsv='question\tanswer\n"a\tb"\t"1\n2"\n', bad_csv='a,b\n"x" y,1\n', open_csv='a,b\n"x,1\n')
+    assert [r for _, r in read_file(folder / "said.tsv")] == [{"question": '"A" b', "answer": "1"}, {"question": '"No.', "answer": "2"}]
+    assert list(read_file(folder / "good.tsv")) == [(2, {"question": "a\tb", "answer": "1\n2"})]
+    for name in ("bad.csv", "open.csv"):
+        with pytest.raises(UserError, match="not CSV"): list(read_file(folder / name))
 
 
 def test_damaged_files_end_in_one_clear_block():

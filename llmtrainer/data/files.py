@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LINE_LIMIT', 'ESCAPED_NUL', 'SPACE', 'BLOCK', 'MARK', 'DAMAGE', 'PACKED', 'READERS', 'Bad', 'open_bytes', 'decode',
            'parse_json', 'lines_of', 'read_jsonl', 'fetch', 'one_value', 'read_list', 'squad', 'records_in',
-           'read_json', 'is_row', 'text_lines', 'read_csv', 'gap_of', 'pieces_of', 'document', 'read_text',
-           'read_parquet', 'guarded', 'read_file', 'is_local', 'missing', 'files_of']
+           'read_json', 'is_row', 'text_lines', 'quoting_of', 'read_csv', 'gap_of', 'pieces_of', 'document',
+           'read_text', 'read_parquet', 'guarded', 'read_file', 'is_local', 'missing', 'files_of']
 
 # %% ../../nbs/09_files.ipynb #08aebad8
 import csv
@@ -154,11 +154,21 @@ def text_lines(file: io.BufferedReader) -> Iterator[str]:
         if isinstance(line, Bad): raise line
         yield decode(line, number == 1)
 
+def quoting_of(path: Path, delimiter: str) -> int:
+    "How a table quotes: by the rules of CSV or, where a TSV file breaks them, not at all."
+    if delimiter == ",": return csv.QUOTE_MINIMAL
+    with open_bytes(path) as file:
+        try:
+            for _ in csv.reader(text_lines(file), delimiter=delimiter, strict=True): pass
+        except csv.Error: return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
+
 def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     "(line number, record) of a CSV or TSV file; two columns without a header line are question and answer."
     csv.field_size_limit(LINE_LIMIT)  # 128 KiB by default, less than one long document
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
     with open_bytes(path) as file:
-        rows = csv.reader(text_lines(file), delimiter="\t" if ".tsv" in path.suffixes else ",")
+        rows = csv.reader(text_lines(file), delimiter=delimiter, quoting=quoting_of(path, delimiter), strict=True)
         header, line = next(rows, []), rows.line_num
         if is_row(header): first, header = header, ["question", "answer"]
         else: first = None

@@ -94,8 +94,8 @@ def text_of(record: dict, key: str, # column
     return value
 
 # %% ../../nbs/10_rows.ipynb #b8df4c31
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "function_call": "assistant", "system": "system", "developer": "system",
-         "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant", "system": "system", "developer": "system",
+         "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool", "ipython": "tool"}
 SPEAKERS = ("user", "assistant", "system")
 
 def turn(role: str, content: str) -> dict:

@@ -372,7 +372,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .7rem; } .tile b { display: block; font-size: 1.35rem; } .tile span { color: var(--soft); font-size: .85rem; } .bad b { color: var(--bad); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; } th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 500; } td { overflow-wrap: anywhere; min-width: 7rem; } td.n, th.n { text-align: right; min-width: 3rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th { color: var(--soft); font-weight: 500; } td { overflow-wrap: anywhere; min-width: 5.5rem; } td.n, th.n { text-align: right; min-width: 3rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .bars { display: grid; grid-template-columns: minmax(3rem, max-content) 1fr max-content; gap: .2rem .6rem; align-items: center; font-size: .92rem; } .bars i { display: block; height: .8rem; background: var(--bar); border-radius: .2rem; min-width: 1px; }
 svg { width: 100%; height: auto; } svg rect { fill: var(--bar); } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg line { stroke: var(--bad); stroke-dasharray: 4 3; } @media (max-width: 600px) { svg text { font-size: 20px; } } .note { color: var(--soft); font-size: .9rem; margin-top: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 0 2rem; } .xray { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; margin: .6rem 0; overflow-x: auto; }
@@ -393,7 +393,7 @@ def columns(shape: dict, marks: dict[str, int] # what is to be marked on the axi
     width, top = 600 / len(counts), max(counts) or 1
     drawn = "".join(f'<rect x="{i * width + 1:.1f}" y="{130 - 120 * n / top:.1f}" width="{max(1, width - 2):.1f}" height="{120 * n / top:.1f}"><title>{edges[i]:.0f} to {edges[i + 1]:.0f} tokens: {n:,} rows</title></rect>' for i, n in enumerate(counts))
     axis = "".join(f'<text x="{x}" y="148" text-anchor="{anchor}">{value:,.0f}</text>' for x, anchor, value in ((0, "start", edges[0]), (300, "middle", edges[-1] / 2), (600, "end", edges[-1])))
-    lines = "".join(f'<line x1="{600 * at / edges[-1]:.1f}" x2="{600 * at / edges[-1]:.1f}" y1="0" y2="130"></line><text x="{600 * at / edges[-1] - 4:.1f}" y="12" text-anchor="end">{html.escape(name)}</text>' for name, at in marks.items() if 0 < at <= edges[-1])
+    lines = "".join(f'<line x1="{600 * at / edges[-1]:.1f}" x2="{600 * at / edges[-1]:.1f}" y1="0" y2="130"></line><text x="{600 * at / edges[-1] - 4:.1f}" y="18" text-anchor="end">{html.escape(name)}</text>' for name, at in marks.items() if 0 < at <= edges[-1])
     over = f"; {shape['over']:,} longer rows are not drawn" if shape["over"] else ""
     return f'<h2>Tokens in a row</h2><svg viewBox="0 0 600 154" role="img" aria-label="histogram of lengths">{drawn}{axis}{lines}</svg><p class=note>tokens; the highest column is {top:,} rows{over}</p>'
 
