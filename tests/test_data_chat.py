@@ -5,13 +5,17 @@ from llmtrainer.data.chat import Bad, UserError, render, set_template
 
 
 import copy
+import gzip
+import json
 import re
 from pathlib import Path
 import llmtrainer
 import pytest
 from hypothesis import given, settings, strategies as st
-from transformers import AutoTokenizer
-from llmtrainer.data.template import TEMPLATES
+from tokenizers.processors import ByteLevel
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
+from llmtrainer.data.rows import Bad
+from llmtrainer.data.template import TEMPLATES, render, set_template
 from llmtrainer.recipe import UserError
 
 
@@ -41,7 +45,7 @@ def test_spans_follow_mask_and_trained():
     messages = _talk("q", "one", "q", "two", "q")
     assert _cut(messages, tokenizer, "assistant") == ["one<|im_end|>\n", "two<|im_end|>\n"] and _cut(messages, tokenizer, "last") == ["two<|im_end|>\n"]
     assert _cut(messages, tokenizer, "completion") == [] and _cut(messages[:4], tokenizer, "completion") == ["two<|im_end|>\n"]
-    assert _cut(messages, tokenizer, "all") == [render(messages, tokenizer)]
+    assert _cut(messages, tokenizer, "all") == [render(messages[:4], tokenizer)], "up to the last answer"
     messages[3]["trained"] = False
     assert _cut(messages, tokenizer, "assistant") == ["one<|im_end|>\n"] == _cut(messages, tokenizer, "last")
 
@@ -84,6 +88,7 @@ def test_xrays_show_all_text_and_escape_it():
     assert xray(one, tokenizer).plain == render(_talk("is a < b?", "<b>yes</b>"), tokenizer)
     assert "&lt;b&gt;yes&lt;/b&gt;" in xray_html(one, tokenizer) and "<b>" not in xray_html(one, tokenizer)
     assert [text for text, trained in pieces(one, tokenizer) if trained] == ["<b>yes</b><|im_end|>"]
+    assert xray(one, tokenizer, each=True).plain == xray(one, tokenizer).plain and xray_html(one, tokenizer, each=True).count("<span") == len(one)
 
 
 @pytest.mark.parametrize("fault, words", [
@@ -175,14 +180,56 @@ _WRITTEN = {name: str for name in TEMPLATES} | {name: str.strip for name in _STR
 _BASES = {name: _tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}  # tokens that can lie across a border, as GPT-2 and Llama 3 have them
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(_talks, st.sampled_from(sorted(TEMPLATES)))
 def test_trained_text_is_the_answer_and_its_stop(messages, name):
     tokenizer = _BASES[name]
     one = _holds(messages, tokenizer, _WRITTEN[name])
     assert tokenizer.decode(one.ids) == render(messages, tokenizer)
-    prompt = tokenizer(render(messages[:-1], tokenizer, prompt=True), add_special_tokens=False).input_ids
-    if len(messages) == 2: assert one.ids[:len(prompt)] == prompt, "training sees the ids that a server sends"
+
+
+_longer = st.tuples(_talks, st.booleans(), st.lists(st.booleans(), min_size=6, max_size=6)).map(lambda made: [{"role": "system", "content": "Be brief."}] * made[1] + [m if kept else {**m, "trained": False} for m, kept in zip(made[0], made[2])])
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(_longer, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion", "all"]))
+def test_contract_under_every_mask(messages, name, mask):
+    tokenizer = _BASES[name]
+    if TEMPLATES[name].system == "no": messages = [m for m in messages if m["role"] != "system"]
+    encoder = encoder_of(tokenizer, mask)
+    one = encoder.encode([{"messages": messages}])[0]  # checks
+    if isinstance(one, Bad): assert str(one) == "no turn of the assistant is trained"; return
+    whole = tokenizer(render(messages, tokenizer), add_special_tokens=False).input_ids
+    bos, stop = tokenizer.bos_token_id, encoder.stop
+    assert one.ids.count(bos) == whole.count(bos) and all(at == 0 or one.ids[at - 1] in encoder.stops for at, i in enumerate(one.ids) if i == bos)
+    assert all(one.ids[b - 1] == stop != tokenizer.pad_token_id for _, b in one.runs) and all(b < a for (_, b), (a, _) in zip(one.runs, one.runs[1:]))
+    if mask == "all": return
+    for n, ((start, _), turn) in enumerate(zip(one.runs, wanted(messages, mask))):
+        prompt = tokenizer(render(messages[:turn], tokenizer, prompt=True), add_special_tokens=False).input_ids
+        if n == 0 or one.ids == whole: assert one.ids[:start] == prompt
+
+
+_any = st.lists(st.sampled_from(["", " ", "a", " b ", "<|im_end|>", "\n"]), min_size=2, max_size=6).map(lambda texts: _talk(*texts[:len(texts) // 2 * 2]))
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(_any, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion", "all"]), st.sampled_from([{}, {"name": "ada"}, {"trained": False}]))
+def test_layouts_change_nothing(messages, name, mask, extra):
+    row, tokenizer = {"messages": [{**messages[0], **extra}, *messages[1:]]}, _BASES[name]
+    drawn, (text, found) = encoder_of(tokenizer, mask).renderer(row), text_and_spans(row, tokenizer, mask)
+    assert (drawn.text, drawn.spans) == (text, found)
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_layouts_change_nothing_on_real_rows(realdata):
+    tokenizer = _tokenizer("chatml", realdata / "data/tokenizers/gpt2-hf")
+    roles = {"human": "user", "gpt": "assistant"}
+    with gzip.open(realdata / "data/instruction/sgd_train_sharegpt.jsonl.gz", "rt") as f:
+        rows = [{"messages": [{"role": roles.get(t["from"], t["from"]), "content": t["value"]} for t in json.loads(line)["conversations"]]} for line in f]
+    encoder = Encoder(tokenizer)
+    assert all(encoder.renderer(row).text == render(row["messages"], tokenizer) for row in rows) and None not in encoder.renderer.layouts.values()
+    for row, one in zip(rows[::50], encoder.encode(rows[::50])):
+        assert encoder.renderer(row).spans == text_and_spans(row, tokenizer, "assistant")[1]
+        assert one.ids == tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids
 
 
 _MARKED = {
@@ -203,6 +250,19 @@ def test_mask_equals_that_of_transformers(messages, name):
     marked = copy.copy(tokenizer)
     marked.chat_template = _MARKED[name]
     assert encode({"messages": messages}, marked) == ours, "marks change nothing here"
+
+
+_TRL = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant{% generation %}{{ '\n' + m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}")
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(_talks.filter(lambda talk: not any(m["content"][0].isspace() for m in talk)))
+def test_mask_of_trl_is_ours_and_two_line_breaks(messages):
+    tokenizer = _BASES["chatml"]
+    theirs = tokenizer.apply_chat_template(messages, chat_template=_TRL, return_dict=True, return_assistant_tokens_mask=True)
+    ours = encode({"messages": messages}, tokenizer)
+    extra = [tokenizer.decode([i]) for i, a, b in zip(ours.ids, theirs["assistant_masks"], ours.trained) if a and not b]
+    assert ours.ids == list(theirs["input_ids"]) and extra == ["\n"] * 2 * (len(messages) // 2) and all(a or not b for a, b in zip(theirs["assistant_masks"], ours.trained))
 
 
 @pytest.mark.realdata
@@ -233,6 +293,45 @@ def test_llama_2_with_its_own_template(realdata):
     assert one.ids.count(tokenizer.bos_token_id) == 2, "this template begins every exchange with a BOS"
     check_contract(row, one, tokenizer, {tokenizer.eos_token_id})
     with pytest.raises(UserError, match="alternate"): encode({"messages": _talk("a", "b")[::-1]}, tokenizer)
+
+
+@pytest.mark.realdata
+def test_white_space_before_an_answer_is_what_a_server_sends(realdata):
+    tokenizer = _tokenizer("llama-3", realdata / "data/tokenizers/gpt2-hf")
+    row = {"messages": _talk("2 + 2?", "Yes", "And?", "No")}
+    one = encode(row, tokenizer)
+    whole, prompt = (tokenizer(render(m, tokenizer, p), add_special_tokens=False).input_ids for m, p in ((row["messages"], False), (row["messages"][:1], True)))
+    assert whole[:len(prompt)] != prompt == one.ids[:one.runs[0][0]] and tokenizer.decode(one.ids) == tokenizer.decode(whole)
+    assert [text for text, trained in pieces(one, tokenizer) if trained] == ["Yes<|eot_id|>", "No<|eot_id|>"]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("file, template", [("tokenizer.model.v1", "mistral"), ("mistral_instruct_tokenizer_240323.model.v3", "mistral-v3")])
+def test_vocabularies_of_mistral(realdata, file, template, tmp_path):
+    pytest.importorskip("sentencepiece")
+    (tmp_path / "tokenizer.model").write_bytes((realdata / "data/tokenizers/mistral" / file).read_bytes())
+    tokenizer = LlamaTokenizer.from_pretrained(tmp_path, pad_token="<unk>")
+    set_template(tokenizer, template)
+    assert tokenizer.convert_tokens_to_ids(list(TEMPLATES[template].needs)) == [3, 4, 6, 7, 5, 8, 9][:len(TEMPLATES[template].needs)], "control tokens lie where Mistral put them"
+    one = Encoder(tokenizer).encode([{"messages": _talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")}])[0]
+    assert one.ids[0] == 1 and [text for text, trained in pieces(one, tokenizer) if trained] == ["It is\n\n4.</s>", "é 👩‍👧 中文</s>"]
+
+
+def test_a_tokenizer_without_a_fast_backend():
+    tokenizer = ByT5Tokenizer()
+    set_template(tokenizer, "zephyr")
+    encoder = Encoder(tokenizer)
+    row = {"messages": _talk("q", "\nyes é", "q", "no")}
+    one, text = encoder.encode([row, {"text": "é"}])
+    assert not tokenizer.is_fast and [tokenizer.decode(one.ids[a:b]) for a, b in one.runs] == ["\nyes é</s>", "no</s>"]
+    assert one.ids == tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids and text.ids == [198, 172, 1]
+
+
+def test_a_tokenizer_whose_offsets_hide_white_space():
+    tokenizer, row = _tokenizer("plain"), {"messages": _talk("q ", " yes", "q", "\n\nno ")}
+    plain = encode(row, tokenizer)
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    assert Encoder(tokenizer).known.backend is None and Encoder(tokenizer).encode([row]) == [plain]
 
 
 def test_recipe_so_far():

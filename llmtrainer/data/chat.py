@@ -10,9 +10,9 @@ __all__ = ['place', 'wanted', 'spans', 'length_of', 'text_and_spans', 'Encoded',
 # %% ../../nbs/11_chat.ipynb #2160a64d
 import functools
 import html
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 # %% ../../nbs/11_chat.ipynb #b946749d
 from jinja2.exceptions import TemplateError
@@ -47,9 +47,12 @@ def spans(messages: Sequence[dict], mask: str,
     at = lambda count, prompt: find(whole, draw(messages[:count], prompt))
     if mask != "all": return whole, [(at(i, True), at(i + 1, False)) for i in wanted(messages, mask)]
     kept = [m["role"] != "tool" and m.get("trained", True) for m in messages]
-    turns = [i for i in range(1, len(messages)) if kept[i] != kept[i - 1]]
-    edges = [None, *(at(i, False) for i in turns), None]
-    return whole, [pair for first, *pair in zip([0, *turns], edges, edges[1:]) if kept[first]]
+    found = []
+    for kind, group in itertools.groupby(range(len(messages)), kept.__getitem__):
+        first, *rest = group
+        last = max((i for i in (first, *rest) if messages[i]["role"] == "assistant"), default=None)  # what follows it would end in no stop token
+        if kind and last is not None: found.append((at(first, False) if first else None, at(last + 1, False) if last + 1 < len(messages) else None))
+    return whole, found
 
 # %% ../../nbs/11_chat.ipynb #4f881198
 def length_of(whole: str, beginning: str) -> int:
@@ -134,7 +137,7 @@ def apart(known: Known, text: str, spans: list[tuple[int, int]]) -> Encoded:
     "Tokenise a text in parts, so that no token crosses the border of a span; `Bad` where the tokenizer cannot."
     borders = sorted({0, len(text), *(border for span in spans for border in span)})
     parts = known.ids([text[a:b] for a, b in zip(borders, borders[1:])])
-    ids, place = [i for part in parts for i in part], dict(zip(borders, accumulate(map(len, parts), initial=0)))
+    ids, place = [i for part in parts for i in part], dict(zip(borders, itertools.accumulate(map(len, parts), initial=0)))
     if known.tokenizer.decode(ids) != known.tokenizer.decode(known.ids([text])[0]):
         raise Bad("a token lies across the border between prompt and answer, and this tokenizer cannot cut it there: begin the answer without a space or line break")
     return Encoded(ids, [(place[a], turn_end(known, ids, place[a], place[b])) for a, b in spans])
@@ -284,22 +287,28 @@ def check_contract(row: dict, encoded: Encoded, tokenizer, stops: set[int]) -> N
     for what, fix in faults(row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id): raise UserError(what, place(row), None, fix)
 
 # %% ../../nbs/11_chat.ipynb #5d2304f2
-def pieces(encoded: Encoded, tokenizer) -> list[tuple[str, bool]]:
-    "The text of the row in runs of (text, trained)."
+def pieces(encoded: Encoded, tokenizer, each: bool = False # every token a piece of its own
+          ) -> list[tuple[str, bool]]:
+    "The text of the row in pieces of (text, trained)."
+    if each: return [(tokenizer.decode([i]), trained) for i, trained in zip(encoded.ids, encoded.trained)]
     borders = [0, *(border for run in encoded.runs for border in run), len(encoded)]
     runs = [(encoded.ids[a:b], n % 2 == 1) for n, (a, b) in enumerate(zip(borders, borders[1:])) if a < b]
     return [(tokenizer.decode(ids), trained) for ids, trained in runs]
 
 # %% ../../nbs/11_chat.ipynb #aa2c401d
-def xray(encoded: Encoded, tokenizer) -> Text:
-    "The row for a terminal: trained text green and bold, the rest grey."
-    return Text.assemble(*((text, "bold green" if t else "bright_black") for text, t in pieces(encoded, tokenizer)))
+def xray(encoded: Encoded, tokenizer, each: bool = False # show where each token ends
+        ) -> Text:
+    "The row for a terminal: trained text green and bold, the rest grey; with `each`, every other token underlined."
+    style = {True: "bold green", False: "bright_black"}
+    return Text.assemble(*((text, style[t] + " underline" * (each and n % 2)) for n, (text, t) in enumerate(pieces(encoded, tokenizer, each))))
 
 # %% ../../nbs/11_chat.ipynb #574ff5e6
-def xray_html(encoded: Encoded, tokenizer) -> str:
-    "The row as an HTML fragment: trained text on green."
+def xray_html(encoded: Encoded, tokenizer, each: bool = False # show where each token ends
+             ) -> str:
+    "The row as an HTML fragment: trained text on green; with `each`, a line before every token."
     style = {True: "background:#c6efce;color:#064a1c", False: "color:#777"}
-    return "<pre style='white-space:pre-wrap'>" + "".join(f"<span style='{style[t]}'>{html.escape(text)}</span>" for text, t in pieces(encoded, tokenizer)) + "</pre>"
+    line = ";border-left:1px solid #999" * each
+    return "<pre style='white-space:pre-wrap'>" + "".join(f"<span style='{style[t]}{line}'>{html.escape(text)}</span>" for text, t in pieces(encoded, tokenizer, each)) + "</pre>"
 
 # %% ../../nbs/11_chat.ipynb #b5997e92
 def _without_end(ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]) -> tuple[Encoded, int]:
