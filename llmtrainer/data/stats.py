@@ -11,7 +11,6 @@ __all__ = ['GOLD', 'PIECE', 'WORD', 'NO_LANGUAGE', 'STYLE', 'row_numbers', 'shin
 
 # %% ../../nbs/13_stats.ipynb #dbfc6553
 import html
-import json
 import math
 import random
 import re
@@ -28,7 +27,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 # %% ../../nbs/13_stats.ipynb #1924a75a
-from .rows import Source, key, load_rows
+from .rows import Source, load_rows
 
 # %% ../../nbs/13_stats.ipynb #48f5b22a
 GOLD = np.uint64(0x9E3779B97F4A7C15)  # odd, near 2**64 / golden ratio: multiplying by it spreads bits
