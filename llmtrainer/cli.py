@@ -73,22 +73,25 @@ def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Pat
 # %% ../nbs/63_cli.ipynb #39a2e46e
 @app.command()
 def data(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, rows: Annotated[int, typer.Option(help="rows to show")] = 3,
-         html: Annotated[Path | None, typer.Option(help="write the X-ray of the first 100 rows here")] = None):
-    "The ledger, the counts of tokens, and which of them are trained."
+         html: Annotated[Path | None, typer.Option(help="write a report with the X-ray of the first 100 rows here")] = None,
+         benchmark: Annotated[list[str] | None, typer.Option(help="rows that must not be among the training rows: a file or hub name; may be given several times")] = None):
+    "The ledger, statistics, leaks, and which tokens are trained."
     from rich.console import Console
     from llmtrainer.data.chat import xray, xray_html
-    from llmtrainer.data.pack import prepare
+    from llmtrainer.data.prepare import prepare, statistics
+    from llmtrainer.data.stats import report_html, table
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.run import write_atomic
     job = read_recipe(recipe, changes or [])
     tokenizer = load_tokenizer(job.model.base, job.model.revision)
-    found = prepare(job.data, tokenizer, job.train.seed)
-    if html: write_atomic(html, f"<!doctype html><meta charset=utf-8><title>X-ray</title><pre>{json.dumps(found.about, indent=1)}</pre>" + "".join(xray_html(e, tokenizer) for e in found.encoded[:100]))
-    if as_json: return say_json(found.about)
+    found = prepare(job.data, tokenizer, job.train.seed, quiet=as_json)
+    stats = statistics(found, tokenizer, job.data, benchmark or ())
+    if html: write_atomic(html, report_html(stats, [xray_html(e, tokenizer) for e in found.encoded[:100]], f"Data of {recipe.name}"))
+    if as_json: return say_json(found.about | {"statistics": stats})
     console = Console()
     console.print_json(json.dumps(found.about))
-    console.print("\nGreen is trained, grey is only read:")
+    console.print(table(stats), "\nGreen is trained, grey is only read:")
     for one in found.encoded[:rows]: console.print(xray(one, tokenizer), "")
 
 # %% ../nbs/63_cli.ipynb #aea88acc

@@ -8,7 +8,6 @@ __all__ = ['OBJECTIVES', 'Launch', 'Recipe', 'read_recipe', 'make_plan', 'check_
            'merge_run', 'export_run', 'Stages', 'quickstart_recipe', 'write_problems', 'quickstart']
 
 # %% ../nbs/60_pipeline.ipynb #d3c7019d
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/60_pipeline.ipynb #f1e69c4b
-from .data.pack import Data, Prepared, prepare
+from .data.prepare import Data, Prepared, prepare
 from .data.synthetic import problems
 from .device import Plan, plan, probe
 from .evals.compare import compare, table
@@ -84,10 +83,10 @@ def check_objective(objective: str, formats: str # of the rows, with commas
 # %% ../nbs/60_pipeline.ipynb #0b767b0e
 def record_data(run: Run, data: Prepared) -> None:
     "Write what the data is into the run; `UserError` where a resumed run would go on with other data."
-    digest = hashlib.sha256(json.dumps([data.train, data.val]).encode()).hexdigest()
-    known = run.read("data.json")["sha256"] if (run.path / "data.json").is_file() else digest
-    if known != digest: raise UserError("the data is not what this run began with", str(run.path), None, "put the old files back, or begin another run with --run")
-    run.write("data.json", data.about | dict(sha256=digest))
+    known = run.read("data.json")["sha256"] if (run.path / "data.json").is_file() else data.digest
+    if known != data.digest: raise UserError("the data is not what this run began with", str(run.path), None, "put the old files back, or begin another run with --run")
+    run.write("data.json", data.about | dict(sha256=data.digest))
+    write_atomic(run.path / "validation.jsonl", "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held))
     write_atomic(run.rejects, "".join(json.dumps(asdict(r)) + "\n" for r in data.ledger.rejects))
 
 # %% ../nbs/60_pipeline.ipynb #28d6808c
@@ -151,9 +150,10 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool):
     "(model, tokenizer) after training; the trained weights lie in the run."
     seed_everything(recipe.train.seed)
     model, tokenizer = load_model(recipe.model, chosen)
-    data = prepare(recipe.data, tokenizer, recipe.train.seed)
+    data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
     check_objective(recipe.train.objective, data.about["format"])
     record_data(run, data)
+    if not quiet: print(f"{len(data.encoded):,} rows to train on; validation: {data.about['validation']['rows']:,} rows ({data.about['validation']['source']})")
     model = adapt_model(model, recipe.adapt, recipe.train.seed)
     run.write("model.json", dict(base=fingerprint(recipe.model.base, recipe.model.revision), plan=asdict(chosen), trainable=trainable(model)))
     fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, OBJECTIVES[recipe.train.objective], recipe.model.base, quiet)

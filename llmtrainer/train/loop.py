@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 # %% ../../nbs/41_train.ipynb #d34c6141
-from ..data.pack import Order, collate
+from ..data.pack import Sequences, collator
 from ..device import Plan
 from ..recipe import Section, UserError
 from ..run import Run, Stopped
@@ -60,7 +59,7 @@ def next_token(model, batch: dict[str, torch.Tensor], # collated sequences
               ) -> tuple[torch.Tensor, dict]:
     "Cross-entropy of the next token over the trained ones: sum / items, so that every trained token of a step weighs the same."
     labels = batch["labels"][:, 1:].flatten()
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[:, :-1]
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits[:, :-1]
     count = (labels != -100).sum()
     total = F.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=-100, reduction="sum")
     return total / (count if items is None else items), {"tokens": count}
@@ -73,12 +72,12 @@ class Diverged(Exception):
 # %% ../../nbs/41_train.ipynb #22ce7fb0
 class DurableTrainer(Trainer):
     "transformers.Trainer with an exact order, an objective as a function, a true validation loss, and a stop at the first loss that is not finite."
-    def __init__(self, *args, objective: Callable, pad_id: int, **kw):
-        super().__init__(*args, data_collator=partial(collate, pad_id=pad_id), **kw)
+    def __init__(self, *args, objective: Callable, **kw):
+        super().__init__(*args, **kw)
         self.objective, self.model_accepts_loss_kwargs = objective, True  # so that the Trainer counts a step's trained tokens for us
 
     def get_train_dataloader(self):
-        return self.accelerator.prepare(DataLoader(self.train_dataset, self.args.train_batch_size, sampler=Order(len(self.train_dataset), self.args.seed), collate_fn=self.data_collator))
+        return self.accelerator.prepare(DataLoader(self.train_dataset, self.args.train_batch_size, sampler=self.train_dataset.sampler(self.args.seed), collate_fn=self.data_collator))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return self.objective(model, inputs, num_items_in_batch)[0]
@@ -89,13 +88,20 @@ class DurableTrainer(Trainer):
         return loss
 
     @torch.no_grad()
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        self.model.eval()
+    def validation(self, sequences) -> tuple[float, int]:
+        "(summed loss, trained tokens) of sequences."
         total = tokens = 0
-        for batch in DataLoader(self.eval_dataset, self.args.eval_batch_size, collate_fn=self.data_collator):
+        for batch in DataLoader(sequences, self.args.eval_batch_size, collate_fn=self.data_collator):
             with self.compute_loss_context_manager(): loss, metrics = self.objective(self.model, self._prepare_inputs(batch))
             total, tokens = total + loss.item() * metrics["tokens"].item(), tokens + metrics["tokens"].item()
-        self.log(found := {f"{metric_key_prefix}_loss": total / tokens})
+        return total, tokens
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        self.model.eval()
+        each = {task: self.validation(sequences) for task, sequences in self.eval_dataset.items()}
+        whole = sum(total for total, _ in each.values()) / sum(tokens for _, tokens in each.values())
+        found = {f"{metric_key_prefix}_loss": whole} | ({f"{metric_key_prefix}_{task}_loss": total / tokens for task, (total, tokens) in each.items()} if len(each) > 1 else {})
+        self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
@@ -177,7 +183,7 @@ def save_final(model, tokenizer, run: Run, base: str) -> Path:
     return commit(staged, run.adapter if adapter else run.model)
 
 # %% ../../nbs/41_train.ipynb #3ef2ab50
-def fit(model, tokenizer, train: list[dict], val: list[dict], # sequences
+def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         section: Train, plan: Plan, run: Run, objective: Callable = next_token,
         base: str = "",      # the recipe's name of the base, for the adapter's configuration
         quiet: bool = False) -> dict:
@@ -187,8 +193,9 @@ def fit(model, tokenizer, train: list[dict], val: list[dict], # sequences
     for name, faults in damaged.items(): print(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
     if resume and not quiet: print(f"resuming from {resume.name}")
     keeper = Keeper(run, section.keep, section.max_hours and time.monotonic() + 3600 * section.max_hours)
-    per_step = sum(sum(l != -100 for l in s["labels"]) for s in train) / len(train) * section.batch_size * section.accumulate
-    trainer = DurableTrainer(model, arguments(section, plan, staging, bool(val)), train_dataset=train, eval_dataset=val or None, objective=objective, pad_id=tokenizer.pad_token_id,
+    some = [train[i] for i in range(0, len(train), 1 + len(train) // 64)]
+    per_step = sum((s["labels"] != -100).sum() for s in some) / len(some) * section.batch_size * section.accumulate
+    trainer = DurableTrainer(model, arguments(section, plan, staging, bool(val)), train_dataset=train, eval_dataset=val or None, objective=objective, data_collator=collator(plan.attn, tokenizer.pad_token_id),
                              callbacks=[keeper] + ([] if quiet else [Bar(per_step)]))
     trainer.remove_callback(PrinterCallback)
     with stop_on_signals(keeper), full_disk_named(run.path): done = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
