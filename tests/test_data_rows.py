@@ -117,6 +117,17 @@ def test_a_source_says_what_it_wants():
     assert [s.task for s in as_sources(["a/b.jsonl.gz", "c/", "openai/gsm8k:main"])] == ["b", "c", "gsm8k"]
     with pytest.raises(ValueError): Source(path="a", weight=0.0)
 
+def test_files_of_one_name_stay_apart(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text('{"text": "x"}\n{}\n')
+    wanted = ["a/train.jsonl", "b/train.jsonl"]
+    for source in (["a/train.jsonl", "b"], "*/train.jsonl", str(tmp_path / "*" / "*.jsonl")):
+        rows, ledger, _ = load_rows(source, "text")
+        assert [r["source"] for r in rows] == [r.file for r in ledger.rejects] == list(ledger.formats) == wanted
+    assert load_rows(str(tmp_path / "a"), "text")[0][0]["source"] == "train.jsonl", "no path of this machine in the ledger"
+
 
 def test_datasets_objects_are_taken_as_they_are():
     table = [{"question": f"{i}?", "answer": str(i)} for i in range(2100)]

@@ -418,13 +418,13 @@ def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, objec
 
 # %% ../../nbs/10_rows.ipynb #0a5bcb69
 def parts_of(source: Source | Dataset | IterableDataset) -> list[tuple[str, Callable[[], Iterable]]]:
-    "(label, reader) of every file that a source stands for."
+    "(label, reader) of every file that a source stands for; a label is the path as it was written, or the name alone of a path that begins elsewhere."
     if not isinstance(source, Source): return [("dataset", lambda: read_object(source))]
-    path = Path(source.path).expanduser()
-    files = files_of(path)
+    files = files_of(path := Path(source.path).expanduser())
     if not files and is_local(source.path): raise missing(path)
     root = Path(os.path.commonpath([f.parent for f in files])) if files else None
-    return [(label := f.relative_to(root).as_posix(), lambda f=f, label=label: read_file(f, label)) for f in files] or [(source.path, lambda: read_hub(source))]
+    named = {f.relative_to(root).as_posix() if f.is_absolute() or ".." in f.parts else f.as_posix(): f for f in files}
+    return [(label, lambda f=f, label=label: read_file(f, label)) for label, f in named.items()] or [(source.path, lambda: read_hub(source))]
 
 # %% ../../nbs/10_rows.ipynb #a96ec69d
 def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
