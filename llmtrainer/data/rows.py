@@ -303,12 +303,12 @@ def contexts(record: dict) -> dict:
 FORMATS: dict[str, list[Shape]] = {
     "messages": [Shape({"messages": "a list"}, conversation("messages"), BESIDE)],
     "sharegpt": [Shape({"conversations": "a list"}, conversation("conversations"), BESIDE)],
-    "alpaca": [Shape({"instruction": "text", "output": "text"}, alpaca, ALPACA), Shape({"instruction": "text", "instances": "a list"}, alpaca, ALPACA)],
+    "alpaca": [Shape({"instruction": "text", "output": "text"}, alpaca, ALPACA), Shape({"instruction": "text", "instances": "a list"}, alpaca, ALPACA), qa("instruction", "response"), qa("instruction", "response", "context")],
     "prompt_completion": [
         Shape({"prompt": SAID, "completion": SAID}, lambda r: {"messages": dialogue(opening(r) + spoken(r, "prompt", "user") + spoken(r, "completion", "assistant"))} | tools_of(r), BESIDE),
-        qa("prompt", "canonical_solution")],
+        qa("prompt", "response"), qa("inputs", "targets"), qa("prompt", "canonical_solution")],
     "question_answer": [
-        qa("question", "answer"), qa("question", "answer", "context"), qa("input", "target"), qa("Question", "Best Answer"), qa("sQuestion", "lSolutions", "Body"),
+        qa("question", "answer"), qa("question", "answer", "context"), qa("query", "response"), qa("problem", "solution"), qa("input", "target"), qa("Question", "Best Answer"), qa("sQuestion", "lSolutions", "Body"),
         Shape({"context": "text", "question": "text", "answers": "a list"}, first_answer), Shape({"context": "text", "question": "text", "answers": "an object"}, first_answer),
         Shape({"QUESTION": "text", "CONTEXTS": "a list", "final_decision": "text"}, contexts)],
     "multiple_choice": [
