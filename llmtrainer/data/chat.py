@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['place', 'wanted', 'spans', 'length_of', 'text_and_spans', 'Encoded', 'special_ids', 'Known', 'turn_end', 'runs_of',
-           'apart', 'Renderer', 'faults', 'encoded_text', 'encoded_row', 'Encoder', 'encoder_of', 'encode', 'stop_id',
-           'check_contract', 'pieces', 'xray', 'xray_html', 'cut']
+           'apart', 'Renderer', 'faults', 'encoded_text', 'encoded_row', 'no_collection', 'Encoder', 'encoder_of',
+           'encode', 'stop_id', 'check_contract', 'pieces', 'xray', 'xray_html', 'cut']
 
 # %% ../../nbs/11_chat.ipynb #2160a64d
 import functools
+import gc
 import html
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 # %% ../../nbs/11_chat.ipynb #b946749d
@@ -220,6 +222,16 @@ def encoded_row(known: Known, drawn: Drawn, encoding # None where there is no fa
     except Bad as bad: return bad
 
 # %% ../../nbs/11_chat.ipynb #577899ed
+@contextmanager
+def no_collection():
+    "Let the garbage collector rest."
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+# %% ../../nbs/11_chat.ipynb #0b4e5892
 class Encoder:
     "Rows to ids and trained runs, for one tokenizer and mask."
     def __init__(self, tokenizer, mask: str = "assistant"): # assistant, last, completion, or all
@@ -246,6 +258,7 @@ class Encoder:
         try: return Drawn(row["text"], None, []) if "text" in row else self.renderer(row)
         except Bad as bad: return bad
 
+    @no_collection()
     def encode(self, rows: Sequence[dict], check: bool = True # hold each row to the contract
               ) -> list[Encoded | Bad]:
         "Each row's ids and runs, or why there are none."
