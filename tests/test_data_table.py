@@ -75,9 +75,9 @@ def test_the_cache_is_used_and_changes_are_seen(monkeypatch, tmp_path):
         return len(tables())
     assert times() == times() == 1 and times("all") == 2
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0].replace("a", "e"), *lines[1:]]))
+    path.write_text("\n".join([lines[0].replace("answer\": \"", "answer\": \"So "), *lines[1:]]))
     assert times() == 3, "a changed row"
-    tokenizer.chat_template = tokenizer.chat_template + " "
+    tokenizer.chat_template = "{# a remark #}" + tokenizer.chat_template
     assert times() == 4 == times(), "a changed template"
     written = tables()[0].stat().st_mtime_ns
     for table in tables(): table.write_bytes(table.read_bytes()[:-9])

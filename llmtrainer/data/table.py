@@ -138,7 +138,7 @@ def write_table(path: Path, source: Source, encoder: Encoder, say: Callable[[Led
 # %% ../../nbs/15_table.ipynb #911d4446
 def content(source: Source) -> list | None:
     "What names a source's bytes: the hash of each file, or a commit on the hub; None where nothing does."
-    if found := files_of(Path(source.path).expanduser()): return [[f.name, sha256(f)] for f in found]
+    if found := files_of(Path(source.path).expanduser()): return [source.path, *([f.name, sha256(f)] for f in found)]
     return [source.path, source.config, source.split, source.revision] if re.fullmatch("[0-9a-f]{40}", source.revision or "") else None
 
 def identity(source: Source, encoder: Encoder) -> str | None:
