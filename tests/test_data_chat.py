@@ -74,6 +74,13 @@ def test_masks_of_one_conversation():
     assert said["all"] == render(row["messages"], tokenizer).removesuffix("\n"), "all ends in the stop token too"
 
 
+def test_a_template_that_closes_the_conversation():
+    tokenizer = _tokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}")  # as Phi 3's own
+    row = {"messages": _talk("q", "one", "q", "two")}
+    assert _cut(row["messages"], tokenizer, "assistant") == ["one<|eot_id|>", "two<|eot_id|><|end|>"]
+    assert tokenizer.convert_ids_to_tokens(stop_id(tokenizer)) == "<|eot_id|>" and len(Encoder(tokenizer).encode([row])[0].runs) == 2
+
+
 def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
     tokenizer = _tokenizer("{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ m.content + eos_token }}{% endfor %}")
     good, bad = {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 6}, {"messages": _talk("no", "a"), "source": "a.jsonl", "line": 7}

@@ -57,15 +57,17 @@ def spans(messages: Sequence[dict], mask: str,
     return whole, found
 
 # %% ../../nbs/11_chat.ipynb #4f881198
-def length_of(whole: str, beginning: str) -> int:
+def length_of(whole: str, beginning: str, closing: str | None = None # what may close a finished conversation, as Phi 3's EOS does
+             ) -> int:
     "Where `beginning` ends in `whole`; `UserError` where the text begins otherwise."
     if whole.startswith(beginning): return len(beginning)
-    raise UserError("the chat template changes earlier turns when a later one is added, so that the prompt of serving is not a prefix of what is trained",
-                    "data.template", None, "use mask: last, or another template")
+    if closing and beginning.endswith(closing) and whole.startswith(beginning.removesuffix(closing)): return len(beginning) - len(closing)
+    raise UserError("the chat template changes earlier turns when a later one is added, or begins an answer otherwise than its generation prompt, so that the prompt of serving is not a prefix of what is trained",
+                    "data.template", None, "use mask: last where only earlier turns change, or another template")
 
 def text_and_spans(row: dict, tokenizer, mask: str) -> tuple[str, list[tuple[int, int]]]:
     "A row's text and the characters to train in it, by rendering every prefix."
-    text, found = spans(row["messages"], mask, lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")), length_of)
+    text, found = spans(row["messages"], mask, lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")), functools.partial(length_of, closing=tokenizer.eos_token))
     return text, [(start or 0, len(text) if end is None else end) for start, end in found]
 
 # %% ../../nbs/11_chat.ipynb #2cfabff8
@@ -240,8 +242,10 @@ class Encoder:
     @functools.cached_property
     def stop(self) -> int:
         "The token that ends an assistant's turn; `UserError` where the template writes none."
-        probe = self.encode([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}], check=False)[0]
-        last = probe.ids[probe.runs[-1][1] - 1] if isinstance(probe, Encoded) else None
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try: probe = self.encode([{"messages": talk * 2}], check=False)[0]  # after the last turn some templates close the conversation as well
+        except UserError: probe = self.encode([{"messages": talk}], check=False)[0]  # a template that changes earlier turns
+        last = probe.ids[probe.runs[0][1] - 1] if isinstance(probe, Encoded) else None
         if last in self.known.special: return last
         raise UserError("the chat template writes no stop token after an answer: the model would never learn to stop", "data.template", "a template that ends each answer in a special token", "add {{ eos_token }} after the assistant's content, or use another template")
 

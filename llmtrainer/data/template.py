@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/16_template.ipynb #445e7bcb
-from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import TemplateError
 from jinja2.runtime import Macro
@@ -157,15 +156,17 @@ def _guarded(function: Callable) -> Callable:
 def _refuse(message: str): raise TemplateError(message)
 
 class _Code(CodeGenerator):
-    "Jinja's compiler, with joins by `weave` and without `in` that may look into a content."
+    "Jinja's compiler, with joins by `weave` and a question before `in`."
     def visit_Concat(self, node, frame):
         self.write("environment.concat((")
         for one in node.nodes: self.visit(one, frame), self.write(", ")
         self.write("))")
 
     def visit_Compare(self, node, frame):
-        if any(op.op in ("in", "notin") and not isinstance(op.expr, (nodes.List, nodes.Tuple)) for op in node.ops) and not isinstance(node.expr, nodes.Const): raise Looked
-        super().visit_Compare(node, frame)
+        if not any(op.op in ("in", "notin") for op in node.ops): return super().visit_Compare(node, frame)
+        if len(node.ops) > 1: raise Looked  # a < b in c: nobody writes that
+        self.write("(not " * (node.ops[0].op == "notin") + "environment.inside("), self.visit(node.expr, frame), self.write(", ")
+        self.visit(node.ops[0].expr, frame), self.write(")" + ")" * (node.ops[0].op == "notin"))
 
 # %% ../../nbs/16_template.ipynb #974c1f0b
 class Blindfold(ImmutableSandboxedEnvironment):
@@ -179,6 +180,8 @@ class Blindfold(ImmutableSandboxedEnvironment):
         self.filters |= {"trim": lambda text, chars=None: text.strip(chars), "tojson": _guarded(lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how}))}
         self.tests = {name: f if name in ("string", "defined", "undefined", "none", "mapping") else _guarded(f) for name, f in self.tests.items()}
         self.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+
+    def inside(self, part, whole) -> bool: return _looked() if isinstance(part, Unseen) else part in whole
 
     intercepted_binops = frozenset("%")  # "%s" % content
 
