@@ -29,7 +29,8 @@ def make(folder: Path, out: Path, rows: int) -> int:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from llmtrainer.data.rows import load_rows
     kept = [row for name in FILES for row in load_rows(str(folder / name))[0][:rows]]
-    (out / "mix.jsonl").write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in kept))
+    clean = lambda m: {"role": m["role"], "content": m["content"].replace("<|endoftext|>", "")}  # t0's completions end in GPT-2's stop token as text, which this package refuses
+    (out / "mix.jsonl").write_text("".join(json.dumps({"messages": [clean(m) for m in row["messages"]]}) + "\n" for row in kept))
     tags = dict(role_tag="role", content_tag="content", user_tag="user", assistant_tag="assistant", system_tag="system")
     (out / "dataset_info.json").write_text(json.dumps({"mix": dict(file_name="mix.jsonl", formatting="sharegpt", columns={"messages": "messages"}, tags=tags)}))
     for name in TOKENIZERS:

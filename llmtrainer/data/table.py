@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,15 +91,14 @@ def in_batches(items: Iterable, n: int) -> Iterator[list]:
     items = iter(items)
     while batch := list(islice(items, n)): yield batch
 
-def ahead(batches: Iterable[list], work: Callable[[list], list]) -> Iterator[tuple[list, list]]:
-    "(batch, result) of each, where the next batch is fetched while a second thread works on this one."
-    with ThreadPoolExecutor(1) as worker:
-        waiting = None
+def ahead(batches: Iterable[list], work: Callable[[list], list], workers: int = 2) -> Iterator[tuple[list, list]]:
+    "(batch, result) of each in order, where later batches are fetched while threads work on those before."
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
         for batch in batches:
-            begun = batch, worker.submit(work, batch)
-            if waiting: yield waiting[0], waiting[1].result()
-            waiting = begun
-        if waiting: yield waiting[0], waiting[1].result()
+            waiting.append((batch, pool.submit(work, batch)))
+            if len(waiting) > workers: yield (first := waiting.popleft())[0], first[1].result()
+        for batch, future in waiting: yield batch, future.result()
 
 # %% ../../nbs/15_table.ipynb #a1059303
 def conversations(row: dict) -> list[list[dict]]:
