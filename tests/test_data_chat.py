@@ -8,6 +8,7 @@ import copy
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 import llmtrainer
 import pytest
@@ -223,6 +224,23 @@ def test_layouts_change_nothing(messages, name, mask, extra):
     row, tokenizer = {"messages": [{**messages[0], **extra}, *messages[1:]]}, _BASES[name]
     drawn, (text, found) = encoder_of(tokenizer, mask).renderer(row), text_and_spans(row, tokenizer, mask)
     assert (drawn.text, drawn.spans) == (text, found)
+
+
+_tricky = st.lists(st.sampled_from(["a", " b ", "\n\nc", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "x\n", "é"]), min_size=2, max_size=6).map(lambda texts: _talk(*texts[:len(texts) // 2 * 2]))
+_quick_ones = Counter()
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(_tricky, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion"]), st.booleans())
+def test_runs_by_marks_are_those_by_places(messages, name, mask, trained):
+    rows, quick, slow = [{"messages": [*messages[:1], {**messages[1], "trained": trained}, *messages[2:]]}], Encoder(_BASES[name], mask), Encoder(_BASES[name], mask)
+    slow.marked = lambda drawn: False
+    one, other = (encoder.encode(rows, check=False)[0] for encoder in (quick, slow))
+    assert str(one) == str(other)
+    _quick_ones[name] += any(marks.found for marks in quick.marks.values())
+
+def test_marks_are_used_where_answers_stand_between_special_tokens():
+    test_runs_by_marks_are_those_by_places()
+    assert _quick_ones["chatml"] > 3 and _quick_ones["llama-3"] > 3 and not _quick_ones["llama-2"], "[/INST] is no special token"
 
 
 @pytest.mark.slow

@@ -211,6 +211,7 @@ class Drawn(NamedTuple):
     text: str
     spans: list[tuple[int, int]]  # characters
     prompts: list[str]            # the end of the text before each span
+    layout: "Layout | None" = None # the layout that it was filled from
 
 # %% ../../nbs/16_template.ipynb #bcce33e8
 class Layout:
@@ -232,7 +233,13 @@ class Layout:
         pieces = self.pieces.copy()
         for at, message, trim in self.holes: pieces[at] = trim(contents[message]) if trim else contents[message]
         ends = [0, *accumulate(map(len, pieces))]
-        return Drawn("".join(pieces), [(ends[start], ends[end]) for start, end in self.spans], self.prompts)
+        return Drawn("".join(pieces), [(ends[start], ends[end]) for start, end in self.spans], self.prompts, self)
+
+    @property
+    def answers(self) -> list[tuple[int, str]] | None:
+        "(piece of the content, literal behind it) of each span that is one content and a literal; None where a span is more."
+        holes = {at for at, *_ in self.holes}
+        return [(start, self.pieces[start + 1]) for start, end in self.spans] if all(holes & set(range(start, end)) == {start} and end > start + 1 for start, end in self.spans) else None
 
 # %% ../../nbs/16_template.ipynb #a8c848e9
 def left_out(row: dict, text: str, tokenizer) -> None:
