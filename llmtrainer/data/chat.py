@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['place', 'wanted', 'spans', 'length_of', 'text_and_spans', 'Encoded', 'special_ids', 'Known', 'turn_end', 'runs_of',
-           'apart', 'Renderer', 'faults', 'places_of', 'Marks', 'encoded_text', 'encoded_row', 'no_collection',
-           'Encoder', 'encoder_of', 'encode', 'stop_id', 'check_contract', 'pieces', 'xray', 'xray_html', 'cut']
+           'apart', 'Renderer', 'faults', 'Marks', 'places_of', 'runs_by_marks', 'all_runs', 'encoded_text',
+           'encoded_row', 'no_collection', 'Encoder', 'encoder_of', 'encode', 'stop_id', 'check_contract', 'pieces',
+           'xray', 'xray_html', 'cut']
 
 # %% ../../nbs/11_chat.ipynb #2160a64d
 import functools
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 # %% ../../nbs/11_chat.ipynb #b946749d
+import numpy as np
 from jinja2.exceptions import TemplateError
 from rich.text import Text
 
@@ -207,34 +209,43 @@ def faults(row: dict, encoded: Encoded, stops: dict[int, str], # ids at which a 
     if any(token in said for token in stops.values()): yield "an answer holds the stop token as text: a server would cut it there", "take it out of the text"
 
 # %% ../../nbs/11_chat.ipynb #63fb59e9
-def places_of(ids: list[int], token: int, count: int) -> list[int]:
-    "Where a token stands that stands `count` times."
-    places = [-1]
-    for _ in range(count): places.append(ids.index(token, places[-1] + 1))
-    return places[1:]
-
 class Marks:
-    "Where the answers of a layout are, told by special tokens alone."
+    "Where the answers of a layout are, told by the numbers of special tokens alone."
     def __init__(self, known: Known, layout: Layout):
         ids = dict(zip(literals := [p for p in layout.pieces if p], known.ids(literals)))
-        self.found, first = [], lambda text: ids[text][:1]
+        self.found = []  # of each answer: the tokens of its prompt from a special one on, which such token that is, its stop token, which that is
         for (piece, after), prompt in zip(layout.answers or [], layout.prompts):
             before = [i for p in layout.pieces[:piece] if p for i in ids[p]]
-            start = max((at for at, i in enumerate(before) if i in known.special), default=None)
-            if start is None or first(after)[0] not in known.special or known.ids([prompt])[0][start - len(before):] != before[start:]: return self.found.clear()
-            self.found.append((before.count(before[start]) - 1, before[start:], first(after)[0]))
-        every = [i for some in map(ids.get, (p for p in layout.pieces if p)) for i in some]
-        self.counts = {i: every.count(i) for _, tokens, stop in self.found for i in (tokens[0], stop)}
+            start, stop = max((at for at, i in enumerate(before) if i in known.special), default=None), ids[after][0]
+            if start is None or stop not in known.special or known.ids([prompt])[0][start - len(before):] != before[start:]: return self.found.clear()
+            self.found.append((tuple(before[start:]), before.count(before[start]) - 1, stop, before.count(stop)))
+        every = [i for p in layout.pieces if p for i in ids[p]]
+        self.counts = {i: every.count(i) for tokens, _, stop, _ in self.found for i in (tokens[0], stop)}
 
-    def runs(self, ids: list[int]) -> list[tuple[int, int]] | None:
-        "The runs of a row of this layout; None where the tokens are not as the literals say."
-        if any(ids.count(i) != n for i, n in self.counts.items()): return None
-        places, runs = {tokens[0]: places_of(ids, tokens[0], self.counts[tokens[0]]) for _, tokens, _ in self.found}, []
-        for number, tokens, stop in self.found:
-            start = places[tokens[0]][number] + len(tokens)
-            if ids[start - len(tokens):start] != tokens: return None
-            runs.append((start, ids.index(stop, start) + 1))
-        return runs
+def places_of(token: int, ids: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "(places of a token in rows end to end, where those of each row begin among them)."
+    places = np.flatnonzero(ids == token)
+    return places, np.searchsorted(places, borders)
+
+def runs_by_marks(marks: Marks, rows: np.ndarray, # of this layout
+                  ids: np.ndarray, borders: np.ndarray, places: dict[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "(rows that are as the literals say, where their runs start, and end)."
+    rows = rows[np.logical_and.reduce([np.diff(places[i][1])[rows] == n for i, n in marks.counts.items()])]
+    at = lambda token, number: places[token][0][places[token][1][rows] + number]
+    starts = np.stack([at(tokens[0], number) + len(tokens) for tokens, number, _, _ in marks.found], 1)
+    ends = np.stack([at(stop, number) + 1 for _, _, stop, number in marks.found], 1)
+    right = np.logical_and.reduce([ids[starts[:, n] - len(tokens) + k] == i for n, (tokens, *_) in enumerate(marks.found) for k, i in enumerate(tokens)])
+    return rows[right], starts[right] - borders[rows[right], None], ends[right] - borders[rows[right], None]
+
+def all_runs(marks: list[Marks], ids: list[list[int]]) -> list[list[tuple[int, int]] | None]:
+    "The runs of rows by their marks, all rows of a layout at once; None where the tokens are not as the literals say."
+    borders, groups, runs = np.cumsum([0, *map(len, ids)]), {}, [None] * len(ids)
+    flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, borders[-1])
+    for row, one in enumerate(marks): groups.setdefault(one, []).append(row)
+    places = {i: places_of(i, flat, borders) for i in {i for one in groups for i in one.counts}}
+    for one, rows in groups.items():
+        for row, start, end in zip(*map(np.ndarray.tolist, runs_by_marks(one, np.array(rows), flat, borders, places))): runs[row] = list(zip(start, end))
+    return runs
 
 # %% ../../nbs/11_chat.ipynb #3bb1f19e
 def encoded_text(known: Known, ids: list[int]) -> Encoded:
@@ -298,10 +309,9 @@ class Encoder:
         "Each row's ids and runs, or why there are none."
         drawn = [self.draw(row) for row in rows]
         out = [d if isinstance(d, Bad) else None for d in drawn]
-        for places in (False, True) if self.known.backend else ():
-            left = [n for n, one in enumerate(out) if one is None and (places or self.marked(drawn[n]))]
-            for n, encoding in zip(left, self.known.batch([drawn[n].text for n in left], places)):
-                out[n] = encoded_row(self.known, drawn[n], encoding) if places else self.quick(drawn[n], encoding.ids)
+        for work in (self.quick, self.placed) if self.known.backend else ():
+            left = [n for n, one in enumerate(out) if one is None and (work == self.placed or self.marked(drawn[n]))]
+            for n, one in zip(left, work([drawn[n] for n in left])): out[n] = one
         out = [encoded_row(self.known, drawn[n], None) if one is None else one for n, one in enumerate(out)]
         for row, one in zip(rows, out):
             if check and isinstance(one, Encoded): self.check(row, one)
@@ -313,11 +323,16 @@ class Encoder:
         if drawn.layout not in self.marks: self.marks[drawn.layout] = Marks(self.known, drawn.layout)
         return bool(self.marks[drawn.layout].found)
 
-    def quick(self, drawn: Drawn, ids: list[int]) -> Encoded | None:
-        "A row whose runs follow from its ids; None where they do not."
-        if drawn.spans is None: return encoded_text(self.known, ids)
-        runs = self.marks[drawn.layout].runs(ids)
-        return runs and Encoded(ids, runs)
+    def quick(self, drawn: list[Drawn]) -> list[Encoded | None]:
+        "Rows whose runs follow from their ids; None where they do not."
+        ids = [e.ids for e in self.known.batch([d.text for d in drawn], places=False)]
+        talks = [n for n, d in enumerate(drawn) if d.layout]
+        runs = dict(zip(talks, all_runs([self.marks[drawn[n].layout] for n in talks], [ids[n] for n in talks])))
+        return [encoded_text(self.known, one) if n not in runs else runs[n] and Encoded(one, runs[n]) for n, one in enumerate(ids)]
+
+    def placed(self, drawn: list[Drawn]) -> list[Encoded | Bad]:
+        "Rows whose runs follow from the places of characters."
+        return [encoded_row(self.known, d, e) for d, e in zip(drawn, self.known.batch([d.text for d in drawn]))]
 
     def check(self, row: dict, encoded: Encoded) -> None:
         "`UserError` naming the row and the first term of the contract that it breaks."
