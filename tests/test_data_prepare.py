@@ -210,6 +210,8 @@ def test_preferences_are_encoded_both_ways(realdata):
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
     got = prepare(Data(train=str(realdata / "data/preference/hh_rlhf_harmless_test.jsonl.gz"), template="plain", max_length=8192, val=None, max_rejects=0.05, duplicates="keep"), tokenizer)
     assert got.ledger.read == 2312 and len(got.encoded) == 2 * got.ledger.kept
+    pairs = prepare(Data(train=str(realdata / "data/preference/lf_dpo_en_demo.json"), template="plain", max_length=600, too_long="drop", val=None), tokenizer)
+    assert pairs.ledger.read == 300 == pairs.ledger.kept + sum(pairs.ledger.reasons.values()) and pairs.ledger.reasons == {"too long": 260, "duplicate": 5} and len(pairs.encoded) == 2 * pairs.ledger.kept > 0
 
 
 def test_statistics_see_a_leak_and_the_rows_of_the_table():

@@ -31,7 +31,7 @@ def _table(encoded, per_batch=2, plain=()):
     "A table of encoded rows in one file."
     path = Path(tempfile.mkdtemp()) / "table.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        numbered = [({"text" if i in plain else "messages": "", "source": "a.jsonl", "line": i + 1, "key": i}, one) for i, one in enumerate(encoded)]
+        numbered = [({"text" if i in plain else "messages": "", "source": "a.jsonl", "line": i + 1, "key": 2**64 - 1 - i}, one) for i, one in enumerate(encoded)]
         for some in (numbered[i:i + per_batch] for i in range(0, len(numbered), per_batch)): writer.write(as_batch([one for _, one in some], [row for row, _ in some], {}))
     return Table([path])
 
@@ -45,6 +45,7 @@ def test_a_table_gives_back_what_went_in(ids, chance):
         encoded.append(Encoded(one, list(zip(borders[::2], borders[1::2]))))
     table = _table(encoded)
     assert [(one.ids.tolist(), one.runs) for one in table] == [(one.ids, one.runs) for one in encoded]
+    assert table.column("key").tolist() == [2**64 - 1 - i for i in range(len(ids))], "to the last bit"
     assert table.lengths.tolist() == [len(one) for one in ids] and table.column("line").tolist() == list(range(1, len(ids) + 1))
     assert table.trained.tolist() == [sum(one.trained[1:]) for one in encoded], "a row's first token is nobody's target"
     with pytest.raises(IndexError): table[len(ids)]

@@ -69,7 +69,8 @@ class Table(Sequence):
 
     def column(self, name: str) -> np.ndarray:
         "A column of numbers, whole."
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(b.column(name).to_numpy(zero_copy_only=False) for b in self.batches)]).astype(np.uint64 if name == "key" else np.int64)
+        kind = SCHEMA.field(name).type.to_pandas_dtype()
+        return np.concatenate([np.zeros(0, dtype=kind), *(b.column(name).to_numpy(zero_copy_only=False) for b in self.batches)])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -109,7 +110,7 @@ def examples(row: dict) -> list[dict]:
     "What is encoded of a row: itself, or of preferences each answer with its prompt."
     marked = row | {"key": key(row)}
     if "messages" in row or "text" in row: return [marked]
-    return [dict(messages=messages, source=row["source"], line=row["line"], key=(marked["key"] + part) % 2**64) for part, messages in enumerate(conversations(row))]
+    return [dict(messages=messages, source=row["source"], line=row["line"], key=marked["key"]) for messages in conversations(row)]
 
 def encoded_rows(batch: list[dict], encoder: Encoder) -> tuple[list[dict], list[Encoded], list[Reject]]:
     "(rows, their tokens, rejects): a row of which the template refuses any part is rejected whole."
@@ -190,10 +191,14 @@ class Encodings:
         "The number of each row's source."
         return np.repeat(np.arange(len(self.sources)), self.table.sizes)
 
+    def origin(self) -> np.ndarray:
+        "A number for the row of the source behind each of the table: file and line. The two answers of a preference share it."
+        return (np.cumsum([0, *(len(a["files"]) for a in self.accounts)])[self.of_source()] + self.table.column("file") << 40) + self.table.column("line")
+
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
         "(file, line) of rows."
-        first = np.cumsum([0, *(len(a["files"]) for a in self.accounts)])[self.of_source()[rows]]
-        return list(zip([self.files[i] for i in first + self.table.column("file")[rows]], self.table.column("line")[rows].tolist()))
+        origin = self.origin()[rows]
+        return list(zip([self.files[i] for i in origin >> 40], (origin & (1 << 40) - 1).tolist()))
 
 def encode_sources(sources: list[Source], format: str, encoder: Encoder, quiet: bool = True) -> Encodings:
     "Every source, encoded; with a count of the rows on the screen while it lasts."
