@@ -119,6 +119,11 @@ def test_pissa_and_olora_start_at_the_base_and_are_stored_as_plain_lora():
         assert torch.allclose(logits(model), logits(again), atol=1e-4) and not torch.allclose(logits(model), base, atol=1e-2)
     refused(lambda: adapt_model(open_tiny(quantize="nf4"), Adapt(variant="pissa")), "quantize: none", "loftq")
 
+def test_a_repeated_decomposition_is_the_same_to_the_bit():  # so that a resumed run finds the base it left
+    for variant in ("pissa", "olora"):
+        a, b = (adapt_model(open_tiny(), Adapt(r=4, variant=variant), seed=3).state_dict() for _ in range(2))
+        assert all(torch.equal(a[n], b[n]) for n in a)
+
 def test_an_adapter_of_another_shape_is_named():
     with tempfile.TemporaryDirectory() as folder:
         refused(lambda: load_adapter(open_tiny(), folder), "no adapter")

@@ -255,6 +255,7 @@ def fits(folder: Path):
     "Say in one block that an adapter is not of this base."
     try:
         with no_bars(True), one_name(): yield
+    except torch.OutOfMemoryError: raise
     except (RuntimeError, ValueError) as error:
         made = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(f"the adapter does not fit the model: {str(error).strip().splitlines()[-1].strip()}", str(folder), f"a model of the shape of {made}", "load the base that the adapter was trained on") from None
