@@ -53,8 +53,8 @@ def pieces(lengths: np.ndarray, # tokens of each plain text
            capacity: int) -> tuple[np.ndarray, np.ndarray]:
     "(text, first token) of each piece. A piece begins with the last token of the one before, so that every token is predicted once."
     counts = np.maximum(1, -(-(lengths - 1) // (capacity - 1)))
-    text = np.repeat(np.arange(len(lengths)), counts)
-    return text, (np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)) * (capacity - 1)
+    text, first = np.repeat(np.arange(len(lengths), dtype=np.int32), counts), np.cumsum(counts, dtype=np.int32) - counts
+    return text, (np.arange(len(text), dtype=np.int32) - np.repeat(first, counts)) * np.int32(capacity - 1)
 
 # %% ../../nbs/17_prepare.ipynb #f57a0fd1
 @dataclass
@@ -114,9 +114,9 @@ def fit_rows(found: Encodings, rows: np.ndarray, data: Data, encoder: Encoder,
         reject(found, rows[long], "too long", ledger)
         rows, plain = rows[~long], plain[~long]
     stops = set() if plain.all() else encoder.stops
-    text, begins = pieces(np.where(plain, found.table.lengths[rows], 1), limit)
-    view = View(found.table, rows[text], np.where(plain[text], begins, -1), limit, data.too_long.removeprefix("cut_"), stops)
-    lengths = np.where(plain[text], np.minimum(limit, found.table.lengths[view.rows] - begins), found.table.lengths[view.rows])
+    text, begins = pieces(np.where(plain, found.table.lengths[rows], np.int32(1)), limit)
+    view = View(found.table, rows[text], np.where(plain[text], begins, np.int32(-1)), limit, data.too_long.removeprefix("cut_"), stops)
+    lengths = np.where(plain[text], np.minimum(np.int32(limit), found.table.lengths[view.rows] - begins), found.table.lengths[view.rows])
     trained = np.where(plain[text], lengths - 1, found.table.trained[view.rows])
     fitted = cut_rows(Fitted(view, lengths, trained, dict(rows=0, answers=0, tokens=0)))
     empty = fitted.lengths == 0
@@ -139,7 +139,7 @@ def without_duplicates(found: Encodings, ledger: Ledger) -> np.ndarray:
     _, first, same = np.unique(found.table.column("key"), return_index=True, return_inverse=True)
     keep = origin == origin[first][same]
     reject(found, np.flatnonzero(~keep), "duplicate", ledger)
-    return np.flatnonzero(keep)
+    return np.flatnonzero(keep).astype(np.int32)
 
 # %% ../../nbs/17_prepare.ipynb #327510f1
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
@@ -288,7 +288,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     found = encode_sources(sources, data.format, encoder, quiet)
     ledger = found.ledger
     check_rejects(ledger, data.max_rejects)
-    rows = without_duplicates(found, ledger) if data.duplicates == "drop" else np.arange(len(found.table))
+    rows = without_duplicates(found, ledger) if data.duplicates == "drop" else np.arange(len(found.table), dtype=np.int32)
     rows, other, val_rows, where = validation(data, beside, found, rows, encoder, seed, quiet)
     fitted = fit_rows(found, rows, data, encoder, ledger)
     if not len(fitted.view): raise UserError("no row is left to train on", "data.train", None, f"reasons: {ledger.reasons}")

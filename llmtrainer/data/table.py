@@ -75,7 +75,7 @@ class Table(Sequence):
     @property
     def lengths(self) -> np.ndarray:
         "Tokens of each row."
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(offsets) for offsets, _ in self.lists[0])])
+        return np.concatenate([np.zeros(0, dtype=np.int32), *(np.diff(offsets) for offsets, _ in self.lists[0])])
 
     @property
     def trained(self) -> np.ndarray:
@@ -83,8 +83,8 @@ class Table(Sequence):
         def of(offsets, values):
             borders = values.reshape(-1, 2)
             ends = np.concatenate([[0], np.cumsum(borders[:, 1] - np.maximum(borders[:, 0], 1))])  # a row's first token is nobody's target
-            return np.diff(ends[offsets // 2])
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(of(*one) for one in self.lists[1])])
+            return np.diff(ends[offsets // 2]).astype(np.int32)
+        return np.concatenate([np.zeros(0, dtype=np.int32), *(of(*one) for one in self.lists[1])])
 
 # %% ../../nbs/15_table.ipynb #825d1932
 def in_batches(items: Iterable, n: int) -> Iterator[list]:
@@ -189,7 +189,7 @@ class Encodings:
 
     def of_source(self) -> np.ndarray:
         "The number of each row's source."
-        return np.repeat(np.arange(len(self.sources)), self.table.sizes)
+        return np.repeat(np.arange(len(self.sources), dtype=np.int32), self.table.sizes)
 
     def origin(self) -> np.ndarray:
         "A number for the row of the source behind each of the table: file and line. The two answers of a preference share it."
