@@ -8,15 +8,17 @@ __all__ = ['FAILED', 'KEEP', 'EXAMPLES', 'STYLE', 'HELP', 'text_of', 'conversati
 
 # %% ../../nbs/55_demo.ipynb #47d175a9
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 # %% ../../nbs/55_demo.ipynb #693e9e8d
-from ..models.generate import Generation, stream
+from ..models.generate import Generation, change, stream
 from ..recipe import UserError, load
 
 # %% ../../nbs/55_demo.ipynb #5d986242
@@ -122,8 +124,9 @@ def launch_demo(demo, port: int = 7860, share: bool = False, # a public address 
 
 # %% ../../nbs/55_demo.ipynb #7d75d5a9
 HELP = """/system TEXT     what the model is told before everything
-/set KEY=VALUE   a setting: temperature, max_new_tokens, top_p, top_k, repetition_penalty, seed
+/set KEY=VALUE   one or more settings: preset=creative, temperature=0.7 top_p=0.9, max_new_tokens, stop, seed; alone, what they are
 /undo            take back the last question and answer
+/save FILE       write the conversation as a row to train on, with the settings beside it
 /reset           begin again
 /help            this
 /quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
@@ -140,7 +143,7 @@ class Chat:
     def command(self, line: str) -> str:
         "Obey a line that begins with a slash, and say what was done."
         word, _, rest = line[1:].partition(" ")
-        known = dict(system=self.set_system, set=self.set, undo=self.undo, reset=self.reset, help=lambda _: HELP, quit=self.quit)
+        known = dict(system=self.set_system, set=self.set, undo=self.undo, save=self.save, reset=self.reset, help=lambda _: HELP, quit=self.quit)
         if word not in known: raise UserError(f"there is no command /{word}", None, ", ".join(f"/{name}" for name in known))
         return known[word](rest.strip())
 
@@ -149,16 +152,24 @@ class Chat:
         self.system = text or None
         return "system message set" if text else "no system message"
 
-    def set(self, change: str) -> str:
-        "Change a setting, checked like a recipe."
-        self.section = load(Generation, self.section.model_dump(), [change])
-        return f"{change} is set"
+    def set(self, wish: str) -> str:
+        "Change settings, checked like a recipe; without any, tell them."
+        if not wish: return ", ".join(f"{k}={v}" for k, v in self.section.model_dump().items())
+        self.section = change(self.section, wish.split() if " " in wish and all("=" in w for w in wish.split()) else [wish])
+        return f"{wish} is set"
 
     def undo(self, _="") -> str:
         "Take back the last question and what followed."
         if not self.turns: return "there is nothing to take back"
         del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user"):]
         return f"taken back; {len(self.turns) // 2} questions and answers are left"
+
+    def save(self, name: str) -> str:
+        "Append the conversation to a file of rows, as `data.train` reads them; an answer that was wrong can be put right there."
+        if not name or not self.turns: raise UserError("there is nothing to save" if name else "a file is wanted", None, None, "/save good.jsonl, after an answer")
+        row = dict(messages=self.messages, settings=self.section.model_dump())
+        with open(Path(name).expanduser(), "a", encoding="utf-8") as file: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return f"{len(self.turns) // 2} questions and answers added to {name}"
 
     def reset(self, _="") -> str:
         "Forget all turns; system message and settings stay."
