@@ -180,6 +180,13 @@ def test_what_is_trained_is_float32_in_a_16_bit_model():
         assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
 
 
+def test_what_is_expected_is_what_comes():
+    for kind in ("llama", "mixtral"):
+        for section in (Adapt(r=4), Adapt(r=4, targets="family", variant="dora"), Adapt(r=4, modules_to_save=["lm_head"]), Adapt(method="partial", parts=["last-1"])):
+            model = open_tiny(kind)
+            assert expected(model.config, section) == trainable(adapt_model(model, section)), (kind, section)
+
+
 from transformers import TrainingArguments
 
 

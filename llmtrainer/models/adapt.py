@@ -8,8 +8,8 @@ __all__ = ['EXPERTS', 'ROUTERS', 'RENAMED', 'FIRST', 'STARTS', 'OPTIMISERS', 'Ad
            'split_targets', 'lora_config', 'cast', 'keep_float32', 'one_name', 'adapt_model', 'kind_of', 'trainable',
            'table', 'remember', 'beside', 'save_adapter', 'fits', 'need_adapter', 'check_names', 'load_adapter',
            'stored_weights', 'give_back', 'look_at', 'parameter_groups', 'blocks', 'under', 'part', 'train_parts',
-           'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters', 'choose', 'mix', 'router_options',
-           'router_loss', 'expert_load']
+           'expected', 'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters', 'choose', 'mix',
+           'router_options', 'router_loss', 'expert_load']
 
 # %% ../../nbs/21_adapt.ipynb #2a922a17
 import json
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/21_adapt.ipynb #b875035c
+from ..device import skeleton
 from .load import fingerprint, no_bars, resolve
 from ..recipe import Section, UserError
 from ..run import read_json, write_json
@@ -355,6 +356,13 @@ def train_parts(model, adapt: Adapt):
     for name, p in model.named_parameters(): p.requires_grad_(name in chosen)
     keep_float32(model)
     return model
+
+# %% ../../nbs/21_adapt.ipynb #badaac24
+def expected(config, adapt: Adapt # config: a transformers configuration
+            ) -> dict[str, float]:
+    "What `trainable` will count, without making or loading a weight."
+    form = "dora" if adapt.variant == "dora" else None  # the other variants change numbers, not shapes
+    return trainable(adapt_model(skeleton(config), adapt.model_copy(update=dict(variant=form, continue_from=None))))
 
 # %% ../../nbs/21_adapt.ipynb #569c926c
 OPTIMISERS = {  # word -> (transformers' name, package it needs, projects full matrices)

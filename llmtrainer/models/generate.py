@@ -88,7 +88,7 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
 # %% ../../nbs/23_generate.ipynb #86dffb7f
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
-    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False, verbose=False)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and batch["input_ids"].shape[1] >= limit: raise UserError(f"a prompt has {batch['input_ids'].shape[1]} tokens, and the model reads {limit}", None, None, "shorten it, or take a model with a longer context")
     return {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
