@@ -412,6 +412,7 @@ def go_on(model, adapt: Adapt):
     with fits(folder):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
         check_names(adapted, folder)
+    adapted.peft_config["default"].base_model_name_or_path = model.config.name_or_path  # peft looks there for the vocabulary's size
     keep_float32(adapted)
     return adapted
 
