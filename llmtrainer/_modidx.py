@@ -954,5 +954,6 @@ d = { 'settings': { 'branch': 'main',
                                        'llmtrainer.train.loop.fit': ('train.html#fit', 'llmtrainer/train/loop.py'),
                                        'llmtrainer.train.loop.next_token': ('train.html#next_token', 'llmtrainer/train/loop.py'),
                                        'llmtrainer.train.loop.save_final': ('train.html#save_final', 'llmtrainer/train/loop.py'),
+                                       'llmtrainer.train.loop.stepper': ('train.html#stepper', 'llmtrainer/train/loop.py'),
                                        'llmtrainer.train.loop.stop_on_signals': ( 'train.html#stop_on_signals',
                                                                                   'llmtrainer/train/loop.py')}}}

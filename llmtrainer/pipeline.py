@@ -27,7 +27,8 @@ from .data.synthetic import problems
 from .device import Plan, plan, probe
 from .evals.compare import compare, table
 from .evals.tasks import Eval, Result, evaluate, find_task, read_result
-from .models.adapt import Adapt, adapt_model, load_adapter, trainable
+from .models.adapt import Adapt, adapt_model, load_adapter, optimiser, trainable
+from .models.fused import fuse
 from .models.generate import Generation
 from .models.load import Model, fingerprint, load_model, load_tokenizer
 from .recipe import Section, UserError, load
@@ -35,7 +36,7 @@ from .run import Run, seed_everything, write_atomic
 from .ship.card import write_card
 from .ship.export import check_parity, export_onnx, need_onnx
 from .ship.merge import merge
-from .train.checkpoint import full_disk_named
+from .train.checkpoint import FolderPlace, full_disk_named, mirrored, restore
 from .train.loop import Train, fit, next_token
 
 # %% ../nbs/60_pipeline.ipynb #5376301d
@@ -60,8 +61,9 @@ def read_recipe(source: str | Path | dict, overrides: Sequence[str] = () # "trai
                ) -> Recipe:
     "A recipe from YAML and overrides, with all faults at once, those between sections too."
     recipe = load(Recipe, source, overrides)
-    if recipe.adapt.method == "full" and recipe.model.quantize != "none":
-        raise UserError("quantised weights cannot be trained as a whole", "adapt.method: full", "model.quantize: none", "add model.quantize=none, or train adapters with adapt.method=lora")
+    if recipe.adapt.method != "lora" and recipe.model.quantize != "none":
+        raise UserError("quantised weights cannot be trained themselves", f"adapt.method: {recipe.adapt.method}", "model.quantize: none", "add model.quantize=none, or train adapters with adapt.method=lora")
+    optimiser(recipe.train.optimiser, recipe.adapt, probe().kind)  # can it be had here?
     for name in recipe.eval.tasks: find_task(name)
     return recipe
 
@@ -158,20 +160,23 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool):
     record_data(run, data)
     if not quiet: print(f"{len(data.encoded):,} rows to train on; validation: {data.about['validation']['rows']:,} rows ({data.about['validation']['source']})")
     model = adapt_model(model, recipe.adapt, recipe.train.seed)
-    run.write("model.json", dict(base=fingerprint(recipe.model.base, recipe.model.revision), plan=asdict(chosen), trainable=trainable(model)))
-    fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, OBJECTIVES[recipe.train.objective], recipe.model.base, quiet)
+    fused = fuse(model, chosen.engine)
+    run.write("model.json", dict(base=fingerprint(recipe.model.base, recipe.model.revision), plan=asdict(chosen), trainable=trainable(model), engine=fused.about()))
+    fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, OBJECTIVES[recipe.train.objective], recipe.model.base, recipe.adapt, quiet)
     return model, tokenizer
 
 def train(recipe: Recipe, path: str | Path, # the run directory
           quiet: bool = False) -> Run:
     "From a recipe to a run with the trained model, its evaluation and its card. The same call resumes, and does only what is not done."
-    chosen = make_plan(recipe.model)
+    chosen, mirror = make_plan(recipe.model), recipe.train.mirror
+    if mirror and restore(FolderPlace(mirror), Path(path)) and not quiet: print(f"the run was fetched from {mirror}")
     run = Run.open(path, recipe)
-    trained = None if finished(run) else learn(recipe, run, chosen, quiet)
-    missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
-    if missing: evaluate_tasks(run, *(trained or open_model(str(path))), recipe.eval.model_copy(update={"tasks": missing}), quiet)
-    write_card(run)
-    run.seal()
+    with mirrored(run.path, mirror, recipe.train.keep):
+        trained = None if finished(run) else learn(recipe, run, chosen, quiet)
+        missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
+        if missing: evaluate_tasks(run, *(trained or open_model(str(path))), recipe.eval.model_copy(update={"tasks": missing}), quiet)
+        write_card(run)
+        run.seal()
     return run
 
 # %% ../nbs/60_pipeline.ipynb #034bc66d

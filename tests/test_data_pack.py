@@ -84,11 +84,11 @@ def test_packed_equals_separate_1():
     AttentionMaskInterface.register("by_borders", lambda *args, **kw: None)
 
 
-_SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+_SMALL = dict(vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 _WINDOW = dict(sliding_window=8)
 FAMILIES = {
-    "llama": LlamaConfig(**_SMALL), "mistral": MistralConfig(**_SMALL, **_WINDOW), "gemma-2": Gemma2Config(**_SMALL, **_WINDOW, query_pre_attn_scalar=8),
-    "gemma-3": Gemma3TextConfig(**_SMALL, **_WINDOW, query_pre_attn_scalar=8), "qwen3": Qwen3Config(**_SMALL), "phi-3": Phi3Config(**_SMALL),
+    "llama": LlamaConfig(**_SMALL), "mistral": MistralConfig(**_SMALL, **_WINDOW), "gemma-2": Gemma2Config(**_SMALL, **_WINDOW, query_pre_attn_scalar=16),
+    "gemma-3": Gemma3TextConfig(**_SMALL, **_WINDOW, query_pre_attn_scalar=16), "qwen3": Qwen3Config(**_SMALL), "phi-3": Phi3Config(**_SMALL),
     "mixtral": MixtralConfig(**_SMALL, num_local_experts=4),
 }
 _CHANCE = random.Random(0)

@@ -73,6 +73,18 @@ def test_a_wish_is_met_or_refused_never_replaced():
     assert plan(_machine(capability=(9, 0), flash_attn="2"), attn="flash_attention_2").attn == "flash_attention_2"
 
 
+def test_engines_by_facts():
+    chosen = lambda engine, **facts: plan(_machine(**facts), engine=engine).engine
+    assert [chosen("auto", capability=c, triton="3.6") for c in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))] == ["reference"] + ["fused"] * 4
+    assert chosen("auto", capability=(9, 0)) == chosen("auto", kind="cpu", triton="3.6") == "reference"
+    for c in ((8, 0), (8, 9), (9, 0)): assert chosen("fused", capability=c, triton="3.6") == "fused" and chosen("reference", capability=c) == "reference"
+    assert chosen("fp8", capability=(8, 9), triton="3.6") == "fp8"
+    for engine, facts, words in (("fp8", dict(capability=(8, 0), triton="3"), "use engine: fused"), ("fused", dict(capability=(7, 5), triton="3"), "8.0"), ("fused", dict(capability=(9, 0)), "pip install triton"), ("fp8", dict(kind="cpu"), "NVIDIA")):
+        with pytest.raises(UserError) as caught: chosen(engine, **facts)
+        assert words in str(caught.value)
+    assert "triton" in plan(_machine(capability=(9, 0))).reasons["engine"]
+
+
 def test_the_whole_table_of_machines():
     rows = {"T4": ((7, 5), "float16", "sdpa"), "A100": ((8, 0), "bfloat16", "flash_attention_2"), "L4": ((8, 9), "bfloat16", "flash_attention_2"),
             "H100": ((9, 0), "bfloat16", "flash_attention_2"), "H200": ((9, 0), "bfloat16", "flash_attention_2")}

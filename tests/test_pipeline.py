@@ -4,8 +4,8 @@ from llmtrainer.pipeline import *
 from llmtrainer.pipeline import Run, UserError, json, problems
 
 
-import hashlib
 import json
+import shutil
 import signal
 from pathlib import Path
 from llmtrainer.data.synthetic import problems
@@ -75,6 +75,19 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     (run.evals / "word_problems.json").unlink()  # as after a kill between training and evaluation
     train(recipe, path, quiet=True)
     assert sha256(run.adapter / "adapter_model.safetensors") == before and run.read("evals/word_problems.json") == answers
+
+def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):
+    straight = train(job(tmp_path / "a"), tmp_path / "a" / "run", quiet=True)
+    recipe, path, machines = job(tmp_path / "a", mirror=str(tmp_path / "drive"), max_hours=1e-6), tmp_path / "b" / "run", 0
+    while machines < 9:
+        machines += 1
+        try: run = train(recipe, path, quiet=True)
+        except Stopped: shutil.rmtree(tmp_path / "b")  # the machine is gone, with all that was on it
+        else: break
+    assert machines == 4, "a step on each"
+    names = ("adapter/adapter_model.safetensors", "evals/word_problems.json")
+    assert sha256(run.path / names[0]) == sha256(straight.path / names[0])
+    assert all(sha256(run.path / name) == sha256(tmp_path / "drive" / name) for name in (*names, "manifest.json", "README.md"))
 
 def test_other_data_under_the_same_name_is_refused(tmp_path):
     recipe, path = job(tmp_path, max_hours=1e-6), tmp_path / "run"

@@ -33,7 +33,7 @@ class Model(Section):
     "Which model, and how its weights are held in memory."
     base: str = Field(description="a hub name, a folder, or tiny:base, the small model that comes with the package", examples=["meta-llama/Llama-3.1-8B"])
     quantize: Literal[QUANTIZE] = Field("nf4", description="how the frozen weights are stored: 4-bit NormalFloat, 8-bit, or as they are")
-    engine: Literal[ENGINES] = Field("auto", description="the kernels: reference is transformers, peft and bitsandbytes as they are")
+    engine: Literal[ENGINES] = Field("auto", description="the kernels: reference is transformers, peft and bitsandbytes as they are; fused is faster with the same numbers, fp8 faster still in 8 bits")
     attn: Literal[ATTENTION] = Field("auto", description="the attention kernel; auto takes the fastest that can run here")
     revision: str | None = Field(None, description="the commit, tag or branch on the hub")
 
