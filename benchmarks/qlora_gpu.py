@@ -1,0 +1,89 @@
+"""Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
+
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--recompute]
+
+Weights are random, made in place and quantised to NF4; adapters on all linear layers. Neither time nor memory depends on their values, so nothing
+is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
+"""
+import argparse
+import gc
+import json
+import statistics
+import time
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.fused import fuse, token_loss
+
+HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, rope_theta=500000.0, bos_token_id=1, eos_token_id=2)
+SHAPES = {
+    "1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64, tie_word_embeddings=True) | HEADS,
+    "3B": dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, head_dim=128, tie_word_embeddings=True) | HEADS,
+    "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128, tie_word_embeddings=False) | HEADS,
+    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16, tie_word_embeddings=True) | HEADS | dict(num_key_value_heads=2, vocab_size=512),
+}
+
+
+def make(shape: str, rank: int, device: str):
+    "A model of the shape with random weights in NF4, and fresh adapters."
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with torch.device(device): model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa")
+    head = model.get_output_embeddings()
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]:
+        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
+        new.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, new.to(device))
+    model.is_loaded_in_4bit = True
+    return adapt_model(model, Adapt(r=rank), 0).train()
+
+
+def measure(shape: str, engine: str, rank: int, rows: int, length: int, recompute: bool, device: str, steps: int = 5) -> dict:
+    "Tokens a second, peak memory and the first step's time."
+    model = make(shape, rank, device)
+    fuse(model, engine)
+    if recompute: model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser, seconds, cuda = torch.optim.AdamW(weights, lr=1e-5, fused=device == "cuda"), [], device == "cuda"
+    gc.collect(), torch.cuda.empty_cache()
+    for step in range(steps + 3):
+        ids = torch.randint(3, SHAPES[shape]["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(step)).to(device)
+        batch = dict(input_ids=ids, position_ids=torch.arange(length, device=device).expand(rows, length), labels=ids)
+        if cuda and step == 2: torch.cuda.reset_peak_memory_stats()
+        if cuda: torch.cuda.synchronize()
+        began = time.perf_counter()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
+            total, count = token_loss(model, batch)
+        (total / count).backward()
+        optimiser.step(), optimiser.zero_grad(set_to_none=True)
+        if cuda: torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+    return dict(shape=shape, engine=engine, r=rank, rows=rows, length=length, recompute=recompute, tokens_per_second=round(rows * length / statistics.median(seconds[3:])), peak_gib=round(peak, 1), first_step_s=round(seconds[0], 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    several = lambda text: text.split(",")
+    parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
+    parser.add_argument("--lengths", type=several, default=["2048"]), parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384, help="in a step")
+    parser.add_argument("--recompute", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
+    given = parser.parse_args()
+    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens = ["tiny"], ["reference", "fused"], ["32"], 64
+    elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
+    else: print(torch.cuda.get_device_name(), torch.__version__)
+    for shape in given.shapes:
+        for length in map(int, given.lengths):
+            for rank in map(int, given.ranks):
+                for engine in given.engines:
+                    try: found = measure(shape, engine, rank, max(1, given.tokens // length), length, given.recompute, "cpu" if given.tiny else "cuda")
+                    except torch.OutOfMemoryError: found = dict(shape=shape, engine=engine, length=length, out_of_memory=True)
+                    print(json.dumps(found), flush=True)
+                    gc.collect(), torch.cuda.empty_cache()
+
+
+if __name__ == "__main__": main()
