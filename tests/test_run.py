@@ -127,9 +127,8 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         import os, sys, time
         from llmtrainer.run import _lock
         _lock(sys.argv[1])
-        child = os.fork()
-        if child == 0: time.sleep(60); os._exit(0)
-        print(child, flush=True); time.sleep(60)
+        if os.fork() == 0: print(os.getpid(), flush=True)  # the child speaks: what runs at a fork has run in it then
+        time.sleep(60); os._exit(0)
         """, tmp_path)
     orphan = int(parent.stdout.readline())
     parent.kill(); parent.wait(60)
