@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEGAN', 'app', 'RunName', 'RecipeFile', 'Overrides', 'AsJson', 'commands', 'say_json', 'missing_package', 'main',
-           'fail', 'init', 'data', 'doctor', 'plan', 'train', 'fail_under', 'evaluate', 'compare', 'merge', 'export',
-           'card', 'run_generation', 'generate', 'chat', 'demo', 'quickstart']
+           'fail', 'init', 'data', 'doctor', 'plan', 'train', 'fail_under', 'generation_of', 'evaluate', 'compare',
+           'merge', 'export', 'card', 'run_generation', 'generate', 'chat', 'demo', 'quickstart']
 
 # %% ../nbs/63_cli.ipynb #30ac2f7e
 import errno
@@ -110,23 +110,17 @@ def doctor(as_json: AsJson = False):
 
 # %% ../nbs/63_cli.ipynb #2f3b5120
 @app.command()
-def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False):
-    "What will be done here and why, and the memory it should take."
-    from dataclasses import asdict
+def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, measure: Annotated[bool, typer.Option("--measure", help="load the model and try every part once, on the longest batch")] = False):
+    "What will be done here and why, and the memory and time it should take."
     from rich.console import Console
-    from rich.table import Table
-    from transformers import AutoConfig
-    from llmtrainer.device import memory, table
-    from llmtrainer.models.load import from_hub
-    from llmtrainer.pipeline import make_plan, read_recipe
+    from llmtrainer.pipeline import read_recipe
+    from llmtrainer.preflight import check_flight, flight_table, forecast, forecast_tables, preflight
     job = read_recipe(recipe, changes or [])
-    chosen, full = make_plan(job.model), job.adapt.method == "full"
-    parts = memory(from_hub(AutoConfig.from_pretrained, job.model.base, revision=job.model.revision), job.model.quantize, chosen.dtype, None if full else job.adapt.r, job.adapt.targets,
-                   job.train.batch_size, job.data.max_length, job.train.recompute)
-    if as_json: return say_json(asdict(chosen) | {"bytes": parts})
-    sizes = Table("part", "MiB", title="memory of one step, predicted")
-    for name, n in parts.items(): sizes.add_row(name, f"{n / 2**20:,.1f}")
-    Console().print(table(chosen), sizes)
+    said = forecast(job)
+    report = preflight(job) if measure else None
+    if as_json: say_json(said["plan"] | {k: v for k, v in said.items() if k != "plan"} | ({"measured": report} if report else {}))
+    else: Console().print(*forecast_tables(said), *([flight_table(report)] if report else []))
+    if report: check_flight(report)
 
 # %% ../nbs/63_cli.ipynb #7da482e4
 @app.command()
@@ -144,18 +138,28 @@ def fail_under(misses: list[str]) -> None:
     if misses: raise typer.Exit(1)
 
 # %% ../nbs/63_cli.ipynb #ad02c552
+def generation_of(name: str, changes: list[str] | None):
+    "How a run or model writes: the run's own section, changed; a new preset brings its own values."
+    from llmtrainer.models.generate import Generation, change
+    from llmtrainer.pipeline import is_run
+    from llmtrainer.recipe import load
+    from llmtrainer.run import Run
+    own = load(Generation, Run.load(name).recipe.get("generate", {}) if is_run(name) else {})
+    return change(own, [c.removeprefix("generate.") for c in changes or []])
+
 @app.command("eval")
 def evaluate(run: RunName, tasks: Annotated[str, typer.Option(help="names of tasks, with commas")], changes: Overrides = None, as_json: AsJson = False):
-    "Measure a model on tasks. KEY=VALUE are of the section eval: data_dir=FOLDER limit=100."
+    "Measure a model on tasks. KEY=VALUE are of the section eval, data_dir=FOLDER limit=100, or of generate: generate.temperature=0.7."
     from rich.console import Console
     from rich.table import Table
     from llmtrainer.evals.tasks import Eval, find_task
     from llmtrainer.pipeline import evaluate_tasks, is_run, missed, open_model
     from llmtrainer.recipe import load
     from llmtrainer.run import Run
-    section = load(Eval, {"tasks": tasks.split(",")}, [c.removeprefix("eval.") for c in changes or []])
+    section = load(Eval, {"tasks": tasks.split(",")}, [c.removeprefix("eval.") for c in changes or [] if not c.startswith("generate.")])
     for name in section.tasks: find_task(name)
-    results = evaluate_tasks(Run.load(run) if is_run(run) else None, *open_model(run), section, quiet=as_json)
+    how = generation_of(run, [c for c in changes or [] if c.startswith("generate.")])
+    results = evaluate_tasks(Run.load(run) if is_run(run) else None, *open_model(run), section, quiet=as_json, how=how)
     if as_json: say_json([r.summary() for r in results])
     else:
         figures = Table("task", "items", "accuracy", "95 % interval", "any form")
@@ -206,22 +210,24 @@ def card(run: RunName):
 
 # %% ../nbs/63_cli.ipynb #e35c253e
 def run_generation(name: str, changes: list[str] | None):
-    "(model, tokenizer, generation settings) of a run or model, the run's own settings first."
-    from llmtrainer.models.generate import Generation
-    from llmtrainer.pipeline import is_run, open_model
-    from llmtrainer.recipe import load
-    from llmtrainer.run import Run
-    own = Run.load(name).recipe.get("generate", {}) if is_run(name) else {}
-    section = load(Generation, own, [c.removeprefix("generate.") for c in changes or []])
+    "(model, tokenizer, generation settings) of a run or model."
+    from llmtrainer.pipeline import open_model
+    section = generation_of(name, changes)  # first, because it is quickly wrong
     return *open_model(name), section
 
 @app.command()
-def generate(run: RunName, prompt: Annotated[str, typer.Option(help="what the user says")], changes: Overrides = None):
-    "Answer one prompt. KEY=VALUE are of the section generate: temperature=0.7."
-    from llmtrainer.models.generate import stream
+def generate(run: RunName, prompt: Annotated[list[str] | None, typer.Option(help="what the user says; may be given several times")] = None, changes: Overrides = None, as_json: AsJson = False,
+             file: Annotated[Path | None, typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt")] = None, batch_size: Annotated[int, typer.Option(help="answers written at the same time")] = 32):
+    "Answer prompts. KEY=VALUE are of the section generate: preset=creative temperature=0.7 n=3."
+    from llmtrainer.models.generate import ask, stream
     model, tokenizer, section = run_generation(run, changes)
-    for piece in stream(model, tokenizer, [{"role": "user", "content": prompt}], section): print(piece, end="", flush=True)
-    print()
+    if prompt and len(prompt) == 1 and not file and not as_json and section.n == 1:
+        for piece in stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section): print(piece, end="", flush=True)
+        return print()
+    answers, speed = ask(model, tokenizer, prompt or [], file, section, batch_size)
+    if as_json: return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
+    for one in answers: print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")
+    print(f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']} tokens/s, {speed['cut']} cut at max_new_tokens", file=sys.stderr)
 
 @app.command()
 def chat(run: RunName, changes: Overrides = None):

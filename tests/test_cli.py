@@ -28,7 +28,14 @@ def run_cli(*arguments, stdin=""):
 
 
 import errno
+import fcntl
+import os
+import pty
+import select
+import termios
 import llmtrainer.pipeline as pipeline
+from llmtrainer.models.adapt import Adapt, adapt_model, save_adapter
+from llmtrainer.models.load import Model, load_model, make_plan
 
 
 def recipe_in(folder, **data):
@@ -38,6 +45,12 @@ def recipe_in(folder, **data):
                                                         train=dict(max_steps=3, epochs=9, batch_size=4, lr=1e-3), generate=dict(max_new_tokens=20))))
     return folder / "recipe.yaml"
 
+def other_adapter(folder):
+    "The folder of an adapter that was trained on another base."
+    model = adapt_model(load_model(section := Model(base="tiny:llama"), make_plan(section))[0], Adapt())
+    save_adapter(model, folder / "other", "tiny:llama")
+    return folder / "other"
+
 def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
     recipe = recipe_in(tmp_path)
     for name, text in (("bad.yaml", "model: {base: x\n"), ("list.yaml", "- a\n"), ("empty.jsonl", ""), ("junk.jsonl", "not json\n" * 9), ("rows.jsonl", '{"a": 1}\n' * 9)): (tmp_path / name).write_text(text)
@@ -45,6 +58,10 @@ def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
     wrong = [["train", tmp_path / "absent.yaml"], ["train", tmp_path / "bad.yaml"], ["train", tmp_path / "list.yaml"], ["data", recipe, "train.lrr=1"], ["data", recipe, "train.lr=fast"],
              ["data", recipe, "nonsense"], ["data", recipe, f"data.train={tmp_path / 'absent.jsonl'}"], ["data", recipe, f"data.train={tmp_path / 'empty.jsonl'}"],
              ["data", recipe, f"data.train={tmp_path / 'junk.jsonl'}"], ["data", recipe, f"data.train={tmp_path / 'rows.jsonl'}"], ["data", recipe, f"model.base={tmp_path / 'nomodel'}"],
+             *(["plan", recipe, *wish] for wish in (["adapt.targets=[c_attn]"], ["adapt.targets='(' "], ["adapt.r=0"], ["adapt.r=-4"], ["adapt.variant=pissa"], ["adapt.method=full"], ["model.quantize=int3"], ["model.attn=flash_attention_2"], ["model.engine=fp8"], ["train.optimiser=galore"],
+                                                    ["adapt.modules_to_save=[nothing]", "model.quantize=none"], ["adapt.method=partial", "adapt.parts=[last-99]", "model.quantize=none"], ["model.remote_code=true"], ["model.base=tiny:gemma2", "model.attn=sdpa"], ["model.base=tiny:nothing"])),
+             *(["plan", recipe, "--measure", *wish] for wish in (["adapt.variant=pissa"], ["adapt.variant=loftq", "model.quantize=none"], ["adapt.variant=dora", "model.quantize=fp8"], [f"adapt.continue_from={other_adapter(tmp_path)}"], ["adapt.continue_from=nowhere"])),
+             ["generate", "tiny:base"], ["generate", "tiny:base", "--prompt", "x", "top_p=0.5"], ["generate", "tiny:base", "--prompt", "x", "preset=wild"], ["generate", "tiny:base", "--file", tmp_path / "absent.txt"],
              ["data", recipe, "data.max_length=20"], ["train", recipe, "adapt.targets=[c_attn]", "--run", tmp_path / "r"], ["train", recipe, "model.attn=flash_attention_2", "--run", tmp_path / "r2"],
              ["chat", tmp_path / "nomodel"], ["merge", tmp_path / "nomodel"], ["eval", "tiny:base", "--tasks", "gsm9k"], ["init", recipe], ["export", tmp_path / "nomodel", "--to", "exe"], ["nonsense"], ["train"]]
     for arguments in wrong:
@@ -82,10 +99,50 @@ def test_commands_on_a_run(tmp_path):
     assert json.loads(run_cli("compare", run, run, "--task", "word_problems", "--json")[1])["difference"] == 0
     assert json.loads(run_cli("merge", run)[1])["max_abs_logit_diff"] < 1e-3
     assert json.loads(run_cli("export", run)[1])["same_text"] is True
-    assert run_cli("card", run)[0] == 0 and run_cli("doctor")[0] == 0 and run_cli("plan", recipe, "--json")[0] == 0
+    assert run_cli("card", run)[0] == 0 and run_cli("doctor")[0] == 0 and run_cli("plan", recipe, "--json", "--measure")[0] == 0
     one = run_cli("generate", run, "--prompt", "1 + 1?")[1]
+    code, out, err = run_cli("generate", run, "--prompt", "1 + 1?", "--prompt", "2 + 3?", "preset=creative", "n=2", "--json")
+    many = json.loads(out)
+    assert code == 0 and [len(a["answers"]) for a in many["answers"]] == [2, 2] and many["generation"]["min_p"] == 0.05 and many["speed"]["tokens_per_second"] > 0
+    (tmp_path / "prompts.txt").write_text("1 + 1?\n2 + 3?\n")
+    code, out, err = run_cli("generate", run, "--file", tmp_path / "prompts.txt")
+    assert code == 0 and out.splitlines()[1] == one.strip() and "tokens/s" in err  # alone, streamed, or in a batch: the same text
     assert one.strip() and one.strip() in run_cli("chat", run, stdin="1 + 1?\n")[1]
 
+
+def terminal(*arguments):
+    "A command in a terminal of its own: (process, the terminal's other end)."
+    here, there = pty.openpty()
+    own = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches only whose terminal it is
+    process = subprocess.Popen([sys.executable, "-c", "from llmtrainer.cli import main; main()", *arguments], stdin=there, stdout=there, stderr=there, start_new_session=True, preexec_fn=own)
+    os.close(there)
+    return process, here
+
+def read_until(here, text, seconds=300):
+    "What the terminal shows up to a text; an error where it never comes."
+    seen, end = "", time.monotonic() + seconds
+    while text not in seen:
+        assert select.select([here], [], [], max(0, end - time.monotonic()))[0], f"{text!r} never came: {seen[-500:]!r}"
+        seen += os.read(here, 4096).decode(errors="replace")
+    return seen
+
+def test_ctrl_c_ends_the_answer_and_not_the_program():
+    process, here = terminal("chat", "tiny:base", "min_new_tokens=400", "max_new_tokens=400")
+    try:
+        read_until(here, "> ")
+        os.write(here, b"Tell me a story\n")
+        read_until(here, "story")               # the terminal's own echo
+        while not os.read(here, 64).strip(): pass  # the answer has begun
+        os.write(here, b"\x03")
+        read_until(here, "[stopped]"); read_until(here, "> ")
+        os.write(here, b"/set max_new_tokens=5 min_new_tokens=0\n"); read_until(here, "is set")
+        os.write(here, b"/undo\n"); read_until(here, "0 questions and answers are left")  # what was written before the stop was kept
+        os.write(here, b"2 + 3?\n"); read_until(here, "\n> ")
+        os.write(here, b"/quit\n")
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        os.close(here)
 
 def test_help_answers_within_half_a_second_and_without_torch():
     probe = "import sys; sys.argv = ['llmtrainer', '--help']\nfrom llmtrainer.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"

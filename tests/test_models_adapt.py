@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from llmtrainer.device import plan, probe
-from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.load import Model, load_model, make_plan
 
 
 IDS = torch.arange(4, 60).reshape(2, 28)
 
-def open_tiny(kind="llama", quantize="none"): return load_model(Model(base=f"tiny:{kind}", quantize=quantize), plan(probe(), quantize=quantize))[0]
+def open_tiny(kind="llama", quantize="none"): return load_model(section := Model(base=f"tiny:{kind}", quantize=quantize), make_plan(section))[0]
 
 class Written(torch.nn.Module):
     "LoRA as its formula."
@@ -254,6 +254,20 @@ def test_the_balancing_loss_reaches_the_adapters_and_equals_the_models_own():
     router_loss(model, own).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
+def test_an_objective_keeps_the_balance_while_training_and_only_then():
+    plain = lambda model, batch, items=None: (model(**batch, use_cache=False).loss / (1 if items is None else 2), dict(tokens=torch.tensor(10)))
+    model = adapt_model(open_tiny("mixtral"), Adapt(r=4)).train()
+    batch, own = dict(input_ids=IDS, labels=IDS), model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True)
+    expected_loss = own.loss - router_loss(model, own)  # the models add it themselves where labels are given
+    alone = lambda model, batch, items=None: (F.cross_entropy(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()), dict(tokens=torch.tensor(10)))
+    objective = balanced(model, alone)
+    loss, metrics = objective(model, batch)
+    assert torch.allclose(loss, expected_loss + metrics["balance"], atol=1e-5) and metrics["balance"] > 0
+    halved = objective(model, batch, torch.tensor(20))[0]
+    assert torch.allclose(halved, expected_loss + metrics["balance"] / 2, atol=1e-5)
+    model.eval()
+    assert objective(model, batch)[1]["balance"] == 0 and balanced(dense := adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
+
 def test_routers_are_frozen_unless_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -289,15 +303,17 @@ def test_shared_experts_and_their_gate():
         assert torch.equal(logits(load_adapter(shared_experts(), folder)), logits(model)) and not torch.equal(before, logits(model))
 
 
+from llmtrainer.models.generate import Generation, generate
 from llmtrainer.models.load import load_tokenizer, no_bars
+from llmtrainer.models.tiny import KINDS
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.merge import merge
 
 
-KINDS = ("llama", "mistral", "gemma", "qwen", "mixtral")
+SPARSE = {"mixtral", "qwen2_moe", "qwen3_moe"}
 METHODS = {"LoRA": ("none", dict(r=4)), "QLoRA": ("nf4", dict(r=4)), "DoRA": ("none", dict(r=4, variant="dora")), "rsLoRA": ("nf4", dict(r=4, variant="rslora")), "LoftQ": ("nf4", dict(r=4, variant="loftq")),
            "PiSSA": ("none", dict(r=4, variant="pissa")), "OLoRA": ("none", dict(r=4, variant="olora")), "LoRA and head": ("none", dict(r=4, modules_to_save=["embed_tokens"])),
-           "partial": ("none", dict(method="partial", parts=["last-1", "norms"])), "full": ("none", dict(method="full"))}
+           "partial": ("none", dict(method="partial", parts=["last-1", "norms"])), "full": ("none", dict(method="full")), "LoRA on fp4": ("fp4", dict(r=4)), "LoRA on int8": ("int8", dict(r=4)), "LoRA on fp8": ("fp8", dict(r=4))}
 
 def allowed(model, section, name):
     "May this weight move?"
@@ -307,24 +323,28 @@ def allowed(model, section, name):
 def check(kind, method, folder):
     "(largest difference of a logit after reloading, after merging) of a family and a method."
     quantize, keys = METHODS[method]
-    section = Adapt(**keys, **(dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"]) if kind == "mixtral" and keys.get("variant") in ("dora", "pissa", "olora") else {}))
+    section = Adapt(**keys, **(dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"]) if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora") else {}))
     model = adapt_model(open_tiny(kind, quantize), section)
     before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)} | {n: p.detach().clone() for n, p in model.named_parameters()}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     train_a_little(model)
     moved = {n for n, t in [*model.state_dict().items(), *model.named_parameters()] if torch.is_tensor(t) and not torch.equal(t, before[n])}
     assert moved and all(allowed(model, section, n) for n in moved | trained) and {n for n, p in model.named_parameters() if torch.equal(p, before[n]) and p.requires_grad} == set(), (kind, method)
-    if section.method == "lora":
+    if section_is_lora := section.method == "lora":
         save_adapter(model, folder / "adapter", f"tiny:{kind}")
         again = load_adapter(open_tiny(kind, quantize), folder / "adapter")
         merged = merge(Model(base=f"tiny:{kind}", quantize=quantize), folder / "adapter", folder / "merged")["max_abs_logit_diff"]
     else:
         with no_bars(True): model.save_pretrained(folder / "model")
         load_tokenizer(f"tiny:{kind}").save_pretrained(folder / "model")
-        with no_bars(True): again, merged = load_model(Model(base=str(folder / "model"), quantize="none"), plan(probe(), quantize="none"))[0], None
+        section = Model(base=str(folder / "model"), quantize="none")
+        with no_bars(True): again, merged = load_model(section, make_plan(section))[0], None
+    shipped = folder / ("merged" if section_is_lora else "model")
+    one, two = (generate(m.eval(), load_tokenizer(f"tiny:{kind}"), [[{"role": "user", "content": "2 + 3"}]], Generation(max_new_tokens=4)) for m in (again, load_model(Model(base=str(shipped), quantize="none"), make_plan(Model(base=str(shipped), quantize="none")))[0]))
+    assert one == two or quantize == "int8", (kind, method, one, two)
     return (logits(again) - logits(model)).abs().max().item(), merged
 
-def run_table(kinds=KINDS, methods=tuple(METHODS)):
+def run_table(kinds=tuple(KINDS), methods=tuple(METHODS)):
     results = {}
     for method in methods:
         for kind in kinds:
@@ -338,6 +358,8 @@ def test_every_family_with_every_method(): run_table()
 
 
 def test_two_families_with_the_usual_methods(): run_table(("llama", "mixtral"), ("LoRA", "QLoRA", "PiSSA", "partial"))
+
+def test_every_family_with_qlora(): run_table(methods=("QLoRA",))
 
 
 from llmtrainer.recipe import RecipeError, load

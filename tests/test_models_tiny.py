@@ -23,7 +23,9 @@ def test_windows_start_with_a_document_and_repeat_by_seed():
 
 def test_every_kind_is_its_real_class_and_predicts_every_token_by_chance():
     tok = make_tokenizer(documents(300))
-    names = {"llama": "Llama", "mistral": "Mistral", "gemma": "Gemma3", "qwen": "Qwen3", "mixtral": "Mixtral"}
+    names = {"llama": "Llama", "llama2": "Llama", "llama3": "Llama", "openllama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "gemma": "Gemma3", "gemma1": "Gemma", "gemma2": "Gemma2",
+             "qwen": "Qwen3", "qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "phi": "Phi", "phi3": "Phi3"}
+    assert set(names) == set(KINDS)
     ids = torch.tensor([tok("12 + 7 = 19, 8 + 8 = 16", add_special_tokens=False).input_ids])
     for kind in KINDS:
         torch.manual_seed(3)

@@ -9,7 +9,7 @@ __all__ = ['TASKS', 'Eval', 'Item', 'Task', 'question_answers', 'gsm8k', 'find_t
 # %% ../../nbs/31_tasks.ipynb #16ba9a6f
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 # %% ../../nbs/31_tasks.ipynb #1ab80837
@@ -105,6 +105,7 @@ class Result:
     flexible: float # accuracy if the last number counts, whatever its form
     n: int
     answers: list[Answer]
+    generation: dict = field(default_factory=dict) # the settings that the texts were written with
 
     def summary(self) -> dict:
         "The figures without the texts."
@@ -127,13 +128,15 @@ def summarise(task: str, answers: list[Answer]) -> Result:
 def evaluate(model, tokenizer, task: Task, data_dir: str | None = None,
              limit: int | None = None,  # only the first so many items
              batch_size: int = 64,      # items
-             progress: Callable[[int], None] = lambda n: None # told how many more are done
+             progress: Callable[[int], None] = lambda n: None, # told how many more are done
+             section: Generation = Generation()                # how is written; the length is the task's
             ) -> Result:
-    "Ask every item greedily, in the model's own chat template, and grade the texts."
+    "Ask every item, greedily where nothing else is said, in the model's own chat template, and grade the texts."
     items = task.items(data_dir, limit)
     conversations = [[{"role": "user", "content": i.question}] for i in items]
-    texts = generate(model, tokenizer, conversations, Generation(max_new_tokens=task.max_new_tokens), batch_size, progress)
-    return summarise(task.name, [grade(i, t) for i, t in zip(items, texts)])
+    asked = section.model_copy(update=dict(max_new_tokens=task.max_new_tokens, min_new_tokens=min(section.min_new_tokens, task.max_new_tokens), n=1))
+    texts = generate(model, tokenizer, conversations, asked, batch_size, progress)
+    return replace(summarise(task.name, [grade(i, t) for i, t in zip(items, texts)]), generation=asked.model_dump())
 
 # %% ../../nbs/31_tasks.ipynb #3c881e94
 def read_result(stored: dict) -> Result:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EXPERTS', 'ROUTERS', 'RENAMED', 'FIRST', 'STARTS', 'OPTIMISERS', 'Adapt', 'expert_count', 'fused_experts', 'routers',
-           'linear_layers', 'short', 'found', 'wanted', 'find_targets', 'quantised', 'check_variant', 'ends',
-           'split_targets', 'lora_config', 'cast', 'keep_float32', 'one_name', 'adapt_model', 'kind_of', 'trainable',
-           'table', 'remember', 'beside', 'save_adapter', 'fits', 'need_adapter', 'check_names', 'load_adapter',
-           'stored_weights', 'give_back', 'look_at', 'parameter_groups', 'blocks', 'under', 'part', 'train_parts',
-           'expected', 'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters', 'choose', 'mix',
-           'router_options', 'router_loss', 'expert_load']
+           'linear_layers', 'short', 'found', 'wanted', 'find_targets', 'quantised', 'check_storage', 'check_variant',
+           'ends', 'split_targets', 'lora_config', 'cast', 'keep_float32', 'one_name', 'adapt_model', 'kind_of',
+           'trainable', 'table', 'remember', 'beside', 'save_adapter', 'fits', 'need_adapter', 'check_names',
+           'load_adapter', 'stored_weights', 'give_back', 'look_at', 'parameter_groups', 'blocks', 'under', 'part',
+           'train_parts', 'expected', 'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters', 'choose',
+           'mix', 'router_options', 'router_loss', 'balanced', 'expert_load']
 
 # %% ../../nbs/21_adapt.ipynb #2a922a17
 import json
@@ -120,14 +120,20 @@ def find_targets(model, adapt: Adapt) -> list[str]:
 # %% ../../nbs/21_adapt.ipynb #30dc12ca
 def quantised(model) -> bool:
     "Are the model's layers held in fewer bits than a number takes?"
-    return bool(getattr(model, "is_quantized", False))
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "is_float8", False))
+
+def check_storage(variant: str | None, quantised: bool, float8: bool = False) -> None:
+    "`UserError` where a variant cannot be had for weights that are stored so."
+    where = f"adapt.variant: {variant}"
+    if variant in ("pissa", "olora") and quantised:
+        raise UserError(f"{variant} moves a part of the base into the adapter; quantised weights would be rounded anew, and the stored adapter would fit no base", where, "loftq, eva, dora, rslora, lora+ on quantised weights", "set model.quantize: none, or take loftq, which is made for quantised weights")
+    if variant in ("dora", "loftq") and float8: raise UserError(f"{variant} reads the weights' numbers, and peft cannot unpack fp8", where, "null, rslora, eva, lora+", "set model.quantize: nf4")
+    if variant == "loftq" and not quantised: raise UserError("loftq makes up for the rounding of quantised weights, and these are not quantised", where, None, "set model.quantize: nf4, or another variant")
 
 def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
     "`UserError` where the variant cannot be had for these weights, with the cause."
     v, where = adapt.variant, f"adapt.variant: {adapt.variant}"
-    if v in ("pissa", "olora") and quantised(model):
-        raise UserError(f"{v} moves a part of the base into the adapter; quantised weights would be rounded anew, and the stored adapter would fit no base", where, "loftq, eva, dora, rslora, lora+ on quantised weights", "set model.quantize: none, or take loftq, which is made for quantised weights")
-    if v == "loftq" and not quantised(model): raise UserError("loftq makes up for the rounding of quantised weights, and these are not quantised", where, None, "set model.quantize: nf4, or another variant")
+    check_storage(v, quantised(model), getattr(model, "is_float8", False))
     if fused and (v in ("dora", "pissa", "olora", "eva") or adapt.dropout):
         raise UserError(f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain adapters only", where if v else "adapt.dropout", "null, rslora or lora+, and dropout: 0", f"or adapt the attention alone: adapt.targets: [{', '.join(short(linear_layers(model)))}]")
 
@@ -284,7 +290,7 @@ def load_adapter(model, folder: Path):
 def stored_weights(model):
     "A function from a weight's name to what the base's files hold."
     base = model.config.name_or_path
-    folder = Path(base) if Path(base).is_dir() else Path(cached_file(base, "config.json", revision=getattr(model.config, "_commit_hash", None))).parent
+    folder = Path(base) if Path(base).is_dir() else Path(cached_file(base, "config.json", revision=getattr(model, "commit", None))).parent
     files = {name: file for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
     def read(name: str) -> torch.Tensor:
         with safe_open(files[name], "pt") as file: return file.get_tensor(name)
@@ -394,7 +400,7 @@ def check_base(model, folder: Path) -> None:
     record = folder.parent / "model.json"
     if record.is_file():
         made = read_json(record)["base"]
-        here = fingerprint(name) if Path(name).is_dir() else dict(revision=getattr(model.config, "_commit_hash", None))
+        here = fingerprint(name) if Path(name).is_dir() else dict(revision=getattr(model, "commit", None))
         if all(here.get(key) == made.get(key) for key in ("sha256", "revision")): return
         why = "its run's record of the base has other hashes or another commit"
     elif said and resolve(said) == name: return
@@ -451,6 +457,18 @@ def router_loss(model, outputs) -> torch.Tensor | float:
     "The load-balancing loss as the model's configuration weighs it, for outputs made with `router_options`; 0 without."
     loss = getattr(outputs, "aux_loss", None)
     return 0.0 if loss is None else model.config.router_aux_loss_coef * loss
+
+def balanced(model, objective):
+    "The objective with the load-balancing loss on top while training, as the model's configuration weighs it, by the share of a step's tokens; of a dense model the objective as it is."
+    if not (options := router_options(model)): return objective
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, given: (args, given | (options if module.training else {})), with_kwargs=True)
+    model.register_forward_hook(lambda module, args, outputs: seen.append(router_loss(model, outputs)))
+    def with_balance(model, batch, items=None):
+        seen.clear()
+        loss, metrics = objective(model, batch, items)
+        return loss + sum(seen) * (1 if items is None else metrics["tokens"] / items), metrics | dict(balance=sum(seen))
+    return with_balance
 
 @torch.no_grad()
 def expert_load(model, batches: Iterable[dict]) -> dict[str, list[int]]:

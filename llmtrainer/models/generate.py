@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Generation', 'change', 'stop_ids', 'generation_config', 'encode_prompts', 'Draw', 'drawing', 'StopText',
            'until', 'Answer', 'write_batch', 'write', 'generate', 'StopAsked', 'held_back', 'start_writing', 'stream',
-           'speed']
+           'speed', 'asked', 'questions', 'ask']
 
 # %% ../../nbs/23_generate.ipynb #c11c56cd
+import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from threading import Event, Thread
 from typing import Literal
 
@@ -220,3 +222,29 @@ def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:
     every = [a for each in answers for a in each]
     tokens = sum(a.tokens for a in every)
     return dict(answers=len(every), tokens=tokens, tokens_per_second=round(tokens / seconds, 1), cut=sum(a.ended == "length" for a in every))
+
+# %% ../../nbs/23_generate.ipynb #a88e09df
+def asked(line: str, where: str) -> list[dict]:
+    "The conversation that a line of a file asks for; `UserError` for JSON that is no question."
+    if not line.lstrip().startswith("{"): return [{"role": "user", "content": line.strip()}]
+    try: row = json.loads(line)
+    except ValueError as error: raise UserError(f"this line is no JSON: {error}", where, "a prompt, or a JSON row with messages or prompt") from None
+    if isinstance(row.get("prompt"), str): return [{"role": "user", "content": row["prompt"]}]
+    messages = row.get("messages") or row.get("prompt")
+    turns = [i for i, m in enumerate(messages if isinstance(messages, list) else []) if isinstance(m, dict) and m.get("role") == "user"]
+    if not turns: raise UserError("this row has no question", where, "messages with a user's turn, or prompt")
+    return messages[:turns[-1] + 1]
+
+def questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
+    "Conversations of prompts and of a file's lines; `UserError` where there are none."
+    if file and not Path(file).is_file(): raise UserError(f"there is no file {file}", "--file", "a text or JSONL file of prompts")
+    lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
+    found = [[{"role": "user", "content": p}] for p in prompts] + [asked(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not found: raise UserError("there is nothing to answer", "--prompt, --file", None, 'llmtrainer generate RUN --prompt "2 + 3?"')
+    return found
+
+def ask(model, tokenizer, prompts: Sequence[str], file: Path | None, section: Generation = Generation(), batch_size: int = 32) -> tuple[list[dict], dict]:
+    "(each prompt with its answers, how fast they were written), in plain values."
+    conversations, began = questions(prompts, file), time.perf_counter()
+    answers = write(model, tokenizer, conversations, section, batch_size)
+    return [dict(prompt=c[-1]["content"], answers=[asdict(a) for a in each]) for c, each in zip(conversations, answers)], speed(answers, time.perf_counter() - began)

@@ -26,7 +26,7 @@ from ..data.chat import render, set_template
 from ..device import Plan, plan, probe
 from ..models.adapt import load_adapter
 from ..models.generate import Generation, encode_prompts, generate, generation_config
-from ..models.load import Model, load_model
+from ..models.load import Model, dequantize, load_model, make_plan
 from ..recipe import UserError
 from ..train.checkpoint import commit
 
@@ -40,8 +40,7 @@ def merge_adapter(trained,                # the base with its adapter, as load_a
     "A plain model with the adapter folded into its weights."
     if how == "original" and model.quantize != "none": base = load_model(model.model_copy(update=dict(quantize="none")), plan)[0]
     else: base = trained.unload()
-    if getattr(base, "is_quantized", False): base = base.dequantize()
-    return load_adapter(base, adapter).merge_and_unload()
+    return load_adapter(dequantize(base), adapter).merge_and_unload()
 
 # %% ../../nbs/50_merge.ipynb #0f96896f
 @contextlib.contextmanager
@@ -153,7 +152,7 @@ def merge(model: Model, adapter: Path, out: Path,
     "Merge, write, load what was written, and compare it with the trained model; refuses when they differ."
     check_adapter(adapter := Path(adapter))
     with quiet(), staging(Path(out)) as staged:
-        chosen = plan(probe(), model.quantize, model.attn, model.engine)
+        chosen = make_plan(model)
         base, tokenizer = load_model(model, chosen)
         trained, tokenizer = load_adapter(base, adapter), own_tokenizer(adapter, tokenizer)
         answers, texts = observe(trained, tokenizer, prompts or PROMPTS)

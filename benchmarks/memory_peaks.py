@@ -1,0 +1,134 @@
+"""Predicted and measured peaks of training steps on one NVIDIA GPU, the cheapest first, a JSON line each.
+
+    python benchmarks/memory_peaks.py [--cases 1B-qlora,8B-lora] [--steps 2] [--list] [--tiny]
+
+Weights are random, made on the GPU and quantised there; the steps go through the project's own trainer with packed rows, so what is
+measured is what `llmtrainer train` would take. Neither memory nor speed depends on the values of weights, so nothing is downloaded.
+A cut-off run has still said everything up to there. `--tiny` tries the script on a CPU, where there is no peak to measure.
+"""
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmtrainer.data.chat import Encoded
+from llmtrainer.data.pack import collator, sequences
+from llmtrainer.device import Plan
+from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.fused import fuse
+from llmtrainer.models.memory import Work, predict
+from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
+
+import bitsandbytes as bnb
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
+from transformers.quantizers import AutoHfQuantizer
+
+HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, bos_token_id=1, eos_token_id=2)
+SHAPES = {
+    "1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64, tie_word_embeddings=True) | HEADS,
+    "3B": dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, head_dim=128, tie_word_embeddings=True) | HEADS,
+    "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128, tie_word_embeddings=False) | HEADS,
+    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, head_dim=16, tie_word_embeddings=True) | HEADS | dict(num_key_value_heads=2, vocab_size=512),
+}
+QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
+CASES = {  # name -> (shape, blocks, (method, storage), rows, length, recompute, engine)
+    "1B-qlora-recompute": ("1B", 16, QLORA, 8, 2048, True, "reference"),
+    "1B-qlora": ("1B", 16, QLORA, 4, 2048, False, "reference"),
+    "1B-full": ("1B", 16, FULL, 4, 1024, True, "reference"),
+    "8B/8-qlora-512": ("8B", 8, QLORA, 16, 512, True, "reference"),
+    "8B/8-qlora-2048": ("8B", 8, QLORA, 4, 2048, True, "reference"),
+    "8B/8-qlora-8192": ("8B", 8, QLORA, 1, 8192, True, "reference"),
+    "8B/8-qlora-2048-kept": ("8B", 8, QLORA, 4, 2048, False, "reference"),
+    "8B/8-lora-2048": ("8B", 8, LORA, 4, 2048, True, "reference"),
+    "3B-lora-1024": ("3B", 28, LORA, 8, 1024, True, "reference"),
+    "8B-qlora-512": ("8B", 32, QLORA, 8, 512, True, "reference"),
+    "8B-qlora-2048": ("8B", 32, QLORA, 8, 2048, True, "reference"),
+    "8B-qlora-8192": ("8B", 32, QLORA, 2, 8192, True, "reference"),
+    "8B-lora-2048": ("8B", 32, LORA, 4, 2048, True, "reference"),
+    "1B-qlora-fused": ("1B", 16, QLORA, 8, 2048, True, "fused"),
+    "8B/8-qlora-fused": ("8B", 8, QLORA, 4, 2048, True, "fused"),
+    "8B/8-qlora-fused-kept": ("8B", 8, QLORA, 4, 2048, False, "fused"),
+}
+TINY = {f"tiny-{name}-{engine}": ("tiny", 4, method, 2, 64, recompute, engine) for name, method in {"qlora": QLORA, "lora": LORA, "full": FULL}.items() for recompute, engine in ((False, "reference"), (True, "fused"))}
+
+
+def shape(name: str, blocks: int) -> LlamaConfig: return LlamaConfig(**SHAPES[name] | dict(num_hidden_layers=blocks))
+
+
+def make(config: LlamaConfig, quantize: str, device: str):
+    "A model with random weights, its linear layers in NF4 where wanted, one after the other so that the whole never lies there twice."
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    head = model.get_output_embeddings()
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head and quantize == "nf4"]:
+        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta")
+        weight = torch.randn(layer.weight.shape, device=device, dtype=dtype).mul_(0.02)
+        new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new).to(device)
+        model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], new)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.is_meta: setattr(module, name, torch.nn.Parameter(torch.randn(p.shape, device=device, dtype=p.dtype).mul_(0.02), requires_grad=False))
+    model.tie_weights()
+    with torch.device(device): model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are no parameters
+    if quantize == "nf4":
+        model.is_loaded_in_4bit = model.is_quantized = True
+        model.hf_quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), pre_quantized=False)  # the Trainer asks it whether it may train
+    return model.requires_grad_(False)
+
+
+def packed_rows(rows: int, length: int, vocabulary: int, steps: int):
+    "Random tokens in rows that hold four texts each."
+    generator, piece = np.random.default_rng(0), length // 4
+    texts = [Encoded(generator.integers(3, vocabulary, piece).tolist(), [(1, piece)]) for _ in range(4 * rows * steps)]
+    return sequences(texts, [piece] * len(texts), length)
+
+
+def measure(name: str, case: tuple, device: str, steps: int) -> dict:
+    "Peak memory of the trainer's steps beside the prediction."
+    size, blocks, (method, quantize), rows, length, recompute, engine = case
+    config, section, began = shape(size, blocks), Adapt(method=method), time.perf_counter()
+    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference")
+    said = predict(config, section, work)
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})
+    model = adapt_model(make(config, quantize, device), section)
+    fuse(model, engine)
+    if device == "cuda": gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    recipe, adapt = Train(batch_size=rows, max_steps=steps, recompute=recompute, lr=1e-5, log_steps=1), section
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(recipe, plan, Path(folder), False, adapt)
+        args.save_strategy = "no"
+        trainer = DurableTrainer(model, args, train_dataset=packed_rows(rows, length, config.vocab_size, steps), objective=next_token, data_collator=collator("sdpa", 0), **stepper(model, recipe, adapt, args))
+        trainer.remove_callback(PrinterCallback)
+        made = time.perf_counter()
+        trainer.train()
+    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if device == "cuda" else (None, None)
+    gib = lambda n: n and round(n / 2**30, 3)
+    return dict(case=name, engine=engine, method=method, quantize=quantize, blocks=blocks, rows=rows, length=length, recompute=recompute, predicted_gib=gib(said["allocated"]), measured_gib=gib(peak),
+                ratio=peak and round(said["allocated"] / peak, 3), reserved_gib=gib(reserved), parts={k: gib(v) for k, v in said.items() if k not in ("flops",)}, tflop=round(said["flops"] / 1e12, 3),
+                seconds_made=round(made - began, 1), seconds_steps=round(time.perf_counter() - made, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", help="names with commas; all without"), parser.add_argument("--steps", type=int, default=2), parser.add_argument("--list", action="store_true", help="the names of the cases")
+    parser.add_argument("--tiny", action="store_true", help="small shapes on a CPU, to try the script")
+    given = parser.parse_args()
+    cases = TINY if given.tiny else CASES
+    if given.list: return print("\n".join(cases))
+    if not given.tiny and not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
+    if not given.tiny: print(json.dumps(dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__)), flush=True)
+    for name in given.cases.split(",") if given.cases else cases:
+        try: found = measure(name, cases[name], "cpu" if given.tiny else "cuda", given.steps)
+        except torch.OutOfMemoryError: found = dict(case=name, out_of_memory=True)
+        print(json.dumps(found), flush=True)
+        gc.collect()
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+
+if __name__ == "__main__": main()
