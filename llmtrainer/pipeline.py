@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'JUDGED', 'Launch', 'Recipe', 'read_recipe', 'check_objective', 'record_data', 'progress',
            'evaluate_tasks', 'stored_result', 'missed', 'is_run', 'open_model', 'finished', 'pinned', 'some_batches',
-           'record_experts', 'learn', 'train', 'merge_run', 'export_run', 'Stages', 'quickstart_recipe',
-           'write_problems', 'quickstart']
+           'record_experts', 'work_of', 'choose_activations', 'quicken', 'learn', 'train', 'merge_run', 'export_run',
+           'Stages', 'quickstart_recipe', 'write_problems', 'quickstart']
 
 # %% ../nbs/60_pipeline.ipynb #d3c7019d
 import json
@@ -32,9 +32,11 @@ from .device import Plan, probe
 from .evals.compare import compare, table
 from .evals.tasks import Eval, Result, evaluate, find_task, read_result
 from .models.adapt import Adapt, adapt_model, balanced, check_storage, expert_load, fused_experts, load_adapter, optimiser, table as trained_table, trainable
-from .models.fused import fuse
+from .models.activations import arrange, choose
+from .models.fused import base_of, fuse
 from .models.generate import Generation
-from .models.load import Model, described, fingerprint, load_model, load_tokenizer, make_plan
+from .models.load import Model, described, fingerprint, load_config, load_model, load_tokenizer, make_plan
+from .models.memory import Work, predict
 from .recipe import Section, UserError, load
 from .run import Run, seed_everything, write_atomic
 from .ship.card import write_card
@@ -173,6 +175,26 @@ def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: b
     run.write("experts.json", (run.read("experts.json") if (run.path / "experts.json").is_file() else {}) | {when: load})
     if not quiet: print(f"experts {when} training: the busiest of a layer gets {max(max(n) * len(n) / sum(n) for n in load.values()):.2f} times an even share")
 
+# %% ../nbs/60_pipeline.ipynb #f69c7845
+def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
+    "What a step of the recipe does here, as chapter 28 wants to know it."
+    t = recipe.train
+    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa")
+
+def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `Machine`; without one, this one
+                      ) -> tuple[str, int | None]:
+    "(policy, layers that compute again; None is all): the recipe's word, or the fastest that the memory plan says will fit, with a twentieth to spare."
+    if recipe.train.activations != "auto": return recipe.train.activations, None
+    if chosen.device != "cuda": return "keep", 0
+    budget, peak = int(0.95 * (machine or probe()).memory), lambda again: predict(config, recipe.adapt, work_of(recipe, chosen, again))["total"]
+    if (kept := peak(False)) <= budget: return "keep", 0
+    return choose(kept, peak(True), config.get_text_config().num_hidden_layers, budget)
+
+def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
+    "Set the kernels and what the way back keeps, in place; what was done, for the run."
+    fused, (policy, count) = fuse(model, chosen.engine), choose_activations(recipe, load_config(recipe.model), chosen)
+    return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(base_of(model).get_decoder().layers, policy, count)))
+
 # %% ../nbs/60_pipeline.ipynb #91e02f05
 def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool):
     "(model, tokenizer) after training; the trained weights lie in the run."
@@ -185,8 +207,8 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool):
     if not quiet: print(f"{len(data.encoded):,} rows to train on; validation: {data.about['validation']['rows']:,} rows ({data.about['validation']['source']})")
     batches = partial(some_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id)
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
-    fused = fuse(model, chosen.engine)
-    run.write("model.json", dict(base=fingerprint(section.base, section.revision), family=described(model, tokenizer), plan=asdict(chosen), trainable=trainable(model), engine=fused.about()))
+    speed = quicken(model, recipe, chosen)
+    run.write("model.json", dict(base=fingerprint(section.base, section.revision), family=described(model, tokenizer), plan=asdict(chosen), trainable=trainable(model)) | speed)
     if not quiet: Console().print(trained_table(trainable(model)), *(f"{name}: {words}" for name, words in described(model, tokenizer).items()), sep="\n")
     record_experts(run, model, batches(), "before", quiet)
     fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet)

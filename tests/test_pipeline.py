@@ -10,8 +10,10 @@ import signal
 import pytest
 import torch
 from pathlib import Path
+from transformers import LlamaConfig
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import fingerprint, resolve
+from llmtrainer.device import Machine
 from llmtrainer.recipe import commented, dump
 from llmtrainer.run import Stopped, sha256
 
@@ -69,6 +71,25 @@ def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
     found, losses = run.read("data.json"), [r["loss"] for r in run.metrics() if "loss" in r]
     texts = found["rows"]["kept"] - found["validation"]["rows"]
     assert found["tokens"]["total"] - texts == found["tokens"]["trained"] > 0 and losses[-1] < 4, "all is trained but each text's first token, which nothing comes before"
+
+def test_what_the_way_back_keeps_changes_no_bit_of_the_adapter(tmp_path):
+    found = {}
+    for policy in ("keep", "recompute", "offload"):
+        run = train(read_recipe(job(tmp_path, activations=policy).model_dump(), ["eval.tasks=[]", "adapt.dropout=0.1"]), tmp_path / policy, quiet=True)
+        found[policy] = sha256(run.adapter / "adapter_model.safetensors"), run.read("model.json")["activations"]["layers"]
+    assert len({digest for digest, _ in found.values()}) == 1 and found["keep"][1] == 0 < found["recompute"][1] == found["offload"][1]
+
+def test_activations_by_the_plan_of_a_gpu(tmp_path, monkeypatch):
+    recipe, config = job(tmp_path), LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256)
+    recipe = read_recipe(recipe.model_dump(), ["data.max_length=2048", "train.batch_size=8"])
+    def chosen(gib):
+        monkeypatch.setattr("llmtrainer.pipeline.probe", lambda: machine(gib))
+        return choose_activations(recipe, config, plan(machine(gib), "nf4", engine="fused"))
+    machine = lambda gib: Machine("cuda", "a GPU", (9, 0), gib * 2 ** 30, 1, {"bitsandbytes": "0", "triton": "3"})
+    assert chosen(1000) == ("keep", 0) and chosen(4)[0] == "offload"
+    counts = [n for policy, n in map(chosen, (40, 60, 80)) if policy == "recompute"]
+    assert counts == sorted(counts, reverse=True) and counts[0] > 0, "the more memory, the fewer layers compute again"
+    assert choose_activations(read_recipe(recipe.model_dump(), ["train.activations=offload"]), config, plan(machine(1000))) == ("offload", None)
 
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     recipe, path = job(tmp_path), tmp_path / "run"

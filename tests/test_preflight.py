@@ -26,7 +26,7 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     recipe = small(tmp_path)
     roomy, tight = forecast(recipe, Machine("cpu", "roomy", None, 2**34, 1, {})), forecast(recipe, Machine("cpu", "tight", None, 3 * 2**22, 1, {}))
     assert roomy["fits"] and roomy["changes"] == [] and roomy["largest_batch_size"] > 100
-    assert "does not fit" in verdict(tight)[0] and "train.recompute=true" in "".join(verdict(tight)) and verdict(roomy)[0].startswith("fits")
+    assert "does not fit" in verdict(tight)[0] and "train.activations=recompute" in "".join(verdict(tight)) and verdict(roomy)[0].startswith("fits")
     assert not tight["fits"] and tight["largest_batch_size"] < 2 and tight["changes"][0]["change"].startswith("train.batch_size=1")
     low, high = roomy["time"]["seconds_per_step"]
     assert 0 < low < high and roomy["time"]["hours"][0] == pytest.approx(5 * low / 3600)

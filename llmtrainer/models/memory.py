@@ -32,7 +32,8 @@ from torch.utils.flop_counter import flop_registry
 # %% ../../nbs/28_memory.ipynb #5b4e9990
 from ..device import Plan, skeleton
 from .adapt import EXPERTS, Adapt, adapt_model, expected, one_name
-from .fused import LinearCrossEntropy, base_of, captured, token_loss
+from .fused import base_of, token_loss
+from .loss import LinearCrossEntropy, captured
 
 # %% ../../nbs/28_memory.ipynb #974c8db8
 def packed_4bit(n: int) -> tuple[int, int]:
@@ -272,7 +273,7 @@ def largest(config, section: Adapt, work: Work, memory: int,  # bytes of the dev
 
 def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[str, dict, dict]]:
     "What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the section)."
-    wishes = [("train.batch_size=1, with more train.accumulate", dict(rows=1), {}, work.rows > 1), ("train.recompute=true", dict(recompute=True), {}, not work.recompute),
+    wishes = [("train.batch_size=1, with more train.accumulate", dict(rows=1), {}, work.rows > 1), ("train.activations=recompute", dict(recompute=True), {}, not work.recompute),
               ("model.engine=fused", dict(sliced=True), {}, fusable and not work.sliced), ("train.optimiser=adamw8bit", dict(optimiser="adamw8bit"), {}, section.method == "full" and work.optimiser == "adamw"),
               ("adapt.method=lora", {}, dict(method="lora", parts=[]), section.method != "lora"), ("model.quantize=nf4", dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
               (f"data.max_length={work.length // 2}", dict(length=work.length // 2), {}, work.length > 256), (f"data.max_length={work.length // 4}", dict(length=work.length // 4), {}, work.length > 512)]

@@ -7,6 +7,7 @@ __all__ = ['NEEDED', 'SAMPLE', 'AXES', 'LARGE', 'PARITY', 'need_onnx', 'model_fo
            'all_values', 'rename', 'save_graph', 'export_onnx', 'OnnxModel', 'torch_answers', 'check_parity']
 
 # %% ../../nbs/52_export.ipynb #80908caa
+import inspect
 import json
 import re
 import shutil
@@ -59,7 +60,8 @@ SAMPLE = ["One two three four five.", "One."]  # of different lengths: without p
 
 def trace(model, tokenizer):
     "The graph of one step that takes new tokens and the cache of the old ones, both of any length."
-    sample = encode_prompts(model, tokenizer, SAMPLE) | dict(past_key_values=DynamicCache())  # a plain cache: sliding layers keep everything, and mask
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # its name before transformers 5.24
+    sample = encode_prompts(model, tokenizer, SAMPLE) | {name: DynamicCache()}  # a plain cache: sliding layers keep everything, and mask
     step, inputs = decompose_for_generation(model, sample, multi_token_decode=True)["decode"]
     return OnnxExporter().export(step, inputs, OnnxConfig(dynamic=True)).program
 
@@ -69,7 +71,7 @@ AXES = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batc
 
 def optimum_name(name: str) -> str:
     "Optimum's name for an input or output of transformers' exporter."
-    return re.sub(r"^(in|out)put\.past_key_values\.layers\.(\d+)\.(key|value)s$", lambda m: f"{'past_key_values' if m[1] == 'in' else 'present'}.{m[2]}.{m[3]}", name)
+    return re.sub(r"^(in|out)put\.(?:past_key_values|cache)\.layers\.(\d+)\.(key|value)s$", lambda m: f"{'past_key_values' if m[1] == 'in' else 'present'}.{m[2]}.{m[3]}", name)
 
 # %% ../../nbs/52_export.ipynb #e2854dcc
 def all_values(graph) -> list:

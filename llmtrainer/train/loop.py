@@ -28,6 +28,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 # %% ../../nbs/41_train.ipynb #d34c6141
 from ..data.pack import Sequences, collator
 from ..device import Plan
+from ..models.activations import POLICIES
 from ..models.adapt import OPTIMISERS, Adapt, optimiser, parameter_groups, save_adapter
 from ..models.fused import token_loss
 from ..recipe import Section, UserError
@@ -48,7 +49,7 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="pull of the weights towards zero")
     optimiser: Literal[tuple(OPTIMISERS)] = Field("adamw", description="how gradients become steps; the others need less memory than adamw")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    recompute: bool = Field(False, description="compute activations twice instead of keeping them: less memory, a third more time")
+    activations: Literal[POLICIES] = Field("auto", description="what the way back needs: kept, computed again (a third more time), or offloaded to the host; auto takes what fits")
     seed: int = Field(0, description="of adapters, order and dropout")
     log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
     eval_steps: int | None = Field(None, gt=0, description="steps between two validations; without a number, as save_steps")
@@ -113,7 +114,7 @@ def arguments(section: Train, plan: Plan, folder: Path, validate: bool, adapt: A
     return TrainingArguments(
         output_dir=str(folder), num_train_epochs=section.epochs, max_steps=section.max_steps or -1, per_device_train_batch_size=section.batch_size, per_device_eval_batch_size=section.batch_size,
         gradient_accumulation_steps=section.accumulate, learning_rate=section.lr, lr_scheduler_type=section.schedule, warmup_steps=section.warmup, weight_decay=section.weight_decay,
-        max_grad_norm=section.clip, activation_checkpointing=section.recompute, seed=section.seed, data_seed=section.seed, logging_steps=section.log_steps, logging_first_step=True,
+        max_grad_norm=section.clip, seed=section.seed, data_seed=section.seed, logging_steps=section.log_steps, logging_first_step=True,
         logging_nan_inf_filter=False, save_steps=section.save_steps, eval_strategy="steps" if validate else "no", eval_steps=steps, use_cpu=plan.device == "cpu",
         bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16", fp16=plan.device == "cuda" and plan.compute_dtype == "float16", report_to="none", disable_tqdm=True, remove_unused_columns=False, **optimiser(section.optimiser, adapt, plan.device))
 
