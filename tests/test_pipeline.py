@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import LlamaConfig
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import fingerprint, resolve
-from llmtrainer.device import Machine
+from llmtrainer.device import Machine, plan
 from llmtrainer.recipe import commented, dump
 from llmtrainer.run import Stopped, sha256
 
