@@ -1,6 +1,6 @@
 """Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
 
-    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--recompute]
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--profile]
 
 Weights are random, made in place and quantised to NF4; adapters on all linear layers. Neither time nor memory depends on their values, so nothing
 is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.activations import arrange, disarrange
 from llmtrainer.models.fused import fuse, token_loss
 
 HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, rope_theta=500000.0, bos_token_id=1, eos_token_id=2)
@@ -35,35 +36,42 @@ def make(shape: str, rank: int, device: str):
     head = model.get_output_embeddings()
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]:
         new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
-        new.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
+        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new.to(device))
     model.is_loaded_in_4bit = True
     return adapt_model(model, Adapt(r=rank), 0).train()
 
 
-def measure(shape: str, engine: str, rank: int, rows: int, length: int, recompute: bool, device: str, steps: int = 5) -> dict:
+def measure(model, shape: str, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False) -> dict:
     "Tokens a second, peak memory and the first step's time."
-    model = make(shape, rank, device)
-    fuse(model, engine)
-    if recompute: model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser, seconds, cuda = torch.optim.AdamW(weights, lr=1e-5, fused=device == "cuda"), [], device == "cuda"
-    gc.collect(), torch.cuda.empty_cache()
-    for step in range(steps + 3):
-        ids = torch.randint(3, SHAPES[shape]["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(step)).to(device)
+    policy, _, count = activations.partition(":")
+    layers = model.get_base_model().get_decoder().layers
+    arrange(layers, policy, int(count) if count else None)
+    weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
+    optimiser, seconds = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), []
+
+    def step(number: int) -> None:
+        ids = torch.randint(3, SHAPES[shape]["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(number)).to(device)
         batch = dict(input_ids=ids, position_ids=torch.arange(length, device=device).expand(rows, length), labels=ids)
-        if cuda and step == 2: torch.cuda.reset_peak_memory_stats()
         if cuda: torch.cuda.synchronize()
         began = time.perf_counter()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
-            total, count = token_loss(model, batch)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda): total, count = token_loss(model, batch)
         (total / count).backward()
         optimiser.step(), optimiser.zero_grad(set_to_none=True)
         if cuda: torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+
+    gc.collect(), torch.cuda.empty_cache()
+    for number in range(steps + 3):
+        if cuda and number == 2: torch.cuda.reset_peak_memory_stats()
+        step(number)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    return dict(shape=shape, engine=engine, r=rank, rows=rows, length=length, recompute=recompute, tokens_per_second=round(rows * length / statistics.median(seconds[3:])), peak_gib=round(peak, 1), first_step_s=round(seconds[0], 1))
+    if profile:
+        with torch.profiler.profile() as seen: step(99)
+        print(seen.key_averages().table(sort_by="self_cuda_time_total" if cuda else "self_cpu_time_total", row_limit=40, max_name_column_width=90), flush=True)
+    disarrange(layers)
+    return dict(rows=rows, length=length, activations=activations, tokens_per_second=round(rows * length / statistics.median(seconds[3:steps + 3])), peak_gib=round(peak, 2), first_step_s=round(seconds[0], 1))
 
 
 def main() -> None:
@@ -71,19 +79,25 @@ def main() -> None:
     several = lambda text: text.split(",")
     parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
     parser.add_argument("--lengths", type=several, default=["2048"]), parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384, help="in a step")
-    parser.add_argument("--recompute", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
+    parser.add_argument("--activations", type=several, default=["keep"], help="keep, recompute, recompute:LAYERS, offload"), parser.add_argument("--profile", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
     given = parser.parse_args()
-    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens = ["tiny"], ["reference", "fused"], ["32"], 64
+    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused"], ["32"], 64, ["keep", "recompute:1", "offload"]
     elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
     else: print(torch.cuda.get_device_name(), torch.__version__)
+    device = "cpu" if given.tiny else "cuda"
     for shape in given.shapes:
-        for length in map(int, given.lengths):
-            for rank in map(int, given.ranks):
-                for engine in given.engines:
-                    try: found = measure(shape, engine, rank, max(1, given.tokens // length), length, given.recompute, "cpu" if given.tiny else "cuda")
-                    except torch.OutOfMemoryError: found = dict(shape=shape, engine=engine, length=length, out_of_memory=True)
-                    print(json.dumps(found), flush=True)
-                    gc.collect(), torch.cuda.empty_cache()
+        for rank in map(int, given.ranks):
+            for engine in given.engines:
+                model = make(shape, rank, device)
+                fuse(model, engine)
+                for length in map(int, given.lengths):
+                    for activations in given.activations:
+                        about = dict(shape=shape, engine=engine, r=rank)
+                        try: found = measure(model, shape, max(1, given.tokens // length), length, activations, device, profile=given.profile)
+                        except torch.OutOfMemoryError: found = dict(length=length, activations=activations, out_of_memory=True)
+                        print(json.dumps(about | found), flush=True)
+                del model
+                gc.collect(), torch.cuda.empty_cache()
 
 
 if __name__ == "__main__": main()
