@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['F8', 'F8_MAX', 'TINY', 'FUSED', 'FASTEST', 'dequantize_plain', 'dequantize_into', 'dequantize', 'each', 'Frozen',
-           'matrix', 'join', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal', 'LoraProduct',
-           'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear', 'fuse_layer', 'Fused',
-           'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'trained_states', 'token_loss',
-           'token_logprobs']
+           'matrix', 'join', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal', 'added',
+           'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
+           'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'trained_states',
+           'token_loss', 'token_logprobs']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
@@ -168,6 +168,11 @@ def diagonal(B: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dt
     "(all rows, all ranks): each scale * B in its own block, rounded once."
     return torch.block_diag(*[(scale * b.float()).to(dtype) for scale, b in zip(scales, B)])
 
+def added(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    "a + b, rounded once. Written out, so that a compiler joins it with what reads the sum: `addmm` would copy a, then read and write it."
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) + b.to(wide)).to(a.dtype)
+
 class LoraProduct(torch.autograd.Function):
     "x W' + (x A') B' for matrices below each other with an adapter each, W read from its stored form in both directions; B holds the adapters' scales."
     @staticmethod
@@ -180,7 +185,7 @@ class LoraProduct(torch.autograd.Function):
         h = inner @ torch.cat(A).to(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
-        return torch.addmm(product(x, stored, shape, rows, False), h, diagonal(B, scales, x.dtype).t())
+        return added(product(x, stored, shape, rows, False), h @ diagonal(B, scales, x.dtype).t())
 
     @staticmethod
     def backward(ctx, g):
@@ -189,7 +194,7 @@ class LoraProduct(torch.autograd.Function):
         A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
         ranks, a, gh = [len(one) for one in A], torch.cat(A).to(g.dtype), g @ diagonal(B, ctx.scales, g.dtype)
         dx = product(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
-        if dx is not None and not ctx.apart: dx = torch.addmm(dx, gh, a)
+        if dx is not None and not ctx.apart: dx = added(dx, gh @ a)
         dA = [d.to(one.dtype) for d, one in zip((gh.t() @ inner).split(ranks), A)]
         blocks = zip((g.t() @ h).split(sizes), ctx.scales, range(m), B)
         dB = [(scale * block.split(ranks, 1)[i]).to(one.dtype) for block, scale, i, one in blocks]
