@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BEGAN', 'app', 'RunName', 'RecipeFile', 'Overrides', 'AsJson', 'commands', 'say_json', 'missing_package', 'main',
-           'fail', 'init', 'data', 'doctor', 'plan', 'train', 'fail_under', 'generation_of', 'evaluate', 'compare',
-           'merge', 'export', 'card', 'run_generation', 'generate', 'chat', 'demo', 'quickstart']
+           'left', 'fail', 'init', 'data', 'doctor', 'plan', 'train', 'go_on', 'launch', 'fail_under', 'generation_of',
+           'evaluate', 'compare', 'merge', 'export', 'card', 'run_generation', 'generate', 'chat', 'demo', 'quickstart']
 
 # %% ../nbs/63_cli.ipynb #30ac2f7e
 import errno
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,7 +53,14 @@ def main() -> None:
     except KeyboardInterrupt: fail("interrupted", 130)
     except Exception as error:
         if not hasattr(error, "exit_code"): raise  # a fault of ours: the traceback is wanted
+        if "LLMTRAINER_ENDED" in os.environ: left(error)
         fail(str(error), error.exit_code)
+
+def left(error: Exception) -> None:
+    "In one of several processes: who started them says it, once; a job that stopped is no failure to torchrun."
+    from llmtrainer.train.launch import leave
+    leave(error.exit_code, str(error))
+    raise SystemExit(0 if error.exit_code == 75 else error.exit_code)
 
 def fail(text: str, code: int) -> None:
     "Print to standard error and exit."
@@ -127,10 +135,43 @@ def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False,
 def train(recipe: RecipeFile, changes: Overrides = None, run: Annotated[Path | None, typer.Option(help="the run directory; without one runs/NAME of the recipe")] = None):
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import missed, read_recipe, stored_result, train
-    job = read_recipe(recipe, changes or [])
-    done = train(job, run or Path("runs") / recipe.stem)
-    print(f"done: {done.path}")
-    fail_under(missed([stored_result(done, t) for t in job.eval.tasks], job.eval.require))
+    from llmtrainer.run import Run
+    from llmtrainer.train.launch import command, devices, inside, start
+    job, folder = read_recipe(recipe, changes or []), run or Path("runs") / recipe.stem
+    if devices(job.launch) > 1 and not inside():
+        code, said = start(command(job.launch, ["train", str(recipe), *(changes or []), "--run", str(folder)]))
+        if code: fail(said, code)
+    else: train(job, folder)
+    if inside(): return
+    print(f"done: {folder}")
+    fail_under(missed([stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require))
+
+@app.command("continue")
+def go_on(place: Annotated[str, typer.Argument(metavar="PLACE", help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name")], changes: Overrides = None,
+          run: Annotated[Path | None, typer.Option(help="the run directory on this machine; without one PLACE itself, or runs/NAME where PLACE is a mirror")] = None):
+    "Go on with a run from its newest checkpoint, on this machine or another one."
+    from llmtrainer.pipeline import fetched, train
+    from llmtrainer.recipe import load
+    here = run or (Path(place) if (Path(place) / ".lock").exists() else Path("runs") / Path(place.removeprefix("hf://")).name)  # a mirror holds no lock
+    recipe = fetched(place, here)
+    if changes: recipe = load(type(recipe), recipe.model_dump(), changes)
+    print(f"done: {train(recipe, here).path}")
+
+@app.command()
+def launch(recipe: RecipeFile, changes: Overrides = None, to: Annotated[str, typer.Option(help="slurm, kubernetes or skypilot")] = "slurm", run: Annotated[Path | None, typer.Option(help="the run directory, on a drive that all machines see")] = None,
+           out: Annotated[Path | None, typer.Option(help="the file to write")] = None):
+    "Write the file that runs a recipe on a cluster."
+    import shlex
+    from llmtrainer.pipeline import Recipe
+    from llmtrainer.recipe import UserError, load
+    from llmtrainer.run import write_atomic
+    from llmtrainer.train.launch import CLUSTERS
+    if to not in CLUSTERS: raise UserError(f"there is no cluster called {to!r}", "--to", ", ".join(CLUSTERS))
+    job, (name, write) = load(Recipe, recipe, changes or []), CLUSTERS[to]
+    target, rest = out or Path(name), [c for c in changes or [] if not c.startswith("launch.")]
+    if target.exists(): raise UserError(f"{target} exists already", "--out", None, "name another file; nothing is ever overwritten")
+    write_atomic(target, write(job.launch, shlex.join([str(recipe), *rest, "--run", str(run or Path("runs") / recipe.stem)])))
+    print(f"wrote {target}: look for the words in capitals and the times in it, then submit it")
 
 def fail_under(misses: list[str]) -> None:
     "Exit code 1 with what fell short, where anything did."

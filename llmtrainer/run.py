@@ -21,7 +21,7 @@ import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,11 +198,16 @@ class Stopped(Exception):
     exit_code = 75
 
 
-def _refuse_other(path, recipe):
-    "Raise if the run at `path` was begun by another recipe."
-    if not (path / "recipe.yaml").exists(): return
+def _changes(path, recipe):
+    "(key, there, now) wherever the recipe differs from that of the run at `path`."
+    if not (path / "recipe.yaml").exists(): return []
     old = parse((path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
-    changed = differences(old, parse(dump(recipe))[0])
+    return differences(old, parse(dump(recipe))[0])
+
+
+def _refuse_other(path, recipe, free=()):
+    "Raise if the run at `path` was begun by another recipe; `free` are keys or sections that may change."
+    changed = [c for c in _changes(path, recipe) if c[0] not in free and c[0].split(".")[0] not in free]
     if changed:
         table = "".join(f"\n    {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed)
         raise UserError(f"The run {path} was begun by another recipe (there -> now):{table}",
@@ -218,13 +223,13 @@ def _refuse_foreign(path):
         raise UserError(f"The folder {path} is not empty and is not a run.", fix=other)
 
 
-def _claim(path, recipe):
+def _claim(path, recipe, free=()):
     "Make the folder of a run, or check that it is ours; take the lock; sweep up after killed writes."
     _refuse_foreign(path)
-    _refuse_other(path, recipe)
+    _refuse_other(path, recipe, free)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
-    _refuse_other(path, recipe)  # another process may have begun it meanwhile
+    _refuse_other(path, recipe, free)  # another process may have begun it meanwhile
     for left in [p for p in path.rglob("*.tmp") if _TEMPORARY.fullmatch(p.name)]: left.unlink()
 
 # %% ../nbs/02_run.ipynb #ea243bff
@@ -267,10 +272,15 @@ class _Files:
 class Run(_Files):
     "A run directory: `Run.open` to write it, `Run.load` to read it."
     @classmethod
-    def open(cls, path: str | Path, recipe: Section) -> "Run":
+    def open(cls, path: str | Path, recipe: Section,
+             free: Collection[str] = (),  # keys or sections that may differ from the run's: what they change is noted
+             ) -> "Run":
         "Create a run, or resume the run that this very recipe began."
         run = cls(path)
-        _claim(run.path, recipe)
+        _claim(run.path, recipe, free)
+        if changed := _changes(run.path, recipe):
+            for key, there, now in changed: append_line(run.path / "changes.jsonl", dict(time=round(time.time(), 3), key=key, there=there, now=now))
+            write_atomic(run.path / "recipe.yaml", dump(recipe))
         if not (run.path / "recipe.yaml").exists(): write_atomic(run.path / "recipe.yaml", dump(recipe))
         if not (run.path / "env.json").exists(): run.write("env.json", environment())
         return run
@@ -296,6 +306,13 @@ class Run(_Files):
     def metrics(self) -> list[dict]:
         "The logged lines; a torn one is left out with a warning."
         return read_lines(self.path / "metrics.jsonl")
+
+    def rewind(self, step: int) -> int:
+        "Drop the logged lines after a step, which a resumed training writes again; how many."
+        rows = self.metrics()
+        kept = [r for r in rows if r.get("step", 0) <= step]
+        if len(kept) < len(rows): write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
+        return len(rows) - len(kept)
 
     def seal(self) -> None:
         "Write manifest.json: size and SHA-256 of every file."

@@ -9,6 +9,7 @@ import shutil
 import signal
 import pytest
 import torch
+import llmtrainer.pipeline as pipeline
 from pathlib import Path
 from transformers import LlamaConfig
 from llmtrainer.data.synthetic import problems
@@ -30,7 +31,7 @@ def test_faults_of_all_sections_come_at_once_and_between_sections_too():
     assert all(part in text for part in ("modle", "model", "train.lr", "adapt.r", "eval.task", "tasks"))
     assert "model.quantize" in refusal("adapt.method=full")
     assert read_recipe(LEAST, ["adapt.method=full", "model.quantize=none"]).adapt.method == "full"
-    assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.gpus" in refusal("launch.gpus=2")
+    assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.strategy" in refusal("launch.gpus=2", "launch.strategy=fsdp")
 
 
 def test_the_least_recipe_of_the_design_loads_and_init_round_trips(tmp_path):
@@ -90,6 +91,24 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path, monkeypatch):
     counts = [n for policy, n in map(chosen, (40, 60, 80)) if policy == "recompute"]
     assert counts == sorted(counts, reverse=True) and counts[0] > 0, "the more memory, the fewer layers compute again"
     assert choose_activations(read_recipe(recipe.model_dump(), ["train.activations=offload"]), config, plan(machine(1000))) == ("offload", None)
+
+def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_path, monkeypatch):
+    plain, recipe = pipeline.prepare, job(tmp_path)
+    def signalled(*args, **kw):
+        signal.raise_signal(signal.SIGTERM)
+        return plain(*args, **kw)
+    monkeypatch.setattr(pipeline, "prepare", signalled)
+    with pytest.raises(Stopped, match="SIGTERM") as stopped: train(recipe, tmp_path / "run", quiet=True)
+    assert stopped.value.exit_code == 75 and not list((tmp_path / "run").glob("checkpoints/*"))
+    monkeypatch.setattr(pipeline, "prepare", plain)
+    assert train(recipe, tmp_path / "run", quiet=True).adapter.is_dir()
+
+def test_no_token_is_in_any_file_of_a_run(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, "hf_" + "canary" * 6)
+    recipe = job(tmp_path, mirror=str(tmp_path / "drive"), track="none")
+    train(recipe, tmp_path / "run", quiet=True)
+    files = [p for folder in ("run", "drive") for p in (tmp_path / folder).rglob("*") if p.is_file()]
+    assert len(files) > 40 and not [p for p in files if b"canarycanary" in p.read_bytes() or p.name == "training_args.bin"]
 
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     recipe, path = job(tmp_path), tmp_path / "run"

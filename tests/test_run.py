@@ -187,6 +187,25 @@ def test_the_same_recipe_resumes_and_another_is_refused(tmp_path):
     assert "seed" not in str(caught.value)
 
 
+def test_a_free_key_may_change_and_the_change_is_noted(tmp_path):
+    run = Run.open(tmp_path / "run", Toy())
+    with pytest.raises(UserError, match="lr"): Run.open(run.path, Toy(seed=5, lr=1.0), free={"seed"})
+    assert run.recipe["seed"] == 0 and not (run.path / "changes.jsonl").exists()
+    Run.open(run.path, Toy(seed=5), free={"seed"})
+    (noted,) = read_lines(run.path / "changes.jsonl")
+    assert (noted["key"], noted["there"], noted["now"]) == ("seed", 0, 5) and run.recipe["seed"] == 5
+    assert Run.open(run.path, Toy(seed=5)).recipe["lr"] == 2e-4
+
+
+def test_rewinding_drops_what_will_be_written_again(tmp_path):
+    run = Run.open(tmp_path / "run", Toy())
+    for step in (1, 2, 3): run.log(step=step, loss=math.nan if step == 2 else 0.5)
+    run.log(note="without a step")
+    before = run.metrics()
+    assert run.rewind(3) == 0 and run.metrics() == before
+    assert run.rewind(2) == 1 and run.metrics() == [before[0], before[1], before[3]] and before[1]["loss"] == "NaN"
+
+
 def test_folders_that_are_not_runs_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_text("meow")
