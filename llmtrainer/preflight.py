@@ -139,9 +139,10 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
         apart = (trained - logits_on(reloaded(recipe, chosen, run), batch)).abs().max().item()
     said = predict(load_config(recipe.model), recipe.adapt, work)
     standing = 0 if chosen.device == "cuda" else said["weights"] + said["constants"] + said["trained"]  # lay there before the ledger was opened
+    saving = 0 if chosen.device == "cuda" else standing + said["trained"] + 2 * said["optimiser"] + said["weights"] * (recipe.adapt.method == "partial")  # a save copies in main memory what it writes
     total = steps_of(recipe, len(data.train))
     return dict(rows=data.about["rows"], tokens=data.about["tokens"], longest=work.length, sequences=len(data.train), trainable=counts, loss=done["loss"], validation=done.get("eval_loss"), seconds=round(took, 2),
-                checkpoint_bytes=size, reload_difference=apart, predicted_bytes=said["allocated"], measured_bytes=peak + standing, steps=steps, seconds_per_step=round(each, 3), job_steps=total, job_hours=round(total * each / 3600, 3))
+                checkpoint_bytes=size, reload_difference=apart, predicted_bytes=max(said["allocated"], saving), measured_bytes=peak + standing, steps=steps, seconds_per_step=round(each, 3), job_steps=total, job_hours=round(total * each / 3600, 3))
 
 # %% ../nbs/64_preflight.ipynb #d390b016
 def check_flight(report: dict, tolerance: float = 1e-3) -> None:
