@@ -62,7 +62,7 @@ data = prepare(Data(train=str(folder / "rows.jsonl"), max_length=160), tokenizer
 section = Train(max_steps=9, epochs=9, batch_size=4, accumulate=1, lr=1e-3, save_steps=3, log_steps=1, eval_steps=4)
 run, seen = first_then_all(lambda: Run.open(run, section), run), []
 def objective(model, batch, items=None):
-    seen.append(1)
+    if model.training: seen.append(1)
     if model.training and len(seen) == kill and rank() == world() - 1:
         while not newest(run.checkpoints)[0]: time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
