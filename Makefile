@@ -44,7 +44,7 @@ help:  ## this list
 	touch $@
 
 .venv/.dev: settings.ini setup.py | .venv/.torch
-	$(PIP) $(PIN) -e '.[eval,export,app,dev]'
+	$(PIP) $(PIN) -e '.[align,eval,export,app,dev]'
 	$(COMPILE)
 	touch $@ .venv/.use
 
