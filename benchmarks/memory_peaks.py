@@ -20,8 +20,8 @@ from llmtrainer.data.chat import Encoded
 from llmtrainer.data.pack import collator, sequences
 from llmtrainer.device import Plan
 from llmtrainer.models.adapt import Adapt, adapt_model
-from llmtrainer.models.activations import arrange
-from llmtrainer.models.fused import base_of, fuse
+from llmtrainer.models.activations import arrange, layers_of
+from llmtrainer.models.fused import fuse
 from llmtrainer.models.memory import Work, predict
 from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
 
@@ -99,7 +99,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})
     model = adapt_model(make(config, quantize, device), section)
     fuse(model, engine)
-    if recompute: arrange(base_of(model).get_decoder().layers, "recompute")
+    if recompute: arrange(layers_of(model), "recompute")
     if device == "cuda": gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     recipe, adapt = Train(batch_size=rows, max_steps=steps, activations="recompute" if recompute else "keep", lr=1e-5, log_steps=1), section
     with tempfile.TemporaryDirectory() as folder:

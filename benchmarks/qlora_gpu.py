@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.models.adapt import Adapt, adapt_model
-from llmtrainer.models.activations import arrange, disarrange
+from llmtrainer.models.activations import arrange, disarrange, layers_of
 from llmtrainer.models.fused import fuse, token_loss
 
 HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, rope_theta=500000.0, bos_token_id=1, eos_token_id=2)
@@ -46,7 +46,7 @@ def make(shape: str, rank: int, device: str):
 def measure(model, shape: str, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False) -> dict:
     "Tokens a second, peak memory and the first step's time."
     policy, _, count = activations.partition(":")
-    layers = model.get_base_model().get_decoder().layers
+    layers = layers_of(model)
     arrange(layers, policy, int(count) if count else None)
     weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
     optimiser, seconds = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), []

@@ -32,8 +32,8 @@ from .device import Plan, probe
 from .evals.compare import compare, table
 from .evals.tasks import Eval, Result, evaluate, find_task, read_result
 from .models.adapt import Adapt, adapt_model, balanced, check_storage, expert_load, fused_experts, load_adapter, optimiser, table as trained_table, trainable
-from .models.activations import arrange, choose
-from .models.fused import base_of, fuse
+from .models.activations import arrange, choose, layers_of
+from .models.fused import fuse
 from .models.generate import Generation
 from .models.load import Model, described, fingerprint, load_config, load_model, load_tokenizer, make_plan
 from .models.memory import Work, predict
@@ -191,7 +191,7 @@ def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `
 def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
     fused, (policy, count) = fuse(model, chosen.engine), choose_activations(recipe, load_config(recipe.model), chosen)
-    return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(base_of(model).get_decoder().layers, policy, count)))
+    return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)))
 
 # %% ../nbs/60_pipeline.ipynb #91e02f05
 def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals | None = None):

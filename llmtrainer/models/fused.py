@@ -17,6 +17,7 @@ from typing import Optional
 
 # %% ../../nbs/22_fused.ipynb #c2fb800a
 from . import load as _  # first, because it quiets what bitsandbytes says when it is imported
+from .activations import layers_of
 from .loss import LinearCrossEntropy, LinearLogProbs, Unfit, bucket, captured, head_of
 
 # %% ../../nbs/22_fused.ipynb #8cbbd5da
@@ -340,8 +341,8 @@ def fuse(model, engine: str,            # reference, fused, fp8
     if backend == "auto": backend = "inductor" if base.device.type == "cuda" else None
     if backend:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        for layer in base.get_decoder().layers: compile_layer(layer, backend)
-        done.compiled = len(base.get_decoder().layers)
+        for layer in layers_of(base): compile_layer(layer, backend)
+        done.compiled = len(layers_of(base))
     base.fused = done
     return done
 
@@ -351,7 +352,7 @@ def unfuse(model) -> None:
     for module in model.modules():
         if type(module) in back: del module.frozen, module.shared, module.place; module.__class__ = back[type(module)]
     base = base_of(model)
-    for layer in base.get_decoder().layers: layer.__dict__.pop("forward", None)
+    for layer in layers_of(base): layer.__dict__.pop("forward", None)
     if hasattr(base, "fused"): del base.fused
 
 # %% ../../nbs/22_fused.ipynb #c18d7be3
