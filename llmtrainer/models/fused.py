@@ -6,8 +6,8 @@
 __all__ = ['F8', 'F8_MAX', 'TINY', 'FUSED', 'FASTEST', 'dequantize_plain', 'dequantize_into', 'dequantize', 'each', 'Frozen',
            'matrix', 'join', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal', 'added',
            'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
-           'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'trained_states',
-           'token_loss', 'token_logprobs']
+           'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'prepared',
+           'trained_states', 'token_loss', 'token_logprobs']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
@@ -18,6 +18,7 @@ from typing import Optional
 # %% ../../nbs/22_fused.ipynb #c2fb800a
 from . import load as _  # first, because it quiets what bitsandbytes says when it is imported
 from .activations import layers_of
+from .attention import NAME, apart, borders_of, keep_apart
 from .loss import LinearCrossEntropy, LinearLogProbs, Unfit, bucket, captured, head_of
 
 # %% ../../nbs/22_fused.ipynb #8cbbd5da
@@ -299,12 +300,13 @@ class Fused:
     left: Counter = field(default_factory=Counter)          # reason -> layers left to peft
     head: tuple[float, float | None] | None = None          # scale and cap of the logits; None: the model computes its own
     loss: str = "in pieces, trained tokens only"
+    attention: str = "by document"                          # of packed batches
     compiled: int = 0                                       # decoder layers
     shapes: set[tuple] = field(default_factory=set)         # of the batches seen
 
     def about(self) -> dict:
         "The report in plain values, with the graphs that were compiled in this process so far."
-        return dict(engine=self.engine, layers=self.layers, fp8=self.fp8, products=self.products, left=dict(self.left), loss=self.loss, compiled=self.compiled, shapes=sorted(map(list, self.shapes)), graphs=counters["stats"]["unique_graphs"])
+        return dict(engine=self.engine, layers=self.layers, fp8=self.fp8, products=self.products, left=dict(self.left), loss=self.loss, attention=self.attention, compiled=self.compiled, shapes=sorted(map(list, self.shapes)), graphs=counters["stats"]["unique_graphs"])
 
 def base_of(model) -> torch.nn.Module:
     "The model of transformers inside adapters and wrappers."
@@ -328,7 +330,7 @@ def fuse(model, engine: str,            # reference, fused, fp8
     "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
     base, done = base_of(model), Fused(engine)
     if engine == "reference":
-        done.loss = "the model's own"
+        done.loss = done.attention = "the model's own"
         return done
     for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
         try: fuse_layer(layer, engine == "fp8")
@@ -338,6 +340,8 @@ def fuse(model, engine: str,            # reference, fused, fp8
     done.layers, done.fp8, done.products = len(fused), sum(m.frozen.rows is not None for m in fused), len(groups)
     try: done.head = head_of(base)
     except Unfit as why: done.loss = f"the model's own, because {why}"
+    try: keep_apart(base)
+    except Unfit as why: done.attention = f"the model's own, because {why}"
     if backend == "auto": backend = "inductor" if base.device.type == "cuda" else None
     if backend:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
@@ -353,6 +357,7 @@ def unfuse(model) -> None:
         if type(module) in back: del module.frozen, module.shared, module.place; module.__class__ = back[type(module)]
     base = base_of(model)
     for layer in layers_of(base): layer.__dict__.pop("forward", None)
+    if base.config.get_text_config()._attn_implementation == NAME: base.set_attn_implementation("sdpa")
     if hasattr(base, "fused"): del base.fused
 
 # %% ../../nbs/22_fused.ipynb #c18d7be3
@@ -365,10 +370,16 @@ def varlen(inputs: dict, fill: int) -> dict:
 
 def bucketed(inputs: dict) -> dict:
     "A batch with its number of tokens filled up to a `bucket`; what was there is not touched."
-    fill, apart = bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1], "cu_seq_lens_q" in inputs
-    counted = lambda t: (torch.zeros_like(t[:, -1:]) if apart else t[:, -1:] + 1) + torch.arange(fill, device=t.device)
+    fill, flat = bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1], "cu_seq_lens_q" in inputs
+    counted = lambda t: (torch.zeros_like(t[:, -1:]) if flat else t[:, -1:] + 1) + torch.arange(fill, device=t.device)
     after = dict(input_ids=lambda t: t.new_zeros(len(t), fill), position_ids=counted, attention_mask=lambda t: t[:, -1:].expand(-1, fill))
-    return inputs | {name: torch.cat([inputs[name], f(inputs[name])], -1) for name, f in after.items() if name in inputs} | (varlen(inputs, fill) if apart else {})
+    return inputs | {name: torch.cat([inputs[name], f(inputs[name])], -1) for name, f in after.items() if name in inputs} | (varlen(inputs, fill) if flat else {})
+
+def prepared(inputs: dict, done: Fused) -> dict:
+    "A batch as a fused model takes it: a round length where layers are compiled, and the borders of its documents where attention goes by them."
+    inputs = bucketed(inputs) if done.compiled else inputs
+    known = done.attention != "by document" or "position_ids" not in inputs or "attention_mask" in inputs or "cu_seq_lens_q" in inputs
+    return inputs if known else inputs | borders_of(inputs["position_ids"])
 
 # %% ../../nbs/22_fused.ipynb #6973874a
 def trained_states(model, done: Fused, inputs: dict, labels: torch.Tensor) -> tuple:
@@ -376,7 +387,7 @@ def trained_states(model, done: Fused, inputs: dict, labels: torch.Tensor) -> tu
     at = torch.nonzero(labels.flatten() != -100).flatten()
     done.shapes.add(tuple(inputs["input_ids"].shape))
     base = base_of(model)
-    with captured(base) as kept: model(**inputs, use_cache=False, logits_to_keep=1)  # the whole model is called, so that every wrapper around it does its work
+    with apart(inputs), captured(base) as kept: model(**inputs, use_cache=False, logits_to_keep=1)  # the whole model is called, so that every wrapper around it does its work
     states, head = kept[0][:, :labels.shape[1]], base.get_output_embeddings()
     return states.reshape(-1, states.shape[-1])[at].to(torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype), head.weight, head.bias, labels.flatten()[at], at
 
@@ -387,7 +398,7 @@ def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
     if done is None or done.head is None:
         logits = model(**inputs, use_cache=False).logits[:, :-1]
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"), count
-    x, w, b, y, _ = trained_states(model, done, bucketed(inputs) if done.compiled else inputs, labels)
+    x, w, b, y, _ = trained_states(model, done, prepared(inputs, done), labels)
     return LinearCrossEntropy.apply(x, w, b, y, *done.head), count
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -397,5 +408,5 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     if done is None or done.head is None:
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
-    x, w, b, y, at = trained_states(model, done, bucketed(inputs) if done.compiled else inputs, labels)
+    x, w, b, y, at = trained_states(model, done, prepared(inputs, done), labels)
     return torch.zeros(labels.numel(), device=labels.device).index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float()).view(labels.shape)
