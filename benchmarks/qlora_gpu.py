@@ -14,6 +14,7 @@ import time
 import bitsandbytes as bnb
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.initialization import no_init_weights
 
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, disarrange, layers_of
@@ -28,19 +29,32 @@ SHAPES = {
 }
 
 
-def make(shape: str, rank: int, device: str):
-    "A model of the shape with random weights in NF4, and fresh adapters."
+def blank(shape: str, device: str):
+    "A model of the shape with random weights, in 16 bits on a GPU."
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    with torch.device(device): model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa")
-    head = model.get_output_embeddings()
+    with no_init_weights(), torch.device(device): model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():
+        for p in model.parameters(): p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(1)  # transformers' own way takes most of a minute for 8B
+    return model
+
+
+def pack(model, spread: bool = False):
+    "The linear layers in NF4; `spread` for FSDP, which wants one format for all weights."
+    head, device = model.get_output_embeddings(), model.device
+    storage = dict(quant_storage=model.dtype if spread else torch.uint8)
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]:
-        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4")
-        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
+        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=model.dtype, compress_statistics=True, quant_type="nf4", device="meta", **storage)
+        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new, **storage)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new.to(device))
     model.is_loaded_in_4bit = True
-    return adapt_model(model, Adapt(r=rank), 0).train()
+    return model
+
+
+def make(shape: str, rank: int, device: str):
+    "A model of the shape with random weights in NF4, and fresh adapters."
+    return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
 
 
 def measure(model, shape: str, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False) -> dict:

@@ -44,7 +44,7 @@ from .ship.export import check_parity, export_onnx, need_onnx
 from .ship.merge import merge
 from .train.checkpoint import full_disk_named
 from .train.durable import Signals, rank
-from .train.launch import Launch, check_launch, check_running, first_then_all, join, options
+from .train.launch import Launch, check_launch, check_running, first_then_all, join, options, spread
 from .train.loop import FREE, Train, fit, next_token
 from .train.mirror import mirrored, place_of, restore
 
@@ -68,7 +68,7 @@ def read_recipe(source: str | Path | dict, overrides: Sequence[str] = () # "trai
         raise UserError("quantised weights cannot be trained themselves", f"adapt.method: {recipe.adapt.method}", "model.quantize: none", "add model.quantize=none, or train adapters with adapt.method=lora")
     check_storage(recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8")
     optimiser(recipe.train.optimiser, recipe.adapt, probe().kind)  # can it be had here?
-    check_launch(recipe.launch, probe(), recipe.model.quantize)
+    check_launch(recipe.launch, probe(), recipe.model.quantize, recipe.model.engine)
     for name in recipe.eval.tasks: find_task(name)
     return recipe
 
@@ -190,7 +190,8 @@ def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `
 
 def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
-    fused, (policy, count) = fuse(model, chosen.engine), choose_activations(recipe, load_config(recipe.model), chosen)
+    engine = "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine  # what deepspeed has not gathered can only be read by the model's own layers
+    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch)), choose_activations(recipe, load_config(recipe.model), chosen)
     return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)))
 
 # %% ../nbs/60_pipeline.ipynb #91e02f05
@@ -198,7 +199,7 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     "(model, tokenizer) after training; the trained weights lie in the run."
     seed_everything(recipe.train.seed)
     section = pinned(run, recipe.model)
-    model, tokenizer = load_model(section, chosen)
+    model, tokenizer = load_model(section, chosen, spread(recipe.launch))
     data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
     check_objective(recipe.train.objective, data.about["format"])
     record_data(run, data, recipe.train.accept)
@@ -211,7 +212,7 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     if not quiet: Console().print(trained_table(trainable(model)), *(f"{name}: {words}" for name, words in described(model, tokenizer).items()), sep="\n")
     record_experts(run, model, batches(), "before", quiet)
     fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet, known, data.sources, signals,
-        lambda accelerator: check_running(recipe.launch, accelerator), **options(recipe.launch))
+        lambda accelerator: check_running(recipe.launch, accelerator, model), **options(recipe.launch))
     record_experts(run, model, batches(), "after", quiet)
     return model, tokenizer
 

@@ -27,7 +27,9 @@ def test_what_cannot_be_given_is_refused_and_never_replaced():
     for wish, machine, words in ((dict(gpus=4), GPUS, "there are 2 GPUs"), (dict(gpus=2, strategy="fsdp"), CPU, "needs GPUs"), (dict(strategy="fsdp"), GPUS, "one was asked for"),
                                  (dict(gpus=2, nodes=2), GPUS, "know the first"), (dict(gpus=1, nodes=2, head="a:1", node=2), GPUS, "counted from 0")):
         with pytest.raises(UserError, match=words): check_launch(Launch(**wish), machine)
-    with pytest.raises(UserError, match="few bits"): check_launch(Launch(gpus=2, strategy="fsdp"), GPUS, "nf4")
+    for quantize in ("none", "nf4", "fp4"): check_launch(Launch(gpus=2, strategy="fsdp"), GPUS, quantize, "fused")
+    for strategy, quantize in (("fsdp", "int8"), ("fsdp", "fp8")):
+        with pytest.raises(UserError, match=f"{strategy} cannot share weights held as {quantize}"): check_launch(Launch(gpus=2, strategy=strategy), GPUS, quantize)
     with pytest.raises(UserError, match="1 processes run, and the recipe asks for 2"): join(Launch(gpus=2), "cpu")
 
 def test_the_files_for_clusters_can_be_read_and_start_the_same_command():

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['F8', 'F8_MAX', 'TINY', 'FUSED', 'FASTEST', 'dequantize_plain', 'dequantize_into', 'dequantize', 'each', 'Frozen',
-           'matrix', 'join', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal', 'added',
-           'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
+           'matrix', 'join', 'stored_now', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal',
+           'added', 'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
            'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'prepared',
            'trained_states', 'token_loss', 'token_logprobs']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 # %% ../../nbs/22_fused.ipynb #c2fb800a
@@ -123,6 +123,11 @@ def join(parts: Sequence[Frozen]) -> Frozen:
     return one if len(parts) == 1 else Frozen(sum((p.stored for p in parts), ()), one.shape[:3] + sum((p.shape[3:] for p in parts), ()), one.dtype, rows)
 
 # %% ../../nbs/22_fused.ipynb #69f39146
+def stored_now(layer: torch.nn.Module) -> torch.Tensor:
+    "What is stored of a layer's weight: its packed bytes, or its numbers."
+    packed = getattr(layer, "quant_state", None) is not None
+    return layer.weight.detach().view(torch.uint8).flatten() if packed else layer.weight.detach()
+
 def nf4_parts(weight) -> tuple[tuple, tuple]:
     "(stored, shape) of a bitsandbytes 4-bit weight."
     state = weight.quant_state
@@ -212,6 +217,8 @@ def plain_adapter(layer: LoraLayer, x: torch.Tensor, given: bool # further argum
 
 class FusedLayer:
     "What is put before a class of peft's: the fused product where the adapter is a plain one."
+    spread = False  # over devices: then nothing may hold the whole weight between the passes
+
     def forward(self, x, *args, **kwargs):
         if plain_adapter(self, x, bool(args or kwargs)) is None: return super().forward(x, *args, **kwargs)
         return self.shared.output(self, x)
@@ -221,6 +228,15 @@ class FusedLayer:
         drop = self.lora_dropout[self.active_adapters[0]]
         return None if not self.training or isinstance(drop, torch.nn.Identity) else drop
 
+    def weight_now(self) -> Frozen:
+        "The weight as it is stored; a spread one as it was gathered for this pass."
+        f = self.frozen
+        return Frozen((stored_now(self.base_layer), *f.stored), f.shape, f.dtype, f.rows) if self.spread else f
+
+    def let_go(self) -> None:
+        "Hold the constants of the weight only: the weight itself will be spread over devices."
+        self.spread, self.frozen, self.shared.joined = True, replace(self.frozen, stored=self.frozen.stored[1:]), None
+
     def biased(self, y, name: str):
         "With the biases of the layer and of its adapter."
         for bias in (self.base_layer.bias, self.lora_B[name].bias):
@@ -229,7 +245,7 @@ class FusedLayer:
 
     def refresh(self, result=None):
         "Read the weight again, after it was moved, merged or put back."
-        self.frozen, self.shared.joined = frozen(self.base_layer, self.frozen.rows is not None), None
+        if not self.spread: self.frozen, self.shared.joined = frozen(self.base_layer, self.frozen.rows is not None), None
         return result
 
     def _apply(self, *args, **kwargs): return self.refresh(super()._apply(*args, **kwargs))
@@ -254,9 +270,9 @@ class Shared:
         "{place: output} of all layers that can be computed with this one: dropout gives each adapter an input of its own."
         drop = layer.dropout()
         together = [layer] if drop else [m for m in self.layers if plain_adapter(m, x, False) and not m.dropout()]
-        whole = len(together) == len(self.layers)
-        if whole and self.joined is None: self.joined = join([m.frozen for m in together])
-        w, names = self.joined if whole else join([m.frozen for m in together]), [m.active_adapters[0] for m in together]
+        kept = len(together) == len(self.layers) and not layer.spread
+        if kept and self.joined is None: self.joined = join([m.weight_now() for m in together])
+        w, names = self.joined if kept else join([m.weight_now() for m in together]), [m.active_adapters[0] for m in together]
         flat = x.reshape(-1, w.shape[0]).to(w.dtype)
         A, B = zip(*((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names)))
         y = LoraProduct.apply(flat, drop(flat) if drop else None, tuple(m.scaling[name] for m, name in zip(together, names)), w.shape, w.rows, *A, *B, *w.stored)
@@ -325,7 +341,8 @@ def compile_layer(layer, backend: str) -> None:
 
 # %% ../../nbs/22_fused.ipynb #ae78a284
 def fuse(model, engine: str,            # reference, fused, fp8
-         backend: str | None = "auto"   # of torch.compile; None does not compile, auto compiles on a GPU
+         backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
+         spread: bool = False           # will the weights be spread over devices (FSDP)?
         ) -> Fused:
     "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
     base, done = base_of(model), Fused(engine)
@@ -337,6 +354,7 @@ def fuse(model, engine: str,            # reference, fused, fp8
         except Unfit as why: done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
     groups = [Shared(group) for group in sharing(base, fused)]
+    for layer in fused if spread else []: layer.let_go()
     done.layers, done.fp8, done.products = len(fused), sum(m.frozen.rows is not None for m in fused), len(groups)
     try: done.head = head_of(base)
     except Unfit as why: done.loss = f"the model's own, because {why}"
@@ -354,7 +372,7 @@ def unfuse(model) -> None:
     "Take it all back: peft's classes, the model's own loss, nothing compiled."
     back = {ours: theirs for theirs, ours in FUSED.items()}
     for module in model.modules():
-        if type(module) in back: del module.frozen, module.shared, module.place; module.__class__ = back[type(module)]
+        if type(module) in back: del module.frozen, module.shared, module.place; module.__dict__.pop("spread", None); module.__class__ = back[type(module)]
     base = base_of(model)
     for layer in layers_of(base): layer.__dict__.pop("forward", None)
     if base.config.get_text_config()._attn_implementation == NAME: base.set_attn_implementation("sdpa")

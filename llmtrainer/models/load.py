@@ -56,9 +56,11 @@ class Model(Section):
         return self
 
 # %% ../../nbs/20_load.ipynb #d5463bfc
-def quantization(quantize: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization(quantize: str, compute_dtype: torch.dtype,
+                 storage: torch.dtype = torch.uint8 # what packed bytes are called; spread over devices, they must bear the name of the other weights' format
+                ) -> BitsAndBytesConfig | None:
     "bitsandbytes' settings for a word of the recipe; none for what it does not store."
-    if quantize in ("nf4", "fp4"): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype)
+    if quantize in ("nf4", "fp4"): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype, bnb_4bit_quant_storage=storage)
     return BitsAndBytesConfig(load_in_8bit=True) if quantize == "int8" else None
 
 # %% ../../nbs/20_load.ipynb #96f08c03
@@ -325,14 +327,16 @@ def described(model, tokenizer) -> dict[str, str]:
     grown = getattr(model, "grown", 0)
     return traits(model.config) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} rows" if grown else "")}
 
-def load_model(model: Model, plan: Plan):
+def load_model(model: Model, plan: Plan,
+               spread: bool = False # its weights will be spread over devices (FSDP)
+              ):
     "(model, tokenizer) as the plan says: weights quantised or not, on its device, safetensors only, in evaluation mode."
     model = model.model_copy(update=dict(revision=commit_of(model.base, model.revision) or model.revision))  # one commit for all files
     config, dtype = load_config(model), getattr(torch, plan.dtype)
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
     stored = stored_as(raw_config(model.base, model.revision))
     options = dict(config=config, dtype=dtype, attn_implementation=plan.attn, revision=model.revision, use_safetensors=True, trust_remote_code=model.remote_code,
-                   quantization_config=None if stored else quantization(model.quantize, getattr(torch, plan.compute_dtype)))
+                   quantization_config=None if stored else quantization(model.quantize, getattr(torch, plan.compute_dtype), dtype if spread else torch.uint8))
     if plan.device != "cpu": options["device_map"] = {"": plan.device}
     with no_bars(model.base.startswith("tiny:")), as_stored(stored): loaded = from_hub(AutoModelForCausalLM.from_pretrained, model.base, **options)
     if model.quantize == "fp8":

@@ -384,6 +384,12 @@ class Durable:
         "Where the rows of sequences stand."
         return [f"sequence {i}" for i in ids]
 
+    def save_model(self, output_dir=None, _internal_call=False):
+        "The Trainer's; of spread weights with adapters only what is trained is gathered, and not the base."
+        if not (self.is_fsdp_enabled and isinstance(self.model, PeftModel)): return super().save_model(output_dir, _internal_call)
+        own = {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
+        self._save(output_dir, state_dict=own)
+
     # a step
     def training_step(self, model, inputs, num_items_in_batch=None):
         ids = inputs.pop("ids", None)
@@ -463,6 +469,7 @@ class Durable:
         if not found:
             if rank() == 0: run.rewind(0)
             return None
+        if (found / "optimizer.pt").is_file() == self.sharded: raise UserError(f"{found.name} was saved with weights that were {'whole on each device' if self.sharded else 'spread over devices'}, and its optimiser cannot be read into the other form", str(found), None, "set launch.strategy as it was, or begin another run with --run")
         accepted = refuse_other(found, self.keeping.identity, self.keeping.accept)
         self.keeper.progress = Progress(**read_json(found / "progress.json"))
         if self.keeper.average: self.keeper.average.load(found / "average.safetensors")

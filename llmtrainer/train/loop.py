@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -190,13 +191,15 @@ class DurableTrainer(Durable, Trainer):
 
     @torch.no_grad()
     def validation(self, sequences) -> tuple[float, int]:
-        "(summed loss, trained tokens) of this device's share of the sequences."
-        total = tokens = 0
+        "(summed loss, trained tokens) of this device's share of the sequences; where weights are spread, nobody can read a batch without the others."
+        total, tokens, rows = 0, 0, Numbered(sequences)
         size = max(1, self.args.eval_batch_size // self.keeper.progress.split)
-        batches = [range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)][rank()::world()]
-        for ids in batches:
-            if self.keeping.signals.asked and self.keeper.training: break
-            batch = self._prepare_inputs(self.data_collator([sequences[i] for i in ids]))
+        batches = [range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)]
+        while self.sharded and len(batches) % world(): batches.append([~0])
+        for ids in batches[rank()::world()]:
+            asked = bool(self.keeping.signals.asked and self.keeper.training)
+            if agreed([asked], self.args.device)[0] if self.sharded else asked: break
+            batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
             with self.compute_loss_context_manager(): loss, metrics = self.judge(self.model, batch)
             if metrics["tokens"]: total, tokens = total + loss.item() * metrics["tokens"].item(), tokens + metrics["tokens"].item()
         return total, tokens
@@ -227,12 +230,17 @@ def arguments(section: Train, plan: Plan, folder: Path, adapt: Adapt = Adapt(), 
     "The section as transformers' TrainingArguments, for this process of those that train together."
     micro, accumulate = shared(section.batch_size, section.accumulate, world())
     schedule, options = SCHEDULES[section.schedule]
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder), num_train_epochs=section.epochs, max_steps=section.max_steps or -1, per_device_train_batch_size=micro, per_device_eval_batch_size=micro,
         gradient_accumulation_steps=accumulate, learning_rate=section.lr, lr_scheduler_type=schedule, lr_scheduler_kwargs=options(section.lr_floor), warmup_steps=section.warmup, weight_decay=section.weight_decay,
         max_grad_norm=section.clip, neftune_noise_alpha=section.neftune, seed=section.seed, data_seed=section.seed, logging_steps=section.log_steps, logging_first_step=True,
         logging_nan_inf_filter=False, save_strategy="no", eval_strategy="no", use_cpu=plan.device == "cpu", ddp_find_unused_parameters=False,
         bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16", fp16=plan.device == "cuda" and plan.compute_dtype == "float16", report_to="none", disable_tqdm=True, remove_unused_columns=False, **optimiser(section.optimiser, adapt, plan.device), **more)
+    args._n_gpu = min(1, args.n_gpu)  # with one process and several GPUs the Trainer would split each batch among all of them (DataParallel), unasked
+    if args.fsdp and (args.bf16 or args.fp16):  # gradients are summed over micro-batches and devices in float32, as without FSDP
+        half = getattr(torch, plan.compute_dtype)
+        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=half)
+    return args
 
 def stepper(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
     "What the Trainer takes for an optimiser whose groups are ours; nothing where its own do."
