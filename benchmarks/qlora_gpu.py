@@ -1,6 +1,6 @@
 """Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
 
-    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--profile]
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--profile]
 
 Weights are random, made in place and quantised to NF4; adapters on all linear layers. Neither time nor memory depends on their values, so nothing
 is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
@@ -10,12 +10,16 @@ import gc
 import json
 import statistics
 import time
+from pathlib import Path
 
 import bitsandbytes as bnb
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.initialization import no_init_weights
 
+from llmtrainer.data.chat import Encoded
+from llmtrainer.data.pack import padded, sequences
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, disarrange, layers_of
 from llmtrainer.models.fused import fuse, token_loss
@@ -57,21 +61,38 @@ def make(shape: str, rank: int, device: str):
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
 
 
-def measure(model, shape: str, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False) -> dict:
-    "Tokens a second, peak memory and the first step's time."
+def texts_of(file: str, words: int) -> list[Encoded]:
+    "Random tokens in texts of real lengths, of which the last tokens are trained: `file` holds a JSON list of [tokens, trained]."
+    draw = np.random.default_rng(0)
+    return [Encoded(draw.integers(3, words, n).tolist(), [(n - trained, n)]) for n, trained in json.loads(Path(file).read_text())]
+
+
+def batches(words: int, rows: int, length: int, mix: str | None):
+    "A function from a step's number to its batch: whole random rows, or rows packed with texts of real lengths."
+    if mix is None:
+        ids = lambda number: torch.randint(3, words, (rows, length), generator=torch.Generator().manual_seed(number))
+        return lambda number: dict(input_ids=(found := ids(number)), position_ids=torch.arange(length).expand(rows, length), labels=found)
+    texts = texts_of(mix, words)
+    packed = sequences(texts, [len(text) for text in texts], length)
+    return lambda number: padded([packed[(number * rows + i) % len(packed)] for i in range(rows)], 0)
+
+
+def measure(model, words: int, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False, accumulate: int = 1, mix: str | None = None) -> dict:
+    "Tokens a second, peak memory and the first step's time; a step is `accumulate` batches."
     policy, _, count = activations.partition(":")
-    layers = layers_of(model)
+    layers, batch_of = layers_of(model), batches(words, rows, length, mix)
     arrange(layers, policy, int(count) if count else None)
     weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
-    optimiser, seconds = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), []
+    optimiser, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
 
     def step(number: int) -> None:
-        ids = torch.randint(3, SHAPES[shape]["vocab_size"], (rows, length), generator=torch.Generator().manual_seed(number)).to(device)
-        batch = dict(input_ids=ids, position_ids=torch.arange(length, device=device).expand(rows, length), labels=ids)
+        given = [{name: t.to(device) for name, t in batch_of(number * accumulate + i).items()} for i in range(accumulate)]
+        trained.append(sum((batch["labels"][:, 1:] != -100).sum().item() for batch in given))
         if cuda: torch.cuda.synchronize()
         began = time.perf_counter()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda): total, count = token_loss(model, batch)
-        (total / count).backward()
+        for batch in given:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda): total, _ = token_loss(model, batch)
+            (total / trained[-1]).backward()
         optimiser.step(), optimiser.zero_grad(set_to_none=True)
         if cuda: torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -85,7 +106,9 @@ def measure(model, shape: str, rows: int, length: int, activations: str, device:
         with torch.profiler.profile() as seen: step(99)
         print(seen.key_averages().table(sort_by="self_cuda_time_total" if cuda else "self_cpu_time_total", row_limit=40, max_name_column_width=90), flush=True)
     disarrange(layers)
-    return dict(rows=rows, length=length, activations=activations, tokens_per_second=round(rows * length / statistics.median(seconds[3:steps + 3])), peak_gib=round(peak, 2), first_step_s=round(seconds[0], 1))
+    speed = lambda tokens: round(statistics.median(n / t for n, t in list(zip(tokens, seconds))[3:steps + 3]))
+    return dict(rows=rows, length=length, accumulate=accumulate, activations=activations, mix=mix and Path(mix).stem, tokens_per_second=speed([rows * length * accumulate] * len(seconds)), trained_per_second=speed(trained),
+                peak_gib=round(peak, 2), first_step_s=round(seconds[0], 1))
 
 
 def main() -> None:
@@ -94,6 +117,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
     parser.add_argument("--lengths", type=several, default=["2048"]), parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384, help="in a step")
     parser.add_argument("--activations", type=several, default=["keep"], help="keep, recompute, recompute:LAYERS, offload"), parser.add_argument("--profile", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches in a step, which share its tokens"), parser.add_argument("--mix", help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]")
     given = parser.parse_args()
     if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused"], ["32"], 64, ["keep", "recompute:1", "offload"]
     elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
@@ -107,7 +131,7 @@ def main() -> None:
                 for length in map(int, given.lengths):
                     for activations in given.activations:
                         about = dict(shape=shape, engine=engine, r=rank)
-                        try: found = measure(model, shape, max(1, given.tokens // length), length, activations, device, profile=given.profile)
+                        try: found = measure(model, SHAPES[shape]["vocab_size"], max(1, given.tokens // length // given.accumulate), length, activations, device, profile=given.profile, accumulate=given.accumulate, mix=given.mix)
                         except torch.OutOfMemoryError: found = dict(length=length, activations=activations, out_of_memory=True)
                         print(json.dumps(about | found), flush=True)
                 del model
