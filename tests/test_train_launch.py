@@ -153,6 +153,65 @@ def test_shared_weights_give_the_same_training(tmp_path):
     assert one.keys() == two.keys() and max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-5
 
 
+PACKED = '''
+import os, sys
+import llmtrainer.models.load
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from llmtrainer.data.pack import padded
+from llmtrainer.device import plan, probe
+from llmtrainer.models.activations import layers_of
+from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.fused import fuse
+from llmtrainer.models.load import Model, load_model
+from llmtrainer.train.loop import Steps, next_token
+out, engine, many = sys.argv[1], sys.argv[2], "RANK" in os.environ
+if many: dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
+model, _ = load_model(Model(base="tiny:llama"), plan(probe()), spread=many)
+model = adapt_model(model, Adapt(r=4)).train()
+with torch.random.fork_rng():
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "lora_B" in name: p.data.normal_(std=0.02)  # zeros would give half of the adapters no gradient
+fuse(model, engine, spread=many)
+packed = lambda: [p for n, p in model.named_parameters() if n.endswith("base_layer.weight")]
+whole = sum(p.nbytes for p in packed())
+if many:
+    for layer in layers_of(model): fully_shard(layer)
+    fully_shard(model)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+held = sum(p.to_local().nbytes if many else p.nbytes for p in packed())
+torch.manual_seed(0)
+rows = [dict(input_ids=(i := torch.randint(200, (n,))).numpy(), position_ids=torch.arange(n).numpy(), labels=i.numpy()) for n in (15, 9, 17, 12)]
+batches = [padded([rows[i] for i in ids], 0) for ids in Steps(range(4), 1, 4 // world, rank, world)]
+items, total = torch.tensor(sum(len(r["labels"]) - 1 for r in rows)), torch.zeros(())
+for batch in batches:
+    loss = next_token(model, batch, items)[0]
+    (loss * world).backward()
+    total += loss.detach()
+if many: dist.all_reduce(total)
+grads = {n: (g.full_tensor() if isinstance(g := p.grad, DTensor) else g) for n, p in model.named_parameters() if p.requires_grad}
+shares = [None] * world
+if many: dist.all_gather_object(shares, held / whole)
+if rank == 0: torch.save(dict(loss=total, grads=grads, shares=shares if many else [held / whole], formats=sorted({str(p.dtype) for p in packed()})), out)
+if many: dist.destroy_process_group()
+'''
+
+
+@pytest.mark.parametrize("engine", ["reference", "fused"])
+def test_packed_weights_are_spread_and_give_the_same_loss_and_gradients(tmp_path, engine):
+    (tmp_path / "job.py").write_text(PACKED)
+    for name, before in (("one.pt", []), ("two.pt", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"])):
+        out = subprocess.run([sys.executable, *before, str(tmp_path / "job.py"), str(tmp_path / name), engine], capture_output=True, text=True, timeout=300)
+        assert out.returncode == 0, out.stderr[-3000:]
+    one, two = (torch.load(tmp_path / n, weights_only=True) for n in ("one.pt", "two.pt"))
+    assert one["formats"] == ["torch.uint8"] and two["formats"] == ["torch.float32"] and one["shares"] == [1.0] and two["shares"] == [0.5, 0.5]
+    assert abs(one["loss"] - two["loss"]) < 1e-5 and one["grads"].keys() == two["grads"].keys()
+    assert max(float((one["grads"][n] - two["grads"][n]).abs().max()) for n in one["grads"]) < 1e-5 and min(float(g.abs().max()) for g in one["grads"].values()) > 1e-5
+
+
 SILENT = '''
 import llmtrainer.models.load
 from transformers import TrainingArguments
