@@ -103,7 +103,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     if device == "cuda": gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     recipe, adapt = Train(batch_size=rows, max_steps=steps, activations="recompute" if recompute else "keep", lr=1e-5, log_steps=1), section
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(recipe, plan, Path(folder), False, adapt)
+        args = arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
         trainer = DurableTrainer(model, args, train_dataset=packed_rows(rows, length, config.vocab_size, steps), objective=next_token, data_collator=collator("sdpa", 0), **stepper(model, recipe, adapt, args))
         trainer.remove_callback(PrinterCallback)

@@ -4,6 +4,7 @@ from llmtrainer.models.attention import *
 from llmtrainer.models.attention import F, Unfit, sdpa_mask, torch
 
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,17 @@ def test_a_document_in_a_pack_is_the_document_alone(kind):
     assert before == "sdpa" and model.config._attn_implementation == NAME and (found - masked).abs().max() < 1e-5
     for ids, out, lengths in zip(batch["input_ids"], found, rows):
         for one, alone in zip(ids.split(lengths), out.split(lengths)): assert (states(model, dict(input_ids=one[None])) - alone).abs().max() < 1e-5
+
+def test_batches_of_other_documents_have_few_shapes():
+    draw, found = np.random.default_rng(0), set()
+    for _ in range(50):
+        lengths = draw.integers(5, 60, 40)
+        positions = torch.cat([torch.arange(n) for n in lengths])[:1000].view(2, 500)
+        known = borders_of(positions)
+        assert [b.item() for b in known["cu_seq_lens_q"].unique()] == [*torch.nonzero(positions.flatten() == 0).flatten().tolist(), 1000]
+        found.add((len(known["cu_seq_lens_q"]), known["max_length_q"]))
+    assert found == {(64, 500)}
+    assert borders_of(torch.arange(6).expand(3, 6)) == {} and len(borders_of(torch.zeros(1, 64).long())["cu_seq_lens_q"]) == 128  # one more border than documents
 
 def test_no_mask_is_made_where_borders_are_given(monkeypatch):
     model, batch = load_model(Model(base="tiny:llama"), plan(probe()))[0].eval(), packed((4, 4), (7, 1))

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 # %% ../../nbs/25_attention.ipynb #0a773faa
-from .loss import Unfit, bucket, captured
+from .loss import Unfit, captured
 
 # %% ../../nbs/25_attention.ipynb #7f07ab54
 def document_mask(borders: torch.Tensor,   # int (documents + 1,): where each begins, and the end
@@ -39,9 +39,8 @@ def borders_of(positions: torch.Tensor # (rows, tokens), 0 where a document begi
     "What attention by document needs to know of a batch whose rows are laid end to end; nothing where each row is one document."
     starts = torch.nonzero(positions.flatten() == 0).flatten()
     if len(starts) == len(positions): return {}
-    end = torch.full((bucket(len(starts) + 1) - len(starts),), positions.numel(), device=positions.device)
-    borders = torch.cat([starts, end]).int()
-    longest = bucket(int(borders.diff().max()))
+    end = torch.full((max(64, 1 << len(starts).bit_length()) - len(starts),), positions.numel(), device=positions.device)
+    borders, longest = torch.cat([starts, end]).int(), positions.shape[1]
     return dict(cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest)  # the names that transformers hands on
 
 # %% ../../nbs/25_attention.ipynb #811d7e73
