@@ -36,7 +36,7 @@ from transformers import PrinterCallback, TrainerCallback
 # %% ../../nbs/49_durable.ipynb #6c6f4d39
 from ..recipe import UserError, differences
 from ..run import Run, Stopped, read_json, write_json
-from .checkpoint import FULL, Saver, best, commit, newest, prune
+from .checkpoint import FULL, Saver, best, commit, newest, point, prune
 
 # %% ../../nbs/49_durable.ipynb #4ec04faf
 def copied(value, seen: dict | None = None # copies made so far, by where their original lies
@@ -334,7 +334,7 @@ class Keeper(TrainerCallback):
             staged = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens, and that nothing here reads
             for name, text in self.notes(state).items(): (staged / name).write_text(text, encoding="utf-8")
-            commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}")
+            point(commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}"))
             prune(self.keeping.run.checkpoints, self.keeping.keep, self.keeping.final == "best")
         if world() > 1: dist.barrier()
 
