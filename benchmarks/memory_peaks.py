@@ -23,6 +23,8 @@ from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, layers_of
 from llmtrainer.models.fused import fuse
 from llmtrainer.models.memory import Work, predict
+from llmtrainer.run import Run
+from llmtrainer.train.durable import Keeping
 from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
 
 import bitsandbytes as bnb
@@ -105,8 +107,10 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
-        trainer = DurableTrainer(model, args, train_dataset=packed_rows(rows, length, config.vocab_size, steps), objective=next_token, data_collator=collator("sdpa", 0), **stepper(model, recipe, adapt, args))
+        keeping = Keeping(Run(Path(folder)), save="1000000 steps", say=lambda text: None)
+        trainer = DurableTrainer(model, args, train_dataset=packed_rows(rows, length, config.vocab_size, steps), objective=next_token, keeping=keeping, data_collator=collator("sdpa", 0), **stepper(model, recipe, adapt, args))
         trainer.remove_callback(PrinterCallback)
+        trainer.keeper.store = lambda *_: None  # what is measured is the steps
         made = time.perf_counter()
         trainer.train()
     peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if device == "cuda" else (None, None)
