@@ -191,7 +191,7 @@ def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `
 def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
     engine = "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine  # what deepspeed has not gathered can only be read by the model's own layers
-    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch)), choose_activations(recipe, load_config(recipe.model), chosen)
+    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch), fp8_attention=recipe.model.fp8_attention), choose_activations(recipe, load_config(recipe.model), chosen)
     return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)))
 
 # %% ../nbs/60_pipeline.ipynb #91e02f05

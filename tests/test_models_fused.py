@@ -231,30 +231,58 @@ def test_compiled_layers_compute_the_same_with_few_graphs():
     assert done.shapes == {(2, 64)} and counters["stats"]["unique_graphs"] - graphs <= done.compiled
 
 
+from llmtrainer.data.synthetic import problems
+
+
+def trained_base():
+    "The shipped base with adapters that have moved a little."
+    torch.manual_seed(1)
+    model = adapt_model(load_model(Model(base="tiny:base"), plan(probe()))[0], Adapt(r=8)).train()
+    for name, p in model.named_parameters():
+        if "lora_B" in name: p.data.normal_(0, 0.01)
+    return model
+
+def problem_batch(n=16):
+    "Problems as a batch, padded on the right."
+    tokenizer = load_model(Model(base="tiny:base"), plan(probe()))[1]
+    texts = tokenizer([tokenizer.bos_token + p.plain() for p in problems(n, "test")], return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    return dict(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"], labels=torch.where(texts["attention_mask"] == 1, texts["input_ids"], -100))
+
+
+def test_queries_keys_and_values_stay_exact():
+    found = cosines(trained_base, problem_batch(), {"all": dict(engine="fp8", fp8_attention=True), "most": dict(engine="fp8"), "fused": dict(engine="fused")})
+    low = {name: min(values.values()) for name, values in found.items()}
+    assert low["fused"] > 0.9999 and low["most"] > 0.975 and low["all"] < low["most"]
+    model = trained_base()
+    done = fuse(model, "fp8")
+    kept = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, FusedLayer) and m.frozen.rows is None}
+    assert kept == {"q_proj", "k_proj", "v_proj"} and done.fp8 == done.layers * 4 // 7
+
+
 @pytest.mark.gpu
 def test_engines_on_a_gpu_follow_float32():
-    ids = torch.randint(4, 400, (4, 200), generator=torch.Generator().manual_seed(0)).cuda()
-    batch, found = dict(input_ids=ids, labels=ids), {}
-    for engine in ("float32", "reference", "fused", "fp8"):
-        model = tiny_model("base").cuda()
+    batch, found = {name: t.cuda() for name, t in problem_batch().items()}, {}
+    for engine, how in (("float32", None), ("reference", dict(engine="reference")), ("fused", dict(engine="fused")), ("fp8", dict(engine="fp8"))):
+        model = trained_base().cuda()
         if engine == "float32":
             for m in model.modules():
                 if hasattr(m, "compute_dtype"): m.compute_dtype = torch.float32
             model = model.float()
-        else: fuse(model, engine)
+        else: fuse(model, **how)
         with torch.autocast("cuda", torch.bfloat16, enabled=engine != "float32"): loss, count = token_loss(model, batch)
         (loss / count).backward()
         found[engine] = (loss / count).item(), {n: p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
-    for engine, loss_away, cosine in (("reference", 0.01, 0.99), ("fused", 0.01, 0.99), ("fp8", 0.03, 0.9)):  # one H200: 0.914, on this small random model
-        least = min(torch.nn.functional.cosine_similarity(g.flatten(), found["float32"][1][n].flatten(), 0).item() for n, g in found[engine][1].items())
-        assert abs(found[engine][0] - found["float32"][0]) < loss_away and least > cosine, (engine, found[engine][0], found["float32"][0], least)
+    for engine, loss_away, cosine in (("reference", 0.01, 0.99), ("fused", 0.01, 0.99), ("fp8", 0.03, 0.95)):
+        low = min(torch.nn.functional.cosine_similarity(g.flatten(), found["float32"][1][n].flatten(), 0).item() for n, g in found[engine][1].items())
+        assert abs(found[engine][0] - found["float32"][0]) < loss_away and low > cosine, (engine, found[engine][0], found["float32"][0], low)
 
 
 from llmtrainer.recipe import RecipeError, load
 
 
 def test_recipe_section():
-    assert load(Model, {"base": "tiny:base", "engine": "fp8"}).engine == "fp8"
+    section = load(Model, {"base": "tiny:base", "engine": "fp8"})
+    assert section.engine == "fp8" and not section.fp8_attention
     try: load(Model, {"base": "tiny:base", "engine": "warp"})
     except RecipeError as error: assert "fused" in str(error)
     else: raise AssertionError("an engine that does not exist was accepted")

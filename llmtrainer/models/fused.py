@@ -6,8 +6,8 @@
 __all__ = ['F8', 'F8_MAX', 'TINY', 'FUSED', 'FASTEST', 'dequantize_plain', 'dequantize_into', 'dequantize', 'each', 'Frozen',
            'matrix', 'join', 'stored_now', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal',
            'added', 'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
-           'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'fuse', 'unfuse', 'varlen', 'bucketed', 'prepared',
-           'trained_states', 'token_loss', 'token_logprobs']
+           'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'attention_readers', 'fuse', 'unfuse', 'varlen',
+           'bucketed', 'prepared', 'trained_states', 'token_loss', 'token_logprobs', 'cosines']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
@@ -340,17 +340,34 @@ def compile_layer(layer, backend: str) -> None:
     layer.forward = forward  # the instance's, so that hooks of other libraries stay around it
 
 # %% ../../nbs/22_fused.ipynb #ae78a284
+@torch.no_grad()
+def attention_readers(base, layers: Sequence) -> set[int]:
+    "Ids of the layers that read attention's own input (q, k, v), seen while eight tokens go through the model."
+    inputs, found = [], set()
+    def attention(module, args, kwargs): inputs.append(args[0] if args else kwargs["hidden_states"])
+    def linear(layer, args):
+        if any(args[0] is x for x in inputs): found.add(id(layer))
+    hooks = [m.register_forward_pre_hook(attention, with_kwargs=True) for block in layers_of(base) for m in block.modules() if hasattr(m, "is_causal")]  # what transformers' kernels ask an attention for
+    hooks += [layer.register_forward_pre_hook(linear) for layer in layers]
+    base(input_ids=torch.arange(8, device=base.device)[None], use_cache=False)
+    for hook in hooks: hook.remove()
+    return found
+
+# %% ../../nbs/22_fused.ipynb #d4f201c2
 def fuse(model, engine: str,            # reference, fused, fp8
          backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
-         spread: bool = False           # will the weights be spread over devices (FSDP)?
+         spread: bool = False,          # will the weights be spread over devices (FSDP)?
+         fp8_attention: bool = False    # of fp8: queries, keys and values in 8 bits too?
         ) -> Fused:
     "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
     base, done = base_of(model), Fused(engine)
     if engine == "reference":
         done.loss = done.attention = "the model's own"
         return done
-    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
-        try: fuse_layer(layer, engine == "fp8")
+    adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    exact = attention_readers(base, adapted) if engine == "fp8" and not fp8_attention else set()
+    for layer in adapted:
+        try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact)
         except Unfit as why: done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
     groups = [Shared(group) for group in sharing(base, fused)]
@@ -428,3 +445,16 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
     x, w, b, y, at = trained_states(model, done, prepared(inputs, done), labels)
     return torch.zeros(labels.numel(), device=labels.device).index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float()).view(labels.shape)
+
+# %% ../../nbs/22_fused.ipynb #8889375f
+def cosines(model_of, batch: dict, engines: dict[str, dict] # name -> further arguments of `fuse`
+           ) -> dict[str, dict[str, float]]:
+    "Of each engine the cosine of every adapter's gradient with that of the model as it is; `model_of()` makes the model anew."
+    def gradients(work):
+        model = model_of()
+        work(model)
+        loss, count = token_loss(model, batch)
+        (loss / count).backward()
+        return {name: p.grad.double().flatten() for name, p in model.named_parameters() if p.requires_grad}
+    known = gradients(lambda model: None)
+    return {name: {n: F.cosine_similarity(g, known[n], 0).item() for n, g in gradients(lambda model: fuse(model, **how)).items()} for name, how in engines.items()}
