@@ -230,6 +230,14 @@ def test_compiled_layers_compute_the_same_with_few_graphs():
     for n, k in zip((20, 33, 47), known): same(k, loss_and_gradients(model, tiny_batch(length=n)))
     assert done.shapes == {(2, 64)} and counters["stats"]["unique_graphs"] - graphs <= done.compiled
 
+def test_compiled_layers_do_not_keep_unpacked_weights():
+    model, kept, ids = tiny_model("base"), [], torch.randint(4, 400, (3, 64))
+    fuse(model, "fused", backend="aot_eager_decomp_partition")  # the same division into two passes as on a GPU
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t): token_loss(model, dict(input_ids=ids, labels=ids))
+    groups = {m.shared for m in model.modules() if isinstance(m, FusedLinear4bit)}
+    unpacked = {shape for g in groups for shape in ((sum(g.joined.shape[3:]), g.joined.shape[0]), (g.joined.shape[0], sum(g.joined.shape[3:])))}
+    assert len(kept) > 20 and len(unpacked) > 3 and not [t.shape for t in kept if t.is_floating_point() and tuple(t.shape[-2:]) in unpacked]
+
 
 from llmtrainer.data.synthetic import problems
 

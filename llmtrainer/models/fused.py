@@ -163,9 +163,8 @@ def product(x: torch.Tensor, stored: Sequence[torch.Tensor], shape: Sequence[int
             back: bool # x W instead of x W'
            ) -> torch.Tensor:
     "The product with a stored matrix. On the way back the sum runs over its rows, so their scales are folded into x before x is rounded."
-    if rows is None:
-        w = matrix(stored, shape, None, False, x.dtype)
-        return x @ (w if back else w.t())
+    if rows is None and len(stored) == len(shape) - 3: return x @ (matrix(stored, shape, None, False, x.dtype) if back else matrix(stored, shape, None, False, x.dtype).t())
+    if rows is None: return x @ matrix(stored, shape, None, back, x.dtype).t()  # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all unpacked weights in between
     x8, scale = to_fp8(x.float() * rows if back else x)
     w8 = matrix(stored, shape, rows, back, F8)
     return scaled_product(x8, w8, scale, torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None], x.dtype)

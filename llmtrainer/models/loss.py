@@ -52,9 +52,9 @@ def compiled(f):
     return torch.compile(f, dynamic=False)
 
 def run_piece(f, x, w, b, y, *more):
-    "f over rows, compiled and filled up to a round number of them on a GPU; what is per row is cut again."
+    "f over rows, compiled and filled up to a power of two of them on a GPU; what is per row is cut again."
     if not x.is_cuda: return f(x, w, b, y, *more)
-    n, fill = len(x), bucket(len(x)) - len(x)
+    n, fill = len(x), max(64, 1 << (len(x) - 1).bit_length()) - len(x)
     grow = lambda t: F.pad(t, (0, 0) * (t.dim() - 1) + (0, fill)) if isinstance(t, torch.Tensor) else t
     out = compiled(f)(grow(x), w, b, grow(y), *(grow(t) for t in more))
     return tuple(t[:n] for t in out) if isinstance(out, tuple) else out[:n]
