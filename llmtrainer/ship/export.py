@@ -20,13 +20,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-# %% ../../nbs/52_export.ipynb #345e18a3
-if find_spec("onnxscript"):
-    import onnx_ir
-    from transformers.exporters import OnnxConfig, OnnxExporter
-    from transformers.exporters.utils import decompose_for_generation
-if find_spec("onnxruntime"): import onnxruntime
-
 # %% ../../nbs/52_export.ipynb #f3cefee1
 from ..data.chat import render, stop_id
 from ..models.generate import encode_prompts
@@ -60,6 +53,8 @@ SAMPLE = ["One two three four five.", "One."]  # of different lengths: without p
 
 def trace(model, tokenizer):
     "The graph of one step that takes new tokens and the cache of the old ones, both of any length."
+    from transformers.exporters import OnnxConfig, OnnxExporter  # here, because they take 0.8 s, which no other command should pay
+    from transformers.exporters.utils import decompose_for_generation
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # its name before transformers 5.24
     sample = encode_prompts(model, tokenizer, SAMPLE) | {name: DynamicCache()}  # a plain cache: sliding layers keep everything, and mask
     step, inputs = decompose_for_generation(model, sample, multi_token_decode=True)["decode"]
@@ -86,7 +81,7 @@ def rename(program) -> None:
         symbols |= {str(old): new for old, new in zip(value.shape, AXES.get(value.name, ())) if new and not str(old).isdigit()}
     word = lambda size: re.sub(r"s\d+", lambda m: symbols.get(m[0], m[0]), str(size))
     for value in all_values(graph):
-        if value.shape is not None: value.shape = onnx_ir.Shape([int(w) if (w := word(d)).isdigit() else w for d in value.shape])
+        if value.shape is not None: value.shape = type(value.shape)([int(w) if (w := word(d)).isdigit() else w for d in value.shape])
         value.metadata_props.clear()
     for node in graph: node.metadata_props.clear(); node.doc_string = None
     program.metadata_props.clear(); graph.metadata_props.clear()
@@ -96,6 +91,7 @@ LARGE = 1_800_000_000  # bytes: one protobuf file ends at 2 GiB
 
 def save_graph(program, path: Path) -> None:
     "The graph as one file, or with its weights beside it in `model.onnx_data` where they are too large for one."
+    import onnx_ir  # here, as above
     size = sum(v.const_value.nbytes for v in program.graph.initializers.values() if v.const_value is not None)
     onnx_ir.save(program, path, external_data=f"{path.name}_data" if size > LARGE else None)
 
@@ -118,6 +114,7 @@ class OnnxModel:
     "A model folder run by onnxruntime alone: logits, and greedy text with a cache."
     def __init__(self, folder: Path):
         need_onnx()
+        import onnxruntime  # here, as above
         folder = Path(folder)
         if not (folder / "model.onnx").is_file(): raise UserError(f"there is no model.onnx in {folder}", None, None, "write it first: llmtrainer export RUN --to onnx")
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
