@@ -303,9 +303,11 @@ def test_shared_experts_and_their_gate():
         assert torch.equal(logits(load_adapter(shared_experts(), folder)), logits(model)) and not torch.equal(before, logits(model))
 
 
+import pytest
 from llmtrainer.models.generate import Generation, generate
-from llmtrainer.models.load import load_tokenizer, no_bars
-from llmtrainer.models.tiny import KINDS
+from llmtrainer.data.synthetic import problems
+from llmtrainer.models.load import dequantize, load_tokenizer, no_bars
+from llmtrainer.models.tiny import KINDS, SMALL, make_model
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.merge import merge
 
@@ -360,6 +362,33 @@ def test_every_family_with_every_method(): run_table()
 def test_two_families_with_the_usual_methods(): run_table(("llama", "mixtral"), ("LoRA", "QLoRA", "PiSSA", "partial"))
 
 def test_every_family_with_qlora(): run_table(methods=("QLoRA",))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes its logs where it runs
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")  # it wants two beside its own one, on however few cores
+    gptqmodel = pytest.importorskip("gptqmodel")
+    tokenizer = load_tokenizer("tiny:llama")
+    make_model("llama", tokenizer, SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64)).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    work = gptqmodel.GPTQModel.load(str(tmp_path / "plain"), gptqmodel.QuantizeConfig(bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"), device="cpu")
+    work.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
+    work.save(str(tmp_path / "packed"))
+    section = Model(base=str(tmp_path / "packed"), quantize="none")
+    model, plain = load_model(section, make_plan(section))[0], load_model(other := Model(base=str(tmp_path / "plain"), quantize="none"), make_plan(other))[0]
+    base = logits(model)
+    assert 1e-4 < (base - logits(plain)).abs().max() and F.cosine_similarity(base.flatten(), logits(plain).flatten(), dim=0) > 0.95, "other weights, and nearly the same"
+    assert torch.allclose(logits(dequantize(load_model(section, make_plan(section))[0])), base, atol=2e-3)
+    adapted = adapt_model(model, Adapt(r=4))
+    counts = trainable(adapted)
+    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(p.numel() for p in plain.parameters())
+    train_a_little(adapted)
+    save_adapter(adapted, tmp_path / "adapter", section.base)
+    again = load_adapter(load_model(section, make_plan(section))[0], tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(logits(adapted), base, atol=1e-2)
+    merged = load_adapter(dequantize(load_model(section, make_plan(section))[0]), tmp_path / "adapter").merge_and_unload()
+    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3) and not hasattr(merged.config, "quantization_config")
 
 
 from llmtrainer.recipe import RecipeError, load

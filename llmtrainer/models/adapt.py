@@ -85,7 +85,7 @@ def routers(model) -> dict[str, torch.Tensor]:
 def linear_layers(model) -> dict[str, torch.nn.Module]:
     "The linear layers by name, quantised or not, without the output head and without routers."
     head, sends = model.get_output_embeddings(), {name.removesuffix(".weight") for name in routers(model)}
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (torch.nn.Linear, Conv1D)) and layer is not head and name not in sends}
+    return {name: layer for name, layer in model.named_modules() if (isinstance(layer, (torch.nn.Linear, Conv1D)) or hasattr(layer, "qweight")) and layer is not head and name not in sends}  # qweight: as GPTQ and AWQ have it
 
 # %% ../../nbs/21_adapt.ipynb #0534ff09
 def short(names: Iterable[str]) -> list[str]:
@@ -223,7 +223,8 @@ def trainable(model) -> dict[str, float]:
     for name, p in model.named_parameters():
         if p.requires_grad: counts[kind_of(model, name)] = counts.get(kind_of(model, name), 0) + p.numel()
     size = lambda p: p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel()
-    every, total = sum(counts.values()), sum(size(p) for p in model.parameters())
+    packed = sum(m.in_features * m.out_features for m in model.modules() if "qweight" in m._buffers)  # of GPTQ and AWQ, which are no parameters
+    every, total = sum(counts.values()), sum(size(p) for p in model.parameters()) + packed
     return counts | dict(all=every, total=total, percent=round(100 * every / total, 3))
 
 def table(counts: dict[str, float]) -> Table:
