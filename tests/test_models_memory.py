@@ -113,5 +113,31 @@ def test_operations_are_the_textbooks_and_time_follows_them():
     assert seconds(10, 1.0)[0] < 10 / 0.57 < seconds(10, 1.0)[1]
 
 
+from functools import cache
+from transformers import LlamaConfig
+
+
+HEADS = dict(num_key_value_heads=8, vocab_size=128256)
+LLAMA = {"1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64, tie_word_embeddings=True),
+         "3B": dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, head_dim=128, tie_word_embeddings=True),
+         "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)}
+QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
+PEAKS = [  # shape, blocks, (method, storage), engine, rows, tokens, recompute, micro-batches, GiB measured, where
+    ("1B", 16, QLORA, "reference", 4, 2048, False, 1, 26.452, "H100"), ("1B", 16, FULL, "reference", 4, 1024, True, 1, 20.815, "H100"), ("1B", 16, QLORA, "fused", 8, 2048, True, 1, 4.224, "H100"),
+    ("3B", 28, LORA, "reference", 8, 1024, True, 1, 19.472, "H100"), ("8B", 8, QLORA, "reference", 4, 2048, False, 1, 27.009, "H100"), ("8B", 8, QLORA, "reference", 1, 8192, True, 1, 15.409, "H100"),
+    ("8B", 8, LORA, "reference", 4, 2048, True, 1, 17.770, "H100"), ("8B", 32, QLORA, "reference", 8, 2048, True, 1, 33.58, "H200"), ("8B", 32, QLORA, "fp8", 8, 2048, True, 1, 13.90, "H200"),
+    ("8B", 32, QLORA, "fp8", 4, 2048, True, 2, 10.04, "H100"), ("8B", 32, QLORA, "fp8", 8, 2048, False, 1, 80.91, "H200"), ("8B", 32, QLORA, "fp8", 6, 2048, False, 1, 62.18, "H100")]
+
+@cache
+def predicted(size, blocks, kind, engine, rows, tokens, recompute, batches):
+    "GiB of a line above."
+    work = Work(rows, tokens, recompute, kind[1], sliced=engine != "reference", accumulate=batches)
+    return predict(LlamaConfig(**LLAMA[size] | HEADS | dict(num_hidden_layers=blocks)), Adapt(method=kind[0]), work)["allocated"] / 2**30
+
+
+def test_predictions_are_within_a_tenth_of_the_peaks_that_gpus_measured():
+    for *case, peak, gpu in PEAKS: assert abs(predicted(*case) / peak - 1) < 0.1, (case, predicted(*case), peak)
+
+
 def test_every_word_of_the_recipe_has_its_bytes():
     assert set(STORED) == set(QUANTIZE) - {"none"} and set(STATES) == set(OPTIMISERS)
