@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # %% ../nbs/60_pipeline.ipynb #f1e69c4b
 from .data.pack import Sequences, collator
 from .data.prepare import Data, Prepared, prepare
+from .data.stream import stream
 from .data.synthetic import problems
 from .device import Plan, probe
 from .evals.compare import compare, table
@@ -45,7 +46,7 @@ from .ship.merge import merge
 from .train.checkpoint import full_disk_named
 from .train.durable import Signals, rank
 from .train.launch import Launch, check_launch, check_running, first_then_all, join, options, spread
-from .train.loop import FREE, Train, fit, next_token
+from .train.loop import FREE, Train, check_endless, fit, next_token
 from .train.mirror import mirrored, place_of, restore
 
 # %% ../nbs/60_pipeline.ipynb #5376301d
@@ -69,6 +70,7 @@ def read_recipe(source: str | Path | dict, overrides: Sequence[str] = () # "trai
     check_storage(recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8")
     optimiser(recipe.train.optimiser, recipe.adapt, probe().kind)  # can it be had here?
     check_launch(recipe.launch, probe(), recipe.model.quantize, recipe.model.engine)
+    if recipe.data.stream: check_endless(recipe.train)
     for name in recipe.eval.tasks: find_task(name)
     return recipe
 
@@ -90,7 +92,7 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
     "Write what the data is into the run; `UserError` where a resumed run would go on with other data, unless `data` is accepted."
     known = run.read("data.json")["sha256"] if (run.path / "data.json").is_file() else data.digest
     if known != data.digest and "data" not in accept: raise UserError("the data is not what this run began with", str(run.path), None, "put the old files back, or begin another run with --run; to go on all the same, which is noted in the run: train.accept=[data,order]")
-    run.write("data.json", data.about | dict(sha256=data.digest))
+    run.write("data.json", data.account() | dict(sha256=data.digest))
     write_atomic(run.path / "validation.jsonl", "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held))
     write_atomic(run.rejects, "".join(json.dumps(asdict(r)) + "\n" for r in data.ledger.rejects))
 
@@ -161,7 +163,7 @@ def pinned(run: Run, model: Model) -> Model:
 
 def some_batches(train: Sequences, rows: int, plan: Plan, pad_id: int, count: int = 8) -> Iterator[dict]:
     "A few batches from all over the data, made as they are asked for: what EVA looks at, and what the experts' load is counted on."
-    collate, places = collator(plan.attn, pad_id), range(0, len(train), max(1, len(train) // (rows * count)))[:rows * count]
+    collate, places = collator(plan.attn, pad_id), train.some(rows * count)
     for lo in range(0, len(places), rows):
         batch = collate([train[i] for i in places[lo:lo + rows]])
         yield {k: v.to(plan.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -200,10 +202,10 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     seed_everything(recipe.train.seed)
     section = pinned(run, recipe.model)
     model, tokenizer = load_model(section, chosen, spread(recipe.launch))
-    data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
+    data = (stream if recipe.data.stream else prepare)(recipe.data, tokenizer, recipe.train.seed, quiet)
     check_objective(recipe.train.objective, data.about["format"])
     record_data(run, data, recipe.train.accept)
-    if not quiet: print(f"{len(data.encoded):,} rows to train on; validation: {data.about['validation']['rows']:,} rows ({data.about['validation']['source']})")
+    if not quiet: print(data.said)
     batches = partial(some_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id)
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
     speed = quicken(model, recipe, chosen)
@@ -213,6 +215,7 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     record_experts(run, model, batches(), "before", quiet)
     fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet, known, data.sources, signals,
         lambda accelerator: check_running(recipe.launch, accelerator, model), **options(recipe.launch))
+    if recipe.data.stream: record_data(run, data, recipe.train.accept)  # now its rows are counted
     record_experts(run, model, batches(), "after", quiet)
     return model, tokenizer
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from llmtrainer.data.pack import bins_of, padded
 from llmtrainer.data.prepare import Data, prepare
+from llmtrainer.data.stream import stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan, probe
 from llmtrainer.models.adapt import Adapt, adapt_model
@@ -29,6 +30,7 @@ from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, sha256
 from llmtrainer.train.checkpoint import Saver, newest, steps
 from llmtrainer.train.durable import Diverged, Keeper, Keeping
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 
@@ -249,25 +251,46 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, packing):
+def streamed(folder, tokenizer):
+    return stream(Data(train=str(folder / "rows.jsonl"), max_length=160, stream=True, block=16, val=None, duplicates="keep"), tokenizer).train
+
+def epoch_of(train):
+    "Sequences in an epoch of a stream."
+    order, count = iter(train.sampler(0)), 0
+    while not train.trail or train.trail[-1][0].epoch == 0: count += next(order) >= 0
+    return count - 1
+
+TAKEN = {"mapped": lambda data, folder, tokenizer: replace(data.train, bins=bins_of(np.arange(9)), sizes=[9], counts=[9]), "packed": lambda data, *_: data.train, "streamed": lambda data, folder, tokenizer: streamed(folder, tokenizer)}
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
     def batches(folder, stops):
         seen, stopped = [], 0
         while True:
-            model, tokenizer, data, run = job(folder, rows=40, packing=packing)
-            train = data.train if packing else replace(data.train, bins=bins_of(np.arange(9)), sizes=[9], counts=[9])
-            per_epoch, here = -(-len(train) // 4), []
+            model, tokenizer, data, run = job(folder, rows=40, packing=kind == "packed")
+            train = TAKEN[kind](data, folder, tokenizer)
+            per_epoch, here = -(-(epoch_of(streamed(folder, tokenizer)) if kind == "streamed" else len(train)) // 4), []
             def objective(model, batch, items=None):
                 here.append(batch["input_ids"].tolist())
+                if kind == "streamed" and model.training: epochs.add(train.position(2 * (len(seen) + len(here)))["epoch"])
                 if stopped < len(stops) and len(seen) + len(here) == 2 * stops[stopped]: signal.raise_signal(signal.SIGTERM)
                 return next_token(model, batch, items)
             section = Train(max_steps=3 * per_epoch, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=99)
             try: fit(model, tokenizer, train, {}, section, PLAN, run, objective, quiet=True)
             except Stopped: seen, stopped = seen + here, stopped + 1
             else: return seen + here, per_epoch, stopped
+    epochs = set()
     straight, per_epoch, _ = batches(tmp_path / "straight", [])
     broken, _, stopped = batches(tmp_path / "broken", [1, 2 * per_epoch + 1])
-    assert stopped == 2 and broken == straight and len(straight) >= 3 * per_epoch
+    assert stopped == 2 and broken == straight and len(straight) >= 3 * per_epoch and (kind != "streamed" or max(epochs) >= 2)
+
+def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_path):
+    model, tokenizer, data, run = job(tmp_path)
+    train = streamed(tmp_path, tokenizer)
+    for wish, name in ((dict(), "max_steps"), (dict(max_steps=4, eval_every="0.5 epochs"), "eval_every"), (dict(max_steps=4, save_every="1 epoch"), "save_every")):
+        with pytest.raises(UserError, match=f"train.{name}"): fit(model, tokenizer, train, {}, Train(**wish), PLAN, run, quiet=True)
+    def objective(model, batch, items=None): return next_token(model, batch, items)[0] * float("nan"), {}
+    with pytest.raises(Diverged, match=r"rows.jsonl:\d+"): fit(model, tokenizer, train, {}, Train(max_steps=4, batch_size=2), PLAN, run, objective, quiet=True)
 
 
 def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
@@ -297,6 +320,43 @@ def test_a_base_of_16_bits_is_trained_by_float32_adapters(tmp_path):
     before = trained(model)
     fit(model, tokenizer, data.train, {}, Train(max_steps=3, batch_size=2, lr=1e-3), half, run, quiet=True)
     assert apart(trained(model), before) > 1e-4 and all(t.dtype == torch.float32 for t in load_file(run.adapter / "adapter_model.safetensors").values())
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    "The trainer with a gradient scaler; gives the scale before each micro-batch, and what a run ends with."
+    seen = []
+    class Scaled(DurableTrainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
+        def training_step(self, *args, **kw):
+            seen.append((self.accelerator.scaler.get_scale(), self.accelerator.scaler._get_growth_tracker()))
+            return super().training_step(*args, **kw)
+    monkeypatch.setattr("llmtrainer.train.loop.DurableTrainer", Scaled)
+    return seen
+
+def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scaled):
+    section, formats = Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1), set()
+    def objective(model, batch, items=None):
+        if len(scaled) == stop: signal.raise_signal(signal.SIGTERM)
+        return next_token(model, batch, items)
+    def run_of(name):
+        model, tokenizer, data, run = job(tmp_path / name)
+        within = lambda *_: formats.add((torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"), *{p.dtype for p in model.parameters() if p.requires_grad}))
+        model.get_base_model().model.layers[0].register_forward_pre_hook(within)
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, objective, quiet=True)
+        return run
+    stop = 0
+    straight, scales = run_of("straight"), list(scaled)
+    assert scales[0] == (2.0**40, 0) and min(s for s, _ in scales) < 2.0**30 and any(b > a for (a, _), (b, _) in zip(scales, scales[1:])), "it overflowed, and grew again"
+    stop, _ = 25, scaled.clear()
+    with pytest.raises(Stopped): run_of("broken")
+    stop, saved = 0, torch.load(newest(tmp_path / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True)
+    broken = run_of("broken")
+    assert (saved["scale"], saved["_growth_tracker"]) == scales[25] != scales[0] and scaled == scales and adapter_hash(broken) == adapter_hash(straight)
+    assert formats == {(torch.float16, torch.float32)} and all(t.isfinite().all() for t in load_file(broken.adapter / "adapter_model.safetensors").values())
 
 
 CHAIN = '''

@@ -185,6 +185,20 @@ class Sequences(Dataset):
         "The order of an epoch."
         return Order(self.sizes, self.counts, seed)
 
+    # what a stream (chapter 18) must answer, too
+    endless = False  # the order says where an epoch ends
+    def position(self, taken: int) -> dict: return {}    # seed and epoch say it all
+    def seek(self, position: dict) -> None: "An order is a function of its epoch: there is nothing to go to."
+    def some(self, count: int) -> list[int]:
+        "A few sequences from all over."
+        return list(range(0, len(self), max(1, len(self) // count)))[:count]
+
+    def places(self, ids: Sequence[int], sources=None # what knows file and line of the rows
+              ) -> list[str]:
+        "Where the rows of sequences stand."
+        rows = np.concatenate([self.bins[i] for i in ids])
+        return [f"row {row}" for row in rows] if sources is None else [f"{file}:{line}" for file, line in sources.places(self.rows.rows[rows])]
+
 def sequences(rows: Sequence[Encoded], lengths: Sequence[int], capacity: int, packing: bool = True) -> Sequences:
     "Rows as training sequences: packed up to `capacity` tokens, or one each."
     return Sequences(rows, pack(lengths, capacity) if packing else bins_of(np.arange(len(lengths))))

@@ -19,7 +19,7 @@ from typing import Literal
 
 # %% ../../nbs/17_prepare.ipynb #d861593e
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 # %% ../../nbs/17_prepare.ipynb #2b8d2663
 from .chat import Encoded, Encoder, cut
@@ -47,6 +47,18 @@ class Data(Section):
     packing: bool = Field(True, description="fill each sequence with several rows, kept apart by their positions")
     mix: Mix = Field(Mix(), description="how sources are mixed")
     max_rejects: float = Field(0.01, ge=0, le=1, description="the share of unusable rows above which the job stops")
+    stream: bool = Field(False, description="read the rows while the training goes on, for data that is too large to prepare (chapter 18)")
+    block: int = Field(8192, gt=0, description="with stream, rows that are packed and shuffled together")
+
+    @model_validator(mode="after")
+    def can_be_streamed(self):
+        "What needs all rows at once cannot be had of a stream."
+        cannot = [f"data.{name}: {value} cannot be streamed: {why}" for name, value, why, asked in (
+            ("val", "auto", "a share is held out of all rows, so name a file, or set val: null", self.val == "auto"),
+            ("duplicates", "drop", "it would remember every row, so set duplicates: keep", self.duplicates == "drop"),
+            ("mix", "{...}", "sources are read one after the other, so take it out", self.mix.asked)) if self.stream and asked]
+        if cannot: raise ValueError("; ".join(cannot))
+        return self
 
 # %% ../../nbs/17_prepare.ipynb #a5e918e2
 def pieces(lengths: np.ndarray, # tokens of each plain text
@@ -252,6 +264,15 @@ class Prepared:
     digest: str                  # a hash of all sequences
     sources: Encodings           # what the training rows were chosen from
     val_sources: Encodings       # what the validation rows were chosen from
+
+    @property
+    def said(self) -> str:
+        "It in a line."
+        return f"{len(self.encoded):,} rows to train on; validation: {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
+
+    def account(self) -> dict:
+        "What is known of the data now."
+        return self.about
 
 def by_source(found: Encodings, fitted: Fitted) -> np.ndarray:
     "The number of each used row's source."

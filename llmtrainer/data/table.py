@@ -50,8 +50,9 @@ def as_batch(encoded: list[Encoded], rows: list[dict],
 # %% ../../nbs/15_table.ipynb #101266fc
 class Table(Sequence):
     "Encoded rows in Arrow files, mapped into memory: a row is read from the disk when it is asked for."
-    def __init__(self, paths: Sequence[Path]):
-        opened = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
+    def __init__(self, paths: Sequence[Path | pa.Buffer] # or their content in memory
+                ):
+        opened = [pa.ipc.open_file(path if isinstance(path, pa.Buffer) else pa.memory_map(str(path))) for path in paths]
         parts = [[one.get_batch(i) for i in range(one.num_record_batches)] for one in opened]
         self.batches = list(chain.from_iterable(parts))
         self.sizes = [sum(b.num_rows for b in part) for part in parts]  # rows of each file

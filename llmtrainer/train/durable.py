@@ -220,6 +220,7 @@ class Progress:
     best_step: int = 0
     worse: int = 0                  # validations in a row that were not better
     ended: str | None = None        # why it is over before its last step
+    data: dict = field(default_factory=dict) # where a stream stands
 
 @dataclass
 class Keeping:
@@ -325,7 +326,7 @@ class Keeper(TrainerCallback):
 
     def notes(self, state) -> dict[str, str]:
         "The small files of a checkpoint."
-        plain = dict(indent=1, sort_keys=True)
+        plain, self.progress.data = dict(indent=1, sort_keys=True), self.trainer.position()
         return {"trainer_state.json": json.dumps(dataclasses.asdict(state), **plain), "progress.json": json.dumps(dataclasses.asdict(self.progress), **plain), "identity.json": json.dumps(self.keeping.identity, **plain)}
 
     def on_save(self, args, state, control, **_):
@@ -379,6 +380,12 @@ class Durable:
     def batch_of(self, ids: Sequence[int]) -> dict:
         "The batch of sequences by their numbers; a trainer that offers it can go on in smaller pieces when memory ends."
         raise NotImplementedError
+
+    def position(self) -> dict:
+        "Where the data stands after the steps so far, if step and seed do not say it."
+        return {}
+
+    def go_to(self, position: dict) -> None: "Let the data begin there."
 
     def places(self, ids: Sequence[int]) -> list[str]:
         "Where the rows of sequences stand."
@@ -472,6 +479,7 @@ class Durable:
         if (found / "optimizer.pt").is_file() == self.sharded: raise UserError(f"{found.name} was saved with weights that were {'whole on each device' if self.sharded else 'spread over devices'}, and its optimiser cannot be read into the other form", str(found), None, "set launch.strategy as it was, or begin another run with --run")
         accepted = refuse_other(found, self.keeping.identity, self.keeping.accept)
         self.keeper.progress = Progress(**read_json(found / "progress.json"))
+        self.go_to(self.keeper.progress.data)
         if self.keeper.average: self.keeper.average.load(found / "average.safetensors")
         if rank() == 0:
             run.rewind(int(found.name.removeprefix("step-")))

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'FREE', 'Train', 'next_token', 'smoothed', 'shared', 'Steps', 'Numbered', 'Loader', 'DurableTrainer',
-           'arguments', 'stepper', 'save_final', 'keeping', 'warn', 'identity_of', 'watchers', 'fit', 'taught']
+           'arguments', 'stepper', 'save_final', 'keeping', 'warn', 'identity_of', 'watchers', 'fit', 'check_endless',
+           'taught']
 
 # %% ../../nbs/41_train.ipynb #8e4e7b3e
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -122,9 +124,8 @@ class Steps:
         return whole * self.accumulate + -(-left // (self.micro * self.world))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(self.order)
-        for lo in range(0, len(order), self.step):
-            some = order[lo:lo + self.step]
+        order = iter(self.order)  # it may have no end
+        while some := list(islice(order, self.step)):
             batches = [some[i:i + self.micro] for i in range(0, len(some), self.micro)]
             while len(batches) % self.world: batches.append([~some[0]])
             yield from batches[self.rank::self.world]
@@ -157,6 +158,10 @@ class DurableTrainer(Durable, Trainer):
         self.objective, self.judge, self.sources = objective, judge or objective, sources
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts a step's trained tokens for us
         self.rows = Numbered(self.train_dataset)
+        self.args.ignore_data_skip = self.train_dataset.endless  # a stream goes to its place itself
+
+    def position(self): return self.train_dataset.position(self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps * world())
+    def go_to(self, position): self.train_dataset.seek(position)
 
     def get_train_dataloader(self):
         steps = Steps(self.train_dataset.sampler(self.args.seed), self.args.train_batch_size, self.args.gradient_accumulation_steps, rank(), world())
@@ -172,9 +177,7 @@ class DurableTrainer(Durable, Trainer):
         return batch
 
     def places(self, ids):
-        rows = np.concatenate([self.train_dataset.bins[i] for i in ids if i >= 0])
-        if self.sources is None: return [f"row {row}" for row in rows]
-        return [f"{file}:{line}" for file, line in self.sources.places(self.train_dataset.rows.rows[rows])]
+        return self.train_dataset.places([i for i in ids if i >= 0], self.sources)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.args.lr_scheduler_type == "warmup_stable_decay": self.args.lr_scheduler_kwargs = self.args.lr_scheduler_kwargs | dict(num_decay_steps=max(1, num_training_steps // 5))  # the fall is a fifth of it
@@ -299,6 +302,7 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
        ) -> dict:
     "Train to the end, from the newest whole checkpoint where there is one; the result lies in the run. Raises `Stopped` when interrupted."
     if more and (section.average or section.final == "best"): raise UserError("weights that are spread over devices are neither averaged nor taken from an earlier step in this version", "train.average, train.final", "null, last", "set launch.strategy=ddp")
+    if train.endless: check_endless(section)
     with nullcontext(signals) if signals else Signals() as signals:
         args = arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
         durable = keeping(section, run, identity_of(model, tokenizer, train, section, adapt, known), bool(val), signals, quiet, running)
@@ -315,6 +319,12 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
         ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
         return dict(steps=trainer.state.global_step, loss=done.training_loss if done else None, **found, **ended)
+
+def check_endless(section: Train) -> None:
+    "`UserError` for what needs to know where an epoch ends."
+    if not section.max_steps: raise UserError("a stream has no last step", "train.max_steps: null", "a number", "set train.max_steps, or data.stream=false")
+    for key in ("eval_every", "save_every"):
+        if (text := getattr(section, key)) and period(text)[1] == "epoch": raise UserError("a stream does not know how long an epoch is", f"train.{key}: {text}", "steps, minutes, hours, tokens")
 
 def taught(section: Train, objective: Callable) -> Callable:
     "The objective that is trained, smoothed where the section says so; `UserError` where it cannot be."
