@@ -86,9 +86,10 @@ def work(case: Case, given, folder: Path) -> None:
     from llmtrainer.models.adapt import Adapt, adapt_model
     from llmtrainer.models.fused import fuse
     from llmtrainer.run import Run
-    from llmtrainer.train.durable import Keeping, of_all, rank, world
+    from llmtrainer.train.durable import Keeping
     from llmtrainer.train.launch import Launch, check_running, join, options, spread
     from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token
+    from llmtrainer.train.together import of_all, rank, world
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists(): time.sleep(0.05)

@@ -44,10 +44,11 @@ from .ship.card import write_card
 from .ship.export import check_parity, export_onnx, need_onnx
 from .ship.merge import merge
 from .train.checkpoint import full_disk_named
-from .train.durable import Signals, rank
+from .train.durable import Signals
 from .train.launch import Launch, check_launch, check_running, first_then_all, join, options, spread
 from .train.loop import FREE, Train, check_endless, fit, next_token
 from .train.mirror import mirrored, place_of, restore
+from .train.together import rank
 
 # %% ../nbs/60_pipeline.ipynb #5376301d
 class Recipe(Section):

@@ -46,6 +46,7 @@ JOB = '''
 import os, signal, sys, time
 from pathlib import Path
 import llmtrainer.models.load
+import torch
 import torch.distributed as dist
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.device import plan, probe
@@ -55,8 +56,8 @@ from llmtrainer.run import Run
 from llmtrainer.train.checkpoint import newest
 from llmtrainer.train.launch import Launch, check_running, first_then_all, join
 from llmtrainer.train.loop import Train, fit, next_token
-from llmtrainer.train.durable import rank, world
-folder, run, gpus, kill = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+from llmtrainer.train.together import rank, world
+folder, run, gpus, kill, full = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 join(Launch(gpus=gpus), "cpu")
 PLAN = plan(probe())
 model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
@@ -68,17 +69,25 @@ def objective(model, batch, items=None):
     if model.training and len(seen) == kill and rank() == world() - 1:
         while not newest(run.checkpoints)[0]: time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-    return next_token(model, batch, items)
+    loss, metrics = next_token(model, batch, items)
+    if model.training and len(seen) == 6 and rank() == 1 and full != "never":
+        def end(g=None):
+            if full != "forward": hook.remove()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if full == "forward": end()
+        hook = (loss if full == "backward" else inner(model)[0]).register_hook(end)
+    return loss, metrics
+inner = lambda model: [p for n, p in model.named_parameters() if "layers.0" in n and p.requires_grad]
 fit(adapt_model(model, Adapt(r=4)), tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_running(Launch(gpus=gpus), a), quiet=True)
 if dist.is_initialized(): dist.destroy_process_group()
 '''
 
 
-def run_job(folder, name, gpus, kill=0):
+def run_job(folder, name, gpus, kill=0, full="never"):
     script = folder / "job.py"
     script.write_text(JOB)
     if not (folder / "rows.jsonl").exists(): (folder / "rows.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(80, "train")))
-    line = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"] if gpus > 1 else []), str(script), str(folder), str(folder / name), str(gpus), str(kill)]
+    line = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"] if gpus > 1 else []), str(script), str(folder), str(folder / name), str(gpus), str(kill), full]
     return subprocess.run(line, capture_output=True, text=True, timeout=400)
 
 def adapter(folder): return load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -107,6 +116,19 @@ def test_two_processes_give_the_weights_of_one_and_a_killed_one_resumes_on_two_o
         resumed = run_job(tmp_path, name, gpus)
         assert resumed.returncode == 0, resumed.stderr[-3000:]
         assert same(adapter(tmp_path / name), adapter(tmp_path / "two")), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["forward", "backward", "late"])
+def test_one_device_without_memory_begins_again_and_all_take_smaller_pieces(tmp_path, full):
+    plain, short = run_job(tmp_path, "plain", 2), run_job(tmp_path, "short", 2, full=full)
+    assert plain.returncode == 0 and short.returncode == 0, plain.stderr[-3000:] + short.stderr[-3000:]
+    assert same(adapter(tmp_path / "plain"), adapter(tmp_path / "short"))
+    lines = read_lines(tmp_path / "short" / "metrics.jsonl")
+    told = [r for r in lines if r.get("event") == "out of memory"]
+    assert [(r["step"], r["pieces"]) for r in told] == [(6, 2)] and "on another device" in short.stdout
+    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("plain", "short")]
+    assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
 
 
 SHARDED = '''

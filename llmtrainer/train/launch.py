@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ from torch.distributed.tensor import DTensor
 from ..device import Machine
 from ..recipe import Section, UserError
 from ..run import Run, write_json
-from .durable import of_all, rank, world
+from .together import of_all, rank, world
 
 # %% ../../nbs/46_launch.ipynb #5c455290
 class Launch(Section):
@@ -96,6 +97,7 @@ def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int,
 def join(launch: Launch, device: str # of the plan
         ) -> None:
     "Become one of the job's processes; `UserError` where they are not as many as asked for."
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate has no other word for it
     if inside() and not dist.is_initialized(): PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
     if world() != devices(launch):
         raise UserError(f"{world()} processes run, and the recipe asks for {devices(launch)}", f"launch: gpus {launch.gpus}, nodes {launch.nodes}", None, "start it with `llmtrainer train`, which starts as many as are needed")

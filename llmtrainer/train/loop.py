@@ -33,7 +33,8 @@ from ..models.fused import token_loss
 from ..recipe import Section, UserError
 from ..run import Run, Stopped
 from .checkpoint import commit, full_disk_named
-from .durable import Durable, Keeping, Signals, agreed, of_all, period, rank, shape_of, tokenizer_digest, world
+from .durable import Durable, Keeping, Signals, period, shape_of, tokenizer_digest
+from .together import agreed, of_all, rank, world
 from .watch import Bar, Curve, Meter, Tracked, chosen_trackers, flops_of, in_notebook, peak_of
 
 # %% ../../nbs/41_train.ipynb #b688e141
@@ -237,7 +238,7 @@ def arguments(section: Train, plan: Plan, folder: Path, adapt: Adapt = Adapt(), 
         output_dir=str(folder), num_train_epochs=section.epochs, max_steps=section.max_steps or -1, per_device_train_batch_size=micro, per_device_eval_batch_size=micro,
         gradient_accumulation_steps=accumulate, learning_rate=section.lr, lr_scheduler_type=schedule, lr_scheduler_kwargs=options(section.lr_floor), warmup_steps=section.warmup, weight_decay=section.weight_decay,
         max_grad_norm=section.clip, neftune_noise_alpha=section.neftune, seed=section.seed, data_seed=section.seed, logging_steps=section.log_steps, logging_first_step=True,
-        logging_nan_inf_filter=False, save_strategy="no", eval_strategy="no", use_cpu=plan.device == "cpu", ddp_find_unused_parameters=False,
+        logging_nan_inf_filter=False, save_strategy="no", eval_strategy="no", use_cpu=plan.device == "cpu", ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
         bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16", fp16=plan.device == "cuda" and plan.compute_dtype == "float16", report_to="none", disable_tqdm=True, remove_unused_columns=False, **optimiser(section.optimiser, adapt, plan.device), **more)
     args._n_gpu = min(1, args.n_gpu)  # with one process and several GPUs the Trainer would split each batch among all of them (DataParallel), unasked
     if args.fsdp and (args.bf16 or args.fp16):  # gradients are summed over micro-batches and devices in float32, as without FSDP
