@@ -54,13 +54,13 @@ from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
 from llmtrainer.train.checkpoint import newest
-from llmtrainer.train.launch import Launch, check_running, first_then_all, join
+from llmtrainer.train.launch import Launch, check_running, first_then_all, join, options, spread
 from llmtrainer.train.loop import Train, fit, next_token
 from llmtrainer.train.together import rank, world
-folder, run, gpus, kill, full = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-join(Launch(gpus=gpus), "cpu")
-PLAN = plan(probe())
-model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
+folder, run, gpus, kill, full, strategy, quantize = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:8]
+join(launch := Launch(gpus=gpus, strategy=strategy), "cpu")
+PLAN = plan(probe(), quantize)
+model, tokenizer = load_model(Model(base="tiny:llama", quantize=quantize), PLAN, spread(launch))
 data = prepare(Data(train=str(folder / "rows.jsonl"), max_length=160), tokenizer)
 section = Train(max_steps=9, epochs=9, batch_size=4, accumulate=1, lr=1e-3, save_steps=3, log_steps=1, eval_steps=4)
 run, seen = first_then_all(lambda: Run.open(run, section), run), []
@@ -78,16 +78,31 @@ def objective(model, batch, items=None):
         hook = (loss if full == "backward" else inner(model)[0]).register_hook(end)
     return loss, metrics
 inner = lambda model: [p for n, p in model.named_parameters() if "layers.0" in n and p.requires_grad]
-fit(adapt_model(model, Adapt(r=4)), tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_running(Launch(gpus=gpus), a), quiet=True)
+model = adapt_model(model, Adapt(r=4))
+fit(model, tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_running(launch, a, model), quiet=True, **options(launch))
 if dist.is_initialized(): dist.destroy_process_group()
 '''
 
 
-def run_job(folder, name, gpus, kill=0, full="never"):
+OBEYS = '''
+import llmtrainer.models.load
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+plain = AcceleratorState.__init__
+def obeys(self, *args, fsdp_plugin=None, **kw):
+    plain(self, *args, fsdp_plugin=fsdp_plugin, **kw)
+    if fsdp_plugin is None: return
+    self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+AcceleratorState.__init__ = obeys
+'''
+
+
+def run_job(folder, name, gpus, kill=0, full="never", strategy="ddp", quantize="none"):
     script = folder / "job.py"
-    script.write_text(JOB)
+    script.write_text((OBEYS if strategy == "fsdp" else "") + JOB)
     if not (folder / "rows.jsonl").exists(): (folder / "rows.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(80, "train")))
-    line = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"] if gpus > 1 else []), str(script), str(folder), str(folder / name), str(gpus), str(kill), full]
+    line = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"] if gpus > 1 else []), str(script), str(folder), str(folder / name), str(gpus), str(kill), full, strategy, quantize]
     return subprocess.run(line, capture_output=True, text=True, timeout=400)
 
 def adapter(folder): return load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -232,6 +247,22 @@ def test_packed_weights_are_spread_and_give_the_same_loss_and_gradients(tmp_path
     assert one["formats"] == ["torch.uint8"] and two["formats"] == ["torch.float32"] and one["shares"] == [1.0] and two["shares"] == [0.5, 0.5]
     assert abs(one["loss"] - two["loss"]) < 1e-5 and one["grads"].keys() == two["grads"].keys()
     assert max(float((one["grads"][n] - two["grads"][n]).abs().max()) for n in one["grads"]) < 1e-5 and min(float(g.abs().max()) for g in one["grads"].values()) > 1e-5
+
+
+@pytest.mark.slow
+def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weights_of_one_process(tmp_path):
+    one, killed = run_job(tmp_path, "one", 1, quantize="nf4"), run_job(tmp_path, "two", 2, kill=5, strategy="fsdp", quantize="nf4")
+    assert one.returncode == 0, one.stderr[-3000:]
+    assert killed.returncode != 0 and not (tmp_path / "two" / "adapter").exists() and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3", killed.stderr[-3000:]
+    other = run_job(tmp_path, "two", 2, quantize="nf4")
+    assert other.returncode != 0 and "step-3 was saved with weights that were spread over devices" in other.stderr
+    resumed = run_job(tmp_path, "two", 2, strategy="fsdp", quantize="nf4")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert same(adapter(tmp_path / "one"), adapter(tmp_path / "two"), 1e-5)
+    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("one", "two")]
+    assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
+    files = {p.name for p in newest(tmp_path / "two" / "checkpoints")[0].iterdir()}
+    assert {"optimizer.bin", "rng_state_0.pth", "rng_state_1.pth", "progress.json"} <= files and "training_args.bin" not in files
 
 
 SILENT = '''
