@@ -47,6 +47,9 @@ class Random:
     count: int
     length: int
     words: int
+    endless = False
+    def position(self, taken): return {}
+    def seek(self, position): pass
     def __len__(self): return self.count
     def __getitem__(self, i):
         ids = np.random.default_rng(i).integers(3, self.words, self.length)
@@ -76,7 +79,7 @@ def without_data():
 
 def work(case: Case, given, folder: Path) -> None:
     "One process of a case: imports, waits for its turn, trains a few steps, and leaves what it saw."
-    from qlora_gpu import SHAPES, blank, pack
+    with without_data(): from qlora_gpu import SHAPES, blank, pack
     import torch
     import torch.distributed as dist
     from transformers import TrainerCallback
