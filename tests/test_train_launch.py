@@ -55,19 +55,24 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
 from llmtrainer.train.checkpoint import newest
 from llmtrainer.train.launch import Launch, check_running, first_then_all, join, options, spread
-from llmtrainer.train.loop import Train, fit, next_token
+from llmtrainer.train.loop import DurableTrainer, Train, fit, next_token
 from llmtrainer.train.together import rank, world
 folder, run, gpus, kill, full, strategy, quantize = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:8]
 join(launch := Launch(gpus=gpus, strategy=strategy), "cpu")
 PLAN = plan(probe(), quantize)
+if strategy == "fsdp" and rank() == 1:  # a slow disk: what this process writes into a checkpoint comes last
+    save_late = DurableTrainer._save_rng_state
+    DurableTrainer._save_rng_state = lambda self, folder: (time.sleep(0.3), save_late(self, folder))[1]
 model, tokenizer = load_model(Model(base="tiny:llama", quantize=quantize), PLAN, spread(launch))
 data = prepare(Data(train=str(folder / "rows.jsonl"), max_length=160), tokenizer)
 section = Train(max_steps=9, epochs=9, batch_size=4, accumulate=1, lr=1e-3, save_steps=3, log_steps=1, eval_steps=4)
-run, seen = first_then_all(lambda: Run.open(run, section), run), []
+run, seen, began = first_then_all(lambda: Run.open(run, section), run), [], time.time()
 def objective(model, batch, items=None):
     if model.training: seen.append(1)
     if model.training and len(seen) == kill and rank() == world() - 1:
-        while not newest(run.checkpoints)[0]: time.sleep(0.01)
+        while not newest(run.checkpoints)[0]:
+            assert time.time() < began + 120, newest(run.checkpoints)
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     loss, metrics = next_token(model, batch, items)
     if model.training and len(seen) == 6 and rank() == 1 and full != "never":

@@ -310,6 +310,7 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         "After the Trainer's own save of a state that is spread over devices."
+        if world() > 1: dist.barrier()  # each device writes its random numbers itself: sealed before the last of them, a checkpoint would never verify
         if rank() == 0:
             staged = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens, and that nothing here reads
