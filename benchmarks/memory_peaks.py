@@ -28,16 +28,10 @@ from llmtrainer.train.durable import Keeping
 from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
 
 import bitsandbytes as bnb
+from qlora_gpu import SHAPES
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
 from transformers.quantizers import AutoHfQuantizer
 
-HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, bos_token_id=1, eos_token_id=2)
-SHAPES = {
-    "1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64, tie_word_embeddings=True) | HEADS,
-    "3B": dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, head_dim=128, tie_word_embeddings=True) | HEADS,
-    "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128, tie_word_embeddings=False) | HEADS,
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, head_dim=16, tie_word_embeddings=True) | HEADS | dict(num_key_value_heads=2, vocab_size=512),
-}
 QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
 CASES = {  # name -> (shape, blocks, (method, storage), rows, length, recompute, engine)
     "1B-qlora-recompute": ("1B", 16, QLORA, 8, 2048, True, "reference"),

@@ -18,12 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -59,31 +55,13 @@ class Random:
         return Order([self.count], [self.count], seed)
 
 
-class Empty(Loader):
-    "Modules that are not installed, and that only chapters on files and words would use: whatever is taken out of them is a name without a meaning."
-    names = ("datasets", "pyarrow", "py3langid", "jinja2")
-    def find_spec(self, name, path=None, target=None): return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.names else None
-    def exec_module(self, module): module.__getattr__ = lambda name: type(name, (Exception,), {}) if not name.startswith("__") else (_ for _ in ()).throw(AttributeError(name))
-
-
-@contextmanager
-def without_data():
-    "The loop imports the chapters on data; random rows need none of their libraries, so a machine without them will do."
-    from transformers import Trainer  # first: it looks for datasets, too, and must not find what follows
-    sys.meta_path.append(Empty())  # last, so that what is installed comes first
-    try: yield
-    finally:
-        sys.meta_path.pop()
-        for name in [n for n, m in sys.modules.items() if isinstance(getattr(m, "__loader__", None), Empty)]: del sys.modules[name]
-
-
 def work(case: Case, given, folder: Path) -> None:
     "One process of a case: imports, waits for its turn, trains a few steps, and leaves what it saw."
-    with without_data(): from qlora_gpu import SHAPES, blank, pack
+    from qlora_gpu import SHAPES, blank, pack
     import torch
     import torch.distributed as dist
     from transformers import TrainerCallback
-    with without_data(): from llmtrainer.data.pack import collator
+    from llmtrainer.data.pack import collator
     from llmtrainer.device import plan, probe
     from llmtrainer.models.activations import arrange, layers_of
     from llmtrainer.models.adapt import Adapt, adapt_model

@@ -239,6 +239,19 @@ def test_compiled_layers_do_not_keep_unpacked_weights():
     assert len(kept) > 20 and len(unpacked) > 3 and not [t.shape for t in kept if t.is_floating_point() and tuple(t.shape[-2:]) in unpacked]
 
 
+def cosines(model_of, batch: dict, engines: dict[str, dict] # name -> further arguments of `fuse`
+           ) -> dict[str, dict[str, float]]:
+    "Of each engine the cosine of every adapter's gradient with that of the model as it is; `model_of()` makes the model anew."
+    def gradients(work):
+        model = model_of()
+        work(model)
+        loss, count = token_loss(model, batch)
+        (loss / count).backward()
+        return {name: p.grad.double().flatten() for name, p in model.named_parameters() if p.requires_grad}
+    known = gradients(lambda model: None)
+    return {name: {n: torch.nn.functional.cosine_similarity(g, known[n], 0).item() for n, g in gradients(lambda model: fuse(model, **how)).items()} for name, how in engines.items()}
+
+
 from llmtrainer.data.synthetic import problems
 
 

@@ -7,7 +7,7 @@ __all__ = ['F8', 'F8_MAX', 'TINY', 'FUSED', 'FASTEST', 'dequantize_plain', 'dequ
            'matrix', 'join', 'stored_now', 'nf4_parts', 'frozen', 'to_fp8', 'scaled_product', 'product', 'diagonal',
            'added', 'LoraProduct', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear',
            'fuse_layer', 'Fused', 'base_of', 'compile_layer', 'attention_readers', 'fuse', 'unfuse', 'varlen',
-           'bucketed', 'prepared', 'trained_states', 'token_loss', 'token_logprobs', 'cosines']
+           'bucketed', 'prepared', 'trained_states', 'token_loss', 'token_logprobs']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
@@ -444,16 +444,3 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
     x, w, b, y, at = trained_states(model, done, prepared(inputs, done), labels)
     return torch.zeros(labels.numel(), device=labels.device).index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float()).view(labels.shape)
-
-# %% ../../nbs/22_fused.ipynb #8889375f
-def cosines(model_of, batch: dict, engines: dict[str, dict] # name -> further arguments of `fuse`
-           ) -> dict[str, dict[str, float]]:
-    "Of each engine the cosine of every adapter's gradient with that of the model as it is; `model_of()` makes the model anew."
-    def gradients(work):
-        model = model_of()
-        work(model)
-        loss, count = token_loss(model, batch)
-        (loss / count).backward()
-        return {name: p.grad.double().flatten() for name, p in model.named_parameters() if p.requires_grad}
-    known = gradients(lambda model: None)
-    return {name: {n: F.cosine_similarity(g, known[n], 0).item() for n, g in gradients(lambda model: fuse(model, **how)).items()} for name, how in engines.items()}
