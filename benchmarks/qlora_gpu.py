@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--activations", type=several, default=["keep"], help="keep, recompute, recompute:LAYERS, offload"), parser.add_argument("--profile", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
     parser.add_argument("--accumulate", type=int, default=1, help="batches in a step, which share its tokens"), parser.add_argument("--mix", help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]")
     given = parser.parse_args()
-    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused"], ["32"], 64, ["keep", "recompute:1", "offload"]
+    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused", "fp8"], ["32"], 64, ["keep", "recompute:1", "offload"]
     elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
     else: print(torch.cuda.get_device_name(), torch.__version__)
     device = "cpu" if given.tiny else "cuda"
