@@ -27,7 +27,7 @@ from llmtrainer.device import plan, probe
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Run, Stopped, read_json, sha256
+from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
 from llmtrainer.train.checkpoint import Saver, newest, steps
 from llmtrainer.train.durable import Diverged, Keeper, Keeping
 from accelerate.state import AcceleratorState
@@ -36,11 +36,11 @@ from safetensors.torch import load_file
 
 PLAN = plan(probe())
 
-def job(folder, base="tiny:llama", rows=80, dropout=0.0, **data):
+def job(folder, base="tiny:llama", rows=80, dropout=0.0, here=PLAN, **data):
     "A model with adapters, its tokenizer, its data and an empty run."
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(rows, "train")))
-    model, tokenizer = load_model(Model(base=base), PLAN)
+    model, tokenizer = load_model(Model(base=base) if here is PLAN else Model(base=base, quantize=here.quantize), here)
     prepared = prepare(Data(train=str(folder / "rows.jsonl"), **{"max_length": 160, **data}), tokenizer)
     return adapt_model(model, Adapt(r=4, dropout=dropout)), tokenizer, prepared, Run.open(folder / "run", Train())
 
@@ -322,41 +322,63 @@ def test_a_base_of_16_bits_is_trained_by_float32_adapters(tmp_path):
     assert apart(trained(model), before) > 1e-4 and all(t.dtype == torch.float32 for t in load_file(run.adapter / "adapter_model.safetensors").values())
 
 
+HALF = replace(PLAN, dtype="float16", compute_dtype="float16", quantize="none") if PLAN.device == "cuda" else PLAN
+
 @pytest.fixture
 def scaled(monkeypatch):
-    "The trainer with a gradient scaler; gives the scale before each micro-batch, and what a run ends with."
+    "A trainer whose gradient scaler begins at the number given, or is accelerate's own; gives the scale before each micro-batch."
     seen = []
-    class Scaled(DurableTrainer):
-        def create_accelerator_and_postprocess(self):
-            super().create_accelerator_and_postprocess()
-            monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
-            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
-        def training_step(self, *args, **kw):
-            seen.append((self.accelerator.scaler.get_scale(), self.accelerator.scaler._get_growth_tracker()))
-            return super().training_step(*args, **kw)
-    monkeypatch.setattr("llmtrainer.train.loop.DurableTrainer", Scaled)
-    return seen
+    def with_scaler(first):
+        class Scaled(DurableTrainer):
+            def create_accelerator_and_postprocess(self):
+                super().create_accelerator_and_postprocess()
+                kind = self.args.device.type
+                if kind == "cpu": monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+                if kind == "cpu": self.accelerator.native_amp = True
+                if first: self.accelerator.scaler = torch.amp.GradScaler(kind, init_scale=first, growth_interval=3)
+            def training_step(self, *args, **kw):
+                seen.append((self.accelerator.scaler.get_scale(), self.accelerator.scaler._get_growth_tracker()))
+                return super().training_step(*args, **kw)
+        monkeypatch.setattr("llmtrainer.train.loop.DurableTrainer", Scaled)
+        return seen
+    return with_scaler
 
-def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scaled):
-    section, formats = Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1), set()
+def in_float16(folder, seen, stop):
+    "30 steps straight, and 30 broken off at `stop`; (the scales of the straight ones, its losses, the scaler's state when broken off), after all that must hold of both."
+    section, formats, until = Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1), set(), 0
     def objective(model, batch, items=None):
-        if len(scaled) == stop: signal.raise_signal(signal.SIGTERM)
+        if len(seen) == until: signal.raise_signal(signal.SIGTERM)
         return next_token(model, batch, items)
     def run_of(name):
-        model, tokenizer, data, run = job(tmp_path / name)
-        within = lambda *_: formats.add((torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"), *{p.dtype for p in model.parameters() if p.requires_grad}))
+        model, tokenizer, data, run = job(folder / name, here=HALF)
+        kind = HALF.device
+        within = lambda *_: formats.add((torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind), *{p.dtype for p in model.parameters() if p.requires_grad}))
         model.get_base_model().model.layers[0].register_forward_pre_hook(within)
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, objective, quiet=True)
+        fit(model, tokenizer, data.train, {}, section, HALF, run, objective, quiet=True)
         return run
-    stop = 0
-    straight, scales = run_of("straight"), list(scaled)
-    assert scales[0] == (2.0**40, 0) and min(s for s, _ in scales) < 2.0**30 and any(b > a for (a, _), (b, _) in zip(scales, scales[1:])), "it overflowed, and grew again"
-    stop, _ = 25, scaled.clear()
+    straight, scales = run_of("straight"), list(seen)
+    until, _ = stop, seen.clear()
     with pytest.raises(Stopped): run_of("broken")
-    stop, saved = 0, torch.load(newest(tmp_path / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True)
+    until, saved = 0, torch.load(newest(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True)
     broken = run_of("broken")
-    assert (saved["scale"], saved["_growth_tracker"]) == scales[25] != scales[0] and scaled == scales and adapter_hash(broken) == adapter_hash(straight)
-    assert formats == {(torch.float16, torch.float32)} and all(t.isfinite().all() for t in load_file(broken.adapter / "adapter_model.safetensors").values())
+    weights = [load_file(r.adapter / "adapter_model.safetensors") for r in (straight, broken)]
+    assert len(scales) == 30 and seen == scales and (saved["scale"], saved["_growth_tracker"]) == scales[stop], "the scaler goes on where it was"
+    assert adapter_hash(broken) == adapter_hash(straight), apart(*weights)
+    assert formats == {(torch.float16, torch.float32)} and all(t.isfinite().all() for t in weights[1].values())
+    return scales, [r["loss"] for r in read_lines(straight.path / "metrics.jsonl") if "loss" in r], saved
+
+def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scaled):
+    scales, losses, _ = in_float16(tmp_path, scaled(2.0**40), 25)
+    assert scales[0] == (2.0**40, 0) != scales[25] and min(s for s, _ in scales) < 2.0**30 and any(b > a for (a, _), (b, _) in zip(scales, scales[1:])), "it overflowed, and grew again"
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.gpu
+def test_float16_on_a_gpu_learns_and_a_broken_run_ends_as_a_straight_one(tmp_path, scaled):
+    assert HALF.device == "cuda"
+    scales, losses, saved = in_float16(tmp_path, scaled(None), 17)
+    assert scales[0][0] == saved["scale"] * 2 ** sum(b < a for (a, _), (b, _) in zip(scales[:18], scales[1:18])) == 2.0**16 and saved["growth_interval"] == 2000, "accelerate's own scaler"
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
 
 
 CHAIN = '''

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'SIZES', 'copied', 'size_of', 'random_state', 'weights_of', 'load_weights', 'period', 'Every',
            'tokenizer_digest', 'shape_of', 'refuse_other', 'Average', 'Signals', 'Diverged', 'Progress', 'Keeping',
-           'Keeper', 'refuse_not_finite', 'out_of_memory', 'Durable']
+           'Keeper', 'refuse_not_finite', 'left_out', 'out_of_memory', 'Durable']
 
 # %% ../../nbs/49_durable.ipynb #630aeb22
 import copy
@@ -339,6 +339,11 @@ def refuse_not_finite(weights: dict[str, torch.Tensor], step: int) -> None:
     for name, t in weights.items():
         if t.is_floating_point() and not t.isfinite().all(): raise Diverged(f"{name} is not finite after step {step}: it was not saved. The newest checkpoint is whole; lower train.lr and begin another run")
 
+def left_out(engine # of DeepSpeed, which has stepped on the way back already, or not
+            ) -> bool:
+    "Did DeepSpeed leave out the step because its gradient is no number? In float16 it does so to find its scale."
+    return engine.optimizer.overflow and engine.optimizer.dtype != torch.float16
+
 def out_of_memory(error: RuntimeError) -> bool:
     "Did memory end?"
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
@@ -430,6 +435,7 @@ class Durable:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if not self.accelerator.scaler else losses.new_zeros(())  # a scaler makes and handles infinite ones
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.is_deepspeed_enabled and left_out(self.deepspeed): norm = norm.new_tensor(torch.inf)
         if not agreed([not bool(torch.isfinite(losses).all() & torch.isfinite(norm))], self.args.device)[0]:
             self.applied.append(losses.sum())
             self.keeper.progress.tokens += int(self.items or 0)

@@ -116,7 +116,7 @@ def check_running(launch: Launch, accelerator: Accelerator, model=None # to look
 def options(launch: Launch) -> dict:
     "What TrainingArguments take for a strategy."
     if launch.strategy == "fsdp": return dict(fsdp=True, fsdp_config=dict(version=2, reshard_after_forward=True, state_dict_type="FULL_STATE_DICT", auto_wrap_policy="TRANSFORMER_BASED_WRAP", cpu_ram_efficient_loading=False))
-    if launch.strategy == "deepspeed": return dict(deepspeed={"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})
+    if launch.strategy == "deepspeed": return dict(deepspeed={"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})
     return {}
 
 # %% ../../nbs/46_launch.ipynb #0c4a5183
