@@ -49,6 +49,7 @@ from .train.launch import Launch, check_launch, check_running, first_then_all, j
 from .train.loop import FREE, Train, check_endless, fit, next_token
 from .train.mirror import mirrored, place_of, restore
 from .train.together import rank
+from .train.watch import chosen_trackers
 
 # %% ../nbs/60_pipeline.ipynb #5376301d
 class Recipe(Section):
@@ -200,6 +201,7 @@ def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
 # %% ../nbs/60_pipeline.ipynb #91e02f05
 def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals | None = None):
     "(model, tokenizer) after training; the trained weights lie in the run."
+    chosen_trackers(recipe.train.track)  # one that cannot be had is named now, and not after the data
     seed_everything(recipe.train.seed)
     section = pinned(run, recipe.model)
     model, tokenizer = load_model(section, chosen, spread(recipe.launch))

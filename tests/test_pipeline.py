@@ -190,6 +190,11 @@ def test_experts_are_kept_in_balance_and_their_load_is_told(tmp_path, capsys):
     assert set(load) == {"before", "after"} and all(len(n) == 4 and sum(n) > 0 for n in load["after"].values()) and "times an even share" in capsys.readouterr().out
     assert run.read("model.json")["trainable"]["gate_up_proj"] > 0 and "experts" in run.read("model.json")["family"]
 
+def test_a_tracker_that_cannot_be_had_is_named_before_the_data_is_read(tmp_path):
+    recipe = job(tmp_path, track="wandbb")
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="no tracker 'wandbb'"): train(recipe, tmp_path / "run", quiet=True)
+
 def test_eva_sees_the_training_data(tmp_path):
     run = train(small_job(tmp_path, adapt=dict(variant="eva", r=4)), tmp_path / "run", quiet=True)
     plain = train(small_job(tmp_path, adapt=dict(r=4)), tmp_path / "plain", quiet=True)

@@ -76,6 +76,7 @@ def test_what_is_logged_arrives_in_the_tracker(tmp_path, name):
     pytest.importorskip(name)
     out = subprocess.run([sys.executable, "-c", TRACKING, str(tmp_path), name], capture_output=True, text=True, env=os.environ | {"TRACKIO_DIR": str(tmp_path / "store")})
     assert out.returncode == 0, out.stderr
+    assert out.stdout == "", "what a tracker says is not about this training"
     if name == "trackio":
         with sqlite3.connect(next((tmp_path / "store").glob("*.db"))) as db: rows = db.execute("select step, metrics from metrics order by step").fetchall()
         assert [step for step, _ in rows] == [1, 2] and '1.5' in str(rows[1][1])

@@ -166,7 +166,7 @@ class Average:
 # %% ../../nbs/49_durable.ipynb #307ea7c3
 class Signals:
     "SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; a second one is obeyed at once."
-    def __init__(self): self.asked, self.gentle, self.before = None, False, {}
+    def __init__(self): self.asked, self.gentle, self.before, self.began = None, False, {}, time.monotonic()
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread(): self.before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -229,7 +229,7 @@ class Keeper(TrainerCallback):
         self.saver = Saver(keeping.run.checkpoints, keeping.keep, keeping.final == "best", keeping.say)
         self.due, self.training, self.stopped, self.slowest, self.unlogged = False, False, None, 0.0, []
         self.began = self.last = keeping.clock()
-        self.average, self.meter = None, None
+        self.average, self.meter, self.before = None, None, time.monotonic() - keeping.signals.began  # seconds in which data and model were prepared
 
     # when
     def now(self, state) -> dict[str, float]:
@@ -261,7 +261,7 @@ class Keeper(TrainerCallback):
     def wanted(self) -> str | None:
         "Why it should stop now; before a time limit there must be time for one more step and a save."
         if self.keeping.signals.asked: return self.keeping.signals.asked
-        if self.keeping.seconds and self.keeping.clock() - self.began + 1.5 * self.slowest > self.keeping.seconds: return "train.max_hours is over"
+        if self.keeping.seconds and self.before + self.keeping.clock() - self.began + 1.5 * self.slowest > self.keeping.seconds: return "train.max_hours is over"
         return None
 
     def on_evaluate(self, args, state, control, metrics=None, **_):

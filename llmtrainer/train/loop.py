@@ -73,7 +73,7 @@ class Train(Section):
     final: Literal["last", "best"] = Field("last", description="whose weights the run ends with: the last step's, or those of the lowest validation loss, which is then kept")
     patience: int | None = Field(None, gt=0, description="validations in a row without a lower loss after which it is over")
     mirror: str | None = Field(None, description="a second place for the run, such as a folder on a mounted drive: sent there in the background and read back")
-    max_hours: float | None = Field(None, gt=0, description="save and stop, resumable, before this time is over")
+    max_hours: float | None = Field(None, gt=0, description="save and stop, resumable, before this time is over; it begins with the command")
     track: str | list[str] = Field("auto", description="trackers by name; auto takes trackio where it is installed and something is shown; metrics.jsonl is written always")
     accept: list[str] = Field([], description="parts of a checkpoint's identity that may differ at a resume, such as tokenizer; noted in the run")
 

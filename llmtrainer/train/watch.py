@@ -151,6 +151,7 @@ class Tracked(TrainerCallback):
     def on_train_end(self, args, state, control, **_):
         with contextlib.redirect_stdout(io.StringIO()):
             for tracker in self.trackers: tracker.finish()
+            if any(tracker.name == "trackio" for tracker in self.trackers): sys.modules["trackio"].finish()  # forgets the run, or the end of the program would finish it aloud once more
 
 def flat(values: dict, before: str = "") -> dict[str, str | int | float | bool]:
     "A recipe as dotted keys with plain values, as trackers take them."
