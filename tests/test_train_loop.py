@@ -7,6 +7,7 @@ from llmtrainer.train.loop import Adapt, F, Keeping, Path, Run, Signals, Stopped
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -103,8 +104,10 @@ def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_o
 
 def test_a_step_that_cannot_be_shared_is_refused():
     assert shared(8, 1, 2) == (4, 1) and shared(8, 3, 2) == (6, 2) or shared(8, 3, 2)[0] * shared(8, 3, 2)[1] * 2 == 24
-    for batch, accumulate, devices in ((3, 1, 2), (8, 1, 16), (5, 5, 2)):
-        with pytest.raises(UserError, match="cannot be shared"): shared(batch, accumulate, devices)
+    for batch, accumulate, devices in ((3, 1, 2), (8, 1, 16), (5, 5, 2), (8, 3, 5)):
+        with pytest.raises(UserError, match="cannot be shared") as refused: shared(batch, accumulate, devices)
+        advised = int(re.search(r"train.accumulate=(\d+)", str(refused.value))[1])
+        assert np.prod(shared(batch, advised, devices)) * devices == batch * advised, "the advice is followed"
 
 
 def plain_loop(model, tokenizer, sequences, section):

@@ -8,6 +8,7 @@ __all__ = ['SCHEDULES', 'FREE', 'Train', 'next_token', 'smoothed', 'shared', 'St
            'taught']
 
 # %% ../../nbs/41_train.ipynb #8e4e7b3e
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -111,7 +112,8 @@ def shared(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
     whole = batch_size * accumulate
     for micro in range(batch_size, 0, -1):
         if whole % (micro * devices) == 0: return micro, whole // (micro * devices)
-    raise UserError(f"a step of {whole} sequences cannot be shared by {devices} devices", "train.batch_size * train.accumulate", f"a multiple of {devices}", f"set train.accumulate={-(-whole // devices) * devices // batch_size or devices}, or another number of devices; a run that was begun keeps its step")
+    times = devices // math.gcd(batch_size, devices)
+    raise UserError(f"a step of {whole} sequences cannot be shared by {devices} devices", "train.batch_size * train.accumulate", f"a multiple of {devices}", f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a run that was begun keeps its step")
 
 # %% ../../nbs/41_train.ipynb #da32a529
 class Steps:
