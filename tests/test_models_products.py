@@ -141,15 +141,16 @@ def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, sca
     reach = torch.rand(r) / 10
     given_ = x, thin, reach, rows, row_scale(x, thin, reach, rows)
     (x8, h), (known8, known) = round_rows(*(None if t is None else t.cuda() for t in given_)), round_rows(*given_)
-    assert torch.allclose(h.float().cpu(), known.float(), atol=0.02 * known.abs().max().item()) and (x8.cpu()[:, :16 * k].float() != known8[:, :16 * k].float()).float().mean() < 1e-3
-    again = tail(h, reach.cuda(), given_[4].cuda(), True)
-    assert torch.equal(x8[:, 16 * k:].float(), again.float())
+    near = lambda a, b: torch.allclose(a.float().cpu(), b.float(), rtol=0.13, atol=2 ** -8) and (a.float().cpu() - b.float()).abs().mean() <= 0.03 * b.float().abs().mean()
+    whole = lambda t, inputs: t[:, :r].float().cpu() + t[:, r if inputs else 2 * r:][:, :r].float().cpu()  # the two halves
+    assert torch.allclose(h.float().cpu(), known.float(), atol=0.02 * known.abs().max().item()) and near(x8[:, :16 * k], known8[:, :16 * k])
+    v, out = h.float().cpu() * reach / given_[4], torch.empty(m, room(r), dtype=F8, device="cuda")
+    assert torch.allclose(whole(x8[:, 16 * k:], True), v, rtol=1 / 128, atol=2 ** -8) and (x8[:, 16 * k + 3 * r:].float() == 0).all()
     t = torch.randn(m, r).bfloat16()
-    out = torch.empty(m, room(r), dtype=F8, device="cuda")
-    tail_to(out, t.cuda(), reach.cuda(), given_[4].cuda(), inputs)
-    assert (out.cpu().float() != tail(t, reach, given_[4], inputs).float()).float().mean() < 1e-2
+    tail_to(out, t.cuda(), reach.cuda(), given_[4].cuda() * 10, inputs)
+    assert torch.allclose(whole(out, inputs), whole(tail(t, reach, given_[4] * 10, inputs), inputs), rtol=1 / 64, atol=2 ** -8)
     a, b = thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu(), thin_gradient(t, known8, given_[4], 16 * k)
-    assert torch.allclose(a, b, atol=1e-4 * b.abs().max().item()) and torch.equal(a, thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu())
+    assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item()) and torch.equal(a, thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu())
 
 def layer_on(device, fp8):
     "Output and gradients of a layer that is unpacked and multiplied on a device."
