@@ -162,10 +162,10 @@ def cosines(model_of, batch: dict, engines: dict # name -> arguments of `fuse`, 
 from llmtrainer.data.synthetic import problems
 
 
-def trained_base():
+def trained_base(seed=1):
     "The shipped base with adapters that have moved a little."
-    torch.manual_seed(1)
-    model = adapt_model(load_model(Model(base="tiny:base"), plan(probe()))[0], Adapt(r=8)).train()
+    torch.manual_seed(seed)
+    model = adapt_model(load_model(Model(base="tiny:base"), plan(probe()))[0], Adapt(r=8), seed).train()
     for name, p in model.named_parameters():
         if "lora_B" in name: p.data.normal_(0, 0.01)
     return model
@@ -178,9 +178,11 @@ def problem_batch(n=16):
 
 
 def test_queries_keys_and_values_stay_exact():
-    found = cosines(trained_base, problem_batch(), {"all": dict(engine="fp8", fp8_attention=True), "most": dict(engine="fp8"), "fused": dict(engine="fused")})
-    low = {name: min(values.values()) for name, values in found.items()}
-    assert low["fused"] > 0.9999 and low["most"] > 0.975 and low["all"] < low["most"]
+    away, low = {}, {}
+    for seed in range(3):
+        found = cosines(lambda: trained_base(seed), problem_batch(), {"all": dict(engine="fp8", fp8_attention=True), "most": dict(engine="fp8"), "fused": dict(engine="fused")})
+        for name, values in found.items(): away[name] = away.get(name, 0) + sum(1 - v for v in values.values()) / len(values) / 3; low[name] = min(low.get(name, 1), *values.values())
+    assert low["fused"] > 0.9999 and low["most"] > 0.94 and away["most"] < 0.006 and away["most"] < 0.95 * away["all"], (away, low)
     model = trained_base()
     done = fuse(model, "fp8")
     kept = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, FusedLayer) and m.frozen.rows is None}
