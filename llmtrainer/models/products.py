@@ -268,7 +268,7 @@ if triton is not None:
         tl.store(row + e, tl.zeros([BN, BE], tl.float32).to(OUT.dtype.element_ty), mask=(n < N) & (e >= 3 * R) & (e < ROOM))
 
 # %% ../../nbs/29_products.ipynb #12273022
-TILE = 32, 128, 4, 3  # tokens and columns of a program, its warps, stages of its pipeline; with 64 tokens Triton 3.6 takes asynchronous products and reads what is not there yet
+TILE = 32, 256, 4, 1  # tokens and columns of a program, its warps, stages of its pipeline; with 64 tokens and three stages Triton 3.6 takes asynchronous products and reads what is not there yet
 
 def tail_to(out: torch.Tensor, t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, inputs: bool) -> None:
     "`tail` into the last columns of a row-major matrix."
