@@ -82,7 +82,7 @@ def problem(n, k, m, r, nested=True, apart=False, fp8=False, size=1.0):
     layers = [quantised(rows, k, nested, seed=i)[0] for i, rows in enumerate(sizes)]
     w = join([frozen(layer, fp8) for layer in layers])
     x, g = torch.randn(m, k), torch.randn(m, sum(sizes))
-    A, B = [torch.randn(r + i, k) for i in range(len(sizes))], [torch.randn(rows, r + i) * size for i, rows in enumerate(sizes)]
+    A, B = [torch.randn(r + i, k) / (k ** 0.5 if fp8 else 1) for i in range(len(sizes))], [torch.randn(rows, r + i) * size for i, rows in enumerate(sizes)]  # in 8 bits A as it begins
     return w, scales, x, x * (torch.rand(m, k) > 0.3) if apart else None, g, A, B, [numbers_of(layer) for layer in layers]
 
 def both(w, scales, x, dropped, g, A, B, weights):
