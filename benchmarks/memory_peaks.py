@@ -89,7 +89,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     "Peak memory of the trainer's steps beside the prediction."
     size, blocks, (method, quantize), rows, length, recompute, engine = case
     config, section, began = shape(size, blocks), Adapt(method=method), time.perf_counter()
-    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference")
+    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference", fp8=engine == "fp8")
     said = predict(config, section, work)
     dtype = "bfloat16" if device == "cuda" else "float32"
     plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})

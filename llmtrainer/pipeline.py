@@ -181,7 +181,7 @@ def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: b
 def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
     "What a step of the recipe does here, as chapter 28 wants to know it."
     t = recipe.train
-    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa")
+    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa", chosen.engine == "fp8")
 
 def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `Machine`; without one, this one
                       ) -> tuple[str, int | None]:

@@ -131,7 +131,7 @@ PEAKS = [  # shape, blocks, (method, storage), engine, rows, tokens, recompute, 
 @cache
 def predicted(size, blocks, kind, engine, rows, tokens, recompute, batches):
     "GiB of a line above."
-    work = Work(rows, tokens, recompute, kind[1], sliced=engine != "reference", accumulate=batches)
+    work = Work(rows, tokens, recompute, kind[1], sliced=engine != "reference", accumulate=batches, fp8=engine == "fp8")
     return predict(LlamaConfig(**LLAMA[size] | HEADS | dict(num_hidden_layers=blocks)), Adapt(method=kind[0]), work)["allocated"] / 2**30
 
 

@@ -110,6 +110,7 @@ class Work:
     optimiser: str = "adamw"
     accumulate: int = 1         # micro-batches in a step
     attn: str = "sdpa"
+    fp8: bool = False           # products in 8 bits, which keep their inputs so
 
 class Unpacked(torch.autograd.Function):
     "A product with a matrix that is unpacked for it and not kept, forwards and backwards."
@@ -240,12 +241,12 @@ def moving(config, section: Adapt, work: Work, learn: bool = True) -> Pass:
 
 # %% ../../nbs/28_memory.ipynb #48825d9f
 CONTEXT, GAPS = 600 * 2**20, 0.05  # bytes of CUDA and its libraries; share of what comes and goes that the allocator loses in gaps
-COMPILED = 0.75                    # of what a layer's own code keeps, a compiled one keeps so much
+COMPILED = {False: 0.75, True: 0.68}  # of what a layer's own code keeps, a compiled one keeps so much; the second with products in 8 bits
 
 def at_peak(config, section: Adapt, work: Work, stays: dict[str, int]) -> dict[str, int]:
     "Bytes by part at the peak of a training step, `allocated` their sum, `total` with gaps and CUDA, and the `flops` of a micro-batch."
     now = moving(config, section, work)
-    if work.mixed and work.sliced and not work.recompute: now = now.without(int((1 - COMPILED) * now.kept))
+    if work.mixed and work.sliced and not work.recompute: now = now.without(int((1 - COMPILED[work.fp8]) * now.kept))
     peak = max(now.loss, now.back, stays["trained"] - stays["gradients"])
     parts = stays | dict(activations=now.kept, logits=max(0, now.loss - now.kept), workspace=peak - max(now.loss, now.kept))
     allocated, lost = sum(parts.values()), int(GAPS * peak + CONTEXT * work.mixed)
