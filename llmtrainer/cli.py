@@ -127,7 +127,7 @@ def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False,
     said = forecast(job)
     report = preflight(job) if measure else None
     if as_json: say_json(said["plan"] | {k: v for k, v in said.items() if k != "plan"} | ({"measured": report} if report else {}))
-    else: Console().print(*forecast_tables(said), *([flight_table(report)] if report else []))
+    else: Console().print(*forecast_tables(said), *([flight_table(report)] if report else []), sep="\n")
     if report: check_flight(report)
 
 # %% ../nbs/63_cli.ipynb #7da482e4

@@ -48,8 +48,8 @@ def test_fingerprint_follows_the_bytes(tmp_path):
     assert fingerprint(str(folder))["sha256"] != same
 
 
-def refusal(base):
-    try: resolve(base)
+def refusal(base, ask=resolve):
+    try: ask(base)
     except UserError as error: return str(error)
 
 def test_every_wrong_name_is_explained(tmp_path):
@@ -57,7 +57,8 @@ def test_every_wrong_name_is_explained(tmp_path):
     assert "config.json" in refusal(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "safetensors" in refusal(str(tmp_path))
+    for ask in (fingerprint, lambda base: load_model(Model(base=base), plan(probe()))): assert ".safetensors" in refusal(str(tmp_path), ask)
+    assert resolve(str(tmp_path)) == str(tmp_path)  # its configuration can be read: a plan needs no weights
     assert "tiny:base" in refusal("tiny:gpt5")
     assert resolve("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
 

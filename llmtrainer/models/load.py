@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['F8', 'RESERVED', 'KERNELS', 'NEEDS', 'PROBES', 'Model', 'quantization', 'Unpack8', 'Float8Linear', 'swap', 'unpacked',
-           'dequantize', 'keep_trainable', 'give_pad', 'is_local', 'resolve', 'has_tokenizer', 'from_hub', 'commit_of',
-           'fingerprint', 'raw_config', 'wants_code', 'check_code', 'importable', 'stored_as', 'as_stored',
-           'check_stored', 'load_config', 'attention_kernels', 'traits', 'own_normalizer', 'unlike', 'from_pieces',
-           'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow', 'described', 'check_whole', 'load_model']
+           'dequantize', 'keep_trainable', 'give_pad', 'is_local', 'resolve', 'weight_files', 'has_tokenizer',
+           'from_hub', 'commit_of', 'fingerprint', 'raw_config', 'wants_code', 'check_code', 'importable', 'stored_as',
+           'as_stored', 'check_stored', 'load_config', 'attention_kernels', 'traits', 'own_normalizer', 'unlike',
+           'from_pieces', 'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow', 'described', 'check_whole',
+           'load_model']
 
 # %% ../../nbs/20_load.ipynb #65e0b8db
 import logging
@@ -156,8 +157,15 @@ def resolve(base: str) -> str:
     if not is_local(base): return base
     if not path.is_dir(): raise UserError(f"there is no model folder {base}", "model.base", "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B", "check the path; it is taken from where the command runs")
     if not (path / "config.json").is_file(): raise UserError(f"the folder {base} has no config.json, so it is not a model", "model.base", None, "name the folder that save_pretrained wrote")
-    if not any(path.glob("*.safetensors")): raise UserError(f"the folder {base} has no .safetensors file", "model.base", "weights in safetensors", "pickled weights can run code when loaded; convert them first")
     return str(path)
+
+def weight_files(base: str) -> list[Path]:
+    "The weights in a local folder, empty for a hub name; `UserError` for a folder without any: a plan needs none, loading does."
+    path = Path(resolve(base))
+    if not path.is_dir(): return []
+    found = sorted(path.glob("*.safetensors"))
+    if not found: raise UserError(f"the folder {base} has no .safetensors file", "model.base", "weights in safetensors", "pickled weights can run code when loaded; convert them first")
+    return found
 
 # %% ../../nbs/20_load.ipynb #85fa17b4
 def has_tokenizer(folder: str) -> bool:
@@ -180,9 +188,8 @@ def commit_of(base: str, revision: str | None = None) -> str | None:
 
 def fingerprint(base: str, revision: str | None = None) -> dict:
     "What identifies the base: hash of each weight file for a folder, the commit for a hub name."
-    path = Path(resolve(base))
-    if path.is_dir(): return dict(base=base, sha256={f.name: sha256(f) for f in sorted(path.glob("*.safetensors"))})
-    return dict(base=base, revision=commit_of(base, revision))
+    files = weight_files(base)
+    return dict(base=base, sha256={f.name: sha256(f) for f in files}) if files else dict(base=base, revision=commit_of(base, revision))
 
 # %% ../../nbs/20_load.ipynb #30b8e620
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")  # a name with a slash is downloaded code
@@ -350,6 +357,7 @@ def load_model(model: Model, plan: Plan,
                spread: bool = False # its weights will be spread over devices (FSDP)
               ):
     "(model, tokenizer) as the plan says: weights quantised or not, on its device, safetensors only, in evaluation mode."
+    weight_files(model.base)
     model = model.model_copy(update=dict(revision=commit_of(model.base, model.revision) or model.revision))  # one commit for all files
     config, dtype = load_config(model), getattr(torch, plan.dtype)
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
