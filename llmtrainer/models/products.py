@@ -87,7 +87,9 @@ def dequantize(stored: Sequence[torch.Tensor], # of each matrix: packed, code, c
     return out
 
 @dequantize.register_fake
-def dequantized_like(stored, rows, shape, transpose, dtype): return stored[0].new_empty((shape[0], sum(shape[3:])) if transpose else (sum(shape[3:]), shape[0]), dtype=dtype)
+def dequantized_like(stored, rows, shape, transpose, dtype):
+    "The result, empty."
+    return stored[0].new_empty((shape[0], sum(shape[3:])) if transpose else (sum(shape[3:]), shape[0]), dtype=dtype)
 
 # %% ../../nbs/29_products.ipynb #93a7b35f
 F8, F8_MAX, TINY = torch.float8_e4m3fn, 448.0, 1e-12
@@ -291,7 +293,9 @@ def round_rows(x: torch.Tensor, thin: torch.Tensor, reach: torch.Tensor, rows: O
     return out, h
 
 @round_rows.register_fake
-def rounded_like(x, thin, reach, rows, scale): return x.new_empty(x.shape[0], x.shape[1] + room(thin.shape[0]), dtype=F8), x.new_empty(x.shape[0], thin.shape[0])
+def rounded_like(x, thin, reach, rows, scale):
+    "The results, empty."
+    return x.new_empty(x.shape[0], x.shape[1] + room(thin.shape[0]), dtype=F8), x.new_empty(x.shape[0], thin.shape[0])
 
 # %% ../../nbs/29_products.ipynb #44a833b8
 @torch.library.custom_op("llmtrainer::dequantize_beside", mutates_args=())
@@ -304,7 +308,9 @@ def dequantize_beside(stored: Sequence[torch.Tensor], rows: torch.Tensor, shape:
     return out
 
 @dequantize_beside.register_fake
-def beside_like(stored, rows, shape, transpose, wide, cols, tail_rows): return stored[0].new_empty(wide.shape[0], (sum(shape[3:]) if transpose else shape[0]) + room(wide.shape[1]), dtype=F8)
+def beside_like(stored, rows, shape, transpose, wide, cols, tail_rows):
+    "The result, empty."
+    return stored[0].new_empty(wide.shape[0], (sum(shape[3:]) if transpose else shape[0]) + room(wide.shape[1]), dtype=F8)
 
 def product_beside(x: torch.Tensor, stored: Sequence[torch.Tensor], shape: Sequence[int], rows: torch.Tensor,
                    thin: torch.Tensor, wide: torch.Tensor, # (ranks, columns of x), (outputs, ranks)
@@ -339,8 +345,9 @@ def thin_gradient(h: torch.Tensor, x8: torch.Tensor, scale: torch.Tensor, k: int
     m, r = h.shape
     if not h.is_cuda: return (h.float() * scale).to(h.dtype).float().t() @ x8[:, :k].float()
     parts = max(1, min(triton.cdiv(m, 64), 528 // triton.cdiv(k, 128)))  # four programs for each of 132 multiprocessors
-    out = h.new_empty(parts, r, k, dtype=torch.float32)
-    _thin_kernel[(triton.cdiv(k, 128), parts)](h, x8, scale, out, m, k, r, x8.stride(0), triton.cdiv(m, parts * 64) * 64, 64, 128, max(16, triton.next_power_of_2(r)), num_warps=4, num_stages=2)
+    out, ranks = h.new_empty(parts, r, k, dtype=torch.float32), max(16, triton.next_power_of_2(r))
+    stages = 2 if ranks <= 32 else 1  # from 64 ranks on the products would be the asynchronous ones
+    _thin_kernel[(triton.cdiv(k, 128), parts)](h, x8, scale, out, m, k, r, x8.stride(0), triton.cdiv(m, parts * 64) * 64, 64, 128, ranks, num_warps=4, num_stages=stages)
     return out.sum(0)
 
 @thin_gradient.register_fake
