@@ -29,7 +29,7 @@ from .data.pack import Sequences, collator
 from .data.prepare import Data, Prepared, prepare
 from .data.stream import stream
 from .data.synthetic import problems
-from .device import Plan, probe
+from .device import Machine, Plan, probe
 from .evals.compare import compare, table
 from .evals.tasks import Eval, Result, evaluate, find_task, read_result
 from .models.adapt import Adapt, adapt_model, balanced, check_storage, expert_load, fused_experts, load_adapter, optimiser, table as trained_table, trainable
@@ -63,15 +63,16 @@ class Recipe(Section):
     launch: Launch = Launch()
 
 # %% ../nbs/60_pipeline.ipynb #6543b36c
-def read_recipe(source: str | Path | dict, overrides: Sequence[str] = () # "train.lr=1e-4"
+def read_recipe(source: str | Path | dict, overrides: Sequence[str] = (), # "train.lr=1e-4"
+                machine: Machine | None = None  # where the job is to run; without one, here
                ) -> Recipe:
     "A recipe from YAML and overrides, with all faults at once, those between sections too."
-    recipe = load(Recipe, source, overrides)
+    recipe, machine = load(Recipe, source, overrides), machine or probe()
     if recipe.adapt.method != "lora" and recipe.model.quantize != "none":
         raise UserError("quantised weights cannot be trained themselves", f"adapt.method: {recipe.adapt.method}", "model.quantize: none", "add model.quantize=none, or train adapters with adapt.method=lora")
     check_storage(recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8")
-    optimiser(recipe.train.optimiser, recipe.adapt, probe().kind)  # can it be had here?
-    check_launch(recipe.launch, probe(), recipe.model.quantize, recipe.model.engine)
+    optimiser(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
+    check_launch(recipe.launch, machine, recipe.model.quantize, recipe.model.engine)
     if recipe.data.stream: check_endless(recipe.train)
     for name in recipe.eval.tasks: find_task(name)
     return recipe

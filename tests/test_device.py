@@ -9,7 +9,7 @@ import sys
 import tempfile
 import pytest
 from transformers import LlamaConfig, Qwen2Config
-from llmtrainer.recipe import parse
+from llmtrainer.recipe import UserError, parse
 
 
 def test_asking_never_imports(tmp_path, monkeypatch):
@@ -42,6 +42,12 @@ def test_probe_finds_apple_and_cpu(monkeypatch):
         assert (probe().kind, probe().memory) == ("mps", 7)
         patch.setattr(torch.backends.mps, "is_available", lambda: False)
         assert probe().kind == "cpu" and 2**28 < probe().memory <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_described_gpu_is_a_machine():
+    assert (gpu("T4").capability, gpu("T4").count, gpu("2xL4").count, gpu("2xL4").memory) == ((7, 5), 1, 2, 22 * 2**30)
+    with pytest.raises(UserError, match="GTX1080") as error: gpu("GTX1080")
+    assert "A100-80GB" in str(error.value)
 
 
 def _machine(kind="cuda", capability=None, **libraries):

@@ -91,15 +91,39 @@ def test_parts_add_up_and_follow_their_causes():
     assert base["evaluation"] < predict(config, Adapt(r=4), Work(2, 64, recompute=False))["total"]
 
 
-def test_what_is_proposed_fits_and_one_row_more_does_not():
-    config, work = LlamaConfig(**SMALL), Work(2, 128)
-    need = lambda rows: predict(config, Adapt(r=4), replace(work, rows=rows))["total"]
-    memory = need(23) + 1000
-    for known in (None, predict(config, Adapt(r=4), work)): assert largest(config, Adapt(r=4), work, memory, known) in (22, 23) and need(24) > memory >= need(23)
-    assert largest(config, Adapt(r=4), work, 1000) == 0
-    way = remedies(config, Adapt(method="full"), Work(8, 128, quantize="none"), need(1))
-    assert [w["fits"] for w in way] == [False] * (len(way) - 1) + [True] and way[0]["change"].startswith("train.batch_size=1") and all(a["total"] >= b["total"] for a, b in zip(way, way[1:]))
-    assert not any(w["fits"] for w in remedies(config, Adapt(r=4), work, 1000))
+def test_the_largest_batch_fits_and_one_row_more_does_not():
+    config = LlamaConfig(**SMALL)
+    wide = LlamaConfig(**SMALL | dict(vocab_size=60_000))
+    for model, section, work in ((config, Adapt(r=4), Work(2, 128)), (config, Adapt(r=4), Work(64, 128)), (config, Adapt(method="full"), Work(4, 64, quantize="none")), (wide, Adapt(r=4), Work(2, 64, True, sliced=True))):
+        size = lambda rows: need(model, section, replace(work, rows=rows))
+        for rows in (1, 2, 23): assert largest(model, section, work, size(rows)) >= rows > largest(model, section, work, size(rows) - 1)
+        assert largest(model, section, work, size(23)) == max(n for n in range(23, 60) if size(n) <= size(23))
+        assert largest(model, section, work, 1000) == 0 and largest(model, section, work, 2**50) == 512
+
+def test_validation_never_takes_more_than_training():
+    for words in (256, 60_000):
+        for work in (Work(1, 64), Work(4, 64, True), Work(4, 64, True, sliced=True), Work(4, 64, sliced=True, fp8=True), Work(4, 64, quantize="none", mixed=False)):
+            parts = predict(LlamaConfig(**SMALL | dict(vocab_size=words)), Adapt(r=4), work)
+            assert parts["evaluation"] <= parts["total"] == need(LlamaConfig(**SMALL | dict(vocab_size=words)), Adapt(r=4), work)
+
+def test_changes_lead_to_a_job_that_fits_and_keep_the_step():
+    config, full = LlamaConfig(**SMALL), Adapt(method="full")
+    size = lambda section, **keys: need(config, section, Work(**dict(rows=8, length=128, quantize="none") | keys))
+    way = remedies(config, full, Work(8, 128, quantize="none"), size(full, rows=4, accumulate=2))
+    assert way == [dict(change=[], batch_size=4, accumulate=2, total=size(full, rows=4, accumulate=2), fits=True)]  # the largest that fits, and not one row
+    way = remedies(config, full, Work(8, 128, quantize="none"), size(Adapt(method="lora"), rows=1, accumulate=8, recompute=True))
+    assert [w["fits"] for w in way] == [False] * (len(way) - 1) + [True] and way[-1]["change"] == ["adapt.method=lora"] and all(a["total"] >= b["total"] for a, b in zip(way, way[1:]))
+    assert all(w["batch_size"] * w["accumulate"] == 8 for w in way)
+    lost = remedies(config, Adapt(r=4), Work(1, 1024), 1000)
+    assert lost[0]["change"] == ["train.activations=recompute"] and lost[-1]["change"] == ["data.max_length=256"] and not any(w["fits"] for w in lost)
+
+def test_a_question_is_answered_once():
+    asked = []
+    twice = remembered(lambda config, section, work: asked.append(work) or len(asked))
+    same = lambda: (LlamaConfig(**SMALL), Adapt(r=4), Work(2))
+    assert twice(*same()) == twice(*same()) == 1  # equal settings, other objects
+    for other in ((LlamaConfig(**SMALL | dict(num_hidden_layers=9)), *same()[1:]), (same()[0], Adapt(r=5), Work(2)), (*same()[:2], Work(3))): twice(*other)
+    assert len(asked) == 4
 
 
 def test_operations_are_the_textbooks_and_time_follows_them():

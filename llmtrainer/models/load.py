@@ -29,7 +29,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, logging as transformers_logging
 
 # %% ../../nbs/20_load.ipynb #d01abd4f
-from ..device import ATTENTION, ENGINES, QUANTIZE, Plan, plan, probe
+from ..device import ATTENTION, ENGINES, QUANTIZE, Machine, Plan, plan, probe
 from .tiny import tiny
 from ..recipe import Section, UserError
 from ..run import sha256
@@ -316,9 +316,9 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
     return tokenizer
 
 # %% ../../nbs/20_load.ipynb #6e81a5ec
-def make_plan(model: Model) -> Plan:
-    "What this machine does for a model section: chapter 03's plan, among the kernels that the model's code has a path for."
-    return plan(probe(), model.quantize, model.attn, model.engine, attention_kernels(load_config(model)))
+def make_plan(model: Model, machine: Machine | None = None, config=None) -> Plan:
+    "What a machine, without one this one, does for a model section: chapter 03's plan, among the kernels that the model's code has a path for."
+    return plan(machine or probe(), model.quantize, model.attn, model.engine, attention_kernels(config or load_config(model)))
 
 # %% ../../nbs/20_load.ipynb #f974f076
 @contextmanager

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STORED', 'STATES', 'CONTEXT', 'GAPS', 'COMPILED', 'SHARES', 'packed_4bit', 'frozen_linears', 'stored_bytes',
            'eight_bits', 'projected', 'optimiser_bytes', 'Live', 'Work', 'Unpacked', 'pretend', 'whole_loss',
-           'sliced_loss', 'prepare', 'Pass', 'simulate', 'cut', 'build', 'count', 'uniform', 'standing', 'counted',
-           'moving', 'at_peak', 'predict', 'table', 'largest', 'changes', 'remedies', 'product_speed', 'seconds']
+           'sliced_loss', 'prepare', 'Pass', 'simulate', 'cut', 'build', 'count', 'remembered', 'alike', 'uniform',
+           'standing', 'counted', 'moving', 'walk', 'at_peak', 'predict', 'table', 'need', 'largest', 'changes',
+           'remedies', 'product_speed', 'seconds']
 
 # %% ../../nbs/28_memory.ipynb #416c4204
 import copy
@@ -16,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 
 # %% ../../nbs/28_memory.ipynb #be99a02d
 import torch
@@ -211,18 +212,35 @@ def count(model, work: Work) -> dict[str, int]:
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return dict(weights=weights, constants=constants, trained=trained, optimiser=optimiser_bytes(model, work.optimiser), gradients=trained * (work.accumulate > 1))
 
+def remembered(function: Callable) -> Callable:
+    "A function of configurations, sections and other settings that answers the same question only once."
+    known = {}
+    def told(x): return (type(x), x.to_json_string(use_diff=False)) if hasattr(x, "to_json_string") else x.model_dump_json() if isinstance(x, Adapt) else x
+    @wraps(function)
+    def answer(*settings):
+        if (key := tuple(map(told, settings))) not in known: known[key] = function(*settings)
+        return known[key]
+    return answer
+
+@remembered
+def alike(config) -> bool:
+    "Are all blocks from the second on of one size?"
+    many, size = config.num_hidden_layers, lambda blocks: sum(p.numel() for p in skeleton(cut(config, blocks)).parameters())
+    return many > 3 and size(2) + (many - 2) * (size(3) - size(2)) == size(many)
+
 def uniform(config, section: Adapt) -> bool:
     "Are all blocks from the second on alike, and the section's wishes too? Only then does a line lead from a few of them to all."
-    many, size = config.num_hidden_layers, lambda blocks: sum(p.numel() for p in skeleton(cut(config, blocks)).parameters())
     plain = isinstance(section.targets, list) and all(re.fullmatch(r"\w+", t) for t in section.targets) or section.targets in ("all-linear", "family")
-    return many > 3 and section.method != "partial" and plain and size(2) + (many - 2) * (size(3) - size(2)) == size(many)
+    return section.method != "partial" and plain and alike(config)
 
+@remembered
 def standing(config, section: Adapt, work: Work) -> dict[str, int]:
     "Bytes that stay from step to step, by part."
     if not uniform(config, section): return count(build(config, section, work), work)
     two, three = (count(build(cut(config, n), section, work), work) for n in (2, 3))
     return {part: n + (config.num_hidden_layers - 2) * (three[part] - n) for part, n in two.items()}
 
+@remembered
 def counted(config, section: Adapt) -> dict[str, float]:
     "What chapter 21's `trainable` will count, without walking through every block where they are alike."
     if not uniform(config, section): return expected(config, section)
@@ -232,8 +250,14 @@ def counted(config, section: Adapt) -> dict[str, float]:
 
 def moving(config, section: Adapt, work: Work, learn: bool = True) -> Pass:
     "The moments of a pass of the whole model; for a mixture of experts in float32 an upper bound, since PyTorch knows the shapes of its grouped products in 16 bits only."
+    plain = Work()  # what a pass does not depend on is set alike, so that it is walked through once
+    return walk(config, section, replace(work, optimiser=plain.optimiser, fp8=plain.fp8, quantize=work.quantize if work.quantize == "none" else plain.quantize, accumulate=min(2, work.accumulate)), learn)
+
+@remembered
+def walk(config, section: Adapt, work: Work, learn: bool) -> Pass:
+    "Two short passes and the line through them, or the long way."
     if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
-        half = moving(config, section, replace(work, mixed=True), learn)
+        half = walk(config, section, replace(work, mixed=True), learn)
         return Pass(2 * half.kept, 2 * half.loss, 2 * half.back, half.flops)
     if not uniform(config, section): return simulate(build(config, section, work), work, learn)
     two, three = (simulate(build(cut(config, n), section, work), work, learn) for n in (2, 3))
@@ -255,7 +279,7 @@ def at_peak(config, section: Adapt, work: Work, stays: dict[str, int]) -> dict[s
 def predict(config, section: Adapt = Adapt(), work: Work = Work()) -> dict[str, int]:
     "`at_peak` of a configuration of transformers, and `evaluation`, the peak of a validation pass."
     config = config.get_text_config()
-    parts, checking = at_peak(config, section, work, stays := standing(config, section, work)), moving(config, section, work, learn=False)
+    parts, checking = at_peak(config, section, work, stays := standing(config, section, work)), moving(config, section, work, False)
     return parts | dict(evaluation=sum(stays.values()) + checking.loss + parts["fragmentation"])
 
 def table(parts: dict[str, int]) -> Table:
@@ -267,34 +291,43 @@ def table(parts: dict[str, int]) -> Table:
     return grid
 
 # %% ../../nbs/28_memory.ipynb #d3ce9df9
-def largest(config, section: Adapt, work: Work, memory: int,  # bytes of the device
-            known: dict | None = None,                             # what `predict` said of `work`
-            most: int = 512) -> int:
-    "The rows of the largest micro-batch whose training fits, or one less; 0 where one row does not."
-    config, stays = config.get_text_config(), standing(config.get_text_config(), section, work)
-    need = lambda rows: at_peak(config, section, replace(work, rows=rows), stays)["total"]
-    fixed, some = sum(stays.values()) + CONTEXT * work.mixed, max(work.rows, 4)
-    each = ((known["total"] if known and some == work.rows else need(some)) - fixed) / some  # a little too much: what does not depend on rows is shared out
-    rows = max(0, min(most, int((memory - fixed) / each)))
-    return rows or int(need(1) <= memory)
+def need(config, section: Adapt, work: Work) -> int:
+    "Bytes of the device that a job takes."
+    config = config.get_text_config()
+    return at_peak(config, section, work, standing(config, section, work))["total"]
 
-def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[str, dict, dict]]:
+def largest(config, section: Adapt, work: Work, memory: int,  # bytes of the device
+            most: int = 512) -> int:
+    "The rows of the largest micro-batch that fits; 0 where one row does not."
+    before, now = (0, 0), (work.rows, need(config, section, work))  # (rows, bytes) of the last two tries; a line through both tells where to look next
+    fits, too_many = 0, most + 1
+    while True:
+        if now[1] <= memory: fits = max(fits, now[0])
+        else: too_many = min(too_many, now[0])
+        there = int(now[0] + (memory - now[1]) * (now[0] - before[0]) / ((now[1] - before[1]) or 1) + 0.01)  # bytes are rounded: what lacks a hundredth of a row is tried
+        if too_many - fits <= 1 or 0 < before[0] < now[0] == fits == there: return fits  # the bytes of a row grow, if they change at all: behind two points the line is too low
+        there = min(max(there, fits + 1), too_many - 1)
+        before, now = now, (there, need(config, section, replace(work, rows=there)))
+
+# %% ../../nbs/28_memory.ipynb #e06a5107
+def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[list[str], dict, dict]]:
     "What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the section)."
-    wishes = [("train.batch_size=1, with more train.accumulate", dict(rows=1), {}, work.rows > 1), ("train.activations=recompute", dict(recompute=True), {}, not work.recompute),
-              ("model.engine=fused", dict(sliced=True), {}, fusable and not work.sliced), ("train.optimiser=adamw8bit", dict(optimiser="adamw8bit"), {}, section.method == "full" and work.optimiser == "adamw"),
-              ("adapt.method=lora", {}, dict(method="lora", parts=[]), section.method != "lora"), ("model.quantize=nf4", dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
-              (f"data.max_length={work.length // 2}", dict(length=work.length // 2), {}, work.length > 256), (f"data.max_length={work.length // 4}", dict(length=work.length // 4), {}, work.length > 512)]
+    wishes = [([], {}, {}, True), (["train.activations=recompute"], dict(recompute=True), {}, not work.recompute),
+              (["model.engine=fused"], dict(sliced=True), {}, fusable and not work.sliced), (["train.optimiser=adamw8bit"], dict(optimiser="adamw8bit"), {}, section.method == "full" and work.optimiser == "adamw"),
+              (["adapt.method=lora"] + ["adapt.parts=[]"] * bool(section.parts), {}, dict(method="lora", parts=[]), section.method != "lora"), (["model.quantize=nf4"], dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
+              *(([f"data.max_length={work.length // n}"], dict(length=work.length // n), {}, work.length > 128 * n) for n in (2, 4))]
     return [(words, keys, wish) for words, keys, wish, applies in wishes if applies]
 
 def remedies(config, section: Adapt, work: Work, memory: int, fusable: bool = False) -> list[dict]:
-    "Changes one after the other until a step fits, each with the bytes that all so far lead to."
-    done = []
+    "Changes one after the other until the job fits: the change, rows and micro-batches of a step, and the bytes that all so far lead to."
+    done, step = [], work.rows * work.accumulate
     for words, keys, wish in changes(section, work, fusable):
-        work, section = replace(work, **keys), section.model_copy(update=wish)
-        total = at_peak(config, section, work, standing(config, section, work))["total"]
-        done.append(dict(change=words, total=total, fits=total <= memory))
+        section, least = section.model_copy(update=wish), replace(work := replace(work, **keys), rows=1, accumulate=step)
+        rows = max(n for n in range(1, max(1, largest(config, section, least, memory, step)) + 1) if step % n == 0)
+        total = need(config, section, now := replace(least, rows=rows, accumulate=step // rows))
+        done.append(dict(change=words, batch_size=rows, accumulate=now.accumulate, total=total, fits=total <= memory))
         if done[-1]["fits"]: break
-    return done
+    return done[done[0]["batch_size"] == work.rows and not done[0]["fits"]:]  # without the first, where it changed nothing
 
 # %% ../../nbs/28_memory.ipynb #68481d76
 SHARES = (0.35, 0.65)  # of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
