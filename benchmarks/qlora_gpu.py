@@ -1,8 +1,8 @@
 """Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
 
-    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--profile]
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--method lora|full] [--profile]
 
-Weights are random, made in place and quantised to NF4; adapters on all linear layers. Neither time nor memory depends on their values, so nothing
+Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method full: all weights trained, in bf16). `qlora_peers.py` measures the peers at the same work. Neither time nor memory depends on their values, so nothing
 is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
 """
 import argparse
@@ -56,8 +56,9 @@ def pack(model, spread: bool = False):
     return model
 
 
-def make(shape: str, rank: int, device: str):
-    "A model of the shape with random weights in NF4, and fresh adapters."
+def make(shape: str, rank: int, device: str, method: str = "lora"):
+    "A model of the shape with random weights in NF4, and fresh adapters; or with all weights to train."
+    if method == "full": return blank(shape, device).train()
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
 
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
     parser.add_argument("--lengths", type=several, default=["2048"]), parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384, help="in a step")
     parser.add_argument("--activations", type=several, default=["keep"], help="keep, recompute, recompute:LAYERS, offload"), parser.add_argument("--profile", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches in a step, which share its tokens"), parser.add_argument("--mix", help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches in a step, which share its tokens"), parser.add_argument("--method", choices=["lora", "full"], default="lora"), parser.add_argument("--mix", help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]")
     given = parser.parse_args()
     if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused", "fp8"], ["32"], 64, ["keep", "recompute:1", "offload"]
     elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
@@ -126,11 +127,11 @@ def main() -> None:
     for shape in given.shapes:
         for rank in map(int, given.ranks):
             for engine in given.engines:
-                model = make(shape, rank, device)
+                model = make(shape, rank, device, given.method)
                 fuse(model, engine)
                 for length in map(int, given.lengths):
                     for activations in given.activations:
-                        about = dict(shape=shape, engine=engine, r=rank)
+                        about = dict(shape=shape, engine=engine, method=given.method, r=rank)
                         try: found = measure(model, SHAPES[shape]["vocab_size"], max(1, given.tokens // length // given.accumulate), length, activations, device, profile=given.profile, accumulate=given.accumulate, mix=given.mix)
                         except torch.OutOfMemoryError: found = dict(length=length, activations=activations, out_of_memory=True)
                         print(json.dumps(about | found), flush=True)

@@ -1,10 +1,10 @@
 """What an engine costs in quality: a Llama of 280M parameters is pretrained for a minute, quantised to NF4, and tuned with each engine from the same seeds.
 
-    python benchmarks/quality_gpu.py TEXT.npz ROWS.npz [--seconds 60] [--seeds 3] [--engines reference,fused,fp8] [--tiny]
+    python benchmarks/quality_gpu.py TEXT.npz ROWS.npz [--seconds 60] [--seeds 3] [--engines reference,fused,fp8] [--base FOLDER] [--tiny]
 
 TEXT.npz holds `ids`, the tokens of plain text; ROWS.npz holds `train_ids`, `train_mask`, `test_ids`, `test_mask`: rows of one length, and which of their tokens are trained.
 A JSON line for each run (validation loss along the way), and after the first seed one for each engine with the cosines of its adapter gradients against float32 arithmetic over the same weights.
---tiny tries the script on a CPU with made-up tokens.
+--base takes a pretrained Llama from a folder instead, and TEXT.npz is not read. --write RECIPE makes ROWS.npz of a recipe's data. --tiny tries the script on a CPU with made-up tokens.
 """
 import argparse
 import gc
@@ -17,19 +17,34 @@ from collections import defaultdict
 import numpy as np
 import torch
 from qlora_gpu import pack
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from llmtrainer.data.prepare import prepare
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.fused import fuse, token_loss
+from llmtrainer.models.load import load_tokenizer
+from llmtrainer.pipeline import read_recipe
 
 SIZE = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=4, vocab_size=50304)
 SMALL = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
 
 
-def empty(size: dict, device: str):
-    "A new model in float32."
+def empty(size, device: str):
+    "A new model in float32, of these sizes or this configuration."
     torch.manual_seed(0)
-    with torch.device(device): return AutoModelForCausalLM.from_config(LlamaConfig(**size, max_position_embeddings=4096, tie_word_embeddings=True), dtype=torch.float32, attn_implementation="sdpa")
+    config = LlamaConfig(**size, max_position_embeddings=4096, tie_word_embeddings=True) if isinstance(size, dict) else size
+    with torch.device(device): return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def write_rows(recipe: str, target: str, length: int) -> None:
+    "Rows of a recipe's data, of one length, and which of their tokens are trained."
+    job = read_recipe(recipe)
+    found, arrays = prepare(job.data, load_tokenizer(job.model.base)), {}
+    for split, texts in (("train", found.train), ("test", found.val)):
+        texts = [t for t in texts if len(t) <= length]
+        arrays |= {f"{split}_ids": np.array([t.ids + [0] * (length - len(t)) for t in texts], np.uint16), f"{split}_mask": np.array([t.trained + [False] * (length - len(t)) for t in texts], np.uint8)}
+    np.savez_compressed(target, **arrays)
+    print({name: a.shape for name, a in arrays.items()}, int(arrays["train_mask"].sum()), "tokens trained")
 
 
 def loss_of(model, batch: dict, device: str) -> torch.Tensor:
@@ -123,18 +138,23 @@ def main(work=lambda model, engine: fuse(model, engine)) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = lambda text: text.split(",")
     parser.add_argument("text", nargs="?"), parser.add_argument("rows", nargs="?"), parser.add_argument("--seconds", type=float, default=60), parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"]), parser.add_argument("--batch", type=int, default=64), parser.add_argument("--epochs", type=int, default=1), parser.add_argument("--checks", type=int, default=8, help="validations in a run"), parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"]), parser.add_argument("--batch", type=int, default=64), parser.add_argument("--epochs", type=int, default=1), parser.add_argument("--checks", type=int, default=8, help="validations in a run"), parser.add_argument("--tiny", action="store_true"), parser.add_argument("--base", help="the folder of a pretrained Llama"), parser.add_argument("--write", metavar="RECIPE"), parser.add_argument("--length", type=int, default=512)
     given = parser.parse_args()
     device, size = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu", SMALL if given.tiny else SIZE
+    if given.write: return write_rows(given.write, given.rows or given.text, given.length)
     if given.tiny:
         draw = np.random.default_rng(0)
         text, rows = draw.integers(3, 512, 20000), {f"{split}_{name}": draw.integers(3, 512, (64, 32)) if name == "ids" else np.ones((64, 32)) for split in ("train", "test") for name in ("ids", "mask")}
         given.seconds, given.batch = 2, 16
     elif device == "cpu": return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
-    else: text, rows = np.load(given.text)["ids"], dict(np.load(given.rows))
+    else: text, rows = None if given.base else np.load(given.text)["ids"], dict(np.load(given.rows or given.text))
+    if given.base: size = AutoConfig.from_pretrained(given.base)
     model = empty(size, device)
-    losses = pretrain(model, text, given.seconds, 4 if given.tiny else 16, 64 if given.tiny else 1024, device)
-    print(json.dumps(dict(gpu=torch.cuda.get_device_name() if device == "cuda" else "cpu", parameters=sum(p.numel() for p in model.parameters()), pretrained_steps=len(losses), pretrained_loss=round(statistics.mean(losses[-10:]), 3))), flush=True)
+    if given.base:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(given.base, dtype=torch.float32).state_dict())
+        losses = []
+    else: losses = pretrain(model, text, given.seconds, 4 if given.tiny else 16, 64 if given.tiny else 1024, device)
+    print(json.dumps(dict(gpu=torch.cuda.get_device_name() if device == "cuda" else "cpu", parameters=sum(p.numel() for p in model.parameters()), pretrained_steps=len(losses), pretrained_loss=losses and round(statistics.mean(losses[-10:]), 3))), flush=True)
     state, tuned = {name: t.detach().clone() for name, t in model.state_dict().items()}, None
     del model
     for seed in range(given.seeds):

@@ -121,6 +121,16 @@ def test_each_fault_of_a_row_is_named():
         assert "a.jsonl:2" in str(caught.value)
     with pytest.raises(UserError, match="holds the stop token"): check_contract({"messages": _talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
 
+def test_a_bos_that_begins_every_turn_is_no_fault():
+    tokenizer = _tokenizer("chatml")
+    tokenizer.bos_token, tokenizer.chat_template = "<|im_start|>", tokenizer.chat_template.replace("{{ bos_token }}", "")  # as SmolLM2 has it
+    row = {"messages": _talk("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
+    good, stops = encode(row, tokenizer), {stop_id(tokenizer)}
+    assert good.ids.count(tokenizer.bos_token_id) == 4 and check_contract(row, good, tokenizer, stops) is None
+    (start, end), _ = good.runs
+    for at in (0, start, start + 1):  # doubled at the start, or in the middle of a turn
+        with pytest.raises(UserError, match="more than one BOS"): check_contract(row, Encoded(good.ids[:at] + [tokenizer.bos_token_id] + good.ids[at:], [(len(good) - 1, len(good))]), tokenizer, stops)
+
 
 _runs = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 8)), min_size=1, max_size=5)  # tokens of each prompt and answer
 

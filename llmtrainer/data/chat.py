@@ -199,7 +199,7 @@ def faults(row: dict, encoded: Encoded, stops: dict[int, str], # ids at which a 
            bos: int | None, pad: int | None) -> Iterator[tuple[str, str]]:
     "(what, fix) of each term of the contract that a row breaks."
     ids = encoded.ids
-    if bos not in stops and ids.count(bos) > 1 and any(i == bos and at and ids[at - 1] not in stops for at, i in enumerate(ids)):
+    if bos not in stops and ids.count(bos) > 1 and any(i == bos and at and not stops.keys() & set(ids[max(0, at - 2):at]) for at, i in enumerate(ids)):
         yield "the row has more than one BOS token", "the template or the text writes a second one"
     if not encoded.runs: yield "no token of the row is trained", "check data.mask and the row's roles"
     if not all(ids[end - 1] in stops for _, end in encoded.runs):
