@@ -23,6 +23,7 @@ from llmtrainer.data.pack import padded, sequences
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, disarrange, layers_of
 from llmtrainer.models.fused import fuse, token_loss
+from llmtrainer.models.load import keep_trainable
 
 HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, rope_theta=500000.0, bos_token_id=1, eos_token_id=2)
 SHAPES = {
@@ -53,6 +54,7 @@ def pack(model, spread: bool = False):
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new.to(device))
     model.is_loaded_in_4bit = True
+    keep_trainable(model)
     return model
 
 

@@ -40,9 +40,11 @@ def write_rows(recipe: str, target: str, length: int) -> None:
     "Rows of a recipe's data, of one length, and which of their tokens are trained."
     job = read_recipe(recipe)
     found, arrays = prepare(job.data, load_tokenizer(job.model.base)), {}
-    for split, texts in (("train", found.train), ("test", found.val)):
+    held = [rows.rows[i] for rows in found.val.values() for together in rows.bins for i in together]
+    for split, texts in (("train", found.encoded), ("test", held)):
         texts = [t for t in texts if len(t) <= length]
-        arrays |= {f"{split}_ids": np.array([t.ids + [0] * (length - len(t)) for t in texts], np.uint16), f"{split}_mask": np.array([t.trained + [False] * (length - len(t)) for t in texts], np.uint8)}
+        filled = lambda of, kind: np.stack([np.pad(np.asarray(of(t), kind), (0, length - len(t))) for t in texts])
+        arrays |= {f"{split}_ids": filled(lambda t: t.ids, np.uint16), f"{split}_mask": filled(lambda t: t.trained, np.uint8)}
     np.savez_compressed(target, **arrays)
     print({name: a.shape for name, a in arrays.items()}, int(arrays["train_mask"].sum()), "tokens trained")
 
