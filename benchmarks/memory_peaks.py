@@ -21,14 +21,13 @@ from llmtrainer.data.pack import collator, sequences
 from llmtrainer.device import Plan
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, layers_of
-from llmtrainer.models.fused import fuse
 from llmtrainer.models.memory import Work, predict
 from llmtrainer.run import Run
 from llmtrainer.train.durable import Keeping
 from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
 
 import bitsandbytes as bnb
-from qlora_gpu import SHAPES
+from qlora_gpu import SHAPES, quicken
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
 from transformers.quantizers import AutoHfQuantizer
 
@@ -89,12 +88,12 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     "Peak memory of the trainer's steps beside the prediction."
     size, blocks, (method, quantize), rows, length, recompute, engine = case
     config, section, began = shape(size, blocks), Adapt(method=method), time.perf_counter()
-    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference", fp8=engine == "fp8")
+    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference", fp8=engine in ("fp8:most", "fp8:all"))
     said = predict(config, section, work)
     dtype = "bfloat16" if device == "cuda" else "float32"
     plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})
     model = adapt_model(make(config, quantize, device), section)
-    fuse(model, engine)
+    quicken(model, engine)
     if recompute: arrange(layers_of(model), "recompute")
     if device == "cuda": gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     recipe, adapt = Train(batch_size=rows, max_steps=steps, activations="recompute" if recompute else "keep", lr=1e-5, log_steps=1), section

@@ -1,6 +1,6 @@
 """Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
 
-    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--method lora|full] [--profile]
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8,fp8:all] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--method lora|full] [--profile]
 
 Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method full: all weights trained, in bf16). `qlora_peers.py` measures the peers at the same work. Neither time nor memory depends on their values, so nothing
 is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
@@ -62,6 +62,12 @@ def make(shape: str, rank: int, device: str, method: str = "lora"):
     "A model of the shape with random weights in NF4, and fresh adapters; or with all weights to train."
     if method == "full": return blank(shape, device).train()
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
+
+
+def quicken(model, engine: str):
+    "An engine by its name; `fp8:all` says what is in 8 bits."
+    name, _, fp8 = engine.partition(":")
+    return fuse(model, name, **(dict(fp8=fp8) if fp8 else {}))
 
 
 def texts_of(file: str, words: int) -> list[Encoded]:
@@ -130,7 +136,7 @@ def main() -> None:
         for rank in map(int, given.ranks):
             for engine in given.engines:
                 model = make(shape, rank, device, given.method)
-                fuse(model, engine)
+                quicken(model, engine)
                 for length in map(int, given.lengths):
                     for activations in given.activations:
                         about = dict(shape=shape, engine=engine, method=given.method, r=rank)

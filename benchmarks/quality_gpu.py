@@ -16,7 +16,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from qlora_gpu import pack
+from qlora_gpu import pack, quicken
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.data.prepare import prepare
@@ -136,7 +136,7 @@ def cosines(ours: dict, known: dict) -> dict:
     return dict(median=round(statistics.median(each.values()), 5), least=round(min(each.values()), 5), at=min(each, key=each.get), by_projection={name: round(value, 5) for name, value in least.items()})
 
 
-def main(work=lambda model, engine: fuse(model, engine)) -> None:
+def main(work=quicken) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = lambda text: text.split(",")
     parser.add_argument("text", nargs="?"), parser.add_argument("rows", nargs="?"), parser.add_argument("--seconds", type=float, default=60), parser.add_argument("--seeds", type=int, default=3)

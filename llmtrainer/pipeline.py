@@ -182,7 +182,7 @@ def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: b
 def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
     "What a step of the recipe does here, as chapter 28 wants to know it."
     t = recipe.train
-    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa", chosen.engine == "fp8")
+    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa", chosen.engine == "fp8" and recipe.model.fp8 != "gradients")
 
 def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `Machine`; without one, this one
                       ) -> tuple[str, int | None]:
@@ -196,7 +196,7 @@ def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `
 def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
     engine = "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine  # what deepspeed has not gathered can only be read by the model's own layers
-    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch), fp8_attention=recipe.model.fp8_attention), choose_activations(recipe, load_config(recipe.model), chosen)
+    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch), fp8=recipe.model.fp8), choose_activations(recipe, load_config(recipe.model), chosen)
     return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)))
 
 # %% ../nbs/60_pipeline.ipynb #91e02f05

@@ -54,7 +54,7 @@ class FusedLayer:
     def weight_now(self) -> Frozen:
         "The weight as it is stored; a spread one as it was gathered for this pass."
         f = self.frozen
-        return Frozen((stored_now(self.base_layer), *f.stored), f.shape, f.dtype, f.rows) if self.spread else f
+        return replace(f, stored=(stored_now(self.base_layer), *f.stored)) if self.spread else f
 
     def let_go(self) -> None:
         "Hold the constants of the weight only: the weight itself will be spread over devices."
@@ -68,7 +68,7 @@ class FusedLayer:
 
     def refresh(self, result=None):
         "Read the weight again, after it was moved, merged or put back."
-        if not self.spread: self.frozen, self.shared.joined = frozen(self.base_layer, self.frozen.rows is not None), None
+        if not self.spread: self.frozen, self.shared.joined = frozen(self.base_layer, self.frozen.rows is not None, self.frozen.ahead), None
         return result
 
     def _apply(self, *args, **kwargs): return self.refresh(super()._apply(*args, **kwargs))
@@ -120,11 +120,11 @@ class FusedLinear(FusedLayer, PeftLinear): "peft's adapter over an unquantised l
 
 FUSED = {PeftLinear4bit: FusedLinear4bit, PeftLinear: FusedLinear}
 
-def fuse_layer(layer: LoraLayer, fp8: bool) -> None:
+def fuse_layer(layer: LoraLayer, fp8: bool, ahead: bool = True) -> None:
     "Make one of peft's layers a fused one, in place; raises `Unfit` with the reason where it must stay."
     if type(layer) not in FUSED: raise Unfit(f"peft's adapter over {type(layer.base_layer).__name__}")
     if layer.lora_variant: raise Unfit(f"a variant of LoRA: {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('LinearVariant')}")
-    layer.frozen = frozen(layer.base_layer, fp8)
+    layer.frozen = frozen(layer.base_layer, fp8, ahead)
     layer.__class__ = FUSED[type(layer)]
     Shared([layer])
 
@@ -180,7 +180,7 @@ def attention_readers(base, layers: Sequence) -> set[int]:
 def fuse(model, engine: str,            # reference, fused, fp8
          backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
          spread: bool = False,          # will the weights be spread over devices (FSDP)?
-         fp8_attention: bool = False    # of fp8: queries, keys and values in 8 bits too?
+         fp8: str = "gradients"         # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too, but for queries, keys and values), all
         ) -> Fused:
     "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
     base, done = base_of(model), Fused(engine)
@@ -188,9 +188,9 @@ def fuse(model, engine: str,            # reference, fused, fp8
         done.loss = done.attention = "the model's own"
         return done
     adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    exact = attention_readers(base, adapted) if engine == "fp8" and not fp8_attention else set()
+    exact = attention_readers(base, adapted) if engine == "fp8" and fp8 == "most" else set()
     for layer in adapted:
-        try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact)
+        try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
         except Unfit as why: done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
     groups = [Shared(group) for group in sharing(base, fused)]

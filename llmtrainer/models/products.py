@@ -101,6 +101,7 @@ class Frozen:
     shape: tuple[int, ...]            # columns, of 4-bit ones values for a constant and constants for a second one, then the rows of each
     dtype: torch.dtype                # of the arithmetic
     rows: torch.Tensor | None = None  # float32 (all rows,): for FP8, what each row is divided by
+    ahead: bool = True                # with rows: are inputs multiplied in FP8 too, or only the gradients that come back?
 
 def matrix(stored: Sequence[torch.Tensor], shape: Sequence[int], rows: torch.Tensor | None, transpose: bool, dtype: torch.dtype) -> torch.Tensor:
     "The numbers of stored matrices below each other, or of the transpose of that."
@@ -113,7 +114,7 @@ def join(parts: Sequence[Frozen]) -> Frozen:
     "Several of them as one."
     one = parts[0]
     rows = None if one.rows is None else torch.cat([p.rows for p in parts])
-    return one if len(parts) == 1 else Frozen(sum((p.stored for p in parts), ()), one.shape[:3] + sum((p.shape[3:] for p in parts), ()), one.dtype, rows)
+    return one if len(parts) == 1 else Frozen(sum((p.stored for p in parts), ()), one.shape[:3] + sum((p.shape[3:] for p in parts), ()), one.dtype, rows, one.ahead)
 
 # %% ../../nbs/29_products.ipynb #8704af67
 def stored_now(layer: torch.nn.Module) -> torch.Tensor:
@@ -131,13 +132,13 @@ def nf4_parts(weight) -> tuple[tuple, tuple]:
     return (weight.data.view(torch.uint8).flatten(), state.code.float(), state.absmax, *second), (k, state.blocksize, state.state2.blocksize if state.nested else 1, n)
 
 def frozen(layer: torch.nn.Module, # a linear layer of PyTorch or bitsandbytes
-           fp8: bool) -> Frozen:
+           fp8: bool, ahead: bool = True) -> Frozen:
     "A layer's weight as the products below take it; raises `Unfit` for one they cannot."
     if hasattr(layer.weight, "quant_state"): (stored, shape), dtype = nf4_parts(layer.weight), layer.compute_dtype or layer.weight.quant_state.dtype
     elif type(layer) is torch.nn.Linear: stored, shape, dtype = (layer.weight.data,), (layer.weight.shape[1], 1, 1, layer.weight.shape[0]), layer.weight.dtype
     else: raise Unfit(f"{type(layer).__name__}, which is no plain linear layer")
     if not fp8 or shape[0] % 16 or shape[3] % 16: return Frozen(stored, shape, dtype)
-    return Frozen(stored, shape, dtype, matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY) / F8_MAX)
+    return Frozen(stored, shape, dtype, matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY) / F8_MAX, ahead)
 
 # %% ../../nbs/29_products.ipynb #2e870ca5
 def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,14 +187,14 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x,    # (tokens, columns)
                 dropped,   # the adapter's input where dropout made it another, else None; then there is one matrix
-                scales: tuple, shape: tuple, rows, *tensors # A of each, B of each, what is stored of each
+                scales: tuple, shape: tuple, rows, ahead: bool, *tensors # A of each, B of each, what is stored of each
                ):
         m, inner = len(scales), x if dropped is None else dropped
         A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
         h = inner @ torch.cat(A).to(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
-        return added(product(x, stored, shape, rows, False), h @ diagonal(B, scales, x.dtype).t())
+        return added(product(x, stored, shape, rows if ahead else None, False), h @ diagonal(B, scales, x.dtype).t())
 
     @staticmethod
     def backward(ctx, g):
@@ -203,7 +204,7 @@ class LoraProduct(torch.autograd.Function):
         a, gh = torch.cat(A).to(g.dtype), g @ diagonal(B, ctx.scales, g.dtype)
         dx = product(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
         if dx is not None and not ctx.apart: dx = added(dx, gh @ a)
-        return dx, gh @ a if ctx.apart else None, None, None, None, *by_rank(gh.t() @ inner, A), *blocks(g.t() @ h, sizes, ctx.scales, B), *[None] * len(stored)
+        return dx, gh @ a if ctx.apart else None, *[None] * 4, *by_rank(gh.t() @ inner, A), *blocks(g.t() @ h, sizes, ctx.scales, B), *[None] * len(stored)
 
 # %% ../../nbs/29_products.ipynb #ed4333c4
 F8_ROOM, MOST = 128, 128  # columns that the chip takes at once; ranks of the adapters together that may ride along
@@ -379,5 +380,5 @@ def lora_product(x: torch.Tensor,       # (tokens, columns)
                  dropped: torch.Tensor | None, # the adapter's input where dropout made it another; then there is one matrix
                  scales: Sequence[float], w: Frozen, A: Sequence[torch.Tensor], B: Sequence[torch.Tensor]) -> torch.Tensor:
     "x W' + scale (x A') B' for matrices below each other with an adapter each: (tokens, all rows)."
-    rides = w.rows is not None and dropped is None and sum(map(len, A)) <= MOST
-    return LoraProduct8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored) if rides else LoraProduct.apply(x, dropped, scales, w.shape, w.rows, *A, *B, *w.stored)
+    rides = w.rows is not None and w.ahead and dropped is None and sum(map(len, A)) <= MOST
+    return LoraProduct8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored) if rides else LoraProduct.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
