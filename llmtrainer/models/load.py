@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['F8', 'RESERVED', 'KERNELS', 'NEEDS', 'PROBES', 'Model', 'quantization', 'Unpack8', 'Float8Linear', 'swap', 'unpacked',
-           'dequantize', 'keep_trainable', 'give_pad', 'is_local', 'resolve', 'weight_files', 'has_tokenizer',
-           'from_hub', 'commit_of', 'fingerprint', 'raw_config', 'wants_code', 'check_code', 'importable', 'stored_as',
-           'as_stored', 'check_stored', 'load_config', 'attention_kernels', 'traits', 'own_normalizer', 'unlike',
-           'from_pieces', 'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow', 'described', 'check_whole',
-           'load_model']
+           'dequantize', 'keep_trainable', 'keep_scale', 'give_pad', 'is_local', 'resolve', 'weight_files',
+           'has_tokenizer', 'from_hub', 'commit_of', 'fingerprint', 'raw_config', 'wants_code', 'check_code',
+           'importable', 'stored_as', 'as_stored', 'check_stored', 'load_config', 'attention_kernels', 'traits',
+           'own_normalizer', 'unlike', 'from_pieces', 'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow',
+           'described', 'check_whole', 'load_model']
 
 # %% ../../nbs/20_load.ipynb #65e0b8db
 import logging
@@ -129,9 +129,14 @@ def dequantize(model):
 
 # %% ../../nbs/20_load.ipynb #9fc4a3a8
 def keep_trainable(model) -> None:
-    "Keep 4-bit layers on a CPU as they are: bitsandbytes would repack them in the first evaluation, and a repacked layer passes no gradient."
+    "Keep quantised layers on a CPU as they are: bitsandbytes would repack those of 4 bits in the first evaluation, and a repacked layer passes no gradient; one of 8 bits can lose its scale."
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state"): module.register_forward_pre_hook(keep_scale)
+
+def keep_scale(layer, _) -> None:
+    "8-bit weights that somebody moved come without their scale, and bitsandbytes would take them in so: give it back."
+    if layer.weight.CB is not None and layer.weight.SCB is None: layer.weight.SCB = layer.state.SCB
 
 # %% ../../nbs/20_load.ipynb #f3080ba4
 RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|reserved|>", "<pad>", "[PAD]", "<unk>")
