@@ -37,6 +37,8 @@ from ..run import sha256
 # %% ../../nbs/20_load.ipynb #f30a766f
 # At import bitsandbytes asks for an optional kernel package by a warning; its plain path is the one used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# And in 8 bits it says in every layer of every pass that inputs are rounded from another format than float16: true, and said once, below.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 # %% ../../nbs/20_load.ipynb #8c870422
 class Model(Section):
