@@ -247,7 +247,7 @@ def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_pa
     assert load_tokenizer(str(tmp_path / "bare")).chat_template is None  # as of a base that was never taught to chat
     model, tokenizer = open_model(str(tmp_path / "bare"))
     assert generate(model, tokenizer, [[{"role": "user", "content": "2 + 3?"}]], Generation(max_new_tokens=3))
-    chosen = read_recipe(small_job(tmp_path, base=str(tmp_path / "bare")).model_dump(), ["data.template=alpaca"])
+    chosen = read_recipe(small_job(tmp_path, base=str(tmp_path / "bare")).model_dump(), ["data.template=alpaca", "data.max_length=256"])
     base, tuned = (open_model(str(train(chosen, tmp_path / "alpaca", quiet=True).path), tuned=t)[1] for t in (False, True))
     assert "### Instruction" in base.chat_template and base.chat_template == tuned.chat_template  # both are asked in one form
     try: open_model(str(tmp_path / "nothing"))
