@@ -55,6 +55,10 @@ def refusal(base, ask=resolve):
 def test_every_wrong_name_is_explained(tmp_path):
     assert "no model folder" in refusal(str(tmp_path / "absent"))
     assert "config.json" in refusal(str(tmp_path))
+    for name in ("recipe.yaml", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+        assert "is a run or an adapter" in refusal(str(tmp_path))
+        (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     for ask in (fingerprint, lambda base: load_model(Model(base=base), plan(probe()))): assert ".safetensors" in refusal(str(tmp_path), ask)
@@ -285,6 +289,12 @@ def test_evaluating_first_does_not_change_the_gradient():
     a, b = gradient_after(fresh, 0), gradient_after(used, 3)
     assert a.norm() > 0 and torch.equal(a, b)
     for layer in used.modules(): assert not getattr(getattr(getattr(layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False)
+
+
+def test_answers_in_8_bits_come_without_a_warning_for_each_layer(caplog):
+    model, _ = load_model(Model(base="tiny:llama", quantize="int8"), plan(probe(), quantize="int8"))
+    with torch.no_grad(): model(torch.tensor([[1, 20, 30]]))
+    assert not [r for r in caplog.records if r.name.startswith("bitsandbytes")]
 
 
 def test_dora_on_8_bits_is_dora_on_the_numbers_they_stand_for():
