@@ -163,7 +163,7 @@ def resolve(base: str) -> str:
     path = Path(base).expanduser()
     if not is_local(base): return base
     if not path.is_dir(): raise UserError(f"there is no model folder {base}", "model.base", "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B", "check the path; it is taken from where the command runs")
-    if any((path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")): raise UserError(f"{base} is a run or an adapter, and not a model", "model.base", None, "to train it further, name its base here and itself under adapt.continue_from; to talk with it, name the run")
+    if not (path / "config.json").is_file() and any((path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")): raise UserError(f"{base} is a run or an adapter, and not a model", "model.base", None, "to train it further, name its base here and itself under adapt.continue_from; to talk with it, name the run")
     if not (path / "config.json").is_file(): raise UserError(f"the folder {base} has no config.json, so it is not a model", "model.base", None, "name the folder that save_pretrained wrote")
     return str(path)
 
