@@ -88,7 +88,7 @@ def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Pat
 
 # %% ../nbs/63_cli.ipynb #39a2e46e
 @app.command()
-def data(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, rows: Annotated[int, typer.Option(help="rows to show")] = 3,
+def data(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
          html: Annotated[Path | None, typer.Option(help="write a report with the X-ray of the first 100 rows here")] = None,
          benchmark: Annotated[list[str] | None, typer.Option(help="rows that must not be among the training rows: a file or hub name; may be given several times")] = None):
     "The ledger, statistics, leaks, and which tokens are trained."
@@ -273,7 +273,7 @@ def run_generation(name: str, changes: list[str] | None):
 
 @app.command()
 def generate(run: RunName, prompt: Annotated[list[str] | None, typer.Option(help="what the user says; may be given several times")] = None, changes: Overrides = None, as_json: AsJson = False,
-             file: Annotated[Path | None, typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt")] = None, batch_size: Annotated[int, typer.Option(help="answers written at the same time")] = 32):
+             file: Annotated[Path | None, typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt")] = None, batch_size: Annotated[int, typer.Option(min=1, help="answers written at the same time")] = 32):
     "Answer prompts. KEY=VALUE are of the section generate: preset=creative temperature=0.7 n=3."
     from llmtrainer.models.generate import ask, stream
     model, tokenizer, section = run_generation(run, changes)

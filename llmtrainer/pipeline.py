@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'JUDGED', 'Recipe', 'read_recipe', 'check_objective', 'record_data', 'progress', 'evaluate_tasks',
-           'stored_result', 'missed', 'is_run', 'open_model', 'finished', 'pinned', 'some_batches', 'record_experts',
-           'work_of', 'choose_activations', 'quicken', 'learn', 'opened', 'fetched', 'train', 'merge_run', 'export_run',
-           'Stages', 'quickstart_recipe', 'write_problems', 'quickstart']
+           'stored_result', 'missed', 'is_run', 'with_template', 'open_model', 'finished', 'pinned', 'some_batches',
+           'record_experts', 'work_of', 'choose_activations', 'quicken', 'learn', 'opened', 'fetched', 'train',
+           'merge_run', 'export_run', 'Stages', 'quickstart_recipe', 'write_problems', 'quickstart']
 
 # %% ../nbs/60_pipeline.ipynb #d3c7019d
 import json
@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .data.pack import Sequences, collator
 from .data.prepare import Data, Prepared, prepare
 from .data.stream import stream
+from .data.template import set_template
 from .data.synthetic import problems
 from .device import Machine, Plan, probe
 from .evals.compare import compare, table
@@ -133,16 +134,22 @@ def is_run(name: str) -> bool:
     "Is it a run directory, and not a model folder or a hub name?"
     return (Path(name) / "recipe.yaml").is_file()
 
+def with_template(model, tokenizer, name: str = "auto"):
+    "(model, tokenizer) that can be asked: a base without a chat template has the one that training would give it."
+    set_template(tokenizer, name)
+    return model, tokenizer
+
 def open_model(name: str, # a run, a model folder, a hub name, or tiny:base
                tuned: bool = True # of a run: the trained model, or its base
               ):
     "(model, tokenizer) of whatever can be talked to."
     if not is_run(name):
         section = Model(base=name, quantize="none")
-        return load_model(section, make_plan(section))
+        return with_template(*load_model(section, make_plan(section)))
     run = Run.load(name)
-    section = pinned(run, load(Recipe, run.recipe).model)
-    if not tuned: return load_model(section, make_plan(section))
+    recipe = load(Recipe, run.recipe)
+    section = pinned(run, recipe.model)
+    if not tuned: return with_template(*load_model(section, make_plan(section)), recipe.data.template)
     if not finished(run): raise UserError(f"{name} has not finished training", None, None, f"llmtrainer train {name}/recipe.yaml --run {name}")
     if run.model.is_dir():
         section = Model(base=str(run.model), quantize="none", attn=section.attn)

@@ -232,7 +232,7 @@ class Fault:
 
     def __str__(self):
         extra = {"allowed": self.allowed, "nearest": self.nearest}
-        lines = [f"{self.key}: {self.problem}" + (f"  ({self.where})" if self.where else "")]
+        lines = [": ".join(filter(None, (self.key, self.problem))) + (f"  ({self.where})" if self.where else "")]
         return "\n    ".join(lines + [f"{name}: {text}" for name, text in extra.items() if text])
 
 # %% ../nbs/01_recipe.ipynb #8fda6085
@@ -310,6 +310,7 @@ def _fault(error, kind, limits, value, key, known):
     if code == "extra_forbidden": return _unknown(key, value, known)
     allowed = describe(kind, limits)
     if code == "missing": return Fault(key, None, "is required", allowed)
+    if code in ("value_error", "assertion_error") and _is_section(kind): return Fault(key, value, str(error["ctx"]["error"]), "")  # its own rule says what would agree
     if code in ("value_error", "assertion_error"): return Fault(key, value, f"{_show(value)}: {error['ctx']['error']}", allowed)
     return Fault(key, value, f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}", allowed, _likely(kind, value))
 

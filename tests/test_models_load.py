@@ -55,6 +55,10 @@ def refusal(base, ask=resolve):
 def test_every_wrong_name_is_explained(tmp_path):
     assert "no model folder" in refusal(str(tmp_path / "absent"))
     assert "config.json" in refusal(str(tmp_path))
+    for name in ("recipe.yaml", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+        assert "is a run or an adapter" in refusal(str(tmp_path))
+        (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     for ask in (fingerprint, lambda base: load_model(Model(base=base), plan(probe()))): assert ".safetensors" in refusal(str(tmp_path), ask)
@@ -196,6 +200,7 @@ def test_a_slow_tokenizer_without_its_library_is_said(tmp_path, monkeypatch):
 
 from llmtrainer.device import plan, probe
 from llmtrainer.models.tiny import KINDS
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 
@@ -284,6 +289,25 @@ def test_evaluating_first_does_not_change_the_gradient():
     a, b = gradient_after(fresh, 0), gradient_after(used, 3)
     assert a.norm() > 0 and torch.equal(a, b)
     for layer in used.modules(): assert not getattr(getattr(getattr(layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False)
+
+
+def test_answers_in_8_bits_come_without_a_warning_for_each_layer(caplog):
+    model, _ = load_model(Model(base="tiny:llama", quantize="int8"), plan(probe(), quantize="int8"))
+    with torch.no_grad(): model(torch.tensor([[1, 20, 30]]))
+    assert not [r for r in caplog.records if r.name.startswith("bitsandbytes")]
+
+
+def test_dora_on_8_bits_is_dora_on_the_numbers_they_stand_for():
+    ids, found = torch.tensor([[1, 20, 30, 40, 50, 60]]), []
+    for plain in (False, True):
+        model, _ = load_model(Model(base="tiny:phi", quantize="int8"), plan(probe(), quantize="int8"))
+        if plain: model = dequantize(model)
+        torch.manual_seed(0)
+        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj", "fc1"], use_dora=True, init_lora_weights=False)).train()
+        losses = [tuned(input_ids=ids, labels=ids).loss for _ in range(3)]  # the second pass is the one that failed
+        losses[-1].backward()
+        found.append((torch.stack(losses).detach(), [p.grad for p in tuned.parameters() if p.requires_grad]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and all(torch.allclose(a, b, atol=1e-5) and b.any() for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_unquantised_equals_transformers_for_every_architecture():

@@ -79,7 +79,7 @@ def test_the_page_answers_on_this_machine_alone():
 def test_commands():
     chat = Chat(few)
     chat.turns += [{"role": r, "content": c} for r, c in (("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))]
-    assert chat.command("/undo") == "taken back; 1 questions and answers are left" and len(chat.turns) == 2
+    assert chat.command("/undo") == "taken back; left: 1 question and its answer" and len(chat.turns) == 2
     chat.command("/system Be brief."); chat.command("/set temperature=0.5 top_k=5")
     assert chat.messages[0] == {"role": "system", "content": "Be brief."} and chat.section.top_k == 5 and few.top_k == 0
     chat.command("/reset"); chat.command("/system")
@@ -96,9 +96,12 @@ def test_a_saved_conversation_is_a_row_to_train_on():
         with pytest.raises(UserError, match="nothing to save"): chat.command(f"/save {file}")
         chat.command("/system Be brief.")
         chat.turns += [{"role": "user", "content": "2 plus 3?"}, {"role": "assistant", "content": "5"}]
-        assert chat.command(f"/save {file}").startswith("1 questions") and chat.command(f"/save {file}")
+        assert chat.command(f"/save {file}").startswith("1 question and its answer added") and chat.command(f"/save {file}")
         rows, ledger, _ = load_rows(str(file), "auto")
         assert [m["content"] for m in rows[0]["messages"]] == ["Be brief.", "2 plus 3?", "5"] and len(rows) == 2
+        for place in (folder, f"{folder}/no/such/folder.jsonl"):  # a slip of the finger does not end the conversation
+            with pytest.raises(UserError, match="cannot be written"): chat.command(f"/save {place}")
+        assert len(chat.turns) == 2
 
 
 def test_a_pipe_gets_answers_only():

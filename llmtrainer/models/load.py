@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['F8', 'RESERVED', 'KERNELS', 'NEEDS', 'PROBES', 'Model', 'quantization', 'Unpack8', 'Float8Linear', 'swap', 'unpacked',
-           'dequantize', 'keep_trainable', 'give_pad', 'is_local', 'resolve', 'weight_files', 'has_tokenizer',
-           'from_hub', 'commit_of', 'fingerprint', 'raw_config', 'wants_code', 'check_code', 'importable', 'stored_as',
-           'as_stored', 'check_stored', 'load_config', 'attention_kernels', 'traits', 'own_normalizer', 'unlike',
-           'from_pieces', 'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow', 'described', 'check_whole',
-           'load_model']
+           'dequantize', 'keep_trainable', 'keep_scale', 'give_pad', 'is_local', 'resolve', 'weight_files',
+           'has_tokenizer', 'from_hub', 'commit_of', 'fingerprint', 'raw_config', 'wants_code', 'check_code',
+           'importable', 'stored_as', 'as_stored', 'check_stored', 'load_config', 'attention_kernels', 'traits',
+           'own_normalizer', 'unlike', 'from_pieces', 'has_file', 'load_tokenizer', 'make_plan', 'no_bars', 'grow',
+           'described', 'check_whole', 'load_model']
 
 # %% ../../nbs/20_load.ipynb #65e0b8db
 import logging
@@ -37,6 +37,8 @@ from ..run import sha256
 # %% ../../nbs/20_load.ipynb #f30a766f
 # At import bitsandbytes asks for an optional kernel package by a warning; its plain path is the one used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# And in 8 bits it says in every layer of every pass that inputs are rounded from another format than float16: true, and said once, below.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 # %% ../../nbs/20_load.ipynb #8c870422
 class Model(Section):
@@ -129,9 +131,14 @@ def dequantize(model):
 
 # %% ../../nbs/20_load.ipynb #9fc4a3a8
 def keep_trainable(model) -> None:
-    "Keep 4-bit layers on a CPU as they are: bitsandbytes would repack them in the first evaluation, and a repacked layer passes no gradient."
+    "Keep quantised layers on a CPU as they are: bitsandbytes would repack those of 4 bits in the first evaluation, and a repacked layer passes no gradient; one of 8 bits can lose its scale."
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state"): module.register_forward_pre_hook(keep_scale)
+
+def keep_scale(layer, _) -> None:
+    "8-bit weights that somebody moved come without their scale, and bitsandbytes would take them in so: give it back."
+    if layer.weight.CB is not None and layer.weight.SCB is None: layer.weight.SCB = layer.state.SCB
 
 # %% ../../nbs/20_load.ipynb #f3080ba4
 RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|reserved|>", "<pad>", "[PAD]", "<unk>")
@@ -156,6 +163,7 @@ def resolve(base: str) -> str:
     path = Path(base).expanduser()
     if not is_local(base): return base
     if not path.is_dir(): raise UserError(f"there is no model folder {base}", "model.base", "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B", "check the path; it is taken from where the command runs")
+    if not (path / "config.json").is_file() and any((path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")): raise UserError(f"{base} is a run or an adapter, and not a model", "model.base", None, "to train it further, name its base here and itself under adapt.continue_from; to talk with it, name the run")
     if not (path / "config.json").is_file(): raise UserError(f"the folder {base} has no config.json, so it is not a model", "model.base", None, "name the folder that save_pretrained wrote")
     return str(path)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'KEEP', 'EXAMPLES', 'STYLE', 'HELP', 'text_of', 'conversation', 'finish', 'respond', 'respond_all',
-           'load_gradio', 'build_demo', 'launch_demo', 'Chat', 'answer', 'typed', 'terminal_chat']
+           'load_gradio', 'build_demo', 'launch_demo', 'pairs', 'Chat', 'answer', 'typed', 'terminal_chat']
 
 # %% ../../nbs/55_demo.ipynb #47d175a9
 import contextlib
@@ -131,6 +131,10 @@ HELP = """/system TEXT     what the model is told before everything
 /help            this
 /quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
 
+def pairs(turns: Sequence[dict]) -> str:
+    "How many questions were answered, in words."
+    return "1 question and its answer" if len(turns) == 2 else f"{len(turns) // 2} questions and their answers"
+
 class Chat:
     "A conversation in the terminal: its messages, its settings, and the commands that change them."
     def __init__(self, section: Generation): self.section, self.system, self.turns, self.over = section, None, [], False
@@ -162,14 +166,16 @@ class Chat:
         "Take back the last question and what followed."
         if not self.turns: return "there is nothing to take back"
         del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user"):]
-        return f"taken back; {len(self.turns) // 2} questions and answers are left"
+        return f"taken back; left: {pairs(self.turns)}"
 
     def save(self, name: str) -> str:
         "Append the conversation to a file of rows, as `data.train` reads them; an answer that was wrong can be put right there."
         if not name or not self.turns: raise UserError("there is nothing to save" if name else "a file is wanted", None, None, "/save good.jsonl, after an answer")
         row = dict(messages=self.messages, settings=self.section.model_dump())
-        with open(Path(name).expanduser(), "a", encoding="utf-8") as file: file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        return f"{len(self.turns) // 2} questions and answers added to {name}"
+        try:
+            with open(Path(name).expanduser(), "a", encoding="utf-8") as file: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error: raise UserError(f"{name} cannot be written: {error.strerror}", None, None, "the conversation goes on: /save it under another name") from None
+        return f"{pairs(self.turns)} added to {name}"
 
     def reset(self, _="") -> str:
         "Forget all turns; system message and settings stay."
