@@ -185,7 +185,7 @@ def launch(recipe: RecipeFile, changes: Overrides = None, to: Annotated[str, typ
     job, (name, write) = load(Recipe, recipe, changes or []), CLUSTERS[to]
     target, rest = out or Path(name), [c for c in changes or [] if not c.startswith("launch.")]
     if target.exists(): raise UserError(f"{target} exists already", "--out", None, "name another file; nothing is ever overwritten")
-    write_atomic(target, write(job.launch, shlex.join([str(recipe), *rest, "--run", str(run or Path("runs") / recipe.stem)])))
+    write_atomic(target, write(job.launch, shlex.join([str(recipe), *rest, "--run", str(run or Path("/runs" if to == "skypilot" else "runs") / recipe.stem)])))
     print(f"wrote {target}: look for the words in capitals and the times in it, then submit it")
 
 def fail_under(misses: list[str]) -> None:

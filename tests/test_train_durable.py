@@ -108,6 +108,8 @@ def test_a_signal_is_a_wish_in_the_loop_and_an_end_outside_and_twice_is_an_order
         signals.gentle = True
         signal.raise_signal(signal.SIGINT)
         assert signals.asked == "SIGINT"
+        signal.raise_signal(signal.SIGTERM)  # the same wish, on another way
+        signals.since -= 2
         with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
     with Signals() as signals, pytest.raises(Stopped, match="SIGTERM") as stopped: signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 75 and signal.getsignal(signal.SIGTERM) is old

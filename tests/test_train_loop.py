@@ -608,6 +608,11 @@ def judged(losses):
         return loss, metrics
     return objective
 
+def test_what_goes_by_the_validation_loss_is_refused_where_there_is_none():
+    check_unjudged(Train())
+    for wish in (dict(patience=2), dict(final="best")):
+        with pytest.raises(UserError, match="no validation rows"): check_unjudged(Train(**wish))
+
 def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     section = Train(max_steps=20, epochs=99, batch_size=2, lr=1e-2, eval_steps=2, save_steps=100, keep=1, patience=3, final="best", warmup=0)
     model, tokenizer, data, run = job(tmp_path / "a", rows=40)

@@ -165,8 +165,8 @@ class Average:
 
 # %% ../../nbs/49_durable.ipynb #307ea7c3
 class Signals:
-    "SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; a second one is obeyed at once."
-    def __init__(self): self.asked, self.gentle, self.before, self.began = None, False, {}, time.monotonic()
+    "SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; another one, a second later, is obeyed at once."
+    def __init__(self): self.asked, self.gentle, self.before, self.since, self.began = None, False, {}, None, time.monotonic()
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread(): self.before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -176,9 +176,9 @@ class Signals:
         for s, old in self.before.items(): signal.signal(s, old)
 
     def handle(self, number, _) -> None:
-        again, self.asked = self.asked is not None, signal.Signals(number).name
-        if again: raise KeyboardInterrupt
-        if not self.gentle: raise Stopped(f"stopped by {self.asked} outside of the training's steps; the same command goes on")
+        first, self.asked, self.since = self.since is None, signal.Signals(number).name, self.since or time.monotonic()
+        if time.monotonic() - self.since > 1: raise KeyboardInterrupt  # sooner it is the same wish, which came on two ways
+        if first and not self.gentle: raise Stopped(f"stopped by {self.asked} outside of the training's steps; the same command goes on")
 
 # %% ../../nbs/49_durable.ipynb #7ddb5ea3
 class Diverged(Exception):
@@ -487,7 +487,7 @@ class Durable:
         try: done = self.train(resume_from_checkpoint=str(resume) if resume else None)
         finally: self.keeper.saver.wait()
         signals.gentle = False
-        if self.keeper.stopped:
+        if self.keeper.stopped and of_all("saved"):  # process 0 has written it
             found = newest(self.keeping.run.checkpoints)[0]
             raise Stopped(f"stopped at step {self.state.global_step} of {self.state.max_steps} ({self.keeper.stopped}); the same command goes on from {found.name if found else 'the beginning'}")
         return done

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -86,8 +87,14 @@ def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int,
         ended = Path(folder) / "ended.json"
         variables = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {ENDED: str(ended)}
         process = subprocess.Popen(line, env=variables, start_new_session=True)
-        before = {s: signal.signal(s, lambda *_: process.send_signal(signal.SIGTERM)) for s in (signal.SIGINT, signal.SIGTERM)}
-        try: code = process.wait()
+        asked = []
+        def pass_on(*_) -> None:
+            asked.append(time.monotonic())
+            process.send_signal(signal.SIGTERM)
+        before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+            while asked and not ended.is_file() and time.monotonic() < asked[0] + 60: time.sleep(0.1)  # torchrun gives up at a second signal; its processes save all the same
         finally:
             for s, old in before.items(): signal.signal(s, old)
         if ended.is_file(): return tuple(json.loads(ended.read_text()))
@@ -143,16 +150,18 @@ def leave(code: int, text: str) -> None:
 # %% ../../nbs/46_launch.ipynb #22911805
 def slurm(launch: Launch, arguments: str) -> str:
     "A batch file: a signal five minutes before the end, so that it saves; exit code 75 puts the job back into the queue."
+    line = f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$head:29500 launch.node=$SLURM_NODEID"
     return f"""#!/bin/bash
 #SBATCH --job-name=llmtrainer
 #SBATCH --nodes={launch.nodes}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={launch.gpus}
+#SBATCH --cpus-per-task={4 * launch.gpus}
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun bash -c "llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$head:29500 launch.node=\\$SLURM_NODEID"
+export head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c {shlex.quote(line)}
 code=$?
 [ $code -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"
 exit $code
@@ -163,15 +172,16 @@ def kubernetes(launch: Launch, arguments: str) -> str:
     line = f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$MASTER_ADDR:$MASTER_PORT launch.node=$RANK"
     def replica(count: int) -> dict:
         container = dict(name="pytorch", image="YOUR_IMAGE_WITH_LLMTRAINER", command=["bash", "-c", f"env -u WORLD_SIZE {line}"], resources=dict(limits={"nvidia.com/gpu": launch.gpus}),
-                         volumeMounts=[dict(name="runs", mountPath="/runs")])
-        pod = dict(terminationGracePeriodSeconds=300, containers=[container], volumes=[dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM"))])
+                         workingDir="/runs", volumeMounts=[dict(name="runs", mountPath="/runs"), dict(name="shm", mountPath="/dev/shm")])
+        volumes = [dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM")), dict(name="shm", emptyDir=dict(medium="Memory"))]  # a pod's own 64 MiB are too few for NCCL
+        pod = dict(terminationGracePeriodSeconds=300, containers=[container], volumes=volumes)
         return dict(replicas=count, restartPolicy="OnFailure", template=dict(spec=pod))
     parts = dict(Master=replica(1)) | (dict(Worker=replica(launch.nodes - 1)) if launch.nodes > 1 else {})
     return json.dumps(dict(apiVersion="kubeflow.org/v1", kind="PyTorchJob", metadata=dict(name="llmtrainer"), spec=dict(pytorchReplicaSpecs=parts)), indent=1) + "\n"
 
 def skypilot(launch: Launch, arguments: str) -> str:
-    "A task for `sky jobs launch`, which brings a job back after its spot machines went away."
+    "A task for `sky jobs launch`, which brings a job back after its spot machines went away or exit code 75; the recipe and its data are taken from where it is given."
     run = f'llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$(echo "$SKYPILOT_NODE_IPS" | head -n1):29500 launch.node=$SKYPILOT_NODE_RANK'
-    return json.dumps(dict(name="llmtrainer", num_nodes=launch.nodes, resources=dict(accelerators=f"H100:{launch.gpus}", use_spot=True), file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")}, setup="pip install llmtrainer", run=run), indent=1) + "\n"
+    return json.dumps(dict(name="llmtrainer", num_nodes=launch.nodes, resources=dict(accelerators=f"H100:{launch.gpus}", use_spot=True, job_recovery=dict(max_restarts_on_errors=10)), workdir=".", file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")}, setup="pip install llmtrainer", run=run), indent=1) + "\n"
 
 CLUSTERS = {"slurm": ("job.sbatch", slurm), "kubernetes": ("job.k8s.json", kubernetes), "skypilot": ("job.sky.yaml", skypilot)}  # JSON is YAML, too

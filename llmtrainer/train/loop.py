@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'FREE', 'Train', 'next_token', 'smoothed', 'shared', 'Steps', 'Numbered', 'Loader', 'DurableTrainer',
-           'arguments', 'stepper', 'save_final', 'keeping', 'warn', 'identity_of', 'watchers', 'fit', 'check_endless',
-           'taught']
+           'arguments', 'stepper', 'save_final', 'keeping', 'warn', 'identity_of', 'watchers', 'fit', 'check_unjudged',
+           'check_endless', 'taught']
 
 # %% ../../nbs/41_train.ipynb #8e4e7b3e
 import math
@@ -306,6 +306,7 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
     "Train to the end, from the newest whole checkpoint where there is one; the result lies in the run. Raises `Stopped` when interrupted."
     if more and (section.average or section.final == "best"): raise UserError("weights that are spread over devices are neither averaged nor taken from an earlier step in this version", "train.average, train.final", "null, last", "set launch.strategy=ddp")
     if train.endless: check_endless(section)
+    if not val: check_unjudged(section)
     with nullcontext(signals) if signals else Signals() as signals:
         args = arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
         durable = keeping(section, run, identity_of(model, tokenizer, train, section, adapt, known), bool(val), signals, quiet, running)
@@ -322,6 +323,11 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
         ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
         return dict(steps=trainer.state.global_step, loss=done.training_loss if done else None, **found, **ended)
+
+def check_unjudged(section: Train) -> None:
+    "`UserError` for what cannot be had without validation rows."
+    for key, value, fix in (("patience", section.patience, "null"), ("final", section.final if section.final == "best" else None, "last")):
+        if value: raise UserError(f"train.{key} goes by the validation loss, and there are no validation rows", f"train.{key}: {value}", fix, f"name a file in data.val, or set train.{key}={fix}")
 
 def check_endless(section: Train) -> None:
     "`UserError` for what needs to know where an epoch ends."
