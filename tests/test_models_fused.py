@@ -183,9 +183,9 @@ def test_queries_keys_and_values_stay_exact():
         found = cosines(lambda: trained_base(seed), problem_batch(), {name: dict(engine="fp8", fp8=name) for name in ("all", "most", "gradients")} | {"fused": dict(engine="fused")})
         for name, values in found.items(): away[name] = away.get(name, 0) + sum(1 - v for v in values.values()) / len(values) / 3; low[name] = min(low.get(name, 1), *values.values())
     assert low["fused"] > 0.9999 and low["most"] > 0.94 and away["most"] < 0.006 and away["most"] < 0.95 * away["all"], (away, low)
-    assert low["gradients"] > 0.98 and away["gradients"] < 0.5 * away["most"], (away, low)
+    assert low["gradients"] > 0.99 and away["gradients"] < 0.5 * away["most"], (away, low)
     model = trained_base()
-    done = fuse(model, "fp8", fp8="most")
+    done = fuse(model, "fp8")
     kept = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, FusedLayer) and m.frozen.rows is None}
     assert kept == {"q_proj", "k_proj", "v_proj"} and done.fp8 == done.layers * 4 // 7
 

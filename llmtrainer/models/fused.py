@@ -180,7 +180,7 @@ def attention_readers(base, layers: Sequence) -> set[int]:
 def fuse(model, engine: str,            # reference, fused, fp8
          backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
          spread: bool = False,          # will the weights be spread over devices (FSDP)?
-         fp8: str = "gradients"         # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too, but for queries, keys and values), all
+         fp8: str = "gradients"         # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too), both but for queries, keys and values; or all
         ) -> Fused:
     "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
     base, done = base_of(model), Fused(engine)
@@ -188,7 +188,7 @@ def fuse(model, engine: str,            # reference, fused, fp8
         done.loss = done.attention = "the model's own"
         return done
     adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    exact = attention_readers(base, adapted) if engine == "fp8" and fp8 == "most" else set()
+    exact = attention_readers(base, adapted) if engine == "fp8" and fp8 != "all" else set()
     for layer in adapted:
         try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
         except Unfit as why: done.left[str(why)] += 1

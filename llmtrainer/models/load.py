@@ -46,7 +46,7 @@ class Model(Section):
     base: str = Field(description="a hub name, a folder, or tiny:base, the small model that comes with the package", examples=["meta-llama/Llama-3.1-8B"])
     quantize: Literal[QUANTIZE] = Field("nf4", description="how the frozen weights are stored: 4-bit NormalFloat or floating point, 8-bit integers or floating point, or as they are")
     engine: Literal[ENGINES] = Field("auto", description="the kernels: reference is transformers, peft and bitsandbytes as they are; fused is faster with the same numbers, fp8 faster still in 8 bits")
-    fp8: Literal["gradients", "most", "all"] = Field("gradients", description="of engine fp8: what is multiplied in 8 bits: the gradients on their way back; most, inputs too but for queries, keys and values; or all; each is faster and less exact than the one before")
+    fp8: Literal["gradients", "most", "all"] = Field("gradients", description="of engine fp8: what is multiplied in 8 bits: gradients on their way back, but for queries, keys and values; most, inputs too; or all; each is faster and less exact than the one before")
     attn: Literal[ATTENTION] = Field("auto", description="the attention kernel; auto takes the fastest that can run here")
     revision: str | None = Field(None, description="the commit, tag or branch on the hub")
     remote_code: bool = Field(False, description="run Python code that comes with the model; said twice, here and in trust")
