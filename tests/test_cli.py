@@ -198,7 +198,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program():
         terminal.type("/set max_new_tokens=5 min_new_tokens=0\n")
         terminal.read("is set", "> ")
         terminal.type("/undo\n")
-        terminal.read("0 questions and answers are left", "> ")  # what was written before the stop was kept
+        terminal.read("0 questions and their answers", "> ")  # what was written before the stop was kept
         terminal.type("2 + 3?\n")
         terminal.read("3?", "\n> ")
         terminal.type("/quit\n")
