@@ -1,8 +1,8 @@
 """The peers at the work of `qlora_gpu.py`: transformers + peft + bitsandbytes, the same with Liger's kernels, Unsloth. One NVIDIA GPU, one peer a process.
 
-    python benchmarks/qlora_peers.py plain|liger|unsloth [--shapes 1B,8B] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations default,keep] [--mix FILE] [--method lora|full]
+    python benchmarks/qlora_peers.py plain|liger|unsloth [--shapes 1B,8B] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,default] [--mix FILE] [--method lora|full]
 
-Weights are random, written once as a checkpoint in NF4 (bf16 for full fine-tuning) to --folder and loaded by the peer's own loader. `default` is what each does unasked: recomputing, or offloading for Unsloth.
+Weights are random, written once as a checkpoint in NF4 (bf16 for full fine-tuning) to --folder and loaded by the peer's own loader. `default` is what each does unasked: recomputing, or offloading for Unsloth, which takes one of the two a process.
 With --mix rows of real lengths are packed and given to each the way its own packing does: positions that begin anew for transformers, lengths for Unsloth. --tiny tries `plain` on a CPU.
 """
 import argparse
@@ -106,9 +106,10 @@ def measure(model, words: int, rows: int, length: int, device: str, mix: str | N
 def main() -> None:
     parser, several = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter), lambda text: text.split(",")
     parser.add_argument("peer", choices=["plain", "liger", "unsloth"]), parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--lengths", type=several, default=["2048"])
-    parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384), parser.add_argument("--activations", type=several, default=["default", "keep"])
+    parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384), parser.add_argument("--activations", type=several, default=["keep"])
     parser.add_argument("--mix"), parser.add_argument("--method", choices=["lora", "full"], default="lora"), parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmtrainer-peers"), parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
+    if given.peer == "unsloth" and len(given.activations) > 1: parser.error("Unsloth goes on as its first model was told: one of --activations a process")
     if given.tiny: given.shapes, given.lengths, given.tokens = ["tiny"], ["32"], 64
     elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries `plain` on a CPU")
     device = "cpu" if given.tiny else "cuda"
