@@ -34,7 +34,8 @@ from ..models.fused import token_loss
 from ..recipe import Section, UserError
 from ..run import Run, Stopped
 from .checkpoint import commit, full_disk_named
-from .durable import Durable, Keeping, Signals, period, shape_of, tokenizer_digest
+from .durable import Durable, Keeping, Signals, period
+from .state import shape_of, tokenizer_digest
 from .together import agreed, of_all, rank, world
 from .watch import Bar, Curve, Meter, Tracked, chosen_trackers, flops_of, in_notebook, peak_of
 
@@ -189,12 +190,6 @@ class DurableTrainer(Durable, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return self.objective(model, inputs, num_items_in_batch)[0] * world()  # devices average their gradients, and items are those of all
 
-    def log(self, logs, start_time=None):
-        if "loss" in logs:  # of the steps that were taken; where there was none, it is no number
-            own = torch.stack(self.applied).mean() if self.applied else torch.tensor(float("nan"), device=self.args.device)
-            logs["loss"], self.applied = self.accelerator.reduce(own, "mean").item(), []
-        super().log(logs, start_time)
-
     @torch.no_grad()
     def validation(self, sequences) -> tuple[float, int]:
         "(summed loss, trained tokens) of this device's share of the sequences; where weights are spread, nobody can read a batch without the others."
@@ -215,7 +210,10 @@ class DurableTrainer(Durable, Trainer):
         if average and self.keeper.training:
             with average.used(): each = self.measured()
         else: each = self.measured()
-        if each is None: return {}  # somebody wants it to stop: the next step ends it
+        if each is None:  # somebody wants it to stop
+            self.keeper.stop(self.control, owed=True)
+            self.keeper.store(self.state, self.control)
+            return {}
         whole = sum(total for total, _ in each.values()) / sum(tokens for _, tokens in each.values())
         found = {f"{metric_key_prefix}_loss": whole} | ({f"{metric_key_prefix}_{task}_loss": total / tokens for task, (total, tokens) in each.items()} if len(each) > 1 else {})
         self.log(found)
@@ -313,7 +311,7 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         trainer = DurableTrainer(model, args, train_dataset=train, eval_dataset=val or None, objective=taught(section, objective), judge=objective, sources=sources, keeping=durable,
                                  data_collator=collator(plan.attn, tokenizer.pad_token_id), **stepper(model, section, adapt, args))
         watchers(trainer, section, plan, run, quiet)
-        with full_disk_named(run.path): done = trainer.go()
+        with full_disk_named(run.path): trainer.go()
         trainer.settle()
         found = trainer.evaluate() if val else {}
         if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
@@ -322,7 +320,7 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         if signals.asked: raise Stopped(f"stopped by {signals.asked} after the last step: the result is saved, and the same command does what is left")
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
         ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
-        return dict(steps=trainer.state.global_step, loss=done.training_loss if done else None, **found, **ended)
+        return dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **found, **ended)
 
 def check_unjudged(section: Train) -> None:
     "`UserError` for what cannot be had without validation rows."
