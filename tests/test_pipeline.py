@@ -39,6 +39,8 @@ def test_faults_of_all_sections_come_at_once_and_between_sections_too():
     assert all(part in text for part in ("modle", "model", "train.lr", "adapt.r", "eval.task", "tasks"))
     assert "model.quantize" in refusal("adapt.method=full")
     assert read_recipe(LEAST, ["adapt.method=full", "model.quantize=none"]).adapt.method == "full"
+    for wish in ("train.patience=2", "train.final=best"): assert "no validation rows" in refusal("data.val=null", wish), "before the data is read"
+    assert all(name in refusal("train.save_steps=50", "train.save_every=30 min") for name in ("train.save_steps: 50", "train.save_every: 30 min"))
     assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.strategy" in refusal("launch.gpus=2", "launch.strategy=fsdp")
 
 

@@ -20,8 +20,8 @@ def test_a_resumed_period_comes_round_where_an_uninterrupted_one_does(length, la
     assert dues(0, stop) + dues(stop, last) == dues(0, last)
 
 def test_the_units_of_a_period():
-    assert period("2 hours") == (120, "minutes") and period("2M tokens") == (2e6, "tokens") and period("1.5epochs") == (1.5, "epoch") and period("5e6 tokens") == (5e6, "tokens")
-    for wrong in ("", "3", "0 steps", "-1 steps", "3 bananas", "steps"):
+    assert period("2 hours") == (120, "minutes") and period("2M tokens") == (2e6, "tokens") and period("1.5epochs") == (1.5, "epoch") and period("5e6 tokens") == (5e6, "tokens") and period("100000h") == (6e6, "minutes") and period(".5 minutes") == (0.5, "minutes")
+    for wrong in ("", "3", "0 steps", "-1 steps", "3 bananas", "steps", "1.2.3 steps", "3 hutes"):
         with pytest.raises(ValueError, match="no period"): period(wrong)
 
 

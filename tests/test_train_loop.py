@@ -765,3 +765,10 @@ def test_recipe_section():
     try: load(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
     except RecipeError as error: assert len(error.faults) == 3 and "batch_size" in str(error)
     else: raise AssertionError("nonsense was accepted")
+
+def test_two_answers_to_one_question_are_refused_with_both_names():
+    for kind in ("save", "eval"):
+        with pytest.raises(RecipeError, match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too"): load(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
+    timed, plain = load(Train, dict(save_every="30 min", eval_steps=7)), load(Train, dict(save_steps=20))
+    assert (timed.save_steps, timed.eval_steps, plain.eval_steps, Train().save_steps, Train(save_every="1 h").eval_steps, Train(eval_every="1 h").eval_steps) == (None, 7, 20, 100, 100, None)
+    assert load(Train, plain.model_dump()) == plain and load(Train, timed.model_dump()) == timed

@@ -36,14 +36,14 @@ from .state import Average, copied, load_weights, random_state, refuse_other, si
 from .together import agreed, average_gradients, averaged_after, highest, of_all, rank, world
 
 # %% ../../nbs/49_durable.ipynb #9a494f6f
-UNITS = {"step": "step", "epoch": "epoch", "token": "tokens", "min": "minutes", "hour": "minutes"}
+UNITS = {"step": "step", "epoch": "epoch", "token": "tokens", "min": "minutes", "minute": "minutes", "hour": "minutes", "h": "minutes"}
 SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 def period(text: str) -> tuple[float, str]:
     "(number, unit) of words such as `30 min`, `0.5 epochs`, `2M tokens`."
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kMG]?)\s*(step|epoch|token|min|hour)(?:s|utes?)?\s*", text)
+    found = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMG]?)\s*({'|'.join(UNITS)})s?\s*", text)
     if not found or float(found[1]) <= 0: raise ValueError(f"{text!r} is no period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens")
-    return float(found[1]) * SIZES[found[2]] * (60 if found[3] == "hour" else 1), UNITS[found[3]]
+    return float(found[1]) * SIZES[found[2]] * (60 if found[3] in ("hour", "h") else 1), UNITS[found[3]]
 
 class Every:
     "Says when a period has come round."

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
@@ -67,9 +67,9 @@ class Train(Section):
     activations: Literal[POLICIES] = Field("auto", description="what the way back needs: kept, computed again (a third more time), or offloaded to the host; auto takes what fits")
     seed: int = Field(0, description="of adapters, order and dropout")
     log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
-    eval_steps: int | None = Field(None, gt=0, description="steps between two validations; without a number, as save_steps")
+    eval_steps: int | None = Field(None, gt=0, description="steps between two validations; where no period is given, as save_steps")
     eval_every: str | None = Field(None, description="instead of eval_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
-    save_steps: int = Field(100, gt=0, description="steps between two checkpoints")
+    save_steps: int | None = Field(None, gt=0, description="steps between two checkpoints; 100 where no period is given")
     save_every: str | None = Field(None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
     keep: int = Field(2, gt=0, description="whole checkpoints to keep")
     final: Literal["last", "best"] = Field("last", description="whose weights the run ends with: the last step's, or those of the lowest validation loss, which is then kept")
@@ -81,12 +81,21 @@ class Train(Section):
 
     @field_validator("eval_every", "save_every")
     @classmethod
-    def is_a_period(cls, text):
-        "Words that `period` understands."
-        if text is not None: period(text)
+    def is_a_period(cls, text, info):
+        "Words that `period` understands, and no number of steps beside them."
+        if text is None: return None
+        period(text)
+        if steps := info.data.get(name := info.field_name.replace("every", "steps")): raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
         return text
 
-FREE = {"launch", *(f"train.{key}" for key in ("log_steps", "save_every", "keep", "mirror", "max_hours", "track", "accept"))}  # what a resumed run may change: nothing of it decides what is learned
+    @model_validator(mode="after")
+    def has_one_period_each(self):
+        "What is left open is written down, so that a run says it."
+        if not self.eval_every and not self.eval_steps: object.__setattr__(self, "eval_steps", self.save_steps or 100)
+        if not self.save_every and not self.save_steps: object.__setattr__(self, "save_steps", 100)
+        return self
+
+FREE = {"launch", *(f"train.{key}" for key in ("log_steps", "save_steps", "save_every", "keep", "mirror", "max_hours", "track", "accept"))}  # what a resumed run may change: nothing of it decides what is learned
 
 # %% ../../nbs/41_train.ipynb #210d0c73
 def next_token(model, batch: dict[str, torch.Tensor], # collated sequences
@@ -268,7 +277,7 @@ def save_final(model, tokenizer, run: Run, base: str, stored: bool = False # by 
 # %% ../../nbs/41_train.ipynb #3ef2ab50
 def keeping(section: Train, run: Run, identity: dict, validate: bool, signals: Signals, quiet: bool, running: Callable) -> Keeping:
     "What the section says of saving, stopping and resuming."
-    every = section.eval_every or f"{section.eval_steps or section.save_steps} steps"
+    every = section.eval_every or f"{section.eval_steps} steps"
     return Keeping(run, section.save_every or f"{section.save_steps} steps", every if validate else None, section.keep, section.final if validate else "last", section.patience, section.average,
                    section.not_finite, section.max_skipped, section.max_hours and 3600 * section.max_hours, identity, section.accept, signals, print if not quiet and rank() == 0 else warn, running)
 

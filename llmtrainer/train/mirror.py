@@ -63,6 +63,9 @@ class FolderPlace:
         "Remove a file; emptied first, since a drive's trash counts what it holds."
         os.truncate(self.root / name, 0)
         (self.root / name).unlink()
+        for folder in (self.root / name).parents:  # nor are empty folders left
+            if folder == self.root or any(folder.iterdir()): break
+            folder.rmdir()
 
 # %% ../../nbs/47_mirror.ipynb #cf8f5c63
 @contextmanager
@@ -136,12 +139,12 @@ def step_of(name: str) -> int | None:
 class Mirror:
     "Sends a run to a second place in the background, knows what has arrived, and outlives the place."
     def __init__(self, run: Path, place, # a FolderPlace, or what has its methods
-                 keep: int = 2,          # checkpoints there
+                 keep: int = 2,          # newest checkpoints that stay there, beside those that are here
                  every: float = 5.0,     # seconds between two looks
                  say: Callable[[str], None] = lambda text: None
                 ):
         self.run, self.place, self.keep, self.every, self.say = Path(run), place, keep, every, say
-        self.sent, self.durable, self.fault = {}, set(), None
+        self.sent, self.durable, self.cleared, self.fault = {}, set(), None, None
         self.ending, self.thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
 
     def waiting(self) -> list[str]:
@@ -170,10 +173,17 @@ class Mirror:
             if (step := step_of(name)) is not None and name.endswith("manifest.json") and step not in self.durable:
                 self.durable.add(step)
                 self.say(f"step {step} is durable in {self.place}")
-        for step in sorted(self.durable)[:-self.keep]:
-            there = [name for name in self.place.names() if step_of(name) == step]
-            for name in sorted(there, key=lambda n: not n.endswith("manifest.json")): self.place.remove(name)  # without its manifest it is no checkpoint
-            self.durable.discard(step)
+        here = {folder.name for folder in steps(self.run / "checkpoints")}
+        if self.cleared != (self.durable, here): self.clear(here)
+
+    def clear(self, here: set[str] # checkpoints
+             ) -> None:
+        "Remove what is no longer kept here, whoever sent it, once enough newer ones have arrived."
+        safe = sorted(self.durable)[-self.keep:]
+        old = [name for name in self.place.names() if (step := step_of(name)) is not None and f"step-{step}" not in here and len(safe) == self.keep and step < safe[0]]
+        for name in sorted(old, key=lambda n: not n.endswith("manifest.json")): self.place.remove(name)  # without its manifest it is no checkpoint
+        self.durable -= {step_of(name) for name in old}
+        self.cleared = (set(self.durable), here)
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
