@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import pytest
@@ -131,12 +132,27 @@ from llmtrainer.ship.card import write_card
 write_card(run)
 print((run.path / "README.md").read_text())
 !ls run
+---
+from llmtrainer.pipeline import merge_run, open_model
+from llmtrainer.ship.demo import build_demo, launch_demo
+merge_run(run)
+demo = build_demo({"tuned": open_model("run")})
+address = launch_demo(demo, port=int(os.environ["FREE_PORT"]), inline=True)
+---
+from gradio_client import Client
+from urllib.request import urlopen
+answers = Client(address, verbose=False).predict("Tom has 2 apples.", [], 0, 8, api_name="/chat")
+open("page", "wb").write(urlopen(address).read() + urlopen(address + "config").read())
+demo.close()
+answers
 """
 
-def test_no_token_is_in_any_file_when_a_notebook_trains(tmp_path, monkeypatch):
+def test_no_token_is_in_any_file_of_a_whole_life_in_a_notebook(tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)), monkeypatch.setenv("FREE_PORT", str(free.getsockname()[1]))
     token, hidden = "hf_" + "canary" * 6, lambda data: b"canarycanary" in data or b64encode(b"canarycanary") in data
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, token)
-    for name in ("HF_HOME", "XDG_CACHE_HOME", "TRACKIO_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"):  # all that is written lies here
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "TRACKIO_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "GRADIO_TEMP_DIR", "TMPDIR"):  # all that is written lies here
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     write_atomic(tmp_path / "recipe.yaml", json.dumps(job(tmp_path).model_dump(mode="json")))
@@ -147,6 +163,7 @@ def test_no_token_is_in_any_file_when_a_notebook_trains(tmp_path, monkeypatch):
     assert out.returncode == 0, out.stderr[-3000:]
     book = (tmp_path / "book.ipynb").read_text()
     assert "README.md" in book and "adapter" in book and (tmp_path / "run" / "adapter").is_dir(), "it was trained in the notebook"
+    assert b"gradio" in (tmp_path / "page").read_bytes() and "assistant" in book and (tmp_path / "run" / "exports" / "merged").is_dir(), "and merged, and the page was asked"
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 30 and not [p for p in files if hidden(p.read_bytes())] and not hidden((out.stdout + out.stderr).encode())
     (tmp_path / "planted").write_text(token)
