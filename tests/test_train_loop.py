@@ -4,6 +4,7 @@ from llmtrainer.train.loop import *
 from llmtrainer.train.loop import Adapt, F, Keeping, Path, Run, Signals, Stopped, UserError, collator, np, period, rank, shutil, torch, world
 
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from llmtrainer.data.pack import bins_of, padded
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.stream import stream
@@ -29,6 +31,7 @@ from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
+from llmtrainer.train import loop
 from llmtrainer.train.checkpoint import Saver, newest, steps
 from llmtrainer.train.durable import Diverged, Keeper, Keeping, Signals
 from accelerate.state import AcceleratorState
@@ -449,6 +452,22 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path):
     assert [p.name for p in steps(run.checkpoints)] == ["step-8", "step-6"] and run.adapter.is_dir()
     assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), "the log is whole, too"
 
+
+def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_the_result(tmp_path, monkeypatch):
+    section = Train(max_steps=3, epochs=9, batch_size=2, lr=1e-3)
+    model, tokenizer, data, run = job(tmp_path / "a")
+    def full(*args):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors says it
+    monkeypatch.setattr(loop, "save_adapter", full)
+    with pytest.raises(OSError, match="No space left") as fault: fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    assert fault.value.errno == errno.ENOSPC and not run.adapter.exists()
+    monkeypatch.undo()
+    model, tokenizer, data, run = job(tmp_path / "a")
+    assert fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)["steps"] == 3
+    straight = job(tmp_path / "b")
+    fit(*straight[:2], straight[2].train, {}, section, PLAN, straight[3], quiet=True)
+    assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), "not one step more"
 
 def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3)

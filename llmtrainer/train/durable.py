@@ -77,7 +77,7 @@ class Signals:
 
 # %% ../../nbs/49_durable.ipynb #7ddb5ea3
 class Ended(Exception):
-    "A validation that was made up for says that the training is over."
+    "There is no step left to take: the last one was taken before the resume."
 
 class Diverged(Exception):
     "A number of the step is none: nothing of it was applied."
@@ -175,7 +175,9 @@ class Keeper(TrainerCallback):
         self.trainer.evaluate()
         if self.progress.ended and self.training: raise Ended
 
-    def on_step_begin(self, args, state, control, **_): self.make_up()
+    def on_step_begin(self, args, state, control, **_):
+        self.make_up()
+        if state.global_step >= state.max_steps: raise Ended  # resumed from its last step, the Trainer would take another one
 
     def wanted(self) -> str | None:
         "Why it should stop now; before a time limit there must be time for one more step and a save."

@@ -323,8 +323,9 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         with full_disk_named(run.path): trainer.go()
         trainer.settle()
         found = trainer.evaluate() if val else {}
-        if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
-        if rank() == 0: save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
+        with full_disk_named(run.path):
+            if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
+            if rank() == 0: save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
         of_all("done")  # nobody leaves before the result is there
         if signals.asked: raise Stopped(f"stopped by {signals.asked} after the last step: the result is saved, and the same command does what is left")
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
