@@ -72,6 +72,18 @@ def test_a_dead_mount_does_not_stop_the_work_and_the_backlog_is_sent_on_its_retu
     place.on = False
     assert mirror.close(patience=5) and mirror.durable == {1, 2, 3}
 
+def test_a_full_place_is_called_full_and_what_was_half_written_takes_no_room_there(tmp_path, monkeypatch):
+    run, said, plain = a_run(tmp_path / "run"), [], shutil.copyfile
+    def half(file, to):
+        Path(to).write_bytes(Path(file).read_bytes()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device", str(to))
+    mirror = Mirror(run, FolderPlace(tmp_path / "drive"), every=0.01, say=said.append)
+    monkeypatch.setattr(shutil, "copyfile", half)
+    assert not mirror.close(patience=0.3) and not [p for p in (tmp_path / "drive").rglob("*") if p.is_file()]
+    assert "drive is full" in said[0] and "files wait for" in said[1] and len(said) == 2, "said once, and not at each try"
+    monkeypatch.setattr(shutil, "copyfile", plain)
+    assert mirror.close(patience=5) and mirror.durable == {1, 2} and any(text.endswith("is back") for text in said)
+
 def test_an_end_without_the_place_is_said_and_resumable(tmp_path):
     run = a_run(tmp_path / "run")
     (tmp_path / "drive").write_text("a file where the folder should be")

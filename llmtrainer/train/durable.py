@@ -206,7 +206,7 @@ class Keeper(TrainerCallback):
         "Save if it is due."
         if not self.due: return
         self.trainer.store_flos()
-        self.due, self.progress.unlogged, self.progress.lines = False, of_all([loss.item() for loss in self.trainer.applied]), self.lines
+        self.due, self.progress.unlogged, self.progress.lines = False, of_all(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []), self.lines
         if self.trainer.sharded: control.should_save = True  # the Trainer's own save, turned into a checkpoint below
         else: self.save_copy(state)
 

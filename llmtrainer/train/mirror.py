@@ -6,6 +6,7 @@
 __all__ = ['FolderPlace', 'as_oserror', 'HubPlace', 'place_of', 'in_order', 'step_of', 'Mirror', 'mirrored', 'restore']
 
 # %% ../../nbs/47_mirror.ipynb #44431555
+import contextlib
 import errno
 import hashlib
 import os
@@ -39,9 +40,13 @@ class FolderPlace:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        sync(part)
-        os.replace(part, target)
+        try:
+            shutil.copyfile(file, part)
+            sync(part)
+            os.replace(part, target)
+        except OSError:
+            with contextlib.suppress(OSError): part.unlink(missing_ok=True)  # on a full drive it would take the room of what comes next
+            raise
 
     def digest(self, name: str) -> str | None:
         "The SHA-256 of what is really there, read anew; None where nothing is."
@@ -191,7 +196,7 @@ class Mirror:
         try: self.sync()
         except OSError as fault: self.fault = fault
         else: self.fault = None
-        if bool(before) != bool(self.fault): self.say(f"{self.place} does not answer ({self.fault}): the training goes on, and what waits is sent when it is back" if self.fault else f"{self.place} is back")
+        if bool(before) != bool(self.fault): self.say(f"{self.place} {'is full' if self.fault.errno in FULL else 'does not answer'} ({self.fault}): the training goes on, and what waits is sent when it is back" if self.fault else f"{self.place} is back")
         self.note()
         return self.fault is None and not self.waiting()
 
@@ -214,9 +219,11 @@ class Mirror:
         "Stop the background work, and try until everything arrived or `patience` seconds are over; whether it arrived."
         self.ending.set()
         if self.thread.ident: self.thread.join()
-        until, pause = time.monotonic() + patience, min(1.0, self.every)
+        until, pause, told = time.monotonic() + patience, min(1.0, self.every), False
         while not self.try_once():
             if time.monotonic() + pause > until: return False
+            if not told: self.say(f"{len(self.waiting())} files wait for {self.place}, which is tried for {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is whole in {self.run}, and the same command sends them")
+            told = True
             time.sleep(pause)
             pause = min(30, 2 * pause)
         return True
