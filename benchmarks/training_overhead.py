@@ -22,7 +22,8 @@ from llmtrainer.device import plan, probe
 from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
-from llmtrainer.train.durable import Keeping, copied, weights_of
+from llmtrainer.train.durable import Keeping
+from llmtrainer.train.state import copied, weights_of
 from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token
 
 

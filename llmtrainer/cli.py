@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEGAN', 'USUAL', 'app', 'RunName', 'RecipeFile', 'Overrides', 'AsJson', 'commands', 'say_json', 'missing_package',
-           'main', 'usual_collection', 'left', 'fail', 'init', 'data', 'doctor', 'plan', 'train', 'go_on', 'launch',
-           'fail_under', 'generation_of', 'evaluate', 'compare', 'merge', 'export', 'card', 'run_generation',
+           'main', 'stoppable', 'usual_collection', 'left', 'fail', 'init', 'data', 'doctor', 'plan', 'train', 'go_on',
+           'launch', 'fail_under', 'generation_of', 'evaluate', 'compare', 'merge', 'export', 'card', 'run_generation',
            'generate', 'chat', 'demo', 'quickstart']
 
 # %% ../nbs/63_cli.ipynb #30ac2f7e
@@ -13,8 +13,11 @@ import errno
 import gc
 import json
 import os
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +62,18 @@ def main() -> None:
         if not hasattr(error, "exit_code"): raise  # a fault of ours: the traceback is wanted
         if "LLMTRAINER_ENDED" in os.environ: left(error)
         fail(str(error), error.exit_code)
+
+@contextmanager
+def stoppable():
+    "Until the training listens itself, SIGINT and SIGTERM end the program as one that can go on: nothing is under way that a kill could harm."
+    def end(number, _):
+        os.write(2, f"stopped by {signal.Signals(number).name} before the training began; the same command goes on\n".encode())
+        os._exit(75)
+    alone = "LLMTRAINER_ENDED" not in os.environ and threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)} if alone else {}
+    try: yield
+    finally:
+        for s, old in before.items(): signal.signal(s, old)
 
 def usual_collection() -> None:
     "Everything is imported, and training begins: memory in reference cycles is found as soon as in any other program."
@@ -145,6 +160,7 @@ def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False,
 
 # %% ../nbs/63_cli.ipynb #7da482e4
 @app.command()
+@stoppable()
 def train(recipe: RecipeFile, changes: Overrides = None, run: Annotated[Path | None, typer.Option(help="the run directory; without one runs/NAME of the recipe")] = None):
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import missed, read_recipe, stored_result, train
@@ -161,6 +177,7 @@ def train(recipe: RecipeFile, changes: Overrides = None, run: Annotated[Path | N
     fail_under(missed([stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require))
 
 @app.command("continue")
+@stoppable()
 def go_on(place: Annotated[str, typer.Argument(metavar="PLACE", help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name")], changes: Overrides = None,
           run: Annotated[Path | None, typer.Option(help="the run directory on this machine; without one PLACE itself, or runs/NAME where PLACE is a mirror")] = None):
     "Go on with a run from its newest checkpoint, on this machine or another one."

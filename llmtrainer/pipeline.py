@@ -47,7 +47,7 @@ from .ship.merge import merge
 from .train.checkpoint import full_disk_named
 from .train.durable import Signals
 from .train.launch import Launch, check_launch, check_running, first_then_all, join, options, spread
-from .train.loop import FREE, Train, check_endless, fit, next_token
+from .train.loop import FREE, Train, check_endless, check_unjudged, fit, next_token
 from .train.mirror import mirrored, place_of, restore
 from .train.together import rank
 from .train.watch import chosen_trackers
@@ -75,6 +75,7 @@ def read_recipe(source: str | Path | dict, overrides: Sequence[str] = (), # "tra
     optimiser(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
     check_launch(recipe.launch, machine, recipe.model.quantize, recipe.model.engine)
     if recipe.data.stream: check_endless(recipe.train)
+    if recipe.data.val is None: check_unjudged(recipe.train)
     for name in recipe.eval.tasks: find_task(name)
     return recipe
 

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 # %% ../nbs/02_run.ipynb #2767e7e8
@@ -307,10 +308,12 @@ class Run(_Files):
         "The logged lines; a torn one is left out with a warning."
         return read_lines(self.path / "metrics.jsonl")
 
-    def rewind(self, step: int) -> int:
+    def rewind(self, step: int,
+               lines: int | None = None # with a step, that there were when its checkpoint was made
+              ) -> int:
         "Drop the logged lines after a step, which a resumed training writes again; how many."
-        rows = self.metrics()
-        kept = [r for r in rows if r.get("step", 0) <= step]
+        rows, number = self.metrics(), count(1)
+        kept = [r for r in rows if "step" not in r or r["step"] <= step and (lines is None or next(number) <= lines)]
         if len(kept) < len(rows): write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
         return len(rows) - len(kept)
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import pytest
@@ -39,6 +40,8 @@ def test_faults_of_all_sections_come_at_once_and_between_sections_too():
     assert all(part in text for part in ("modle", "model", "train.lr", "adapt.r", "eval.task", "tasks"))
     assert "model.quantize" in refusal("adapt.method=full")
     assert read_recipe(LEAST, ["adapt.method=full", "model.quantize=none"]).adapt.method == "full"
+    for wish in ("train.patience=2", "train.final=best"): assert "no validation rows" in refusal("data.val=null", wish), "before the data is read"
+    assert all(name in refusal("train.save_steps=50", "train.save_every=30 min") for name in ("train.save_steps: 50", "train.save_every: 30 min"))
     assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.strategy" in refusal("launch.gpus=2", "launch.strategy=fsdp")
 
 
@@ -129,12 +132,27 @@ from llmtrainer.ship.card import write_card
 write_card(run)
 print((run.path / "README.md").read_text())
 !ls run
+---
+from llmtrainer.pipeline import merge_run, open_model
+from llmtrainer.ship.demo import build_demo, launch_demo
+merge_run(run)
+demo = build_demo({"tuned": open_model("run")})
+address = launch_demo(demo, port=int(os.environ["FREE_PORT"]), inline=True)
+---
+from gradio_client import Client
+from urllib.request import urlopen
+answers = Client(address, verbose=False).predict("Tom has 2 apples.", [], 0, 8, api_name="/chat")
+open("page", "wb").write(urlopen(address).read() + urlopen(address + "config").read())
+demo.close()
+answers
 """
 
-def test_no_token_is_in_any_file_when_a_notebook_trains(tmp_path, monkeypatch):
+def test_no_token_is_in_any_file_of_a_whole_life_in_a_notebook(tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)), monkeypatch.setenv("FREE_PORT", str(free.getsockname()[1]))
     token, hidden = "hf_" + "canary" * 6, lambda data: b"canarycanary" in data or b64encode(b"canarycanary") in data
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, token)
-    for name in ("HF_HOME", "XDG_CACHE_HOME", "TRACKIO_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"):  # all that is written lies here
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "TRACKIO_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "GRADIO_TEMP_DIR", "TMPDIR"):  # all that is written lies here
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     write_atomic(tmp_path / "recipe.yaml", json.dumps(job(tmp_path).model_dump(mode="json")))
@@ -145,6 +163,7 @@ def test_no_token_is_in_any_file_when_a_notebook_trains(tmp_path, monkeypatch):
     assert out.returncode == 0, out.stderr[-3000:]
     book = (tmp_path / "book.ipynb").read_text()
     assert "README.md" in book and "adapter" in book and (tmp_path / "run" / "adapter").is_dir(), "it was trained in the notebook"
+    assert b"gradio" in (tmp_path / "page").read_bytes() and "assistant" in book and (tmp_path / "run" / "exports" / "merged").is_dir(), "and merged, and the page was asked"
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 30 and not [p for p in files if hidden(p.read_bytes())] and not hidden((out.stdout + out.stderr).encode())
     (tmp_path / "planted").write_text(token)

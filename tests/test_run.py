@@ -204,6 +204,8 @@ def test_rewinding_drops_what_will_be_written_again(tmp_path):
     before = run.metrics()
     assert run.rewind(3) == 0 and run.metrics() == before
     assert run.rewind(2) == 1 and run.metrics() == [before[0], before[1], before[3]] and before[1]["loss"] == "NaN"
+    run.log(step=2, eval_loss=0.4)
+    assert run.rewind(2, 2) == 1 and run.metrics() == [before[0], before[1], before[3]]
 
 
 def test_folders_that_are_not_runs_are_refused(tmp_path):

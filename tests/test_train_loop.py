@@ -4,6 +4,7 @@ from llmtrainer.train.loop import *
 from llmtrainer.train.loop import Adapt, F, Keeping, Path, Run, Signals, Stopped, UserError, collator, np, period, rank, shutil, torch, world
 
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from llmtrainer.data.pack import bins_of, padded
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.stream import stream
@@ -29,6 +31,7 @@ from llmtrainer.models.adapt import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
+from llmtrainer.train import loop
 from llmtrainer.train.checkpoint import Saver, newest, steps
 from llmtrainer.train.durable import Diverged, Keeper, Keeping, Signals
 from accelerate.state import AcceleratorState
@@ -143,8 +146,11 @@ def interrupting(step, number=signal.SIGTERM):
         return next_token(model, batch, items)
     return objective
 
+TIMINGS = {"time", "tokens_per_second", "memory_gib", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+def told(run): return [{k: v for k, v in line.items() if k not in TIMINGS} for line in run.metrics()]
+
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
-    section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
+    section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5, eval_steps=4, log_steps=3)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
     for at in (3, 7, 18):  # in the first, an even and a later micro-batch, in several epochs
@@ -155,6 +161,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
             except Stopped: stops += 1
             else: break
         assert stops >= 1 and adapter_hash(run) == adapter_hash(straight), at
+        assert told(run) == told(straight) and [m["step"] for m in told(run)] == [1, 3, 4, 6, 8, 9, 12, 12, 12, 12], at
 
 KILLED = '''
 import sys
@@ -184,6 +191,7 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
     assert newest(run.checkpoints)[0].name == "step-5"
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
+    assert told(run) == told(straight) and [m["step"] for m in told(run)] == [1, 10, 12], "step 10 tells the mean of 2 to 10, of which 2 to 5 came before the kill"
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
     section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep=3)
@@ -445,6 +453,22 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path):
     assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), "the log is whole, too"
 
 
+def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_the_result(tmp_path, monkeypatch):
+    section = Train(max_steps=3, epochs=9, batch_size=2, lr=1e-3)
+    model, tokenizer, data, run = job(tmp_path / "a")
+    def full(*args):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors says it
+    monkeypatch.setattr(loop, "save_adapter", full)
+    with pytest.raises(OSError, match="No space left") as fault: fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    assert fault.value.errno == errno.ENOSPC and not run.adapter.exists()
+    monkeypatch.undo()
+    model, tokenizer, data, run = job(tmp_path / "a")
+    assert fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)["steps"] == 3
+    straight = job(tmp_path / "b")
+    fit(*straight[:2], straight[2].train, {}, section, PLAN, straight[3], quiet=True)
+    assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), "not one step more"
+
 def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3)
     model, tokenizer, data, run = job(tmp_path)
@@ -618,6 +642,7 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     model, tokenizer, data, run = job(tmp_path / "a", rows=40)
     val = {"rows": list(data.train)[:1]}
     done = fit(model, tokenizer, data.train, val, section, PLAN, run, judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]), quiet=True)
+    straight = told(run)
     assert done["steps"] == 10 and "step 4" in done["ended"] and [p.name for p in steps(run.checkpoints)] == ["step-10", "step-4"]
     assert read_json(run.checkpoints / "step-4" / "progress.json")["eval_loss"] == 2.0
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == (run.checkpoints / "step-4" / "adapter_model.safetensors").read_bytes()
@@ -625,6 +650,21 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     model, tokenizer, data, _ = job(tmp_path / "a", rows=40)
     fit(model, tokenizer, data.train, val, section, PLAN, run, judged([7.0]), quiet=True)
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == (run.checkpoints / "step-4" / "adapter_model.safetensors").read_bytes()
+
+def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_training(tmp_path):
+    section = Train(max_steps=20, epochs=99, batch_size=2, lr=1e-2, eval_steps=2, save_steps=100, keep=1, patience=3, final="best", warmup=0)
+    def began(name, losses, last=None):
+        model, tokenizer, data, run = job(tmp_path / name, rows=40)
+        measured, stop = judged(losses), interrupting(last)
+        objective = lambda model, *batch: (stop if model.training else measured)(model, *batch)
+        return run, lambda: fit(model, tokenizer, data.train, {"rows": list(data.train)[:1]}, section, PLAN, run, objective, quiet=True)
+    straight, go = began("straight", [3.0, 2.0, 2.5, 2.4, 2.1, 9.0])
+    done = go()
+    for last, losses in ((10, [2.1, 9.0]), (4, [2.0, 2.5, 2.4, 2.1, 9.0])):  # it would have been over; it would have been the best
+        run, go = began(f"stopped-{last}", [3.0, 2.0, 2.5, 2.4][:last // 2 - 1], last)
+        with pytest.raises(Stopped): go()
+        run, go = began(f"stopped-{last}", losses)
+        assert go() == done and told(run) == told(straight) and adapter_hash(run) == adapter_hash(straight), last
 
 def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
     for schedule in SCHEDULES:
@@ -744,3 +784,10 @@ def test_recipe_section():
     try: load(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
     except RecipeError as error: assert len(error.faults) == 3 and "batch_size" in str(error)
     else: raise AssertionError("nonsense was accepted")
+
+def test_two_answers_to_one_question_are_refused_with_both_names():
+    for kind in ("save", "eval"):
+        with pytest.raises(RecipeError, match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too"): load(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
+    timed, plain = load(Train, dict(save_every="30 min", eval_steps=7)), load(Train, dict(save_steps=20))
+    assert (timed.save_steps, timed.eval_steps, plain.eval_steps, Train().save_steps, Train(save_every="1 h").eval_steps, Train(eval_every="1 h").eval_steps) == (None, 7, 20, 100, 100, None)
+    assert load(Train, plain.model_dump()) == plain and load(Train, timed.model_dump()) == timed

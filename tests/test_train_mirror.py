@@ -70,7 +70,19 @@ def test_a_dead_mount_does_not_stop_the_work_and_the_backlog_is_sent_on_its_retu
     while place.count < 2: time.sleep(0.01)
     assert newest(run / "checkpoints")[0].name == "step-3" and not mirror.durable
     place.on = False
-    assert mirror.close(patience=5) and mirror.durable == {2, 3}
+    assert mirror.close(patience=5) and mirror.durable == {1, 2, 3}
+
+def test_a_full_place_is_called_full_and_what_was_half_written_takes_no_room_there(tmp_path, monkeypatch):
+    run, said, plain = a_run(tmp_path / "run"), [], shutil.copyfile
+    def half(file, to):
+        Path(to).write_bytes(Path(file).read_bytes()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device", str(to))
+    mirror = Mirror(run, FolderPlace(tmp_path / "drive"), every=0.01, say=said.append)
+    monkeypatch.setattr(shutil, "copyfile", half)
+    assert not mirror.close(patience=0.3) and not [p for p in (tmp_path / "drive").rglob("*") if p.is_file()]
+    assert "drive is full" in said[0] and "files wait for" in said[1] and len(said) == 2, "said once, and not at each try"
+    monkeypatch.setattr(shutil, "copyfile", plain)
+    assert mirror.close(patience=5) and mirror.durable == {1, 2} and any(text.endswith("is back") for text in said)
 
 def test_an_end_without_the_place_is_said_and_resumable(tmp_path):
     run = a_run(tmp_path / "run")
@@ -126,7 +138,9 @@ def test_the_hub_is_a_place_like_any_other(tmp_path):
     hub.silent, hub.loses = False, True
     assert not mirror.try_once() and not mirror.durable, "it said yes, and has nothing"
     hub.loses = False
-    assert mirror.close(patience=20) and mirror.durable == {2} and mirror.status()["durable"] == 2 and "me/first" in str(mirror.place)
+    assert mirror.close(patience=20) and mirror.durable == {1, 2}
+    shutil.rmtree(run / "checkpoints" / "step-1")
+    assert mirror.try_once() and mirror.durable == {2} and mirror.status()["durable"] == 2 and "me/first" in str(mirror.place)
     assert "hf://me/first is back" in said and "step 2 is durable in hf://me/first" in said
     assert {step_of(n) for n in hub.files} == {None, 2} and ".mirror.json" not in hub.files
     assert restore(HubPlace("me/first", hub), tmp_path / "back") and newest(tmp_path / "back" / "checkpoints")[0].name == "step-2"
@@ -188,6 +202,15 @@ def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
     a_run(run, [3])
     shutil.rmtree(run / "checkpoints" / "step-1")
     assert mirror.try_once() and mirror.durable == {2, 3} and {step_of(name) for name in place.names()} == {None, 2, 3}
+    assert not (tmp_path / "drive" / "checkpoints" / "step-1").exists(), "no empty folder is left either"
+
+def test_the_place_keeps_what_is_kept_here_and_is_cleared_of_what_a_killed_process_left(tmp_path):
+    run, place = a_run(tmp_path / "run", [1, 2, 3]), FolderPlace(tmp_path / "drive")
+    assert Mirror(run, place, keep=2).try_once() and {step_of(name) for name in place.names()} == {None, 1, 2, 3}, "step 1 is kept here, for it is the best"
+    shutil.rmtree(run / "checkpoints" / "step-2")  # by a process that was killed before it could tell the place
+    a_run(run, [4])
+    mirror = Mirror(run, place, keep=2)
+    assert mirror.try_once() and {step_of(name) for name in place.names()} == {None, 1, 3, 4}
 
 def test_a_run_that_is_here_is_never_replaced(tmp_path):
     place, run = FolderPlace(tmp_path / "drive"), a_run(tmp_path / "run")

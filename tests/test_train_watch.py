@@ -19,7 +19,11 @@ def test_the_rate_is_of_the_last_steps_and_mfu_is_of_the_peak():
         done[0], now[0] = done[0] + 1000, now[0] + seconds
         meter.tick()
     assert meter.figures()["tokens_per_second"] == 100 and meter.figures()["mfu"] == pytest.approx(100 * 2e9 / 1e13)
-    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12 and peak_of("Tesla T4") == 65e12 and peak_of("some CPU") is None
+
+def test_the_peak_is_that_of_the_very_chip():
+    for chip, flops in {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 836, "NVIDIA H200": 989, "NVIDIA H200 NVL": 836, "NVIDIA GH200 480GB": 990, "NVIDIA H20": 148, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A10G": 70, "NVIDIA A10": 125, "NVIDIA L4": 121, "NVIDIA L40S": 362, "NVIDIA L40": 181,
+                        "Tesla V100-SXM2-16GB": 125, "Tesla V100-PCIE-32GB": 112, "Tesla T4": 65, "NVIDIA GeForce RTX 4090": 165, "NVIDIA GeForce RTX 3090 Ti": 80, "NVIDIA RTX A6000": 155}.items(): assert peak_of(chip) == flops * 1e12, chip
+    for unknown in ("some CPU", "NVIDIA T400 4GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A1000"): assert peak_of(unknown) is None, unknown
 
 def test_flops_are_counted_as_torch_counts_them():
     model = LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, attn_implementation="eager"))

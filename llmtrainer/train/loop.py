@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
@@ -34,7 +34,8 @@ from ..models.fused import token_loss
 from ..recipe import Section, UserError
 from ..run import Run, Stopped
 from .checkpoint import commit, full_disk_named
-from .durable import Durable, Keeping, Signals, period, shape_of, tokenizer_digest
+from .durable import Durable, Keeping, Signals, period
+from .state import shape_of, tokenizer_digest
 from .together import agreed, of_all, rank, world
 from .watch import Bar, Curve, Meter, Tracked, chosen_trackers, flops_of, in_notebook, peak_of
 
@@ -66,9 +67,9 @@ class Train(Section):
     activations: Literal[POLICIES] = Field("auto", description="what the way back needs: kept, computed again (a third more time), or offloaded to the host; auto takes what fits")
     seed: int = Field(0, description="of adapters, order and dropout")
     log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
-    eval_steps: int | None = Field(None, gt=0, description="steps between two validations; without a number, as save_steps")
+    eval_steps: int | None = Field(None, gt=0, description="steps between two validations; where no period is given, as save_steps")
     eval_every: str | None = Field(None, description="instead of eval_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
-    save_steps: int = Field(100, gt=0, description="steps between two checkpoints")
+    save_steps: int | None = Field(None, gt=0, description="steps between two checkpoints; 100 where no period is given")
     save_every: str | None = Field(None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
     keep: int = Field(2, gt=0, description="whole checkpoints to keep")
     final: Literal["last", "best"] = Field("last", description="whose weights the run ends with: the last step's, or those of the lowest validation loss, which is then kept")
@@ -80,12 +81,21 @@ class Train(Section):
 
     @field_validator("eval_every", "save_every")
     @classmethod
-    def is_a_period(cls, text):
-        "Words that `period` understands."
-        if text is not None: period(text)
+    def is_a_period(cls, text, info):
+        "Words that `period` understands, and no number of steps beside them."
+        if text is None: return None
+        period(text)
+        if steps := info.data.get(name := info.field_name.replace("every", "steps")): raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
         return text
 
-FREE = {"launch", *(f"train.{key}" for key in ("log_steps", "save_every", "keep", "mirror", "max_hours", "track", "accept"))}  # what a resumed run may change: nothing of it decides what is learned
+    @model_validator(mode="after")
+    def has_one_period_each(self):
+        "What is left open is written down, so that a run says it."
+        if not self.eval_every and not self.eval_steps: object.__setattr__(self, "eval_steps", self.save_steps or 100)
+        if not self.save_every and not self.save_steps: object.__setattr__(self, "save_steps", 100)
+        return self
+
+FREE = {"launch", *(f"train.{key}" for key in ("log_steps", "save_steps", "save_every", "keep", "mirror", "max_hours", "track", "accept"))}  # what a resumed run may change: nothing of it decides what is learned
 
 # %% ../../nbs/41_train.ipynb #210d0c73
 def next_token(model, batch: dict[str, torch.Tensor], # collated sequences
@@ -189,12 +199,6 @@ class DurableTrainer(Durable, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return self.objective(model, inputs, num_items_in_batch)[0] * world()  # devices average their gradients, and items are those of all
 
-    def log(self, logs, start_time=None):
-        if "loss" in logs:  # of the steps that were taken; where there was none, it is no number
-            own = torch.stack(self.applied).mean() if self.applied else torch.tensor(float("nan"), device=self.args.device)
-            logs["loss"], self.applied = self.accelerator.reduce(own, "mean").item(), []
-        super().log(logs, start_time)
-
     @torch.no_grad()
     def validation(self, sequences) -> tuple[float, int]:
         "(summed loss, trained tokens) of this device's share of the sequences; where weights are spread, nobody can read a batch without the others."
@@ -215,7 +219,10 @@ class DurableTrainer(Durable, Trainer):
         if average and self.keeper.training:
             with average.used(): each = self.measured()
         else: each = self.measured()
-        if each is None: return {}  # somebody wants it to stop: the next step ends it
+        if each is None:  # somebody wants it to stop
+            self.keeper.stop(self.control, owed=True)
+            self.keeper.store(self.state, self.control)
+            return {}
         whole = sum(total for total, _ in each.values()) / sum(tokens for _, tokens in each.values())
         found = {f"{metric_key_prefix}_loss": whole} | ({f"{metric_key_prefix}_{task}_loss": total / tokens for task, (total, tokens) in each.items()} if len(each) > 1 else {})
         self.log(found)
@@ -270,7 +277,7 @@ def save_final(model, tokenizer, run: Run, base: str, stored: bool = False # by 
 # %% ../../nbs/41_train.ipynb #3ef2ab50
 def keeping(section: Train, run: Run, identity: dict, validate: bool, signals: Signals, quiet: bool, running: Callable) -> Keeping:
     "What the section says of saving, stopping and resuming."
-    every = section.eval_every or f"{section.eval_steps or section.save_steps} steps"
+    every = section.eval_every or f"{section.eval_steps} steps"
     return Keeping(run, section.save_every or f"{section.save_steps} steps", every if validate else None, section.keep, section.final if validate else "last", section.patience, section.average,
                    section.not_finite, section.max_skipped, section.max_hours and 3600 * section.max_hours, identity, section.accept, signals, print if not quiet and rank() == 0 else warn, running)
 
@@ -313,16 +320,17 @@ def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
         trainer = DurableTrainer(model, args, train_dataset=train, eval_dataset=val or None, objective=taught(section, objective), judge=objective, sources=sources, keeping=durable,
                                  data_collator=collator(plan.attn, tokenizer.pad_token_id), **stepper(model, section, adapt, args))
         watchers(trainer, section, plan, run, quiet)
-        with full_disk_named(run.path): done = trainer.go()
+        with full_disk_named(run.path): trainer.go()
         trainer.settle()
         found = trainer.evaluate() if val else {}
-        if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
-        if rank() == 0: save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
+        with full_disk_named(run.path):
+            if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
+            if rank() == 0: save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
         of_all("done")  # nobody leaves before the result is there
         if signals.asked: raise Stopped(f"stopped by {signals.asked} after the last step: the result is saved, and the same command does what is left")
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
         ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
-        return dict(steps=trainer.state.global_step, loss=done.training_loss if done else None, **found, **ended)
+        return dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **found, **ended)
 
 def check_unjudged(section: Train) -> None:
     "`UserError` for what cannot be had without validation rows."

@@ -6,6 +6,7 @@
 __all__ = ['FolderPlace', 'as_oserror', 'HubPlace', 'place_of', 'in_order', 'step_of', 'Mirror', 'mirrored', 'restore']
 
 # %% ../../nbs/47_mirror.ipynb #44431555
+import contextlib
 import errno
 import hashlib
 import os
@@ -39,9 +40,13 @@ class FolderPlace:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        sync(part)
-        os.replace(part, target)
+        try:
+            shutil.copyfile(file, part)
+            sync(part)
+            os.replace(part, target)
+        except OSError:
+            with contextlib.suppress(OSError): part.unlink(missing_ok=True)  # on a full drive it would take the room of what comes next
+            raise
 
     def digest(self, name: str) -> str | None:
         "The SHA-256 of what is really there, read anew; None where nothing is."
@@ -63,6 +68,9 @@ class FolderPlace:
         "Remove a file; emptied first, since a drive's trash counts what it holds."
         os.truncate(self.root / name, 0)
         (self.root / name).unlink()
+        for folder in (self.root / name).parents:  # nor are empty folders left
+            if folder == self.root or any(folder.iterdir()): break
+            folder.rmdir()
 
 # %% ../../nbs/47_mirror.ipynb #cf8f5c63
 @contextmanager
@@ -136,12 +144,12 @@ def step_of(name: str) -> int | None:
 class Mirror:
     "Sends a run to a second place in the background, knows what has arrived, and outlives the place."
     def __init__(self, run: Path, place, # a FolderPlace, or what has its methods
-                 keep: int = 2,          # checkpoints there
+                 keep: int = 2,          # newest checkpoints that stay there, beside those that are here
                  every: float = 5.0,     # seconds between two looks
                  say: Callable[[str], None] = lambda text: None
                 ):
         self.run, self.place, self.keep, self.every, self.say = Path(run), place, keep, every, say
-        self.sent, self.durable, self.fault = {}, set(), None
+        self.sent, self.durable, self.cleared, self.fault = {}, set(), None, None
         self.ending, self.thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
 
     def waiting(self) -> list[str]:
@@ -170,10 +178,17 @@ class Mirror:
             if (step := step_of(name)) is not None and name.endswith("manifest.json") and step not in self.durable:
                 self.durable.add(step)
                 self.say(f"step {step} is durable in {self.place}")
-        for step in sorted(self.durable)[:-self.keep]:
-            there = [name for name in self.place.names() if step_of(name) == step]
-            for name in sorted(there, key=lambda n: not n.endswith("manifest.json")): self.place.remove(name)  # without its manifest it is no checkpoint
-            self.durable.discard(step)
+        here = {folder.name for folder in steps(self.run / "checkpoints")}
+        if self.cleared != (self.durable, here): self.clear(here)
+
+    def clear(self, here: set[str] # checkpoints
+             ) -> None:
+        "Remove what is no longer kept here, whoever sent it, once enough newer ones have arrived."
+        safe = sorted(self.durable)[-self.keep:]
+        old = [name for name in self.place.names() if (step := step_of(name)) is not None and f"step-{step}" not in here and len(safe) == self.keep and step < safe[0]]
+        for name in sorted(old, key=lambda n: not n.endswith("manifest.json")): self.place.remove(name)  # without its manifest it is no checkpoint
+        self.durable -= {step_of(name) for name in old}
+        self.cleared = (set(self.durable), here)
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
@@ -181,7 +196,7 @@ class Mirror:
         try: self.sync()
         except OSError as fault: self.fault = fault
         else: self.fault = None
-        if bool(before) != bool(self.fault): self.say(f"{self.place} does not answer ({self.fault}): the training goes on, and what waits is sent when it is back" if self.fault else f"{self.place} is back")
+        if bool(before) != bool(self.fault): self.say(f"{self.place} {'is full' if self.fault.errno in FULL else 'does not answer'} ({self.fault}): the training goes on, and what waits is sent when it is back" if self.fault else f"{self.place} is back")
         self.note()
         return self.fault is None and not self.waiting()
 
@@ -204,9 +219,11 @@ class Mirror:
         "Stop the background work, and try until everything arrived or `patience` seconds are over; whether it arrived."
         self.ending.set()
         if self.thread.ident: self.thread.join()
-        until, pause = time.monotonic() + patience, min(1.0, self.every)
+        until, pause, told = time.monotonic() + patience, min(1.0, self.every), False
         while not self.try_once():
             if time.monotonic() + pause > until: return False
+            if not told: self.say(f"{len(self.waiting())} files wait for {self.place}, which is tried for {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is whole in {self.run}, and the same command sends them")
+            told = True
             time.sleep(pause)
             pause = min(30, 2 * pause)
         return True

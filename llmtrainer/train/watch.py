@@ -9,6 +9,7 @@ __all__ = ['PEAKS', 'peak_of', 'Meter', 'memory', 'flops_of', 'said', 'Bar', 'cu
 # %% ../../nbs/48_watch.ipynb #76468c25
 import contextlib
 import io
+import re
 import resource
 import sys
 import time
@@ -27,11 +28,15 @@ from transformers import TrainerCallback
 from ..recipe import UserError
 
 # %% ../../nbs/48_watch.ipynb #1441aa99
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "4090": 165e12, "3090": 71e12}  # FLOP/s in 16 bits without sparsity, from NVIDIA's data sheets
+PEAKS = {  # FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from NVIDIA's data sheets
+    "B200": 2250e12, "H200 NVL": 836e12, "H200": 989e12, "GH200": 990e12, "H100 PCIe": 756e12, "H100 NVL": 836e12, "H100": 989e12, "H20": 148e12,
+    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX A6000": 155e12, "RTX 6000 Ada": 364e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "V100S": 130e12, "V100-PCIE": 112e12, "V100": 125e12, "T4": 65e12, "5090": 210e12, "4090": 165e12, "3090 Ti": 80e12, "3090": 71e12,
+}
 
 def peak_of(chip: str) -> float | None:
-    "FLOP/s that a chip could do in 16 bits, where its name is known."
-    return next((flops for name, flops in PEAKS.items() if name in chip), None)
+    "FLOP/s that a chip could do in 16 bits, where its name is known; a laptop's chip has the name of another."
+    return next((flops for name, flops in PEAKS.items() if re.search(rf"\b{name}\b", chip)), None) if "Laptop" not in chip else None
 
 class Meter:
     "Tokens a second over the last steps, the share of the chip that they take, and memory."
