@@ -10,6 +10,7 @@ __all__ = ['OBJECTIVES', 'JUDGED', 'Recipe', 'read_recipe', 'check_objective', '
 
 # %% ../nbs/60_pipeline.ipynb #d3c7019d
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from .models.adapt import Adapt, adapt_model, balanced, check_storage, expert_lo
 from .models.activations import arrange, choose, layers_of
 from .models.fused import fuse
 from .models.generate import Generation
-from .models.load import Model, described, fingerprint, load_config, load_model, load_tokenizer, make_plan
+from .models.load import Model, brief, described, fingerprint, load_config, load_model, load_tokenizer, make_plan, no_bars
 from .models.memory import Work, predict
 from .recipe import Section, UserError, load
 from .run import Run, seed_everything, write_atomic
@@ -135,8 +136,9 @@ def is_run(name: str) -> bool:
     return (Path(name) / "recipe.yaml").is_file()
 
 def with_template(model, tokenizer, name: str = "auto"):
-    "(model, tokenizer) that can be asked: a base without a chat template has the one that training would give it."
-    set_template(tokenizer, name)
+    "(model, tokenizer) that can be asked: a base without a chat template has the one that training would give it, and says so."
+    own, found = bool(tokenizer.chat_template), set_template(tokenizer, name)
+    if not own: print(f"{model.config.name_or_path} has no chat template: it is asked in the form {found!r}, as training would ask it", file=sys.stderr)
     return model, tokenizer
 
 def open_model(name: str, # a run, a model folder, a hub name, or tiny:base
@@ -222,10 +224,12 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     speed = quicken(model, recipe, chosen)
     known = dict(base=fingerprint(section.base, section.revision), quantize=recipe.model.quantize, data=data.digest)
     run.write("model.json", dict(base=known["base"], family=described(model, tokenizer), plan=asdict(chosen), trainable=trainable(model)) | speed)
-    if not quiet: Console().print(trained_table(trainable(model)), *(f"{name}: {words}" for name, words in described(model, tokenizer).items()), sep="\n")
+    facts = described(model, tokenizer) | ({"chat template": data.about["template"]} if data.about["format"] != "text" else {})
+    if not quiet: Console().print(trained_table(trainable(model)), *(f"{name}: {words}" for name, words in facts.items()), sep="\n")
     record_experts(run, model, batches(), "before", quiet)
-    fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet, known, data.sources, signals,
-        lambda accelerator: check_running(recipe.launch, accelerator, model), **options(recipe.launch))
+    with no_bars(brief(section.base)):  # a checkpoint of a small model is written in a blink
+        fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet, known, data.sources, signals,
+            lambda accelerator: check_running(recipe.launch, accelerator, model), **options(recipe.launch))
     if recipe.data.stream: record_data(run, data, recipe.train.accept)  # now its rows are counted
     record_experts(run, model, batches(), "after", quiet)
     return model, tokenizer

@@ -125,7 +125,7 @@ def test_quantised_checkpoints_are_taken_as_they_are_or_refused_with_the_cause(t
         with torch.no_grad(): assert type(again.model.layers[0].mlp.up_proj).__name__ == "Linear4bit" and torch.equal(again(ids).logits, quantised(ids).logits)
     with pytest.raises(UserError, match="quantised already, as nf4"): load_config(Model(base=str(tmp_path / "nf4"), quantize="int8"))
     raw = json.loads((tmp_path / "nf4" / "config.json").read_text())
-    for method, package in (("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("hqq", "hqq"), ("compressed-tensors", "compressed-tensors")):
+    for method, package in (("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("hqq", "hqq"), ("compressed-tensors", "compressed-tensors"), ("torchao", "torchao")):
         (tmp_path / "nf4" / "config.json").write_text(json.dumps(raw | dict(quantization_config=dict(quant_method=method, bits=4))))
         with pytest.raises(UserError, match=f"quantised already, as {method}"): load_config(Model(base=str(tmp_path / "nf4")))
         monkeypatch.setattr("llmtrainer.models.load.find_spec", lambda name: None)
