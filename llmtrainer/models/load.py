@@ -7,10 +7,11 @@ __all__ = ['F8', 'RESERVED', 'KERNELS', 'NEEDS', 'TO_TRAIN', 'PROBES', 'BRIEF', 
            'Float8Linear', 'swap', 'unpacked', 'dequantize', 'keep_trainable', 'keep_scale', 'give_pad', 'is_local',
            'resolve', 'weight_files', 'has_tokenizer', 'from_hub', 'commit_of', 'fingerprint', 'raw_config',
            'wants_code', 'check_code', 'importable', 'stored_as', 'as_stored', 'check_stored', 'load_config',
-           'attention_kernels', 'traits', 'own_normalizer', 'unlike', 'from_pieces', 'has_file', 'load_tokenizer',
-           'make_plan', 'brief', 'no_bars', 'grow', 'described', 'check_whole', 'load_model']
+           'attention_kernels', 'traits', 'own_normalizer', 'in_order', 'unlike', 'from_pieces', 'has_file',
+           'load_tokenizer', 'make_plan', 'brief', 'no_bars', 'grow', 'described', 'check_whole', 'load_model']
 
 # %% ../../nbs/20_load.ipynb #65e0b8db
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, Tokenizer, normalizers
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, logging as transformers_logging
@@ -296,6 +297,12 @@ def own_normalizer(proto) -> normalizers.Normalizer:
     steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")] if spec.remove_extra_whitespaces else []
     return normalizers.Sequence(steps + ([normalizers.Prepend("▁")] if spec.add_dummy_prefix else []) + [normalizers.Replace(" ", "▁")])
 
+def in_order(backend: Tokenizer, proto) -> Tokenizer:
+    "The same tokenizer with its merges in the order of the model's scores, as SentencePiece joins pieces."
+    said, score = json.loads(backend.to_str()), {p.piece: p.score for p in proto.pieces}
+    if said["model"].get("merges"): said["model"]["merges"].sort(key=lambda pair: -score["".join(pair)])
+    return Tokenizer.from_str(json.dumps(said))
+
 def unlike(tokenizer, pieces) -> list[str]:
     "The probes that a tokenizer reads otherwise than SentencePiece."
     return [text for text in PROBES if tokenizer(text, add_special_tokens=False)["input_ids"] != pieces.encode(text)]
@@ -305,12 +312,15 @@ def from_pieces(tokenizer, file: Path):
     if not importable("sentencepiece"): raise UserError(f"{file.parent.name} has a slow tokenizer, and sentencepiece, which it is converted with, is not installed", "model.base", None, "pip install sentencepiece protobuf")
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2  # here, because most models do without
     pieces = SentencePieceProcessor(model_file=str(file))
+    tokenizer.converted = "converted from a SentencePiece model, which it equals"
     if not unlike(tokenizer, pieces): return tokenizer
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer, backend.pre_tokenizer = own_normalizer(sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())), None
+    proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    backend = in_order(tokenizer.backend_tokenizer, proto)
+    backend.normalizer, backend.pre_tokenizer = own_normalizer(proto), None
     named = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     made = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template, model_max_length=tokenizer.model_max_length, clean_up_tokenization_spaces=False, **named)
     if other := unlike(made, pieces): raise UserError(f"the tokenizer of {file.parent.name} cannot be converted: it reads {other[0]!r} otherwise than SentencePiece", "model.base", None, "take a repository with a tokenizer.json")
+    made.converted = "converted from a SentencePiece model, its spaces mended by the model's own rules"
     return made
 
 # %% ../../nbs/20_load.ipynb #c14af033
@@ -362,8 +372,8 @@ def grow(model, tokenizer) -> int:
 
 def described(model, tokenizer) -> dict[str, str]:
     "What is special about a loaded model: its traits, which token pads, and whether the vocabulary grew."
-    grown = getattr(model, "grown", 0)
-    return traits(model.config) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} rows" if grown else "")}
+    grown, converted = getattr(model, "grown", 0), getattr(tokenizer, "converted", None)
+    return traits(model.config) | ({"tokenizer": converted} if converted else {}) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} rows" if grown else "")}
 
 def check_whole(base: str, missing: Iterable[str], stored: str | None) -> None:
     "`UserError` where weights are not in the files: transformers only warns, and goes on with random numbers."
