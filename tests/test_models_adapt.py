@@ -149,6 +149,17 @@ def test_eva_needs_batches_and_starts_at_the_base():
         save_adapter(model, folder, "tiny:llama")
         assert torch.equal(logits(load_adapter(open_tiny(), folder)), logits(model))
 
+def test_eva_takes_the_main_directions_of_each_layers_own_inputs():
+    ids, seen, plain = torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1)), {}, open_tiny()
+    model = adapt_model(open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=[dict(input_ids=ids)])
+    adapted = {n: m.lora_A["default"].weight.detach() for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
+    for n in adapted: plain.get_submodule(n).register_forward_pre_hook(lambda _, args, n=n: seen.update({n: args[0].detach().flatten(0, 1)}))
+    plain(input_ids=ids, use_cache=False)
+    for n, A in adapted.items():
+        main = torch.linalg.svd(seen[n] - seen[n].mean(0))[2][:len(A)]
+        assert (torch.linalg.qr(A.T)[0].T @ main.T).square().sum() > 0.95 * len(A), n
+    assert sum(len(A) for A in adapted.values()) == 4 * 4, "ranks move between layers, and their sum stays"
+
 
 from peft.optimizers import create_loraplus_optimizer
 
@@ -167,6 +178,8 @@ def test_parts_are_what_their_words_say():
     assert part(model, "last-1") == {n for n, _ in model.named_parameters() if ".layers.1." in n}
     assert part(model, "norms") == {n for n, _ in model.named_parameters() if "norm" in n}
     assert part(model, "head") == part(model, "embeddings") == {"model.embed_tokens.weight"}
+    one = adapt_model(open_tiny(), Adapt(method="partial", parts=["last-1"]))
+    assert {n for n, p in one.named_parameters() if p.requires_grad} == part(model, "last-1")
     counts = trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
     for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])): refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")

@@ -373,7 +373,7 @@ def grow(model, tokenizer) -> int:
 def described(model, tokenizer) -> dict[str, str]:
     "What is special about a loaded model: its traits, which token pads, and whether the vocabulary grew."
     grown, converted = getattr(model, "grown", 0), getattr(tokenizer, "converted", None)
-    return traits(model.config) | ({"tokenizer": converted} if converted else {}) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} rows" if grown else "")}
+    return traits(model.config) | ({"tokenizer": converted} if converted else {}) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} row{'s' * (grown > 1)}" if grown else "")}
 
 def check_whole(base: str, missing: Iterable[str], stored: str | None) -> None:
     "`UserError` where weights are not in the files: transformers only warns, and goes on with random numbers."
