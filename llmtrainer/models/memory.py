@@ -64,15 +64,17 @@ def eight_bits(p) -> int:
     return 8 * p.numel() if p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256)
 
 def projected(p, rank: int = 128) -> int:
-    "Bytes of two means of a projection, and of the projection."
-    return 8 * p.numel() if p.dim() < 2 or min(p.shape) <= rank else 8 * rank * max(p.shape) + 4 * rank * min(p.shape)
+    "Bytes of two means of a matrix's projection, and of the projection; no more directions than the matrix has."
+    return 4 * min(rank, *p.shape) * (2 * max(p.shape) + min(p.shape))
 
 STATES = {"adamw": lambda p: 8 * p.numel(), "adamw8bit": eight_bits, "paged_adamw8bit": eight_bits, "galore": projected, "apollo": projected,
           "adafactor": lambda p: 4 * (sum(p.shape[-2:]) * (p.numel() // max(1, p.shape[-1] * p.shape[-2])) if p.dim() > 1 else p.numel())}
 
 def optimiser_bytes(model, word: str) -> int:
-    "Bytes that an optimiser keeps for what is trained."
-    return sum(STATES[word](p) for p in model.parameters() if p.requires_grad)
+    "Bytes that an optimiser keeps for what is trained; one that projects does so to linear layers, and is AdamW to the rest."
+    tables, linear = ({id(m.weight) for m in model.modules() if isinstance(m, kind)} for kind in (torch.nn.Embedding, torch.nn.Linear))
+    state = lambda p: "adamw" if STATES[word] is projected and id(p) not in linear - tables else word
+    return sum(STATES[state(p)](p) for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/28_memory.ipynb #36fc6757
 class Live(TorchDispatchMode):
