@@ -69,6 +69,7 @@ def test_each_target_must_find_something():
     refused(lambda: adapt_model(model, Adapt(targets=["q_proj", "c_attn"])), "c_attn")
     refused(lambda: adapt_model(model, Adapt(targets="(")), "regular expression")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(targets=["gate"])), "router")
+    refused(lambda: adapt_model(model, Adapt(routers=True)), "no routers", "mixtures")
     assert find_targets(model, Adapt(targets=r".*\.1\..*_proj")) == [n for n in linear_layers(model) if ".1." in n]
     assert short(find_targets(model, Adapt(targets="family"))) == ["q_proj", "v_proj"]
 

@@ -108,6 +108,7 @@ def wanted(model, targets: str | list[str]) -> list[str]:
 def find_targets(model, adapt: Adapt) -> list[str]:
     "Full names of the layers and fused weights that get an adapter; `UserError` for a target that matches nothing."
     sends = {name.removesuffix(".weight"): name for name in routers(model)}
+    if adapt.routers and not sends: raise UserError("the model has no routers", "adapt.routers: true", "false", "leave it out: it is for mixtures of experts")
     known = [*linear_layers(model), *fused_experts(model)]
     if adapt.targets == "all-linear": return known + list(sends.values()) * adapt.routers
     chosen = set()
