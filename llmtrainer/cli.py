@@ -292,11 +292,12 @@ def run_generation(name: str, changes: list[str] | None):
 def generate(run: RunName, prompt: Annotated[list[str] | None, typer.Option(help="what the user says; may be given several times")] = None, changes: Overrides = None, as_json: AsJson = False,
              file: Annotated[Path | None, typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt")] = None, batch_size: Annotated[int, typer.Option(min=1, help="answers written at the same time")] = 32):
     "Answer prompts. KEY=VALUE are of the section generate: preset=creative temperature=0.7 n=3."
-    from llmtrainer.models.generate import ask, stream
+    from llmtrainer.models.generate import ask, say, stream
     model, tokenizer, section = run_generation(run, changes)
     if prompt and len(prompt) == 1 and not file and not as_json and section.n == 1:
-        for piece in stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section): print(piece, end="", flush=True)
-        return print()
+        ended = say(stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section))
+        print()
+        return print(f"[cut at max_new_tokens={section.max_new_tokens}]", file=sys.stderr) if ended == "length" else None
     answers, speed = ask(model, tokenizer, prompt or [], file, section, batch_size)
     if as_json: return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
     for one in answers: print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")

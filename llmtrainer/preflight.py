@@ -27,7 +27,7 @@ from .data.prepare import Prepared, prepare
 from .device import Machine, Plan, probe, table as device_table
 from .models.adapt import adapt_model, load_adapter, table as trained_table, trainable
 from .models.load import Model, load_config, load_model, make_plan, traits
-from .models.memory import Live, Work, counted, largest, predict, product_speed, remedies, seconds, table as memory_table
+from .models.memory import MOST, Live, Work, counted, largest, predict, product_speed, remedies, seconds, table as memory_table
 from .pipeline import OBJECTIVES, Recipe, check_objective, choose_activations, quicken, work_of
 from .recipe import UserError
 from .run import Run, seed_everything
@@ -74,7 +74,7 @@ def batch_of(one: dict) -> list[str]:
 def verdict(said: dict) -> list[str]:
     "What a forecast comes to, in lines."
     parts, (step, tokens, hours) = said["bytes"], said["time"].values()
-    lines = [f"{'fits' if said['fits'] else 'does not fit'}: {size_of(parts['total'])} of {size_of(said['memory'])}; the largest train.batch_size that fits is {said['largest_batch_size']}"]
+    lines = [f"{'fits' if said['fits'] else 'does not fit'}: {size_of(parts['total'])} of {size_of(said['memory'])}; the largest train.batch_size that fits is {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MOST)}"]
     if not said["fits"]: lines += advice(said["changes"], said["memory"])
     if step: lines += ["a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step) + (", the job {:.2g} to {:.2g} hours".format(*hours) if hours else "") + "; --measure tries it"]
     return lines

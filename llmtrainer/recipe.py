@@ -291,6 +291,7 @@ _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "1": "true", "no": "false
 def _likely(kind, value):
     "The allowed value that was probably meant."
     kinds = (kind, *get_args(kind))
+    if not isinstance(value, (list, dict)) and any(get_origin(k) is list and not check(k, [value])[1] for k in kinds): return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True).strip()
     if bool in kinds: return _BOOLEANS.get(str(value).lower(), str(value).lower() if str(value).lower() in ("true", "false") else None)
     options = [str(option) for k in kinds if get_origin(k) is Literal for option in get_args(k)]
     return next(iter(difflib.get_close_matches(str(value), options, 1, 0.5)), None)

@@ -69,6 +69,7 @@ def test_each_target_must_find_something():
     refused(lambda: adapt_model(model, Adapt(targets=["q_proj", "c_attn"])), "c_attn")
     refused(lambda: adapt_model(model, Adapt(targets="(")), "regular expression")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(targets=["gate"])), "router")
+    refused(lambda: adapt_model(model, Adapt(routers=True)), "no routers", "mixtures")
     assert find_targets(model, Adapt(targets=r".*\.1\..*_proj")) == [n for n in linear_layers(model) if ".1." in n]
     assert short(find_targets(model, Adapt(targets="family"))) == ["q_proj", "v_proj"]
 
@@ -149,6 +150,17 @@ def test_eva_needs_batches_and_starts_at_the_base():
         save_adapter(model, folder, "tiny:llama")
         assert torch.equal(logits(load_adapter(open_tiny(), folder)), logits(model))
 
+def test_eva_takes_the_main_directions_of_each_layers_own_inputs():
+    ids, seen, plain = torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1)), {}, open_tiny()
+    model = adapt_model(open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=[dict(input_ids=ids)])
+    adapted = {n: m.lora_A["default"].weight.detach() for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
+    for n in adapted: plain.get_submodule(n).register_forward_pre_hook(lambda _, args, n=n: seen.update({n: args[0].detach().flatten(0, 1)}))
+    plain(input_ids=ids, use_cache=False)
+    for n, A in adapted.items():
+        main = torch.linalg.svd(seen[n] - seen[n].mean(0))[2][:len(A)]
+        assert (torch.linalg.qr(A.T)[0].T @ main.T).square().sum() > 0.95 * len(A), n
+    assert sum(len(A) for A in adapted.values()) == 4 * 4, "ranks move between layers, and their sum stays"
+
 
 from peft.optimizers import create_loraplus_optimizer
 
@@ -167,6 +179,8 @@ def test_parts_are_what_their_words_say():
     assert part(model, "last-1") == {n for n, _ in model.named_parameters() if ".layers.1." in n}
     assert part(model, "norms") == {n for n, _ in model.named_parameters() if "norm" in n}
     assert part(model, "head") == part(model, "embeddings") == {"model.embed_tokens.weight"}
+    one = adapt_model(open_tiny(), Adapt(method="partial", parts=["last-1"]))
+    assert {n for n, p in one.named_parameters() if p.requires_grad} == part(model, "last-1")
     counts = trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
     for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])): refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
@@ -187,7 +201,9 @@ def test_what_is_expected_is_what_comes():
             assert expected(model.config, section) == trainable(adapt_model(model, section)), (kind, section)
 
 
-from transformers import TrainingArguments
+import pickle
+import pytest
+from transformers import Trainer, TrainingArguments
 
 
 def test_words_of_optimisers_are_names_that_transformers_knows():
@@ -195,6 +211,22 @@ def test_words_of_optimisers_are_names_that_transformers_knows():
     refused(lambda: optimiser("adam"), "adafactor")
     refused(lambda: optimiser("galore"), "method: full")
     refused(lambda: optimiser("paged_adamw8bit", device="cpu"), "GPU")
+
+@pytest.mark.parametrize("word", ["galore", "apollo"])
+def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(word, tmp_path, monkeypatch):
+    pytest.importorskip(OPTIMISERS[word][1])
+    losses = {}
+    def run(name, steps, resume=None):
+        keys = dict(use_cpu=True, report_to="none", disable_tqdm=True, max_steps=8, save_steps=4, logging_steps=1, learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=2, output_dir=str(tmp_path / name))
+        trainer = Trainer(adapt_model(open_tiny(), Adapt(method="full")), TrainingArguments(**keys | optimiser(word, Adapt(method="full"))), train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS])
+        with no_bars(True): trainer.train(resume_from_checkpoint=resume)
+        return [h["loss"] for h in trainer.state.log_history if "loss" in h], trainer.model.state_dict()
+    losses, once = run("once", 8)
+    again = run("again", 8, str(tmp_path / "once" / "checkpoint-4"))
+    assert losses[-1] < 0.7 * losses[0] and again[0] == losses
+    assert all(torch.equal(t, again[1][name]) for name, t in once.items())
+    monkeypatch.setattr("llmtrainer.models.adapt.let_read", lambda *names: None); torch.serialization.clear_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match="Projector"): run("not told", 8, str(tmp_path / "once" / "checkpoint-4"))
 
 
 from llmtrainer.models.load import fingerprint
@@ -280,7 +312,7 @@ def test_routers_are_frozen_unless_asked_for():
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(dropout=0.1)), "adapt.dropout")
 
 
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING, TorchAoConfig
 
 
 def shared_experts():
@@ -325,8 +357,11 @@ def allowed(model, section, name):
 def check(kind, method, folder):
     "(largest difference of a logit after reloading, after merging) of a family and a method."
     quantize, keys = METHODS[method]
-    section = Adapt(**keys, **(dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"]) if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora") else {}))
-    model = adapt_model(open_tiny(kind, quantize), section)
+    return check_one(kind, method, quantize, Adapt(**keys, **(dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"]) if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora") else {})), folder)
+
+def check_one(kind, method, quantize, section, folder):
+    "The same of a family, a storage and a section."
+    model = adapt_model(open_tiny(kind, quantize), section, batches=[dict(input_ids=torch.randint(4, 800, (8, 30), generator=torch.Generator().manual_seed(0)))])
     before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)} | {n: p.detach().clone() for n, p in model.named_parameters()}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     train_a_little(model)
@@ -363,32 +398,103 @@ def test_two_families_with_the_usual_methods(): run_table(("llama", "mixtral"), 
 
 def test_every_family_with_qlora(): run_table(methods=("QLoRA",))
 
+STORAGE, R = ("none", "nf4", "fp4", "int8", "fp8"), dict(r=4)
+FORMS = {"LoRA": R, "rsLoRA": R | dict(variant="rslora"), "LoRA+": R | dict(variant="lora+"), "LoRA and head": R | dict(modules_to_save=["lm_head"]), "EVA": R | dict(variant="eva"), "DoRA": R | dict(variant="dora"), "PiSSA": R | dict(variant="pissa"),
+         "OLoRA": R | dict(variant="olora"), "LoftQ": R | dict(variant="loftq"), "partial": dict(method="partial", parts=["last-1", "norms"]), "full": dict(method="full")}
+
+def refusal(kind, storage, form):
+    "A word of the reason why a combination is refused; none for one that must work."
+    if form in ("partial", "full") and storage != "none": return "quantised weights cannot be trained"
+    if form in ("PiSSA", "OLoRA") and storage != "none": return "rounded anew"
+    if form == "LoftQ" and storage == "none": return "not quantised"
+    if form in ("DoRA", "LoftQ") and storage == "fp8": return "cannot unpack fp8"
+    return "fused" if kind in SPARSE and form in ("DoRA", "PiSSA", "OLoRA", "EVA") else None
+
+def run_matrix(kinds):
+    for at, (form, storage) in enumerate((f, s) for f in FORMS for s in STORAGE):
+        for kind in (kinds if kinds else [list(KINDS)[at % len(KINDS)]]):
+            with tempfile.TemporaryDirectory() as folder:
+                run = lambda: check_one(kind, form, storage, Adapt(**FORMS[form]), Path(folder))
+                if why := refusal(kind, storage, form): refused(run, why)
+                else: assert run()[0] <= (1e-4 if form in ("PiSSA", "OLoRA") else 0), (kind, form, storage)
+
+
+@pytest.mark.slow
+def test_every_form_with_every_storage_works_or_is_refused_with_its_reason(): run_matrix(())  # each pair with one family, all families in turn
+
+
+def test_a_mixture_of_experts_in_every_storage(): run_matrix_of("qwen3_moe", ("LoRA", "DoRA", "full"))
+
+def run_matrix_of(kind, forms):
+    for form in forms:
+        for storage in STORAGE:
+            if why := refusal(kind, storage, form): refused(lambda: adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), why)
+            else: train_a_little(adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), steps=1)
+
+
+def plain_llama(folder):
+    "A small Llama whose layers are wide enough for groups of 128."
+    tokenizer = load_tokenizer("tiny:llama")
+    make_model("llama", tokenizer, SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+def check_packed(folder, inputs=0):
+    "Train, store, reload and merge an adapter on FOLDER/packed, which another library has made of FOLDER/plain; `inputs`: what rounding those does to a logit."
+    section, wide = Model(base=str(folder / "packed"), quantize="none"), lambda name: load_model(s := Model(base=str(folder / name), quantize="none"), make_plan(s))[0]
+    model, plain = wide("packed"), wide("plain")
+    base = logits(model)
+    assert 1e-4 < (base - logits(plain)).abs().max() and F.cosine_similarity(base.flatten(), logits(plain).flatten(), dim=0) > 0.95, "other weights, and nearly the same"
+    assert torch.allclose(logits(dequantize(wide("packed"))), base, atol=2e-3 + inputs)
+    adapted = adapt_model(model, Adapt(r=4))
+    counts = trainable(adapted)
+    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(p.numel() for p in plain.parameters())
+    train_a_little(adapted)
+    save_adapter(adapted, folder / "adapter", section.base)
+    again = load_adapter(wide("packed"), folder / "adapter")
+    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(logits(adapted), base, atol=1e-2)
+    merged = load_adapter(dequantize(wide("packed")), folder / "adapter").merge_and_unload()
+    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs) and not hasattr(merged.config, "quantization_config")
+    assert merge(section, folder / "adapter", folder / "merged")["same_greedy"]
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes its logs where it runs
     monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")  # it wants two beside its own one, on however few cores
     gptqmodel = pytest.importorskip("gptqmodel")
-    tokenizer = load_tokenizer("tiny:llama")
-    make_model("llama", tokenizer, SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64)).save_pretrained(tmp_path / "plain")
-    tokenizer.save_pretrained(tmp_path / "plain")
+    plain_llama(tmp_path / "plain")
     work = gptqmodel.GPTQModel.load(str(tmp_path / "plain"), gptqmodel.QuantizeConfig(bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"), device="cpu")
     work.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
     work.save(str(tmp_path / "packed"))
-    section = Model(base=str(tmp_path / "packed"), quantize="none")
-    model, plain = load_model(section, make_plan(section))[0], load_model(other := Model(base=str(tmp_path / "plain"), quantize="none"), make_plan(other))[0]
-    base = logits(model)
-    assert 1e-4 < (base - logits(plain)).abs().max() and F.cosine_similarity(base.flatten(), logits(plain).flatten(), dim=0) > 0.95, "other weights, and nearly the same"
-    assert torch.allclose(logits(dequantize(load_model(section, make_plan(section))[0])), base, atol=2e-3)
-    adapted = adapt_model(model, Adapt(r=4))
-    counts = trainable(adapted)
-    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(p.numel() for p in plain.parameters())
-    train_a_little(adapted)
-    save_adapter(adapted, tmp_path / "adapter", section.base)
-    again = load_adapter(load_model(section, make_plan(section))[0], tmp_path / "adapter")
-    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(logits(adapted), base, atol=1e-2)
-    merged = load_adapter(dequantize(load_model(section, make_plan(section))[0]), tmp_path / "adapter").merge_and_unload()
-    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3) and not hasattr(merged.config, "quantization_config")
+    check_packed(tmp_path)
+    model = lambda: load_model(s := Model(base=str(tmp_path / "packed"), quantize="none"), make_plan(s))[0]
+    for variant in ("dora", "loftq"): refused(lambda: adapt_model(model(), Adapt(variant=variant)), "unquantised")
+
+@pytest.mark.parametrize("preset", ["W4A16", "W8A8", "FP8_DYNAMIC"])
+def test_an_adapter_on_weights_of_compressed_tensors(preset, tmp_path):
+    made, kinds = pytest.importorskip("compressed_tensors.compressors"), pytest.importorskip("compressed_tensors.quantization")
+    find_scale = pytest.importorskip("compressed_tensors.quantization.utils").calculate_qparams
+    model, tokenizer = plain_llama(tmp_path / "plain"), load_tokenizer("tiny:llama")
+    kinds.apply_quantization_config(model, kinds.QuantizationConfig(config_groups=dict(group_0=kinds.preset_name_to_scheme(preset, ["Linear"])), ignore=["lm_head"], quant_method="compressed-tensors"))
+    for layer in (m for m in model.modules() if hasattr(m, "weight_scale")):
+        how = layer.quantization_scheme.weights
+        rows = layer.weight.data.unflatten(-1, (-1, how.group_size)) if how.group_size else layer.weight.data[:, None]
+        scale, zero = find_scale(rows.amin(-1), rows.amax(-1), how)
+        layer.weight_scale.data.copy_(scale); layer.weight_zero_point.data.copy_(zero)
+        layer.quantization_status = kinds.QuantizationStatus.FROZEN
+    packer = made.ModelCompressor.from_pretrained_model(model)
+    packer.compress_model(model)
+    model.save_pretrained(tmp_path / "packed"); packer.update_config(str(tmp_path / "packed")); tokenizer.save_pretrained(tmp_path / "packed")
+    check_packed(tmp_path)
+
+@pytest.mark.parametrize("how, inputs", [("Int8WeightOnlyConfig", 0), ("Float8WeightOnlyConfig", 0), ("IntxWeightOnlyConfig", 0), ("Int8DynamicActivationInt8WeightConfig", 0.1)])
+def test_an_adapter_on_weights_of_torchao(how, inputs, tmp_path):
+    kinds = pytest.importorskip("torchao.quantization")
+    plain_llama(tmp_path / "plain")
+    keys = dict(weight_dtype=torch.int4, granularity=kinds.PerGroup(32)) if "Intx" in how else {}
+    AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32, quantization_config=TorchAoConfig(getattr(kinds, how)(**keys))).save_pretrained(tmp_path / "packed")
+    load_tokenizer("tiny:llama").save_pretrained(tmp_path / "packed")
+    check_packed(tmp_path, inputs)
 
 
 from llmtrainer.recipe import RecipeError, load

@@ -116,6 +116,12 @@ def test_a_stream_is_the_same_text_and_leaving_it_stops_the_model():
     next(pieces); pieces.close()
     assert threading.active_count() == before
 
+def test_a_stream_says_whether_it_was_cut(capsys):
+    for section in (Generation(max_new_tokens=3), Generation(max_new_tokens=200), Generation(max_new_tokens=60, stop=["e"]), Generation(max_new_tokens=3, beams=2)):
+        found = write(MODEL, TOKENIZER, ASK[:1], section)[0][0]
+        assert say(stream(MODEL, TOKENIZER, ASK[0], section)) == found.ended and capsys.readouterr().out.strip() == found.text
+    assert found.ended == "length" and write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=200))[0][0].ended == "stop"
+
 def test_an_error_in_the_thread_reaches_the_caller():
     try: list(stream(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=3, temperature=1.0, repetition_penalty=float("nan"))))
     except Exception as error: assert "nan" in str(error).lower() or "prob" in str(error).lower()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3MoeConfig
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen3MoeConfig, Trainer, TrainingArguments
 from transformers.optimization import Adafactor
 from llmtrainer.device import QUANTIZE, skeleton
-from llmtrainer.models.adapt import OPTIMISERS, Adapt
+from llmtrainer.models.adapt import OPTIMISERS, Adapt, optimiser
 
 
 def test_nf4_bytes_are_those_of_bitsandbytes():
@@ -34,8 +34,26 @@ def test_optimiser_bytes_are_those_of_the_optimisers():
     for word, optimiser in {"adamw": torch.optim.AdamW(model.parameters()), "adafactor": Adafactor(model.parameters())}.items():
         model(torch.randn(2, 96)).sum().backward()
         optimiser.step()
-        held = sum(t.nbytes for state in optimiser.state.values() for t in state.values() if torch.is_tensor(t) and t.numel() > 1)
-        assert held == optimiser_bytes(model, word), word
+        assert held_by(optimiser) == optimiser_bytes(model, word), word
+
+def held_by(optimiser):
+    "Bytes in an optimiser's state, projections included."
+    values = [value for state in optimiser.state.values() for value in state.values()]
+    directions = [m for value in values for m in [getattr(value, "ortho_matrix", None)] if m is not None]
+    return sum(t.nbytes for value in [*values, *directions] for t in (value if isinstance(value, list) else [value]) if torch.is_tensor(t) and t.numel() > 1)
+
+@pytest.mark.parametrize("word, tied", [("galore", True), ("galore", False), ("apollo", True)])
+def test_optimisers_that_project_keep_what_is_said(word, tied, tmp_path):
+    pytest.importorskip(OPTIMISERS[word][1])
+    size = dict(vocab_size=900, hidden_size=256, intermediate_size=640, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=tied)
+    model, ids = LlamaForCausalLM(LlamaConfig(**size)), torch.arange(4, 24)[None]
+    optimizer = Trainer(model, TrainingArguments(use_cpu=True, report_to="none", output_dir=str(tmp_path), **optimiser(word, Adapt(method="full")))).create_optimizer()
+    model(input_ids=ids, labels=ids).loss.backward(); optimizer.step()
+    assert held_by(optimizer) == optimiser_bytes(model, word) < optimiser_bytes(model, "adamw")
+
+def test_a_projecting_optimiser_leaves_embeddings_whole():
+    small = lambda words: optimiser_bytes(skeleton(LlamaConfig(vocab_size=words, hidden_size=256, intermediate_size=640, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True)).requires_grad_(True), "galore")
+    assert small(1900) - small(900) == 8 * 1000 * 256
 
 
 SMALL = dict(vocab_size=256, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2)

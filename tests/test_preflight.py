@@ -32,6 +32,8 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     assert roomy["fits"] and roomy["changes"] == [] and roomy["largest_batch_size"] > 100
     assert "does not fit" in verdict(tight)[0] and "train.activations=recompute" in "".join(verdict(tight)) and verdict(roomy)[0].startswith("fits")
     assert not tight["fits"] and tight["largest_batch_size"] == 0 and verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
+    snug = forecast(recipe, Machine("cpu", "snug", None, 2**29, 1, LIBRARIES))
+    assert verdict(roomy)[0].endswith("that fits is 512 or more") and verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}") and 2 < snug["largest_batch_size"] < 512
     here = forecast(recipe)["time"]
     low, high = here["seconds_per_step"]
     assert 0 < low < high and here["hours"][0] == pytest.approx(5 * low / 3600) and roomy["time"]["seconds_per_step"] is None

@@ -98,11 +98,15 @@ def test_every_fault_comes_at_once_with_its_place():
     assert not re.search(r"Traceback|pydantic|Input should|validation error|type=", text) and "bad.yaml" in text
 
 
+def _faults_of(kind, value): return check(kind, value, "key")[1]
+
 def test_a_fault_says_value_allowed_and_nearest():
     found = _faults({"words": {"train": [{"path": "a", "weight": 0}, {"path": 3}]}, "steps": {"shuffle": "yes", "method": "lor", "languages": []}})
     assert found["words.train.0.weight"].allowed == "a number, above 0" and found["words.train.1.path"].value == 3
     assert found["steps.shuffle"].nearest == "true" and found["steps.method"].nearest == "lora"
     assert found["steps.languages"].nearest == "words.languages"
+    assert _faults({"words": {"train": "a"}, "steps": {"languages": "de"}})["steps.languages"].nearest == "words.languages"
+    assert {value: _faults_of(list[str], value)[0].nearest for value in (".", "a, b", 5)} == {".": "[.]", "a, b": "['a, b']", 5: None}
     assert _faults({})["words"].problem == "is required"
     assert _faults({"words": {"train": 5}})["words.train"].allowed.startswith("text or a list")
 

@@ -8,8 +8,8 @@ __all__ = ['EXPERTS', 'ROUTERS', 'RENAMED', 'FIRST', 'STARTS', 'OPTIMISERS', 'Ad
            'ends', 'split_targets', 'lora_config', 'cast', 'keep_float32', 'one_name', 'adapt_model', 'kind_of',
            'trainable', 'table', 'remember', 'beside', 'save_adapter', 'fits', 'need_adapter', 'check_names',
            'load_adapter', 'stored_weights', 'give_back', 'look_at', 'parameter_groups', 'blocks', 'under', 'part',
-           'train_parts', 'expected', 'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters', 'choose',
-           'mix', 'router_options', 'router_loss', 'balanced', 'expert_load']
+           'train_parts', 'expected', 'let_read', 'optimiser', 'adapter_folder', 'check_base', 'go_on', 'load_adapters',
+           'choose', 'mix', 'router_options', 'router_loss', 'balanced', 'expert_load']
 
 # %% ../../nbs/21_adapt.ipynb #2a922a17
 import json
@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -107,6 +108,7 @@ def wanted(model, targets: str | list[str]) -> list[str]:
 def find_targets(model, adapt: Adapt) -> list[str]:
     "Full names of the layers and fused weights that get an adapter; `UserError` for a target that matches nothing."
     sends = {name.removesuffix(".weight"): name for name in routers(model)}
+    if adapt.routers and not sends: raise UserError("the model has no routers", "adapt.routers: true", "false", "leave it out: it is for mixtures of experts")
     known = [*linear_layers(model), *fused_experts(model)]
     if adapt.targets == "all-linear": return known + list(sends.values()) * adapt.routers
     chosen = set()
@@ -134,8 +136,10 @@ def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
     "`UserError` where the variant cannot be had for these weights, with the cause."
     v, where = adapt.variant, f"adapt.variant: {adapt.variant}"
     check_storage(v, quantised(model), getattr(model, "is_float8", False))
+    if v == "loftq" and getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False): raise UserError("loftq looks at what quantisation has lost, and the base's files hold only what it has left", where, "null, rslora, eva, lora+", "name the unquantised model, with model.quantize: nf4")
+    if v == "dora" and any(hasattr(m, "qweight") for m in model.modules()): raise UserError("dora reads the weights' numbers, and peft has none for GPTQ and AWQ", where, "null, rslora, eva, lora+", "name the unquantised model, with model.quantize: nf4")
     if fused and (v in ("dora", "pissa", "olora", "eva") or adapt.dropout):
-        raise UserError(f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain adapters only", where if v else "adapt.dropout", "null, rslora or lora+, and dropout: 0", f"or adapt the attention alone: adapt.targets: [{', '.join(short(linear_layers(model)))}]")
+        raise UserError(f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain adapters only", where if v else "adapt.dropout", "null, rslora or lora+, and dropout: 0", f"or adapt the other layers alone: adapt.targets: [{', '.join(short(linear_layers(model)))}]")
 
 # %% ../../nbs/21_adapt.ipynb #a689d210
 RENAMED = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}  # peft reads these as the old names of fused experts
@@ -372,10 +376,16 @@ def expected(config, adapt: Adapt # config: a transformers configuration
     return trainable(adapt_model(skeleton(config), adapt.model_copy(update=dict(variant=form, continue_from=None))))
 
 # %% ../../nbs/21_adapt.ipynb #569c926c
-OPTIMISERS = {  # word -> (transformers' name, package it needs, projects full matrices)
-    "adamw": ("adamw_torch_fused", None, False), "adamw8bit": ("adamw_8bit", "bitsandbytes", False), "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", False),
-    "adafactor": ("adafactor", None, False), "galore": ("galore_adamw", "galore_torch", True), "apollo": ("apollo_adamw", "apollo_torch", True),
+OPTIMISERS = {  # word -> (transformers' name, package it needs, its class that projects whole matrices)
+    "adamw": ("adamw_torch_fused", None, None), "adamw8bit": ("adamw_8bit", "bitsandbytes", None), "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", None), "adafactor": ("adafactor", None, None),
+    "galore": ("galore_adamw", "galore_torch", "galore_projector.GaLoreProjector"), "apollo": ("apollo_adamw", "apollo_torch", "random_projector.GradientProjector"),
 }
+
+def let_read(package: str, place: str) -> None:
+    "Let a checkpoint bring the optimiser's projections back: of objects, torch reads only kinds that it was told of."
+    warnings.filterwarnings("ignore", "This implementation of AdamW is deprecated", FutureWarning, package)  # there is no other of theirs
+    module, _, name = f"{package}.{place}".rpartition(".")
+    torch.serialization.add_safe_globals([getattr(import_module(module), name)])
 
 def optimiser(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
@@ -384,6 +394,7 @@ def optimiser(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     if projects and adapt.method != "full": raise UserError(f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few or thin ones", "train.optimiser", "adamw, adamw8bit, adafactor", "set adapt.method: full, or another optimiser")
     if name.startswith("paged") and device != "cuda": raise UserError(f"{word} moves its state between GPU and main memory, and there is no GPU", "train.optimiser", None, "take adamw8bit")
     if package and find_spec(package) is None: raise UserError(f"{word} needs the package {package}, which is not installed", "train.optimiser", None, f"pip install {package.replace('_', '-')}")
+    if projects: let_read(package, projects)
     return dict(optim=name) | (dict(optim_target_modules="all-linear") if projects else {})
 
 # %% ../../nbs/21_adapt.ipynb #bb6a8218

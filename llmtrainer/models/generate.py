@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Generation', 'change', 'stop_ids', 'generation_config', 'encode_prompts', 'Draw', 'drawing', 'StopText',
            'until', 'Answer', 'write_batch', 'write', 'generate', 'StopAsked', 'held_back', 'start_writing', 'stream',
-           'speed', 'asked', 'questions', 'ask']
+           'say', 'speed', 'asked', 'questions', 'ask']
 
 # %% ../../nbs/23_generate.ipynb #c11c56cd
 import json
@@ -191,30 +191,40 @@ def held_back(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     yield text
 
 def start_writing(model, tokenizer, text: str, section: Generation, stop: Event):
-    "(streamer, thread, faults): a thread that writes the answer to a rendered prompt until it ends or `stop` is set."
-    streamer, faults = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), []
+    "(streamer, thread, ends): a thread that writes the answer to a rendered prompt until it ends or `stop` is set, and then puts its tokens, or a fault, into `ends`."
+    streamer, ends = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), []
     batch, config = encode_prompts(model, tokenizer, [text]), generation_config(model, tokenizer, section.model_copy(update=dict(temperature=0.0)))
     rules = [StopAsked(stop)] + ([StopText(tokenizer, section.stop, batch["input_ids"].shape[1])] if section.stop else [])
     def work():
         try:
-            with torch.no_grad(): model.generate(**batch, generation_config=config, streamer=streamer, logits_processor=drawing(section, [text], [0], model.device), stopping_criteria=StoppingCriteriaList(rules))
+            with torch.no_grad(): out = model.generate(**batch, generation_config=config, streamer=streamer, logits_processor=drawing(section, [text], [0], model.device), stopping_criteria=StoppingCriteriaList(rules))
+            ends.append(out[0, batch["input_ids"].shape[1]:].tolist())
         except Exception as error:  # shown in the caller's thread
-            faults.append(error)
+            ends.append(error)
             streamer.end()
-    return streamer, Thread(target=work, daemon=True, name="stream"), faults
+    return streamer, Thread(target=work, daemon=True, name="stream"), ends
 
 def stream(model, tokenizer, messages: list[dict], section: Generation = Generation()) -> Iterator[str]:
-    "The answer in pieces, as it is written (with beams, in one piece); closing the iterator stops the model."
+    "The answer in pieces, as it is written (with beams, in one piece); its value is how it ended, as in `Answer`. Closing the iterator stops the model."
     if section.beams > 1:
-        yield generate(model, tokenizer, [messages], section)[0]
-        return
-    streamer, thread, faults = start_writing(model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event())
+        whole = write(model, tokenizer, [messages], section)[0][0]
+        yield whole.text
+        return whole.ended
+    streamer, thread, ends = start_writing(model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event())
     thread.start()
     try: yield from (piece for piece in held_back(streamer, section.stop) if piece)
     finally:
         stop.set()
         thread.join()
-    if faults: raise faults[0]
+    if isinstance(ends[0], Exception): raise ends[0]
+    full = len(ends[0]) == section.max_new_tokens and ends[0][-1] not in stop_ids(model, tokenizer, section)
+    return "length" if full and not any(s in tokenizer.decode(ends[0], skip_special_tokens=True) for s in section.stop) else "stop"
+
+def say(pieces: Iterator[str]) -> str:
+    "Print an answer as it is written, and return how it ended."
+    while True:
+        try: print(next(pieces), end="", flush=True)
+        except StopIteration as end: return end.value
 
 # %% ../../nbs/23_generate.ipynb #2aa72f10
 def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:

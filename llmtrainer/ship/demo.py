@@ -191,12 +191,14 @@ class Chat:
 def answer(chat: Chat, model, tokenizer, question: str) -> None:
     "Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in the conversation."
     chat.turns.append({"role": "user", "content": question})
-    written = ""
+    written, ended = "", []
+    def pieces(): ended.append((yield from stream(model, tokenizer, chat.messages, chat.section)))
     try:
-        with contextlib.closing(stream(model, tokenizer, chat.messages, chat.section)) as pieces:
-            for piece in pieces:
+        with contextlib.closing(pieces()) as given:
+            for piece in given:
                 written += piece
                 print(piece, end="", flush=True)
+        if ended == ["length"]: print(f" [cut at max_new_tokens={chat.section.max_new_tokens}]", end="", file=sys.stderr)
     except KeyboardInterrupt: print(" [stopped]", end="", file=sys.stderr)
     except BaseException:
         chat.undo()
