@@ -295,9 +295,8 @@ def generate(run: RunName, prompt: Annotated[list[str] | None, typer.Option(help
     from llmtrainer.models.generate import ask, say, stream
     model, tokenizer, section = run_generation(run, changes)
     if prompt and len(prompt) == 1 and not file and not as_json and section.n == 1:
-        ended = say(stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section))
-        print()
-        return print(f"[cut at max_new_tokens={section.max_new_tokens}]", file=sys.stderr) if ended == "length" else None
+        say(stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section), section, [])
+        return print()
     answers, speed = ask(model, tokenizer, prompt or [], file, section, batch_size)
     if as_json: return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
     for one in answers: print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")

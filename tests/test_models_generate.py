@@ -119,7 +119,9 @@ def test_a_stream_is_the_same_text_and_leaving_it_stops_the_model():
 def test_a_stream_says_whether_it_was_cut(capsys):
     for section in (Generation(max_new_tokens=3), Generation(max_new_tokens=200), Generation(max_new_tokens=60, stop=["e"]), Generation(max_new_tokens=3, beams=2)):
         found = write(MODEL, TOKENIZER, ASK[:1], section)[0][0]
-        assert say(stream(MODEL, TOKENIZER, ASK[0], section)) == found.ended and capsys.readouterr().out.strip() == found.text
+        say(stream(MODEL, TOKENIZER, ASK[0], section), section, written := [])
+        out, told = capsys.readouterr()
+        assert out.strip() == "".join(written).strip() == found.text and ("[cut at max_new_tokens" in told) == (found.ended == "length")
     assert found.ended == "length" and write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=200))[0][0].ended == "stop"
 
 def test_an_error_in_the_thread_reaches_the_caller():

@@ -9,8 +9,10 @@ __all__ = ['PRESETS', 'Generation', 'change', 'stop_ids', 'generation_config', '
 
 # %% ../../nbs/23_generate.ipynb #c11c56cd
 import json
+import sys
 import time
 import zlib
+from contextlib import closing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -220,11 +222,16 @@ def stream(model, tokenizer, messages: list[dict], section: Generation = Generat
     full = len(ends[0]) == section.max_new_tokens and ends[0][-1] not in stop_ids(model, tokenizer, section)
     return "length" if full and not any(s in tokenizer.decode(ends[0], skip_special_tokens=True) for s in section.stop) else "stop"
 
-def say(pieces: Iterator[str]) -> str:
-    "Print an answer as it is written, and return how it ended."
-    while True:
-        try: print(next(pieces), end="", flush=True)
-        except StopIteration as end: return end.value
+def say(pieces: Iterator[str], section: Generation, written: list[str]) -> None:
+    "Print an answer as it is written and, to standard error, that it was cut; its pieces stay in `written` if it is stopped."
+    ended = None
+    with closing(pieces):
+        try:
+            while True:
+                written.append(next(pieces))
+                print(written[-1], end="", flush=True)
+        except StopIteration as end: ended = end.value
+    if ended == "length": print(f" [cut at max_new_tokens={section.max_new_tokens}]", end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/23_generate.ipynb #2aa72f10
 def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:

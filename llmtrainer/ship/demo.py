@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/55_demo.ipynb #693e9e8d
-from ..models.generate import Generation, change, stream
+from ..models.generate import Generation, change, say, stream
 from ..recipe import UserError, load
 
 # %% ../../nbs/55_demo.ipynb #5d986242
@@ -191,20 +191,14 @@ class Chat:
 def answer(chat: Chat, model, tokenizer, question: str) -> None:
     "Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in the conversation."
     chat.turns.append({"role": "user", "content": question})
-    written, ended = "", []
-    def pieces(): ended.append((yield from stream(model, tokenizer, chat.messages, chat.section)))
-    try:
-        with contextlib.closing(pieces()) as given:
-            for piece in given:
-                written += piece
-                print(piece, end="", flush=True)
-        if ended == ["length"]: print(f" [cut at max_new_tokens={chat.section.max_new_tokens}]", end="", file=sys.stderr)
+    written = []
+    try: say(stream(model, tokenizer, chat.messages, chat.section), chat.section, written)
     except KeyboardInterrupt: print(" [stopped]", end="", file=sys.stderr)
     except BaseException:
         chat.undo()
         raise
     print("\n", flush=True)
-    if written.strip(): chat.turns.append({"role": "assistant", "content": written.strip()})
+    if said := "".join(written).strip(): chat.turns.append({"role": "assistant", "content": said})
     else: chat.undo()
 
 # %% ../../nbs/55_demo.ipynb #74e96cc0
