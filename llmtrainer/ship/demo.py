@@ -109,7 +109,8 @@ def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane ea
     return demo
 
 # %% ../../nbs/55_demo.ipynb #dcc6ab08
-def launch_demo(demo, port: int = 7860, share: bool = False, # a public address through Gradio's servers
+def launch_demo(demo, port: int | None = 7860,               # None: the first free one from 7860
+                share: bool = False,                         # a public address through Gradio's servers
                 wait: bool = True,                           # until Ctrl-C; a notebook never waits
                 inline: bool | None = None                   # below the cell; None: where there is a cell
                ) -> str:
@@ -118,7 +119,7 @@ def launch_demo(demo, port: int = 7860, share: bool = False, # a public address 
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no fonts from elsewhere
     try: _, local, public = demo.queue().launch(server_name="127.0.0.1", server_port=port, share=share, theme=theme, css=STYLE, ssr_mode=False, show_error=True,
                                                 prevent_thread_lock=True, footer_links=[], inline=inline)
-    except OSError: raise UserError(f"port {port} is taken", None, None, "name another one with --port, or stop what uses it") from None
+    except OSError: raise UserError(f"port {port or '7860 and the hundred after it'} is taken", None, None, "name another one with --port, or stop what uses it") from None
     if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules: demo.block_thread()
     return public or local
 
