@@ -190,6 +190,27 @@ def test_queries_keys_and_values_stay_exact():
     assert kept == {"q_proj", "k_proj", "v_proj"} and done.fp8 == done.layers * 4 // 7
 
 
+def test_validation_is_exact_and_training_rounds_anew():
+    model, batch = trained_base(), problem_batch()
+    done = fuse(model, "fp8", fp8="all")
+    with torch.no_grad():
+        exact = token_loss(model.eval(), batch)[0].item()
+        torch.manual_seed(4); twice = [token_loss(model.train(), batch)[0].item() for _ in range(2)]
+        torch.manual_seed(4); again = token_loss(model, batch)[0].item()
+    assert again == twice[0] != twice[1] and exact not in twice and 1 <= done.phase < 2
+    layer = next(m for m in model.modules() if isinstance(m, FusedLayer))
+    w, shape = matrix(layer.frozen.stored, layer.frozen.shape, None, False, torch.float32), layer.frozen.shape
+    def error(phases):
+        rounded = [matrix(layer.frozen.stored, shape, layer.frozen.rows * p, False, F8).float() * (layer.frozen.rows * p)[:, None] for p in phases]
+        return ((sum(rounded) / len(rounded) - w).norm() / w.norm()).item()
+    one, many = error([1.3]), error((2 ** torch.rand(64)).tolist())
+    assert 0.015 < one < 0.035 and many < one / 4, (one, many)
+    unfuse(model)
+    fuse(model, "fused")
+    with torch.no_grad(): assert token_loss(model.eval(), batch)[0].item() == exact
+    assert not model.get_base_model()._forward_pre_hooks
+
+
 @pytest.mark.gpu
 def test_engines_on_a_gpu_follow_float32():
     batch, found = {name: t.cuda() for name, t in problem_batch().items()}, {}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FUSED', 'FASTEST', 'plain_adapter', 'FusedLayer', 'Shared', 'sharing', 'FusedLinear4bit', 'FusedLinear', 'fuse_layer',
-           'Fused', 'base_of', 'compile_layer', 'attention_readers', 'fuse', 'unfuse', 'varlen', 'bucketed', 'prepared',
-           'trained_states', 'token_loss', 'token_logprobs']
+           'Fused', 'base_of', 'compile_layer', 'attention_readers', 'rounded_anew', 'fuse', 'unfuse', 'varlen',
+           'bucketed', 'prepared', 'trained_states', 'token_loss', 'token_logprobs']
 
 # %% ../../nbs/22_fused.ipynb #fdc61f37
 from collections import Counter
@@ -78,8 +78,8 @@ class FusedLayer:
 # %% ../../nbs/22_fused.ipynb #f720baaf
 class Shared:
     "Layers that are given the same input: the first that is asked computes for all."
-    def __init__(self, layers: list):
-        self.layers, self.joined, self.x, self.outputs = layers, None, None, {}
+    def __init__(self, layers: list, phase: torch.Tensor | float = 1.0):
+        self.layers, self.joined, self.x, self.outputs, self.phase = layers, None, None, {}, phase
         for place, layer in enumerate(layers): layer.shared, layer.place = self, place
 
     def output(self, layer, x):
@@ -96,6 +96,7 @@ class Shared:
         kept = len(together) == len(self.layers) and not layer.spread
         if kept and self.joined is None: self.joined = join([m.weight_now() for m in together])
         w, names = self.joined if kept else join([m.weight_now() for m in together]), [m.active_adapters[0] for m in together]
+        if w.rows is not None: w = replace(w, rows=w.rows * self.phase if layer.training else None)
         flat = x.reshape(-1, w.shape[0]).to(w.dtype)
         A, B = zip(*((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names)))
         y = lora_product(flat, drop(flat) if drop else None, tuple(m.scaling[name] for m, name in zip(together, names)), w, A, B)
@@ -142,6 +143,8 @@ class Fused:
     attention: str = "by document"                          # of packed batches
     compiled: int = 0                                       # decoder layers
     shapes: set[tuple] = field(default_factory=set)         # of the batches seen
+    phase: torch.Tensor | float = 1.0                       # of the weights' rounding to 8 bits: what the scales of their rows are multiplied by
+    hook: object = None                                     # that draws it
 
     def about(self) -> dict:
         "The report in plain values, with the graphs that were compiled in this process so far."
@@ -177,6 +180,15 @@ def attention_readers(base, layers: Sequence) -> set[int]:
     return found
 
 # %% ../../nbs/22_fused.ipynb #d4f201c2
+def rounded_anew(base, # the model of transformers
+                 done) -> None:
+    "Draw the phase of the weights' rounding at every pass of training; layers hold the tensor."
+    done.phase = torch.ones((), device=base.device)
+    def draw(module, args):
+        if module.training: done.phase.uniform_().exp2_()
+    done.hook = base.register_forward_pre_hook(draw)
+
+# %% ../../nbs/22_fused.ipynb #4d97cd72
 def fuse(model, engine: str,            # reference, fused, fp8
          backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
          spread: bool = False,          # will the weights be spread over devices (FSDP)?
@@ -193,7 +205,8 @@ def fuse(model, engine: str,            # reference, fused, fp8
         try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
         except Unfit as why: done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
-    groups = [Shared(group) for group in sharing(base, fused)]
+    if engine == "fp8": rounded_anew(base, done)
+    groups = [Shared(group, done.phase) for group in sharing(base, fused)]
     for layer in fused if spread else []: layer.let_go()
     done.layers, done.fp8, done.products = len(fused), sum(m.frozen.rows is not None for m in fused), len(groups)
     try: done.head = head_of(base)
@@ -216,7 +229,9 @@ def unfuse(model) -> None:
     base = base_of(model)
     for layer in layers_of(base): layer.__dict__.pop("forward", None)
     if base.config.get_text_config()._attn_implementation == NAME: base.set_attn_implementation("sdpa")
-    if hasattr(base, "fused"): del base.fused
+    if hasattr(base, "fused"):
+        if base.fused.hook: base.fused.hook.remove()
+        del base.fused
 
 # %% ../../nbs/22_fused.ipynb #c18d7be3
 def varlen(inputs: dict, fill: int) -> dict:
