@@ -28,6 +28,7 @@ from peft.tuners.lora import Linear as PeftLinear, LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 # %% ../../nbs/22_fused.ipynb #c9f38e30
@@ -78,8 +79,10 @@ class FusedLayer:
 # %% ../../nbs/22_fused.ipynb #f720baaf
 class Shared:
     "Layers that are given the same input: the first that is asked computes for all."
-    def __init__(self, layers: list, phase: torch.Tensor | float = 1.0):
-        self.layers, self.joined, self.x, self.outputs, self.phase = layers, None, None, {}, phase
+    phase = 1.0  # what the scales of an 8-bit weight are multiplied by, drawn for each pass
+
+    def __init__(self, layers: list):
+        self.layers, self.joined, self.x, self.outputs = layers, None, None, {}
         for place, layer in enumerate(layers): layer.shared, layer.place = self, place
 
     def output(self, layer, x):
@@ -143,8 +146,7 @@ class Fused:
     attention: str = "by document"                          # of packed batches
     compiled: int = 0                                       # decoder layers
     shapes: set[tuple] = field(default_factory=set)         # of the batches seen
-    phase: torch.Tensor | float = 1.0                       # of the weights' rounding to 8 bits: what the scales of their rows are multiplied by
-    hook: object = None                                     # that draws it
+    hook: RemovableHandle | None = None                     # that draws the phase of the weights' rounding to 8 bits
 
     def about(self) -> dict:
         "The report in plain values, with the graphs that were compiled in this process so far."
@@ -180,13 +182,13 @@ def attention_readers(base, layers: Sequence) -> set[int]:
     return found
 
 # %% ../../nbs/22_fused.ipynb #d4f201c2
-def rounded_anew(base, # the model of transformers
-                 done) -> None:
-    "Draw the phase of the weights' rounding at every pass of training; layers hold the tensor."
-    done.phase = torch.ones((), device=base.device)
+def rounded_anew(base: torch.nn.Module, groups: Sequence[Shared]) -> RemovableHandle:
+    "Draw the phase of the weights' rounding at every pass of training; the hook that does so. A new tensor, since an earlier pass may not have gone back yet."
     def draw(module, args):
-        if module.training: done.phase.uniform_().exp2_()
-    done.hook = base.register_forward_pre_hook(draw)
+        if not module.training: return
+        phase = torch.rand((), device=module.device).exp2()
+        for group in groups: group.phase = phase
+    return base.register_forward_pre_hook(draw)
 
 # %% ../../nbs/22_fused.ipynb #4d97cd72
 def fuse(model, engine: str,            # reference, fused, fp8
@@ -205,8 +207,8 @@ def fuse(model, engine: str,            # reference, fused, fp8
         try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
         except Unfit as why: done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
-    if engine == "fp8": rounded_anew(base, done)
-    groups = [Shared(group, done.phase) for group in sharing(base, fused)]
+    groups = [Shared(group) for group in sharing(base, fused)]
+    if engine == "fp8": done.hook = rounded_anew(base, groups)
     for layer in fused if spread else []: layer.let_go()
     done.layers, done.fp8, done.products = len(fused), sum(m.frozen.rows is not None for m in fused), len(groups)
     try: done.head = head_of(base)
