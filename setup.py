@@ -1,4 +1,5 @@
 """The package, described by settings.ini alone: nothing about it is written a second time here."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ cfg = ini["DEFAULT"]
 
 ending = "_requirements"
 extras = {key.removesuffix(ending): cfg[key].split() for key in cfg if key.endswith(ending)}
-extras["all"] = sorted({package for name, packages in extras.items() if name != "dev" for package in packages})
+extras["all"] = sorted(
+    {package for name, packages in extras.items() if name != "dev" for package in packages}
+)
 
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 readme = here / "README.md"
@@ -40,6 +43,9 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
+    },
     zip_safe=False,
 )

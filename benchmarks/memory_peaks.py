@@ -6,6 +6,7 @@ Weights are random, made on the GPU and quantised there; the steps go through th
 measured is what `llmtrainer train` would take. Neither memory nor speed depends on the values of weights, so nothing is downloaded.
 A cut-off run has still said everything up to there. `--tiny` tries the script on a CPU, where there is no peak to measure.
 """
+
 import argparse
 import gc
 import json
@@ -50,37 +51,73 @@ CASES = {  # name -> (shape, blocks, (method, storage), rows, length, recompute,
     "8B/8-qlora-fused": ("8B", 8, QLORA, 4, 2048, True, "fused"),
     "8B/8-qlora-fused-kept": ("8B", 8, QLORA, 4, 2048, False, "fused"),
 }
-TINY = {f"tiny-{name}-{engine}": ("tiny", 4, method, 2, 64, recompute, engine) for name, method in {"qlora": QLORA, "lora": LORA, "full": FULL}.items() for recompute, engine in ((False, "reference"), (True, "fused"))}
+TINY = {
+    f"tiny-{name}-{engine}": ("tiny", 4, method, 2, 64, recompute, engine)
+    for name, method in {"qlora": QLORA, "lora": LORA, "full": FULL}.items()
+    for recompute, engine in ((False, "reference"), (True, "fused"))
+}
 
 
-def shape(name: str, blocks: int) -> LlamaConfig: return LlamaConfig(**SHAPES[name] | dict(num_hidden_layers=blocks))
+def shape(name: str, blocks: int) -> LlamaConfig:
+    return LlamaConfig(**SHAPES[name] | dict(num_hidden_layers=blocks))
 
 
 def make(config: LlamaConfig, quantize: str, device: str):
     "A model with random weights, its linear layers in NF4 where wanted, one after the other so that the whole never lies there twice."
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     head = model.get_output_embeddings()
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head and quantize == "nf4"]:
-        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta")
+    for name, layer in [
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and m is not head and quantize == "nf4"
+    ]:
+        new = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            compute_dtype=dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
         weight = torch.randn(layer.weight.shape, device=device, dtype=dtype).mul_(0.02)
-        new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new).to(device)
+        new.weight = bnb.nn.Params4bit(
+            weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+        ).to(device)
         model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], new)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
-            if p.is_meta: setattr(module, name, torch.nn.Parameter(torch.randn(p.shape, device=device, dtype=p.dtype).mul_(0.02), requires_grad=False))
+            if p.is_meta:
+                setattr(
+                    module,
+                    name,
+                    torch.nn.Parameter(
+                        torch.randn(p.shape, device=device, dtype=p.dtype).mul_(0.02),
+                        requires_grad=False,
+                    ),
+                )
     model.tie_weights()
-    with torch.device(device): model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are no parameters
+    with torch.device(device):
+        model.model.rotary_emb = type(model.model.rotary_emb)(
+            config
+        )  # its frequencies are no parameters
     if quantize == "nf4":
         model.is_loaded_in_4bit = model.is_quantized = True
-        model.hf_quantizer = AutoHfQuantizer.from_config(BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), pre_quantized=False)  # the Trainer asks it whether it may train
+        model.hf_quantizer = AutoHfQuantizer.from_config(
+            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), pre_quantized=False
+        )  # the Trainer asks it whether it may train
     return model.requires_grad_(False)
 
 
 def packed_rows(rows: int, length: int, vocabulary: int, steps: int):
     "Random tokens in rows that hold four texts each."
     generator, piece = np.random.default_rng(0), length // 4
-    texts = [Encoded(generator.integers(3, vocabulary, piece).tolist(), [(1, piece)]) for _ in range(4 * rows * steps)]
+    texts = [
+        Encoded(generator.integers(3, vocabulary, piece).tolist(), [(1, piece)])
+        for _ in range(4 * rows * steps)
+    ]
     return sequences(texts, [piece] * len(texts), length)
 
 
@@ -88,46 +125,109 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     "Peak memory of the trainer's steps beside the prediction."
     size, blocks, (method, quantize), rows, length, recompute, engine = case
     config, section, began = shape(size, blocks), Adapt(method=method), time.perf_counter()
-    work = Work(rows, length, recompute, quantize, mixed=device == "cuda", sliced=engine != "reference", fp8=engine in ("fp8:most", "fp8:all"))
+    work = Work(
+        rows,
+        length,
+        recompute,
+        quantize,
+        mixed=device == "cuda",
+        sliced=engine != "reference",
+        fp8=engine in ("fp8:most", "fp8:all"),
+    )
     said = predict(config, section, work)
     dtype = "bfloat16" if device == "cuda" else "float32"
     plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})
     model = adapt_model(make(config, quantize, device), section)
     quicken(model, engine)
-    if recompute: arrange(layers_of(model), "recompute")
-    if device == "cuda": gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-    recipe, adapt = Train(batch_size=rows, max_steps=steps, activations="recompute" if recompute else "keep", lr=1e-5, log_steps=1), section
+    if recompute:
+        arrange(layers_of(model), "recompute")
+    if device == "cuda":
+        gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    recipe, adapt = (
+        Train(
+            batch_size=rows,
+            max_steps=steps,
+            activations="recompute" if recompute else "keep",
+            lr=1e-5,
+            log_steps=1,
+        ),
+        section,
+    )
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
         keeping = Keeping(Run(Path(folder)), save="1000000 steps", say=lambda text: None)
-        trainer = DurableTrainer(model, args, train_dataset=packed_rows(rows, length, config.vocab_size, steps), objective=next_token, keeping=keeping, data_collator=collator("sdpa", 0), **stepper(model, recipe, adapt, args))
+        trainer = DurableTrainer(
+            model,
+            args,
+            train_dataset=packed_rows(rows, length, config.vocab_size, steps),
+            objective=next_token,
+            keeping=keeping,
+            data_collator=collator("sdpa", 0),
+            **stepper(model, recipe, adapt, args),
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.keeper.store = lambda *_: None  # what is measured is the steps
         made = time.perf_counter()
         trainer.train()
-    peak, reserved = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if device == "cuda" else (None, None)
+    peak, reserved = (
+        (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+        if device == "cuda"
+        else (None, None)
+    )
     gib = lambda n: n and round(n / 2**30, 3)
-    return dict(case=name, engine=engine, method=method, quantize=quantize, blocks=blocks, rows=rows, length=length, recompute=recompute, predicted_gib=gib(said["allocated"]), measured_gib=gib(peak),
-                ratio=peak and round(said["allocated"] / peak, 3), reserved_gib=gib(reserved), parts={k: gib(v) for k, v in said.items() if k not in ("flops",)}, tflop=round(said["flops"] / 1e12, 3),
-                seconds_made=round(made - began, 1), seconds_steps=round(time.perf_counter() - made, 1))
+    return dict(
+        case=name,
+        engine=engine,
+        method=method,
+        quantize=quantize,
+        blocks=blocks,
+        rows=rows,
+        length=length,
+        recompute=recompute,
+        predicted_gib=gib(said["allocated"]),
+        measured_gib=gib(peak),
+        ratio=peak and round(said["allocated"] / peak, 3),
+        reserved_gib=gib(reserved),
+        parts={k: gib(v) for k, v in said.items() if k not in ("flops",)},
+        tflop=round(said["flops"] / 1e12, 3),
+        seconds_made=round(made - began, 1),
+        seconds_steps=round(time.perf_counter() - made, 1),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", help="names with commas; all without"), parser.add_argument("--steps", type=int, default=2), parser.add_argument("--list", action="store_true", help="the names of the cases")
-    parser.add_argument("--tiny", action="store_true", help="small shapes on a CPU, to try the script")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    (
+        parser.add_argument("--cases", help="names with commas; all without"),
+        parser.add_argument("--steps", type=int, default=2),
+        parser.add_argument("--list", action="store_true", help="the names of the cases"),
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="small shapes on a CPU, to try the script"
+    )
     given = parser.parse_args()
     cases = TINY if given.tiny else CASES
-    if given.list: return print("\n".join(cases))
-    if not given.tiny and not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
-    if not given.tiny: print(json.dumps(dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__)), flush=True)
+    if given.list:
+        return print("\n".join(cases))
+    if not given.tiny and not torch.cuda.is_available():
+        return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
+    if not given.tiny:
+        print(
+            json.dumps(dict(gpu=torch.cuda.get_device_name(), torch=torch.__version__)), flush=True
+        )
     for name in given.cases.split(",") if given.cases else cases:
-        try: found = measure(name, cases[name], "cpu" if given.tiny else "cuda", given.steps)
-        except torch.OutOfMemoryError: found = dict(case=name, out_of_memory=True)
+        try:
+            found = measure(name, cases[name], "cpu" if given.tiny else "cuda", given.steps)
+        except torch.OutOfMemoryError:
+            found = dict(case=name, out_of_memory=True)
         print(json.dumps(found), flush=True)
         gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

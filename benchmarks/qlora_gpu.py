@@ -5,6 +5,7 @@
 Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method full: all weights trained, in bf16). `qlora_peers.py` measures the peers at the same work. Neither time nor memory depends on their values, so nothing
 is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
 """
+
 import argparse
 import gc
 import json
@@ -25,12 +26,52 @@ from llmtrainer.models.activations import arrange, disarrange, layers_of
 from llmtrainer.models.fused import fuse, token_loss
 from llmtrainer.models.load import keep_trainable
 
-HEADS = dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=16384, rope_theta=500000.0, bos_token_id=1, eos_token_id=2)
+HEADS = dict(
+    num_key_value_heads=8,
+    vocab_size=128256,
+    max_position_embeddings=16384,
+    rope_theta=500000.0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 SHAPES = {
-    "1B": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64, tie_word_embeddings=True) | HEADS,
-    "3B": dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, head_dim=128, tie_word_embeddings=True) | HEADS,
-    "8B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128, tie_word_embeddings=False) | HEADS,
-    "tiny": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16, tie_word_embeddings=True) | HEADS | dict(num_key_value_heads=2, vocab_size=512),
+    "1B": dict(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    | HEADS,
+    "3B": dict(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    | HEADS,
+    "8B": dict(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        head_dim=128,
+        tie_word_embeddings=False,
+    )
+    | HEADS,
+    "tiny": dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+    | HEADS
+    | dict(num_key_value_heads=2, vocab_size=512),
 }
 
 
@@ -38,9 +79,15 @@ def blank(shape: str, device: str):
     "A model of the shape with random weights, in 16 bits on a GPU."
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
-    with no_init_weights(), torch.device(device): model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa")
+    with no_init_weights(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa"
+        )
     with torch.no_grad():
-        for p in model.parameters(): p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(1)  # transformers' own way takes most of a minute for 8B
+        for p in model.parameters():
+            p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(
+                1
+            )  # transformers' own way takes most of a minute for 8B
     return model
 
 
@@ -48,9 +95,27 @@ def pack(model, spread: bool = False):
     "The linear layers in NF4; `spread` for FSDP, which wants one format for all weights."
     head, device = model.get_output_embeddings(), model.device
     storage = dict(quant_storage=model.dtype if spread else torch.uint8)
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]:
-        new = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=model.dtype, compress_statistics=True, quant_type="nf4", device="meta", **storage)
-        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new, **storage)
+    for name, layer in [
+        (n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+    ]:
+        new = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            compute_dtype=model.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+            **storage,
+        )
+        new.weight = bnb.nn.Params4bit(
+            layer.weight.data,
+            requires_grad=False,
+            quant_type="nf4",
+            compress_statistics=True,
+            module=new,
+            **storage,
+        )
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new.to(device))
     model.is_loaded_in_4bit = True
@@ -60,7 +125,8 @@ def pack(model, spread: bool = False):
 
 def make(shape: str, rank: int, device: str, method: str = "lora"):
     "A model of the shape with random weights in NF4, and fresh adapters; or with all weights to train."
-    if method == "full": return blank(shape, device).train()
+    if method == "full":
+        return blank(shape, device).train()
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
 
 
@@ -73,20 +139,42 @@ def quicken(model, engine: str):
 def texts_of(file: str, words: int) -> list[Encoded]:
     "Random tokens in texts of real lengths, of which the last tokens are trained: `file` holds a JSON list of [tokens, trained]."
     draw = np.random.default_rng(0)
-    return [Encoded(draw.integers(3, words, n).tolist(), [(n - trained, n)]) for n, trained in json.loads(Path(file).read_text())]
+    return [
+        Encoded(draw.integers(3, words, n).tolist(), [(n - trained, n)])
+        for n, trained in json.loads(Path(file).read_text())
+    ]
 
 
 def batches(words: int, rows: int, length: int, mix: str | None):
     "A function from a step's number to its batch: whole random rows, or rows packed with texts of real lengths."
     if mix is None:
-        ids = lambda number: torch.randint(3, words, (rows, length), generator=torch.Generator().manual_seed(number))
-        return lambda number: dict(input_ids=(found := ids(number)), position_ids=torch.arange(length).expand(rows, length), labels=found)
+        ids = lambda number: torch.randint(
+            3, words, (rows, length), generator=torch.Generator().manual_seed(number)
+        )
+        return lambda number: dict(
+            input_ids=(found := ids(number)),
+            position_ids=torch.arange(length).expand(rows, length),
+            labels=found,
+        )
     texts = texts_of(mix, words)
     packed = sequences(texts, [len(text) for text in texts], length)
-    return lambda number: padded([packed[(number * rows + i) % len(packed)] for i in range(rows)], 0)
+    return lambda number: padded(
+        [packed[(number * rows + i) % len(packed)] for i in range(rows)], 0
+    )
 
 
-def measure(model, words: int, rows: int, length: int, activations: str, device: str, steps: int = 5, profile: bool = False, accumulate: int = 1, mix: str | None = None) -> dict:
+def measure(
+    model,
+    words: int,
+    rows: int,
+    length: int,
+    activations: str,
+    device: str,
+    steps: int = 5,
+    profile: bool = False,
+    accumulate: int = 1,
+    mix: str | None = None,
+) -> dict:
     "Tokens a second, peak memory and the first step's time; a step is `accumulate` batches."
     policy, _, count = activations.partition(":")
     layers, batch_of = layers_of(model), batches(words, rows, length, mix)
@@ -95,42 +183,106 @@ def measure(model, words: int, rows: int, length: int, activations: str, device:
     optimiser, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
 
     def step(number: int) -> None:
-        given = [{name: t.to(device) for name, t in batch_of(number * accumulate + i).items()} for i in range(accumulate)]
+        given = [
+            {name: t.to(device) for name, t in batch_of(number * accumulate + i).items()}
+            for i in range(accumulate)
+        ]
         trained.append(sum((batch["labels"][:, 1:] != -100).sum().item() for batch in given))
-        if cuda: torch.cuda.synchronize()
+        if cuda:
+            torch.cuda.synchronize()
         began = time.perf_counter()
         for batch in given:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda): total, _ = token_loss(model, batch)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
+                total, _ = token_loss(model, batch)
             (total / trained[-1]).backward()
         optimiser.step(), optimiser.zero_grad(set_to_none=True)
-        if cuda: torch.cuda.synchronize()
+        if cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
 
     gc.collect(), torch.cuda.empty_cache()
     for number in range(steps + 3):
-        if cuda and number == 2: torch.cuda.reset_peak_memory_stats()
+        if cuda and number == 2:
+            torch.cuda.reset_peak_memory_stats()
         step(number)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     if profile:
-        with torch.profiler.profile() as seen: step(99)
-        print(seen.key_averages().table(sort_by="self_cuda_time_total" if cuda else "self_cpu_time_total", row_limit=40, max_name_column_width=90), flush=True)
+        with torch.profiler.profile() as seen:
+            step(99)
+        print(
+            seen.key_averages().table(
+                sort_by="self_cuda_time_total" if cuda else "self_cpu_time_total",
+                row_limit=40,
+                max_name_column_width=90,
+            ),
+            flush=True,
+        )
     disarrange(layers)
-    speed = lambda tokens: round(statistics.median(n / t for n, t in list(zip(tokens, seconds))[3:steps + 3]))
-    return dict(rows=rows, length=length, accumulate=accumulate, activations=activations, mix=mix and Path(mix).stem, tokens_per_second=speed([rows * length * accumulate] * len(seconds)), trained_per_second=speed(trained),
-                peak_gib=round(peak, 2), first_step_s=round(seconds[0], 1))
+    speed = lambda tokens: round(
+        statistics.median(n / t for n, t in list(zip(tokens, seconds))[3 : steps + 3])
+    )
+    return dict(
+        rows=rows,
+        length=length,
+        accumulate=accumulate,
+        activations=activations,
+        mix=mix and Path(mix).stem,
+        tokens_per_second=speed([rows * length * accumulate] * len(seconds)),
+        trained_per_second=speed(trained),
+        peak_gib=round(peak, 2),
+        first_step_s=round(seconds[0], 1),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     several = lambda text: text.split(",")
-    parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
-    parser.add_argument("--lengths", type=several, default=["2048"]), parser.add_argument("--ranks", type=several, default=["16"]), parser.add_argument("--tokens", type=int, default=16384, help="in a step")
-    parser.add_argument("--activations", type=several, default=["keep"], help="keep, recompute, recompute:LAYERS, offload"), parser.add_argument("--profile", action="store_true"), parser.add_argument("--tiny", action="store_true", help="a small shape on a CPU, to try the script")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches in a step, which share its tokens"), parser.add_argument("--method", choices=["lora", "full"], default="lora"), parser.add_argument("--mix", help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]")
+    (
+        parser.add_argument("--shapes", type=several, default=["1B", "8B"]),
+        parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"]),
+    )
+    (
+        parser.add_argument("--lengths", type=several, default=["2048"]),
+        parser.add_argument("--ranks", type=several, default=["16"]),
+        parser.add_argument("--tokens", type=int, default=16384, help="in a step"),
+    )
+    (
+        parser.add_argument(
+            "--activations",
+            type=several,
+            default=["keep"],
+            help="keep, recompute, recompute:LAYERS, offload",
+        ),
+        parser.add_argument("--profile", action="store_true"),
+        parser.add_argument(
+            "--tiny", action="store_true", help="a small shape on a CPU, to try the script"
+        ),
+    )
+    (
+        parser.add_argument(
+            "--accumulate", type=int, default=1, help="batches in a step, which share its tokens"
+        ),
+        parser.add_argument("--method", choices=["lora", "full"], default="lora"),
+        parser.add_argument(
+            "--mix",
+            help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]",
+        ),
+    )
     given = parser.parse_args()
-    if given.tiny: given.shapes, given.engines, given.lengths, given.tokens, given.activations = ["tiny"], ["reference", "fused", "fp8"], ["32"], 64, ["keep", "recompute:1", "offload"]
-    elif not torch.cuda.is_available(): return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
-    else: print(torch.cuda.get_device_name(), torch.__version__)
+    if given.tiny:
+        given.shapes, given.engines, given.lengths, given.tokens, given.activations = (
+            ["tiny"],
+            ["reference", "fused", "fp8"],
+            ["32"],
+            64,
+            ["keep", "recompute:1", "offload"],
+        )
+    elif not torch.cuda.is_available():
+        return print("no NVIDIA GPU here; --tiny tries the script on a CPU")
+    else:
+        print(torch.cuda.get_device_name(), torch.__version__)
     device = "cpu" if given.tiny else "cuda"
     for shape in given.shapes:
         for rank in map(int, given.ranks):
@@ -140,11 +292,24 @@ def main() -> None:
                 for length in map(int, given.lengths):
                     for activations in given.activations:
                         about = dict(shape=shape, engine=engine, method=given.method, r=rank)
-                        try: found = measure(model, SHAPES[shape]["vocab_size"], max(1, given.tokens // length // given.accumulate), length, activations, device, profile=given.profile, accumulate=given.accumulate, mix=given.mix)
-                        except torch.OutOfMemoryError: found = dict(length=length, activations=activations, out_of_memory=True)
+                        try:
+                            found = measure(
+                                model,
+                                SHAPES[shape]["vocab_size"],
+                                max(1, given.tokens // length // given.accumulate),
+                                length,
+                                activations,
+                                device,
+                                profile=given.profile,
+                                accumulate=given.accumulate,
+                                mix=given.mix,
+                            )
+                        except torch.OutOfMemoryError:
+                            found = dict(length=length, activations=activations, out_of_memory=True)
                         print(json.dumps(about | found), flush=True)
                 del model
                 gc.collect(), torch.cuda.empty_cache()
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

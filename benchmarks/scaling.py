@@ -9,6 +9,7 @@ the case before it trains. Each case checks that what was asked for is what runs
 weights' bytes that lies on a device. deepspeed must be installed, takes 16 bits only, and is not among the default strategies. --tiny tries the script on a CPU over gloo,
 where figures mean nothing and fsdp is refused, for the Trainer has it on GPUs only; deepspeed does with DS_ACCELERATOR=cpu in the environment.
 """
+
 import argparse
 import json
 import os
@@ -30,29 +31,44 @@ LIMIT = 75  # seconds for a case, from its turn on
 @dataclass(frozen=True)
 class Case:
     "One measurement."
+
     shape: str
     strategy: str
     weights: str
+
     @property
-    def gpus(self) -> int: return 1 if self.strategy == "single" else 2
-    def about(self) -> dict: return dict(shape=self.shape, strategy=self.strategy, weights=self.weights, gpus=self.gpus)
+    def gpus(self) -> int:
+        return 1 if self.strategy == "single" else 2
+
+    def about(self) -> dict:
+        return dict(shape=self.shape, strategy=self.strategy, weights=self.weights, gpus=self.gpus)
 
 
 @dataclass
 class Random:
     "Sequences of random tokens, as the loop takes them."
+
     count: int
     length: int
     words: int
     endless = False
-    def position(self, taken): return {}
-    def seek(self, position): pass
-    def __len__(self): return self.count
+
+    def position(self, taken):
+        return {}
+
+    def seek(self, position):
+        pass
+
+    def __len__(self):
+        return self.count
+
     def __getitem__(self, i):
         ids = np.random.default_rng(i).integers(3, self.words, self.length)
         return dict(input_ids=ids, position_ids=np.arange(self.length), labels=ids)
+
     def sampler(self, seed):
         from llmtrainer.data.pack import Order
+
         return Order([self.count], [self.count], seed)
 
 
@@ -74,7 +90,8 @@ def work(case: Case, given, folder: Path) -> None:
     from llmtrainer.train.together import of_all, rank, world
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
-    while not (folder / "turn").exists(): time.sleep(0.05)
+    while not (folder / "turn").exists():
+        time.sleep(0.05)
     began, marks = time.perf_counter(), {}
     mark = lambda name: marks.__setitem__(name, round(time.perf_counter() - began, 1))
     here = plan(probe(), "nf4" if case.weights == "qlora" else "none")
@@ -83,44 +100,87 @@ def work(case: Case, given, folder: Path) -> None:
     join(launch, here.device)
     mark("joined")
     model = blank(case.shape, here.device)
-    if case.weights == "qlora": model = pack(model, spread(launch))
+    if case.weights == "qlora":
+        model = pack(model, spread(launch))
     model = adapt_model(model, Adapt(r=16), 0).train()
     mark("made")
     fuse(model, given.engine, "auto" if given.compile else None, spread=spread(launch))
-    if case.shape == "8B": arrange(layers_of(model), "recompute")
+    if case.shape == "8B":
+        arrange(layers_of(model), "recompute")
     whole, ends, found = sum(p.nbytes for p in model.parameters()), [], case.about()
 
     class Clock(TrainerCallback):
         "When each step ended; memory is measured over the steps that count."
+
         def on_step_end(self, args, state, control, **_):
-            if cuda: torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
-            if cuda and state.global_step == 3: torch.cuda.reset_peak_memory_stats()
+            if cuda and state.global_step == 3:
+                torch.cuda.reset_peak_memory_stats()
 
     def running(accelerator) -> None:
         "Does that run which was asked for?"
         check_running(launch, accelerator, model)
-        held = sum((p.to_local() if hasattr(p, "to_local") else getattr(p, "ds_tensor", p)).nbytes for p in model.parameters())  # deepspeed leaves its part beside an empty weight
-        found.update(runs=accelerator.distributed_type.value, processes=accelerator.num_processes, share=round(held / whole, 3), weights_gib=round(held / 2**30, 2))
-        assert abs(found["share"] - (0.5 if case.strategy in ("fsdp", "deepspeed") else 1)) < 0.02, f"{found['share']} of the weights lies on this device"
+        held = sum(
+            (p.to_local() if hasattr(p, "to_local") else getattr(p, "ds_tensor", p)).nbytes
+            for p in model.parameters()
+        )  # deepspeed leaves its part beside an empty weight
+        found.update(
+            runs=accelerator.distributed_type.value,
+            processes=accelerator.num_processes,
+            share=round(held / whole, 3),
+            weights_gib=round(held / 2**30, 2),
+        )
+        assert (
+            abs(found["share"] - (0.5 if case.strategy in ("fsdp", "deepspeed") else 1)) < 0.02
+        ), f"{found['share']} of the weights lies on this device"
 
-    section = Train(batch_size=given.rows, accumulate=case.gpus, max_steps=8, epochs=99, log_steps=8, track="none")
+    section = Train(
+        batch_size=given.rows,
+        accumulate=case.gpus,
+        max_steps=8,
+        epochs=99,
+        log_steps=8,
+        track="none",
+    )
     (folder / "run").mkdir(exist_ok=True)
-    keeping = Keeping(Run(folder / "run"), save="1000000 steps", say=lambda text: None, running=running)
-    trainer = DurableTrainer(model, arguments(section, here, folder / f"x{rank()}", **options(launch)), train_dataset=Random(given.rows * case.gpus * 4, given.length, SHAPES[case.shape]["vocab_size"]),
-                             objective=next_token, keeping=keeping, data_collator=collator("sdpa", 0), callbacks=[Clock()])
+    keeping = Keeping(
+        Run(folder / "run"), save="1000000 steps", say=lambda text: None, running=running
+    )
+    trainer = DurableTrainer(
+        model,
+        arguments(section, here, folder / f"x{rank()}", **options(launch)),
+        train_dataset=Random(
+            given.rows * case.gpus * 4, given.length, SHAPES[case.shape]["vocab_size"]
+        ),
+        objective=next_token,
+        keeping=keeping,
+        data_collator=collator("sdpa", 0),
+        callbacks=[Clock()],
+    )
     trainer.keeper.store = lambda *_: None  # what is measured is the steps
     done = trainer.train()
     mark("trained")
     seconds = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))
     peaks = of_all(round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0)
-    found |= dict(engine=given.engine, tokens_per_second=round(given.rows * given.length * world() / seconds), step_s=round(seconds, 3), peak_gib=peaks, loss=round(done.training_loss, 4), seconds=marks)
-    if rank() == 0: (folder / "found.json").write_text(json.dumps(found))
-    if dist.is_initialized(): dist.destroy_process_group()
+    found |= dict(
+        engine=given.engine,
+        tokens_per_second=round(given.rows * given.length * world() / seconds),
+        step_s=round(seconds, 3),
+        peak_gib=peaks,
+        loss=round(done.training_loss, 4),
+        seconds=marks,
+    )
+    if rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Started:
     "The processes of a case, which wait for their turn."
+
     def __init__(self, case: Case, gpu: int, passed: list[str]):
         self.case, self.folder = case, tempfile.TemporaryDirectory()
         with socket.socket() as s:
@@ -128,89 +188,212 @@ class Started:
             port = str(s.getsockname()[1])
         self.processes = []
         for i in range(case.gpus):
-            several = dict(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(case.gpus), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="scaling") if case.gpus > 1 else dict(CUDA_VISIBLE_DEVICES=str(gpu))
+            several = (
+                dict(
+                    RANK=str(i),
+                    LOCAL_RANK=str(i),
+                    WORLD_SIZE=str(case.gpus),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=port,
+                    TORCHELASTIC_RUN_ID="scaling",
+                )
+                if case.gpus > 1
+                else dict(CUDA_VISIBLE_DEVICES=str(gpu))
+            )
             said = open(Path(self.folder.name) / f"said{i}.txt", "w")
-            line = [sys.executable, __file__, *passed, "--worker", case.shape, case.strategy, case.weights, self.folder.name]
-            self.processes.append(subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | several, stdout=said, stderr=said, start_new_session=True))
+            line = [
+                sys.executable,
+                __file__,
+                *passed,
+                "--worker",
+                case.shape,
+                case.strategy,
+                case.weights,
+                self.folder.name,
+            ]
+            self.processes.append(
+                subprocess.Popen(
+                    line,
+                    env=os.environ
+                    | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+                    | several,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            )
 
     def turn(self) -> None:
         "Let it begin; its time runs from here, or from when its imports are done."
         (Path(self.folder.name) / "turn").touch()
         self.until = time.monotonic() + LIMIT
 
-    def importing(self) -> bool: return len(list(Path(self.folder.name).glob("imported*"))) < self.case.gpus
+    def importing(self) -> bool:
+        return len(list(Path(self.folder.name).glob("imported*"))) < self.case.gpus
 
     def ended(self) -> bool:
         "Are all its processes gone, one of them badly, or its time over?"
         codes = [p.poll() for p in self.processes]
-        if self.importing() and None in codes: self.until = min(time.monotonic() + LIMIT, self.until + LIMIT)
+        if self.importing() and None in codes:
+            self.until = min(time.monotonic() + LIMIT, self.until + LIMIT)
         return None not in codes or any(codes) or time.monotonic() > self.until
 
     def result(self) -> dict:
         "What it found, or why not; nothing of it runs afterwards."
         late = time.monotonic() > self.until
-        if any(p.poll() not in (None, 0) for p in self.processes): time.sleep(1)  # the other one says its part
+        if any(p.poll() not in (None, 0) for p in self.processes):
+            time.sleep(1)  # the other one says its part
         for p in self.processes:
-            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+            if p.poll() is None:
+                os.killpg(p.pid, signal.SIGKILL)
             p.wait()
         file = Path(self.folder.name) / "found.json"
-        if file.is_file() and not late: return json.loads(file.read_text())
-        said = [(Path(self.folder.name) / f"said{i}.txt").read_text(errors="replace").strip() for i in range(self.case.gpus)]
+        if file.is_file() and not late:
+            return json.loads(file.read_text())
+        said = [
+            (Path(self.folder.name) / f"said{i}.txt").read_text(errors="replace").strip()
+            for i in range(self.case.gpus)
+        ]
         print("\n".join(said)[-3000:], file=sys.stderr, flush=True)
-        return self.case.about() | dict(failed=f"over {LIMIT} s" if late else next((line for text in said for line in text.splitlines()[::-1] if "Error" in line), (said[0].splitlines() or ["nothing was said"])[-1])[:300])
+        return self.case.about() | dict(
+            failed=f"over {LIMIT} s"
+            if late
+            else next(
+                (line for text in said for line in text.splitlines()[::-1] if "Error" in line),
+                (said[0].splitlines() or ["nothing was said"])[-1],
+            )[:300]
+        )
 
     def stop(self) -> None:
         "End what waits."
         for p in self.processes:
-            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+            if p.poll() is None:
+                os.killpg(p.pid, signal.SIGKILL)
             p.wait()
 
 
-def turns(shapes: list[str], strategies: list[str], weights: list[str], gpus: int) -> list[list[Case]]:
+def turns(
+    shapes: list[str], strategies: list[str], weights: list[str], gpus: int
+) -> list[list[Case]]:
     "Which cases run at the same time, in their order: single ones two at a time where there are two GPUs."
-    single = [Case(shape, "single", kind) for shape in shapes for kind in weights] if "single" in strategies else []
+    single = (
+        [Case(shape, "single", kind) for shape in shapes for kind in weights]
+        if "single" in strategies
+        else []
+    )
     size = max(1, min(2, gpus))
-    return [single[i:i + size] for i in range(0, len(single), size)] + [[Case(shape, strategy, kind)] for strategy in strategies if strategy != "single" for shape in shapes for kind in weights if (strategy, kind) != ("deepspeed", "qlora")]
+    return [single[i : i + size] for i in range(0, len(single), size)] + [
+        [Case(shape, strategy, kind)]
+        for strategy in strategies
+        if strategy != "single"
+        for shape in shapes
+        for kind in weights
+        if (strategy, kind) != ("deepspeed", "qlora")
+    ]
 
 
 def efficiencies(found: list[dict]) -> dict[str, float]:
     "Tokens a second of two devices over twice those of one."
-    speed = {(f["shape"], f["weights"], f["strategy"]): f["tokens_per_second"] for f in found if "tokens_per_second" in f}
-    return {" ".join((shape, weights, strategy)): round(fast / 2 / speed[shape, weights, "single"], 3) for (shape, weights, strategy), fast in speed.items() if strategy != "single" and (shape, weights, "single") in speed}
+    speed = {
+        (f["shape"], f["weights"], f["strategy"]): f["tokens_per_second"]
+        for f in found
+        if "tokens_per_second" in f
+    }
+    return {
+        " ".join((shape, weights, strategy)): round(fast / 2 / speed[shape, weights, "single"], 3)
+        for (shape, weights, strategy), fast in speed.items()
+        if strategy != "single" and (shape, weights, "single") in speed
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     several = lambda text: text.split(",")
-    parser.add_argument("--shapes", type=several, default=["1B", "8B"]), parser.add_argument("--strategies", type=several, default=["single", "ddp", "fsdp"]), parser.add_argument("--weights", type=several, default=["lora", "qlora"])
-    parser.add_argument("--rows", type=int, default=4), parser.add_argument("--length", type=int, default=2048), parser.add_argument("--engine", default="reference", help="reference, fused or fp8"), parser.add_argument("--compile", action="store_true", help="compile the decoder layers too, as training with the engines fused and fp8 does; some 20 s more for a case")
-    parser.add_argument("--seconds", type=float, default=230, help="after which no case begins"), parser.add_argument("--tiny", action="store_true"), parser.add_argument("--worker", nargs=4, metavar=("SHAPE", "STRATEGY", "WEIGHTS", "FOLDER"))
+    (
+        parser.add_argument("--shapes", type=several, default=["1B", "8B"]),
+        parser.add_argument("--strategies", type=several, default=["single", "ddp", "fsdp"]),
+        parser.add_argument("--weights", type=several, default=["lora", "qlora"]),
+    )
+    (
+        parser.add_argument("--rows", type=int, default=4),
+        parser.add_argument("--length", type=int, default=2048),
+        parser.add_argument("--engine", default="reference", help="reference, fused or fp8"),
+        parser.add_argument(
+            "--compile",
+            action="store_true",
+            help="compile the decoder layers too, as training with the engines fused and fp8 does; some 20 s more for a case",
+        ),
+    )
+    (
+        parser.add_argument(
+            "--seconds", type=float, default=230, help="after which no case begins"
+        ),
+        parser.add_argument("--tiny", action="store_true"),
+        parser.add_argument(
+            "--worker", nargs=4, metavar=("SHAPE", "STRATEGY", "WEIGHTS", "FOLDER")
+        ),
+    )
     given = parser.parse_args()
-    if given.worker: return work(Case(*given.worker[:3]), given, Path(given.worker[3]))
+    if given.worker:
+        return work(Case(*given.worker[:3]), given, Path(given.worker[3]))
     began = time.monotonic()
-    gpus = 0 if given.tiny else len(subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines())
-    if given.tiny: given.shapes, given.rows, given.length = ["tiny"], 2, 32
-    elif gpus < 2: return print(f"{gpus} GPUs here; --tiny tries the script on a CPU")
-    passed = ["--rows", str(given.rows), "--length", str(given.length), "--engine", given.engine] + ["--compile"] * given.compile
+    gpus = (
+        0
+        if given.tiny
+        else len(
+            subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.splitlines()
+        )
+    )
+    if given.tiny:
+        given.shapes, given.rows, given.length = ["tiny"], 2, 32
+    elif gpus < 2:
+        return print(f"{gpus} GPUs here; --tiny tries the script on a CPU")
+    passed = [
+        "--rows",
+        str(given.rows),
+        "--length",
+        str(given.length),
+        "--engine",
+        given.engine,
+    ] + ["--compile"] * given.compile
     waiting, found = turns(given.shapes, given.strategies, given.weights, gpus), []
     start = lambda cases: [Started(case, i, passed) for i, case in enumerate(cases)]
     ready = start(waiting[0])
     for number, cases in enumerate(waiting):
         left = given.seconds - (time.monotonic() - began)
         if left < 20:
-            for case in cases: print(json.dumps(case.about() | dict(skipped="no time left")), flush=True)
-            for one in ready: one.stop()
+            for case in cases:
+                print(json.dumps(case.about() | dict(skipped="no time left")), flush=True)
+            for one in ready:
+                one.stop()
             ready = []
             continue
-        now, ready = ready or start(cases), start(waiting[number + 1]) if number + 1 < len(waiting) and not given.tiny else []
-        for one in now: one.turn()
+        now, ready = (
+            ready or start(cases),
+            start(waiting[number + 1]) if number + 1 < len(waiting) and not given.tiny else [],
+        )
+        for one in now:
+            one.turn()
         while now:
             for one in [o for o in now if o.ended()]:
                 now.remove(one)
                 found.append(one.result() | dict(at_s=round(time.monotonic() - began)))
                 print(json.dumps(found[-1]), flush=True)
             time.sleep(0.1)
-    print(json.dumps(dict(efficiency=efficiencies(found), cases=len(found), failed=sum("failed" in f for f in found), seconds=round(time.monotonic() - began))), flush=True)
+    print(
+        json.dumps(
+            dict(
+                efficiency=efficiencies(found),
+                cases=len(found),
+                failed=sum("failed" in f for f in found),
+                seconds=round(time.monotonic() - began),
+            )
+        ),
+        flush=True,
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

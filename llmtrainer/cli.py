@@ -28,9 +28,15 @@ import typer
 BEGAN = time.monotonic()
 USUAL = gc.get_threshold()
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="a run directory, a model folder, a hub name, or tiny:base")]
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="a run directory, a model folder, a hub name, or tiny:base"),
+]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe in YAML")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe, such as train.lr=1e-4")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe, such as train.lr=1e-4"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else")]
 
 # %% ../nbs/63_cli.ipynb #ef65296b
@@ -46,44 +52,82 @@ def say_json(value) -> None:
 # %% ../nbs/63_cli.ipynb #3c033eab
 def missing_package(error: ImportError) -> str:
     "What to install for a module that is not there."
-    extra = {"gradio": "app", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}.get(error.name or "")
+    extra = {
+        "gradio": "app",
+        "onnx": "export",
+        "onnxruntime": "export",
+        "onnxscript": "export",
+    }.get(error.name or "")
     return f"{error}\n  fix: pip install " + (f"'llmtrainer[{extra}]'" if extra else "llmtrainer")
 
+
 def main() -> None:
-    "Run a command; every error that a user can mend is one block of text and exit code 2, an interruption 75."
-    gc.set_threshold(20_000, *USUAL[1:])  # imports make a million objects that stay, and looking through them again for every 700 new ones is a quarter of the start
-    try: app()
-    except ModuleNotFoundError as error: fail(missing_package(error), 2)
+    """Run a command; every error that a user can mend is one block of text and exit code 2, an
+    interruption 75."""
+    # imports make a million objects that stay, and looking through them again for every 700 new
+    # ones is a quarter of the start
+    gc.set_threshold(20_000, *USUAL[1:])
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        fail(missing_package(error), 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        fail(f"no space left on the disk ({error.filename or 'unknown file'})\n  fix: free some space, or name a folder elsewhere; what was complete is still whole", 2)
-    except KeyboardInterrupt: fail("interrupted", 130)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fail(
+            f"no space left on the disk ({error.filename or 'unknown file'})\n  fix: free some"
+            " space, or name a folder elsewhere; what was complete is still whole",
+            2,
+        )
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
     except Exception as error:
-        if not hasattr(error, "exit_code"): raise  # a fault of ours: the traceback is wanted
-        if "LLMTRAINER_ENDED" in os.environ: left(error)
+        if not hasattr(error, "exit_code"):
+            raise  # a fault of ours: the traceback is wanted
+        if "LLMTRAINER_ENDED" in os.environ:
+            left(error)
         fail(str(error), error.exit_code)
+
 
 @contextmanager
 def stoppable():
-    "Until the training listens itself, SIGINT and SIGTERM end the program as one that can go on: nothing is under way that a kill could harm."
+    """Until the training listens itself, SIGINT and SIGTERM end the program as one that can go on:
+    nothing is under way that a kill could harm."""
+
     def end(number, _):
-        os.write(2, f"stopped by {signal.Signals(number).name} before the training began; the same command goes on\n".encode())
+        os.write(
+            2,
+            f"stopped by {signal.Signals(number).name} before the training began; the same command"
+            " goes on\n".encode(),
+        )
         os._exit(75)
-    alone = "LLMTRAINER_ENDED" not in os.environ and threading.current_thread() is threading.main_thread()
+
+    alone = (
+        "LLMTRAINER_ENDED" not in os.environ
+        and threading.current_thread() is threading.main_thread()
+    )
     before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)} if alone else {}
-    try: yield
+    try:
+        yield
     finally:
-        for s, old in before.items(): signal.signal(s, old)
+        for s, old in before.items():
+            signal.signal(s, old)
+
 
 def usual_collection() -> None:
-    "Everything is imported, and training begins: memory in reference cycles is found as soon as in any other program."
+    """Everything is imported, and training begins: memory in reference cycles is found as soon as
+    in any other program."""
     gc.set_threshold(*USUAL)
 
+
 def left(error: Exception) -> None:
-    "In one of several processes: who started them says it, once; a job that stopped is no failure to torchrun."
+    """In one of several processes: who started them says it, once; a job that stopped is no failure
+    to torchrun."""
     from llmtrainer.train.launch import leave
+
     leave(error.exit_code, str(error))
     raise SystemExit(0 if error.exit_code == 75 else error.exit_code)
+
 
 def fail(text: str, code: int) -> None:
     "Print to standard error and exit."
@@ -97,15 +141,34 @@ def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Pat
     from llmtrainer.pipeline import Recipe
     from llmtrainer.recipe import UserError, commented
     from llmtrainer.run import write_atomic
-    if file.exists(): raise UserError(f"{file} exists already", None, None, "name another file; nothing is ever overwritten")
+
+    if file.exists():
+        raise UserError(
+            f"{file} exists already", None, None, "name another file; nothing is ever overwritten"
+        )
     write_atomic(file, commented(Recipe))
     print(f"wrote {file}: set model.base and data.train, then run: llmtrainer data {file}")
 
 # %% ../nbs/63_cli.ipynb #39a2e46e
 @app.command()
-def data(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
-         html: Annotated[Path | None, typer.Option(help="write a report with the X-ray of the first 100 rows here")] = None,
-         benchmark: Annotated[list[str] | None, typer.Option(help="rows that must not be among the training rows: a file or hub name; may be given several times")] = None):
+def data(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    as_json: AsJson = False,
+    rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(help="write a report with the X-ray of the first 100 rows here")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "rows that must not be among the training rows: a file or hub name; may be given"
+                " several times"
+            )
+        ),
+    ] = None,
+):
     "The ledger, statistics, leaks, and which tokens are trained."
     from rich.console import Console
     from llmtrainer.data.chat import xray, xray_html
@@ -114,16 +177,27 @@ def data(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False,
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.run import write_atomic
+
     job = read_recipe(recipe, changes or [])
     tokenizer = load_tokenizer(job.model.base, job.model.revision)
     found = prepare(job.data, tokenizer, job.train.seed, quiet=as_json)
     stats = statistics(found, tokenizer, job.data, benchmark or ())
-    if html: write_atomic(html, report_html(stats, [xray_html(e, tokenizer) for e in found.encoded[:100]], f"Data of {recipe.name}"))
-    if as_json: return say_json(found.about | {"statistics": stats})
+    if html:
+        write_atomic(
+            html,
+            report_html(
+                stats,
+                [xray_html(e, tokenizer) for e in found.encoded[:100]],
+                f"Data of {recipe.name}",
+            ),
+        )
+    if as_json:
+        return say_json(found.about | {"statistics": stats})
     console = Console()
     console.print_json(json.dumps(found.about))
     console.print(table(stats), "\nGreen is trained, grey is only read:")
-    for one in found.encoded[:rows]: console.print(xray(one, tokenizer), "")
+    for one in found.encoded[:rows]:
+        console.print(xray(one, tokenizer), "")
 
 # %% ../nbs/63_cli.ipynb #aea88acc
 @app.command()
@@ -133,82 +207,195 @@ def doctor(as_json: AsJson = False):
     from rich.console import Console
     from rich.table import Table
     from llmtrainer.device import plan, probe, table
+
     machine = probe()
-    if as_json: return say_json(asdict(machine) | {"plan": asdict(plan(machine))})
-    libraries = Table("library", "version", title=f"{machine.name}, {machine.memory / 2**30:.0f} GiB, {machine.count} device(s)")
-    for name, version in machine.libraries.items(): libraries.add_row(name, version or "[yellow]not installed[/yellow]")
+    if as_json:
+        return say_json(asdict(machine) | {"plan": asdict(plan(machine))})
+    libraries = Table(
+        "library",
+        "version",
+        title=f"{machine.name}, {machine.memory / 2**30:.0f} GiB, {machine.count} device(s)",
+    )
+    for name, version in machine.libraries.items():
+        libraries.add_row(name, version or "[yellow]not installed[/yellow]")
     Console().print(libraries, table(plan(machine)))
 
 # %% ../nbs/63_cli.ipynb #2f3b5120
 @app.command()
-def plan(recipe: RecipeFile, changes: Overrides = None, as_json: AsJson = False, measure: Annotated[bool, typer.Option("--measure", help="load the model and try every part once, on the longest batch")] = False,
-         gpu: Annotated[str | None, typer.Option(metavar="NAME", help="plan for another machine: T4, L4, A100-80GB, H100, 4xH100, ...")] = None):
+def plan(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    as_json: AsJson = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="load the model and try every part once, on the longest batch"
+        ),
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="plan for another machine: T4, L4, A100-80GB, H100, 4xH100, ..."
+        ),
+    ] = None,
+):
     "What will be done here and why, and the memory and time it should take."
     from rich.console import Console
     from llmtrainer import device
     from llmtrainer.pipeline import read_recipe
-    from llmtrainer.preflight import check_flight, flight_table, forecast, forecast_tables, preflight
+    from llmtrainer.preflight import (
+        check_flight,
+        flight_table,
+        forecast,
+        forecast_tables,
+        preflight,
+    )
     from llmtrainer.recipe import UserError
-    if gpu and measure: raise UserError("a GPU that is not here cannot be measured", "--measure", "--gpu NAME for a plan, or --measure for this machine")
+
+    if gpu and measure:
+        raise UserError(
+            "a GPU that is not here cannot be measured",
+            "--measure",
+            "--gpu NAME for a plan, or --measure for this machine",
+        )
     machine = device.gpu(gpu) if gpu else None
     job = read_recipe(recipe, changes or [], machine)
     said = forecast(job, machine)
     report = preflight(job) if measure else None
-    if as_json: say_json(said["plan"] | {k: v for k, v in said.items() if k != "plan"} | ({"measured": report} if report else {}))
-    else: Console().print(*forecast_tables(said), *([flight_table(report)] if report else []), sep="\n")
-    if report: check_flight(report)
+    if as_json:
+        say_json(
+            said["plan"]
+            | {k: v for k, v in said.items() if k != "plan"}
+            | ({"measured": report} if report else {})
+        )
+    else:
+        Console().print(
+            *forecast_tables(said), *([flight_table(report)] if report else []), sep="\n"
+        )
+    if report:
+        check_flight(report)
 
 # %% ../nbs/63_cli.ipynb #7da482e4
 @app.command()
 @stoppable()
-def train(recipe: RecipeFile, changes: Overrides = None, run: Annotated[Path | None, typer.Option(help="the run directory; without one runs/NAME of the recipe")] = None):
+def train(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="the run directory; without one runs/NAME of the recipe")
+    ] = None,
+):
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import missed, read_recipe, stored_result, train
     from llmtrainer.run import Run
     from llmtrainer.train.launch import command, devices, inside, start
+
     usual_collection()
     job, folder = read_recipe(recipe, changes or []), run or Path("runs") / recipe.stem
     if devices(job.launch) > 1 and not inside():
-        code, said = start(command(job.launch, ["train", str(recipe), *(changes or []), "--run", str(folder)]))
-        if code: fail(said, code)
-    else: train(job, folder)
-    if inside(): return
+        code, said = start(
+            command(job.launch, ["train", str(recipe), *(changes or []), "--run", str(folder)])
+        )
+        if code:
+            fail(said, code)
+    else:
+        train(job, folder)
+    if inside():
+        return
     print(f"done: {folder}")
-    fail_under(missed([stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require))
+    fail_under(
+        missed([stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require)
+    )
+
 
 @app.command("continue")
 @stoppable()
-def go_on(place: Annotated[str, typer.Argument(metavar="PLACE", help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name")], changes: Overrides = None,
-          run: Annotated[Path | None, typer.Option(help="the run directory on this machine; without one PLACE itself, or runs/NAME where PLACE is a mirror")] = None):
+def go_on(
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLACE",
+            help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name",
+        ),
+    ],
+    changes: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "the run directory on this machine; without one PLACE itself, or runs/NAME where"
+                " PLACE is a mirror"
+            )
+        ),
+    ] = None,
+):
     "Go on with a run from its newest checkpoint, on this machine or another one."
     from llmtrainer.pipeline import fetched, train
     from llmtrainer.recipe import load
+
     usual_collection()
-    here = run or (Path(place) if (Path(place) / ".lock").exists() else Path("runs") / Path(place.removeprefix("hf://")).name)  # a mirror holds no lock
+    here = run or (
+        Path(place)
+        if (Path(place) / ".lock").exists()
+        else Path("runs") / Path(place.removeprefix("hf://")).name
+    )  # a mirror holds no lock
     recipe = fetched(place, here)
-    if changes: recipe = load(type(recipe), recipe.model_dump(), changes)
+    if changes:
+        recipe = load(type(recipe), recipe.model_dump(), changes)
     print(f"done: {train(recipe, here).path}")
 
+
 @app.command()
-def launch(recipe: RecipeFile, changes: Overrides = None, to: Annotated[str, typer.Option(help="slurm, kubernetes or skypilot")] = "slurm", run: Annotated[Path | None, typer.Option(help="the run directory, on a drive that all machines see")] = None,
-           out: Annotated[Path | None, typer.Option(help="the file to write")] = None):
+def launch(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    to: Annotated[str, typer.Option(help="slurm, kubernetes or skypilot")] = "slurm",
+    run: Annotated[
+        Path | None, typer.Option(help="the run directory, on a drive that all machines see")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
+):
     "Write the file that runs a recipe on a cluster."
     import shlex
     from llmtrainer.pipeline import Recipe
     from llmtrainer.recipe import UserError, load
     from llmtrainer.run import write_atomic
     from llmtrainer.train.launch import CLUSTERS
-    if to not in CLUSTERS: raise UserError(f"there is no cluster called {to!r}", "--to", ", ".join(CLUSTERS))
+
+    if to not in CLUSTERS:
+        raise UserError(f"there is no cluster called {to!r}", "--to", ", ".join(CLUSTERS))
     job, (name, write) = load(Recipe, recipe, changes or []), CLUSTERS[to]
     target, rest = out or Path(name), [c for c in changes or [] if not c.startswith("launch.")]
-    if target.exists(): raise UserError(f"{target} exists already", "--out", None, "name another file; nothing is ever overwritten")
-    write_atomic(target, write(job.launch, shlex.join([str(recipe), *rest, "--run", str(run or Path("/runs" if to == "skypilot" else "runs") / recipe.stem)])))
+    if target.exists():
+        raise UserError(
+            f"{target} exists already",
+            "--out",
+            None,
+            "name another file; nothing is ever overwritten",
+        )
+    write_atomic(
+        target,
+        write(
+            job.launch,
+            shlex.join(
+                [
+                    str(recipe),
+                    *rest,
+                    "--run",
+                    str(run or Path("/runs" if to == "skypilot" else "runs") / recipe.stem),
+                ]
+            ),
+        ),
+    )
     print(f"wrote {target}: look for the words in capitals and the times in it, then submit it")
+
 
 def fail_under(misses: list[str]) -> None:
     "Exit code 1 with what fell short, where anything did."
-    for miss in misses: print(miss, file=sys.stderr)
-    if misses: raise typer.Exit(1)
+    for miss in misses:
+        print(miss, file=sys.stderr)
+    if misses:
+        raise typer.Exit(1)
 
 # %% ../nbs/63_cli.ipynb #ad02c552
 def generation_of(name: str, changes: list[str] | None):
@@ -217,52 +404,97 @@ def generation_of(name: str, changes: list[str] | None):
     from llmtrainer.pipeline import is_run
     from llmtrainer.recipe import load
     from llmtrainer.run import Run
+
     own = load(Generation, Run.load(name).recipe.get("generate", {}) if is_run(name) else {})
     return change(own, [c.removeprefix("generate.") for c in changes or []])
 
+
 @app.command("eval")
-def evaluate(run: RunName, tasks: Annotated[str, typer.Option(help="names of tasks, with commas")], changes: Overrides = None, as_json: AsJson = False):
-    "Measure a model on tasks. KEY=VALUE are of the section eval, data_dir=FOLDER limit=100, or of generate: generate.temperature=0.7."
+def evaluate(
+    run: RunName,
+    tasks: Annotated[str, typer.Option(help="names of tasks, with commas")],
+    changes: Overrides = None,
+    as_json: AsJson = False,
+):
+    """Measure a model on tasks. KEY=VALUE are of the section eval, data_dir=FOLDER limit=100, or of
+    generate: generate.temperature=0.7."""
     from rich.console import Console
     from rich.table import Table
     from llmtrainer.evals.tasks import Eval, find_task
     from llmtrainer.pipeline import evaluate_tasks, is_run, missed, open_model
     from llmtrainer.recipe import load
     from llmtrainer.run import Run
-    section = load(Eval, {"tasks": tasks.split(",")}, [c.removeprefix("eval.") for c in changes or [] if not c.startswith("generate.")])
-    for name in section.tasks: find_task(name)
+
+    section = load(
+        Eval,
+        {"tasks": tasks.split(",")},
+        [c.removeprefix("eval.") for c in changes or [] if not c.startswith("generate.")],
+    )
+    for name in section.tasks:
+        find_task(name)
     how = generation_of(run, [c for c in changes or [] if c.startswith("generate.")])
-    results = evaluate_tasks(Run.load(run) if is_run(run) else None, *open_model(run), section, quiet=as_json, how=how)
-    if as_json: say_json([r.summary() for r in results])
+    results = evaluate_tasks(
+        Run.load(run) if is_run(run) else None, *open_model(run), section, quiet=as_json, how=how
+    )
+    if as_json:
+        say_json([r.summary() for r in results])
     else:
         figures = Table("task", "items", "accuracy", "95 % interval", "any form")
-        for r in results: figures.add_row(r.task, str(r.n), f"{r.accuracy:.3f}", f"{r.interval[0]:.3f} to {r.interval[1]:.3f}", f"{r.flexible:.3f}")
+        for r in results:
+            figures.add_row(
+                r.task,
+                str(r.n),
+                f"{r.accuracy:.3f}",
+                f"{r.interval[0]:.3f} to {r.interval[1]:.3f}",
+                f"{r.flexible:.3f}",
+            )
         Console().print(figures)
     fail_under(missed(results, section.require))
 
 # %% ../nbs/63_cli.ipynb #cab5a37f
 @app.command()
-def compare(a: Annotated[str, typer.Argument(metavar="RUN_A")], b: Annotated[str, typer.Argument(metavar="RUN_B")], task: Annotated[str, typer.Option(help="a task both were measured on")], as_json: AsJson = False):
+def compare(
+    a: Annotated[str, typer.Argument(metavar="RUN_A")],
+    b: Annotated[str, typer.Argument(metavar="RUN_B")],
+    task: Annotated[str, typer.Option(help="a task both were measured on")],
+    as_json: AsJson = False,
+):
     "Is B better than A? Paired, on the same items."
     from dataclasses import asdict
     from rich.console import Console
     from llmtrainer.evals.compare import compare, table
     from llmtrainer.pipeline import stored_result
     from llmtrainer.run import Run
+
     left, right = (stored_result(Run.load(name), task) for name in (a, b))
     found = compare(left, right)
-    if as_json: say_json(asdict(found))
-    else: Console().print(table(found, left, right, (a, b)))
+    if as_json:
+        say_json(asdict(found))
+    else:
+        Console().print(table(found, left, right, (a, b)))
 
 # %% ../nbs/63_cli.ipynb #009538f8
 @app.command()
-def merge(run: RunName, how: Annotated[str, typer.Option(help="dequantized: into the weights it was trained on; original: into the 16-bit ones")] = "dequantized"):
+def merge(
+    run: RunName,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="dequantized: into the weights it was trained on; original: into the 16-bit ones"
+        ),
+    ] = "dequantized",
+):
     "Merge a run's adapter into its base, and measure the difference."
     from llmtrainer.pipeline import merge_run
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
-    if how not in ("dequantized", "original"): raise UserError(f"there is no way to merge called {how!r}", "--how", "dequantized, original")
+
+    if how not in ("dequantized", "original"):
+        raise UserError(
+            f"there is no way to merge called {how!r}", "--how", "dequantized, original"
+        )
     say_json(merge_run(Run.load(run), how))
+
 
 @app.command()
 def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx"):
@@ -271,56 +503,96 @@ def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx")
     from llmtrainer.pipeline import export_run
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
-    if to != "onnx": raise UserError(f"there is no export to {to!r}", "--to", "onnx")
+
+    if to != "onnx":
+        raise UserError(f"there is no export to {to!r}", "--to", "onnx")
     say_json(export_run(Run.load(run), [p.question for p in problems(8, "test", 1)]))
+
 
 @app.command()
 def card(run: RunName):
     "Write the model card from what lies in the run."
     from llmtrainer.run import Run
     from llmtrainer.ship.card import write_card
+
     print(write_card(Run.load(run)))
 
 # %% ../nbs/63_cli.ipynb #e35c253e
 def run_generation(name: str, changes: list[str] | None):
     "(model, tokenizer, generation settings) of a run or model."
     from llmtrainer.pipeline import open_model
+
     section = generation_of(name, changes)  # first, because it is quickly wrong
     return *open_model(name), section
 
+
 @app.command()
-def generate(run: RunName, prompt: Annotated[list[str] | None, typer.Option(help="what the user says; may be given several times")] = None, changes: Overrides = None, as_json: AsJson = False,
-             file: Annotated[Path | None, typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt")] = None, batch_size: Annotated[int, typer.Option(min=1, help="answers written at the same time")] = 32):
+def generate(
+    run: RunName,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="what the user says; may be given several times")
+    ] = None,
+    changes: Overrides = None,
+    as_json: AsJson = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="prompts, one a line, or rows of JSON with messages or prompt"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="answers written at the same time")] = 32,
+):
     "Answer prompts. KEY=VALUE are of the section generate: preset=creative temperature=0.7 n=3."
     from llmtrainer.models.generate import ask, say, stream
+
     model, tokenizer, section = run_generation(run, changes)
     if prompt and len(prompt) == 1 and not file and not as_json and section.n == 1:
-        say(stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section), section, [])
+        say(
+            stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section), section, []
+        )
         return print()
     answers, speed = ask(model, tokenizer, prompt or [], file, section, batch_size)
-    if as_json: return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
-    for one in answers: print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")
-    print(f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']} tokens/s, {speed['cut']} cut at max_new_tokens", file=sys.stderr)
+    if as_json:
+        return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
+    for one in answers:
+        print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")
+    print(
+        f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']}"
+        f" tokens/s, {speed['cut']} cut at max_new_tokens",
+        file=sys.stderr,
+    )
+
 
 @app.command()
 def chat(run: RunName, changes: Overrides = None):
     "Talk with a model, from the keyboard or a pipe."
     from llmtrainer.ship.demo import terminal_chat
+
     model, tokenizer, section = run_generation(run, changes)
     terminal_chat(model, tokenizer, section, None if sys.stdin.isatty() else sys.stdin)
 
+
 @app.command()
-def demo(run: RunName, port: int = 7860, share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False):
+def demo(
+    run: RunName,
+    port: int = 7860,
+    share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
+):
     "A chat in the browser, base and tuned model side by side."
     from llmtrainer.pipeline import is_run, open_model
     from llmtrainer.ship.demo import build_demo, launch_demo
+
     model, tokenizer, section = run_generation(run, None)
-    models = ({"base": open_model(run, tuned=False)} if is_run(run) else {}) | {"tuned" if is_run(run) else run: (model, tokenizer)}
+    models = ({"base": open_model(run, tuned=False)} if is_run(run) else {}) | {
+        "tuned" if is_run(run) else run: (model, tokenizer)
+    }
     launch_demo(build_demo(models, section), port, share)
 
 # %% ../nbs/63_cli.ipynb #1e185b3e
 @app.command()
-def quickstart(out: Annotated[Path, typer.Option(help="the run directory to write")] = Path("runs/quickstart"), seed: int = 0):
+def quickstart(
+    out: Annotated[Path, typer.Option(help="the run directory to write")] = Path("runs/quickstart"),
+    seed: int = 0,
+):
     "The whole pipeline, offline, on a CPU, in minutes."
     from llmtrainer.pipeline import quickstart
+
     quickstart(out, seed, BEGAN)

@@ -21,33 +21,48 @@ from rich.table import Table
 from .recipe import UserError
 
 # %% ../nbs/03_device.ipynb #449cdb1c
-LIBRARIES = ("bitsandbytes", "flash_attn", "liger_kernel", "triton", "deepspeed", "vllm", "onnxruntime")
+LIBRARIES = (
+    "bitsandbytes",
+    "flash_attn",
+    "liger_kernel",
+    "triton",
+    "deepspeed",
+    "vllm",
+    "onnxruntime",
+)
 
 
 def installed(
     name: str,  # as it is imported: "flash_attn"
 ) -> str | None:  # its version, "unknown" without one, None where it is not importable
     "Whether a library could be imported, found out without importing it."
-    if find_spec(name) is None: return None
-    try: return metadata.version(name)
-    except metadata.PackageNotFoundError: return "unknown"
+    if find_spec(name) is None:
+        return None
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 # %% ../nbs/03_device.ipynb #a1effeba
 @dataclass(frozen=True)
 class Machine:
     "What a computer offers for training."
-    kind: str                       # "cuda", "mps" or "cpu"
-    name: str                       # the chip
-    capability: tuple | None        # NVIDIA's (major, minor), of the weakest GPU
-    memory: int                     # bytes for one device, of the smallest GPU
-    count: int                      # devices of this kind
+
+    kind: str  # "cuda", "mps" or "cpu"
+    name: str  # the chip
+    capability: tuple | None  # NVIDIA's (major, minor), of the weakest GPU
+    memory: int  # bytes for one device, of the smallest GPU
+    count: int  # devices of this kind
     libraries: dict[str, str | None]  # import name -> version, None where missing
 
 
 def _cpu_memory():
     "Bytes of main memory that this process may use: the machine's, or its container's limit."
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [Path(p) for p in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    limits = [
+        Path(p)
+        for p in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    ]
     texts = [p.read_text().strip() for p in limits if p.exists()]
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
@@ -59,35 +74,84 @@ def probe() -> Machine:
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         weakest = min(gpus, key=lambda gpu: (gpu.major, gpu.minor))
         smallest = min(gpu.total_memory for gpu in gpus)
-        return Machine("cuda", weakest.name, (weakest.major, weakest.minor), smallest, len(gpus), libraries)
+        return Machine(
+            "cuda", weakest.name, (weakest.major, weakest.minor), smallest, len(gpus), libraries
+        )
     if torch.backends.mps.is_available():
         return Machine("mps", "Apple GPU", None, torch.mps.recommended_max_memory(), 1, libraries)
-    return Machine("cpu", f"CPU with {torch.backends.cpu.get_cpu_capability()}", None, _cpu_memory(), 1, libraries)
+    return Machine(
+        "cpu",
+        f"CPU with {torch.backends.cpu.get_cpu_capability()}",
+        None,
+        _cpu_memory(),
+        1,
+        libraries,
+    )
 
 # %% ../nbs/03_device.ipynb #4012a6c4
-GPUS = {"T4": ((7, 5), 14.5), "V100": ((7, 0), 15.7), "RTX3090": ((8, 6), 23.5), "A10G": ((8, 6), 22), "L4": ((8, 9), 22), "RTX4090": ((8, 9), 23.5), "A100-40GB": ((8, 0), 39), "A100-80GB": ((8, 0), 79), "H100": ((9, 0), 79), "H200": ((9, 0), 139)}  # capability, GiB that a program can have
+GPUS = {
+    "T4": ((7, 5), 14.5),
+    "V100": ((7, 0), 15.7),
+    "RTX3090": ((8, 6), 23.5),
+    "A10G": ((8, 6), 22),
+    "L4": ((8, 9), 22),
+    "RTX4090": ((8, 9), 23.5),
+    "A100-40GB": ((8, 0), 39),
+    "A100-80GB": ((8, 0), 79),
+    "H100": ((9, 0), 79),
+    "H200": ((9, 0), 139),
+}  # capability, GiB that a program can have
 
 
 def gpu(
     name: str,  # one of GPUS, or several of it: "4xH100"
 ) -> Machine:
-    "A machine with the usual GPUs, to plan for: the libraries of this environment, and Triton, which PyTorch brings along where there is an NVIDIA GPU."
+    """A machine with the usual GPUs, to plan for: the libraries of this environment, and Triton,
+    which PyTorch brings along where there is an NVIDIA GPU."""
     count, chip = re.fullmatch(r"(?:(\d+)x)?(.*)", name).groups()
-    if chip not in GPUS: raise UserError(f"{chip!r} is none of the GPUs that can be planned for", "--gpu", ", ".join(GPUS) + ", or several: 4xH100")
+    if chip not in GPUS:
+        raise UserError(
+            f"{chip!r} is none of the GPUs that can be planned for",
+            "--gpu",
+            ", ".join(GPUS) + ", or several: 4xH100",
+        )
     capability, gib = GPUS[chip]
-    return Machine("cuda", chip, capability, int(gib * 2**30), int(count or 1), {name: installed(name) for name in LIBRARIES} | dict(triton=installed("triton") or "(of PyTorch)"))
+    return Machine(
+        "cuda",
+        chip,
+        capability,
+        int(gib * 2**30),
+        int(count or 1),
+        {name: installed(name) for name in LIBRARIES}
+        | dict(triton=installed("triton") or "(of PyTorch)"),
+    )
 
 # %% ../nbs/03_device.ipynb #a2fecce5
-_CPU_REASON = "a CPU computes bfloat16 matrices slowly: 17 times slower than float32 for a 4-bit layer, measured with AVX2"
+_CPU_REASON = (
+    "a CPU computes bfloat16 matrices slowly: 17 times slower than float32 for a 4-bit layer,"
+    " measured with AVX2"
+)
 
 
 def _number_format(machine):
     "(dtype, reason) for weights that are not quantised, and for computing."
-    if machine.kind == "cpu": return "float32", _CPU_REASON
-    if machine.kind == "mps": return "float32", "not every Apple GPU computes bfloat16, and float16 loses small gradients"
+    if machine.kind == "cpu":
+        return "float32", _CPU_REASON
+    if machine.kind == "mps":
+        return "float32", "not every Apple GPU computes bfloat16, and float16 loses small gradients"
     version = "{}.{}".format(*machine.capability)
-    if machine.capability >= (8, 0): return "bfloat16", f"compute capability {version} has bfloat16: the range of float32 in half the memory"
-    return "float16", f"compute capability {version} has no bfloat16 units (8.0 has); float16 needs loss scaling, which the trainer does"
+    if machine.capability >= (8, 0):
+        return (
+            "bfloat16",
+            f"compute capability {version} has bfloat16: the range of float32 in half the memory",
+        )
+    return (
+        "float16",
+        (
+            f"compute capability {version} has no bfloat16 units (8.0 has); float16 needs loss"
+            " scaling, which the trainer does"
+        ),
+    )
 
 # %% ../nbs/03_device.ipynb #5af74ddc
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
@@ -95,34 +159,70 @@ ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 
 def _flash_obstacle(machine):
     "(why FlashAttention 2 cannot run here, what would make it run), or None."
-    if machine.kind != "cuda": return "it needs an NVIDIA GPU", "use attn: sdpa"
+    if machine.kind != "cuda":
+        return "it needs an NVIDIA GPU", "use attn: sdpa"
     if machine.capability < (8, 0):
         found = "this {} has {}.{}".format(machine.name, *machine.capability)
-        return f"it needs compute capability 8.0, and {found}", "use attn: sdpa, or a newer GPU (A100, L4, H100)"
-    if machine.libraries.get("flash_attn") is None: return "the package flash-attn is not installed", "pip install flash-attn --no-build-isolation"
+        return (
+            f"it needs compute capability 8.0, and {found}",
+            "use attn: sdpa, or a newer GPU (A100, L4, H100)",
+        )
+    if machine.libraries.get("flash_attn") is None:
+        return (
+            "the package flash-attn is not installed",
+            "pip install flash-attn --no-build-isolation",
+        )
 
 
 def _attention(machine, attn, kernels=ATTENTION):
     "(kernel, reason), or a `UserError` when the wish cannot be met."
-    obstacle = _flash_obstacle(machine) or (None if "flash_attention_2" in kernels else ("the model's own code has no path for it", "use attn: eager"))
-    if attn == "auto" and not obstacle: return "flash_attention_2", f"flash-attn {machine.libraries['flash_attn']} is installed and the chip supports it"
-    if attn == "auto" and "sdpa" not in kernels: return "eager", "the model's attention is more than a plain product (soft-capped scores, sinks), which sdpa would leave out"
-    if attn == "auto": return "sdpa", f"PyTorch's own kernel; no FlashAttention 2, because {obstacle[0]}"
+    obstacle = _flash_obstacle(machine) or (
+        None
+        if "flash_attention_2" in kernels
+        else ("the model's own code has no path for it", "use attn: eager")
+    )
+    if attn == "auto" and not obstacle:
+        return (
+            "flash_attention_2",
+            f"flash-attn {machine.libraries['flash_attn']} is installed and the chip supports it",
+        )
+    if attn == "auto" and "sdpa" not in kernels:
+        return (
+            "eager",
+            (
+                "the model's attention is more than a plain product (soft-capped scores, sinks),"
+                " which sdpa would leave out"
+            ),
+        )
+    if attn == "auto":
+        return "sdpa", f"PyTorch's own kernel; no FlashAttention 2, because {obstacle[0]}"
     if attn == "flash_attention_2" and obstacle:
-        raise UserError(f"attn: flash_attention_2 cannot run here: {obstacle[0]}.", where="model.attn", allowed="auto, eager, sdpa", fix=obstacle[1])
-    if attn not in kernels: raise UserError(f"attn: {attn} cannot compute this model's attention: its own code has no path for it.", where="model.attn", allowed=", ".join(("auto", *kernels)), fix="use attn: auto")
+        raise UserError(
+            f"attn: flash_attention_2 cannot run here: {obstacle[0]}.",
+            where="model.attn",
+            allowed="auto, eager, sdpa",
+            fix=obstacle[1],
+        )
+    if attn not in kernels:
+        raise UserError(
+            f"attn: {attn} cannot compute this model's attention: its own code has no path for it.",
+            where="model.attn",
+            allowed=", ".join(("auto", *kernels)),
+            fix="use attn: auto",
+        )
     return attn, "the recipe asks for it"
 
 # %% ../nbs/03_device.ipynb #60829e9d
 @dataclass(frozen=True)
 class Plan:
     "How a model is loaded and computed here, with the reason for each choice."
-    device: str         # "cuda", "mps", "cpu"
-    dtype: str          # of weights that are not quantised
+
+    device: str  # "cuda", "mps", "cpu"
+    dtype: str  # of weights that are not quantised
     compute_dtype: str  # of the arithmetic
-    attn: str           # attention kernel
-    engine: str         # set of kernels
-    quantize: str       # storage of the frozen weights
+    attn: str  # attention kernel
+    engine: str  # set of kernels
+    quantize: str  # storage of the frozen weights
     reasons: dict[str, str]  # field -> why
 
 # %% ../nbs/03_device.ipynb #1bdf8056
@@ -131,73 +231,137 @@ QUANTIZE, ENGINES = ("none", "nf4", "fp4", "int8", "fp8"), ("auto", "reference",
 
 def _known(key, value, options):
     "Refuse a word that is none of the options."
-    if value not in options: raise UserError(f"{key}: {value} is none of the choices.", where=f"model.{key}", allowed=", ".join(options))
+    if value not in options:
+        raise UserError(
+            f"{key}: {value} is none of the choices.",
+            where=f"model.{key}",
+            allowed=", ".join(options),
+        )
 
 
 def _quantization(machine, quantize):
     "The reason for a storage format, or a `UserError` when it cannot run."
-    if quantize == "none": return "the recipe asks for weights as they are stored"
-    if quantize == "fp8": return "the recipe asks for it; PyTorch's own 8-bit floating point, unpacked for each product, so any chip will do"
+    if quantize == "none":
+        return "the recipe asks for weights as they are stored"
+    if quantize == "fp8":
+        return (
+            "the recipe asks for it; PyTorch's own 8-bit floating point, unpacked for each product,"
+            " so any chip will do"
+        )
     if machine.libraries.get("bitsandbytes") is None:
-        raise UserError(f"quantize: {quantize} needs bitsandbytes, which is not installed.",
-                        where="model.quantize", allowed="none", fix="pip install bitsandbytes")
+        raise UserError(
+            f"quantize: {quantize} needs bitsandbytes, which is not installed.",
+            where="model.quantize",
+            allowed="none",
+            fix="pip install bitsandbytes",
+        )
     return f"the recipe asks for it; bitsandbytes {machine.libraries['bitsandbytes']} is installed"
 
 # %% ../nbs/03_device.ipynb #69e3c063
-FASTEST = "fused"  # what auto takes at most: fp8 loses nothing in validation loss, but the least cosine of its gradients is 0.96 where 0.98 was asked for (chapter 22)
+# what auto takes at most: fp8 loses nothing in validation loss, but the least cosine of its
+# gradients is 0.96 where 0.98 was asked for (chapter 22)
+FASTEST = "fused"
 
-_NEEDED = {"fused": ((8, 0), "A100, L4, H100"), "fp8": ((8, 9), "L4, H100, H200")}  # compute capability, and who has it
+_NEEDED = {
+    "fused": ((8, 0), "A100, L4, H100"),
+    "fp8": ((8, 9), "L4, H100, H200"),
+}  # compute capability, and who has it
 
 
 def _engine_obstacle(machine, engine, quantize="nf4"):
     "(why an engine cannot run here, what would make it run), or None."
-    if engine == "reference": return None
-    if quantize == "fp8": return "weights stored in fp8 are unpacked by the reference engine only", "use engine: reference, or quantize: nf4, whose products the engine fp8 does in 8 bits"
+    if engine == "reference":
+        return None
+    if quantize == "fp8":
+        return (
+            "weights stored in fp8 are unpacked by the reference engine only",
+            "use engine: reference, or quantize: nf4, whose products the engine fp8 does in 8 bits",
+        )
     needed, who = _NEEDED[engine]
-    if machine.kind != "cuda": return "it needs an NVIDIA GPU", "use engine: reference"
-    if machine.capability < needed: return "it needs compute capability {}.{}, and this {} has {}.{}".format(*needed, machine.name, *machine.capability), f"use engine: {'fused' if engine == 'fp8' and machine.capability >= (8, 0) else 'reference'}, or a newer GPU ({who})"
-    if machine.libraries.get("triton") is None: return "the package triton is not installed", "pip install triton"
+    if machine.kind != "cuda":
+        return "it needs an NVIDIA GPU", "use engine: reference"
+    if machine.capability < needed:
+        return (
+            "it needs compute capability {}.{}, and this {} has {}.{}".format(
+                *needed, machine.name, *machine.capability
+            ),
+            (
+                "use engine:"
+                f" {'fused' if engine == 'fp8' and machine.capability >= (8, 0) else 'reference'},"
+                f" or a newer GPU ({who})"
+            ),
+        )
+    if machine.libraries.get("triton") is None:
+        return "the package triton is not installed", "pip install triton"
 
 
 def _engine(machine, engine, quantize="nf4"):
     "(engine, reason), or a `UserError` when the wish cannot be met."
     obstacle = _engine_obstacle(machine, FASTEST if engine == "auto" else engine, quantize)
-    if engine == "auto" and obstacle: return "reference", f"plain transformers and peft; not {FASTEST}, because {obstacle[0]}"
-    if obstacle: raise UserError(f"engine: {engine} cannot run here: {obstacle[0]}.", where="model.engine", allowed="auto, reference", fix=obstacle[1])
-    if engine != "auto": return engine, "the recipe asks for it"
-    return FASTEST, "Triton {} is installed and compute capability {}.{} is enough; fp8 is taken by name only".format(machine.libraries["triton"], *machine.capability)
+    if engine == "auto" and obstacle:
+        return "reference", f"plain transformers and peft; not {FASTEST}, because {obstacle[0]}"
+    if obstacle:
+        raise UserError(
+            f"engine: {engine} cannot run here: {obstacle[0]}.",
+            where="model.engine",
+            allowed="auto, reference",
+            fix=obstacle[1],
+        )
+    if engine != "auto":
+        return engine, "the recipe asks for it"
+    return (
+        FASTEST,
+        "Triton {} is installed and compute capability {}.{} is enough; fp8 is taken by name only".format(
+            machine.libraries["triton"], *machine.capability
+        ),
+    )
 
 # %% ../nbs/03_device.ipynb #80156480
 def plan(
     machine: Machine,
     quantize: str = "nf4",  # none, nf4, fp4, int8, fp8
-    attn: str = "auto",     # auto, eager, sdpa, flash_attention_2
-    engine: str = "auto",   # auto, reference, fused, fp8
-    kernels=ATTENTION,      # the attention kernels that the model's own code has a path for
+    attn: str = "auto",  # auto, eager, sdpa, flash_attention_2
+    engine: str = "auto",  # auto, reference, fused, fp8
+    kernels=ATTENTION,  # the attention kernels that the model's own code has a path for
 ) -> Plan:
     "Choose formats and kernels for a machine; refuse what it cannot do."
-    _known("quantize", quantize, QUANTIZE); _known("attn", attn, ATTENTION); _known("engine", engine, ENGINES)
+    _known("quantize", quantize, QUANTIZE)
+    _known("attn", attn, ATTENTION)
+    _known("engine", engine, ENGINES)
     dtype, why = _number_format(machine)
     kernel, kernel_why = _attention(machine, attn, kernels)
     chosen, engine_why = _engine(machine, engine, quantize)
     several = f", {machine.count} of them" * (machine.count > 1)
-    reasons = {"device": f"{machine.name}, {machine.memory / 2**30:.0f} GiB{several}", "dtype": why, "compute_dtype": why, "attn": kernel_why,
-               "engine": engine_why, "quantize": _quantization(machine, quantize)}
+    reasons = {
+        "device": f"{machine.name}, {machine.memory / 2**30:.0f} GiB{several}",
+        "dtype": why,
+        "compute_dtype": why,
+        "attn": kernel_why,
+        "engine": engine_why,
+        "quantize": _quantization(machine, quantize),
+    }
     return Plan(machine.kind, dtype, dtype, kernel, chosen, quantize, reasons)
 
 # %% ../nbs/03_device.ipynb #b1d0412e
 def table(plan: Plan) -> Table:
     "A plan as a table with its reasons."
     grid = Table("choice", "value", "because")
-    for name, reason in plan.reasons.items(): grid.add_row(name, getattr(plan, name), reason)
+    for name, reason in plan.reasons.items():
+        grid.add_row(name, getattr(plan, name), reason)
     return grid
 
 # %% ../nbs/03_device.ipynb #c6a7a22c
 def skeleton(
-    config,                            # a transformers configuration
+    config,  # a transformers configuration
     dtype: torch.dtype | None = None,  # of all weights; without one, the default
-    attn: str | None = None,           # attention kernel
+    attn: str | None = None,  # attention kernel
 ) -> torch.nn.Module:
     "The causal language model of a configuration on the meta device: all shapes, no numbers."
-    from transformers import AutoModelForCausalLM  # here, because this module must import fast; who has a config has imported it
-    with torch.device("meta"): return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.get_default_dtype(), attn_implementation=attn)
+    from transformers import (
+        AutoModelForCausalLM,
+    )  # here, because this module must import fast; who has a config has imported it
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype or torch.get_default_dtype(), attn_implementation=attn
+        )

@@ -28,16 +28,19 @@ from traitlets.config import Config
 @dataclass(frozen=True)
 class Cell:
     "One cell of a chapter, its `#|` directives apart from its source."
-    number: int        # place in the notebook, from 1
-    kind: str          # code, markdown or raw
-    source: str        # without the directives
-    directives: dict   # name -> value: {"test": "", "default_exp": "data.rows"}
-    outputs: list      # as the notebook stores them
+
+    number: int  # place in the notebook, from 1
+    kind: str  # code, markdown or raw
+    source: str  # without the directives
+    directives: dict  # name -> value: {"test": "", "default_exp": "data.rows"}
+    outputs: list  # as the notebook stores them
 
     @property
     def tree(self):
         "The syntax tree; IPython's magics are calls in it."
-        return ast.parse(TransformerManager().transform_cell(self.source) if self.kind == "code" else "")
+        return ast.parse(
+            TransformerManager().transform_cell(self.source) if self.kind == "code" else ""
+        )
 
     def has(self, *names):
         "Whether the cell carries any of these directives."
@@ -49,22 +52,31 @@ def parse_cell(number, raw):
     lines = "".join(raw["source"]).splitlines()
     marked = [line for line in lines if line.startswith("#|") and raw["cell_type"] == "code"]
     words = [line[2:].strip().partition(" ") for line in marked]
-    return Cell(number, raw["cell_type"], "\n".join(line for line in lines if line not in marked),
-                {name.rstrip(":"): value.strip() for name, _, value in words}, raw.get("outputs", []))
+    return Cell(
+        number,
+        raw["cell_type"],
+        "\n".join(line for line in lines if line not in marked),
+        {name.rstrip(":"): value.strip() for name, _, value in words},
+        raw.get("outputs", []),
+    )
 
 # %% ../nbs/90_literate.ipynb #ca4946c1
 EXPORTS = ("export", "exports", "exporti")
 
+
 @dataclass(frozen=True)
 class Chapter:
     "A notebook of the book."
-    file: str     # relative to the book's root, as nbs/10_rows.ipynb
+
+    file: str  # relative to the book's root, as nbs/10_rows.ipynb
     cells: list
 
     @property
     def module(self):
         "The module that it exports, without the package's name, or None."
-        return next((cell.directives["default_exp"] for cell in self.cells if cell.has("default_exp")), None)
+        return next(
+            (cell.directives["default_exp"] for cell in self.cells if cell.has("default_exp")), None
+        )
 
     @property
     def layer(self):
@@ -76,9 +88,11 @@ class Chapter:
 @dataclass(frozen=True)
 class Book:
     "The chapters and what settings.ini says of them."
+
     root: Path
     settings: dict
     chapters: list
+
 
 def read_book(root):
     "Read the project in the folder `root`."
@@ -95,34 +109,52 @@ def read_book(root):
 # %% ../nbs/90_literate.ipynb #b526605b
 def indented(source):
     "`source` four columns to the right, but not inside strings of several lines."
-    inside = {line for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Constant, ast.JoinedStr))
-              for line in range(node.lineno + 1, node.end_lineno + 1)}
-    return "\n".join(line if n in inside or not line else "    " + line for n, line in enumerate(source.splitlines(), 1))
+    inside = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Constant, ast.JoinedStr))
+        for line in range(node.lineno + 1, node.end_lineno + 1)
+    }
+    return "\n".join(
+        line if n in inside or not line else "    " + line
+        for n, line in enumerate(source.splitlines(), 1)
+    )
+
 
 def lines_of(node):
     "The numbers of the lines that a statement covers, decorators included."
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     return range(first, node.end_lineno + 1)
 
+
 def cut(source, nodes):
     "`source` without these statements."
     gone = {line for node in nodes for line in lines_of(node)}
-    return "\n".join(line for n, line in enumerate(source.splitlines(), 1) if n not in gone).strip("\n")
+    return "\n".join(line for n, line in enumerate(source.splitlines(), 1) if n not in gone).strip(
+        "\n"
+    )
 
 # %% ../nbs/90_literate.ipynb #20fd1d8a
 MARKS = ("slow", "gpu", "realdata")
 IMPORTS = (ast.Import, ast.ImportFrom)
 DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
+
 def is_test(node):
     "A test function."
     return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 
+
 def is_call_of_test(node):
     "A call of a test, or a `with` or `for` around nothing else."
-    if isinstance(node, (ast.With, ast.For)): return all(is_call_of_test(child) for child in node.body)
+    if isinstance(node, (ast.With, ast.For)):
+        return all(is_call_of_test(child) for child in node.body)
     call = getattr(node, "value", None)
-    return isinstance(node, ast.Expr) and isinstance(call, ast.Call) and getattr(call.func, "id", "").startswith("test_")
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(call, ast.Call)
+        and getattr(call.func, "id", "").startswith("test_")
+    )
 
 # %% ../nbs/90_literate.ipynb #acde12c8
 def as_test(cell, name):
@@ -132,7 +164,10 @@ def as_test(cell, name):
     marks = [f"@pytest.mark.{mark}" for mark in MARKS if cell.has(mark)]
     if all(isinstance(node, DEFINITIONS) for node in body):
         first = {lines_of(node)[0] for node in body if is_test(node)}
-        return "\n".join("\n".join([*marks, line]) if n in first else line for n, line in enumerate(text.splitlines(), 1))
+        return "\n".join(
+            "\n".join([*marks, line]) if n in first else line
+            for n, line in enumerate(text.splitlines(), 1)
+        )
     imports = [node for node in body if isinstance(node, IMPORTS)]
     head = f"def {name}({'realdata' if cell.has('realdata') else ''}):"
     return "\n".join([*map(ast.unparse, imports), *marks, head, indented(cut(text, imports))])
@@ -142,14 +177,24 @@ def exported_source(chapter):
     "All exported cells of a chapter, as one text."
     return "\n".join(ast.unparse(cell.tree) for cell in chapter.cells if cell.has(*EXPORTS))
 
+
 def hidden_names(chapter, text):
     "Names that `text` uses and the module binds, but `import *` does not bring."
     source = exported_source(chapter)
     table = symtable.symtable(source, chapter.file, "exec")
-    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    bound = {
+        s.get_name()
+        for s in table.get_symbols()
+        if s.is_assigned() or s.is_imported() or s.is_namespace()
+    }
     top = ast.parse(source).body
     defined = {node.name for node in top if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    defined |= {getattr(target, "id", "_") for node in top if isinstance(node, ast.Assign) for target in node.targets}
+    defined |= {
+        getattr(target, "id", "_")
+        for node in top
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     return sorted(name for name in bound & used if name[0] == "_" or name not in defined)
 
@@ -166,24 +211,37 @@ def tests_of(chapter, package):
     body = "\n\n\n".join(filter(None, parts))
     return "\n".join([*header(chapter, package, body), "", "", body, ""]) if body else None
 
+
 def header(chapter, package, body):
     "The first lines of a test file: where it comes from, and its imports."
-    lines = [f"# AUTOGENERATED from {chapter.file}. DO NOT EDIT: change the chapter and run `make export`.", "import pytest"]
-    if not chapter.module: return lines
+    lines = [
+        (
+            f"# AUTOGENERATED from {chapter.file}. DO NOT EDIT: change the chapter and run `make"
+            " export`."
+        ),
+        "import pytest",
+    ]
+    if not chapter.module:
+        return lines
     names = hidden_names(chapter, body)
-    return [*lines, f"from {package}.{chapter.module} import *"] + [f"from {package}.{chapter.module} import {', '.join(names)}"] * bool(names)
+    return [*lines, f"from {package}.{chapter.module} import *"] + [
+        f"from {package}.{chapter.module} import {', '.join(names)}"
+    ] * bool(names)
 
 # %% ../nbs/90_literate.ipynb #84f3152b
 @dataclass(frozen=True)
 class Finding:
     "One fault in the book."
+
     file: str
-    cell: int | None   # its number, from 1, or None for the whole file
+    cell: int | None  # its number, from 1, or None for the whole file
     what: str
     fix: str
 
     def __str__(self):
-        return f"{self.file}{f', cell {self.cell}' if self.cell else ''}: {self.what}\n    {self.fix}"
+        return (
+            f"{self.file}{f', cell {self.cell}' if self.cell else ''}: {self.what}\n    {self.fix}"
+        )
 
 # %% ../nbs/90_literate.ipynb #eab10169
 def check_tests(book):
@@ -191,17 +249,29 @@ def check_tests(book):
     for chapter in book.chapters:
         seen = set()
         for cell in chapter.cells:
-            if not cell.has("test"): continue
+            if not cell.has("test"):
+                continue
             rest = [node for node in cell.tree.body if not is_call_of_test(node)]
             names = [node.name for node in rest if is_test(node)]
             if names and not all(isinstance(node, DEFINITIONS) for node in rest):
-                yield Finding(chapter.file, cell.number, "a test function and loose statements in one cell", "make two cells of it, or move the statements into the function")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    "a test function and loose statements in one cell",
+                    "make two cells of it, or move the statements into the function",
+                )
             for name in names:
-                if name in seen: yield Finding(chapter.file, cell.number, f"a second test is called {name}", "rename one: pytest runs only the last")
+                if name in seen:
+                    yield Finding(
+                        chapter.file,
+                        cell.number,
+                        f"a second test is called {name}",
+                        "rename one: pytest runs only the last",
+                    )
                 seen.add(name)
 
 # %% ../nbs/90_literate.ipynb #85c25abb
-CONFTEST = '''# AUTOGENERATED by chapter 90. DO NOT EDIT: change nbs/90_literate.ipynb and run `make export`.
+CONFTEST = """# AUTOGENERATED by chapter 90. DO NOT EDIT: change nbs/90_literate.ipynb and run `make export`.
 import os
 from pathlib import Path
 
@@ -229,13 +299,19 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in chosen:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
-'''
+"""
 
 # %% ../nbs/90_literate.ipynb #6af74378
 def files_of_tests(book):
     "All test files of the book: {path: text}."
-    texts = {f"tests/test_{(c.module or Path(c.file).stem).replace('.', '_')}.py": tests_of(c, book.settings["lib_path"]) for c in book.chapters}
+    texts = {
+        f"tests/test_{(c.module or Path(c.file).stem).replace('.', '_')}.py": tests_of(
+            c, book.settings["lib_path"]
+        )
+        for c in book.chapters
+    }
     return {"tests/conftest.py": CONFTEST} | {file: text for file, text in texts.items() if text}
+
 
 def write_tests(book):
     "Write the test files and remove generated ones whose chapter is gone."
@@ -243,27 +319,43 @@ def write_tests(book):
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.py"):
         stale = path.relative_to(book.root).as_posix() not in files
-        if stale and path.read_text(encoding="utf-8").startswith("# AUTOGENERATED"): path.unlink()
-    for file, text in files.items(): (book.root / file).write_text(text, encoding="utf-8")
+        if stale and path.read_text(encoding="utf-8").startswith("# AUTOGENERATED"):
+            path.unlink()
+    for file, text in files.items():
+        (book.root / file).write_text(text, encoding="utf-8")
 
 # %% ../nbs/90_literate.ipynb #95014849
 def relinked(text, folder):
     "Markdown whose relative links, written inside `folder`, work one level up."
+
     def above(match):
         target = match[2]
         outside = re.match(r"\w+:|#", target)
-        return match[1] + (target if outside else posixpath.normpath(posixpath.join(folder, target))) + ")"
+        return (
+            match[1]
+            + (target if outside else posixpath.normpath(posixpath.join(folder, target)))
+            + ")"
+        )
+
     return re.sub(r"(\]\()([^)\s]+)\)", above, text)
+
 
 def readme(book):
     "The text of README.md."
     nbs, name = book.settings["nbs_path"], book.settings["readme_nb"]
     page = json.loads((book.root / nbs / name).read_text(encoding="utf-8"))
     parsed = [parse_cell(n, raw) for n, raw in enumerate(page["cells"], 1)]
-    page["cells"] = [{**raw, "source": cell.source} for raw, cell in zip(page["cells"], parsed) if not cell.has("hide")]
+    page["cells"] = [
+        {**raw, "source": cell.source}
+        for raw, cell in zip(page["cells"], parsed)
+        if not cell.has("hide")
+    ]
     plain = Config({"NbConvertBase": {"display_data_priority": ["text/plain"]}})
     text, _ = MarkdownExporter(config=plain).from_notebook_node(from_dict(page))
-    return f"<!-- AUTOGENERATED from {nbs}/{name}: change it there and run `make export` -->\n\n{relinked(text, nbs).strip()}\n"
+    return (
+        f"<!-- AUTOGENERATED from {nbs}/{name}: change it there and run `make export`"
+        f" -->\n\n{relinked(text, nbs).strip()}\n"
+    )
 
 # %% ../nbs/90_literate.ipynb #14bef2ab
 NBDEV = """
@@ -272,6 +364,7 @@ from nbdev.doclinks import nbdev_export
 nbdev_clean.__wrapped__()
 nbdev_export.__wrapped__()
 """
+
 
 def export(root):
     "Clean the notebooks; write the package, the tests and the README."
@@ -284,43 +377,85 @@ def export(root):
 # %% ../nbs/90_literate.ipynb #2c8ff35f
 def texts(root, settings):
     "Every file that is generated, or cleaned, by `export`: {path: bytes}."
-    patterns = [settings["lib_path"] + "/**/*.py", "tests/**/*.py", settings["nbs_path"] + "/**/*.ipynb", "README.md"]
-    files = {path.relative_to(root).as_posix(): path for pattern in patterns for path in root.glob(pattern)}
-    return {file: path.read_bytes() for file, path in files.items() if not re.search(r"/[_.](?!_init__|modidx)", file)}
+    patterns = [
+        settings["lib_path"] + "/**/*.py",
+        "tests/**/*.py",
+        settings["nbs_path"] + "/**/*.ipynb",
+        "README.md",
+    ]
+    files = {
+        path.relative_to(root).as_posix(): path
+        for pattern in patterns
+        for path in root.glob(pattern)
+    }
+    return {
+        file: path.read_bytes()
+        for file, path in files.items()
+        if not re.search(r"/[_.](?!_init__|modidx)", file)
+    }
 
 # %% ../nbs/90_literate.ipynb #c0bd901e
 def check_sync(book):
     "What is generated and what a fresh export gives, compared."
     with tempfile.TemporaryDirectory() as folder:
         nbs = book.settings["nbs_path"]
-        shutil.copytree(book.root / nbs, Path(folder) / nbs, ignore=lambda _, names: [n for n in names if n[0] in "._"])
+        shutil.copytree(
+            book.root / nbs,
+            Path(folder) / nbs,
+            ignore=lambda _, names: [n for n in names if n[0] in "._"],
+        )
         shutil.copy(book.root / "settings.ini", folder)
         export(folder)
         fresh = texts(Path(folder), book.settings)
     kept = texts(book.root, book.settings)
     for file in sorted(fresh.keys() | kept.keys()):
-        if file not in kept: yield Finding(file, None, "is missing", "run `make export`")
-        elif file not in fresh: yield Finding(file, None, "comes from no chapter", "delete it, or write the chapter that gives it")
-        elif fresh[file] == kept[file]: continue
-        elif file.endswith(".ipynb"): yield Finding(file, None, "is not clean", "run `make export`")
-        else: yield Finding(file, None, "is not what the chapters give", "run `make export`; never edit it by hand")
+        if file not in kept:
+            yield Finding(file, None, "is missing", "run `make export`")
+        elif file not in fresh:
+            yield Finding(
+                file, None, "comes from no chapter", "delete it, or write the chapter that gives it"
+            )
+        elif fresh[file] == kept[file]:
+            continue
+        elif file.endswith(".ipynb"):
+            yield Finding(file, None, "is not clean", "run `make export`")
+        else:
+            yield Finding(
+                file,
+                None,
+                "is not what the chapters give",
+                "run `make export`; never edit it by hand",
+            )
 
 # %% ../nbs/90_literate.ipynb #8dc94cc2
 def package_imports(chapter, modules, package):
     "(cell, module, inside a function) for every import of the package by exported cells."
     parent = f"{package}.{chapter.module}".rpartition(".")[0]
     for cell in chapter.cells:
-        if not cell.has(*EXPORTS): continue
-        functions = [node for node in ast.walk(cell.tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-        inner = {child.lineno for function in functions for child in ast.walk(function) if isinstance(child, IMPORTS)}
+        if not cell.has(*EXPORTS):
+            continue
+        functions = [
+            node
+            for node in ast.walk(cell.tree)
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        inner = {
+            child.lineno
+            for function in functions
+            for child in ast.walk(function)
+            if isinstance(child, IMPORTS)
+        }
         for node in (node for node in ast.walk(cell.tree) if isinstance(node, IMPORTS)):
             for name in imported(node, parent):
                 module = name.removeprefix(package + ".")
-                if module in modules: yield cell, module, node.lineno in inner
+                if module in modules:
+                    yield cell, module, node.lineno in inner
+
 
 def imported(node, parent):
     "The full names that an import statement in a module of `parent` may mean."
-    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
     base = importlib.util.resolve_name("." * node.level + (node.module or ""), parent)
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
@@ -333,54 +468,110 @@ def check_imports(book):
             graph.setdefault(chapter.module, []).append(module)
             above = modules[module].layer
             if above > chapter.layer:
-                yield Finding(chapter.file, cell.number, f"{chapter.module} (layer {chapter.layer}) imports {module} (layer {above}), which lies above it",
-                              "move the shared part down, or this chapter up")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    f"{chapter.module} (layer {chapter.layer}) imports {module} (layer {above}),"
+                    " which lies above it",
+                    "move the shared part down, or this chapter up",
+                )
             if inside and chapter.module != "cli":
-                yield Finding(chapter.file, cell.number, f"imports {module} inside a function", "import it at the top, in a cell of its own")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    f"imports {module} inside a function",
+                    "import it at the top, in a cell of its own",
+                )
     yield from circles(graph, modules)
 
 # %% ../nbs/90_literate.ipynb #4dbc4abc
 def circles(graph, modules):
     "A finding for every circle of imports."
     while True:
-        try: return graphlib.TopologicalSorter(graph).prepare()
+        try:
+            return graphlib.TopologicalSorter(graph).prepare()
         except graphlib.CycleError as error:
             circle = error.args[1]  # each is imported by the next
-            yield Finding(modules[circle[0]].file, None, "imports in a circle: " + " <- ".join(circle), "move what they share into a chapter below them")
+            yield Finding(
+                modules[circle[0]].file,
+                None,
+                "imports in a circle: " + " <- ".join(circle),
+                "move what they share into a chapter below them",
+            )
             graph[circle[1]] = [module for module in graph[circle[1]] if module != circle[0]]
 
 # %% ../nbs/90_literate.ipynb #cd06d903
 def check_titles(book):
     "Text beside a title, which the site does not show."
     for chapter in book.chapters:
-        for cell in [cell for cell in chapter.cells if cell.source.startswith("# ") and cell.kind == "markdown"][:1]:
-            if [line for line in cell.source.splitlines() if line.strip() and not re.match(r"# |> ", line)]:
-                yield Finding(chapter.file, cell.number, "text in the title's cell, which the site does not show", "leave only `# Title` and `> description` there")
+        for cell in [
+            cell
+            for cell in chapter.cells
+            if cell.source.startswith("# ") and cell.kind == "markdown"
+        ][:1]:
+            if [
+                line
+                for line in cell.source.splitlines()
+                if line.strip() and not re.match(r"# |> ", line)
+            ]:
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    "text in the title's cell, which the site does not show",
+                    "leave only `# Title` and `> description` there",
+                )
+
 
 def check_cells(book):
     "Cells with an import and other code, which nbdev would run at every build of the site."
     for chapter in (c for c in book.chapters if c.module):
-        for cell in (c for c in chapter.cells if not c.has(*EXPORTS) and c.directives.get("eval") != "false"):
+        for cell in (
+            c for c in chapter.cells if not c.has(*EXPORTS) and c.directives.get("eval") != "false"
+        ):
             rest = [node for node in cell.tree.body if not isinstance(node, (*IMPORTS, ast.If))]
             if rest and any(isinstance(node, IMPORTS) for node in ast.walk(cell.tree)):
-                yield Finding(chapter.file, cell.number, "an import and other code in one cell, which the site's build would run", "give the import a cell of its own")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    "an import and other code in one cell, which the site's build would run",
+                    "give the import a cell of its own",
+                )
 
 # %% ../nbs/90_literate.ipynb #bcc84ff5
-PATH = re.compile(r"(?<![\w.~/-])(?:/(?:root|home|Users|work|tmp|private)/[\w.-]+|[A-Z]:\\+Users\\+\w+)")
-TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|glpat-[\w-]{20,}"
-                   r"|xox[abprs]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+PATH = re.compile(
+    r"(?<![\w.~/-])(?:/(?:root|home|Users|work|tmp|private)/[\w.-]+|[A-Z]:\\+Users\\+\w+)"
+)
+TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|glpat-[\w-]{20,}"
+    r"|xox[abprs]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
 UNSHOWN = (*EXPORTS, *MARKS, "default_exp", "hide", "test")
 
 # %% ../nbs/90_literate.ipynb #d7a54ed4
 def output_text(cell):
     "All text that the outputs of a cell hold; pictures left out."
-    parts = [[o.get("text", ""), *o.get("traceback", []), *(v for k, v in o.get("data", {}).items() if not k.startswith("image/") or "svg" in k)] for o in cell.outputs]
-    return "\n".join("".join(part) if isinstance(part, list) else str(part) for some in parts for part in some)
+    parts = [
+        [
+            o.get("text", ""),
+            *o.get("traceback", []),
+            *(v for k, v in o.get("data", {}).items() if not k.startswith("image/") or "svg" in k),
+        ]
+        for o in cell.outputs
+    ]
+    return "\n".join(
+        "".join(part) if isinstance(part, list) else str(part) for some in parts for part in some
+    )
+
 
 def shows(cell):
     "Whether running the cell must leave an output: it ends with a value, or prints."
-    last = cell.tree.body[-1:] if cell.kind == "code" and not cell.has(*UNSHOWN) and cell.directives.get("eval") != "false" else []
-    if not last or not isinstance(last[0], ast.Expr) or cell.source.rstrip().endswith(";"): return False
+    last = (
+        cell.tree.body[-1:]
+        if cell.kind == "code" and not cell.has(*UNSHOWN) and cell.directives.get("eval") != "false"
+        else []
+    )
+    if not last or not isinstance(last[0], ast.Expr) or cell.source.rstrip().endswith(";"):
+        return False
     value = last[0].value
     return getattr(value.func, "id", "") == "print" if isinstance(value, ast.Call) else True
 
@@ -391,28 +582,58 @@ def check_outputs(book):
         for cell in chapter.cells:
             text = cell.source + "\n" + output_text(cell)
             if any(o["output_type"] == "error" for o in cell.outputs):
-                yield Finding(chapter.file, cell.number, "an error is stored as output", "mend the cell, or catch the error and print it; then run the chapter again")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    "an error is stored as output",
+                    "mend the cell, or catch the error and print it; then run the chapter again",
+                )
             if shows(cell) and not cell.outputs:
-                yield Finding(chapter.file, cell.number, "shows a value but has no output", "run the chapter again from the top, then `make export`")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    "shows a value but has no output",
+                    "run the chapter again from the top, then `make export`",
+                )
             for match in PATH.finditer(text):
-                yield Finding(chapter.file, cell.number, f"a path of one machine: {match[0]}", "use a relative path, or print only the name")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    f"a path of one machine: {match[0]}",
+                    "use a relative path, or print only the name",
+                )
             for match in TOKEN.finditer(text):
-                yield Finding(chapter.file, cell.number, f"looks like a token: {match[0][:6]}...", "revoke it first, then take it out of the chapter and of its history")
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    f"looks like a token: {match[0][:6]}...",
+                    "revoke it first, then take it out of the chapter and of its history",
+                )
 
 # %% ../nbs/90_literate.ipynb #bf3f707e
 COLAB = "https://colab.research.google.com/github/"
+
 
 def links(text):
     "The targets of a Markdown text's links, code left out."
     text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
     return re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
 
+
 def target_file(link, chapter, book):
     "The file in the repository that a link means, or None for the rest of the web."
-    blob = re.match(rf"https://(?:github\.com|colab\.research\.google\.com/github)/{book.settings['user']}/{book.settings['repo']}/blob/[^/]+/([^#?]+)", link)
-    if blob: return blob[1]
+    blob = re.match(
+        rf"https://(?:github\.com|colab\.research\.google\.com/github)/{book.settings['user']}/{book.settings['repo']}/blob/[^/]+/([^#?]+)",
+        link,
+    )
+    if blob:
+        return blob[1]
     inside = not re.match(r"\w+:|#", link)
-    return posixpath.normpath(posixpath.join(posixpath.dirname(chapter.file), link.partition("#")[0])) if inside else None
+    return (
+        posixpath.normpath(posixpath.join(posixpath.dirname(chapter.file), link.partition("#")[0]))
+        if inside
+        else None
+    )
 
 # %% ../nbs/90_literate.ipynb #a6830fc9
 def check_links(book):
@@ -423,56 +644,123 @@ def check_links(book):
             for link in dict.fromkeys(links(cell.source)):
                 file = target_file(link, chapter, book)
                 if file and file not in pages and not (book.root / file).exists():
-                    yield Finding(chapter.file, cell.number, f"links to {link}, which does not exist", "mend the link, or write what it promises")
-                elif link.startswith(COLAB) and cell.number <= 2 and chapter.module and file != chapter.file:
-                    yield Finding(chapter.file, cell.number, f"the badge opens {file or link}", f"let it open {chapter.file}")
+                    yield Finding(
+                        chapter.file,
+                        cell.number,
+                        f"links to {link}, which does not exist",
+                        "mend the link, or write what it promises",
+                    )
+                elif (
+                    link.startswith(COLAB)
+                    and cell.number <= 2
+                    and chapter.module
+                    and file != chapter.file
+                ):
+                    yield Finding(
+                        chapter.file,
+                        cell.number,
+                        f"the badge opens {file or link}",
+                        f"let it open {chapter.file}",
+                    )
 
 # %% ../nbs/90_literate.ipynb #79fb951d
 def listed(entry):
     "The pages that a part of the site's list names."
-    if isinstance(entry, str): return [entry]
+    if isinstance(entry, str):
+        return [entry]
     parts = entry if isinstance(entry, list) else [entry.get("href"), *entry.get("contents", [])]
     return [page for part in parts if part for page in listed(part)]
+
 
 def check_site(book):
     "The site's one list of chapters against the chapters."
     site = yaml.safe_load((book.root / "_quarto.yml").read_text(encoding="utf-8"))
-    names = {f"{book.settings['nbs_path']}/{page}" for page in listed(site["website"]["sidebar"]["contents"])}
+    names = {
+        f"{book.settings['nbs_path']}/{page}"
+        for page in listed(site["website"]["sidebar"]["contents"])
+    }
     files = {chapter.file for chapter in book.chapters}
-    for file in sorted(files - names): yield Finding(file, None, "is not in the site's list", "add it to website.sidebar in _quarto.yml")
+    for file in sorted(files - names):
+        yield Finding(
+            file, None, "is not in the site's list", "add it to website.sidebar in _quarto.yml"
+        )
     for file in sorted(names - files):
-        if not (book.root / file).exists(): yield Finding("_quarto.yml", None, f"lists {file}, which does not exist", "write it, or take it off the list")
+        if not (book.root / file).exists():
+            yield Finding(
+                "_quarto.yml",
+                None,
+                f"lists {file}, which does not exist",
+                "write it, or take it off the list",
+            )
 
 # %% ../nbs/90_literate.ipynb #122422fc
 def commands(book):
     "The names of the commands that the chapter of module `cli` defines with `@app.command`."
     names = set()
-    for cell in (cell for c in book.chapters if c.module == "cli" for cell in c.cells if cell.has(*EXPORTS)):
+    for cell in (
+        cell for c in book.chapters if c.module == "cli" for cell in c.cells if cell.has(*EXPORTS)
+    ):
         for node in (n for n in ast.walk(cell.tree) if isinstance(n, ast.FunctionDef)):
-            calls = [d for d in node.decorator_list if isinstance(d, ast.Call) and getattr(d.func, "attr", "") == "command"]
-            given = [a.value for call in calls for a in [*call.args, *(k.value for k in call.keywords if k.arg == "name")] if isinstance(a, ast.Constant)]
+            calls = [
+                d
+                for d in node.decorator_list
+                if isinstance(d, ast.Call) and getattr(d.func, "attr", "") == "command"
+            ]
+            given = [
+                a.value
+                for call in calls
+                for a in [*call.args, *(k.value for k in call.keywords if k.arg == "name")]
+                if isinstance(a, ast.Constant)
+            ]
             names |= set(given or [node.name.strip("_").replace("_", "-")] * bool(calls))
     return names
+
 
 def check_promises(book):
     "Commands that the text names and nobody wrote; ticks in the roadmap without a chapter."
     known, package = commands(book), book.settings["lib_path"]
     for chapter in book.chapters:
         for cell in (c for c in chapter.cells if c.kind == "markdown"):
-            for name in sorted(set(re.findall(rf"(?:`|^){package} ([a-z][\w-]*)", cell.source, re.M)) - known):
-                yield Finding(chapter.file, cell.number, f"names the command `{package} {name}`, which does not exist", "write it in the chapter of the command line, or take it out")
+            for name in sorted(
+                set(re.findall(rf"(?:`|^){package} ([a-z][\w-]*)", cell.source, re.M)) - known
+            ):
+                yield Finding(
+                    chapter.file,
+                    cell.number,
+                    f"names the command `{package} {name}`, which does not exist",
+                    "write it in the chapter of the command line, or take it out",
+                )
             for row in re.findall(r"^\|.*✓.*\|$", cell.source, re.M):
-                if not links(row): yield Finding(chapter.file, cell.number, f"a tick without a chapter: {row}", "link the chapter where it lives, or write `planned`")
+                if not links(row):
+                    yield Finding(
+                        chapter.file,
+                        cell.number,
+                        f"a tick without a chapter: {row}",
+                        "link the chapter where it lives, or write `planned`",
+                    )
 
 # %% ../nbs/90_literate.ipynb #5d1b9db7
 def check_syntax(book):
     "Code cells that are not Python; they come alone, for nothing else can be read then."
     for chapter in book.chapters:
         for cell in chapter.cells:
-            try: cell.tree
-            except SyntaxError as error: yield Finding(chapter.file, cell.number, f"is not Python: {error}", "mend the cell")
+            try:
+                cell.tree
+            except SyntaxError as error:
+                yield Finding(chapter.file, cell.number, f"is not Python: {error}", "mend the cell")
 
-CHECKS = (check_tests, check_imports, check_titles, check_cells, check_outputs, check_links, check_site, check_promises, check_sync)
+
+CHECKS = (
+    check_tests,
+    check_imports,
+    check_titles,
+    check_cells,
+    check_outputs,
+    check_links,
+    check_site,
+    check_promises,
+    check_sync,
+)
 
 # %% ../nbs/90_literate.ipynb #21395ed8
 def check(root):
@@ -480,17 +768,23 @@ def check(root):
     book = read_book(root)
     return list(check_syntax(book)) or [finding for one in CHECKS for finding in one(book)]
 
+
 def main(argv=None):
     "The command line: `python -m llmtrainer.literate export|check`."
-    parser = argparse.ArgumentParser(prog="python -m llmtrainer.literate", description="Export the book, or check it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llmtrainer.literate", description="Export the book, or check it."
+    )
     parser.add_argument("action", choices=["export", "check"])
     parser.add_argument("--root", default=".", type=Path, help="the folder of settings.ini")
     args = parser.parse_args(argv)
-    if not (args.root / "settings.ini").exists(): parser.error(f"no settings.ini in {args.root}: run it in the project's root")
-    if args.action == "export": return export(args.root) or 0
+    if not (args.root / "settings.ini").exists():
+        parser.error(f"no settings.ini in {args.root}: run it in the project's root")
+    if args.action == "export":
+        return export(args.root) or 0
     findings = check(args.root)
     print(*findings, f"{len(findings)} findings" if findings else "the book is sound", sep="\n")
     return int(bool(findings))
 
 # %% ../nbs/90_literate.ipynb #be7bdf3d
-if __name__ == "__main__" and globals().get("__spec__"): sys.exit(main())
+if __name__ == "__main__" and globals().get("__spec__"):
+    sys.exit(main())

@@ -35,11 +35,32 @@ from .data.synthetic import problems
 from .device import Machine, Plan, probe
 from .evals.compare import compare, table
 from .evals.tasks import Eval, Result, evaluate, find_task, read_result
-from .models.adapt import Adapt, adapt_model, balanced, check_storage, expert_load, fused_experts, load_adapter, optimiser, table as trained_table, trainable
+from llmtrainer.models.adapt import (
+    Adapt,
+    adapt_model,
+    balanced,
+    check_storage,
+    expert_load,
+    fused_experts,
+    load_adapter,
+    optimiser,
+    table as trained_table,
+    trainable,
+)
 from .models.activations import arrange, choose, layers_of
 from .models.fused import fuse
 from .models.generate import Generation
-from .models.load import Model, brief, described, fingerprint, load_config, load_model, load_tokenizer, make_plan, no_bars
+from llmtrainer.models.load import (
+    Model,
+    brief,
+    described,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    make_plan,
+    no_bars,
+)
 from .models.memory import Work, counted, predict
 from .recipe import Section, UserError, load
 from .run import Run, seed_everything, write_atomic
@@ -48,7 +69,15 @@ from .ship.export import check_parity, export_onnx, need_onnx
 from .ship.merge import merge
 from .train.checkpoint import full_disk_named
 from .train.durable import Signals
-from .train.launch import Launch, check_launch, check_running, first_then_all, join, options, spread
+from llmtrainer.train.launch import (
+    Launch,
+    check_launch,
+    check_running,
+    first_then_all,
+    join,
+    options,
+    spread,
+)
 from .train.loop import FREE, Train, check_endless, check_unjudged, fit, next_token
 from .train.mirror import mirrored, place_of, restore
 from .train.together import rank
@@ -57,6 +86,7 @@ from .train.watch import chosen_trackers
 # %% ../nbs/60_pipeline.ipynb #5376301d
 class Recipe(Section):
     "A job, whole: each section is defined beside the code that reads it."
+
     model: Model
     data: Data
     adapt: Adapt = Adapt()
@@ -66,86 +96,167 @@ class Recipe(Section):
     launch: Launch = Launch()
 
 # %% ../nbs/60_pipeline.ipynb #6543b36c
-def read_recipe(source: str | Path | dict, overrides: Sequence[str] = (), # "train.lr=1e-4"
-                machine: Machine | None = None  # where the job is to run; without one, here
-               ) -> Recipe:
+def read_recipe(
+    source: str | Path | dict,
+    overrides: Sequence[str] = (),  # "train.lr=1e-4"
+    machine: Machine | None = None,  # where the job is to run; without one, here
+) -> Recipe:
     "A recipe from YAML and overrides, with all faults at once, those between sections too."
     recipe, machine = load(Recipe, source, overrides), machine or probe()
     if recipe.adapt.method != "lora" and recipe.model.quantize != "none":
-        raise UserError("quantised weights cannot be trained themselves", f"adapt.method: {recipe.adapt.method}", "model.quantize: none", "add model.quantize=none, or train adapters with adapt.method=lora")
-    check_storage(recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8")
+        raise UserError(
+            "quantised weights cannot be trained themselves",
+            f"adapt.method: {recipe.adapt.method}",
+            "model.quantize: none",
+            "add model.quantize=none, or train adapters with adapt.method=lora",
+        )
+    check_storage(
+        recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8"
+    )
     optimiser(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
     check_launch(recipe.launch, machine, recipe.model.quantize, recipe.model.engine)
-    if recipe.data.stream: check_endless(recipe.train)
-    if recipe.data.val is None: check_unjudged(recipe.train)
-    for name in recipe.eval.tasks: find_task(name)
+    if recipe.data.stream:
+        check_endless(recipe.train)
+    if recipe.data.val is None:
+        check_unjudged(recipe.train)
+    for name in recipe.eval.tasks:
+        find_task(name)
     return recipe
 
 # %% ../nbs/60_pipeline.ipynb #14193a26
-OBJECTIVES = {"sft": next_token, "pretrain": next_token}  # the word of the recipe -> loss; which tokens are trained is the data's business
+OBJECTIVES = {
+    "sft": next_token,
+    "pretrain": next_token,
+}  # the word of the recipe -> loss; which tokens are trained is the data's business
 
 JUDGED = {"preference", "kto"}  # formats whose rows say which answers are worse
 
-def check_objective(objective: str, formats: str # of the rows, with commas
-                   ) -> None:
+
+def check_objective(
+    objective: str,
+    formats: str,  # of the rows, with commas
+) -> None:
     "`UserError` where the objective and the rows do not belong together."
     found = set(formats.split(", "))
-    if {"sft": not found & JUDGED and found != {"text"}, "pretrain": found == {"text"}}[objective]: return
-    fix = "no objective of this version learns from judged answers: prepare rows with the good answers only" if found & JUDGED else f"set train.objective={'pretrain' if found == {'text'} else 'sft'}"
-    raise UserError(f"the objective {objective} does not learn from rows of the format {formats}", "train.objective", "sft for conversations, pretrain for plain text", fix)
+    if {"sft": not found & JUDGED and found != {"text"}, "pretrain": found == {"text"}}[objective]:
+        return
+    fix = (
+        "no objective of this version learns from judged answers: prepare rows with the good"
+        " answers only"
+        if found & JUDGED
+        else f"set train.objective={'pretrain' if found == {'text'} else 'sft'}"
+    )
+    raise UserError(
+        f"the objective {objective} does not learn from rows of the format {formats}",
+        "train.objective",
+        "sft for conversations, pretrain for plain text",
+        fix,
+    )
 
 # %% ../nbs/60_pipeline.ipynb #0b767b0e
 def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
-    "Write what the data is into the run; `UserError` where a resumed run would go on with other data, unless `data` is accepted."
+    """Write what the data is into the run; `UserError` where a resumed run would go on with other
+    data, unless `data` is accepted."""
     known = run.read("data.json")["sha256"] if (run.path / "data.json").is_file() else data.digest
-    if known != data.digest and "data" not in accept: raise UserError("the data is not what this run began with", str(run.path), None, "put the old files back, or begin another run with --run; to go on all the same, which is noted in the run: train.accept=[data,order]")
+    if known != data.digest and "data" not in accept:
+        raise UserError(
+            "the data is not what this run began with",
+            str(run.path),
+            None,
+            "put the old files back, or begin another run with --run; to go on all the same, which"
+            " is noted in the run: train.accept=[data,order]",
+        )
     run.write("data.json", data.account() | dict(sha256=data.digest))
-    write_atomic(run.path / "validation.jsonl", "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held))
+    write_atomic(
+        run.path / "validation.jsonl",
+        "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held),
+    )
     write_atomic(run.rejects, "".join(json.dumps(asdict(r)) + "\n" for r in data.ledger.rejects))
 
 # %% ../nbs/60_pipeline.ipynb #28d6808c
 @contextmanager
 def progress(what: str, total: int, quiet: bool = False):
     "A bar for work that is counted; gives the function that advances it."
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet) as bar:
+    with Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)
 
-def evaluate_tasks(run: Run | None, model, tokenizer, section: Eval, quiet: bool = False,
-                   folder: str = "evals", # under the run
-                   how: Generation = Generation()) -> list[Result]:
+
+def evaluate_tasks(
+    run: Run | None,
+    model,
+    tokenizer,
+    section: Eval,
+    quiet: bool = False,
+    folder: str = "evals",  # under the run
+    how: Generation = Generation(),
+) -> list[Result]:
     "Run the section's tasks on a model and store each result in the run, where there is one."
     results = []
     for name in section.tasks:
         task = find_task(name)
         with progress(name, len(task.items(section.data_dir, section.limit)), quiet) as advance:
-            results.append(evaluate(model, tokenizer, task, section.data_dir, section.limit, progress=advance, section=how))
-        if run: run.write(f"{folder}/{name}.json", asdict(results[-1]))
+            results.append(
+                evaluate(
+                    model,
+                    tokenizer,
+                    task,
+                    section.data_dir,
+                    section.limit,
+                    progress=advance,
+                    section=how,
+                )
+            )
+        if run:
+            run.write(f"{folder}/{name}.json", asdict(results[-1]))
     return results
+
 
 def stored_result(run: Run, task: str, folder: str = "evals") -> Result:
     "A task's result in a run; `UserError` where it was never measured."
-    if not (run.path / folder / f"{task}.json").is_file(): raise UserError(f"{run.path} has no result of {task}", None, None, f"llmtrainer eval {run.path} --tasks {task}")
+    if not (run.path / folder / f"{task}.json").is_file():
+        raise UserError(
+            f"{run.path} has no result of {task}",
+            None,
+            None,
+            f"llmtrainer eval {run.path} --tasks {task}",
+        )
     return read_result(run.read(f"{folder}/{task}.json"))
+
 
 def missed(results: list[Result], require: dict[str, float]) -> list[str]:
     "The tasks whose accuracy is under what the recipe requires, in words."
-    return [f"{r.task}: {r.accuracy:.3f} is under the required {require[r.task]}" for r in results if r.accuracy < require.get(r.task, 0)]
+    return [
+        f"{r.task}: {r.accuracy:.3f} is under the required {require[r.task]}"
+        for r in results
+        if r.accuracy < require.get(r.task, 0)
+    ]
 
 # %% ../nbs/60_pipeline.ipynb #cbe8bf2e
 def is_run(name: str) -> bool:
     "Is it a run directory, and not a model folder or a hub name?"
     return (Path(name) / "recipe.yaml").is_file()
 
+
 def with_template(model, tokenizer, name: str = "auto"):
-    "(model, tokenizer) that can be asked: a base without a chat template has the one that training would give it, and says so."
+    """(model, tokenizer) that can be asked: a base without a chat template has the one that
+    training would give it, and says so."""
     own, found = bool(tokenizer.chat_template), set_template(tokenizer, name)
-    if not own: print(f"{model.config.name_or_path} has no chat template: it is asked in the form {found!r}, as training would ask it", file=sys.stderr)
+    if not own:
+        print(
+            f"{model.config.name_or_path} has no chat template: it is asked in the form {found!r},"
+            " as training would ask it",
+            file=sys.stderr,
+        )
     return model, tokenizer
 
-def open_model(name: str, # a run, a model folder, a hub name, or tiny:base
-               tuned: bool = True # of a run: the trained model, or its base
-              ):
+
+def open_model(
+    name: str,  # a run, a model folder, a hub name, or tiny:base
+    tuned: bool = True,  # of a run: the trained model, or its base
+):
     "(model, tokenizer) of whatever can be talked to."
     if not is_run(name):
         section = Model(base=name, quantize="none")
@@ -153,8 +264,15 @@ def open_model(name: str, # a run, a model folder, a hub name, or tiny:base
     run = Run.load(name)
     recipe = load(Recipe, run.recipe)
     section = pinned(run, recipe.model)
-    if not tuned: return with_template(*load_model(section, make_plan(section)), recipe.data.template)
-    if not finished(run): raise UserError(f"{name} has not finished training", None, None, f"llmtrainer train {name}/recipe.yaml --run {name}")
+    if not tuned:
+        return with_template(*load_model(section, make_plan(section)), recipe.data.template)
+    if not finished(run):
+        raise UserError(
+            f"{name} has not finished training",
+            None,
+            None,
+            f"llmtrainer train {name}/recipe.yaml --run {name}",
+        )
     if run.model.is_dir():
         section = Model(base=str(run.model), quantize="none", attn=section.attn)
         return load_model(section, make_plan(section))
@@ -168,113 +286,266 @@ def finished(run: Run) -> bool:
 
 # %% ../nbs/60_pipeline.ipynb #a2fce719
 def pinned(run: Run, model: Model) -> Model:
-    "The section at the commit that the run began with; `UserError` where a folder's weights are others now."
-    if not (run.path / "model.json").is_file(): return model
+    """The section at the commit that the run began with; `UserError` where a folder's weights are
+    others now."""
+    if not (run.path / "model.json").is_file():
+        return model
     known = run.read("model.json")["base"]
-    if "sha256" not in known: return model.model_copy(update=dict(revision=known["revision"]))
-    if not finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]: raise UserError("the base model is not the one this run began with", str(run.path), None, "put the old weights back, or begin another run with --run")
+    if "sha256" not in known:
+        return model.model_copy(update=dict(revision=known["revision"]))
+    if not finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]:
+        raise UserError(
+            "the base model is not the one this run began with",
+            str(run.path),
+            None,
+            "put the old weights back, or begin another run with --run",
+        )
     return model
 
-def some_batches(train: Sequences, rows: int, plan: Plan, pad_id: int, count: int = 8) -> Iterator[dict]:
-    "A few batches from all over the data, made as they are asked for: what EVA looks at, and what the experts' load is counted on."
+
+def some_batches(
+    train: Sequences, rows: int, plan: Plan, pad_id: int, count: int = 8
+) -> Iterator[dict]:
+    """A few batches from all over the data, made as they are asked for: what EVA looks at, and what
+    the experts' load is counted on."""
     collate, places = collator(plan.attn, pad_id), train.some(rows * count)
     for lo in range(0, len(places), rows):
-        batch = collate([train[i] for i in places[lo:lo + rows]])
+        batch = collate([train[i] for i in places[lo : lo + rows]])
         yield {k: v.to(plan.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
+
 def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: bool) -> None:
-    "Write how many tokens went to each expert, before and after training; nothing for a dense model."
-    if not fused_experts(model): return
+    """Write how many tokens went to each expert, before and after training; nothing for a dense
+    model."""
+    if not fused_experts(model):
+        return
     load = expert_load(model.eval(), batches)
-    run.write("experts.json", (run.read("experts.json") if (run.path / "experts.json").is_file() else {}) | {when: load})
-    if not quiet: print(f"experts {when} training: the busiest of a layer gets {max(max(n) * len(n) / sum(n) for n in load.values()):.2f} times an even share")
+    run.write(
+        "experts.json",
+        (run.read("experts.json") if (run.path / "experts.json").is_file() else {}) | {when: load},
+    )
+    if not quiet:
+        print(
+            f"experts {when} training: the busiest of a layer gets"
+            f" {max(max(n) * len(n) / sum(n) for n in load.values()):.2f} times an even share"
+        )
 
 # %% ../nbs/60_pipeline.ipynb #f69c7845
 def check_names_of(model: Model, adapt: Adapt) -> None:
-    "`UserError` for layers that the recipe names and the model has not, from the configuration alone: before a weight is fetched and a row is read."
+    """`UserError` for layers that the recipe names and the model has not, from the configuration
+    alone: before a weight is fetched and a row is read."""
     config = load_config(model)
-    if not model.remote_code and config.get_text_config() is config: counted(config, adapt)
+    if not model.remote_code and config.get_text_config() is config:
+        counted(config, adapt)
+
 
 def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
     "What a step of the recipe does here, as chapter 28 wants to know it."
     t = recipe.train
-    return Work(t.batch_size, recipe.data.max_length, recompute, recipe.model.quantize, chosen.device == "cuda", chosen.engine != "reference", t.optimiser, t.accumulate, "eager" if chosen.attn == "eager" else "sdpa", chosen.engine == "fp8" and recipe.model.fp8 != "gradients")
+    return Work(
+        t.batch_size,
+        recipe.data.max_length,
+        recompute,
+        recipe.model.quantize,
+        chosen.device == "cuda",
+        chosen.engine != "reference",
+        t.optimiser,
+        t.accumulate,
+        "eager" if chosen.attn == "eager" else "sdpa",
+        chosen.engine == "fp8" and recipe.model.fp8 != "gradients",
+    )
 
-def choose_activations(recipe: Recipe, config, chosen: Plan, machine=None  # a `Machine`; without one, this one
-                      ) -> tuple[str, int | None]:
-    "(policy, layers that compute again; None is all): the recipe's word, or the fastest that the memory plan says will fit, with a twentieth to spare."
-    if recipe.train.activations != "auto": return recipe.train.activations, None
-    if chosen.device != "cuda": return "keep", 0
-    budget, peak = int(0.95 * (machine or probe()).memory), lambda again: predict(config, recipe.adapt, work_of(recipe, chosen, again))["total"]
-    if (kept := peak(False)) <= budget: return "keep", 0
+
+def choose_activations(
+    recipe: Recipe,
+    config,
+    chosen: Plan,
+    machine=None,  # a `Machine`; without one, this one
+) -> tuple[str, int | None]:
+    """(policy, layers that compute again; None is all): the recipe's word, or the fastest that the
+    memory plan says will fit, with a twentieth to spare."""
+    if recipe.train.activations != "auto":
+        return recipe.train.activations, None
+    if chosen.device != "cuda":
+        return "keep", 0
+    budget, peak = (
+        int(0.95 * (machine or probe()).memory),
+        lambda again: predict(config, recipe.adapt, work_of(recipe, chosen, again))["total"],
+    )
+    if (kept := peak(False)) <= budget:
+        return "keep", 0
     return choose(kept, peak(True), config.get_text_config().num_hidden_layers, budget)
+
 
 def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
-    engine = "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine  # what deepspeed has not gathered can only be read by the model's own layers
-    fused, (policy, count) = fuse(model, engine, spread=spread(recipe.launch), fp8=recipe.model.fp8), choose_activations(recipe, load_config(recipe.model), chosen)
-    return dict(engine=fused.about(), activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)))
+    engine = (
+        "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine
+    )  # what deepspeed has not gathered can only be read by the model's own layers
+    fused, (policy, count) = (
+        fuse(model, engine, spread=spread(recipe.launch), fp8=recipe.model.fp8),
+        choose_activations(recipe, load_config(recipe.model), chosen),
+    )
+    return dict(
+        engine=fused.about(),
+        activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)),
+    )
 
 # %% ../nbs/60_pipeline.ipynb #91e02f05
 def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals | None = None):
     "(model, tokenizer) after training; the trained weights lie in the run."
-    chosen_trackers(recipe.train.track)  # one that cannot be had is named now, and not after the data
+    chosen_trackers(
+        recipe.train.track
+    )  # one that cannot be had is named now, and not after the data
     seed_everything(recipe.train.seed)
     section = pinned(run, recipe.model)
     model, tokenizer = load_model(section, chosen, spread(recipe.launch))
-    data = (stream if recipe.data.stream else prepare)(recipe.data, tokenizer, recipe.train.seed, quiet)
+    data = (stream if recipe.data.stream else prepare)(
+        recipe.data, tokenizer, recipe.train.seed, quiet
+    )
     check_objective(recipe.train.objective, data.about["format"])
     record_data(run, data, recipe.train.accept)
-    if not quiet: print(data.said)
-    batches = partial(some_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id)
+    if not quiet:
+        print(data.said)
+    batches = partial(
+        some_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id
+    )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
     speed = quicken(model, recipe, chosen)
-    known = dict(base=fingerprint(section.base, section.revision), quantize=recipe.model.quantize, data=data.digest)
-    run.write("model.json", dict(base=known["base"], family=described(model, tokenizer), plan=asdict(chosen), trainable=trainable(model)) | speed)
-    facts = described(model, tokenizer) | ({"chat template": data.about["template"]} if data.about["format"] != "text" else {})
-    if not quiet: Console().print(trained_table(trainable(model)), *(f"{name}: {words}" for name, words in facts.items()), sep="\n")
+    known = dict(
+        base=fingerprint(section.base, section.revision),
+        quantize=recipe.model.quantize,
+        data=data.digest,
+    )
+    run.write(
+        "model.json",
+        dict(
+            base=known["base"],
+            family=described(model, tokenizer),
+            plan=asdict(chosen),
+            trainable=trainable(model),
+        )
+        | speed,
+    )
+    facts = described(model, tokenizer) | (
+        {"chat template": data.about["template"]} if data.about["format"] != "text" else {}
+    )
+    if not quiet:
+        Console().print(
+            trained_table(trainable(model)),
+            *(f"{name}: {words}" for name, words in facts.items()),
+            sep="\n",
+        )
     record_experts(run, model, batches(), "before", quiet)
     with no_bars(brief(section.base)):  # a checkpoint of a small model is written in a blink
-        fit(model, tokenizer, data.train, data.val, recipe.train, chosen, run, balanced(model, OBJECTIVES[recipe.train.objective]), recipe.model.base, recipe.adapt, quiet, known, data.sources, signals,
-            lambda accelerator: check_running(recipe.launch, accelerator, model), **options(recipe.launch))
-    if recipe.data.stream: record_data(run, data, recipe.train.accept)  # now its rows are counted
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            data.val,
+            recipe.train,
+            chosen,
+            run,
+            balanced(model, OBJECTIVES[recipe.train.objective]),
+            recipe.model.base,
+            recipe.adapt,
+            quiet,
+            known,
+            data.sources,
+            signals,
+            lambda accelerator: check_running(recipe.launch, accelerator, model),
+            **options(recipe.launch),
+        )
+    if recipe.data.stream:
+        record_data(run, data, recipe.train.accept)  # now its rows are counted
     record_experts(run, model, batches(), "after", quiet)
     return model, tokenizer
 
-PREPARED = {"recipe.yaml", "env.json", "data.json", "model.json", "rejects.jsonl", "validation.jsonl", "changes.jsonl"}  # what lies in a run before its first step; with a mirror there is more, and a second place that knows it
+
+# what lies in a run before its first step; with a mirror there is more, and a second place that
+# knows it
+PREPARED = {
+    "recipe.yaml",
+    "env.json",
+    "data.json",
+    "model.json",
+    "rejects.jsonl",
+    "validation.jsonl",
+    "changes.jsonl",
+}
+
 
 @contextmanager
 def folder_free_again(run: Run) -> Iterator[None]:
-    "A job that is refused before its first step leaves its folder to the recipe put right, since nothing in it was learned."
-    try: yield
+    """A job that is refused before its first step leaves its folder to the recipe put right, since
+    nothing in it was learned."""
+    try:
+        yield
     except UserError:
         if rank() == 0 and {p.name for p in run.path.iterdir()} <= PREPARED | {".lock"}:
-            for name in PREPARED: (run.path / name).unlink(missing_ok=True)
+            for name in PREPARED:
+                (run.path / name).unlink(missing_ok=True)
         raise
+
 
 def opened(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     "The run to write, fetched from its second place where it is not here."
     mirror = recipe.train.mirror
-    if mirror and restore(place_of(mirror), Path(path)) and not quiet: print(f"the run was fetched from {mirror}")
+    if mirror and restore(place_of(mirror), Path(path)) and not quiet:
+        print(f"the run was fetched from {mirror}")
     return Run.open(path, recipe, FREE)
 
-def fetched(place: str, path: Path) -> Recipe:
-    "The recipe of a run that lies in a second place, fetched to `path` where it is not here; it is mirrored there again."
-    if not (path / "recipe.yaml").is_file() and not restore(place_of(place), path): raise UserError(f"there is no run in {place}", None, "a run, a folder that train.mirror named, or hf://user/name", "is the drive mounted?")
-    return read_recipe(Run.load(path).recipe, [f"train.mirror={json.dumps(place)}"] if place != str(path) else [])
 
-def train(recipe: Recipe, path: str | Path, # the run directory
-          quiet: bool = False) -> Run:
-    "From a recipe to a run with the trained model, its evaluation and its card. The same call resumes, and does only what is not done."
+def fetched(place: str, path: Path) -> Recipe:
+    """The recipe of a run that lies in a second place, fetched to `path` where it is not here; it
+    is mirrored there again."""
+    if not (path / "recipe.yaml").is_file() and not restore(place_of(place), path):
+        raise UserError(
+            f"there is no run in {place}",
+            None,
+            "a run, a folder that train.mirror named, or hf://user/name",
+            "is the drive mounted?",
+        )
+    return read_recipe(
+        Run.load(path).recipe, [f"train.mirror={json.dumps(place)}"] if place != str(path) else []
+    )
+
+
+def train(
+    recipe: Recipe,
+    path: str | Path,  # the run directory
+    quiet: bool = False,
+) -> Run:
+    """From a recipe to a run with the trained model, its evaluation and its card. The same call
+    resumes, and does only what is not done."""
     chosen, mirror = make_plan(recipe.model), recipe.train.mirror
     check_names_of(recipe.model, recipe.adapt)
     join(recipe.launch, chosen.device)
     run = first_then_all(lambda: opened(path, recipe, quiet), Path(path))
-    with Signals() as signals, folder_free_again(run), mirrored(run.path, mirror if rank() == 0 else None, recipe.train.keep, say=(lambda text: None) if quiet else print):
-        trained = None if finished(run) else learn(recipe, run, chosen, quiet or rank() > 0, signals)
-        if rank() > 0: return run  # the rest is for one
+    with (
+        Signals() as signals,
+        folder_free_again(run),
+        mirrored(
+            run.path,
+            mirror if rank() == 0 else None,
+            recipe.train.keep,
+            say=(lambda text: None) if quiet else print,
+        ),
+    ):
+        trained = (
+            None if finished(run) else learn(recipe, run, chosen, quiet or rank() > 0, signals)
+        )
+        if rank() > 0:
+            return run  # the rest is for one
         missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
-        if missing: evaluate_tasks(run, *(trained or open_model(str(path))), recipe.eval.model_copy(update={"tasks": missing}), quiet, how=recipe.generate)
+        if missing:
+            evaluate_tasks(
+                run,
+                *(trained or open_model(str(path))),
+                recipe.eval.model_copy(update={"tasks": missing}),
+                quiet,
+                how=recipe.generate,
+            )
         write_card(run)
         run.seal()
     return run
@@ -282,25 +553,40 @@ def train(recipe: Recipe, path: str | Path, # the run directory
 # %% ../nbs/60_pipeline.ipynb #034bc66d
 def merge_run(run: Run, how: str = "dequantized") -> dict:
     "Merge a run's adapter into its base under `exports/merged`, and record the difference."
-    if run.model.is_dir(): raise UserError(f"{run.path} is a full fine-tune: there is nothing to merge", None, None, f"its model is in {run.model}")
-    if not run.adapter.is_dir(): raise UserError(f"{run.path} has no adapter yet", None, None, "finish its training first")
+    if run.model.is_dir():
+        raise UserError(
+            f"{run.path} is a full fine-tune: there is nothing to merge",
+            None,
+            None,
+            f"its model is in {run.model}",
+        )
+    if not run.adapter.is_dir():
+        raise UserError(f"{run.path} has no adapter yet", None, None, "finish its training first")
     section = pinned(run, load(Recipe, run.recipe).model)
-    with full_disk_named(run.path): found = merge(section, run.adapter, run.exports / "merged", how=how)
+    with full_disk_named(run.path):
+        found = merge(section, run.adapter, run.exports / "merged", how=how)
     run.write("exports/merge.json", found)
     return found
 
+
 def export_run(run: Run, prompts: Sequence[str]) -> dict:
     "Export a run's merged (or full) model as ONNX under `exports/onnx`, and record how it differs."
-    if not run.model.is_dir() and not (run.exports / "merged").is_dir(): merge_run(run)
+    if not run.model.is_dir() and not (run.exports / "merged").is_dir():
+        merge_run(run)
     source = run.model if run.model.is_dir() else run.exports / "merged"
-    with full_disk_named(run.path): found = export_onnx(source, run.exports / "onnx") | check_parity(source, run.exports / "onnx", list(prompts))
+    with full_disk_named(run.path):
+        found = export_onnx(source, run.exports / "onnx") | check_parity(
+            source, run.exports / "onnx", list(prompts)
+        )
     run.write("exports/onnx.json", found)
     return found
 
 # %% ../nbs/60_pipeline.ipynb #49d8ed3f
 class Stages:
     "Names and times the stages of a long job, aloud."
-    def __init__(self, console: Console): self.console, self.seconds = console, {}
+
+    def __init__(self, console: Console):
+        self.console, self.seconds = console, {}
 
     @contextmanager
     def __call__(self, name: str, said: str):
@@ -313,42 +599,96 @@ class Stages:
 # %% ../nbs/60_pipeline.ipynb #6a179f75
 def quickstart_recipe(out: Path, seed: int) -> Recipe:
     "The recipe of the quickstart: QLoRA on the small base, word problems in the shape of GSM8K."
-    return read_recipe(dict(
-        model=dict(base="tiny:base"), data=dict(train=str(out / "data" / "train.jsonl"), val=str(out / "data" / "validation.jsonl"), max_length=256),
-        adapt=dict(r=16, alpha=32), train=dict(batch_size=8, lr=3e-3, max_steps=120, epochs=10, save_steps=60, eval_steps=40, log_steps=5, seed=seed),
-        eval=dict(tasks=["word_problems"]), generate=dict(max_new_tokens=80)))
+    return read_recipe(
+        dict(
+            model=dict(base="tiny:base"),
+            data=dict(
+                train=str(out / "data" / "train.jsonl"),
+                val=str(out / "data" / "validation.jsonl"),
+                max_length=256,
+            ),
+            adapt=dict(r=16, alpha=32),
+            train=dict(
+                batch_size=8,
+                lr=3e-3,
+                max_steps=120,
+                epochs=10,
+                save_steps=60,
+                eval_steps=40,
+                log_steps=5,
+                seed=seed,
+            ),
+            eval=dict(tasks=["word_problems"]),
+            generate=dict(max_new_tokens=80),
+        )
+    )
+
 
 def write_problems(out: Path, seed: int) -> None:
-    "Training and validation rows; the test problems are the task's own, and no question is in two of the three."
+    """Training and validation rows; the test problems are the task's own, and no question is in two
+    of the three."""
     for split, n in (("train", 3000), ("validation", 200)):
-        write_atomic(out / "data" / f"{split}.jsonl", "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split, seed)))
+        write_atomic(
+            out / "data" / f"{split}.jsonl",
+            "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split, seed)),
+        )
 
 # %% ../nbs/60_pipeline.ipynb #4bcaf60a
-def quickstart(out: str | Path, seed: int = 0, began: float | None = None # time.monotonic() at the start of the program
-              ) -> dict:
-    "The whole pipeline offline on a CPU: data, QLoRA, evaluation before and after, merge, ONNX, card. Writes and returns `summary.json`."
+def quickstart(
+    out: str | Path,
+    seed: int = 0,
+    began: float | None = None,  # time.monotonic() at the start of the program
+) -> dict:
+    """The whole pipeline offline on a CPU: data, QLoRA, evaluation before and after, merge, ONNX,
+    card. Writes and returns `summary.json`."""
     began, out, console = began or time.monotonic(), Path(out), Console(highlight=False)
     stage = Stages(console)
     stage.seconds["imports"] = round(time.monotonic() - began, 1)
     need_onnx()  # now, and not after the training
     recipe = quickstart_recipe(out, seed)
     run = Run.open(out, recipe)
-    with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"): write_problems(out, seed)
+    with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):
+        write_problems(out, seed)
     with stage("before", "2/6  The small base answers the test problems"):
-        before = evaluate_tasks(run, *open_model(str(out), tuned=False), recipe.eval, folder="evals/base", how=recipe.generate)[0]
-    with stage("train", "3/6  QLoRA: the base in 4 bits, adapters on all its linear layers, then the same test"): train(recipe, out)
+        before = evaluate_tasks(
+            run,
+            *open_model(str(out), tuned=False),
+            recipe.eval,
+            folder="evals/base",
+            how=recipe.generate,
+        )[0]
+    with stage(
+        "train",
+        "3/6  QLoRA: the base in 4 bits, adapters on all its linear layers, then the same test",
+    ):
+        train(recipe, out)
     after = stored_result(run, "word_problems")
     comparison = compare(before, after)
     run.write("evals/comparison.json", asdict(comparison))
     console.print(table(comparison, before, after))
-    with stage("merge", "4/6  Merging the adapter, and measuring what that changes"): merged = merge_run(run)
+    with stage("merge", "4/6  Merging the adapter, and measuring what that changes"):
+        merged = merge_run(run)
     with stage("onnx", "5/6  Exporting to ONNX, and reading the same text from it"):
         exported = export_run(run, [p.question for p in problems(8, "test", seed + 1)])
-    with stage("card", "6/6  Writing the model card"): write_card(run)
-    summary = dict(before=before.summary(), after=after.summary(), test_size=after.n, p_value=comparison.p_value, merge=merged, onnx=exported,
-                   seed=seed, seconds=round(time.monotonic() - began, 1), stages=stage.seconds)
+    with stage("card", "6/6  Writing the model card"):
+        write_card(run)
+    summary = dict(
+        before=before.summary(),
+        after=after.summary(),
+        test_size=after.n,
+        p_value=comparison.p_value,
+        merge=merged,
+        onnx=exported,
+        seed=seed,
+        seconds=round(time.monotonic() - began, 1),
+        stages=stage.seconds,
+    )
     run.write("summary.json", summary)
     run.seal()
-    console.print(f"\nMerged and trained model differ by {merged['max_abs_logit_diff']:.1e} in a logit, ONNX and merged by {exported['max_abs_logit_diff']:.1e}, same text: {exported['same_text']}."
-                  f"\n{summary['seconds']:.0f} seconds. All of it lies in {out}. Next:\n  llmtrainer chat {out}\n  llmtrainer demo {out}\n  llmtrainer init recipe.yaml")
+    console.print(
+        f"\nMerged and trained model differ by {merged['max_abs_logit_diff']:.1e} in a logit, ONNX"
+        f" and merged by {exported['max_abs_logit_diff']:.1e}, same text:"
+        f" {exported['same_text']}.\n{summary['seconds']:.0f} seconds. All of it lies in {out}."
+        f" Next:\n  llmtrainer chat {out}\n  llmtrainer demo {out}\n  llmtrainer init recipe.yaml"
+    )
     return summary

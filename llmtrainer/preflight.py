@@ -27,8 +27,26 @@ from .data.prepare import Prepared, prepare
 from .device import Machine, Plan, probe, table as device_table
 from .models.adapt import adapt_model, load_adapter, table as trained_table, trainable
 from .models.load import Model, load_config, load_model, make_plan, traits
-from .models.memory import MOST, Live, Work, counted, largest, predict, product_speed, remedies, seconds, table as memory_table
-from .pipeline import OBJECTIVES, Recipe, check_objective, choose_activations, quicken, work_of
+from llmtrainer.models.memory import (
+    MOST,
+    Live,
+    Work,
+    counted,
+    largest,
+    predict,
+    product_speed,
+    remedies,
+    seconds,
+    table as memory_table,
+)
+from llmtrainer.pipeline import (
+    OBJECTIVES,
+    Recipe,
+    check_objective,
+    choose_activations,
+    quicken,
+    work_of,
+)
 from .recipe import UserError
 from .run import Run, seed_everything
 from .train.loop import fit
@@ -38,52 +56,112 @@ def step_of(recipe: Recipe, config, chosen: Plan, machine=None) -> Work:
     "What a step of the recipe does, with the activations that it will keep."
     return work_of(recipe, chosen, choose_activations(recipe, config, chosen, machine)[0] != "keep")
 
-def forecast(recipe: Recipe, machine: Machine | None = None  # without one, this one; for another, no time is told
-            ) -> dict:
-    "What the job is and needs, from the configuration alone: choices, family, trained parameters, bytes by part, rows that fit, changes where the job does not, and the time."
+
+def forecast(
+    recipe: Recipe,
+    machine: Machine | None = None,  # without one, this one; for another, no time is told
+) -> dict:
+    """What the job is and needs, from the configuration alone: choices, family, trained parameters,
+    bytes by part, rows that fit, changes where the job does not, and the time."""
     here, config = machine or probe(), load_config(recipe.model)
     chosen, text = make_plan(recipe.model, here, config), config.get_text_config()
     work = step_of(recipe, config, chosen, here)
     parts = predict(text, recipe.adapt, work)
     fits = parts["total"] <= here.memory
-    return dict(plan=asdict(chosen), family=traits(config), trainable=counted(text, recipe.adapt), bytes=parts, memory=here.memory, fits=fits, largest_batch_size=largest(text, recipe.adapt, work, here.memory),
-                changes=[] if fits else remedies(text, recipe.adapt, work, here.memory, chosen.device == "cuda"), time=time_of(recipe, work, parts["flops"], None if machine else product_speed(chosen)))
+    return dict(
+        plan=asdict(chosen),
+        family=traits(config),
+        trainable=counted(text, recipe.adapt),
+        bytes=parts,
+        memory=here.memory,
+        fits=fits,
+        largest_batch_size=largest(text, recipe.adapt, work, here.memory),
+        changes=[]
+        if fits
+        else remedies(text, recipe.adapt, work, here.memory, chosen.device == "cuda"),
+        time=time_of(recipe, work, parts["flops"], None if machine else product_speed(chosen)),
+    )
 
-def time_of(recipe: Recipe, work: Work, flops: int,  # of a micro-batch
-            speed: float | None                      # operations a second; None where nobody measured
-           ) -> dict:
-    "Tokens of a step, the range of seconds that it should take, and of the hours of the job where the recipe says how many steps."
+
+def time_of(
+    recipe: Recipe,
+    work: Work,
+    flops: int,  # of a micro-batch
+    speed: float | None,  # operations a second; None where nobody measured
+) -> dict:
+    """Tokens of a step, the range of seconds that it should take, and of the hours of the job where
+    the recipe says how many steps."""
     step, steps = speed and seconds(flops * work.accumulate, speed), recipe.train.max_steps
-    return dict(seconds_per_step=step, tokens_per_step=work.rows * work.length * work.accumulate, hours=step and steps and tuple(steps * s / 3600 for s in step))
+    return dict(
+        seconds_per_step=step,
+        tokens_per_step=work.rows * work.length * work.accumulate,
+        hours=step and steps and tuple(steps * s / 3600 for s in step),
+    )
 
 # %% ../nbs/64_preflight.ipynb #474f68c9
 def size_of(n: int) -> str:
     "Bytes in words."
     return f"{n / 2**30:.2f} GiB" if n > 2**29 else f"{n / 2**20:.1f} MiB"
 
+
 def advice(changes: list[dict], memory: int) -> list[str]:
     "What to change until the job fits, in lines; the last is what a command takes."
-    lines = [f"  {'and ' * (i > 0)}{' '.join([*one['change'], *batch_of(one)])}: {size_of(one['total'])}, {'fits' if one['fits'] else 'not yet'}" for i, one in enumerate(changes)]
-    if not changes or not changes[-1]["fits"]: return [*lines, f"nothing in the recipe makes it fit: take a smaller model, or a device with more than {size_of(memory)}"]
-    return [*lines, "together: " + " ".join([*(word for one in changes for word in one["change"]), *batch_of(changes[-1])])]
+    lines = [
+        f"  {'and ' * (i > 0)}{' '.join([*one['change'], *batch_of(one)])}:"
+        f" {size_of(one['total'])}, {'fits' if one['fits'] else 'not yet'}"
+        for i, one in enumerate(changes)
+    ]
+    if not changes or not changes[-1]["fits"]:
+        return [
+            *lines,
+            (
+                "nothing in the recipe makes it fit: take a smaller model, or a device with more"
+                f" than {size_of(memory)}"
+            ),
+        ]
+    return [
+        *lines,
+        "together: "
+        + " ".join([*(word for one in changes for word in one["change"]), *batch_of(changes[-1])]),
+    ]
+
 
 def batch_of(one: dict) -> list[str]:
     "A change's micro-batches, in words of the recipe."
     return [f"train.batch_size={one['batch_size']}", f"train.accumulate={one['accumulate']}"]
 
+
 def verdict(said: dict) -> list[str]:
     "What a forecast comes to, in lines."
     parts, (step, tokens, hours) = said["bytes"], said["time"].values()
-    lines = [f"{'fits' if said['fits'] else 'does not fit'}: {size_of(parts['total'])} of {size_of(said['memory'])}; the largest train.batch_size that fits is {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MOST)}"]
-    if not said["fits"]: lines += advice(said["changes"], said["memory"])
-    if step: lines += ["a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step) + (", the job {:.2g} to {:.2g} hours".format(*hours) if hours else "") + "; --measure tries it"]
+    lines = [
+        f"{'fits' if said['fits'] else 'does not fit'}: {size_of(parts['total'])} of"
+        f" {size_of(said['memory'])}; the largest train.batch_size that fits is"
+        f" {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MOST)}"
+    ]
+    if not said["fits"]:
+        lines += advice(said["changes"], said["memory"])
+    if step:
+        lines += [
+            "a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step)
+            + (", the job {:.2g} to {:.2g} hours".format(*hours) if hours else "")
+            + "; --measure tries it"
+        ]
     return lines
+
 
 def forecast_tables(said: dict) -> list:
     "A forecast, to look at: the choices, what is trained, the memory, and what it comes to."
     facts = Table("model", "")
-    for name, words in said["family"].items(): facts.add_row(name, words)
-    return [device_table(Plan(**said["plan"])), facts, trained_table(said["trainable"]), memory_table(said["bytes"]), *verdict(said)]
+    for name, words in said["family"].items():
+        facts.add_row(name, words)
+    return [
+        device_table(Plan(**said["plan"])),
+        facts,
+        trained_table(said["trainable"]),
+        memory_table(said["bytes"]),
+        *verdict(said),
+    ]
 
 # %% ../nbs/64_preflight.ipynb #618b4173
 def longest(found: Sequences, rows: int, among: int = 5000) -> Sequences:
@@ -91,83 +169,218 @@ def longest(found: Sequences, rows: int, among: int = 5000) -> Sequences:
     some = range(0, len(found), 1 + len(found) // among)
     chosen = sorted(some, key=lambda i: -len(found[i]["input_ids"]))[:rows]
     bins = [found.bins[i] for i in chosen]
-    return Sequences(found.rows, Bins(np.concatenate(bins), np.concatenate([[0], np.cumsum([len(b) for b in bins])])))
+    return Sequences(
+        found.rows,
+        Bins(np.concatenate(bins), np.concatenate([[0], np.cumsum([len(b) for b in bins])])),
+    )
+
 
 def few(val: dict[str, Sequences], rows: int) -> dict[str, Sequences]:
     "The longest validation sequences of each task."
     return {task: longest(found, rows) for task, found in val.items()}
 
 # %% ../nbs/64_preflight.ipynb #c0daf90d
-def measured(device: str, work: Callable, besides=()  # on a CPU: tensors that lay there before
-            ) -> tuple[object, int]:
-    "(what `work` returns, bytes at the peak: on a GPU of everything, elsewhere of the tensors made in it)."
+def measured(
+    device: str,
+    work: Callable,
+    besides=(),  # on a CPU: tensors that lay there before
+) -> tuple[object, int]:
+    """(what `work` returns, bytes at the peak: on a GPU of everything, elsewhere of the tensors
+    made in it)."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return work(), torch.cuda.max_memory_allocated()
-    with Live(besides) as live: out = work()
+    with Live(besides) as live:
+        out = work()
     return out, live.most
+
 
 def reloaded(recipe: Recipe, chosen: Plan, run: Run):
     "A fresh model with what the run stored."
-    if run.model.is_dir(): return load_model(Model(base=str(run.model), quantize="none", attn=recipe.model.attn), chosen)[0]
+    if run.model.is_dir():
+        return load_model(
+            Model(base=str(run.model), quantize="none", attn=recipe.model.attn), chosen
+        )[0]
     return load_adapter(load_model(recipe.model, chosen)[0], run.adapter)
+
 
 @torch.no_grad()
 def logits_on(model, batch: dict) -> torch.Tensor:
     "A model's logits on a batch, on the CPU."
-    return model.eval()(**{k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k != "labels"}, use_cache=False).logits.float().cpu()
+    return (
+        model.eval()(
+            **{
+                k: v.to(model.device) if isinstance(v, torch.Tensor) else v
+                for k, v in batch.items()
+                if k != "labels"
+            },
+            use_cache=False,
+        )
+        .logits.float()
+        .cpu()
+    )
+
 
 def steps_of(recipe: Recipe, sequences: int) -> int:
     "Optimiser steps that the job will take."
-    whole = math.ceil(recipe.train.epochs * math.ceil(sequences / (recipe.train.batch_size * recipe.train.accumulate)))
+    whole = math.ceil(
+        recipe.train.epochs
+        * math.ceil(sequences / (recipe.train.batch_size * recipe.train.accumulate))
+    )
     return min(whole, recipe.train.max_steps or whole)
+
 
 def step_seconds(run: Run) -> float:
     "Seconds of the last step that was logged: the first one also warms everything up."
     times = [entry["time"] for entry in run.metrics() if "loss" in entry]
     return times[-1] - times[-2]
 
+
 def preflight(recipe: Recipe, quiet: bool = True) -> dict:
-    "The job in small: render, two steps on the longest batch, validation, save, load, compare; predicted beside measured. Raises what the job would raise."
+    """The job in small: render, two steps on the longest batch, validation, save, load, compare;
+    predicted beside measured. Raises what the job would raise."""
     chosen, steps = make_plan(recipe.model), 2
     seed_everything(recipe.train.seed)
     model, tokenizer = load_model(recipe.model, chosen)
     data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
     check_objective(recipe.train.objective, data.about["format"])
     worst = longest(data.train, recipe.train.batch_size * recipe.train.accumulate)
-    batch = collator(chosen.attn, tokenizer.pad_token_id)([worst[i] for i in range(min(len(worst), recipe.train.batch_size))])
-    work = replace(step_of(recipe, load_config(recipe.model), chosen), rows=len(batch["input_ids"]), length=batch["input_ids"].shape[1])
+    batch = collator(chosen.attn, tokenizer.pad_token_id)(
+        [worst[i] for i in range(min(len(worst), recipe.train.batch_size))]
+    )
+    work = replace(
+        step_of(recipe, load_config(recipe.model), chosen),
+        rows=len(batch["input_ids"]),
+        length=batch["input_ids"].shape[1],
+    )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches=[batch])
     quicken(model, recipe, chosen)
-    section = recipe.train.model_copy(update=dict(max_steps=steps, epochs=float(steps), save_steps=steps, eval_steps=steps, log_steps=1, mirror=None, max_hours=None))
+    section = recipe.train.model_copy(
+        update=dict(
+            max_steps=steps,
+            epochs=float(steps),
+            save_steps=steps,
+            eval_steps=steps,
+            log_steps=1,
+            mirror=None,
+            max_hours=None,
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", recipe)
         began = time.perf_counter()
-        done, peak = measured(chosen.device, lambda: fit(model, tokenizer, worst, few(data.val, recipe.train.batch_size), section, chosen, run, OBJECTIVES[recipe.train.objective], recipe.model.base, recipe.adapt, quiet=True), [*model.parameters(), *model.buffers()])
-        took, size = time.perf_counter() - began, sum(f.stat().st_size for f in run.checkpoints.rglob("*") if f.is_file())
+        done, peak = measured(
+            chosen.device,
+            lambda: fit(
+                model,
+                tokenizer,
+                worst,
+                few(data.val, recipe.train.batch_size),
+                section,
+                chosen,
+                run,
+                OBJECTIVES[recipe.train.objective],
+                recipe.model.base,
+                recipe.adapt,
+                quiet=True,
+            ),
+            [*model.parameters(), *model.buffers()],
+        )
+        took, size = (
+            time.perf_counter() - began,
+            sum(f.stat().st_size for f in run.checkpoints.rglob("*") if f.is_file()),
+        )
         trained, counts, each = logits_on(model, batch), trainable(model), step_seconds(run)
         del model  # the stored one must find its place
         gc.collect(), torch.cuda.empty_cache()
         apart = (trained - logits_on(reloaded(recipe, chosen, run), batch)).abs().max().item()
     said = predict(load_config(recipe.model), recipe.adapt, work)
-    standing = 0 if chosen.device == "cuda" else said["weights"] + said["constants"] + said["trained"]  # lay there before the ledger was opened
-    saving = 0 if chosen.device == "cuda" else standing + said["trained"] + 2 * said["optimiser"] + said["weights"] * (recipe.adapt.method == "partial")  # a save copies in main memory what it writes
+    standing = (
+        0 if chosen.device == "cuda" else said["weights"] + said["constants"] + said["trained"]
+    )  # lay there before the ledger was opened
+    saving = (
+        0
+        if chosen.device == "cuda"
+        else standing
+        + said["trained"]
+        + 2 * said["optimiser"]
+        + said["weights"] * (recipe.adapt.method == "partial")
+    )  # a save copies in main memory what it writes
     total = steps_of(recipe, len(data.train))
-    return dict(rows=data.about["rows"], tokens=data.about["tokens"], longest=work.length, sequences=len(data.train), trainable=counts, loss=done["loss"], validation=done.get("eval_loss"), seconds=round(took, 2),
-                checkpoint_bytes=size, reload_difference=apart, predicted_bytes=max(said["allocated"], saving), measured_bytes=peak + standing, steps=steps, seconds_per_step=round(each, 3), job_steps=total, job_hours=round(total * each / 3600, 3))
+    return dict(
+        rows=data.about["rows"],
+        tokens=data.about["tokens"],
+        longest=work.length,
+        sequences=len(data.train),
+        trainable=counts,
+        loss=done["loss"],
+        validation=done.get("eval_loss"),
+        seconds=round(took, 2),
+        checkpoint_bytes=size,
+        reload_difference=apart,
+        predicted_bytes=max(said["allocated"], saving),
+        measured_bytes=peak + standing,
+        steps=steps,
+        seconds_per_step=round(each, 3),
+        job_steps=total,
+        job_hours=round(total * each / 3600, 3),
+    )
 
 # %% ../nbs/64_preflight.ipynb #d390b016
 def check_flight(report: dict, tolerance: float = 1e-3) -> None:
     "`UserError` where what was stored is not what was trained."
-    if not report["reload_difference"] <= tolerance: raise UserError(f"the stored adapter or model is not the trained one: a logit differs by {report['reload_difference']:.2g} after loading", None, f"at most {tolerance:g}", "this is a fault of the trainer or the disk: nothing should be trained before it is found")
+    if not report["reload_difference"] <= tolerance:
+        raise UserError(
+            "the stored adapter or model is not the trained one: a logit differs by"
+            f" {report['reload_difference']:.2g} after loading",
+            None,
+            f"at most {tolerance:g}",
+            "this is a fault of the trainer or the disk: nothing should be trained before it is"
+            " found",
+        )
+
 
 def flight_table(report: dict) -> Table:
     "A preflight, to look at."
-    validation = "no validation rows" if report["validation"] is None else f"loss {report['validation']:.4f}"
+    validation = (
+        "no validation rows" if report["validation"] is None else f"loss {report['validation']:.4f}"
+    )
     grid = Table("tried", "found")
-    for name, found in (("render", f"{report['rows']['kept']:,} rows, {report['tokens']['trained']:,} of {report['tokens']['total']:,} tokens trained"), ("longest batch", f"{report['longest']:,} tokens a row"),
-                        ("train", f"{report['steps']} steps, loss {report['loss']:.4f}; {report['trainable']['all']:,} parameters trained ({report['trainable']['percent']} %)"), ("validate", validation), ("save", f"a checkpoint of {size_of(report['checkpoint_bytes'])}"),
-                        ("load and compare", f"largest difference of a logit {report['reload_difference']:.1e}"), ("memory", f"predicted {size_of(report['predicted_bytes'])}, measured {size_of(report['measured_bytes'])}"), ("time", f"{report['seconds_per_step']} s a step on this batch; {report['job_steps']:,} steps: at most about {report['job_hours']} hours")):
+    for name, found in (
+        (
+            "render",
+            (
+                f"{report['rows']['kept']:,} rows, {report['tokens']['trained']:,} of"
+                f" {report['tokens']['total']:,} tokens trained"
+            ),
+        ),
+        ("longest batch", f"{report['longest']:,} tokens a row"),
+        (
+            "train",
+            (
+                f"{report['steps']} steps, loss {report['loss']:.4f};"
+                f" {report['trainable']['all']:,} parameters trained"
+                f" ({report['trainable']['percent']} %)"
+            ),
+        ),
+        ("validate", validation),
+        ("save", f"a checkpoint of {size_of(report['checkpoint_bytes'])}"),
+        ("load and compare", f"largest difference of a logit {report['reload_difference']:.1e}"),
+        (
+            "memory",
+            (
+                f"predicted {size_of(report['predicted_bytes'])}, measured"
+                f" {size_of(report['measured_bytes'])}"
+            ),
+        ),
+        (
+            "time",
+            (
+                f"{report['seconds_per_step']} s a step on this batch; {report['job_steps']:,}"
+                f" steps: at most about {report['job_hours']} hours"
+            ),
+        ),
+    ):
         grid.add_row(name, found)
     return grid

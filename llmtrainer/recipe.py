@@ -24,57 +24,76 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 # %% ../nbs/01_recipe.ipynb #814a94bd
 class UserError(Exception):
     "An error that the user can mend; its text is all that they need to see."
+
     exit_code = 2
 
-    def __init__(self,
-        what: str,            # what is wrong, in one sentence
-        where: str = None,    # file, line, key
+    def __init__(
+        self,
+        what: str,  # what is wrong, in one sentence
+        where: str = None,  # file, line, key
         allowed: str = None,  # what would be right
-        fix: str = None,      # what to do now
+        fix: str = None,  # what to do now
     ):
         super().__init__(what)
         self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
 
     def __str__(self):
         parts = {"where": self.where, "allowed": self.allowed, "fix": self.fix}
-        return "\n".join([self.what] + [f"  {name}: {text}" for name, text in parts.items() if text])
+        return "\n".join(
+            [self.what] + [f"  {name}: {text}" for name, text in parts.items() if text]
+        )
 
 # %% ../nbs/01_recipe.ipynb #38c4bea9
 _PLAIN = {  # YAML 1.2 core schema, decimal numbers only
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
     "int": r"[-+]?[0-9]{1,40}",
-    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
 }
 
 # %% ../nbs/01_recipe.ipynb #c461defc
 class _Loader(yaml.SafeLoader):
     "PyYAML's safe loader with the plain scalars of YAML 1.2, text keys, and no aliases."
+
     yaml_implicit_resolvers = {}
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes", mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not used in recipes", mark
+            )
         return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
     "The writer to match: quotes what `_Loader` would misread, never writes an alias."
+
     yaml_implicit_resolvers = {}
 
-    def ignore_aliases(self, data): return True
+    def ignore_aliases(self, data):
+        return True
 
 
-_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # line breaks to YAML, which PyYAML writes but does not read back
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
-    "tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None))
+_BREAKS = re.compile(
+    "[\x85\u2028\u2029\ufeff]"
+)  # line breaks to YAML, which PyYAML writes but does not read back
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if _BREAKS.search(text) else None
+    ),
+)
 
 # %% ../nbs/01_recipe.ipynb #40cf88ba
 def _mapping(loader, node):
     "A mapping with text keys: `1: x` has the key '1'."
     if bad := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None):
-        raise yaml.constructor.ConstructorError(None, None, "a key must be one word", bad.start_mark)
+        raise yaml.constructor.ConstructorError(
+            None, None, "a key must be one word", bad.start_mark
+        )
     return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
 
 # %% ../nbs/01_recipe.ipynb #4aa69d30
@@ -91,7 +110,9 @@ _Loader.yaml_constructors = {f"tag:yaml.org,2002:{tag}": make for tag, make in _
 _Loader.add_constructor(None, yaml.SafeLoader.construct_undefined)
 for _tag, _pattern in _PLAIN.items():
     for _side in (_Loader, _Dumper):
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), None)
+        _side.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), None
+        )
 
 # %% ../nbs/01_recipe.ipynb #1c6e2ca6
 def _yaml(value, flow=None):
@@ -110,15 +131,21 @@ def _places(node, prefix=""):
     "Yield (dotted key, line) for every key under a YAML node, repeated ones too."
     items = node.value if isinstance(node.value, list) else []
     if isinstance(node, yaml.SequenceNode):
-        items = [(yaml.ScalarNode(None, str(i), item.start_mark), item) for i, item in enumerate(items)]
+        items = [
+            (yaml.ScalarNode(None, str(i), item.start_mark), item) for i, item in enumerate(items)
+        ]
     for key, value in items:
         yield prefix + key.value, key.start_mark.line + 1
         yield from _places(value, f"{prefix}{key.value}.")
 
 # %% ../nbs/01_recipe.ipynb #3b2e53ed
 _ADVICE = {  # what PyYAML says -> what usually caused it
-    "mapping values are not allowed": "Put quotes around a value that contains a colon, and check the indentation.",
-    "cannot start any token": "Indent with spaces, not tabs, and put quotes around values that begin with @, % or `.",
+    "mapping values are not allowed": (
+        "Put quotes around a value that contains a colon, and check the indentation."
+    ),
+    "cannot start any token": (
+        "Indent with spaces, not tabs, and put quotes around values that begin with @, % or `."
+    ),
     "expected <block end>": "Keys of one section must begin in the same column.",
     "could not determine a constructor": "Recipes hold plain values only; take the !tag away.",
 }
@@ -127,7 +154,11 @@ _ADVICE = {  # what PyYAML says -> what usually caused it
 def _unreadable(name, error):
     "The `UserError` for text that is not YAML, with the line and its likely cause."
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is nested too deeply"
+    problem = (
+        getattr(error, "problem", None)
+        or getattr(error, "reason", None)
+        or "it is nested too deeply"
+    )
     fix = next((advice for words, advice in _ADVICE.items() if words in problem), None)
     snippet = textwrap.indent(mark.get_snippet() or "", "  ").rstrip() if mark else ""
     where = mark and f"line {mark.line + 1}, column {mark.column + 1}\n{snippet}"
@@ -135,9 +166,9 @@ def _unreadable(name, error):
 
 # %% ../nbs/01_recipe.ipynb #8901b0e4
 def parse(
-    text: str,            # YAML
-    name: str = "recipe", # how errors call it
-) -> tuple[dict, dict]:   # the values; {dotted key: [lines]}
+    text: str,  # YAML
+    name: str = "recipe",  # how errors call it
+) -> tuple[dict, dict]:  # the values; {dotted key: [lines]}
     "Read strict YAML whose top level is a mapping."
     try:
         node = yaml.compose(text, _Loader)
@@ -145,7 +176,9 @@ def parse(
     except (yaml.YAMLError, RecursionError) as error:
         raise _unreadable(name, error) from None
     if not isinstance(values or {}, dict):
-        raise UserError(f"{name} holds {_show(values)} where sections are wanted.", allowed="`key: value` lines")
+        raise UserError(
+            f"{name} holds {_show(values)} where sections are wanted.", allowed="`key: value` lines"
+        )
     lines = {}
     for key, line in _places(node) if values else ():
         lines.setdefault(key, []).append(line)
@@ -154,40 +187,73 @@ def parse(
 # %% ../nbs/01_recipe.ipynb #7f7185b4
 class Section(BaseModel):
     "A group of settings: frozen, strict, and without unknown keys."
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+    )
 
 # %% ../nbs/01_recipe.ipynb #36d3d468
-_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null", Any: "anything"}
-_LIMITS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}", "multiple_of": "a multiple of {}",
-           "min_length": "at least {} long", "max_length": "at most {} long", "pattern": "in the form {}"}
-_NESTED = {Literal: lambda *options: "one of " + ", ".join(map(_show, options)) if options[1:] else _show(options[0]),
-           Union: lambda *kinds: " or ".join(map(describe, kinds)),
-           UnionType: lambda *kinds: " or ".join(map(describe, kinds)),
-           list: lambda item: f"a list, each item {describe(item)}",
-           tuple: lambda item, *_: f"a list, each item {describe(item)}",
-           dict: lambda _, value: f"a mapping, each value {describe(value)}"}
+_TYPES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "anything",
+}
+_LIMITS = {
+    "gt": "above {}",
+    "ge": "at least {}",
+    "lt": "below {}",
+    "le": "at most {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "at least {} long",
+    "max_length": "at most {} long",
+    "pattern": "in the form {}",
+}
+_NESTED = {
+    Literal: lambda *options: (
+        "one of " + ", ".join(map(_show, options)) if options[1:] else _show(options[0])
+    ),
+    Union: lambda *kinds: " or ".join(map(describe, kinds)),
+    UnionType: lambda *kinds: " or ".join(map(describe, kinds)),
+    list: lambda item: f"a list, each item {describe(item)}",
+    tuple: lambda item, *_: f"a list, each item {describe(item)}",
+    dict: lambda _, value: f"a mapping, each value {describe(value)}",
+}
 
 
-def _is_section(kind): return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, BaseModel)
+def _is_section(kind):
+    return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, BaseModel)
 
 # %% ../nbs/01_recipe.ipynb #e4436ed3
 def describe(
-    kind,           # an annotation: int, Literal["a", "b"], list[str] | None, a Section, ...
-    limits=(),      # pydantic's metadata: Gt(0), MinLen(1), ...
+    kind,  # an annotation: int, Literal["a", "b"], list[str] | None, a Section, ...
+    limits=(),  # pydantic's metadata: Gt(0), MinLen(1), ...
 ) -> str:
     "What an annotation allows, in plain words."
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return describe(inside[0], [m for info in inside[1:] for m in getattr(info, "metadata", [info])] + list(limits))
-    if _is_section(kind): words = f"a section with {', '.join(kind.model_fields)}"
-    else: words = _NESTED[origin](*inside) if origin in _NESTED else _TYPES.get(kind, getattr(kind, "__name__", str(kind)))
+        return describe(
+            inside[0],
+            [m for info in inside[1:] for m in getattr(info, "metadata", [info])] + list(limits),
+        )
+    if _is_section(kind):
+        words = f"a section with {', '.join(kind.model_fields)}"
+    else:
+        words = (
+            _NESTED[origin](*inside)
+            if origin in _NESTED
+            else _TYPES.get(kind, getattr(kind, "__name__", str(kind)))
+        )
     pairs = [(text, getattr(m, name, None)) for m in limits for name, text in _LIMITS.items()]
     return ", ".join([words, *(text.format(limit) for text, limit in pairs if limit is not None)])
 
 # %% ../nbs/01_recipe.ipynb #5ec52031
 def _sections(kind):
     "The sections inside an annotation, however deep."
-    if _is_section(kind): return [kind]
+    if _is_section(kind):
+        return [kind]
     return [section for inside in get_args(kind) for section in _sections(inside)]
 
 
@@ -199,45 +265,58 @@ def keys(
     found = {}
     for name, field in schema.model_fields.items():
         found[prefix + name] = field
-        for section in _sections(field.annotation): found |= keys(section, f"{prefix}{name}.")
+        for section in _sections(field.annotation):
+            found |= keys(section, f"{prefix}{name}.")
     return found
 
 # %% ../nbs/01_recipe.ipynb #816d5c72
 def nearest(
-    key: str,     # a dotted key that does not exist
+    key: str,  # a dotted key that does not exist
     known: dict,  # {dotted key: field} of those that do
 ) -> str | None:
     "The known key that was probably meant."
     head, _, tail = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")
     split = {other: other.rpartition(".") for other in known}
-    if same := [other for other, (_, _, name) in split.items() if name == tail]: return same[0]
-    likeness = {other: difflib.SequenceMatcher(None, tail, name).ratio() + 0.15 * (place == head)
-                for other, (place, _, name) in split.items()}
+    if same := [other for other, (_, _, name) in split.items() if name == tail]:
+        return same[0]
+    likeness = {
+        other: difflib.SequenceMatcher(None, tail, name).ratio() + 0.15 * (place == head)
+        for other, (place, _, name) in split.items()
+    }
     best = max(likeness, key=likeness.get, default=None)
-    if best and likeness[best] > 0.7: return best
+    if best and likeness[best] > 0.7:
+        return best
     words = {word for word in tail.lower().split("_") if len(word) > 2}
-    about = {other: set(re.findall(r"\w+", (field.description or "").lower())) for other, field in known.items()}
+    about = {
+        other: set(re.findall(r"\w+", (field.description or "").lower()))
+        for other, field in known.items()
+    }
     return next((other for other in known if words and words <= about[other]), None)
 
 # %% ../nbs/01_recipe.ipynb #7a00ffd6
 @dataclass(frozen=True)
 class Fault:
     "One thing to mend in a recipe."
-    key: str              # dotted: "train.lr"
-    value: Any            # what stands there now
-    problem: str          # what is wrong with it
-    allowed: str          # what would be right
-    nearest: str = None   # the key or value that was probably meant
-    where: str = None     # "line 3" or "override train.lr=2"
+
+    key: str  # dotted: "train.lr"
+    value: Any  # what stands there now
+    problem: str  # what is wrong with it
+    allowed: str  # what would be right
+    nearest: str = None  # the key or value that was probably meant
+    where: str = None  # "line 3" or "override train.lr=2"
 
     def __str__(self):
         extra = {"allowed": self.allowed, "nearest": self.nearest}
-        lines = [": ".join(filter(None, (self.key, self.problem))) + (f"  ({self.where})" if self.where else "")]
+        lines = [
+            ": ".join(filter(None, (self.key, self.problem)))
+            + (f"  ({self.where})" if self.where else "")
+        ]
         return "\n    ".join(lines + [f"{name}: {text}" for name, text in extra.items() if text])
 
 # %% ../nbs/01_recipe.ipynb #8fda6085
 class RecipeError(UserError):
     "All faults of a recipe."
+
     def __init__(self, name: str, faults: Sequence[Fault]):
         super().__init__(f"{name} has {len(faults)} fault{'s' * (len(faults) != 1)}.")
         self.faults = list(faults)
@@ -248,14 +327,17 @@ class RecipeError(UserError):
 # %% ../nbs/01_recipe.ipynb #0111e699
 def _plain(kind):
     "An annotation without `| None` and without `Annotated`."
-    if get_origin(kind) is Annotated: return _plain(get_args(kind)[0])
-    if get_origin(kind) not in (Union, UnionType): return kind
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
     rest = [k for k in get_args(kind) if k is not NoneType]
     return _plain(rest[0]) if len(rest) == 1 else kind
 
 
 def _descend(kind, value, loc):
-    "Follow `loc` as far as it is unambiguous: (annotation there, its limits, value there, keys passed)."
+    """Follow `loc` as far as it is unambiguous: (annotation there, its limits, value there, keys
+    passed)."""
     limits, path = (), []
     for part in loc:
         inner = _plain(kind)
@@ -264,7 +346,8 @@ def _descend(kind, value, loc):
             kind, limits = (field.annotation, field.metadata) if field else (None, ())
         elif get_origin(inner) in (list, tuple, dict) and part != "[key]":
             kind, limits = get_args(inner)[get_origin(inner) is dict], ()
-        else: break
+        else:
+            break
         path.append(str(part))
         value = value[part] if isinstance(value, list) or part in value else None
     return kind, limits, value, path
@@ -275,24 +358,53 @@ _SHAPES = {dict: (dict, BaseModel), list: (list, tuple)}  # what a YAML mapping 
 
 def _meant(kind, value):
     "The one member of a union that has the shape of a mapping or list; else None."
-    if get_origin(kind) not in (Union, UnionType): return None
+    if get_origin(kind) not in (Union, UnionType):
+        return None
     members = {k: get_origin(k) or k for k in map(_plain, get_args(kind))}
-    fits = [k for k, shape in members.items() if isinstance(shape, type) and issubclass(shape, _SHAPES.get(type(value), ()))]
+    fits = [
+        k
+        for k, shape in members.items()
+        if isinstance(shape, type) and issubclass(shape, _SHAPES.get(type(value), ()))
+    ]
     return fits[0] if len(fits) == 1 else None
 
 # %% ../nbs/01_recipe.ipynb #563143b1
-_PROBLEMS = {"literal_error": "is none of the choices", "too_short": "is too short", "too_long": "is too long",
-             "string_too_short": "is too short", "string_too_long": "is too long", "multiple_of": "is out of range",
-             "greater_than": "is out of range", "greater_than_equal": "is out of range",
-             "less_than": "is out of range", "less_than_equal": "is out of range"}
-_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "1": "true", "no": "false", "off": "false", "n": "false", "0": "false"}
+_PROBLEMS = {
+    "literal_error": "is none of the choices",
+    "too_short": "is too short",
+    "too_long": "is too long",
+    "string_too_short": "is too short",
+    "string_too_long": "is too long",
+    "multiple_of": "is out of range",
+    "greater_than": "is out of range",
+    "greater_than_equal": "is out of range",
+    "less_than": "is out of range",
+    "less_than_equal": "is out of range",
+}
+_BOOLEANS = {
+    "yes": "true",
+    "on": "true",
+    "y": "true",
+    "1": "true",
+    "no": "false",
+    "off": "false",
+    "n": "false",
+    "0": "false",
+}
 
 
 def _likely(kind, value):
     "The allowed value that was probably meant."
     kinds = (kind, *get_args(kind))
-    if not isinstance(value, (list, dict)) and any(get_origin(k) is list and not check(k, [value])[1] for k in kinds): return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True).strip()
-    if bool in kinds: return _BOOLEANS.get(str(value).lower(), str(value).lower() if str(value).lower() in ("true", "false") else None)
+    if not isinstance(value, (list, dict)) and any(
+        get_origin(k) is list and not check(k, [value])[1] for k in kinds
+    ):
+        return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True).strip()
+    if bool in kinds:
+        return _BOOLEANS.get(
+            str(value).lower(),
+            str(value).lower() if str(value).lower() in ("true", "false") else None,
+        )
     options = [str(option) for k in kinds if get_origin(k) is Literal for option in get_args(k)]
     return next(iter(difflib.get_close_matches(str(value), options, 1, 0.5)), None)
 
@@ -300,38 +412,61 @@ def _likely(kind, value):
 def _unknown(key, value, known):
     "The fault of a key that does not exist."
     head = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")[0]
-    beside = [name for place, _, name in (other.rpartition(".") for other in known) if place == head]
+    beside = [
+        name for place, _, name in (other.rpartition(".") for other in known) if place == head
+    ]
     allowed = f"one of {', '.join(beside)}" if beside else None
-    return Fault(key, value, f"is not a known key; its value is {_show(value)}", allowed, nearest(key, known))
+    return Fault(
+        key, value, f"is not a known key; its value is {_show(value)}", allowed, nearest(key, known)
+    )
 
 
 def _fault(error, kind, limits, value, key, known):
     "One pydantic error as a `Fault`."
     code = error["type"]
-    if code == "extra_forbidden": return _unknown(key, value, known)
+    if code == "extra_forbidden":
+        return _unknown(key, value, known)
     allowed = describe(kind, limits)
-    if code == "missing": return Fault(key, None, "is required", allowed)
-    if code in ("value_error", "assertion_error") and _is_section(kind): return Fault(key, value, str(error["ctx"]["error"]), "")  # its own rule says what would agree
-    if code in ("value_error", "assertion_error"): return Fault(key, value, f"{_show(value)}: {error['ctx']['error']}", allowed)
-    return Fault(key, value, f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}", allowed, _likely(kind, value))
+    if code == "missing":
+        return Fault(key, None, "is required", allowed)
+    if code in ("value_error", "assertion_error") and _is_section(kind):
+        return Fault(
+            key, value, str(error["ctx"]["error"]), ""
+        )  # its own rule says what would agree
+    if code in ("value_error", "assertion_error"):
+        return Fault(key, value, f"{_show(value)}: {error['ctx']['error']}", allowed)
+    return Fault(
+        key,
+        value,
+        f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}",
+        allowed,
+        _likely(kind, value),
+    )
 
 # %% ../nbs/01_recipe.ipynb #4cc6b802
 def check(
-    kind,           # a Section, or any annotation
-    value,          # plain values from YAML
+    kind,  # a Section, or any annotation
+    value,  # plain values from YAML
     key: str = "",  # dotted key of the value
-    known=None,     # {dotted key: field} of the whole schema, for hints
-):                  # (validated value or None, faults)
+    known=None,  # {dotted key: field} of the whole schema, for hints
+):  # (validated value or None, faults)
     "Validate plain values; collect every fault, one per key."
-    try: return TypeAdapter(kind).validate_json(json.dumps(value, default=str)), []
-    except ValidationError as failure: errors = failure.errors(include_url=False)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, default=str)), []
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
     found = {}
     for error in errors:
         inner, limits, part, path = _descend(kind, value, error["loc"])
         place = ".".join(filter(None, [key, *path]))
         member = _meant(inner, part)
-        faults = check(member, part, place, known)[1] if member else [_fault(error, inner, limits, part, place, known or {})]
-        for fault in faults: found.setdefault(fault.key, fault)
+        faults = (
+            check(member, part, place, known)[1]
+            if member
+            else [_fault(error, inner, limits, part, place, known or {})]
+        )
+        for fault in faults:
+            found.setdefault(fault.key, fault)
     return None, list(found.values())
 
 # %% ../nbs/01_recipe.ipynb #f728c94b
@@ -339,13 +474,19 @@ def _override(values, text):
     "Set one `a.b=value` in `values`; return its dotted key."
     key, equals, value = text.partition("=")
     if not equals or not key.strip("."):
-        raise UserError(f"The override {text!r} has no '='.", allowed="key=value, as in train.lr=2e-4")
+        raise UserError(
+            f"The override {text!r} has no '='.", allowed="key=value, as in train.lr=2e-4"
+        )
     read, lines = parse("value:\n" + textwrap.indent(value, "  "), f"The override {text!r}")
     if twice := [name for name, at in lines.items() if len(at) > 1]:
-        raise UserError(f"The override {text!r} gives {twice[0].removeprefix('value.')} twice.", allowed="one value per key")
+        raise UserError(
+            f"The override {text!r} gives {twice[0].removeprefix('value.')} twice.",
+            allowed="one value per key",
+        )
     *parents, last = key.split(".")
     for name in parents:
-        if not isinstance(values.get(name), dict): values[name] = {}
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
         values = values[name]
     values[last] = read["value"]
     return key
@@ -353,44 +494,74 @@ def _override(values, text):
 # %% ../nbs/01_recipe.ipynb #802eecbc
 def _read(source):
     "(values, lines, name) of a recipe: a path or a ready dictionary."
-    if isinstance(source, Mapping): return deepcopy(dict(source)), {}, "The recipe"
+    if isinstance(source, Mapping):
+        return deepcopy(dict(source)), {}, "The recipe"
     path = Path(source)
-    try: text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        beside = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern))
+        beside = sorted(
+            p.name for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)
+        )
         near = difflib.get_close_matches(path.name, beside, 1)
-        raise UserError(f"There is no recipe {path}.", fix=f"Did you mean {near[0]}?" if near else "`llmtrainer init` writes one.") from None
+        raise UserError(
+            f"There is no recipe {path}.",
+            fix=f"Did you mean {near[0]}?" if near else "`llmtrainer init` writes one.",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(f"{path} cannot be read as text: {why}.", allowed="a YAML recipe in UTF-8") from None
+        raise UserError(
+            f"{path} cannot be read as text: {why}.", allowed="a YAML recipe in UTF-8"
+        ) from None
     return *parse(text, path.name), path.name
 
 # %% ../nbs/01_recipe.ipynb #bd73f7a8
 def _where(key, lines, given):
     "Where a key came from: an override, its own line, or the line of the section around it."
     for name, text in given.items():
-        if name == key or name.startswith(key + ".") or key.startswith(name + "."): return f"override {text}"
-    while key and key not in lines: key = key.rpartition(".")[0]
+        if name == key or name.startswith(key + ".") or key.startswith(name + "."):
+            return f"override {text}"
+    while key and key not in lines:
+        key = key.rpartition(".")[0]
     return f"line {lines[key][-1]}" if key else None
 
 # %% ../nbs/01_recipe.ipynb #b46f96d6
 def load(
     schema: type[Section],
     source: str | Path | Mapping,  # a file, or values that are already read
-    overrides: Sequence[str] = (), # "train.lr=2e-4"
+    overrides: Sequence[str] = (),  # "train.lr=2e-4"
 ) -> Section:
     "Read, override and check a recipe; raise one `RecipeError` with every fault."
     values, lines, name = _read(source)
-    faults = [Fault(key, None, "is written twice", "one value per key", where=f"lines {', '.join(map(str, at))}")
-              for key, at in lines.items() if len(at) > 1]
+    faults = [
+        Fault(
+            key,
+            None,
+            "is written twice",
+            "one value per key",
+            where=f"lines {', '.join(map(str, at))}",
+        )
+        for key, at in lines.items()
+        if len(at) > 1
+    ]
     given = {}
     for text in overrides:
-        try: given[_override(values, text)] = text
+        try:
+            given[_override(values, text)] = text
         except UserError as error:
-            faults.append(Fault(text.partition("=")[0], text, error.what, error.allowed or error.fix, where=f"override {text}"))
+            faults.append(
+                Fault(
+                    text.partition("=")[0],
+                    text,
+                    error.what,
+                    error.allowed or error.fix,
+                    where=f"override {text}",
+                )
+            )
     section, more = check(schema, values, known=keys(schema))
     faults += [replace(fault, where=_where(fault.key, lines, given)) for fault in more]
-    if faults: raise RecipeError(name, faults)
+    if faults:
+        raise RecipeError(name, faults)
     return section
 
 # %% ../nbs/01_recipe.ipynb #aa8d4b7a
@@ -398,14 +569,20 @@ def _flat(values, prefix=""):
     "Nested mappings as {dotted key: value}."
     found = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+        found |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping) and value
+            else {prefix + name: value}
+        )
     return found
 
 
 def differences(old: Mapping, new: Mapping) -> list[tuple]:
     "(dotted key, old, new) wherever two recipes differ; a missing key counts as 'absent'."
     old, new = _flat(old), _flat(new)
-    pairs = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in dict.fromkeys([*old, *new])]
+    pairs = [
+        (key, old.get(key, "absent"), new.get(key, "absent")) for key in dict.fromkeys([*old, *new])
+    ]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 # %% ../nbs/01_recipe.ipynb #95294b0e
@@ -417,7 +594,9 @@ def dump(section: Section) -> str:
 def _entry(name, field, value):
     "One commented key of a recipe."
     kind = describe(field.annotation, field.metadata)
-    about = f"{field.description or ''} [{kind}{'; required' if field.is_required() else ''}]".strip()
+    about = (
+        f"{field.description or ''} [{kind}{'; required' if field.is_required() else ''}]".strip()
+    )
     line = f"{name}: {_yaml(value, flow=True)}"
     text = _yaml({name: value}, flow=False) if "\n" in line else line
     comment = textwrap.wrap(about, 110, initial_indent="# ", subsequent_indent="#   ")
@@ -427,8 +606,10 @@ def _entry(name, field, value):
 def _start(field):
     "The value that a commented recipe shows for a field."
     kind = _plain(field.annotation)
-    if not field.is_required(): return field.get_default(call_default_factory=True)
-    if field.examples: return field.examples[0]
+    if not field.is_required():
+        return field.get_default(call_default_factory=True)
+    if field.examples:
+        return field.examples[0]
     return kind if _is_section(kind) else "CHANGE_ME"
 
 # %% ../nbs/01_recipe.ipynb #0667ad94
@@ -436,14 +617,18 @@ def commented(
     schema: type[Section],
     values: Section = None,  # show these instead of the defaults
 ) -> str:
-    "A recipe with descriptions, allowed values and defaults as comments; required keys show their example."
+    """A recipe with descriptions, allowed values and defaults as comments; required keys show their
+    example."""
     parts = []
     for name, field in schema.model_fields.items():
         value = _start(field) if values is None else getattr(values, name)
         inner = value if isinstance(value, type) else type(value)
         if _is_section(inner):
-            body = textwrap.indent(commented(inner, None if isinstance(value, type) else value), "  ")
+            body = textwrap.indent(
+                commented(inner, None if isinstance(value, type) else value), "  "
+            )
             about = field.description or (inner.__doc__ or "").splitlines()[0]
             parts.append(f"# {about}\n{name}:\n{body}")
-        else: parts.append(_entry(name, field, TypeAdapter(Any).dump_python(value)))
+        else:
+            parts.append(_entry(name, field, TypeAdapter(Any).dump_python(value)))
     return "\n".join(parts) if any("\n  " in p for p in parts) else "".join(parts)

@@ -36,12 +36,16 @@ _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.E
 
 
 def sync(path: str | Path) -> None:
-    "Put a file's bytes or a folder's names on the disk, where its file system can: a mounted drive may refuse, and then has its own way."
+    """Put a file's bytes or a folder's names on the disk, where its file system can: a mounted
+    drive may refuse, and then has its own way."""
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
+    try:
+        os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED: raise
-    finally: os.close(handle)
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(handle)
 
 # %% ../nbs/02_run.ipynb #53490728
 def write_atomic(
@@ -66,15 +70,19 @@ def write_atomic(
 # %% ../nbs/02_run.ipynb #fd270516
 def _jsonable(value):
     "Plain values for JSON: NaN and infinities as text, one-element arrays as numbers."
-    if isinstance(value, Mapping): return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_jsonable(v) for v in value]
-    if hasattr(value, "item"): value = value.item()  # numpy and torch scalars
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()  # numpy and torch scalars
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _json(value, indent=None): return json.dumps(_jsonable(value), indent=indent, ensure_ascii=False, allow_nan=False)
+def _json(value, indent=None):
+    return json.dumps(_jsonable(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 # %% ../nbs/02_run.ipynb #673e916d
 def write_json(path: str | Path, obj) -> None:
@@ -84,34 +92,66 @@ def write_json(path: str | Path, obj) -> None:
 
 def read_json(path: str | Path):
     "Read JSON; a missing or damaged file is a `UserError`."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise UserError(f"There is no file {path}.") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}", fix="Restore it, or remove it and repeat the step that writes it.") from None
+        raise UserError(
+            f"{path} is damaged: {error}",
+            fix="Restore it, or remove it and repeat the step that writes it.",
+        ) from None
 
 # %% ../nbs/02_run.ipynb #451f43be
-PACKAGES = ("llmtrainer", "torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "safetensors", "pydantic")
+PACKAGES = (
+    "llmtrainer",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "pydantic",
+)
 
 
 def _version(package):
     "A package's version by its metadata, or None; nothing is imported."
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit():
-    "The git commit of the package's own checkout, marked when files were changed; None for an installed package."
+    """The git commit of the package's own checkout, marked when files were changed; None for an
+    installed package."""
     spec, git = find_spec("llmtrainer"), shutil.which("git")
     root = Path(spec.origin).parents[1] if spec and spec.origin else None
-    if not (git and root and (root / ".git").exists()): return None
-    command = [git, "-C", root, "describe", "--always", "--dirty=+changed", "--abbrev=40", "--exclude=*"]
+    if not (git and root and (root / ".git").exists()):
+        return None
+    command = [
+        git,
+        "-C",
+        root,
+        "describe",
+        "--always",
+        "--dirty=+changed",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def environment() -> dict:
     "What a result depends on beside recipe and data, without names, paths or variables."
-    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-            "packages": {name: _version(name) for name in PACKAGES}, "commit": _commit()}
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
 
 # %% ../nbs/02_run.ipynb #180a7fc0
 def seed_everything(
@@ -119,6 +159,7 @@ def seed_everything(
 ) -> None:
     "Seed Python, numpy and torch, the GPUs included."
     import numpy, torch  # here, because this module must import fast
+
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -129,7 +170,8 @@ _held = {}  # {lock file: handle} of this process
 
 def _drop_held():
     "In a forked child: the lock belongs to the parent."
-    for handle in _held.values(): os.close(handle)
+    for handle in _held.values():
+        os.close(handle)
     _held.clear()
 
 
@@ -144,48 +186,71 @@ def _is_held(lock):
 def _lock(folder):
     "Become the only process that writes a run, until it ends."
     lock = (Path(folder) / ".lock").resolve()
-    if _is_held(lock): return
+    if _is_held(lock):
+        return
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"Another process is writing the run {folder}.",
-                        fix="Wait for it, stop it, or choose another folder with --run.") from None
+        raise UserError(
+            f"Another process is writing the run {folder}.",
+            fix="Wait for it, stop it, or choose another folder with --run.",
+        ) from None
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             os.close(handle)
             raise
-        warnings.warn(f"The drive under {folder} has no locks: make sure that only one process writes this run.")
+        warnings.warn(
+            f"The drive under {folder} has no locks: make sure that only one process writes this"
+            " run."
+        )
     _held[lock] = handle
 
 # %% ../nbs/02_run.ipynb #0b6278cb
 def sha256(path: str | Path) -> str:
     "The SHA-256 of a file, in hex, read piece by piece."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/02_run.ipynb #1edc10e5
 def _files(folder):
     "{name relative to folder: path} of all files that a manifest covers."
-    found = {p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-    return {name: p for name, p in found.items() if name not in ("manifest.json", ".lock") and not _TEMPORARY.fullmatch(p.name)}
+    found = {
+        p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob("*")) if p.is_file()
+    }
+    return {
+        name: p
+        for name, p in found.items()
+        if name not in ("manifest.json", ".lock") and not _TEMPORARY.fullmatch(p.name)
+    }
 
 
 def seal(folder: str | Path) -> None:
     "Write manifest.json into a folder: size and SHA-256 of every file in it."
-    entries = {name: {"sha256": sha256(path), "size": path.stat().st_size} for name, path in _files(folder).items()}
+    entries = {
+        name: {"sha256": sha256(path), "size": path.stat().st_size}
+        for name, path in _files(folder).items()
+    }
     write_json(Path(folder) / "manifest.json", entries)
 
 
 def verify(folder: str | Path) -> list[str]:
     "What differs between a folder and its manifest, a sentence each; empty when nothing does."
-    if not (Path(folder) / "manifest.json").exists(): return ["manifest.json is missing: the folder was never sealed"]
-    try: manifest = dict(read_json(Path(folder) / "manifest.json"))
-    except (UserError, TypeError, ValueError) as error: return [f"manifest.json cannot be read ({type(error).__name__})"]
+    if not (Path(folder) / "manifest.json").exists():
+        return ["manifest.json is missing: the folder was never sealed"]
+    try:
+        manifest = dict(read_json(Path(folder) / "manifest.json"))
+    except (UserError, TypeError, ValueError) as error:
+        return [f"manifest.json cannot be read ({type(error).__name__})"]
     files, faults = _files(folder), []
     for name, entry in manifest.items():
-        if name not in files: faults.append(f"{name} is missing")
-        elif (size := files[name].stat().st_size) != entry["size"]: faults.append(f"{name} has {size} bytes instead of {entry['size']}")
-        elif sha256(files[name]) != entry["sha256"]: faults.append(f"{name} has the right size but another content")
+        if name not in files:
+            faults.append(f"{name} is missing")
+        elif (size := files[name].stat().st_size) != entry["size"]:
+            faults.append(f"{name} has {size} bytes instead of {entry['size']}")
+        elif sha256(files[name]) != entry["sha256"]:
+            faults.append(f"{name} has the right size but another content")
     return faults + [f"{name} is not in the manifest" for name in files if name not in manifest]
 
 # %% ../nbs/02_run.ipynb #d2e9d716
@@ -196,42 +261,54 @@ def cache_folder() -> Path:
 # %% ../nbs/02_run.ipynb #1b57472e
 class Stopped(Exception):
     "The job ended early and can be resumed."
+
     exit_code = 75
 
 
 def _changes(path, recipe):
     "(key, there, now) wherever the recipe differs from that of the run at `path`."
-    if not (path / "recipe.yaml").exists(): return []
+    if not (path / "recipe.yaml").exists():
+        return []
     old = parse((path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
     return differences(old, parse(dump(recipe))[0])
 
 
 def _refuse_other(path, recipe, free=()):
-    "Raise if the run at `path` was begun by another recipe; `free` are keys or sections that may change."
-    changed = [c for c in _changes(path, recipe) if c[0] not in free and c[0].split(".")[0] not in free]
+    """Raise if the run at `path` was begun by another recipe; `free` are keys or sections that may
+    change."""
+    changed = [
+        c for c in _changes(path, recipe) if c[0] not in free and c[0].split(".")[0] not in free
+    ]
     if changed:
-        table = "".join(f"\n    {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed)
-        raise UserError(f"The run {path} was begun by another recipe (there -> now):{table}",
-                        fix="Name another folder with --run, or go back to the recipe of this run.")
+        table = "".join(
+            f"\n    {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed
+        )
+        raise UserError(
+            f"The run {path} was begun by another recipe (there -> now):{table}",
+            fix="Name another folder with --run, or go back to the recipe of this run.",
+        )
 
 # %% ../nbs/02_run.ipynb #e8aac973
 def _refuse_foreign(path):
     "Raise if `path` holds something that is not a run."
     other = "Name another folder with --run."
-    if path.exists() and not path.is_dir(): raise UserError(f"{path} is a file, not a run directory.", fix=other)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a run directory.", fix=other)
     strange = [p for p in path.glob("*") if p.name != ".lock" and not _TEMPORARY.fullmatch(p.name)]
     if strange and not (path / "recipe.yaml").exists():
         raise UserError(f"The folder {path} is not empty and is not a run.", fix=other)
 
 
 def _claim(path, recipe, free=()):
-    "Make the folder of a run, or check that it is ours; take the lock; sweep up after killed writes."
+    """Make the folder of a run, or check that it is ours; take the lock; sweep up after killed
+    writes."""
     _refuse_foreign(path)
     _refuse_other(path, recipe, free)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
     _refuse_other(path, recipe, free)  # another process may have begun it meanwhile
-    for left in [p for p in path.rglob("*.tmp") if _TEMPORARY.fullmatch(p.name)]: left.unlink()
+    for left in [p for p in path.rglob("*.tmp") if _TEMPORARY.fullmatch(p.name)]:
+        left.unlink()
 
 # %% ../nbs/02_run.ipynb #ea243bff
 def append_line(path: str | Path, obj) -> None:
@@ -246,18 +323,27 @@ def read_lines(path: str | Path) -> list:
     "The JSON lines of a file; a torn one is left out with a warning."
     path, rows = Path(path), []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try: rows.append(json.loads(line))
-        except ValueError: warnings.warn(f"Line {number} of {path.name} is torn, as after a kill, and is left out.")
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            warnings.warn(
+                f"Line {number} of {path.name} is torn, as after a kill, and is left out."
+            )
     return rows
 
 # %% ../nbs/02_run.ipynb #a69f941a
 class _Files:
     "A run's path, and where things lie under it."
-    def __init__(self, path: str | Path): self.path = Path(path)
 
-    def __repr__(self): return f"Run({self.path.as_posix()!r})"
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
 
-    checkpoints = property(lambda self: self.path / "checkpoints", doc="Folder of step-N checkpoints.")
+    def __repr__(self):
+        return f"Run({self.path.as_posix()!r})"
+
+    checkpoints = property(
+        lambda self: self.path / "checkpoints", doc="Folder of step-N checkpoints."
+    )
     adapter = property(lambda self: self.path / "adapter", doc="Folder of the final adapter.")
     model = property(lambda self: self.path / "model", doc="Folder of the final full model.")
     evals = property(lambda self: self.path / "evals", doc="Folder of evaluation results.")
@@ -272,25 +358,41 @@ class _Files:
 # %% ../nbs/02_run.ipynb #72de6c4f
 class Run(_Files):
     "A run directory: `Run.open` to write it, `Run.load` to read it."
+
     @classmethod
-    def open(cls, path: str | Path, recipe: Section,
-             free: Collection[str] = (),  # keys or sections that may differ from the run's: what they change is noted
-             ) -> "Run":
+    def open(
+        cls,
+        path: str | Path,
+        recipe: Section,
+        free: Collection[
+            str
+        ] = (),  # keys or sections that may differ from the run's: what they change is noted
+    ) -> "Run":
         "Create a run, or resume the run that this very recipe began."
         run = cls(path)
         _claim(run.path, recipe, free)
         if changed := _changes(run.path, recipe):
-            for key, there, now in changed: append_line(run.path / "changes.jsonl", dict(time=round(time.time(), 3), key=key, there=there, now=now))
+            for key, there, now in changed:
+                append_line(
+                    run.path / "changes.jsonl",
+                    dict(time=round(time.time(), 3), key=key, there=there, now=now),
+                )
             write_atomic(run.path / "recipe.yaml", dump(recipe))
-        if not (run.path / "recipe.yaml").exists(): write_atomic(run.path / "recipe.yaml", dump(recipe))
-        if not (run.path / "env.json").exists(): run.write("env.json", environment())
+        if not (run.path / "recipe.yaml").exists():
+            write_atomic(run.path / "recipe.yaml", dump(recipe))
+        if not (run.path / "env.json").exists():
+            run.write("env.json", environment())
         return run
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
         "An existing run, for reading and for adding results."
-        if (Path(path) / "recipe.yaml").is_file(): return cls(path)
-        raise UserError(f"{path} is not a run: it has no recipe.yaml.", fix="Name a folder that `llmtrainer train` wrote.")
+        if (Path(path) / "recipe.yaml").is_file():
+            return cls(path)
+        raise UserError(
+            f"{path} is not a run: it has no recipe.yaml.",
+            fix="Name a folder that `llmtrainer train` wrote.",
+        )
 
     def write(self, name: str, obj) -> None:
         "Write JSON under the run, atomically."
@@ -308,13 +410,20 @@ class Run(_Files):
         "The logged lines; a torn one is left out with a warning."
         return read_lines(self.path / "metrics.jsonl")
 
-    def rewind(self, step: int,
-               lines: int | None = None # with a step, that there were when its checkpoint was made
-              ) -> int:
+    def rewind(
+        self,
+        step: int,
+        lines: int | None = None,  # with a step, that there were when its checkpoint was made
+    ) -> int:
         "Drop the logged lines after a step, which a resumed training writes again; how many."
         rows, number = self.metrics(), count(1)
-        kept = [r for r in rows if "step" not in r or r["step"] <= step and (lines is None or next(number) <= lines)]
-        if len(kept) < len(rows): write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
+        kept = [
+            r
+            for r in rows
+            if "step" not in r or r["step"] <= step and (lines is None or next(number) <= lines)
+        ]
+        if len(kept) < len(rows):
+            write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
         return len(rows) - len(kept)
 
     def seal(self) -> None:

@@ -5,4 +5,7 @@ import pytest
 def test_the_three_cells_are_public_names_of_the_package():
     from llmtrainer.models.generate import Generation, generate
     from llmtrainer.pipeline import open_model, quickstart, read_recipe, train
-    assert all(callable(f) for f in (Generation, generate, open_model, quickstart, read_recipe, train))
+
+    assert all(
+        callable(f) for f in (Generation, generate, open_model, quickstart, read_recipe, train)
+    )

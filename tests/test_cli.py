@@ -20,10 +20,14 @@ def run_cli(*arguments, stdin=""):
     sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO(stdin)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try: main()
-            except SystemExit as end: code = end.code or 0
-            else: code = 0
-    finally: sys.argv, sys.stdin = before
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+            else:
+                code = 0
+    finally:
+        sys.argv, sys.stdin = before
     return code, out.getvalue(), err.getvalue()
 
 
@@ -43,56 +47,146 @@ from llmtrainer.models.load import Model, load_model, make_plan
 
 def recipe_in(folder, **data):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(120, "train")))
-    (folder / "recipe.yaml").write_text(json.dumps(dict(model=dict(base="tiny:base"), data=dict(train=str(folder / "train.jsonl"), max_length=160) | data,
-                                                        train=dict(max_steps=3, epochs=9, batch_size=4, lr=1e-3), generate=dict(max_new_tokens=20))))
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(120, "train"))
+    )
+    (folder / "recipe.yaml").write_text(
+        json.dumps(
+            dict(
+                model=dict(base="tiny:base"),
+                data=dict(train=str(folder / "train.jsonl"), max_length=160) | data,
+                train=dict(max_steps=3, epochs=9, batch_size=4, lr=1e-3),
+                generate=dict(max_new_tokens=20),
+            )
+        )
+    )
     return folder / "recipe.yaml"
+
 
 def other_adapter(folder):
     "The folder of an adapter that was trained on another base."
-    model = adapt_model(load_model(section := Model(base="tiny:llama"), make_plan(section))[0], Adapt())
+    model = adapt_model(
+        load_model(section := Model(base="tiny:llama"), make_plan(section))[0], Adapt()
+    )
     save_adapter(model, folder / "other", "tiny:llama")
     return folder / "other"
 
+
 def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
     recipe = recipe_in(tmp_path)
-    for name, text in (("bad.yaml", "model: {base: x\n"), ("list.yaml", "- a\n"), ("empty.jsonl", ""), ("junk.jsonl", "not json\n" * 9), ("rows.jsonl", '{"a": 1}\n' * 9)): (tmp_path / name).write_text(text)
+    for name, text in (
+        ("bad.yaml", "model: {base: x\n"),
+        ("list.yaml", "- a\n"),
+        ("empty.jsonl", ""),
+        ("junk.jsonl", "not json\n" * 9),
+        ("rows.jsonl", '{"a": 1}\n' * 9),
+    ):
+        (tmp_path / name).write_text(text)
     (tmp_path / "nomodel").mkdir()
-    wrong = [["train", tmp_path / "absent.yaml"], ["train", tmp_path / "bad.yaml"], ["train", tmp_path / "list.yaml"], ["data", recipe, "train.lrr=1"], ["data", recipe, "train.lr=fast"],
-             ["data", recipe, "nonsense"], ["data", recipe, f"data.train={tmp_path / 'absent.jsonl'}"], ["data", recipe, f"data.train={tmp_path / 'empty.jsonl'}"],
-             ["data", recipe, f"data.train={tmp_path / 'junk.jsonl'}"], ["data", recipe, f"data.train={tmp_path / 'rows.jsonl'}"], ["data", recipe, f"model.base={tmp_path / 'nomodel'}"],
-             *(["plan", recipe, *wish] for wish in (["adapt.targets=[c_attn]"], ["adapt.targets='(' "], ["adapt.r=0"], ["adapt.r=-4"], ["adapt.variant=pissa"], ["adapt.method=full"], ["model.quantize=int3"], ["model.attn=flash_attention_2"], ["model.engine=fp8"], ["train.optimiser=galore"],
-                                                    ["adapt.modules_to_save=[nothing]", "model.quantize=none"], ["adapt.method=partial", "adapt.parts=[last-99]", "model.quantize=none"], ["model.remote_code=true"], ["model.base=tiny:gemma2", "model.attn=sdpa"], ["model.base=tiny:nothing"])),
-             *(["plan", recipe, "--measure", *wish] for wish in (["adapt.variant=pissa"], ["adapt.variant=loftq", "model.quantize=none"], ["adapt.variant=dora", "model.quantize=fp8"], [f"adapt.continue_from={other_adapter(tmp_path)}"], ["adapt.continue_from=nowhere"])),
-             ["plan", recipe, "--gpu", "Z80"], ["plan", recipe, "--gpu", "T4", "--measure"], ["plan", recipe, "--gpu", "T4", "model.engine=fp8"],
-             ["generate", "tiny:base"], ["generate", "tiny:base", "--prompt", "x", "top_p=0.5"], ["generate", "tiny:base", "--prompt", "x", "preset=wild"], ["generate", "tiny:base", "--file", tmp_path / "absent.txt"],
-             ["data", recipe, "data.max_length=20"], ["train", recipe, "adapt.targets=[c_attn]", "--run", tmp_path / "r"], ["train", recipe, "model.attn=flash_attention_2", "--run", tmp_path / "r2"],
-             ["chat", tmp_path / "nomodel"], ["merge", tmp_path / "nomodel"], ["eval", "tiny:base", "--tasks", "gsm9k"], ["init", recipe], ["export", tmp_path / "nomodel", "--to", "exe"], ["nonsense"], ["train"]]
+    wrong = [
+        ["train", tmp_path / "absent.yaml"],
+        ["train", tmp_path / "bad.yaml"],
+        ["train", tmp_path / "list.yaml"],
+        ["data", recipe, "train.lrr=1"],
+        ["data", recipe, "train.lr=fast"],
+        ["data", recipe, "nonsense"],
+        ["data", recipe, f"data.train={tmp_path / 'absent.jsonl'}"],
+        ["data", recipe, f"data.train={tmp_path / 'empty.jsonl'}"],
+        ["data", recipe, f"data.train={tmp_path / 'junk.jsonl'}"],
+        ["data", recipe, f"data.train={tmp_path / 'rows.jsonl'}"],
+        ["data", recipe, f"model.base={tmp_path / 'nomodel'}"],
+        *(
+            ["plan", recipe, *wish]
+            for wish in (
+                ["adapt.targets=[c_attn]"],
+                ["adapt.targets='(' "],
+                ["adapt.r=0"],
+                ["adapt.r=-4"],
+                ["adapt.variant=pissa"],
+                ["adapt.method=full"],
+                ["model.quantize=int3"],
+                ["model.attn=flash_attention_2"],
+                ["model.engine=fp8"],
+                ["train.optimiser=galore"],
+                ["adapt.modules_to_save=[nothing]", "model.quantize=none"],
+                ["adapt.method=partial", "adapt.parts=[last-99]", "model.quantize=none"],
+                ["model.remote_code=true"],
+                ["model.base=tiny:gemma2", "model.attn=sdpa"],
+                ["model.base=tiny:nothing"],
+            )
+        ),
+        *(
+            ["plan", recipe, "--measure", *wish]
+            for wish in (
+                ["adapt.variant=pissa"],
+                ["adapt.variant=loftq", "model.quantize=none"],
+                ["adapt.variant=dora", "model.quantize=fp8"],
+                [f"adapt.continue_from={other_adapter(tmp_path)}"],
+                ["adapt.continue_from=nowhere"],
+            )
+        ),
+        ["plan", recipe, "--gpu", "Z80"],
+        ["plan", recipe, "--gpu", "T4", "--measure"],
+        ["plan", recipe, "--gpu", "T4", "model.engine=fp8"],
+        ["generate", "tiny:base"],
+        ["generate", "tiny:base", "--prompt", "x", "top_p=0.5"],
+        ["generate", "tiny:base", "--prompt", "x", "preset=wild"],
+        ["generate", "tiny:base", "--file", tmp_path / "absent.txt"],
+        ["data", recipe, "data.max_length=20"],
+        ["train", recipe, "adapt.targets=[c_attn]", "--run", tmp_path / "r"],
+        ["train", recipe, "model.attn=flash_attention_2", "--run", tmp_path / "r2"],
+        ["chat", tmp_path / "nomodel"],
+        ["merge", tmp_path / "nomodel"],
+        ["eval", "tiny:base", "--tasks", "gsm9k"],
+        ["init", recipe],
+        ["export", tmp_path / "nomodel", "--to", "exe"],
+        ["nonsense"],
+        ["train"],
+    ]
     for arguments in wrong:
         code, out, err = run_cli(*arguments)
         assert code == 2 and err.strip() and "Traceback" not in err + out, (arguments, code, err)
 
+
 def test_a_plan_for_a_gpu_that_is_not_here(tmp_path):
     recipe = recipe_in(tmp_path)
-    said = {name: json.loads(run_cli("plan", recipe, "--gpu", name, "--json")[1]) for name in ("T4", "H100")}
-    assert [s["engine"] for s in said.values()] == ["reference", "fused"] and all(s["time"]["seconds_per_step"] is None and s["fits"] for s in said.values())
+    said = {
+        name: json.loads(run_cli("plan", recipe, "--gpu", name, "--json")[1])
+        for name in ("T4", "H100")
+    }
+    assert [s["engine"] for s in said.values()] == ["reference", "fused"] and all(
+        s["time"]["seconds_per_step"] is None and s["fits"] for s in said.values()
+    )
     assert "fits" in run_cli("plan", recipe, "--gpu", "2xH100", "launch.gpus=2")[1]
+
 
 def test_memory_is_collected_as_usual_while_training(tmp_path):
     recipe = recipe_in(tmp_path)
     assert run_cli("plan", recipe)[0] == 0 and gc.get_threshold()[0] == 20_000
-    assert run_cli("train", recipe, "--run", tmp_path / "run")[0] == 0 and gc.get_threshold() == USUAL
+    assert (
+        run_cli("train", recipe, "--run", tmp_path / "run")[0] == 0 and gc.get_threshold() == USUAL
+    )
+
 
 def test_a_full_disk_is_said_and_a_fault_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    def full(*a, **k):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
     monkeypatch.setattr(pipeline, "train", full)
     code, _, err = run_cli("train", recipe_in(tmp_path))
     assert code == 2 and "no space" in err and "metrics.jsonl" in err
-    def bug(*a, **k): raise RuntimeError("a bug")
+
+    def bug(*a, **k):
+        raise RuntimeError("a bug")
+
     monkeypatch.setattr(pipeline, "train", bug)
-    try: run_cli("train", tmp_path / "recipe.yaml")
-    except RuntimeError as error: assert "a bug" in str(error)
-    else: raise AssertionError("the traceback was hidden")
+    try:
+        run_cli("train", tmp_path / "recipe.yaml")
+    except RuntimeError as error:
+        assert "a bug" in str(error)
+    else:
+        raise AssertionError("the traceback was hidden")
+
 
 def test_stopping_is_75_and_the_same_command_finishes(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
@@ -101,7 +195,11 @@ def test_stopping_is_75_and_the_same_command_finishes(tmp_path):
     code, _, err = run_cli("train", recipe, "--run", run, "train.max_hours=1e-6", "train.lr=0.5")
     assert code == 2 and "train.lr" in err
     recipe, run = recipe_in(tmp_path / "b"), tmp_path / "b" / "run"
-    assert run_cli("train", recipe, "--run", run)[0] == 0 and run_cli("train", recipe, "--run", run)[0] == 0
+    assert (
+        run_cli("train", recipe, "--run", run)[0] == 0
+        and run_cli("train", recipe, "--run", run)[0] == 0
+    )
+
 
 EARLY = """
 import signal, sys
@@ -112,35 +210,90 @@ sys.meta_path.insert(0, Finder())
 cli.main()
 """
 
+
 def test_a_signal_while_libraries_are_imported_is_75_too(tmp_path):
     for name in ("SIGTERM", "SIGINT"):
-        out = subprocess.run([sys.executable, "-c", EARLY, "train", str(recipe_in(tmp_path)), name], capture_output=True, text=True, cwd=tmp_path)
-        assert out.returncode == 75 and out.stderr == f"stopped by {name} before the training began; the same command goes on\n", out.stderr
+        out = subprocess.run(
+            [sys.executable, "-c", EARLY, "train", str(recipe_in(tmp_path)), name],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert (
+            out.returncode == 75
+            and out.stderr
+            == f"stopped by {name} before the training began; the same command goes on\n"
+        ), out.stderr
+
 
 def test_a_run_is_continued_from_its_mirror_on_another_machine(tmp_path, monkeypatch):
     recipe, drive = recipe_in(tmp_path), tmp_path / "drive" / "first"
-    assert run_cli("train", recipe, "--run", tmp_path / "one" / "run", f"train.mirror={drive}", "train.max_hours=1e-6")[0] == 75
+    assert (
+        run_cli(
+            "train",
+            recipe,
+            "--run",
+            tmp_path / "one" / "run",
+            f"train.mirror={drive}",
+            "train.max_hours=1e-6",
+        )[0]
+        == 75
+    )
     monkeypatch.chdir(tmp_path)  # another machine: nothing of the first is here
     code, out, err = run_cli("continue", drive, "train.max_hours=null")
-    assert code == 0 and (tmp_path / "runs" / "first" / "adapter").is_dir() and (drive / "adapter" / "adapter_model.safetensors").is_file(), err
-    assert "resuming from step-1" in out and run_cli("continue", tmp_path / "runs" / "first")[0] == 0 and run_cli("continue", tmp_path / "nowhere")[0] == 2
+    assert (
+        code == 0
+        and (tmp_path / "runs" / "first" / "adapter").is_dir()
+        and (drive / "adapter" / "adapter_model.safetensors").is_file()
+    ), err
+    assert (
+        "resuming from step-1" in out
+        and run_cli("continue", tmp_path / "runs" / "first")[0] == 0
+        and run_cli("continue", tmp_path / "nowhere")[0] == 2
+    )
+
 
 def test_a_file_for_a_cluster_is_written_once(tmp_path):
     recipe, out = recipe_in(tmp_path), tmp_path / "job.sbatch"
-    assert run_cli("launch", recipe, "launch.gpus=8", "launch.nodes=2", "train.lr=1e-4", "--to", "slurm", "--out", out)[0] == 0
+    assert (
+        run_cli(
+            "launch",
+            recipe,
+            "launch.gpus=8",
+            "launch.nodes=2",
+            "train.lr=1e-4",
+            "--to",
+            "slurm",
+            "--out",
+            out,
+        )[0]
+        == 0
+    )
     assert "train.lr=1e-4" in out.read_text() and "launch.gpus=8 launch.nodes=2" in out.read_text()
-    assert run_cli("launch", recipe, "--out", out)[0] == 2 and run_cli("launch", recipe, "--to", "abacus", "--out", tmp_path / "x")[0] == 2
+    assert (
+        run_cli("launch", recipe, "--out", out)[0] == 2
+        and run_cli("launch", recipe, "--to", "abacus", "--out", tmp_path / "x")[0] == 2
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_by_one_word_with_the_exit_codes_of_one(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     code, out, err = run_cli("train", recipe, "--run", run, "launch.gpus=2", "train.max_hours=1e-6")
-    assert code == 75 and "stopped at step 1 of 3" in err and "--nproc_per_node=2" in out, (code, err)
-    code, out, err = run_cli("train", recipe, "--run", run, "launch.gpus=2", "train.accumulate=3", "train.batch_size=1")
+    assert code == 75 and "stopped at step 1 of 3" in err and "--nproc_per_node=2" in out, (
+        code,
+        err,
+    )
+    code, out, err = run_cli(
+        "train", recipe, "--run", run, "launch.gpus=2", "train.accumulate=3", "train.batch_size=1"
+    )
     assert code == 2 and "begun by another recipe" in err, (code, err)
     code, out, err = run_cli("train", recipe, "--run", run, "launch.gpus=2")
-    assert code == 0 and (run / "adapter" / "adapter_model.safetensors").is_file() and (run / "README.md").is_file(), err
+    assert (
+        code == 0
+        and (run / "adapter" / "adapter_model.safetensors").is_file()
+        and (run / "README.md").is_file()
+    ), err
     changed = [json.loads(line)["key"] for line in (run / "changes.jsonl").read_text().splitlines()]
     assert changed == ["train.max_hours"]
 
@@ -148,45 +301,101 @@ def test_two_processes_by_one_word_with_the_exit_codes_of_one(tmp_path):
 def test_commands_on_a_run(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     assert run_cli("train", recipe, "--run", run)[0] == 0
-    assert json.loads(run_cli("data", recipe, "--json")[1])["rows"] == dict(read=120, kept=120, rejected=0, reasons={})
-    assert run_cli("data", recipe, "--html", tmp_path / "x.html")[0] == 0 and "#c6efce" in (tmp_path / "x.html").read_text()
+    assert json.loads(run_cli("data", recipe, "--json")[1])["rows"] == dict(
+        read=120, kept=120, rejected=0, reasons={}
+    )
+    assert (
+        run_cli("data", recipe, "--html", tmp_path / "x.html")[0] == 0
+        and "#c6efce" in (tmp_path / "x.html").read_text()
+    )
     result = json.loads(run_cli("eval", run, "--tasks", "word_problems", "limit=6", "--json")[1])
     assert result[0]["n"] == 6 and (run / "evals" / "word_problems.json").is_file()
-    assert run_cli("eval", run, "--tasks", "word_problems", "limit=6", "require={word_problems: 1.0}")[0] == 1
-    assert json.loads(run_cli("compare", run, run, "--task", "word_problems", "--json")[1])["difference"] == 0
+    assert (
+        run_cli("eval", run, "--tasks", "word_problems", "limit=6", "require={word_problems: 1.0}")[
+            0
+        ]
+        == 1
+    )
+    assert (
+        json.loads(run_cli("compare", run, run, "--task", "word_problems", "--json")[1])[
+            "difference"
+        ]
+        == 0
+    )
     assert json.loads(run_cli("merge", run)[1])["max_abs_logit_diff"] < 1e-3
     assert json.loads(run_cli("export", run)[1])["same_text"] is True
-    assert run_cli("card", run)[0] == 0 and run_cli("doctor")[0] == 0 and run_cli("plan", recipe, "--json", "--measure")[0] == 0
+    assert (
+        run_cli("card", run)[0] == 0
+        and run_cli("doctor")[0] == 0
+        and run_cli("plan", recipe, "--json", "--measure")[0] == 0
+    )
     one = run_cli("generate", run, "--prompt", "1 + 1?")[1]
-    code, out, err = run_cli("generate", run, "--prompt", "1 + 1?", "--prompt", "2 + 3?", "preset=creative", "n=2", "--json")
+    code, out, err = run_cli(
+        "generate",
+        run,
+        "--prompt",
+        "1 + 1?",
+        "--prompt",
+        "2 + 3?",
+        "preset=creative",
+        "n=2",
+        "--json",
+    )
     many = json.loads(out)
-    assert code == 0 and [len(a["answers"]) for a in many["answers"]] == [2, 2] and many["generation"]["min_p"] == 0.05 and many["speed"]["tokens_per_second"] > 0
+    assert (
+        code == 0
+        and [len(a["answers"]) for a in many["answers"]] == [2, 2]
+        and many["generation"]["min_p"] == 0.05
+        and many["speed"]["tokens_per_second"] > 0
+    )
     (tmp_path / "prompts.txt").write_text("1 + 1?\n2 + 3?\n")
     code, out, err = run_cli("generate", run, "--file", tmp_path / "prompts.txt")
-    assert code == 0 and out.splitlines()[1] == one.strip() and "tokens/s" in err  # alone, streamed, or in a batch: the same text
+    assert (
+        code == 0 and out.splitlines()[1] == one.strip() and "tokens/s" in err
+    )  # alone, streamed, or in a batch: the same text
     assert one.strip() and one.strip() in run_cli("chat", run, stdin="1 + 1?\n")[1]
 
 
 class Terminal:
     "A command in a terminal of its own, as whoever sits at it sees it."
+
     def __init__(self, *arguments):
         self.end, there = pty.openpty()
-        self.unread = ""  # what came together with the text that was waited for is kept for the next reading
+        # what came together with the text that was waited for is kept for the next reading
+        self.unread = ""
+
         def own():
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)              # Ctrl-C reaches only whose terminal it is
-            signal.signal(signal.SIGINT, signal.SIG_DFL)      # what a shell starts in the background does not listen to it, nor do its children
-        self.process = subprocess.Popen([sys.executable, "-c", "from llmtrainer.cli import main; main()", *arguments], stdin=there, stdout=there, stderr=there, start_new_session=True, preexec_fn=own)
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches only whose terminal it is
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # what a shell starts in the background does not listen to it, nor do its children
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from llmtrainer.cli import main; main()", *arguments],
+            stdin=there,
+            stdout=there,
+            stderr=there,
+            start_new_session=True,
+            preexec_fn=own,
+        )
         os.close(there)
 
-    def type(self, keys): os.write(self.end, keys.encode())
+    def type(self, keys):
+        os.write(self.end, keys.encode())
 
     def wait(self, came, what, seconds=300):
         "Read until `came(unread)`; an error where that never is."
         end = time.monotonic() + seconds
         while not came(self.unread):
-            assert select.select([self.end], [], [], max(0, end - time.monotonic()))[0], f"{what!r} never came: {self.unread[-500:]!r}"
-            try: self.unread += os.read(self.end, 4096).decode(errors="replace")
-            except OSError as error: raise AssertionError(f"the command ended before {what!r}: {self.unread[-500:]!r}") from error
+            assert select.select([self.end], [], [], max(0, end - time.monotonic()))[0], (
+                f"{what!r} never came: {self.unread[-500:]!r}"
+            )
+            try:
+                self.unread += os.read(self.end, 4096).decode(errors="replace")
+            except OSError as error:
+                raise AssertionError(
+                    f"the command ended before {what!r}: {self.unread[-500:]!r}"
+                ) from error
 
     def read(self, *texts):
         "One text after the other, each looked for behind the last."
@@ -198,26 +407,35 @@ class Terminal:
         self.process.kill()
         os.close(self.end)
 
-def visible(seen): return re.sub(r"\x1b(\[[?0-9;]*([A-Za-z]|$)|$)", "", seen).strip()  # without what a line editor says to the terminal
+
+def visible(seen):
+    return re.sub(
+        r"\x1b(\[[?0-9;]*([A-Za-z]|$)|$)", "", seen
+    ).strip()  # without what a line editor says to the terminal
+
 
 def test_ctrl_c_ends_the_answer_and_not_the_program():
     terminal = Terminal("chat", "tiny:base", "min_new_tokens=400", "max_new_tokens=400")
     try:
         terminal.read("> ")
         terminal.type("Tell me a story\n")
-        terminal.read("story")               # the terminal's own echo
+        terminal.read("story")  # the terminal's own echo
         terminal.wait(visible, "an answer")
         terminal.type("\x03")
         terminal.read("[stopped]", "> ")
         terminal.type("/set max_new_tokens=5 min_new_tokens=0\n")
         terminal.read("is set", "> ")
         terminal.type("/undo\n")
-        terminal.read("0 questions and their answers", "> ")  # what was written before the stop was kept
+        terminal.read(
+            "0 questions and their answers", "> "
+        )  # what was written before the stop was kept
         terminal.type("2 + 3?\n")
         terminal.read("3?", "\n> ")
         terminal.type("/quit\n")
         assert terminal.process.wait(120) == 0
-    finally: terminal.close()
+    finally:
+        terminal.close()
+
 
 def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
     terminal = Terminal("--help")
@@ -225,35 +443,85 @@ def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
         terminal.wait(lambda seen: "quickstart" in seen, "the help")
         terminal.read("Usage", "Options", "quickstart")
         assert "Usage" not in terminal.unread and terminal.process.wait(60) == 0
-    finally: terminal.close()
+    finally:
+        terminal.close()
+
 
 def test_help_answers_within_half_a_second_and_without_torch():
-    probe = "import sys; sys.argv = ['llmtrainer', '--help']\nfrom llmtrainer.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    probe = (
+        "import sys; sys.argv = ['llmtrainer', '--help']\nfrom llmtrainer.cli import main\ntry:"
+        " main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
     times = []
     for _ in range(5):
         begun = time.perf_counter()
         out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
         times.append(time.perf_counter() - begun)
-        assert out.returncode == 0 and "quickstart" in out.stdout and out.stdout.strip().endswith("False")
+        assert (
+            out.returncode == 0
+            and "quickstart" in out.stdout
+            and out.stdout.strip().endswith("False")
+        )
     assert min(times) < 0.5, times
 
 
 @pytest.mark.realdata
 def test_a_real_model_through_every_command(realdata, tmp_path):
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(json.dumps(dict(model=dict(base=str(realdata / "models" / "stories260K")), data=dict(train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"), max_length=512, too_long="drop"),
-                                      train=dict(max_steps=40, save_steps=10, eval_steps=10, lr=3e-3, batch_size=8), generate=dict(max_new_tokens=30))))
+    recipe.write_text(
+        json.dumps(
+            dict(
+                model=dict(base=str(realdata / "models" / "stories260K")),
+                data=dict(
+                    train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"),
+                    max_length=512,
+                    too_long="drop",
+                ),
+                train=dict(max_steps=40, save_steps=10, eval_steps=10, lr=3e-3, batch_size=8),
+                generate=dict(max_new_tokens=30),
+            )
+        )
+    )
     rows = json.loads(run_cli("data", recipe, "--json")[1])["rows"]
-    assert rows["read"] == 7473 == rows["kept"] + rows["rejected"] and rows["reasons"] == {"too long": rows["rejected"]}
-    killer = subprocess.Popen([sys.executable, "-c", "from llmtrainer.cli import main; main()", "train", str(recipe), "--run", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (run / "checkpoints" / "step-20").is_dir() and killer.poll() is None: time.sleep(0.02)
+    assert rows["read"] == 7473 == rows["kept"] + rows["rejected"] and rows["reasons"] == {
+        "too long": rows["rejected"]
+    }
+    killer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from llmtrainer.cli import main; main()",
+            "train",
+            str(recipe),
+            "--run",
+            str(run),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (run / "checkpoints" / "step-20").is_dir() and killer.poll() is None:
+        time.sleep(0.02)
     killer.kill()
     assert killer.wait() == -9 and not (run / "adapter").exists()
     code, out, err = run_cli("train", recipe, "--run", run)
     assert code == 0 and "resuming from step-" in out
-    losses = [json.loads(line)["eval_loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line]
+    losses = [
+        json.loads(line)["eval_loss"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if "eval_loss" in line
+    ]
     assert losses[-1] < losses[0]
-    result = json.loads(run_cli("eval", run, "--tasks", "gsm8k", f"data_dir={realdata / 'data' / 'reasoning'}", "limit=8", "--json")[1])[0]
+    result = json.loads(
+        run_cli(
+            "eval",
+            run,
+            "--tasks",
+            "gsm8k",
+            f"data_dir={realdata / 'data' / 'reasoning'}",
+            "limit=8",
+            "--json",
+        )[1]
+    )[0]
     assert result["n"] == 8 and result["task"] == "gsm8k"
     assert json.loads(run_cli("merge", run)[1])["max_abs_logit_diff"] < 1e-2
     assert json.loads(run_cli("export", run)[1])["same_text"] is True

@@ -22,18 +22,29 @@ from llmtrainer.recipe import UserError
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
+
 def _tokenizer(template, folder=_BASE, extra=()):
-    "A tokenizer with every special token of the catalogue, a pad token of its own, and this template."
+    """A tokenizer with every special token of the catalogue, a pad token of its own, and this
+    template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(sorted({token for t in TEMPLATES.values() for token in (*t.needs, t.stop) if token != "eos"}), special_tokens=True)
+    tokenizer.add_tokens(
+        sorted(
+            {token for t in TEMPLATES.values() for token in (*t.needs, t.stop) if token != "eos"}
+        ),
+        special_tokens=True,
+    )
     tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
     tokenizer.add_tokens(list(extra))
     set_template(tokenizer, template)
     return tokenizer
 
+
 def _talk(*contents):
     "Messages of user and assistant in turn."
-    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
+    ]
 
 
 def _cut(messages, tokenizer, mask):
@@ -41,18 +52,40 @@ def _cut(messages, tokenizer, mask):
     text, found = text_and_spans({"messages": messages}, tokenizer, mask)
     return [text[a:b] for a, b in found]
 
+
 def test_spans_follow_mask_and_trained():
     tokenizer = _tokenizer("chatml")
     messages = _talk("q", "one", "q", "two", "q")
-    assert _cut(messages, tokenizer, "assistant") == ["one<|im_end|>\n", "two<|im_end|>\n"] and _cut(messages, tokenizer, "last") == ["two<|im_end|>\n"]
-    assert _cut(messages, tokenizer, "completion") == [] and _cut(messages[:4], tokenizer, "completion") == ["two<|im_end|>\n"]
-    assert _cut(messages, tokenizer, "all") == [render(messages[:4], tokenizer)], "up to the last answer"
+    assert _cut(messages, tokenizer, "assistant") == [
+        "one<|im_end|>\n",
+        "two<|im_end|>\n",
+    ] and _cut(messages, tokenizer, "last") == ["two<|im_end|>\n"]
+    assert _cut(messages, tokenizer, "completion") == [] and _cut(
+        messages[:4], tokenizer, "completion"
+    ) == ["two<|im_end|>\n"]
+    assert _cut(messages, tokenizer, "all") == [render(messages[:4], tokenizer)], (
+        "up to the last answer"
+    )
     messages[3]["trained"] = False
-    assert _cut(messages, tokenizer, "assistant") == ["one<|im_end|>\n"] == _cut(messages, tokenizer, "last")
+    assert (
+        _cut(messages, tokenizer, "assistant")
+        == ["one<|im_end|>\n"]
+        == _cut(messages, tokenizer, "last")
+    )
+
+
+
 
 def test_a_tool_result_is_trained_by_no_mask():
-    messages = [*_talk("q", "call"), {"role": "tool", "content": "4711"}, {"role": "assistant", "content": "so"}]
-    cut = {mask: "".join(_cut(messages, _tokenizer("chatml"), mask)) for mask in ("assistant", "last", "completion", "all")}
+    messages = [
+        *_talk("q", "call"),
+        {"role": "tool", "content": "4711"},
+        {"role": "assistant", "content": "so"},
+    ]
+    cut = {
+        mask: "".join(_cut(messages, _tokenizer("chatml"), mask))
+        for mask in ("assistant", "last", "completion", "all")
+    }
     assert cut["completion"] == "call<|im_end|>\nso<|im_end|>\n" and cut["last"] == "so<|im_end|>\n"
     assert all("4711" not in text for text in cut.values()) and "<|im_start|>user\nq" in cut["all"]
 
@@ -70,69 +103,144 @@ def test_text_rows_are_trained_whole_between_begin_and_end():
 def test_masks_of_one_conversation():
     tokenizer = _tokenizer("chatml")
     row = {"messages": [{"role": "system", "content": "s"}, *_talk("q", "one", "q", "two")]}
-    said = {mask: "".join(text for text, trained in pieces(encode(row, tokenizer, mask), tokenizer) if trained) for mask in ("assistant", "last", "all")}
+    said = {
+        mask: "".join(
+            text for text, trained in pieces(encode(row, tokenizer, mask), tokenizer) if trained
+        )
+        for mask in ("assistant", "last", "all")
+    }
     assert said["assistant"] == "one<|im_end|>two<|im_end|>" and said["last"] == "two<|im_end|>"
-    assert said["all"] == render(row["messages"], tokenizer).removesuffix("\n"), "all ends in the stop token too"
+    assert said["all"] == render(row["messages"], tokenizer).removesuffix("\n"), (
+        "all ends in the stop token too"
+    )
 
 
 def test_a_template_that_closes_the_conversation():
-    tokenizer = _tokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}")  # as Phi 3's own
+    tokenizer = _tokenizer(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}{% if"
+        " add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+    )  # as Phi 3's own
     row = {"messages": _talk("q", "one", "q", "two")}
-    assert _cut(row["messages"], tokenizer, "assistant") == ["one<|eot_id|>", "two<|eot_id|><|end|>"]
-    assert tokenizer.convert_ids_to_tokens(stop_id(tokenizer)) == "<|eot_id|>" and len(Encoder(tokenizer).encode([row])[0].runs) == 2
+    assert _cut(row["messages"], tokenizer, "assistant") == [
+        "one<|eot_id|>",
+        "two<|eot_id|><|end|>",
+    ]
+    assert (
+        tokenizer.convert_ids_to_tokens(stop_id(tokenizer)) == "<|eot_id|>"
+        and len(Encoder(tokenizer).encode([row])[0].runs) == 2
+    )
 
 
 def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
-    tokenizer = _tokenizer("{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ m.content + eos_token }}{% endfor %}")
-    good, bad = {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 6}, {"messages": _talk("no", "a"), "source": "a.jsonl", "line": 7}
-    with pytest.raises(UserError, match="where: a.jsonl:7"): encode(bad, tokenizer)
+    tokenizer = _tokenizer(
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif"
+        " %}{{ m.content + eos_token }}{% endfor %}"
+    )
+    good, bad = (
+        {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 6},
+        {"messages": _talk("no", "a"), "source": "a.jsonl", "line": 7},
+    )
+    with pytest.raises(UserError, match="where: a.jsonl:7"):
+        encode(bad, tokenizer)
     kept, lost = Encoder(tokenizer).encode([good, bad])
-    assert kept == encode(good, tokenizer) and isinstance(lost, Bad) and str(lost) == "the chat template refuses it: not this"
+    assert (
+        kept == encode(good, tokenizer)
+        and isinstance(lost, Bad)
+        and str(lost) == "the chat template refuses it: not this"
+    )
 
 
 def test_xrays_show_all_text_and_escape_it():
     tokenizer = _tokenizer("chatml")
     one = encode({"messages": _talk("is a < b?", "<b>yes</b>")}, tokenizer)
     assert xray(one, tokenizer).plain == render(_talk("is a < b?", "<b>yes</b>"), tokenizer)
-    assert "&lt;b&gt;yes&lt;/b&gt;" in xray_html(one, tokenizer) and "<b>" not in xray_html(one, tokenizer)
+    assert "&lt;b&gt;yes&lt;/b&gt;" in xray_html(one, tokenizer) and "<b>" not in xray_html(
+        one, tokenizer
+    )
     assert [text for text, trained in pieces(one, tokenizer) if trained] == ["<b>yes</b><|im_end|>"]
-    assert xray(one, tokenizer, each=True).plain == xray(one, tokenizer).plain and xray_html(one, tokenizer, each=True).count("<span") == len(one)
+    assert xray(one, tokenizer, each=True).plain == xray(one, tokenizer).plain and xray_html(
+        one, tokenizer, each=True
+    ).count("<span") == len(one)
 
 
-@pytest.mark.parametrize("fault, words", [
-    (lambda t: setattr(t, "chat_template", "{{ bos_token }}" + t.chat_template), "more than one BOS"), (lambda t: setattr(t, "pad_token", t.eos_token), "pad token is also a stop"),
-    (lambda t: setattr(t, "chat_template", t.chat_template.replace(" + eos_token", "")), "writes no stop token"), (lambda t: setattr(t, "chat_template", "{{ bos_token }}"), "leaves out the user turn")])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (
+            lambda t: setattr(t, "chat_template", "{{ bos_token }}" + t.chat_template),
+            "more than one BOS",
+        ),
+        (lambda t: setattr(t, "pad_token", t.eos_token), "pad token is also a stop"),
+        (
+            lambda t: setattr(t, "chat_template", t.chat_template.replace(" + eos_token", "")),
+            "writes no stop token",
+        ),
+        (lambda t: setattr(t, "chat_template", "{{ bos_token }}"), "leaves out the user turn"),
+    ],
+)
 def test_each_fault_of_a_tokenizer_is_named(fault, words):
-    tokenizer, row = _tokenizer("plain"), {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 1}
+    tokenizer, row = (
+        _tokenizer("plain"),
+        {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 1},
+    )
     assert check_contract(row, encode(row, tokenizer), tokenizer, {stop_id(tokenizer)}) is None
     fault(tokenizer)
-    with pytest.raises(UserError, match=words): check_contract(row, encode(row, tokenizer), tokenizer, {stop_id(tokenizer)})
+    with pytest.raises(UserError, match=words):
+        check_contract(row, encode(row, tokenizer), tokenizer, {stop_id(tokenizer)})
 
 
 def test_each_fault_of_a_row_is_named():
     tokenizer = _tokenizer("chatml")
     stops, row = {stop_id(tokenizer)}, {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 2}
     good = encode(row, tokenizer)
-    (start, end), = good.runs
-    cases = {"no token of the row is trained": Encoded(good.ids, []), "does not end in a stop token": Encoded(good.ids, [(start, end - 1)]),
-             "more than one BOS": Encoded([tokenizer.bos_token_id] * 2 + good.ids, [(start + 2, end + 2)])}
+    ((start, end),) = good.runs
+    cases = {
+        "no token of the row is trained": Encoded(good.ids, []),
+        "does not end in a stop token": Encoded(good.ids, [(start, end - 1)]),
+        "more than one BOS": Encoded(
+            [tokenizer.bos_token_id] * 2 + good.ids, [(start + 2, end + 2)]
+        ),
+    }
     for words, broken in cases.items():
-        with pytest.raises(UserError, match=words) as caught: check_contract(row, broken, tokenizer, stops)
+        with pytest.raises(UserError, match=words) as caught:
+            check_contract(row, broken, tokenizer, stops)
         assert "a.jsonl:2" in str(caught.value)
-    with pytest.raises(UserError, match="holds the stop token"): check_contract({"messages": _talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
+    with pytest.raises(UserError, match="holds the stop token"):
+        check_contract({"messages": _talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
+
+
+
 
 def test_a_bos_that_begins_every_turn_is_no_fault():
     tokenizer = _tokenizer("chatml")
-    tokenizer.bos_token, tokenizer.chat_template = "<|im_start|>", tokenizer.chat_template.replace("{{ bos_token }}", "")  # as SmolLM2 has it
+    tokenizer.bos_token, tokenizer.chat_template = (
+        "<|im_start|>",
+        tokenizer.chat_template.replace("{{ bos_token }}", ""),
+    )  # as SmolLM2 has it
     row = {"messages": _talk("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
     good, stops = encode(row, tokenizer), {stop_id(tokenizer)}
-    assert good.ids.count(tokenizer.bos_token_id) == 4 and check_contract(row, good, tokenizer, stops) is None
+    assert (
+        good.ids.count(tokenizer.bos_token_id) == 4
+        and check_contract(row, good, tokenizer, stops) is None
+    )
     (start, end), _ = good.runs
     for at in (0, start, start + 1):  # doubled at the start, or in the middle of a turn
-        with pytest.raises(UserError, match="more than one BOS"): check_contract(row, Encoded(good.ids[:at] + [tokenizer.bos_token_id] + good.ids[at:], [(len(good) - 1, len(good))]), tokenizer, stops)
+        with pytest.raises(UserError, match="more than one BOS"):
+            check_contract(
+                row,
+                Encoded(
+                    good.ids[:at] + [tokenizer.bos_token_id] + good.ids[at:],
+                    [(len(good) - 1, len(good))],
+                ),
+                tokenizer,
+                stops,
+            )
 
 
-_runs = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 8)), min_size=1, max_size=5)  # tokens of each prompt and answer
+_runs = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 8)), min_size=1, max_size=5
+)  # tokens of each prompt and answer
+
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(_runs, st.integers(0, 5), st.integers(2, 40), st.sampled_from(["start", "end"]))
@@ -144,14 +252,28 @@ def test_cut_keeps_the_stops_and_counts(turns, tail, room, side):
         ids += [100 * len(ids) + i for i in range(answer)] + [2]
     row = Encoded(ids + [3] * tail, runs)
     kept, lost, answers = cut(row, room, side, {2})
-    if len(row) <= room: assert (kept, lost, answers) == (row, 0, 0); return
+    if len(row) <= room:
+        assert (kept, lost, answers) == (row, 0, 0)
+        return
     assert len(kept) <= room and lost == len(row) - len(kept)
-    assert all(kept.ids[b - 1] == 2 and 0 < a < b for a, b in kept.runs) and kept.runs == sorted(kept.runs)
-    assert answers == sum(row.ids[a:b] not in [kept.ids[c:d] for c, d in kept.runs] for a, b in runs)
+    assert all(kept.ids[b - 1] == 2 and 0 < a < b for a, b in kept.runs) and kept.runs == sorted(
+        kept.runs
+    )
+    assert answers == sum(
+        row.ids[a:b] not in [kept.ids[c:d] for c, d in kept.runs] for a, b in runs
+    )
     if side == "end":
-        assert kept.ids[:-1] == row.ids[:max(len(kept) - 1, 0)] and len(kept.runs) >= sum(b <= room for _, b in runs)
-        if not len(kept): assert runs[0][0] + 2 > room, "only a row without room for an answer is given up"
-    else: assert kept.ids[0] == 1 and kept.ids[1:] == ids[len(ids) - len(kept) + 1:] and kept.ids[-1] == 2
+        assert kept.ids[:-1] == row.ids[: max(len(kept) - 1, 0)] and len(kept.runs) >= sum(
+            b <= room for _, b in runs
+        )
+        if not len(kept):
+            assert runs[0][0] + 2 > room, "only a row without room for an answer is given up"
+    else:
+        assert (
+            kept.ids[0] == 1
+            and kept.ids[1:] == ids[len(ids) - len(kept) + 1 :]
+            and kept.ids[-1] == 2
+        )
 
 
 def test_cut_of_a_row_trained_whole_ends_with_a_turn():
@@ -162,40 +284,88 @@ def test_cut_of_a_row_trained_whole_ends_with_a_turn():
 
 
 _TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-_USED = {"tools": [_TOOL], "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "", "tool_calls": [{"id": "call00001", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}]},
-                                        {"role": "tool", "content": "4", "tool_call_id": "call00001"}, {"role": "assistant", "content": "It is 4."}]}
-CALLS = {
-    "qwen": ['<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>', "It is 4.<|im_end|>"],
-    "llama-3.1": ['{"name": "add", "parameters": {"a": 2}}<|eot_id|>', "It is 4.<|eot_id|>"],
-    "mistral-v3": ['[TOOL_CALLS][{"name": "add", "arguments": {"a": 2}, "id": "call00001"}]<|end|>', "It is 4.<|end|>"],
+_USED = {
+    "tools": [_TOOL],
+    "messages": [
+        {"role": "user", "content": "2 + 2?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "call00001",
+                    "type": "function",
+                    "function": {"name": "add", "arguments": '{"a": 2}'},
+                }
+            ],
+        },
+        {"role": "tool", "content": "4", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": "It is 4."},
+    ],
 }
+CALLS = {
+    "qwen": [
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>',
+        "It is 4.<|im_end|>",
+    ],
+    "llama-3.1": ['{"name": "add", "parameters": {"a": 2}}<|eot_id|>', "It is 4.<|eot_id|>"],
+    "mistral-v3": [
+        '[TOOL_CALLS][{"name": "add", "arguments": {"a": 2}, "id": "call00001"}]<|end|>',
+        "It is 4.<|end|>",
+    ],
+}
+
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_tools_are_written_or_refused(name):
     tokenizer = _tokenizer(name)
     one = Encoder(tokenizer).encode([_USED])[0]
     assert isinstance(one, Encoded) == TEMPLATES[name].tools == (name in CALLS)
-    if isinstance(one, Bad): assert "leaves out" in str(one) or "refuses" in str(one)
+    if isinstance(one, Bad):
+        assert "leaves out" in str(one) or "refuses" in str(one)
     else:
         assert [text for text, trained in pieces(one, tokenizer) if trained] == CALLS[name]
-        assert "4" in render(_USED["messages"][:3], tokenizer, tools=[_TOOL]) and '"name": "add"' in render(_USED["messages"][:1], tokenizer, tools=[_TOOL])
+        assert "4" in render(
+            _USED["messages"][:3], tokenizer, tools=[_TOOL]
+        ) and '"name": "add"' in render(_USED["messages"][:1], tokenizer, tools=[_TOOL])
 
 
-_odd = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0▁<"), min_size=1, max_size=12) | st.sampled_from(["\n4", " 4", "\n\n\n", "q", "👩‍👧 é", "Answer: 4\n", "assistant\n"])
-_talks = st.lists(_odd.filter(str.strip), min_size=2, max_size=6).map(lambda texts: _talk(*texts[:len(texts) // 2 * 2]))
+_odd = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0▁<"), min_size=1, max_size=12
+) | st.sampled_from(["\n4", " 4", "\n\n\n", "q", "👩‍👧 é", "Answer: 4\n", "assistant\n"])
+_talks = st.lists(_odd.filter(str.strip), min_size=2, max_size=6).map(
+    lambda texts: _talk(*texts[: len(texts) // 2 * 2])
+)
+
 
 def _holds(messages, tokenizer, written):
-    "Check the promise: decoded trained runs are the answers as `written`, each with its stop token; all ids decode to the rendered text."
+    """Check the promise: decoded trained runs are the answers as `written`, each with its stop
+    token; all ids decode to the rendered text."""
     one, stop = encode({"messages": messages}, tokenizer), stop_id(tokenizer)
     runs = [one.ids[a:b] for a, b in one.runs]
-    assert [run[-1] for run in runs] == [stop] * len(runs) and [run.count(stop) for run in runs] == [1] * len(runs)
-    assert [tokenizer.decode(run[:-1]) for run in runs] == [written(m["content"]) for m in messages if m["role"] == "assistant"]
+    assert [run[-1] for run in runs] == [stop] * len(runs) and [
+        run.count(stop) for run in runs
+    ] == [1] * len(runs)
+    assert [tokenizer.decode(run[:-1]) for run in runs] == [
+        written(m["content"]) for m in messages if m["role"] == "assistant"
+    ]
     check_contract({"messages": messages}, one, tokenizer, {stop})
     return one
 
-_STRIPPED, _SPACED = ("llama-3", "llama-3.1", "gemma", "gemma-3", "command-r"), ("mistral", "vicuna", "openchat", "plain", "falcon")
-_WRITTEN = {name: str for name in TEMPLATES} | {name: str.strip for name in _STRIPPED} | {name: (lambda text: " " + text) for name in _SPACED} | {"llama-2": lambda text: f" {text.strip()} "}
-_BASES = {name: _tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}  # tokens that can lie across a border, as GPT-2 and Llama 3 have them
+
+_STRIPPED, _SPACED = (
+    ("llama-3", "llama-3.1", "gemma", "gemma-3", "command-r"),
+    ("mistral", "vicuna", "openchat", "plain", "falcon"),
+)
+_WRITTEN = (
+    {name: str for name in TEMPLATES}
+    | {name: str.strip for name in _STRIPPED}
+    | {name: (lambda text: " " + text) for name in _SPACED}
+    | {"llama-2": lambda text: f" {text.strip()} "}
+)
+_BASES = {
+    name: _tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES
+}  # tokens that can lie across a border, as GPT-2 and Llama 3 have them
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -206,51 +376,102 @@ def test_trained_text_is_the_answer_and_its_stop(messages, name):
     assert tokenizer.decode(one.ids) == render(messages, tokenizer)
 
 
-_longer = st.tuples(_talks, st.booleans(), st.lists(st.booleans(), min_size=6, max_size=6)).map(lambda made: [{"role": "system", "content": "Be brief."}] * made[1] + [m if kept else {**m, "trained": False} for m, kept in zip(made[0], made[2])])
+_longer = st.tuples(_talks, st.booleans(), st.lists(st.booleans(), min_size=6, max_size=6)).map(
+    lambda made: (
+        [{"role": "system", "content": "Be brief."}] * made[1]
+        + [m if kept else {**m, "trained": False} for m, kept in zip(made[0], made[2])]
+    )
+)
+
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(_longer, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion", "all"]))
+@given(
+    _longer,
+    st.sampled_from(sorted(TEMPLATES)),
+    st.sampled_from(["assistant", "last", "completion", "all"]),
+)
 def test_contract_under_every_mask(messages, name, mask):
     tokenizer = _BASES[name]
-    if TEMPLATES[name].system == "no": messages = [m for m in messages if m["role"] != "system"]
+    if TEMPLATES[name].system == "no":
+        messages = [m for m in messages if m["role"] != "system"]
     encoder = encoder_of(tokenizer, mask)
     one = encoder.encode([{"messages": messages}])[0]  # checks
-    if isinstance(one, Bad): assert str(one) == "no turn of the assistant is trained"; return
+    if isinstance(one, Bad):
+        assert str(one) == "no turn of the assistant is trained"
+        return
     whole = tokenizer(render(messages, tokenizer), add_special_tokens=False).input_ids
     bos, stop = tokenizer.bos_token_id, encoder.stop
-    assert one.ids.count(bos) == whole.count(bos) and all(at == 0 or one.ids[at - 1] in encoder.stops for at, i in enumerate(one.ids) if i == bos)
-    assert all(one.ids[b - 1] == stop != tokenizer.pad_token_id for _, b in one.runs) and all(b < a for (_, b), (a, _) in zip(one.runs, one.runs[1:]))
-    if mask == "all": return
+    assert one.ids.count(bos) == whole.count(bos) and all(
+        at == 0 or one.ids[at - 1] in encoder.stops for at, i in enumerate(one.ids) if i == bos
+    )
+    assert all(one.ids[b - 1] == stop != tokenizer.pad_token_id for _, b in one.runs) and all(
+        b < a for (_, b), (a, _) in zip(one.runs, one.runs[1:])
+    )
+    if mask == "all":
+        return
     for n, ((start, _), turn) in enumerate(zip(one.runs, wanted(messages, mask))):
-        prompt = tokenizer(render(messages[:turn], tokenizer, prompt=True), add_special_tokens=False).input_ids
-        if n == 0 or one.ids == whole: assert one.ids[:start] == prompt
+        prompt = tokenizer(
+            render(messages[:turn], tokenizer, prompt=True), add_special_tokens=False
+        ).input_ids
+        if n == 0 or one.ids == whole:
+            assert one.ids[:start] == prompt
 
 
-_any = st.lists(st.sampled_from(["", " ", "a", " b ", "<|im_end|>", "\n"]), min_size=2, max_size=6).map(lambda texts: _talk(*texts[:len(texts) // 2 * 2]))
+_any = st.lists(
+    st.sampled_from(["", " ", "a", " b ", "<|im_end|>", "\n"]), min_size=2, max_size=6
+).map(lambda texts: _talk(*texts[: len(texts) // 2 * 2]))
+
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(_any, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion", "all"]), st.sampled_from([{}, {"name": "ada"}, {"trained": False}]))
+@given(
+    _any,
+    st.sampled_from(sorted(TEMPLATES)),
+    st.sampled_from(["assistant", "last", "completion", "all"]),
+    st.sampled_from([{}, {"name": "ada"}, {"trained": False}]),
+)
 def test_layouts_change_nothing(messages, name, mask, extra):
     row, tokenizer = {"messages": [{**messages[0], **extra}, *messages[1:]]}, _BASES[name]
-    drawn, (text, found) = encoder_of(tokenizer, mask).renderer(row), text_and_spans(row, tokenizer, mask)
+    drawn, (text, found) = (
+        encoder_of(tokenizer, mask).renderer(row),
+        text_and_spans(row, tokenizer, mask),
+    )
     assert (drawn.text, drawn.spans) == (text, found)
 
 
-_tricky = st.lists(st.sampled_from(["a", " b ", "\n\nc", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "x\n", "é"]), min_size=2, max_size=6).map(lambda texts: _talk(*texts[:len(texts) // 2 * 2]))
+_tricky = st.lists(
+    st.sampled_from(
+        ["a", " b ", "\n\nc", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "x\n", "é"]
+    ),
+    min_size=2,
+    max_size=6,
+).map(lambda texts: _talk(*texts[: len(texts) // 2 * 2]))
 _quick_ones = Counter()
 
+
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(_tricky, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "completion"]), st.booleans())
+@given(
+    _tricky,
+    st.sampled_from(sorted(TEMPLATES)),
+    st.sampled_from(["assistant", "last", "completion"]),
+    st.booleans(),
+)
 def test_runs_by_marks_are_those_by_places(messages, name, mask, trained):
-    rows, quick, slow = [{"messages": [*messages[:1], {**messages[1], "trained": trained}, *messages[2:]]}], Encoder(_BASES[name], mask), Encoder(_BASES[name], mask)
+    rows, quick, slow = (
+        [{"messages": [*messages[:1], {**messages[1], "trained": trained}, *messages[2:]]}],
+        Encoder(_BASES[name], mask),
+        Encoder(_BASES[name], mask),
+    )
     slow.marked = lambda drawn: False
     one, other = (encoder.encode(rows, check=False)[0] for encoder in (quick, slow))
     assert str(one) == str(other)
     _quick_ones[name] += any(marks.found for marks in quick.marks.values())
 
+
 def test_marks_are_used_where_answers_stand_between_special_tokens():
     test_runs_by_marks_are_those_by_places()
-    assert _quick_ones["chatml"] > 3 and _quick_ones["llama-3"] > 3 and not _quick_ones["llama-2"], "[/INST] is no special token"
+    assert (
+        _quick_ones["chatml"] > 3 and _quick_ones["llama-3"] > 3 and not _quick_ones["llama-2"]
+    ), "[/INST] is no special token"
 
 
 @pytest.mark.slow
@@ -259,45 +480,95 @@ def test_layouts_change_nothing_on_real_rows(realdata):
     tokenizer = _tokenizer("chatml", realdata / "data/tokenizers/gpt2-hf")
     roles = {"human": "user", "gpt": "assistant"}
     with gzip.open(realdata / "data/instruction/sgd_train_sharegpt.jsonl.gz", "rt") as f:
-        rows = [{"messages": [{"role": roles.get(t["from"], t["from"]), "content": t["value"]} for t in json.loads(line)["conversations"]]} for line in f]
+        rows = [
+            {
+                "messages": [
+                    {"role": roles.get(t["from"], t["from"]), "content": t["value"]}
+                    for t in json.loads(line)["conversations"]
+                ]
+            }
+            for line in f
+        ]
     encoder = Encoder(tokenizer)
-    assert all(encoder.renderer(row).text == render(row["messages"], tokenizer) for row in rows) and None not in encoder.renderer.layouts.values()
+    assert (
+        all(encoder.renderer(row).text == render(row["messages"], tokenizer) for row in rows)
+        and None not in encoder.renderer.layouts.values()
+    )
     for row, one in zip(rows[::50], encoder.encode(rows[::50])):
         assert encoder.renderer(row).spans == text_and_spans(row, tokenizer, "assistant")[1]
-        assert one.ids == tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids
+        assert (
+            one.ids
+            == tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids
+        )
 
 
 _MARKED = {
-    "llama-3": "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] | trim }}<|eot_id|>{% endgeneration %}{% else %}{{ m['content'] | trim }}<|eot_id|>{% endif %}{% endfor %}"
-               "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-    "chatml": "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
-              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "plain": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}Answer:{% generation %}{{ ' ' + m['content'] }}{{ eos_token }}{% endgeneration %}{% else %}Question: {{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}",
+    "llama-3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role']"
+        " }}<|end_header_id|>\n\n{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] |"
+        " trim }}<|eot_id|>{% endgeneration %}{% else %}{{ m['content'] | trim }}<|eot_id|>{% endif"
+        " %}{% endfor %}{% if add_generation_prompt"
+        " %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "chatml": (
+        "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] =="
+        " 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{"
+        " m['content'] }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt"
+        " %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "plain": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}Answer:{%"
+        " generation %}{{ ' ' + m['content'] }}{{ eos_token }}{% endgeneration %}{% else"
+        " %}Question: {{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}{% if"
+        " add_generation_prompt %}Answer:{% endif %}"
+    ),
 }
 
+
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(_talks.filter(lambda talk: not any(m["content"][0].isspace() for m in talk)), st.sampled_from(sorted(_MARKED)))
+@given(
+    _talks.filter(lambda talk: not any(m["content"][0].isspace() for m in talk)),
+    st.sampled_from(sorted(_MARKED)),
+)
 def test_mask_equals_that_of_transformers(messages, name):
     tokenizer = _BASES[name]
-    theirs = tokenizer.apply_chat_template(messages, chat_template=_MARKED[name], return_dict=True, return_assistant_tokens_mask=True)
+    theirs = tokenizer.apply_chat_template(
+        messages, chat_template=_MARKED[name], return_dict=True, return_assistant_tokens_mask=True
+    )
     ours = encode({"messages": messages}, tokenizer)
-    assert ours.ids == list(theirs["input_ids"]) and ours.trained == [bool(m) for m in theirs["assistant_masks"]]
+    assert ours.ids == list(theirs["input_ids"]) and ours.trained == [
+        bool(m) for m in theirs["assistant_masks"]
+    ]
     marked = copy.copy(tokenizer)
     marked.chat_template = _MARKED[name]
     assert encode({"messages": messages}, marked) == ours, "marks change nothing here"
 
 
-_TRL = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant{% generation %}{{ '\n' + m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
-        "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}")
+_TRL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant{%"
+    " generation %}{{ '\n' + m['content'] + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{"
+    " '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(_talks.filter(lambda talk: not any(m["content"][0].isspace() for m in talk)))
 def test_mask_of_trl_is_ours_and_two_line_breaks(messages):
     tokenizer = _BASES["chatml"]
-    theirs = tokenizer.apply_chat_template(messages, chat_template=_TRL, return_dict=True, return_assistant_tokens_mask=True)
+    theirs = tokenizer.apply_chat_template(
+        messages, chat_template=_TRL, return_dict=True, return_assistant_tokens_mask=True
+    )
     ours = encode({"messages": messages}, tokenizer)
-    extra = [tokenizer.decode([i]) for i, a, b in zip(ours.ids, theirs["assistant_masks"], ours.trained) if a and not b]
-    assert ours.ids == list(theirs["input_ids"]) and extra == ["\n"] * 2 * (len(messages) // 2) and all(a or not b for a, b in zip(theirs["assistant_masks"], ours.trained))
+    extra = [
+        tokenizer.decode([i])
+        for i, a, b in zip(ours.ids, theirs["assistant_masks"], ours.trained)
+        if a and not b
+    ]
+    assert (
+        ours.ids == list(theirs["input_ids"])
+        and extra == ["\n"] * 2 * (len(messages) // 2)
+        and all(a or not b for a, b in zip(theirs["assistant_masks"], ours.trained))
+    )
 
 
 @pytest.mark.realdata
@@ -307,12 +578,24 @@ def test_promise_on_real_tokenizers(realdata, folder, name):
     tokenizer = _tokenizer(name, realdata / "data/tokenizers" / folder)
     soft = str.strip if folder == "llama2-hf" else str  # its decoder drops the first space of a run
     decoded = lambda text: soft(_WRITTEN[name](text))
-    for contents in (("2 + 2?", "4"), ("a", "yes  and\tno", "b", "é 👩‍👧 中文"), ("x", "one\n\ntwo\n", "y", "Answer: 4", "z", "#### 7")):
+    for contents in (
+        ("2 + 2?", "4"),
+        ("a", "yes  and\tno", "b", "é 👩‍👧 中文"),
+        ("x", "one\n\ntwo\n", "y", "Answer: 4", "z", "#### 7"),
+    ):
         messages = _talk(*(soft(c) for c in contents))
         one, stop = encode({"messages": messages}, tokenizer), stop_id(tokenizer)
-        runs = [tokenizer.encode(text, add_special_tokens=False)[-1] for text, trained in pieces(one, tokenizer) if trained]
+        runs = [
+            tokenizer.encode(text, add_special_tokens=False)[-1]
+            for text, trained in pieces(one, tokenizer)
+            if trained
+        ]
         assert runs == [stop] * (len(contents) // 2)
-        texts = [soft(text.removesuffix(tokenizer.decode([stop]))) for text, trained in pieces(one, tokenizer) if trained]
+        texts = [
+            soft(text.removesuffix(tokenizer.decode([stop])))
+            for text, trained in pieces(one, tokenizer)
+            if trained
+        ]
         assert texts == [decoded(m["content"]) for m in messages[1::2]]
         check_contract({"messages": messages}, one, tokenizer, {stop, tokenizer.eos_token_id})
 
@@ -321,13 +604,19 @@ def test_promise_on_real_tokenizers(realdata, folder, name):
 def test_llama_2_with_its_own_template(realdata):
     tokenizer = AutoTokenizer.from_pretrained(realdata / "data/tokenizers/llama2-hf")
     tokenizer.pad_token = "<unk>"
-    assert set_template(tokenizer) == "the model's own" and stop_id(tokenizer) == tokenizer.eos_token_id
+    assert (
+        set_template(tokenizer) == "the model's own"
+        and stop_id(tokenizer) == tokenizer.eos_token_id
+    )
     row = {"messages": _talk("2 + 2?", "4", "And 3 + 3?", "6")}
     one = encode(row, tokenizer)
     assert [text for text, trained in pieces(one, tokenizer) if trained] == ["4 </s>", "6 </s>"]
-    assert one.ids.count(tokenizer.bos_token_id) == 2, "this template begins every exchange with a BOS"
+    assert one.ids.count(tokenizer.bos_token_id) == 2, (
+        "this template begins every exchange with a BOS"
+    )
     check_contract(row, one, tokenizer, {tokenizer.eos_token_id})
-    with pytest.raises(UserError, match="alternate"): encode({"messages": _talk("a", "b")[::-1]}, tokenizer)
+    with pytest.raises(UserError, match="alternate"):
+        encode({"messages": _talk("a", "b")[::-1]}, tokenizer)
 
 
 @pytest.mark.realdata
@@ -335,21 +624,45 @@ def test_white_space_before_an_answer_is_what_a_server_sends(realdata):
     tokenizer = _tokenizer("llama-3", realdata / "data/tokenizers/gpt2-hf")
     row = {"messages": _talk("2 + 2?", "Yes", "And?", "No")}
     one = encode(row, tokenizer)
-    whole, prompt = (tokenizer(render(m, tokenizer, p), add_special_tokens=False).input_ids for m, p in ((row["messages"], False), (row["messages"][:1], True)))
-    assert whole[:len(prompt)] != prompt == one.ids[:one.runs[0][0]] and tokenizer.decode(one.ids) == tokenizer.decode(whole)
-    assert [text for text, trained in pieces(one, tokenizer) if trained] == ["Yes<|eot_id|>", "No<|eot_id|>"]
+    whole, prompt = (
+        tokenizer(render(m, tokenizer, p), add_special_tokens=False).input_ids
+        for m, p in ((row["messages"], False), (row["messages"][:1], True))
+    )
+    assert whole[: len(prompt)] != prompt == one.ids[: one.runs[0][0]] and tokenizer.decode(
+        one.ids
+    ) == tokenizer.decode(whole)
+    assert [text for text, trained in pieces(one, tokenizer) if trained] == [
+        "Yes<|eot_id|>",
+        "No<|eot_id|>",
+    ]
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("file, template", [("tokenizer.model.v1", "mistral"), ("mistral_instruct_tokenizer_240323.model.v3", "mistral-v3")])
+@pytest.mark.parametrize(
+    "file, template",
+    [
+        ("tokenizer.model.v1", "mistral"),
+        ("mistral_instruct_tokenizer_240323.model.v3", "mistral-v3"),
+    ],
+)
 def test_vocabularies_of_mistral(realdata, file, template, tmp_path):
     pytest.importorskip("sentencepiece")
-    (tmp_path / "tokenizer.model").write_bytes((realdata / "data/tokenizers/mistral" / file).read_bytes())
+    (tmp_path / "tokenizer.model").write_bytes(
+        (realdata / "data/tokenizers/mistral" / file).read_bytes()
+    )
     tokenizer = LlamaTokenizer.from_pretrained(tmp_path, pad_token="<unk>")
     set_template(tokenizer, template)
-    assert tokenizer.convert_tokens_to_ids(list(TEMPLATES[template].needs)) == [3, 4, 6, 7, 5, 8, 9][:len(TEMPLATES[template].needs)], "control tokens lie where Mistral put them"
-    one = Encoder(tokenizer).encode([{"messages": _talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")}])[0]
-    assert one.ids[0] == 1 and [text for text, trained in pieces(one, tokenizer) if trained] == ["It is\n\n4.</s>", "é 👩‍👧 中文</s>"]
+    assert (
+        tokenizer.convert_tokens_to_ids(list(TEMPLATES[template].needs))
+        == [3, 4, 6, 7, 5, 8, 9][: len(TEMPLATES[template].needs)]
+    ), "control tokens lie where Mistral put them"
+    one = Encoder(tokenizer).encode(
+        [{"messages": _talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")}]
+    )[0]
+    assert one.ids[0] == 1 and [text for text, trained in pieces(one, tokenizer) if trained] == [
+        "It is\n\n4.</s>",
+        "é 👩‍👧 中文</s>",
+    ]
 
 
 def test_a_tokenizer_without_a_fast_backend():
@@ -358,8 +671,13 @@ def test_a_tokenizer_without_a_fast_backend():
     encoder = Encoder(tokenizer)
     row = {"messages": _talk("q", "\nyes é", "q", "no")}
     one, text = encoder.encode([row, {"text": "é"}])
-    assert not tokenizer.is_fast and [tokenizer.decode(one.ids[a:b]) for a, b in one.runs] == ["\nyes é</s>", "no</s>"]
-    assert one.ids == tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids and text.ids == [198, 172, 1]
+    assert not tokenizer.is_fast and [tokenizer.decode(one.ids[a:b]) for a, b in one.runs] == [
+        "\nyes é</s>",
+        "no</s>",
+    ]
+    assert one.ids == tokenizer(
+        render(row["messages"], tokenizer), add_special_tokens=False
+    ).input_ids and text.ids == [198, 172, 1]
 
 
 def test_a_tokenizer_whose_offsets_hide_white_space():

@@ -19,80 +19,179 @@ from llmtrainer.recipe import UserError
 def _folder(**files):
     "A temporary folder with these files; a name's last underscore is its dot."
     folder = Path(tempfile.mkdtemp())
-    for name, data in files.items(): (folder / ".".join(name.rsplit("_", 1))).write_bytes(data if isinstance(data, bytes) else data.encode())
+    for name, data in files.items():
+        (folder / ".".join(name.rsplit("_", 1))).write_bytes(
+            data if isinstance(data, bytes) else data.encode()
+        )
     return folder
 
-def _zst(data): return pyarrow.Codec("zstd").compress(data).to_pybytes()
+
+def _zst(data):
+    return pyarrow.Codec("zstd").compress(data).to_pybytes()
 
 
 def test_decode_and_parse():
     for data, reason in {b"\xff": "not UTF-8", b"a\0b": "NUL byte"}.items():
-        with pytest.raises(Bad, match=reason): decode(data)
+        with pytest.raises(Bad, match=reason):
+            decode(data)
     for text in ("", "{", "[" * 100_000, "1" * 5000):
-        with pytest.raises(Bad, match="not JSON"): parse_json(text)
+        with pytest.raises(Bad, match="not JSON"):
+            parse_json(text)
     assert decode("\ufeffé".encode()) == "é" and decode("a\ufeffb".encode(), False) == "a\ufeffb"
-    with pytest.raises(Bad, match="byte-order mark"): decode("\ufeff{}".encode(), False)
-    with pytest.raises(Bad, match="broken Unicode"): parse_json(r'{"a": ["\uD83D"]}')
-    with pytest.raises(Bad, match="NUL"): parse_json(r'"\\\u0000"')
+    with pytest.raises(Bad, match="byte-order mark"):
+        decode("\ufeff{}".encode(), False)
+    with pytest.raises(Bad, match="broken Unicode"):
+        parse_json(r'{"a": ["\uD83D"]}')
+    with pytest.raises(Bad, match="NUL"):
+        parse_json(r'"\\\u0000"')
 
 
 def test_quotes():
-    folder = _folder(said_tsv='"A" b\t1\n"No.\t2\n', good_tsv='question\tanswer\n"a\tb"\t"1\n2"\n', bad_csv='a,b\n"x" y,1\n', open_csv='a,b\n"x,1\n')
-    assert [r for _, r in read_file(folder / "said.tsv")] == [{"question": '"A" b', "answer": "1"}, {"question": '"No.', "answer": "2"}]
+    folder = _folder(
+        said_tsv='"A" b\t1\n"No.\t2\n',
+        good_tsv='question\tanswer\n"a\tb"\t"1\n2"\n',
+        bad_csv='a,b\n"x" y,1\n',
+        open_csv='a,b\n"x,1\n',
+    )
+    assert [r for _, r in read_file(folder / "said.tsv")] == [
+        {"question": '"A" b', "answer": "1"},
+        {"question": '"No.', "answer": "2"},
+    ]
     assert list(read_file(folder / "good.tsv")) == [(2, {"question": "a\tb", "answer": "1\n2"})]
     for name in ("bad.csv", "open.csv"):
-        with pytest.raises(UserError, match="not CSV"): list(read_file(folder / name))
+        with pytest.raises(UserError, match="not CSV"):
+            list(read_file(folder / name))
 
 
 def test_damaged_files_end_in_one_clear_block():
     lines = b"".join(b'{"text": "%d"}\n' % i for i in range(500))
     packed, zst = gzip.compress(lines), _zst(lines)
-    folder = _folder(latin_csv=b"text\ncaf\xe9\n", nul_csv="a\0b", list_json='[{"text": "a"}', more_json='[{"text": "a"}] [', comma_json='[{"text": "a"},]', nul_json='[{"text": "\0"}]', latin_json=b'["\xff"]', twice_csv="a,a\n1,2\n",
-                     torn_gz=packed[:-9], plain_gz="text", bits_gz=packed[:20] + b"\0\0\0" + packed[23:], torn_zst=zst[:-9], plain_zst="text", fake_parquet="PAR")
-    for name in ("torn.gz", "plain.gz", "bits.gz", "torn.zst", "plain.zst"): (folder / name).rename(folder / name.replace(".", ".jsonl."))
-    for name, words in {"latin.csv": "not UTF-8", "nul.csv": "NUL", "list.json": "not JSON", "more.json": "not JSON", "comma.json": "not JSON", "nul.json": "NUL", "latin.json": "not UTF-8", "twice.csv": "same name", "torn.jsonl.gz": "breaks off",
-                        "plain.jsonl.gz": "not a gzip file", "fake.parquet": "not Parquet", "bits.jsonl.gz": "cannot be read", "torn.jsonl.zst": "breaks off", "plain.jsonl.zst": "not a zstd file"}.items():
-        with pytest.raises(UserError, match=words): list(read_file(folder / name))
+    folder = _folder(
+        latin_csv=b"text\ncaf\xe9\n",
+        nul_csv="a\0b",
+        list_json='[{"text": "a"}',
+        more_json='[{"text": "a"}] [',
+        comma_json='[{"text": "a"},]',
+        nul_json='[{"text": "\0"}]',
+        latin_json=b'["\xff"]',
+        twice_csv="a,a\n1,2\n",
+        torn_gz=packed[:-9],
+        plain_gz="text",
+        bits_gz=packed[:20] + b"\0\0\0" + packed[23:],
+        torn_zst=zst[:-9],
+        plain_zst="text",
+        fake_parquet="PAR",
+    )
+    for name in ("torn.gz", "plain.gz", "bits.gz", "torn.zst", "plain.zst"):
+        (folder / name).rename(folder / name.replace(".", ".jsonl."))
+    for name, words in {
+        "latin.csv": "not UTF-8",
+        "nul.csv": "NUL",
+        "list.json": "not JSON",
+        "more.json": "not JSON",
+        "comma.json": "not JSON",
+        "nul.json": "NUL",
+        "latin.json": "not UTF-8",
+        "twice.csv": "same name",
+        "torn.jsonl.gz": "breaks off",
+        "plain.jsonl.gz": "not a gzip file",
+        "fake.parquet": "not Parquet",
+        "bits.jsonl.gz": "cannot be read",
+        "torn.jsonl.zst": "breaks off",
+        "plain.jsonl.zst": "not a zstd file",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            list(read_file(folder / name))
 
 
 def test_long_lines_and_odd_line_breaks_are_read_whole():
     long, odd = "x" * 5_000_000, "one\u2028two\x0bthree"
-    folder = _folder(long_jsonl=json.dumps({"text": long}), long_csv=f"text\n{long}\n", long_json=json.dumps([{"text": long}] * 2), odd_csv=f"text\n{odd}\n", windows_txt="a\r\nb\r\n\r\nc\r\n", lines_txt="a\nb\n", gaps_txt="\n\n\na\n\n\n\nb")
-    for name, n in {"long.jsonl": 1, "long.csv": 1, "long.json": 2}.items(): assert [r for _, r in read_file(folder / name)] == [{"text": long}] * n
+    folder = _folder(
+        long_jsonl=json.dumps({"text": long}),
+        long_csv=f"text\n{long}\n",
+        long_json=json.dumps([{"text": long}] * 2),
+        odd_csv=f"text\n{odd}\n",
+        windows_txt="a\r\nb\r\n\r\nc\r\n",
+        lines_txt="a\nb\n",
+        gaps_txt="\n\n\na\n\n\n\nb",
+    )
+    for name, n in {"long.jsonl": 1, "long.csv": 1, "long.json": 2}.items():
+        assert [r for _, r in read_file(folder / name)] == [{"text": long}] * n
     assert [r["text"] for _, r in read_file(folder / "odd.csv")] == [odd]
     assert [r["text"] for _, r in read_file(folder / "windows.txt")] == ["a\nb", "c"]
-    assert [(r["text"], line) for line, r in read_file(folder / "lines.txt")] == [("a", 1), ("b", 2)]
+    assert [(r["text"], line) for line, r in read_file(folder / "lines.txt")] == [
+        ("a", 1),
+        ("b", 2),
+    ]
     assert [(r["text"], line) for line, r in read_file(folder / "gaps.txt")] == [("a", 4), ("b", 8)]
 
 
 def test_a_line_over_the_limit_is_named_and_never_held():
     huge = b'{"text": "' + b"x" * LINE_LIMIT + b'"}\n'
-    folder = _folder(a_jsonl=huge + b'{"text": "b"}\n', b_txt=huge + b"b\n", c_csv=b"text\n" + huge, d_json=b"[" + huge)
-    assert [(n, str(r) if isinstance(r, Bad) else r) for n, r in read_file(folder / "a.jsonl")] == [(1, "a line over 32 MiB"), (2, {"text": "b"})]
+    folder = _folder(
+        a_jsonl=huge + b'{"text": "b"}\n',
+        b_txt=huge + b"b\n",
+        c_csv=b"text\n" + huge,
+        d_json=b"[" + huge,
+    )
+    assert [(n, str(r) if isinstance(r, Bad) else r) for n, r in read_file(folder / "a.jsonl")] == [
+        (1, "a line over 32 MiB"),
+        (2, {"text": "b"}),
+    ]
     assert [n for n, r in read_file(folder / "b.txt") if isinstance(r, Bad)] == [1]
-    with pytest.raises(UserError, match="over 32 MiB"): list(read_file(folder / "c.csv"))
-    with pytest.raises(UserError, match="over 32 MiB|not JSON"): list(read_file(folder / "d.json"))
+    with pytest.raises(UserError, match="over 32 MiB"):
+        list(read_file(folder / "c.csv"))
+    with pytest.raises(UserError, match="over 32 MiB|not JSON"):
+        list(read_file(folder / "d.json"))
 
 
 def test_one_table_through_every_reader():
-    table = [{"question": f"{i}, \"{i}\"?\n", "answer": f"é{i}"} for i in range(5)]
+    table = [{"question": f'{i}, "{i}"?\n', "answer": f"é{i}"} for i in range(5)]
     lines = "".join(json.dumps(r) + "\n" for r in table)
-    cells = "question,answer\n" + "".join('"{}","{}"\n'.format(*(v.replace('"', '""') for v in r.values())) for r in table)
-    folder = _folder(a_jsonl=lines, b_json=json.dumps(table, indent=2), c_json=lines, d_csv=cells, e_tsv=cells.replace('","', '"\t"').replace("n,a", "n\ta"), f_json=json.dumps(dict(enumerate(table))), g_json=json.dumps({"data": table}),
-                     h_json="\ufeff \n" + json.dumps(table), i_jsonl="\ufeff" + lines)
+    cells = "question,answer\n" + "".join(
+        '"{}","{}"\n'.format(*(v.replace('"', '""') for v in r.values())) for r in table
+    )
+    folder = _folder(
+        a_jsonl=lines,
+        b_json=json.dumps(table, indent=2),
+        c_json=lines,
+        d_csv=cells,
+        e_tsv=cells.replace('","', '"\t"').replace("n,a", "n\ta"),
+        f_json=json.dumps(dict(enumerate(table))),
+        g_json=json.dumps({"data": table}),
+        h_json="\ufeff \n" + json.dumps(table),
+        i_jsonl="\ufeff" + lines,
+    )
     (folder / "j.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (folder / "k.csv.zst").write_bytes(_zst(cells[:20].encode()) + _zst(cells[20:].encode()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "l.parquet")
-    for path in sorted(folder.iterdir()): assert [record for _, record in read_file(path)] == table, path.name
+    for path in sorted(folder.iterdir()):
+        assert [record for _, record in read_file(path)] == table, path.name
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), lambda x: st.lists(x) | st.dictionaries(st.text("ab[]{},\" "), x), max_leaves=8)), st.sampled_from([None, 2]), st.integers(1, 9))
+@given(
+    st.lists(
+        st.recursive(
+            st.none()
+            | st.integers()
+            | st.floats(allow_nan=False)
+            | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+            lambda x: st.lists(x) | st.dictionaries(st.text('ab[]{}," '), x),
+            max_leaves=8,
+        )
+    ),
+    st.sampled_from([None, 2]),
+    st.integers(1, 9),
+)
 def test_a_list_in_blocks_is_the_list(values, indent, size):
     file = io.StringIO(json.dumps(values, indent=indent, ensure_ascii=False))
     small = io.StringIO.read
+
     class Slow(io.StringIO):
-        def read(self, n=-1): return small(self, min(n, size))
+        def read(self, n=-1):
+            return small(self, min(n, size))
+
     assert [v for _, v in read_list(Slow(file.getvalue()))] == values
 
 
@@ -101,14 +200,29 @@ def test_paths():
     (folder / "in").mkdir()
     (folder / "in" / "d.jsonl").write_text("4")
     (folder / ".hidden").write_text("")
-    for path, names in {"": ["a.jsonl", "b.jsonl", "c.csv"], "*.jsonl": ["a.jsonl", "b.jsonl"], "**/*.jsonl": ["a.jsonl", "b.jsonl", "d.jsonl"], "a.jsonl": ["a.jsonl"], "x": [], "x*": []}.items(): assert [f.name for f in files_of(folder / path)] == names
-    with pytest.raises(UserError, match="holds no files"): files_of(Path(_folder()))
-    assert "Did you mean a.jsonl" in str(missing(folder / "a.json")) and "check the path" in str(missing(Path("no/such.csv")))
+    for path, names in {
+        "": ["a.jsonl", "b.jsonl", "c.csv"],
+        "*.jsonl": ["a.jsonl", "b.jsonl"],
+        "**/*.jsonl": ["a.jsonl", "b.jsonl", "d.jsonl"],
+        "a.jsonl": ["a.jsonl"],
+        "x": [],
+        "x*": [],
+    }.items():
+        assert [f.name for f in files_of(folder / path)] == names
+    with pytest.raises(UserError, match="holds no files"):
+        files_of(Path(_folder()))
+    assert "Did you mean a.jsonl" in str(missing(folder / "a.json")) and "check the path" in str(
+        missing(Path("no/such.csv"))
+    )
 
 
 def test_reading_does_not_hold_the_file():
     line = json.dumps({"text": "x" * 400}) + "\n"
-    for name, text in {"a.jsonl": line * 20_000, "a.json": "[" + ",".join([line] * 20_000) + "]", "a.txt": (line + "\n") * 20_000}.items():
+    for name, text in {
+        "a.jsonl": line * 20_000,
+        "a.json": "[" + ",".join([line] * 20_000) + "]",
+        "a.txt": (line + "\n") * 20_000,
+    }.items():
         path = _folder() / name
         path.write_text(text)
         tracemalloc.start()
@@ -119,10 +233,16 @@ def test_reading_does_not_hold_the_file():
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode), st.sampled_from(sorted(READERS) + [".jsonl.gz", ".csv.gz", ".jsonl.zst"]))
+@given(
+    st.binary(max_size=60) | st.text(max_size=40).map(str.encode),
+    st.sampled_from(sorted(READERS) + [".jsonl.gz", ".csv.gz", ".jsonl.zst"]),
+)
 def test_no_bytes_give_a_traceback(data, ending):
     path = _folder() / f"junk{ending}"
     path.write_bytes(data)
-    try: found = list(read_file(path))
-    except UserError as error: assert "cannot be read" in str(error)
-    else: assert all(isinstance(number, int) for number, _ in found)
+    try:
+        found = list(read_file(path))
+    except UserError as error:
+        assert "cannot be read" in str(error)
+    else:
+        assert all(isinstance(number, int) for number, _ in found)

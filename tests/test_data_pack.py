@@ -16,22 +16,38 @@ from llmtrainer.data.chat import Encoded
 from llmtrainer.recipe import UserError
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-from transformers import Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, MixtralConfig, Phi3Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen3Config,
+)
 
 
 def _fewest(lengths, capacity):
     "The least number of sequences, by trying every place for every row."
     best = [len(lengths)]
+
     def place(i, rooms):
-        if len(rooms) >= best[0]: return
-        if i == len(lengths): best[0] = len(rooms); return
+        if len(rooms) >= best[0]:
+            return
+        if i == len(lengths):
+            best[0] = len(rooms)
+            return
         for b, free in enumerate(rooms):
-            if free >= lengths[i]: place(i + 1, [*rooms[:b], free - lengths[i], *rooms[b + 1:]])
+            if free >= lengths[i]:
+                place(i + 1, [*rooms[:b], free - lengths[i], *rooms[b + 1 :]])
         place(i + 1, [*rooms, capacity - lengths[i]])
+
     place(0, [])
     return best[0]
 
-def _lists(bins): return [bins[i].tolist() for i in range(len(bins))]
+
+def _lists(bins):
+    return [bins[i].tolist() for i in range(len(bins))]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -40,7 +56,9 @@ def test_packs_never_overfill_and_lose_no_row(lengths):
     bins = _lists(pack(lengths, 20))
     assert sorted(itertools.chain(*bins)) == list(range(len(lengths))) and all(bins)
     assert all(sum(lengths[i] for i in one) <= 20 for one in bins)
-    assert sum(sum(lengths[i] for i in one) <= 10 for one in bins) <= 1, "two half-empty sequences would have been one"
+    assert sum(sum(lengths[i] for i in one) <= 10 for one in bins) <= 1, (
+        "two half-empty sequences would have been one"
+    )
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -51,8 +69,17 @@ def test_packs_are_within_the_proved_bound_of_the_best(lengths):
 
 
 def test_labels_and_positions_by_hand():
-    batch = padded([sequence([Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(0, 2)])]), sequence([Encoded([8, 9], [(1, 2)])])], pad_id=1)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [8, 9, 1, 1, 1]] and batch["input_ids"].dtype == torch.int64
+    batch = padded(
+        [
+            sequence([Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(0, 2)])]),
+            sequence([Encoded([8, 9], [(1, 2)])]),
+        ],
+        pad_id=1,
+    )
+    assert (
+        batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [8, 9, 1, 1, 1]]
+        and batch["input_ids"].dtype == torch.int64
+    )
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100, 9, -100, -100, -100]]
 
@@ -63,74 +90,134 @@ def test_both_batches_hold_the_same_tokens(lengths):
     packs = [sequence([Encoded(list(range(1, n + 1)), [(0, n)]) for n in one]) for one in lengths]
     rectangle, line = padded(packs, 0), joined(packs, 0)
     real = rectangle["input_ids"] != 0
-    for name in ("input_ids", "position_ids", "labels"): assert torch.equal(rectangle[name][real], line[name][0])
-    assert line["cu_seq_lens_q"].diff().tolist() == list(itertools.chain(*lengths)) and line["max_length_q"] == max(itertools.chain(*lengths))
+    for name in ("input_ids", "position_ids", "labels"):
+        assert torch.equal(rectangle[name][real], line[name][0])
+    assert line["cu_seq_lens_q"].diff().tolist() == list(itertools.chain(*lengths)) and line[
+        "max_length_q"
+    ] == max(itertools.chain(*lengths))
 
 
 def test_packed_equals_separate_1():
-    def _by_borders(module, query, key, value, mask, scaling, sliding_window=None, softcap=None, cu_seq_lens_q=None, **_):
+    def _by_borders(
+        module,
+        query,
+        key,
+        value,
+        mask,
+        scaling,
+        sliding_window=None,
+        softcap=None,
+        cu_seq_lens_q=None,
+        **_,
+    ):
         "Attention row by row, as variable-length flash attention defines it."
         groups = query.shape[1] // key.shape[1]
         key, value, out = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), []
         for lo, hi in itertools.pairwise(cu_seq_lens_q.tolist()):
             scores = (query[:, :, lo:hi] @ key[:, :, lo:hi].mT) * scaling
-            if softcap: scores = torch.tanh(scores / softcap) * softcap
+            if softcap:
+                scores = torch.tanh(scores / softcap) * softcap
             distance = torch.arange(hi - lo)[:, None] - torch.arange(hi - lo)
             seen = (distance >= 0) & (distance < (sliding_window or hi))
             out.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[:, :, lo:hi])
         return torch.cat(out, 2).transpose(1, 2), None
 
+
     AttentionInterface.register("by_borders", _by_borders)
     AttentionMaskInterface.register("by_borders", lambda *args, **kw: None)
 
 
-_SMALL = dict(vocab_size=64, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+_SMALL = dict(
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 _WINDOW = dict(sliding_window=8)
 FAMILIES = {
-    "llama": LlamaConfig(**_SMALL), "mistral": MistralConfig(**_SMALL, **_WINDOW), "gemma-2": Gemma2Config(**_SMALL, **_WINDOW, query_pre_attn_scalar=16),
-    "gemma-3": Gemma3TextConfig(**_SMALL, **_WINDOW, query_pre_attn_scalar=16), "qwen3": Qwen3Config(**_SMALL), "phi-3": Phi3Config(**_SMALL),
+    "llama": LlamaConfig(**_SMALL),
+    "mistral": MistralConfig(**_SMALL, **_WINDOW),
+    "gemma-2": Gemma2Config(**_SMALL, **_WINDOW, query_pre_attn_scalar=16),
+    "gemma-3": Gemma3TextConfig(**_SMALL, **_WINDOW, query_pre_attn_scalar=16),
+    "qwen3": Qwen3Config(**_SMALL),
+    "phi-3": Phi3Config(**_SMALL),
     "mixtral": MixtralConfig(**_SMALL, num_local_experts=4),
 }
 _CHANCE = random.Random(0)
 ROWS = [Encoded(_CHANCE.choices(range(3, 64), k=n), [(n // 3, n)]) for n in (30, 5, 17, 11)]
 
+
 def _family(name, attention, device="cpu"):
     "A small random model of the family."
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(FAMILIES[name], attn_implementation=attention, dtype=torch.float32).eval().to(device)
+    return (
+        AutoModelForCausalLM.from_config(
+            FAMILIES[name], attn_implementation=attention, dtype=torch.float32
+        )
+        .eval()
+        .to(device)
+    )
+
 
 def _logits(model, bins, attention):
     "Logits of every token of every row, when the rows are packed as `bins`, in one batch."
-    batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in collator("flash" if attention == "by_borders" else attention, 0)([sequence([ROWS[i] for i in one]) for one in bins]).items() if k != "labels"}
-    with torch.no_grad(): out = model(**batch, use_cache=False).logits.cpu()
+    batch = {
+        k: v.to(model.device) if torch.is_tensor(v) else v
+        for k, v in collator("flash" if attention == "by_borders" else attention, 0)(
+            [sequence([ROWS[i] for i in one]) for one in bins]
+        ).items()
+        if k != "labels"
+    }
+    with torch.no_grad():
+        out = model(**batch, use_cache=False).logits.cpu()
     sizes = [sum(len(ROWS[i]) for i in one) for one in bins]
-    flat = out[0] if attention == "by_borders" else torch.cat([out[s, :n] for s, n in enumerate(sizes)])
+    flat = (
+        out[0]
+        if attention == "by_borders"
+        else torch.cat([out[s, :n] for s, n in enumerate(sizes)])
+    )
     parts = flat.split([len(ROWS[i]) for one in bins for i in one])
     return dict(zip(itertools.chain(*bins), parts))
+
 
 def _gap(name, attention, device="cpu"):
     "The largest difference of a logit, packed against alone; and the largest logit."
     model = _family(name, attention, device)
     alone = {i: _logits(model, [[i]], attention)[i] for i in range(4)}
-    return max(float((found[i] - alone[i]).abs().max()) for bins in ([[0, 1, 2, 3]], [[3, 1], [0, 2]], [[0], [1], [2], [3]]) for found in [_logits(model, bins, attention)] for i in alone), max(float(a.abs().max()) for a in alone.values())
+    return max(
+        float((found[i] - alone[i]).abs().max())
+        for bins in ([[0, 1, 2, 3]], [[3, 1], [0, 2]], [[0], [1], [2], [3]])
+        for found in [_logits(model, bins, attention)]
+        for i in alone
+    ), max(float(a.abs().max()) for a in alone.values())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "by_borders"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_equals_separate(name, attention):
-    if name == "gemma-2" and attention == "sdpa": pytest.skip("transformers has no sdpa for Gemma 2")
-    with torch.compiler.set_stance("force_eager"): gap, size = _gap(name, attention)  # flex would be compiled by a C++ compiler
+    if name == "gemma-2" and attention == "sdpa":
+        pytest.skip("transformers has no sdpa for Gemma 2")
+    with torch.compiler.set_stance("force_eager"):
+        gap, size = _gap(name, attention)  # flex would be compiled by a C++ compiler
     assert gap < 1e-5 and size > 0.1
 
 
 def test_the_gradient_of_a_pack_is_that_of_its_rows():
     model = _family("llama", "sdpa")
+
     def gradient(bins):
         model.zero_grad()
         for one in bins:
             out = model(**padded([sequence([ROWS[i] for i in one])], 0), use_cache=False)
             (out.loss * sum(hi - max(lo, 1) for i in one for lo, hi in ROWS[i].runs)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
+
     packed, separate = gradient([[0, 1, 2]]), gradient([[0], [1], [2]])
     assert (packed - separate).norm() < 1e-5 * separate.norm()
 
@@ -143,22 +230,32 @@ def test_compiled_flex_attention_keeps_rows_apart(name):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(0, 60), st.lists(st.integers(-2**40, 2**70), max_size=3))
+@given(st.integers(0, 60), st.lists(st.integers(-(2**40), 2**70), max_size=3))
 def test_a_shuffle_is_a_permutation_and_pure(n, seeds):
     found = shuffled(n, *seeds)
     assert sorted(found.tolist()) == list(range(n)) and np.array_equal(found, shuffled(n, *seeds))
 
 
 def test_shuffles_are_even_and_always_the_same():
-    assert shuffled(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1], "a resumed run depends on these numbers"
+    assert shuffled(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1], (
+        "a resumed run depends on these numbers"
+    )
     places = np.stack([shuffled(10, seed) for seed in range(5000)])
     counts = np.stack([np.bincount(places[:, i], minlength=10) for i in range(10)])
-    assert np.abs(counts - 500).max() < 5 * math.sqrt(500), "every number is everywhere equally often"
-    assert abs(np.corrcoef(places[:-1].ravel(), places[1:].ravel())[0, 1]) < 0.02, "neighbouring seeds have nothing in common"
+    assert np.abs(counts - 500).max() < 5 * math.sqrt(500), (
+        "every number is everywhere equally often"
+    )
+    assert abs(np.corrcoef(places[:-1].ravel(), places[1:].ravel())[0, 1]) < 0.02, (
+        "neighbouring seeds have nothing in common"
+    )
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=4), st.integers(0, 2**40), st.integers(1, 6))
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=4),
+    st.integers(0, 2**40),
+    st.integers(1, 6),
+)
 def test_an_epoch_holds_what_was_asked_for(sources, seed, epochs):
     sizes, counts = zip(*sources)
     starts, seen = np.cumsum([0, *sizes]), np.zeros(sum(sizes), dtype=int)
@@ -167,52 +264,91 @@ def test_an_epoch_holds_what_was_asked_for(sources, seed, epochs):
         assert np.array_equal(one, order(sizes, counts, seed, epoch)) and len(one) == sum(counts)
         seen += np.bincount(one, minlength=len(seen))
     for lo, hi, count in zip(starts, starts[1:], counts):
-        assert seen[lo:hi].sum() == epochs * count and seen[lo:hi].max() - seen[lo:hi].min() <= 1, "no sequence is more than a pass ahead"
+        assert seen[lo:hi].sum() == epochs * count and seen[lo:hi].max() - seen[lo:hi].min() <= 1, (
+            "no sequence is more than a pass ahead"
+        )
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=5), st.floats(1, 5), st.integers(1, 600) | st.none(), st.sampled_from(["all", "first"]))
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=5),
+    st.floats(1, 5),
+    st.integers(1, 600) | st.none(),
+    st.sampled_from(["all", "first"]),
+)
 def test_shares_and_draws(sizes, temperature, cap, stop):
     share = shares(sizes, [None] * len(sizes), Mix(temperature=temperature, cap=cap))
     by_hand = [min(n, cap or n) ** (1 / temperature) for n in sizes]
     np.testing.assert_allclose(share, np.array(by_hand) / sum(by_hand))
     counts = draws(sizes, share, stop)
-    if stop == "all": assert all(c >= n for c, n in zip(counts, sizes)) and any(c == n for c, n in zip(counts, sizes))
-    else: assert all(c <= n for c, n in zip(counts, sizes)) and any(c == n for c, n in zip(counts, sizes))
-    assert draws(sizes, shares(sizes, [None] * len(sizes), Mix()), stop) == sizes, "as they are: every sequence once"
+    if stop == "all":
+        assert all(c >= n for c, n in zip(counts, sizes)) and any(
+            c == n for c, n in zip(counts, sizes)
+        )
+    else:
+        assert all(c <= n for c, n in zip(counts, sizes)) and any(
+            c == n for c, n in zip(counts, sizes)
+        )
+    assert draws(sizes, shares(sizes, [None] * len(sizes), Mix()), stop) == sizes, (
+        "as they are: every sequence once"
+    )
 
 
 def test_half_given_weights_are_refused():
-    with pytest.raises(UserError, match="some sources have a weight and some have none"): shares([5, 5], [1.0, None], Mix())
+    with pytest.raises(UserError, match="some sources have a weight and some have none"):
+        shares([5, 5], [1.0, None], Mix())
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4))
 def test_processes_share_the_order_as_accelerate_deals_it(n, batch, world):
     whole = order([n], [n], 0, 0).tolist()
-    steps = n // (batch * world)  # whole steps; the rest of an epoch accelerate fills up from its start
+    steps = n // (
+        batch * world
+    )  # whole steps; the rest of an epoch accelerate fills up from its start
     for rank in range(world):
-        dealt = list(BatchSamplerShard(BatchSampler(whole, batch, drop_last=False), world, rank, even_batches=True))
+        dealt = list(
+            BatchSamplerShard(
+                BatchSampler(whole, batch, drop_last=False), world, rank, even_batches=True
+            )
+        )
         assert of_rank(whole, batch, rank, world)[:steps] == dealt[:steps]
-    together = [of_rank(whole, batch, rank, world)[step] for step in range(steps) for rank in range(world)]
-    assert list(itertools.chain(*together)) == whole[:steps * batch * world], "a step's batches are one slice of the order"
+    together = [
+        of_rank(whole, batch, rank, world)[step] for step in range(steps) for rank in range(world)
+    ]
+    assert list(itertools.chain(*together)) == whole[: steps * batch * world], (
+        "a step's batches are one slice of the order"
+    )
 
 
 def test_a_run_goes_on_where_it_stopped():
     rows = [Encoded([i] * 3, [(1, 3)]) for i in range(20)]
     mixed_in = Sequences(rows, bins_of(np.arange(20)), sizes=[15, 5], counts=[10, 8])
+
     def loader(epoch):
         sampler = mixed_in.sampler(7)
         sampler.set_epoch(epoch)
-        return [batch["input_ids"][:, 0].tolist() for batch in DataLoader(mixed_in, 4, sampler=sampler, collate_fn=collator("sdpa", 0))]
+        return [
+            batch["input_ids"][:, 0].tolist()
+            for batch in DataLoader(mixed_in, 4, sampler=sampler, collate_fn=collator("sdpa", 0))
+        ]
+
     for epoch in (0, 2):
         assert loader(epoch) == loader(epoch) and loader(epoch)[3:] == loader(epoch)[3:]
         assert sum(loader(epoch), []) == order([15, 5], [10, 8], 7, epoch).tolist()
     assert loader(0) != loader(2) and len(mixed_in.sampler(7)) == 18
-    with pytest.raises(IndexError): mixed_in[20]
+    with pytest.raises(IndexError):
+        mixed_in[20]
 
 
 def test_the_mix_of_the_recipe():
-    assert Mix(temperature=1.0, cap=None, stop="all") == Mix() and not Mix().asked and Mix(cap=5).asked and Mix(temperature=2).asked and Mix(stop="first").asked
+    assert (
+        Mix(temperature=1.0, cap=None, stop="all") == Mix()
+        and not Mix().asked
+        and Mix(cap=5).asked
+        and Mix(temperature=2).asked
+        and Mix(stop="first").asked
+    )
     for wrong in (dict(temperature=0.5), dict(cap=0), dict(stop="never")):
-        with pytest.raises(ValueError): Mix(**wrong)
+        with pytest.raises(ValueError):
+            Mix(**wrong)

@@ -22,27 +22,44 @@ from transformers import AutoTokenizer
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
+
 def _file(n, name="train.jsonl", folder=None, split="train", more=()):
     "A file of `n` word problems, and further lines."
     path = Path(folder or tempfile.mkdtemp()) / name
-    path.write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split)) + "".join(line + "\n" for line in more))
+    path.write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split))
+        + "".join(line + "\n" for line in more)
+    )
     return str(path)
 
 
 class Recipe(Section):
     "A recipe with this chapter's section."
+
     data: Data
 
 
 def test_recipe_so_far():
     path = Path(tempfile.mkdtemp()) / "recipe.yaml"
-    path.write_text("data: {train: train.jsonl, val: auto, format: auto, template: auto, mask: assistant, max_length: 2048, too_long: raise, packing: true}")
+    path.write_text(
+        "data: {train: train.jsonl, val: auto, format: auto, template: auto, mask: assistant,"
+        " max_length: 2048, too_long: raise, packing: true}"
+    )
     assert load(Recipe, path).data == Data(train="train.jsonl")
     assert load(Recipe, path, ["data.val=null"]).data.val is None
-    path.write_text("data: {train: [a.jsonl, {path: b.jsonl, weight: 3, limit: 100}], mix: {stop: first}}")
+    path.write_text(
+        "data: {train: [a.jsonl, {path: b.jsonl, weight: 3, limit: 100}], mix: {stop: first}}"
+    )
     assert load(Recipe, path).data.train[1].weight == 3
-    for wrong in ("data.max_length=4", "data.too_long=cut", "data.format=csv", "data.max_rejects=2", "data.mix.temperature=0"):
-        with pytest.raises(UserError, match=wrong.split("=")[0]): load(Recipe, path, [wrong])
+    for wrong in (
+        "data.max_length=4",
+        "data.too_long=cut",
+        "data.format=csv",
+        "data.max_rejects=2",
+        "data.mix.temperature=0",
+    ):
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            load(Recipe, path, [wrong])
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -50,21 +67,49 @@ def test_recipe_so_far():
 def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
     path = Path(tempfile.mkdtemp()) / "table.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write(as_batch([Encoded(list(range(n)), [(0, n)]) for n in lengths], [dict(text="", source="a", line=i, key=i) for i in range(len(lengths))], {}))
+        writer.write(
+            as_batch(
+                [Encoded(list(range(n)), [(0, n)]) for n in lengths],
+                [dict(text="", source="a", line=i, key=i) for i in range(len(lengths))],
+                {},
+            )
+        )
     found = Encodings(Table([path]), [Source(path="a")], [dict(files=["a"])])
-    fitted = fit_rows(found, np.arange(len(lengths)), Data(train="a", max_length=capacity), None, Ledger())
-    targets = Counter((int(row), i) for row, one in zip(fitted.view.rows, fitted.view) for i in one.ids[1:].tolist())
-    assert targets == Counter((row, i) for row, n in enumerate(lengths) for i in range(1, n)), "all but each text's first token, once"
-    assert fitted.lengths.tolist() == [len(one) for one in fitted.view] and max(fitted.lengths) <= capacity
+    fitted = fit_rows(
+        found, np.arange(len(lengths)), Data(train="a", max_length=capacity), None, Ledger()
+    )
+    targets = Counter(
+        (int(row), i)
+        for row, one in zip(fitted.view.rows, fitted.view)
+        for i in one.ids[1:].tolist()
+    )
+    assert targets == Counter((row, i) for row, n in enumerate(lengths) for i in range(1, n)), (
+        "all but each text's first token, once"
+    )
+    assert (
+        fitted.lengths.tolist() == [len(one) for one in fitted.view]
+        and max(fitted.lengths) <= capacity
+    )
     assert fitted.trained.tolist() == [sum(one.trained[1:]) for one in fitted.view]
 
 
 def test_long_rows_raise_with_their_number_or_are_counted():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(60)
-    with pytest.raises(UserError, match=r"rows have more than 70 tokens; the longest has \d+, and \d+ would keep 99 %.*\n  where: data.max_length, first at train.jsonl:\d+"): prepare(Data(train=path, max_length=70), tokenizer)
+    with pytest.raises(
+        UserError,
+        match=(
+            r"rows have more than 70 tokens; the longest has \d+, and \d+ would keep 99 %.*\n "
+            r" where: data.max_length, first at train.jsonl:\d+"
+        ),
+    ):
+        prepare(Data(train=path, max_length=70), tokenizer)
     got = prepare(Data(train=path, max_length=70, too_long="drop"), tokenizer)
-    assert got.ledger.reasons["too long"] == got.ledger.read - got.ledger.kept > 0 and len(got.encoded) + got.about["validation"]["rows"] == got.ledger.kept
-    with pytest.raises(UserError, match="no row is left"): prepare(Data(train=path, max_length=8, too_long="drop"), tokenizer)
+    assert (
+        got.ledger.reasons["too long"] == got.ledger.read - got.ledger.kept > 0
+        and len(got.encoded) + got.about["validation"]["rows"] == got.ledger.kept
+    )
+    with pytest.raises(UserError, match="no row is left"):
+        prepare(Data(train=path, max_length=8, too_long="drop"), tokenizer)
 
 
 @pytest.mark.parametrize("side", ["cut_start", "cut_end"])
@@ -73,10 +118,16 @@ def test_cut_rows_end_in_their_stop_token_and_are_counted(side):
     whole = prepare(Data(train=path, val=None, max_length=512), tokenizer)
     got = prepare(Data(train=path, val=None, max_length=70, too_long=side), tokenizer)
     lost = sum(max(0, len(one) - 70) for one in whole.encoded)
-    assert got.ledger.kept == 60 == len(got.encoded) and got.about["cut"]["rows"] == sum(len(one) > 70 for one in whole.encoded) > 5
-    assert got.about["cut"]["tokens"] >= lost and (side == "cut_start" or got.about["cut"]["answers"] > 0)
+    assert (
+        got.ledger.kept == 60 == len(got.encoded)
+        and got.about["cut"]["rows"] == sum(len(one) > 70 for one in whole.encoded) > 5
+    )
+    assert got.about["cut"]["tokens"] >= lost and (
+        side == "cut_start" or got.about["cut"]["answers"] > 0
+    )
     stops = Encoder(tokenizer, "assistant").stops
-    for one in got.encoded: assert len(one) <= 70 and one.ids[-1] in stops and one.runs[-1][1] == len(one)
+    for one in got.encoded:
+        assert len(one) <= 70 and one.ids[-1] in stops and one.runs[-1][1] == len(one)
     assert got.about["tokens"]["trained"] == sum((s["labels"] != -100).sum() for s in got.train)
 
 
@@ -84,8 +135,15 @@ def test_cut_rows_end_in_their_stop_token_and_are_counted(side):
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40))
 def test_of_copies_the_first_is_kept(numbers):
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
-    path.write_text("".join(json.dumps(dict(question=f"{n}?", answer=str(n))) + "\n" for n in numbers))
-    got, all_of_them = (prepare(Data(train=str(path), val=None, duplicates=choice), AutoTokenizer.from_pretrained(_BASE)) for choice in ("drop", "keep"))
+    path.write_text(
+        "".join(json.dumps(dict(question=f"{n}?", answer=str(n))) + "\n" for n in numbers)
+    )
+    got, all_of_them = (
+        prepare(
+            Data(train=str(path), val=None, duplicates=choice), AutoTokenizer.from_pretrained(_BASE)
+        )
+        for choice in ("drop", "keep")
+    )
     again = [i + 1 for i, n in enumerate(numbers) if n in numbers[:i]]
     assert [r.line for r in got.ledger.rejects] == again and len(got.encoded) == len(set(numbers))
     assert not all_of_them.ledger.rejects and len(all_of_them.encoded) == len(numbers)
@@ -93,18 +151,29 @@ def test_of_copies_the_first_is_kept(numbers):
 
 def test_beside_takes_the_usual_names_only():
     folder = Path(tempfile.mkdtemp())
-    for name in ("a_train.jsonl", "a_val.jsonl", "train.csv", "b.jsonl"): (folder / name).touch()
+    for name in ("a_train.jsonl", "a_val.jsonl", "train.csv", "b.jsonl"):
+        (folder / name).touch()
     assert beside(str(folder / "a_train.jsonl")) == str(folder / "a_val.jsonl")
-    assert beside(str(folder / "train.csv")) is None is beside(str(folder / "b.jsonl")) and beside("openai/gsm8k") is None
+    assert (
+        beside(str(folder / "train.csv")) is None is beside(str(folder / "b.jsonl"))
+        and beside("openai/gsm8k") is None
+    )
 
 
 def test_the_splits_of_a_folder_are_kept_apart():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
-    for name, n, split in (("train", 40, "train"), ("dev", 7, "validation"), ("test", 9, "test")): _file(n, f"{name}.jsonl", folder, split)
+    for name, n, split in (("train", 40, "train"), ("dev", 7, "validation"), ("test", 9, "test")):
+        _file(n, f"{name}.jsonl", folder, split)
     got = prepare(Data(train=str(folder)), tokenizer)
-    assert got.about["rows"]["read"] == 40 and got.about["validation"]["rows"] == 7 and list(got.val) == [folder.name]
+    assert (
+        got.about["rows"]["read"] == 40
+        and got.about["validation"]["rows"] == 7
+        and list(got.val) == [folder.name]
+    )
     (folder / "train.jsonl").rename(folder / "more.jsonl")
-    assert prepare(Data(train=str(folder)), tokenizer).about["rows"]["read"] == 56, "without a training file all files are training files"
+    assert prepare(Data(train=str(folder)), tokenizer).about["rows"]["read"] == 56, (
+        "without a training file all files are training files"
+    )
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -120,64 +189,126 @@ def test_no_group_is_on_both_sides(numbers, seed):
 def test_a_group_of_copies_does_not_become_the_validation_set():
     groups = np.array([0] * 60 + list(range(1, 41)))
     held = hold_out(groups, 0)
-    assert held.sum() == 5 and not held[:60].any() and not hold_out(np.zeros(50), 0).any() and hold_out(np.arange(100_000), 0).sum() == 2000
+    assert (
+        held.sum() == 5
+        and not held[:60].any()
+        and not hold_out(np.zeros(50), 0).any()
+        and hold_out(np.arange(100_000), 0).sum() == 2000
+    )
 
 
 def test_where_validation_comes_from():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     path, other = _file(40, folder=folder), _file(7, "other.jsonl", folder, "validation")
     source = lambda **keys: prepare(Data(train=path, **keys), tokenizer).about["validation"]
-    assert source() == dict(rows=2, source="held out of train", rejected=0) and source(val=other) == dict(rows=7, source=other, rejected=0)
+    assert source() == dict(rows=2, source="held out of train", rejected=0) and source(
+        val=other
+    ) == dict(rows=7, source=other, rejected=0)
     assert source(val=None) == dict(rows=0, source="none: the recipe says so", rejected=0)
     beside_it = _file(6, "val.jsonl", folder, "validation")
     assert source()["source"] == beside_it
-    with pytest.raises(UserError, match="for training and for validation"): source(val=[other, path])
-    assert prepare(Data(train=_file(31)), tokenizer).about["validation"] == dict(rows=0, source="none: fewer than 32 rows", rejected=0)
+    with pytest.raises(UserError, match="for training and for validation"):
+        source(val=[other, path])
+    assert prepare(Data(train=_file(31)), tokenizer).about["validation"] == dict(
+        rows=0, source="none: fewer than 32 rows", rejected=0
+    )
 
 
 def test_near_copies_are_never_on_both_sides():
-    tokenizer, stories = AutoTokenizer.from_pretrained(_BASE), [p.gsm8k() for p in problems(300, "train")]
+    tokenizer, stories = (
+        AutoTokenizer.from_pretrained(_BASE),
+        [p.gsm8k() for p in problems(300, "train")],
+    )
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
-    long = lambda i: " ".join(r["question"] for r in stories[4 * i:4 * i + 4])
-    path.write_text("".join(json.dumps(dict(question=long(i) + end, answer=str(i))) + "\n" for i in range(70) for end in (" Answer quickly.", " Please answer.")))
+    long = lambda i: " ".join(r["question"] for r in stories[4 * i : 4 * i + 4])
+    path.write_text(
+        "".join(
+            json.dumps(dict(question=long(i) + end, answer=str(i))) + "\n"
+            for i in range(70)
+            for end in (" Answer quickly.", " Please answer.")
+        )
+    )
     got = prepare(Data(train=str(path)), tokenizer)
-    lines = {name: {int(line) for line in view.table.column("line")[view.rows]} for name, view in (("train", got.encoded), ("val", next(iter(got.val.values())).rows))}
+    lines = {
+        name: {int(line) for line in view.table.column("line")[view.rows]}
+        for name, view in (("train", got.encoded), ("val", next(iter(got.val.values())).rows))
+    }
     assert sorted(got.held) == [("rows.jsonl", line) for line in sorted(lines["val"])]
     assert len(lines["val"]) >= 6 and len(lines["val"]) + len(lines["train"]) == 140
-    assert all((line + 1 if line % 2 else line - 1) in lines["val"] for line in lines["val"]), "the other wording of each is there too"
+    assert all((line + 1 if line % 2 else line - 1) in lines["val"] for line in lines["val"]), (
+        "the other wording of each is there too"
+    )
 
 
 def test_weights_decide_what_an_epoch_holds():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     a, b = _file(90, "a.jsonl", folder), _file(30, "b.jsonl", folder, "validation")
-    got = prepare(Data(train=[dict(path=a, weight=1), dict(path=b, weight=3)], packing=False, val=None), tokenizer)
+    got = prepare(
+        Data(train=[dict(path=a, weight=1), dict(path=b, weight=3)], packing=False, val=None),
+        tokenizer,
+    )
     lines = got.encoded.table.column("file")[got.encoded.rows]
-    assert got.train.sizes == [90, 30] and got.train.counts == [90, 270] and len(got.train.sampler(0)) == 360
+    assert (
+        got.train.sizes == [90, 30]
+        and got.train.counts == [90, 270]
+        and len(got.train.sampler(0)) == 360
+    )
     seen = Counter(got.encoded.table.sizes[0] <= i for i in got.train.sampler(0))
     assert seen == {False: 90, True: 270}
     plain = prepare(Data(train=[a, b], packing=False, val=None), tokenizer)
-    assert plain.train.counts == [120] and {s["name"]: s["rows"] for s in plain.about["sources"]} == {"a": 90, "b": 30}
-    with pytest.raises(UserError, match="some sources have a weight"): prepare(Data(train=[dict(path=a, weight=1), b]), tokenizer)
+    assert plain.train.counts == [120] and {
+        s["name"]: s["rows"] for s in plain.about["sources"]
+    } == {"a": 90, "b": 30}
+    with pytest.raises(UserError, match="some sources have a weight"):
+        prepare(Data(train=[dict(path=a, weight=1), b]), tokenizer)
 
 
 def test_prepare_accounts_for_every_row_and_token():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(100)
     for packing in (True, False):
         got = prepare(Data(train=path, max_length=256, packing=packing), tokenizer)
-        assert got.about["rows"] == dict(read=100, kept=100, rejected=0, reasons={}) and got.about["validation"] == dict(rows=5, source="held out of train", rejected=0)
-        assert len(got.encoded) == 95 and got.about["tokens"]["total"] == sum(len(s["input_ids"]) for s in got.train)
+        assert got.about["rows"] == dict(read=100, kept=100, rejected=0, reasons={}) and got.about[
+            "validation"
+        ] == dict(rows=5, source="held out of train", rejected=0)
+        assert len(got.encoded) == 95 and got.about["tokens"]["total"] == sum(
+            len(s["input_ids"]) for s in got.train
+        )
         assert got.about["tokens"]["trained"] == sum((s["labels"] != -100).sum() for s in got.train)
-        assert max(len(s["input_ids"]) for s in got.train) <= 256 and (len(got.train) < 95) == packing
-        assert got.about["template"] == "the model's own" and got.about["format"] == "question_answer"
-        together = Counter(tuple(one.ids.tolist()) for one in [*got.encoded, *next(iter(got.val.values())).rows])
-        assert together == Counter(tuple(one.ids.tolist()) for one in encode_sources(as_sources(path), "auto", Encoder(tokenizer, "assistant")).table)
+        assert (
+            max(len(s["input_ids"]) for s in got.train) <= 256 and (len(got.train) < 95) == packing
+        )
+        assert (
+            got.about["template"] == "the model's own" and got.about["format"] == "question_answer"
+        )
+        together = Counter(
+            tuple(one.ids.tolist()) for one in [*got.encoded, *next(iter(got.val.values())).rows]
+        )
+        assert together == Counter(
+            tuple(one.ids.tolist())
+            for one in encode_sources(
+                as_sources(path), "auto", Encoder(tokenizer, "assistant")
+            ).table
+        )
 
 
 def test_the_digest_knows_all_that_matters():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(60)
     digest = lambda seed=0, **keys: prepare(Data(train=path, **keys), tokenizer, seed).digest
     same = digest()
-    assert digest() == same and len({same, digest(seed=1), digest(mask="all"), digest(max_length=300), digest(packing=False), digest(val=None)}) == 6
+    assert (
+        digest() == same
+        and len(
+            {
+                same,
+                digest(seed=1),
+                digest(mask="all"),
+                digest(max_length=300),
+                digest(packing=False),
+                digest(val=None),
+            }
+        )
+        == 6
+    )
 
 
 def test_plain_text_needs_no_stop_of_a_template():
@@ -186,14 +317,21 @@ def test_plain_text_needs_no_stop_of_a_template():
     path = Path(tempfile.mkdtemp()) / "story.txt"
     path.write_text("Once upon a time.\n\nThe end.")
     assert len(prepare(Data(train=str(path)), tokenizer).encoded) == 2
-    with pytest.raises(UserError, match="stop token"): prepare(Data(train=_file(3)), tokenizer)
+    with pytest.raises(UserError, match="stop token"):
+        prepare(Data(train=_file(3)), tokenizer)
 
 
 def test_rejects_over_the_limit_stop_the_job():
     path = _file(50, more=['{"question": "2 + 2?"}'] * 3 + ["{"])
-    with pytest.raises(UserError, match=r"4 of 54 rows cannot be used:\n +3 no answer.*\n +1 not JSON"): prepare(Data(train=path), AutoTokenizer.from_pretrained(_BASE))
+    with pytest.raises(
+        UserError, match=r"4 of 54 rows cannot be used:\n +3 no answer.*\n +1 not JSON"
+    ):
+        prepare(Data(train=path), AutoTokenizer.from_pretrained(_BASE))
     got = prepare(Data(train=path, max_rejects=0.1), AutoTokenizer.from_pretrained(_BASE))
-    assert got.about["rows"]["reasons"] == {"no answer": 3, "not JSON": 1} and got.about["rows"]["read"] == 54 == got.about["rows"]["kept"] + 4
+    assert (
+        got.about["rows"]["reasons"] == {"no answer": 3, "not JSON": 1}
+        and got.about["rows"]["read"] == 54 == got.about["rows"]["kept"] + 4
+    )
 
 
 @pytest.mark.realdata
@@ -201,29 +339,75 @@ def test_gsm8k_is_packed_without_a_loss(realdata):
     tokenizer = AutoTokenizer.from_pretrained(realdata / "data/tokenizers/llama2-hf")
     tokenizer.pad_token = "<unk>"
     got = prepare(Data(train=str(realdata / "data/reasoning/gsm8k_train.jsonl")), tokenizer)
-    assert got.ledger.summary() == dict(read=7473, kept=7473, rejected=0, reasons={}) and len(got.encoded) + got.about["validation"]["rows"] == 7473
+    assert (
+        got.ledger.summary() == dict(read=7473, kept=7473, rejected=0, reasons={})
+        and len(got.encoded) + got.about["validation"]["rows"] == 7473
+    )
     assert got.about["sequences"]["fill"] > 0.99
 
 
 @pytest.mark.realdata
 def test_preferences_are_encoded_both_ways(realdata):
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
-    got = prepare(Data(train=str(realdata / "data/preference/hh_rlhf_harmless_test.jsonl.gz"), template="plain", max_length=8192, val=None, max_rejects=0.05, duplicates="keep"), tokenizer)
+    got = prepare(
+        Data(
+            train=str(realdata / "data/preference/hh_rlhf_harmless_test.jsonl.gz"),
+            template="plain",
+            max_length=8192,
+            val=None,
+            max_rejects=0.05,
+            duplicates="keep",
+        ),
+        tokenizer,
+    )
     assert got.ledger.read == 2312 and len(got.encoded) == 2 * got.ledger.kept
-    pairs = prepare(Data(train=str(realdata / "data/preference/lf_dpo_en_demo.json"), template="plain", max_length=600, too_long="drop", val=None), tokenizer)
-    assert pairs.ledger.read == 300 == pairs.ledger.kept + sum(pairs.ledger.reasons.values()) and pairs.ledger.reasons == {"too long": 260, "duplicate": 5} and len(pairs.encoded) == 2 * pairs.ledger.kept > 0
+    pairs = prepare(
+        Data(
+            train=str(realdata / "data/preference/lf_dpo_en_demo.json"),
+            template="plain",
+            max_length=600,
+            too_long="drop",
+            val=None,
+        ),
+        tokenizer,
+    )
+    assert (
+        pairs.ledger.read == 300 == pairs.ledger.kept + sum(pairs.ledger.reasons.values())
+        and pairs.ledger.reasons == {"too long": 260, "duplicate": 5}
+        and len(pairs.encoded) == 2 * pairs.ledger.kept > 0
+    )
 
 
 def test_statistics_see_a_leak_and_the_rows_of_the_table():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     test = [p.gsm8k() for p in problems(30, "test")]
-    long = [dict(question=" ".join(r["question"] for r in test[i:i + 3]), answer="1") for i in range(0, 30, 3)]
+    long = [
+        dict(question=" ".join(r["question"] for r in test[i : i + 3]), answer="1")
+        for i in range(0, 30, 3)
+    ]
     (Path(folder) / "bench.jsonl").write_text("".join(json.dumps(r) + "\n" for r in long))
-    path = _file(50, folder=folder, more=[json.dumps(long[0]), json.dumps(long[1] | dict(answer="2")), '{"question": "x"}'])
-    data, bench = Data(train=path, max_rejects=0.1, max_length=512, val=None), str(Path(folder) / "bench.jsonl")
+    path = _file(
+        50,
+        folder=folder,
+        more=[json.dumps(long[0]), json.dumps(long[1] | dict(answer="2")), '{"question": "x"}'],
+    )
+    data, bench = (
+        Data(train=path, max_rejects=0.1, max_length=512, val=None),
+        str(Path(folder) / "bench.jsonl"),
+    )
     stats = statistics(prepare(data, tokenizer), tokenizer, data, named=bench)
-    assert stats["rows"] == 52 and list(stats["leakage"]) == ["bench"] and stats["leakage"]["bench"]["leaked"] == 2
+    assert (
+        stats["rows"] == 52
+        and list(stats["leakage"]) == ["bench"]
+        and stats["leakage"]["bench"]["leaked"] == 2
+    )
     data = data.model_copy(update=dict(val=bench))
-    assert statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"] == 2
+    assert (
+        statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"]
+        == 2
+    )
     data = data.model_copy(update=dict(val="auto"))
-    assert statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"] == 0, "near-copies are never on both sides"
+    assert (
+        statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"]
+        == 0
+    ), "near-copies are never on both sides"

@@ -14,108 +14,289 @@ from llmtrainer.recipe import UserError
 
 
 def test_ledger_counts():
-    ledger = Ledger(5, [Reject("a", 1, "x"), Reject("a", 2, "too long"), Reject("b", 1, "too long")])
-    assert (ledger.kept, ledger.damaged, ledger.reasons) == (2, 1, {"too long": 2, "x": 1}) and list(ledger.reasons) == ["too long", "x"]
+    ledger = Ledger(
+        5, [Reject("a", 1, "x"), Reject("a", 2, "too long"), Reject("b", 1, "too long")]
+    )
+    assert (ledger.kept, ledger.damaged, ledger.reasons) == (
+        2,
+        1,
+        {"too long": 2, "x": 1},
+    ) and list(ledger.reasons) == ["too long", "x"]
     assert ledger.summary() == dict(read=5, kept=2, rejected=3, reasons={"too long": 2, "x": 1})
 
 
-@pytest.mark.parametrize("said, reason", [
-    ([{"from": "human", "value": "a"}], "no assistant turn"), ([{"from": "function_call", "value": "a"}], "tool calls are not JSON"), ([3], "not an object"), ([{"from": ["gpt"], "value": "a"}], "unknown role"),
-    ([{"from": "gpt", "value": ""}], "empty answer"), ([{"from": "gpt"}], "no content"), ([{"from": "gpt", "value": {}}], "not text"), ([], "no assistant turn"), ([{"role": "Assistant", "content": "a"}], "unknown role"),
-    ([{"role": "tool", "content": "a"}, {"role": "assistant", "content": "a"}], "without a call"), ([{"role": "user", "content": [{"type": "image_url"}]}], "not text"), ([{"role": "assistant", "content": "a", "weight": 2}], "true or false"),
-    ([{"from": "function_call", "value": "[3]"}], "without a name"), ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "arguments are not JSON"), ([{"from": "function_call", "value": '{"name": "f", "arguments": [1]}'}], "not an object")])
+@pytest.mark.parametrize(
+    "said, reason",
+    [
+        ([{"from": "human", "value": "a"}], "no assistant turn"),
+        ([{"from": "function_call", "value": "a"}], "tool calls are not JSON"),
+        ([3], "not an object"),
+        ([{"from": ["gpt"], "value": "a"}], "unknown role"),
+        ([{"from": "gpt", "value": ""}], "empty answer"),
+        ([{"from": "gpt"}], "no content"),
+        ([{"from": "gpt", "value": {}}], "not text"),
+        ([], "no assistant turn"),
+        ([{"role": "Assistant", "content": "a"}], "unknown role"),
+        (
+            [{"role": "tool", "content": "a"}, {"role": "assistant", "content": "a"}],
+            "without a call",
+        ),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "not text"),
+        ([{"role": "assistant", "content": "a", "weight": 2}], "true or false"),
+        ([{"from": "function_call", "value": "[3]"}], "without a name"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "arguments are not JSON",
+        ),
+        ([{"from": "function_call", "value": '{"name": "f", "arguments": [1]}'}], "not an object"),
+    ],
+)
 def test_turns_are_refused_with_a_reason(said, reason):
-    with pytest.raises(Bad, match=reason): conversation("conversations")({"conversations": said})
+    with pytest.raises(Bad, match=reason):
+        conversation("conversations")({"conversations": said})
 
 
 def test_the_spellings_of_a_tool_call_are_one():
     wanted = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
-    for said in ({"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}, {"from": "function_call", "value": '[{"name": "f", "arguments": "{\\"a\\": 1}"}]'}, {"role": "assistant", "content": None, "tool_calls": wanted},
-                 {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": '{"a": 1}'}}):
+    for said in (
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
+        {"from": "function_call", "value": '[{"name": "f", "arguments": "{\\"a\\": 1}"}]'},
+        {"role": "assistant", "content": None, "tool_calls": wanted},
+        {
+            "role": "assistant",
+            "content": "",
+            "function_call": {"name": "f", "arguments": '{"a": 1}'},
+        },
+    ):
         assert message(said) == {"role": "assistant", "content": "", "tool_calls": wanted}
-    said = [{"role": "developer", "content": "s"}, {"role": "user", "content": "q", "name": "Ann"}, {"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": "", "train": False}]
-    assert turns(said) == [turn("system", "s"), turn("user", "q") | {"name": "Ann"}, turn("assistant", "b") | {"trained": False}, turn("assistant", "") | {"trained": False}]
-    for tools in ('[{"name": "f"}]', [{"name": "f"}], [{"type": "function", "function": {"name": "f"}}]): assert tools_of({"tools": tools}) == {"tools": [{"type": "function", "function": {"name": "f"}}]}
-    for tools in ("[]", "", None): assert tools_of({"tools": tools}) == {}
+    said = [
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": "q", "name": "Ann"},
+        {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "assistant", "content": "", "train": False},
+    ]
+    assert turns(said) == [
+        turn("system", "s"),
+        turn("user", "q") | {"name": "Ann"},
+        turn("assistant", "b") | {"trained": False},
+        turn("assistant", "") | {"trained": False},
+    ]
+    for tools in (
+        '[{"name": "f"}]',
+        [{"name": "f"}],
+        [{"type": "function", "function": {"name": "f"}}],
+    ):
+        assert tools_of({"tools": tools}) == {
+            "tools": [{"type": "function", "function": {"name": "f"}}]
+        }
+    for tools in ("[]", "", None):
+        assert tools_of({"tools": tools}) == {}
 
 
 def test_alpaca_keeps_input_history_and_system():
-    row = alpaca({"instruction": "A", "input": "B", "output": "C", "history": [["D", "E"]], "system": "F"})
-    assert [(m["role"], m["content"]) for m in row["messages"]] == [("system", "F"), ("user", "D"), ("assistant", "E"), ("user", "A\n\nB"), ("assistant", "C")]
-    for record in ({"input": None, "output": "C", "history": []}, {"instances": [{"input": "", "output": "C"}]}): assert alpaca({"instruction": "A"} | record) == {"messages": [turn("user", "A"), turn("assistant", "C")]}
+    row = alpaca(
+        {"instruction": "A", "input": "B", "output": "C", "history": [["D", "E"]], "system": "F"}
+    )
+    assert [(m["role"], m["content"]) for m in row["messages"]] == [
+        ("system", "F"),
+        ("user", "D"),
+        ("assistant", "E"),
+        ("user", "A\n\nB"),
+        ("assistant", "C"),
+    ]
+    for record in (
+        {"input": None, "output": "C", "history": []},
+        {"instances": [{"input": "", "output": "C"}]},
+    ):
+        assert alpaca({"instruction": "A"} | record) == {
+            "messages": [turn("user", "A"), turn("assistant", "C")]
+        }
     for history in ("x", [["a"]], [("a", "b")]):
-        with pytest.raises(Bad, match="not a list of pairs"): alpaca({"instruction": "A", "output": "C", "history": history})
-    with pytest.raises(Bad, match="no output"): alpaca({"instruction": "A", "instances": []})
-    assert pair("q", "a", "b")({"b": "Body", "q": "Q", "a": 51.0})["messages"] == [turn("user", "Body\n\nQ"), turn("assistant", "51")]
+        with pytest.raises(Bad, match="not a list of pairs"):
+            alpaca({"instruction": "A", "output": "C", "history": history})
+    with pytest.raises(Bad, match="no output"):
+        alpaca({"instruction": "A", "instances": []})
+    assert pair("q", "a", "b")({"b": "Body", "q": "Q", "a": 51.0})["messages"] == [
+        turn("user", "Body\n\nQ"),
+        turn("assistant", "51"),
+    ]
 
 
 def test_preferences_in_every_spelling_are_one():
-    wanted = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
-    text, both = {"chosen": "a", "rejected": "b"}, {"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
+    wanted = {
+        "prompt": [turn("user", "q")],
+        "chosen": [turn("assistant", "a")],
+        "rejected": [turn("assistant", "b")],
+    }
+    text, both = (
+        {"chosen": "a", "rejected": "b"},
+        {"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]},
+    )
     one = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
     full = {k: [turn("user", "q"), *v] for k, v in both.items()}
     said = {k: f"\n\nHuman: q\n\nAssistant: {v}" for k, v in text.items()}
-    for record in ({"prompt": "q"} | text, {"prompt": [turn("user", "q")]} | both, full, {"prompt": "q"} | full, said, {"prompt": "\n\nHuman: q\n\nAssistant:"} | text, {"conversations": [{"from": "human", "value": "q"}]} | one, {"instruction": "q", "input": ""} | text, {"question": "q", "system": ""} | text):
+    for record in (
+        {"prompt": "q"} | text,
+        {"prompt": [turn("user", "q")]} | both,
+        full,
+        {"prompt": "q"} | full,
+        said,
+        {"prompt": "\n\nHuman: q\n\nAssistant:"} | text,
+        {"conversations": [{"from": "human", "value": "q"}]} | one,
+        {"instruction": "q", "input": ""} | text,
+        {"question": "q", "system": ""} | text,
+    ):
         assert preference(record) == wanted, record
-    assert preference({"question": "q", "system": "s"} | text)["prompt"] == [turn("system", "s"), turn("user", "q")]
-    for record, reason in (({"prompt": "q", "chosen": "a", "rejected": "a"}, "same"), ({"chosen": "a", "rejected": "b"}, "no prompt"), (said | {"rejected": "\n\nHuman: q\n\nAssistant:"}, "empty rejected"), (said | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "no prompt"),
-                           ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty chosen"), (said | {"chosen": "\n\nHuman: q\n\nHuman: q\n\nAssistant: a"}, "alternate")):
-        with pytest.raises(Bad, match=reason): preference(record)
+    assert preference({"question": "q", "system": "s"} | text)["prompt"] == [
+        turn("system", "s"),
+        turn("user", "q"),
+    ]
+    for record, reason in (
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same"),
+        ({"chosen": "a", "rejected": "b"}, "no prompt"),
+        (said | {"rejected": "\n\nHuman: q\n\nAssistant:"}, "empty rejected"),
+        (said | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "no prompt"),
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty chosen"),
+        (said | {"chosen": "\n\nHuman: q\n\nHuman: q\n\nAssistant: a"}, "alternate"),
+    ):
+        with pytest.raises(Bad, match=reason):
+            preference(record)
 
 
-_SAMPLE = {"text": "a", "a list": [], "an object": {}, "text or a number": "4", "text or turns": "b", "true or false": True, "a whole number": 0}
+_SAMPLE = {
+    "text": "a",
+    "a list": [],
+    "an object": {},
+    "text or a number": "4",
+    "text or turns": "b",
+    "true or false": True,
+    "a whole number": 0,
+}
+
 
 def test_every_shape_is_recognised_by_its_columns_alone():
     for name, shapes in FORMATS.items():
         for shape in shapes:
             match = recognise([{c: _SAMPLE[k] for c, k in shape.columns.items()} | {"id": 1}], "x")
-            assert (match.format, match.shape) == (name, shape) and match.why.startswith(f"{name}: every one of the first 1 rows has the column") and match.why.endswith("not used: id")
+            assert (
+                (match.format, match.shape) == (name, shape)
+                and match.why.startswith(f"{name}: every one of the first 1 rows has the column")
+                and match.why.endswith("not used: id")
+            )
 
 
 def test_recognition_refuses_rather_than_guesses():
     text, alpaca_row, talk = {"text": ""}, {"instruction": "", "output": ""}, {"conversations": []}
-    for records, words in (([], r"\(none\)"), ([{"a": 1}], "columns a"), ([text, alpaca_row], "no known format"), ([text | alpaca_row], r"alpaca \(instruction, output\); text \(text\)"), ([talk | {"rejected": {}}], "'rejected' marks"),
-                           ([text | {"label": True}], "'label' marks"), ([text | {"label": "False"}], "'label' marks"), ([{"x" * 99: 1}], r"columns x{30}\n")):
-        with pytest.raises(UserError, match=words): recognise(records, "x")
+    for records, words in (
+        ([], r"\(none\)"),
+        ([{"a": 1}], "columns a"),
+        ([text, alpaca_row], "no known format"),
+        ([text | alpaca_row], r"alpaca \(instruction, output\); text \(text\)"),
+        ([talk | {"rejected": {}}], "'rejected' marks"),
+        ([text | {"label": True}], "'label' marks"),
+        ([text | {"label": "False"}], "'label' marks"),
+        ([{"x" * 99: 1}], r"columns x{30}\n"),
+    ):
+        with pytest.raises(UserError, match=words):
+            recognise(records, "x")
     assert recognise([text | {"label": "sports"}], "x").format == "text", "a topic is no judgement"
-    assert recognise([{"conversations": [{"from": "gpt", "value": "", "html": ""}, 3]}], "x").why.endswith("not used: conversations.html")
+    assert recognise(
+        [{"conversations": [{"from": "gpt", "value": "", "html": ""}, 3]}], "x"
+    ).why.endswith("not used: conversations.html")
     assert "2 of the first 3 rows have" in recognise([text, text, {}], "x").why
 
 
 def _folder(**files):
     "A temporary folder with these files; a name's last underscore is its dot."
     folder = Path(tempfile.mkdtemp())
-    for name, data in files.items(): (folder / ".".join(name.rsplit("_", 1))).write_bytes(data if isinstance(data, bytes) else data.encode())
+    for name, data in files.items():
+        (folder / ".".join(name.rsplit("_", 1))).write_bytes(
+            data if isinstance(data, bytes) else data.encode()
+        )
     return folder
 
 
 def test_sources_that_are_not_data():
-    folder = _folder(empty_csv="", header_csv="text\n", blank_txt="\n \n", list_json="[]", numbers_jsonl="1\n2\n", junk_jsonl="hello\n", data_bin="x")
-    for name, words in {"empty.csv": "holds no rows", "header.csv": "holds no rows", "blank.txt": "holds no rows", "list.json": "holds no rows", "numbers.jsonl": "no row is an object", "junk.jsonl": "not JSON", "data.bin": "cannot read files", "": "no row|cannot|holds"}.items():
-        with pytest.raises(UserError) as caught: load_rows(str(folder / name))
+    folder = _folder(
+        empty_csv="",
+        header_csv="text\n",
+        blank_txt="\n \n",
+        list_json="[]",
+        numbers_jsonl="1\n2\n",
+        junk_jsonl="hello\n",
+        data_bin="x",
+    )
+    for name, words in {
+        "empty.csv": "holds no rows",
+        "header.csv": "holds no rows",
+        "blank.txt": "holds no rows",
+        "list.json": "holds no rows",
+        "numbers.jsonl": "no row is an object",
+        "junk.jsonl": "not JSON",
+        "data.bin": "cannot read files",
+        "": "no row|cannot|holds",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_rows(str(folder / name))
         assert any(word in str(caught.value) for word in words.split("|")), name
     (folder / "inner").mkdir()
-    for source, words in ((str(folder / "inner"), "holds no files"), ([], "list of sources is empty"), (str(folder / "data.bin" / "x"), "no file or folder"), (str(folder / "emty.csv"), "Did you mean empty.csv"), ("no/such.jsonl", "check the path"), ("no/*.jsonl", "check the path")):
-        with pytest.raises(UserError, match=words): load_rows(source)
+    for source, words in (
+        (str(folder / "inner"), "holds no files"),
+        ([], "list of sources is empty"),
+        (str(folder / "data.bin" / "x"), "no file or folder"),
+        (str(folder / "emty.csv"), "Did you mean empty.csv"),
+        ("no/such.jsonl", "check the path"),
+        ("no/*.jsonl", "check the path"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_rows(source)
 
 
 def test_lists_mix_formats_and_folders_do_not():
     folder = _folder(a_jsonl='{"text": "x"}', b_json='[{"prompt": "p", "completion": "c"}]')
     rows, ledger, found = load_rows([str(folder / "b.json"), str(folder / "a.jsonl")])
-    assert found == "prompt_completion, text" and [r["source"] for r in rows] == ["b.json", "a.jsonl"] and ledger.kept == 2 and ledger.formats == {"b.json": "prompt_completion", "a.jsonl": "text"}
-    with pytest.raises(UserError, match="mixes formats"): load_rows(str(folder))
+    assert (
+        found == "prompt_completion, text"
+        and [r["source"] for r in rows] == ["b.json", "a.jsonl"]
+        and ledger.kept == 2
+        and ledger.formats == {"b.json": "prompt_completion", "a.jsonl": "text"}
+    )
+    with pytest.raises(UserError, match="mixes formats"):
+        load_rows(str(folder))
     assert load_rows(str(folder / "*.jsonl"))[2] == "text"
 
 
 def test_a_source_says_what_it_wants():
-    folder = _folder(a_jsonl='{"text": "1"}\n{"text": ""}\n{"text": "3"}\n', b_jsonl='{"text": "4"}\n' * 5)
-    for limit, lines in {1: [("a.jsonl", 1)], 2: [("a.jsonl", 1)], 4: [("a.jsonl", 1), ("a.jsonl", 3), ("b.jsonl", 1)], None: [("a.jsonl", 1), ("a.jsonl", 3)] + [("b.jsonl", i) for i in range(1, 6)]}.items():
+    folder = _folder(
+        a_jsonl='{"text": "1"}\n{"text": ""}\n{"text": "3"}\n', b_jsonl='{"text": "4"}\n' * 5
+    )
+    for limit, lines in {
+        1: [("a.jsonl", 1)],
+        2: [("a.jsonl", 1)],
+        4: [("a.jsonl", 1), ("a.jsonl", 3), ("b.jsonl", 1)],
+        None: [("a.jsonl", 1), ("a.jsonl", 3)] + [("b.jsonl", i) for i in range(1, 6)],
+    }.items():
         ledger = Ledger()
-        assert [(r["source"], r["line"]) for r in read_rows(Source(path=str(folder), limit=limit), ledger)] == lines and ledger.read == (limit or 8)
-    assert load_rows(Source(path=str(folder / "a.jsonl"), format="question_answer"), "text")[1].reasons == {"no question": 3}, "a source's own format comes first"
-    assert as_sources("openai/gsm8k:main:test") == [Source(path="openai/gsm8k", config="main", split="test")] and as_sources(["a.jsonl"]) == [Source(path="a.jsonl")]
-    assert [s.task for s in as_sources(["a/b.jsonl.gz", "c/", "openai/gsm8k:main"])] == ["b", "c", "gsm8k"]
-    with pytest.raises(ValueError): Source(path="a", weight=0.0)
+        assert [
+            (r["source"], r["line"])
+            for r in read_rows(Source(path=str(folder), limit=limit), ledger)
+        ] == lines and ledger.read == (limit or 8)
+    assert load_rows(Source(path=str(folder / "a.jsonl"), format="question_answer"), "text")[
+        1
+    ].reasons == {"no question": 3}, "a source's own format comes first"
+    assert as_sources("openai/gsm8k:main:test") == [
+        Source(path="openai/gsm8k", config="main", split="test")
+    ] and as_sources(["a.jsonl"]) == [Source(path="a.jsonl")]
+    assert [s.task for s in as_sources(["a/b.jsonl.gz", "c/", "openai/gsm8k:main"])] == [
+        "b",
+        "c",
+        "gsm8k",
+    ]
+    with pytest.raises(ValueError):
+        Source(path="a", weight=0.0)
+
+
+
 
 def test_files_of_one_name_stay_apart(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -125,136 +306,352 @@ def test_files_of_one_name_stay_apart(monkeypatch, tmp_path):
     wanted = ["a/train.jsonl", "b/train.jsonl"]
     for source in (["a/train.jsonl", "b"], "*/train.jsonl", str(tmp_path / "*" / "*.jsonl")):
         rows, ledger, _ = load_rows(source, "text")
-        assert [r["source"] for r in rows] == [r.file for r in ledger.rejects] == list(ledger.formats) == wanted
-    assert load_rows(str(tmp_path / "a"), "text")[0][0]["source"] == "train.jsonl", "no path of this machine in the ledger"
+        assert (
+            [r["source"] for r in rows]
+            == [r.file for r in ledger.rejects]
+            == list(ledger.formats)
+            == wanted
+        )
+    assert load_rows(str(tmp_path / "a"), "text")[0][0]["source"] == "train.jsonl", (
+        "no path of this machine in the ledger"
+    )
 
 
 def test_datasets_objects_are_taken_as_they_are():
     table = [{"question": f"{i}?", "answer": str(i)} for i in range(2100)]
     for dataset in (Dataset.from_list(table), Dataset.from_list(table).to_iterable_dataset()):
         rows, ledger, found = load_rows(dataset)
-        assert found == "question_answer" and ledger.kept == 2100 and rows[7] == {"messages": [turn("user", "7?"), turn("assistant", "7")], "source": "dataset", "line": 8}
-    with pytest.raises(UserError, match="one of train, test"): load_rows(DatasetDict(train=Dataset.from_list(table), test=Dataset.from_list(table)))
+        assert (
+            found == "question_answer"
+            and ledger.kept == 2100
+            and rows[7]
+            == {
+                "messages": [turn("user", "7?"), turn("assistant", "7")],
+                "source": "dataset",
+                "line": 8,
+            }
+        )
+    with pytest.raises(UserError, match="one of train, test"):
+        load_rows(DatasetDict(train=Dataset.from_list(table), test=Dataset.from_list(table)))
 
 
 def test_the_hub_is_asked_for_what_the_source_names(monkeypatch):
     asked = {}
+
     def hub(path, config, **more):
         asked.update(path=path, config=config, **more)
         return iter([{"text": "a"}]) if path == "a/b" else (_ for _ in ()).throw(ConnectionError())
+
     monkeypatch.setattr("llmtrainer.data.rows.load_dataset", hub)
-    assert list(read_rows(Source(path="a/b", revision="abc"), Ledger())) == [{"text": "a", "source": "a/b", "line": 1}]
+    assert list(read_rows(Source(path="a/b", revision="abc"), Ledger())) == [
+        {"text": "a", "source": "a/b", "line": 1}
+    ]
     assert asked == dict(path="a/b", config=None, split="train", revision="abc", streaming=True)
-    with pytest.raises(UserError, match="no data set of that name"): load_rows("a/c:main:test")
+    with pytest.raises(UserError, match="no data set of that name"):
+        load_rows("a/c:main:test")
 
 
 def test_the_limit_is_inclusive_and_copies_are_no_damage():
-    ledger = Ledger(100, [Reject("a", 7, "empty answer")] + [Reject("a", i, "duplicate") for i in range(50)])
+    ledger = Ledger(
+        100, [Reject("a", 7, "empty answer")] + [Reject("a", i, "duplicate") for i in range(50)]
+    )
     assert check_rejects(ledger, 0.01) is None
-    with pytest.raises(UserError, match=r"1 of 100 rows cannot be used") as caught: check_rejects(ledger, 0.009)
-    assert "empty answer (first: a:7)" in str(caught.value) and "50 duplicate (first: a:0)" in str(caught.value)
+    with pytest.raises(UserError, match=r"1 of 100 rows cannot be used") as caught:
+        check_rejects(ledger, 0.009)
+    assert "empty answer (first: a:7)" in str(caught.value) and "50 duplicate (first: a:0)" in str(
+        caught.value
+    )
 
 
 def test_a_key_is_what_a_row_says():
-    one, two = ({"messages": [turn("user", "".join(["a", "b"])), turn("assistant", "ü")], "source": name, "line": n} for name, n in (("x", 1), ("y", 2)))
-    assert key(one) == key(two) == key(json.loads(json.dumps(one))) == 2874579269489929217 and 0 <= key(one) < 2**64
-    others = [{"text": "ab"}, {"messages": [turn("user", "ab")]}, {"messages": [turn("user", "a"), turn("assistant", "bü")]}, one | {"tools": [{"name": "f"}]}]
+    one, two = (
+        {
+            "messages": [turn("user", "".join(["a", "b"])), turn("assistant", "ü")],
+            "source": name,
+            "line": n,
+        }
+        for name, n in (("x", 1), ("y", 2))
+    )
+    assert (
+        key(one) == key(two) == key(json.loads(json.dumps(one))) == 2874579269489929217
+        and 0 <= key(one) < 2**64
+    )
+    others = [
+        {"text": "ab"},
+        {"messages": [turn("user", "ab")]},
+        {"messages": [turn("user", "a"), turn("assistant", "bü")]},
+        one | {"tools": [{"name": "f"}]},
+    ]
     assert len({key(r) for r in [one, *others]}) == 5
 
 
 _texts = st.text(max_size=8) | st.just("\ud83d")
-_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | _texts, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls", "text", "choices", "label"]), x, max_size=3), max_leaves=5)
-_turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool", "x"]), "content": _texts}), max_size=3)
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _texts,
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "value", "tool_calls", "text", "choices", "label"]
+            ),
+            x,
+            max_size=3,
+        )
+    ),
+    max_leaves=5,
+)
+_turns = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool", "x"]), "content": _texts}
+    ),
+    max_size=3,
+)
 _columns = sorted({c for shapes in FORMATS.values() for s in shapes for c in (*s.columns, *s.also)})
-_records = st.dictionaries(st.sampled_from(_columns), _values | _turns, max_size=5) | st.sampled_from([s for shapes in FORMATS.values() for s in shapes]).flatmap(lambda s: st.fixed_dictionaries({c: _values | _turns | st.just(_SAMPLE[k]) for c, k in s.columns.items()}))
-_lines = st.lists((_records | _values).map(lambda v: json.dumps(v).encode()) | st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), min_size=1, max_size=10)
+_records = st.dictionaries(
+    st.sampled_from(_columns), _values | _turns, max_size=5
+) | st.sampled_from([s for shapes in FORMATS.values() for s in shapes]).flatmap(
+    lambda s: st.fixed_dictionaries(
+        {c: _values | _turns | st.just(_SAMPLE[k]) for c, k in s.columns.items()}
+    )
+)
+_lines = st.lists(
+    (_records | _values).map(lambda v: json.dumps(v).encode())
+    | st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")),
+    min_size=1,
+    max_size=10,
+)
+
 
 def _is_row(row):
     "One of the four canonical forms, of turns with known roles."
-    turns = [m for c in ("messages", "prompt", "chosen", "rejected", "completion") for m in row.get(c, [])]
-    return row.keys() - {"tools", "source", "line"} in ({"messages"}, {"prompt", "chosen", "rejected"}, {"prompt", "completion", "label"}, {"text"}) and all(m["role"] in ("user", "assistant", "system", "tool") and isinstance(m["content"], str) for m in turns)
+    turns = [
+        m
+        for c in ("messages", "prompt", "chosen", "rejected", "completion")
+        for m in row.get(c, [])
+    ]
+    return row.keys() - {"tools", "source", "line"} in (
+        {"messages"},
+        {"prompt", "chosen", "rejected"},
+        {"prompt", "completion", "label"},
+        {"text"},
+    ) and all(
+        m["role"] in ("user", "assistant", "system", "tool") and isinstance(m["content"], str)
+        for m in turns
+    )
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(_lines, st.sampled_from(["auto", *sorted(FORMATS)]))
 def test_read_is_kept_plus_rejected_for_any_junk(lines, format):
     path = _folder(junk_jsonl=b"\n".join(lines)) / "junk.jsonl"
-    if not any(line.strip() for line in lines): return
-    try: rows, ledger, _ = load_rows(str(path), format)
-    except UserError: return pytest.fail("a named format is not refused") if format != "auto" else None
-    assert ledger.read == sum(bool(line.strip()) for line in lines) == len(rows) + len(ledger.rejects) and ledger.kept == len(rows)
-    assert sorted([r["line"] for r in rows] + [r.line for r in ledger.rejects]) == [i for i, line in enumerate(lines, 1) if line.strip()]
+    if not any(line.strip() for line in lines):
+        return
+    try:
+        rows, ledger, _ = load_rows(str(path), format)
+    except UserError:
+        return pytest.fail("a named format is not refused") if format != "auto" else None
+    assert ledger.read == sum(bool(line.strip()) for line in lines) == len(rows) + len(
+        ledger.rejects
+    ) and ledger.kept == len(rows)
+    assert sorted([r["line"] for r in rows] + [r.line for r in ledger.rejects]) == [
+        i for i, line in enumerate(lines, 1) if line.strip()
+    ]
     assert all(map(_is_row, rows)) and all(isinstance(key(row), int) for row in rows)
 
 
-_GOOD = b'{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}'
+_GOOD = (
+    b'{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}'
+)
 _SPOILT = {  # line -> reason
-    b'{"messages": [': "not JSON", b'{"messages": "\xff"}': "not UTF-8", b'{"messages": \0}': "NUL byte", b'{"messages": ["\\ud83d"]}': "broken Unicode", "\ufeff{}".encode(): "byte-order mark inside the file", b'{"id": 1}': "no messages",
-    b'{"messages": "hi"}': "messages is not a list", b'["hi"]': "not an object", _GOOD.replace(b'"assistant"', b'"robot"'): "unknown role", _GOOD.replace(b'"4"', b'" "'): "empty answer", _GOOD.replace(b'"assistant"', b'"user"'): "no assistant turn",
-    _GOOD.replace(b'"user"', b'"tool"'): "a tool result without a call", _GOOD.replace(b'"4"', b"null"): "no content"}
+    b'{"messages": [': "not JSON",
+    b'{"messages": "\xff"}': "not UTF-8",
+    b'{"messages": \0}': "NUL byte",
+    b'{"messages": ["\\ud83d"]}': "broken Unicode",
+    "\ufeff{}".encode(): "byte-order mark inside the file",
+    b'{"id": 1}': "no messages",
+    b'{"messages": "hi"}': "messages is not a list",
+    b'["hi"]': "not an object",
+    _GOOD.replace(b'"assistant"', b'"robot"'): "unknown role",
+    _GOOD.replace(b'"4"', b'" "'): "empty answer",
+    _GOOD.replace(b'"assistant"', b'"user"'): "no assistant turn",
+    _GOOD.replace(b'"user"', b'"tool"'): "a tool result without a call",
+    _GOOD.replace(b'"4"', b"null"): "no content",
+}
+
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(sorted(_SPOILT)), max_size=20), st.randoms(use_true_random=False), st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
+@given(
+    st.lists(st.sampled_from(sorted(_SPOILT)), max_size=20),
+    st.randoms(use_true_random=False),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+)
 def test_the_ledger_holds_what_was_spoilt(spoilt, random, gap):
-    lines = [b'{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}'] * (len(spoilt) + 1) + spoilt
+    lines = [
+        b'{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content":'
+        b' "4"}]}'
+    ] * (len(spoilt) + 1) + spoilt
     random.shuffle(lines)
     rows, ledger, found = load_rows(str(_folder(a_jsonl=gap.join([_GOOD, *lines])) / "a.jsonl"))
     step = len(gap.replace(b"\r", b""))
     assert (found, len(rows), ledger.read) == ("messages", len(spoilt) + 2, 2 * len(spoilt) + 2)
-    assert [(r.line, r.reason) for r in ledger.rejects] == [((i + 1) * step + 1, _SPOILT[line]) for i, line in enumerate(lines) if line in _SPOILT]
+    assert [(r.line, r.reason) for r in ledger.rejects] == [
+        ((i + 1) * step + 1, _SPOILT[line]) for i, line in enumerate(lines) if line in _SPOILT
+    ]
 
 
 _REAL = {  # format -> file -> rows
-    "alpaca": {"instruction/lf_alpaca_en_demo.json": 999, "instruction/lf_alpaca_zh_demo.json": 1000, "instruction/oasst1_sft_zh.json": 689, "instruction/gpteacher_roleplay.json": 3146, "instruction/gpteacher_toolformer.json": 7673,
-               "instruction/self_instruct_seed_tasks.jsonl": 175, "reasoning/arc_challenge_train.json": 1119},
-    "sharegpt": {"instruction/lf_glaive_toolcall_en_demo.json": 300, "instruction/sharegpt_dummy_conversation.json": 500, "instruction/sgd_train_sharegpt.jsonl.gz": 12174},
-    "prompt_completion": {"instruction/t0_train_mix.jsonl.gz": 55185, "reasoning/humaneval.jsonl": 164, "safety/xstest_completions_gpt4.csv": 450},
-    "question_answer": {"reasoning/gsm8k_train.jsonl": 7473, "reasoning/gsm8k_test.jsonl": 1319, "reasoning/svamp.json": 1000, "reasoning/bbh_all.jsonl": 6511, "safety/truthfulqa.csv": 817, "domain/pubmedqa_ori_pqal.json.gz": 1000,
-                        "multilingual/xquad_en.json.gz": 1190} | {f"multilingual/mgsm_{x}.tsv": 250 for x in "bn de en es fr ja ru sw te th zh".split()},  # xquad: 48 articles hold 1,190 questions
-    "multiple_choice": {"reasoning/arc_challenge_mc.jsonl": 1172, "reasoning/arc_easy_mc.jsonl": 2376, "reasoning/commonsenseqa_train.jsonl": 9741, "reasoning/commonsenseqa_dev.jsonl": 1221, "knowledge/mmlu_dev.jsonl": 285, "knowledge/mmlu_test.jsonl.gz": 14042,
-                        "knowledge/boolq_mc.jsonl": 3270, "knowledge/piqa_mc.jsonl": 1838, "knowledge/openbookqa_mc.jsonl": 500, "knowledge/winogrande_mc.jsonl": 1267, "safety/bbq_Age.jsonl.gz": 3680, "safety/bbq_Nationality.jsonl.gz": 3080,
-                        "domain/agieval_lsat_lr.jsonl": 510, "domain/medqa_usmle_test.jsonl.gz": 1273, "multilingual/xcopa_all.jsonl.gz": 6600},
-    "preference": {"preference/hh_rlhf_harmless_test.jsonl.gz": 2312, "preference/lf_dpo_en_demo.json": 300},
+    "alpaca": {
+        "instruction/lf_alpaca_en_demo.json": 999,
+        "instruction/lf_alpaca_zh_demo.json": 1000,
+        "instruction/oasst1_sft_zh.json": 689,
+        "instruction/gpteacher_roleplay.json": 3146,
+        "instruction/gpteacher_toolformer.json": 7673,
+        "instruction/self_instruct_seed_tasks.jsonl": 175,
+        "reasoning/arc_challenge_train.json": 1119,
+    },
+    "sharegpt": {
+        "instruction/lf_glaive_toolcall_en_demo.json": 300,
+        "instruction/sharegpt_dummy_conversation.json": 500,
+        "instruction/sgd_train_sharegpt.jsonl.gz": 12174,
+    },
+    "prompt_completion": {
+        "instruction/t0_train_mix.jsonl.gz": 55185,
+        "reasoning/humaneval.jsonl": 164,
+        "safety/xstest_completions_gpt4.csv": 450,
+    },
+    "question_answer": {
+        "reasoning/gsm8k_train.jsonl": 7473,
+        "reasoning/gsm8k_test.jsonl": 1319,
+        "reasoning/svamp.json": 1000,
+        "reasoning/bbh_all.jsonl": 6511,
+        "safety/truthfulqa.csv": 817,
+        "domain/pubmedqa_ori_pqal.json.gz": 1000,
+        "multilingual/xquad_en.json.gz": 1190,
+    }
+    | {
+        f"multilingual/mgsm_{x}.tsv": 250 for x in "bn de en es fr ja ru sw te th zh".split()
+    },  # xquad: 48 articles hold 1,190 questions
+    "multiple_choice": {
+        "reasoning/arc_challenge_mc.jsonl": 1172,
+        "reasoning/arc_easy_mc.jsonl": 2376,
+        "reasoning/commonsenseqa_train.jsonl": 9741,
+        "reasoning/commonsenseqa_dev.jsonl": 1221,
+        "knowledge/mmlu_dev.jsonl": 285,
+        "knowledge/mmlu_test.jsonl.gz": 14042,
+        "knowledge/boolq_mc.jsonl": 3270,
+        "knowledge/piqa_mc.jsonl": 1838,
+        "knowledge/openbookqa_mc.jsonl": 500,
+        "knowledge/winogrande_mc.jsonl": 1267,
+        "safety/bbq_Age.jsonl.gz": 3680,
+        "safety/bbq_Nationality.jsonl.gz": 3080,
+        "domain/agieval_lsat_lr.jsonl": 510,
+        "domain/medqa_usmle_test.jsonl.gz": 1273,
+        "multilingual/xcopa_all.jsonl.gz": 6600,
+    },
+    "preference": {
+        "preference/hh_rlhf_harmless_test.jsonl.gz": 2312,
+        "preference/lf_dpo_en_demo.json": 300,
+    },
     "kto": {"preference/lf_kto_en_demo.json": 300, "preference/kto_mix_test.json.gz": 1092},
-    "text": {"pretrain/wiki_demo.txt": 30, "pretrain/gutenberg_en_books.jsonl.gz": 85, "heldout/tinystories_sample.txt": 5, "pretrain/tinyshakespeare.txt": 7222},  # Shakespeare: 40,000 lines are 7,222 speeches
+    "text": {
+        "pretrain/wiki_demo.txt": 30,
+        "pretrain/gutenberg_en_books.jsonl.gz": 85,
+        "heldout/tinystories_sample.txt": 5,
+        "pretrain/tinyshakespeare.txt": 7222,
+    },  # Shakespeare: 40,000 lines are 7,222 speeches
 }
-_REJECTS = {"preference/hh_rlhf_harmless_test.jsonl.gz": {"a transcript whose turns do not alternate": 9, "empty chosen": 4}}
+_REJECTS = {
+    "preference/hh_rlhf_harmless_test.jsonl.gz": {
+        "a transcript whose turns do not alternate": 9,
+        "empty chosen": 4,
+    }
+}
 _NO_ANSWERS = {  # file -> why it is refused
-    "instruction/mt_bench_question.jsonl": "columns category, question_id, reference, turns", "preference/cai_samples_palms_hhrlhf.jsonl": "columns comparison_dataset, rl_prompt", "safety/crows_pairs.csv": "columns annotations", "safety/xstest_prompts.csv": "columns focus, id, label",
-    "safety/harmbench_behaviors_text_val.csv": "columns Behavior", "safety/advbench_harmful_behaviors.csv": "columns goal, target", "domain/legalbench_train_fewshot.jsonl": "columns fields, task", "domain/legalbench_base_prompts.json": "columns abercrombie",
-    "domain/pubmedqa_test_ground_truth.json": "no known format", "reasoning/bbh_cot_prompts.json": "columns boolean_expressions", "preference/constitution_CritiqueRevisionFewShotPrompts.json": "no row is an object", "preference/constitution_RLMadisonInstructions.json": "no row is an object",
-    "preference/constitution_CritiqueRevisionInstructions.json": "columns edit_request, prompt", "preference/constitution_RLMadisonFewShotPrompts.json": "columns corrects, incorrects"}
+    "instruction/mt_bench_question.jsonl": "columns category, question_id, reference, turns",
+    "preference/cai_samples_palms_hhrlhf.jsonl": "columns comparison_dataset, rl_prompt",
+    "safety/crows_pairs.csv": "columns annotations",
+    "safety/xstest_prompts.csv": "columns focus, id, label",
+    "safety/harmbench_behaviors_text_val.csv": "columns Behavior",
+    "safety/advbench_harmful_behaviors.csv": "columns goal, target",
+    "domain/legalbench_train_fewshot.jsonl": "columns fields, task",
+    "domain/legalbench_base_prompts.json": "columns abercrombie",
+    "domain/pubmedqa_test_ground_truth.json": "no known format",
+    "reasoning/bbh_cot_prompts.json": "columns boolean_expressions",
+    "preference/constitution_CritiqueRevisionFewShotPrompts.json": "no row is an object",
+    "preference/constitution_RLMadisonInstructions.json": "no row is an object",
+    "preference/constitution_CritiqueRevisionInstructions.json": "columns edit_request, prompt",
+    "preference/constitution_RLMadisonFewShotPrompts.json": "columns corrects, incorrects",
+}
 
 
 @pytest.mark.realdata
 def test_every_real_file_by_recognition_alone(realdata):
     folder = realdata / "data"
     known = {file for files in _REAL.values() for file in files} | set(_NO_ANSWERS)
-    assert known == {f.relative_to(folder).as_posix() for f in folder.glob("*/*") if f.is_file()}, "a file that this test does not know"
+    assert known == {f.relative_to(folder).as_posix() for f in folder.glob("*/*") if f.is_file()}, (
+        "a file that this test does not know"
+    )
     for format, files in _REAL.items():
         for file, count in files.items():
             rows, ledger, found = load_rows(str(folder / file))
             rejects = _REJECTS.get(file, {})
-            assert (found, ledger.read, ledger.reasons, len(rows)) == (format, count, rejects, count - sum(rejects.values())), file
+            assert (found, ledger.read, ledger.reasons, len(rows)) == (
+                format,
+                count,
+                rejects,
+                count - sum(rejects.values()),
+            ), file
             assert all(map(_is_row, rows)) and check_rejects(ledger, 0.01) is None
     for file, words in _NO_ANSWERS.items():
-        with pytest.raises(UserError, match=words): load_rows(str(folder / file))
+        with pytest.raises(UserError, match=words):
+            load_rows(str(folder / file))
 
 
 @pytest.mark.realdata
 def test_real_rows_say_what_their_files_say(realdata):
     first = lambda file, i=0: load_rows(str(realdata / "data" / file))[0][i]
-    assert sum(len(row["messages"]) > 2 for row in load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))[0]) == 390
+    assert (
+        sum(
+            len(row["messages"]) > 2
+            for row in load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))[0]
+        )
+        == 390
+    )
     tools = load_rows(str(realdata / "data/instruction/lf_glaive_toolcall_en_demo.json"))[0]
-    assert sum("tools" in row for row in tools) == 191 and sum("tool_calls" in m for row in tools for m in row["messages"]) == sum(m["role"] == "tool" for row in tools for m in row["messages"]) > 200
-    assert first("domain/agieval_lsat_lr.jsonl")["messages"][1]["content"] == "D" and first("knowledge/mmlu_dev.jsonl")["messages"][1]["content"] == "B. 1"
-    assert first("knowledge/winogrande_mc.jsonl")["messages"][0]["content"] == "Sarah was a much better surgeon than Maria so _ always got the easier cases.\n\nA. Sarah\nB. Maria"
-    assert first("multilingual/mgsm_en.tsv")["messages"][1]["content"] == "18" and first("reasoning/svamp.json")["messages"][1]["content"] == "51"
+    assert (
+        sum("tools" in row for row in tools) == 191
+        and sum("tool_calls" in m for row in tools for m in row["messages"])
+        == sum(m["role"] == "tool" for row in tools for m in row["messages"])
+        > 200
+    )
+    assert (
+        first("domain/agieval_lsat_lr.jsonl")["messages"][1]["content"] == "D"
+        and first("knowledge/mmlu_dev.jsonl")["messages"][1]["content"] == "B. 1"
+    )
+    assert (
+        first("knowledge/winogrande_mc.jsonl")["messages"][0]["content"]
+        == "Sarah was a much better surgeon than Maria so _ always got the easier cases.\n\nA."
+        " Sarah\nB. Maria"
+    )
+    assert (
+        first("multilingual/mgsm_en.tsv")["messages"][1]["content"] == "18"
+        and first("reasoning/svamp.json")["messages"][1]["content"] == "51"
+    )
     chat = first("preference/hh_rlhf_harmless_test.jsonl.gz")
-    assert [m["role"] for m in chat["prompt"]][-1] == "user" and len(chat["chosen"]) == 1 and chat["chosen"] != chat["rejected"]
+    assert (
+        [m["role"] for m in chat["prompt"]][-1] == "user"
+        and len(chat["chosen"]) == 1
+        and chat["chosen"] != chat["rejected"]
+    )
 
 
 def test_recipe_so_far():
     folder = _folder(a_jsonl='{"question": "2 + 2?", "answer": "4"}', poem_txt="Roses are red.")
-    rows, ledger, found = load_rows([str(folder / "a.jsonl"), Source(path=str(folder / "poem.txt"), format="text", limit=1000, name="poems")], format="auto")
+    rows, ledger, found = load_rows(
+        [
+            str(folder / "a.jsonl"),
+            Source(path=str(folder / "poem.txt"), format="text", limit=1000, name="poems"),
+        ],
+        format="auto",
+    )
     assert found == "question_answer, text" and check_rejects(ledger, 0.01) is None

@@ -22,33 +22,55 @@ from llmtrainer.recipe import UserError
 def made(folder, rows=600, broken=(7, 300), **section):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(p.gsm8k()) for p in problems(rows, "train")]
-    for n in broken: lines[n] = "{broken"
+    for n in broken:
+        lines[n] = "{broken"
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return Data(train=str(folder / "train.jsonl"), stream=True, val=None, duplicates="keep", **{"max_length": 256, "block": 128} | section)
+    return Data(
+        train=str(folder / "train.jsonl"),
+        stream=True,
+        val=None,
+        duplicates="keep",
+        **{"max_length": 256, "block": 128} | section,
+    )
+
 
 @pytest.fixture(scope="module")
-def words(): return load_tokenizer("tiny:llama")
+def words():
+    return load_tokenizer("tiny:llama")
+
 
 def rows_in(sequence):
     starts = (sequence["position_ids"] == 0).nonzero()[0]
     return [tuple(part.tolist()) for part in np.split(sequence["input_ids"], starts[1:])]
 
-def content(stream, i): return stream[i]["input_ids"].tolist()
+
+def content(stream, i):
+    return stream[i]["input_ids"].tolist()
+
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_sequence_of_an_epoch_comes_once_and_holds_every_row_once(tmp_path, words, packing):
     section = made(tmp_path, packing=packing)
-    train, whole = stream(section, words).train, prepare(section.model_copy(update=dict(stream=False)), words)
+    train, whole = (
+        stream(section, words).train,
+        prepare(section.model_copy(update=dict(stream=False)), words),
+    )
     order, ids, n = iter(train.sampler(3)), [], 0
-    while train.trail == [] or train.trail[-1][0].epoch == 0: ids.append(next(order))
+    while train.trail == [] or train.trail[-1][0].epoch == 0:
+        ids.append(next(order))
     ids.pop()  # of the next epoch
     assert sorted(ids) == list(range(len(ids))) and ids != sorted(ids)
-    assert sorted(row for i in ids for row in rows_in(train[i])) == sorted(tuple(r.ids.tolist()) for r in whole.encoded), "the same rows as of the prepared set"
+    assert sorted(row for i in ids for row in rows_in(train[i])) == sorted(
+        tuple(r.ids.tolist()) for r in whole.encoded
+    ), "the same rows as of the prepared set"
     assert train.tally.summary() == whole.ledger.summary() and train.tally.kept == 598
     second = [next(order) for _ in range(len(ids) - 1)]
     assert second != ids[1:] and len(train.blocks) <= 3
 
-def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it_was(tmp_path, words):
+
+def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it_was(
+    tmp_path, words
+):
     section = made(tmp_path)
     straight = stream(section, words).train
     order = iter(straight.sampler(1))
@@ -64,8 +86,12 @@ def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it
         resumed.seek(place)
         rest = iter(resumed.sampler(1))
         assert taken + [next(rest) for _ in range(500 - stop)] == ids, stop
-        assert resumed.tally.summary() == straight.tally.summary() and resumed.tally.rejects == straight.tally.rejects, stop
+        assert (
+            resumed.tally.summary() == straight.tally.summary()
+            and resumed.tally.rejects == straight.tally.rejects
+        ), stop
         assert [content(resumed, i) for i in ids[-5:]] == [content(straight, i) for i in ids[-5:]]
+
 
 def test_sequences_of_blocks_long_gone_can_still_be_had_with_their_places(tmp_path, words):
     train = stream(made(tmp_path, block=64, max_rejects=0.05), words).train
@@ -77,29 +103,48 @@ def test_sequences_of_blocks_long_gone_can_still_be_had_with_their_places(tmp_pa
     file, line = train.places([0])[0].split(":")
     assert file == "train.jsonl" and 1 <= int(line) <= 65
 
-def test_several_files_end_within_a_block_and_an_exact_multiple_makes_no_sequence_twice(tmp_path, words):
+
+def test_several_files_end_within_a_block_and_an_exact_multiple_makes_no_sequence_twice(
+    tmp_path, words
+):
     section = made(tmp_path / "a", rows=256, broken=())
     made(tmp_path / "b", rows=130, broken=(129,))
-    section = section.model_copy(update=dict(train=[str(tmp_path / "a" / "train.jsonl"), str(tmp_path / "b" / "train.jsonl")]))
+    section = section.model_copy(
+        update=dict(
+            train=[str(tmp_path / "a" / "train.jsonl"), str(tmp_path / "b" / "train.jsonl")]
+        )
+    )
     train = stream(section, words).train
     order, ids = iter(train.sampler(0)), []
-    while not train.trail or train.trail[-1][0].epoch == 0: ids.append(next(order))
-    assert sorted(ids[:-1]) == list(range(len(ids) - 1)) and train.tally.summary() == dict(read=386, kept=385, rejected=1, reasons={"not JSON": 1})
+    while not train.trail or train.trail[-1][0].epoch == 0:
+        ids.append(next(order))
+    assert sorted(ids[:-1]) == list(range(len(ids) - 1)) and train.tally.summary() == dict(
+        read=386, kept=385, rejected=1, reasons={"not JSON": 1}
+    )
+
 
 def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, words):
-    for wish, name in ((dict(val="auto"), "data.val"), (dict(duplicates="drop"), "data.duplicates"), (dict(mix=dict(temperature=2)), "data.mix")):
-        with pytest.raises(ValueError, match=name): Data(**dict(train="x.jsonl", stream=True, val=None, duplicates="keep") | wish)
+    for wish, name in (
+        (dict(val="auto"), "data.val"),
+        (dict(duplicates="drop"), "data.duplicates"),
+        (dict(mix=dict(temperature=2)), "data.mix"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            Data(**dict(train="x.jsonl", stream=True, val=None, duplicates="keep") | wish)
     section = made(tmp_path)
-    with pytest.raises(UserError, match="not mixed by weights"): stream(section.model_copy(update=dict(train=[Source(path=section.train, weight=1)])), words)
+    with pytest.raises(UserError, match="not mixed by weights"):
+        stream(section.model_copy(update=dict(train=[Source(path=section.train, weight=1)])), words)
     bad = made(tmp_path / "bad", broken=range(150, 200))
     order = iter(stream(bad, words).train.sampler(0))
-    with pytest.raises(UserError, match="rows cannot be used"): [next(order) for _ in range(300)]
-    with pytest.raises(UserError, match="have more than 64 tokens"): stream(made(tmp_path, max_length=64), words)
+    with pytest.raises(UserError, match="rows cannot be used"):
+        [next(order) for _ in range(300)]
+    with pytest.raises(UserError, match="have more than 64 tokens"):
+        stream(made(tmp_path, max_length=64), words)
     short = stream(made(tmp_path, max_length=64, too_long="drop"), words)
     assert short.ledger.reasons["too long"] > 0
 
 
-MEASURED = '''
+MEASURED = """
 import json, sys
 from pathlib import Path
 from llmtrainer.data.prepare import Data
@@ -116,24 +161,39 @@ while not data.train.trail or data.train.trail[-1][0].epoch == 0:
     tokens += len(one["input_ids"])
     if sys.argv[2] == "kept": kept.append(one)
 print(json.dumps(dict(rows=data.ledger.read, tokens=tokens, mib=round(memory("VmHWM") - before, 1))))
-'''
+"""
+
 
 def measured(folder: Path, rows: int, what: str) -> dict:
     "Rows, tokens and MiB of a process that streams a file."
     file = folder / f"{rows}.jsonl"
     some = [json.dumps(p.gsm8k()) for p in problems(1000, "train")]
     file.write_text("\n".join(some * (rows // 1000)) + "\n")
-    out = subprocess.run([sys.executable, "-c", MEASURED, str(file), what], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(file), what], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr[-2000:]
     return json.loads(out.stdout.splitlines()[-1])
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it"
+)
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    (few, many), held = (measured(tmp_path, rows, "streamed") for rows in (4_000, 32_000)), measured(tmp_path, 32_000, "kept")
+    (few, many), held = (
+        (measured(tmp_path, rows, "streamed") for rows in (4_000, 32_000)),
+        measured(tmp_path, 32_000, "kept"),
+    )
     assert many["rows"] == 8 * few["rows"] and many["tokens"] > 7 * few["tokens"]
     assert many["mib"] < few["mib"] + 15 and held["mib"] > many["mib"] + 30, (few, many, held)
 
 
 def test_recipe_section():
-    data = Data(**yaml.safe_load("{train: shards/, val: held_out.jsonl, stream: true, block: 8192, duplicates: keep}"))
-    assert data.stream and data.block == Data(train="x").block == 8192 and not Data(train="x").stream
+    data = Data(
+        **yaml.safe_load(
+            "{train: shards/, val: held_out.jsonl, stream: true, block: 8192, duplicates: keep}"
+        )
+    )
+    assert (
+        data.stream and data.block == Data(train="x").block == 8192 and not Data(train="x").stream
+    )

@@ -19,11 +19,25 @@ def test_every_slot_of_a_wording_is_filled_and_every_number_used():
             assert slots & set("abcdefgh") == set(family.numbers), wording
             assert slots - set("abcdefgh") <= {"name", "friend", "items", "boxes"}
         used = {word for _, op, _ in family.steps for word in op.split()[::2]}
-        assert used == set(family.numbers) | set(results[:-1]), "a given number or a middle result that nobody needs"
+        assert used == set(family.numbers) | set(results[:-1]), (
+            "a given number or a middle result that nobody needs"
+        )
         assert all(sentence.count("{}") == 1 for _, _, sentence in family.steps)
 
 
-@pytest.mark.parametrize("op, value", [("a + b", 9), ("a - b", 5), ("b - a", None), ("a * b", 14), ("a / b", None), ("a - a", None), ("c + c", None), ("c / b", 100)])
+@pytest.mark.parametrize(
+    "op, value",
+    [
+        ("a + b", 9),
+        ("a - b", 5),
+        ("b - a", None),
+        ("a * b", 14),
+        ("a / b", None),
+        ("a - a", None),
+        ("c + c", None),
+        ("c / b", 100),
+    ],
+)
 def test_solve_knows_whole_positive_and_small(op, value):
     assert solve(op, dict(a=7, b=2, c=200)) == value
 
@@ -41,39 +55,63 @@ def test_the_last_step_gives_the_answer_in_every_form():
     rng = random.Random(2)
     for _ in range(200):
         one = draw_problem(rng)
-        assert one.gsm8k()["answer"].endswith(f"\n#### {one.answer}") and f"= {one.answer} " in one.steps[-1].replace(".", " ")
+        assert one.gsm8k()["answer"].endswith(
+            f"\n#### {one.answer}"
+        ) and f"= {one.answer} " in one.steps[-1].replace(".", " ")
         for style in range(len(STYLES)):
             text = one.plain(style)
-            assert "####" not in text and one.question in text and all(step in text for step in one.steps)
+            assert (
+                "####" not in text
+                and one.question in text
+                and all(step in text for step in one.steps)
+            )
 
 
 def test_no_question_is_in_two_splits_whatever_the_seed():
-    found = {split: {p.question for seed in range(3) for p in problems(300, split, seed)} for split in POOLS}
+    found = {
+        split: {p.question for seed in range(3) for p in problems(300, split, seed)}
+        for split in POOLS
+    }
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
-    assert all(pool(question) == split for split, questions in found.items() for question in questions)
+    assert all(
+        pool(question) == split for split, questions in found.items() for question in questions
+    )
     assert sorted(slot for slots in POOLS.values() for slot in slots) == list(range(16))
 
 
 def test_the_same_seed_gives_the_same_problems():
     assert problems(50, "train", 7) == problems(50, "train", 7) != problems(50, "train", 8)
-    assert problems(20, "test") == problems(50, "test")[:20], "asking for more must not change the first"
+    assert problems(20, "test") == problems(50, "test")[:20], (
+        "asking for more must not change the first"
+    )
     assert len({p.question for p in problems(256, "test")}) == 256
 
 
 def test_an_unknown_split_is_refused_at_once():
-    with pytest.raises(ValueError, match="validation"): problems(1, "val")
+    with pytest.raises(ValueError, match="validation"):
+        problems(1, "val")
 
 
 def test_the_corpus_never_holds_the_marker_and_only_base_questions():
     texts = list(documents(4000, seed=5))
     assert not any("####" in text for text in texts) and any("#" in text for text in texts)
-    held_out = [p.question for split in ("train", "validation", "test") for p in problems(300, split, seed=5)]
+    held_out = [
+        p.question
+        for split in ("train", "validation", "test")
+        for p in problems(300, split, seed=5)
+    ]
     joined = "\n".join(texts)
     assert not any(question in joined for question in held_out)
     assert list(documents(30, 5)) == texts[:30] != list(documents(30, 6))
 
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
 
 def _worked(expression):
     "The value of one sum as Python's parser reads it."
@@ -82,8 +120,17 @@ def _worked(expression):
 
 
 def test_every_printed_equation_is_right():
-    equations = [line for text in documents(4000, seed=3) for line in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", text)]
-    equations += [pair for p in problems(500, "test") for step in p.steps for pair in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", step)]
+    equations = [
+        line
+        for text in documents(4000, seed=3)
+        for line in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", text)
+    ]
+    equations += [
+        pair
+        for p in problems(500, "test")
+        for step in p.steps
+        for pair in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", step)
+    ]
     assert len(equations) > 5000
     assert [left for left, right in equations if _worked(left) != int(right)] == []
 
@@ -100,5 +147,7 @@ def test_a_reader_can_follow_every_step():
 
 def test_rows_have_the_columns_of_gsm8k():
     row = problems(1, "train")[0].gsm8k()
-    assert list(row) == ["question", "answer"] and all(isinstance(value, str) for value in row.values())
+    assert list(row) == ["question", "answer"] and all(
+        isinstance(value, str) for value in row.values()
+    )
     assert re.fullmatch(r"(?:.+\n)+#### \d+", row["answer"])

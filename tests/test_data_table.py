@@ -20,10 +20,14 @@ from transformers import AutoTokenizer
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
+
 def _file(n, name="train.jsonl", folder=None, split="train", more=()):
     "A file of `n` word problems, and further lines."
     path = Path(folder or tempfile.mkdtemp()) / name
-    path.write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split)) + "".join(line + "\n" for line in more))
+    path.write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(n, split))
+        + "".join(line + "\n" for line in more)
+    )
     return str(path)
 
 
@@ -31,57 +35,94 @@ def _table(encoded, per_batch=2, plain=()):
     "A table of encoded rows in one file."
     path = Path(tempfile.mkdtemp()) / "table.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        numbered = [({"text" if i in plain else "messages": "", "source": "a.jsonl", "line": i + 1, "key": 2**64 - 1 - i}, one) for i, one in enumerate(encoded)]
-        for some in (numbered[i:i + per_batch] for i in range(0, len(numbered), per_batch)): writer.write(as_batch([one for _, one in some], [row for row, _ in some], {}))
+        numbered = [
+            (
+                {
+                    "text" if i in plain else "messages": "",
+                    "source": "a.jsonl",
+                    "line": i + 1,
+                    "key": 2**64 - 1 - i,
+                },
+                one,
+            )
+            for i, one in enumerate(encoded)
+        ]
+        for some in (numbered[i : i + per_batch] for i in range(0, len(numbered), per_batch)):
+            writer.write(as_batch([one for _, one in some], [row for row, _ in some], {}))
     return Table([path])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6), max_size=9), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6), max_size=9),
+    st.randoms(use_true_random=False),
+)
 def test_a_table_gives_back_what_went_in(ids, chance):
     encoded = []
     for one in ids:
-        borders = sorted(chance.sample(range(len(one) + 1), 2 * chance.randrange((len(one) + 1) // 2 + 1)))
+        borders = sorted(
+            chance.sample(range(len(one) + 1), 2 * chance.randrange((len(one) + 1) // 2 + 1))
+        )
         encoded.append(Encoded(one, list(zip(borders[::2], borders[1::2]))))
     table = _table(encoded)
-    assert [(one.ids.tolist(), one.runs) for one in table] == [(one.ids, one.runs) for one in encoded]
-    assert table.column("key").tolist() == [2**64 - 1 - i for i in range(len(ids))], "to the last bit"
-    assert table.lengths.tolist() == [len(one) for one in ids] and table.column("line").tolist() == list(range(1, len(ids) + 1))
-    assert table.trained.tolist() == [sum(one.trained[1:]) for one in encoded], "a row's first token is nobody's target"
-    with pytest.raises(IndexError): table[len(ids)]
+    assert [(one.ids.tolist(), one.runs) for one in table] == [
+        (one.ids, one.runs) for one in encoded
+    ]
+    assert table.column("key").tolist() == [2**64 - 1 - i for i in range(len(ids))], (
+        "to the last bit"
+    )
+    assert table.lengths.tolist() == [len(one) for one in ids] and table.column(
+        "line"
+    ).tolist() == list(range(1, len(ids) + 1))
+    assert table.trained.tolist() == [sum(one.trained[1:]) for one in encoded], (
+        "a row's first token is nobody's target"
+    )
+    with pytest.raises(IndexError):
+        table[len(ids)]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
 def test_work_ahead_changes_nothing(items, n):
     pairs = list(ahead(in_batches(items, n), lambda batch: [-i for i in batch]))
-    assert sum((batch for batch, _ in pairs), []) == items and sum((done for _, done in pairs), []) == [-i for i in items]
+    assert sum((batch for batch, _ in pairs), []) == items and sum(
+        (done for _, done in pairs), []
+    ) == [-i for i in items]
     assert all(len(batch) == n for batch, _ in pairs[:-1])
 
 
 def test_a_fault_in_the_work_is_raised_here():
     def work(batch):
-        if 5 in batch: raise UserError("five")
+        if 5 in batch:
+            raise UserError("five")
         return batch
-    with pytest.raises(UserError, match="five"): list(ahead(in_batches(range(9), 2), work))
+
+    with pytest.raises(UserError, match="five"):
+        list(ahead(in_batches(range(9), 2), work))
 
 
 def test_the_cache_is_used_and_changes_are_seen(monkeypatch, tmp_path):
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), Path(_file(60, folder=tmp_path))
     tables = lambda: sorted((tmp_path / "cache/data").glob("*.arrow"))
+
     def times(mask="assistant"):
         "How many tables there are after it."
-        assert encode_sources(as_sources(str(path)), "auto", Encoder(tokenizer, mask)).ledger.kept == 60
+        assert (
+            encode_sources(as_sources(str(path)), "auto", Encoder(tokenizer, mask)).ledger.kept
+            == 60
+        )
         return len(tables())
+
     assert times() == times() == 1 and times("all") == 2
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0].replace("answer\": \"", "answer\": \"So "), *lines[1:]]))
+    path.write_text("\n".join([lines[0].replace('answer": "', 'answer": "So '), *lines[1:]]))
     assert times() == 3, "a changed row"
     tokenizer.chat_template = "{# a remark #}" + tokenizer.chat_template
     assert times() == 4 == times(), "a changed template"
     written = tables()[0].stat().st_mtime_ns
-    for table in tables(): table.write_bytes(table.read_bytes()[:-9])
+    for table in tables():
+        table.write_bytes(table.read_bytes()[:-9])
     assert times() == 4 == times("all") - 1, "a table that was torn is written again"
     assert not list((tmp_path / "cache/data").glob(".*")), "nothing half-written stays"
 
@@ -89,21 +130,43 @@ def test_the_cache_is_used_and_changes_are_seen(monkeypatch, tmp_path):
 def test_a_kill_while_writing_leaves_no_table(monkeypatch, tmp_path):
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
     encoder, calls = Encoder(AutoTokenizer.from_pretrained(_BASE), "assistant"), []
+
     def say(ledger):
         calls.append(ledger.read)
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): encode_source(Source(path=_file(60, folder=tmp_path)), encoder, say)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_source(Source(path=_file(60, folder=tmp_path)), encoder, say)
     assert calls == [60] and not list((tmp_path / "cache/data").iterdir())
-    assert encode_source(Source(path=str(tmp_path / "train.jsonl")), encoder, lambda ledger: None)[1]["read"] == 60
+    assert (
+        encode_source(Source(path=str(tmp_path / "train.jsonl")), encoder, lambda ledger: None)[1][
+            "read"
+        ]
+        == 60
+    )
 
 
 def test_what_cannot_be_named_is_not_cached(_=None):
-    assert content(Source(path="some/set")) is None and content(Source(path="some/set", revision="main")) is None
+    assert (
+        content(Source(path="some/set")) is None
+        and content(Source(path="some/set", revision="main")) is None
+    )
     assert content(Source(path="some/set", revision="a" * 40))[-1] == "a" * 40
 
 
 def test_rows_are_read_again_in_the_tables_order():
-    path = _file(50, more=['{"question": "x"}', '{"question": "y?", "answer": "2"}', json.dumps(dict(question="z?", answer=3))])
-    found = encode_sources(as_sources([path, path]), "auto", Encoder(AutoTokenizer.from_pretrained(_BASE), "assistant"))
+    path = _file(
+        50,
+        more=[
+            '{"question": "x"}',
+            '{"question": "y?", "answer": "2"}',
+            json.dumps(dict(question="z?", answer=3)),
+        ],
+    )
+    found = encode_sources(
+        as_sources([path, path]), "auto", Encoder(AutoTokenizer.from_pretrained(_BASE), "assistant")
+    )
     again = list(read_again(found))
-    assert [(r["source"], r["line"]) for r in again] == found.places(np.arange(104)) and again[50]["messages"][1]["content"] == "2"
+    assert [(r["source"], r["line"]) for r in again] == found.places(np.arange(104)) and again[50][
+        "messages"
+    ][1]["content"] == "2"

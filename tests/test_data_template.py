@@ -19,18 +19,29 @@ from llmtrainer.recipe import UserError
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
+
 def _tokenizer(template, folder=_BASE, extra=()):
-    "A tokenizer with every special token of the catalogue, a pad token of its own, and this template."
+    """A tokenizer with every special token of the catalogue, a pad token of its own, and this
+    template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(sorted({token for t in TEMPLATES.values() for token in (*t.needs, t.stop) if token != "eos"}), special_tokens=True)
+    tokenizer.add_tokens(
+        sorted(
+            {token for t in TEMPLATES.values() for token in (*t.needs, t.stop) if token != "eos"}
+        ),
+        special_tokens=True,
+    )
     tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
     tokenizer.add_tokens(list(extra))
     set_template(tokenizer, template)
     return tokenizer
 
+
 def _talk(*contents):
     "Messages of user and assistant in turn."
-    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
+    ]
 
 
 def test_auto_takes_the_own_template_then_the_most_particular_whose_tokens_are_known():
@@ -39,7 +50,19 @@ def test_auto_takes_the_own_template_then_the_most_particular_whose_tokens_are_k
     assert set_template(tokenizer) == "the model's own" and tokenizer.chat_template == own
     tokenizer.chat_template = None
     assert set_template(copy.deepcopy(tokenizer)) == "plain"
-    for name in ("chatml", "gemma", "gemma-3", "llama-3", "llama-3.1", "command-r", "mistral-v3", "phi-3", "deepseek", "granite", "openchat"):
+    for name in (
+        "chatml",
+        "gemma",
+        "gemma-3",
+        "llama-3",
+        "llama-3.1",
+        "command-r",
+        "mistral-v3",
+        "phi-3",
+        "deepseek",
+        "granite",
+        "openchat",
+    ):
         one = copy.deepcopy(tokenizer)
         one.add_tokens(list(TEMPLATES[name].needs), special_tokens=True)
         assert set_template(one) == name and one.chat_template == TEMPLATES[name].jinja
@@ -47,76 +70,189 @@ def test_auto_takes_the_own_template_then_the_most_particular_whose_tokens_are_k
 
 def test_a_template_by_name_file_or_text():
     tokenizer = _tokenizer("plain")
-    for name, place in {"starling": "starling", "openllama": "openllama", "{{ messages[0]['content'] }}": "from the recipe"}.items():
+    for name, place in {
+        "starling": "starling",
+        "openllama": "openllama",
+        "{{ messages[0]['content'] }}": "from the recipe",
+    }.items():
         assert set_template(tokenizer, name) == place
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.jinja"
         path.write_text("{{ messages[0]['content'] }}!", encoding="utf-8")
-        assert set_template(tokenizer, str(path)) == str(path) and tokenizer.chat_template == "{{ messages[0]['content'] }}!"
-        with pytest.raises(UserError, match="no template is called"): set_template(tokenizer, str(path) + "x.jinja")
-    with pytest.raises(UserError, match="the nearest is 'llama-3'"): set_template(tokenizer, "llama3")
-    with pytest.raises(UserError, match="lacks: <.start_header_id"): set_template(AutoTokenizer.from_pretrained(_BASE), "llama-3")
+        assert (
+            set_template(tokenizer, str(path)) == str(path)
+            and tokenizer.chat_template == "{{ messages[0]['content'] }}!"
+        )
+        with pytest.raises(UserError, match="no template is called"):
+            set_template(tokenizer, str(path) + "x.jinja")
+    with pytest.raises(UserError, match="the nearest is 'llama-3'"):
+        set_template(tokenizer, "llama3")
+    with pytest.raises(UserError, match="lacks: <.start_header_id"):
+        set_template(AutoTokenizer.from_pretrained(_BASE), "llama-3")
 
 
 def test_each_template_gives_the_text_of_its_family():
     talk = _talk(" 2 + 2? ", "4")
     assert render(talk, _tokenizer("plain")) == "<|begin|>Question:  2 + 2? \nAnswer: 4<|end|>\n"
-    assert render(talk[:1], _tokenizer("plain"), prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
-    assert render(talk, _tokenizer("chatml")) == "<|begin|><|im_start|>user\n 2 + 2? <|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-    assert render(talk[:1], _tokenizer("llama-3"), prompt=True) == "<|begin|><|start_header_id|>user<|end_header_id|>\n\n2 + 2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert (
+        render(talk[:1], _tokenizer("plain"), prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
+    )
+    assert (
+        render(talk, _tokenizer("chatml"))
+        == "<|begin|><|im_start|>user\n 2 + 2? <|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+    )
+    assert (
+        render(talk[:1], _tokenizer("llama-3"), prompt=True)
+        == "<|begin|><|start_header_id|>user<|end_header_id|>\n\n2 +"
+        " 2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
     for jinja in ("{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ none + 'a' }}"):
-        with pytest.raises(Refused, match="chat template refuses"): render(talk, _tokenizer(jinja))
+        with pytest.raises(Refused, match="chat template refuses"):
+            render(talk, _tokenizer(jinja))
 
 
 def test_arguments_of_a_call_are_read_wherever_they_stand():
     asked, read = {"name": "add", "arguments": '{"a": 1}'}, {"name": "add", "arguments": {"a": 1}}
-    assert call_of(asked) == read == call_of(read) and call_of({"id": "1", "function": asked}) == {"id": "1", "function": read}
+    assert call_of(asked) == read == call_of(read) and call_of({"id": "1", "function": asked}) == {
+        "id": "1",
+        "function": read,
+    }
     assert call_of({"name": "add", "arguments": "1 +"}) == {"name": "add", "arguments": "1 +"}
     tokenizer = _tokenizer("{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}")
-    assert render([{"role": "assistant", "tool_calls": [asked]}], tokenizer) == '[{"name": "add", "arguments": {"a": 1}}]'
+    assert (
+        render([{"role": "assistant", "tool_calls": [asked]}], tokenizer)
+        == '[{"name": "add", "arguments": {"a": 1}}]'
+    )
 
 
-_SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}, {"role": "user", "content": "Who are you"}]
-_IM = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi there<|im_end|>\n<|im_start|>user\nWho are you<|im_end|>\n<|im_start|>assistant\n"
+_SAID = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi there"},
+    {"role": "user", "content": "Who are you"},
+]
+_IM = (
+    "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi"
+    " there<|im_end|>\n<|im_start|>user\nWho are you<|im_end|>\n<|im_start|>assistant\n"
+)
 _HEADED = lambda role, text: f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}"
 UPSTREAM = {
-    "alpaca": "<s>Be brief.\n\n### Instruction:\nHello\n\n### Response:Hi there</s>\n\n### Instruction:\nWho are you\n\n### Response:",
+    "alpaca": (
+        "<s>Be brief.\n\n### Instruction:\nHello\n\n### Response:Hi there</s>\n\n###"
+        " Instruction:\nWho are you\n\n### Response:"
+    ),
     "chatml": "<s><|im_start|>system\nBe brief.<|im_end|>\n" + _IM,
-    "command-r": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hello<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hi there<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Who are you<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
-    "deepseek": "<s>Be brief.<｜User｜>Hello<｜Assistant｜>Hi there</s><｜User｜>Who are you<｜Assistant｜>",
+    "command-r": (
+        "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be"
+        " brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hello<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hi"
+        " there<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Who are"
+        " you<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+    ),
+    "deepseek": (
+        "<s>Be brief.<｜User｜>Hello<｜Assistant｜>Hi there</s><｜User｜>Who are you<｜Assistant｜>"
+    ),
     "falcon": "System: Be brief.\nUser: Hello\nFalcon: Hi there</s>\nUser: Who are you\nFalcon:",
-    "gemma": "<s><start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\nHi there<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\n",
-    "gemma-3": "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi there<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\n",
-    "granite": "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hello<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Hi there<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Who are you<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
-    "llama-2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi there </s><s>[INST] Who are you [/INST]",
-    "llama-3": "<s>" + _HEADED("system", "Be brief.<|eot_id|>") + _HEADED("user", "Hello<|eot_id|>") + _HEADED("assistant", "Hi there<|eot_id|>") + _HEADED("user", "Who are you<|eot_id|>") + _HEADED("assistant", ""),
-    "llama-3.1": "<s>" + _HEADED("system", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>") + _HEADED("user", "Hello<|eot_id|>") + _HEADED("assistant", "Hi there<|eot_id|>") + _HEADED("user", "Who are you<|eot_id|>") + _HEADED("assistant", ""),
+    "gemma": (
+        "<s><start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\nHi"
+        " there<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\n"
+    ),
+    "gemma-3": (
+        "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi"
+        " there<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\n"
+    ),
+    "granite": (
+        "<|start_of_role|>system<|end_of_role|>Be"
+        " brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hello<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Hi"
+        " there<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Who are"
+        " you<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
+    ),
+    "llama-2": (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi there </s><s>[INST] Who are you"
+        " [/INST]"
+    ),
+    "llama-3": (
+        "<s>"
+        + _HEADED("system", "Be brief.<|eot_id|>")
+        + _HEADED("user", "Hello<|eot_id|>")
+        + _HEADED("assistant", "Hi there<|eot_id|>")
+        + _HEADED("user", "Who are you<|eot_id|>")
+        + _HEADED("assistant", "")
+    ),
+    "llama-3.1": (
+        "<s>"
+        + _HEADED(
+            "system",
+            "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>",
+        )
+        + _HEADED("user", "Hello<|eot_id|>")
+        + _HEADED("assistant", "Hi there<|eot_id|>")
+        + _HEADED("user", "Who are you<|eot_id|>")
+        + _HEADED("assistant", "")
+    ),
     "mistral": "<s> [INST] Be brief.\n\nHello [/INST] Hi there</s> [INST] Who are you [/INST]",
     "mistral-v3": "<s>[INST]Be brief.\n\nHello[/INST]Hi there</s>[INST]Who are you[/INST]",
-    "openchat": "<s>GPT4 Correct System: Be brief.<|end_of_turn|>GPT4 Correct User: Hello<|end_of_turn|>GPT4 Correct Assistant: Hi there<|end_of_turn|>GPT4 Correct User: Who are you<|end_of_turn|>GPT4 Correct Assistant:",
-    "phi-3": "<|system|>\nBe brief.<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\nHi there<|end|>\n<|user|>\nWho are you<|end|>\n<|assistant|>\n",
+    "openchat": (
+        "<s>GPT4 Correct System: Be brief.<|end_of_turn|>GPT4 Correct User:"
+        " Hello<|end_of_turn|>GPT4 Correct Assistant: Hi there<|end_of_turn|>GPT4 Correct User: Who"
+        " are you<|end_of_turn|>GPT4 Correct Assistant:"
+    ),
+    "phi-3": (
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\nHi"
+        " there<|end|>\n<|user|>\nWho are you<|end|>\n<|assistant|>\n"
+    ),
     "plain": "<s>Be brief.\nQuestion: Hello\nAnswer: Hi there</s>\nQuestion: Who are you\nAnswer:",
     "qwen": "<|im_start|>system\nBe brief.<|im_end|>\n" + _IM,
     "smollm": "<|im_start|>system\nBe brief.<|im_end|>\n" + _IM,
-    "solar": "### System:\nBe brief.\n\n### User:\nHello\n\n### Assistant:\nHi there</s>### User:\nWho are you\n\n### Assistant:\n",
-    "tulu": "<|system|>\nBe brief.\n<|user|>\nHello\n<|assistant|>\nHi there</s>\n<|user|>\nWho are you\n<|assistant|>\n",
+    "solar": (
+        "### System:\nBe brief.\n\n### User:\nHello\n\n### Assistant:\nHi there</s>### User:\nWho"
+        " are you\n\n### Assistant:\n"
+    ),
+    "tulu": (
+        "<|system|>\nBe brief.\n<|user|>\nHello\n<|assistant|>\nHi there</s>\n<|user|>\nWho are"
+        " you\n<|assistant|>\n"
+    ),
     "vicuna": "<s>Be brief. USER: Hello ASSISTANT: Hi there</s>USER: Who are you ASSISTANT:",
-    "zephyr": "<|system|>\nBe brief.</s>\n<|user|>\nHello</s>\n<|assistant|>\nHi there</s>\n<|user|>\nWho are you</s>\n<|assistant|>\n",
+    "zephyr": (
+        "<|system|>\nBe brief.</s>\n<|user|>\nHello</s>\n<|assistant|>\nHi there</s>\n<|user|>\nWho"
+        " are you</s>\n<|assistant|>\n"
+    ),
 }
 UNASKED = {  # without a system turn, where a template then writes one of its own
-    "alpaca": "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\nHello\n\n### Response:",
-    "llama-3.1": "<s>" + _HEADED("system", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>") + _HEADED("user", "Hello<|eot_id|>") + _HEADED("assistant", ""),
-    "qwen": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
-    "smollm": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
-    "vicuna": "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. USER: Hello ASSISTANT:",
+    "alpaca": (
+        "<s>Below is an instruction that describes a task. Write a response that appropriately"
+        " completes the request.\n\n### Instruction:\nHello\n\n### Response:"
+    ),
+    "llama-3.1": (
+        "<s>"
+        + _HEADED(
+            "system", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
+        )
+        + _HEADED("user", "Hello<|eot_id|>")
+        + _HEADED("assistant", "")
+    ),
+    "qwen": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful"
+        " assistant.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "smollm": (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging"
+        " Face<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "vicuna": (
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant"
+        " gives helpful, detailed, and polite answers to the user's questions. USER: Hello"
+        " ASSISTANT:"
+    ),
 }
+
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_a_template_writes_what_its_model_knows(name):
     tokenizer = _tokenizer(name)
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
-    assert render(_SAID[TEMPLATES[name].system == "no":], tokenizer, prompt=True) == UPSTREAM[name]
-    if name in UNASKED: assert render(_SAID[1:2], tokenizer, prompt=True) == UNASKED[name]
+    assert render(_SAID[TEMPLATES[name].system == "no" :], tokenizer, prompt=True) == UPSTREAM[name]
+    if name in UNASKED:
+        assert render(_SAID[1:2], tokenizer, prompt=True) == UNASKED[name]
 
 
 @pytest.mark.realdata
@@ -129,47 +265,137 @@ def test_llama_2_as_its_tokenizer_has_it(realdata):
     rows = [json.loads(line) for line in lines[:300]]
     for one, two in zip(rows, rows[1:]):
         for system in ([], [{"role": "system", "content": " Work step by step.\n"}]):
-            messages = system + _talk(one["question"], one["answer"] + " ", "\n" + two["question"], two["answer"])
-            assert render(messages, ours) == render(messages, own) and render(messages[:-1], ours, prompt=True) == render(messages[:-1], own, prompt=True)
+            messages = system + _talk(
+                one["question"], one["answer"] + " ", "\n" + two["question"], two["answer"]
+            )
+            assert render(messages, ours) == render(messages, own) and render(
+                messages[:-1], ours, prompt=True
+            ) == render(messages[:-1], own, prompt=True)
     for refused in (_talk("a", "b")[::-1], _talk("a") * 2):
         for tokenizer in (own, ours):
-            with pytest.raises(Refused, match="alternate"): render(refused, tokenizer)
+            with pytest.raises(Refused, match="alternate"):
+                render(refused, tokenizer)
 
 
-LOOKS = ["{% if m.content == 'yes' %}a{% endif %}", "{% if 'yes' in m.content %}a{% endif %}", "{% if m.content in 'yes no' %}a{% endif %}", "{% if m.content not in 'yes no' %}a{% endif %}", "{% if m.content in ['a'] %}b{% endif %}", "{% if 'yes'.startswith(m.content) %}a{% endif %}", "{{ m.content | length }}", "{{ m.content[0] }}",
-         "{{ m.content.split('x') | last }}", "{{ m.content | upper }}", "{{ m.content | tojson }}", "{{ m | tojson }}", "{{ [m.content] | join }}", "{{ '%s' % m.content }}", "{{ '{}'.format(m.content) }}", "{{ m.content.replace('a', 'b') }}",
-         "{% for c in m.content %}{{ c }}{% endfor %}", "{{ m.content | trim('.') }}", "{% if m.content > 'b' %}a{% endif %}", "{{ {m.content: 1} }}", "{{ m.content * 2 }}", "{% if m.content is in ['a'] %}a{% endif %}", "{% set x = 'a' ~ m.content %}{{ x | length }}",
-         "{% set ns = namespace(x='') %}{% set ns.x = ns.x + m.content %}{{ ns.x[:3] }}", "{% macro f(x) %}{{ x }}{% endmacro %}{% if f(m.content) == 'a' %}b{% endif %}", "{% set x %}{{ m.content }}{% endset %}{{ x | length }}", "{% if m.content is eq 'a' %}b{% endif %}"]
+LOOKS = [
+    "{% if m.content == 'yes' %}a{% endif %}",
+    "{% if 'yes' in m.content %}a{% endif %}",
+    "{% if m.content in 'yes no' %}a{% endif %}",
+    "{% if m.content not in 'yes no' %}a{% endif %}",
+    "{% if m.content in ['a'] %}b{% endif %}",
+    "{% if 'yes'.startswith(m.content) %}a{% endif %}",
+    "{{ m.content | length }}",
+    "{{ m.content[0] }}",
+    "{{ m.content.split('x') | last }}",
+    "{{ m.content | upper }}",
+    "{{ m.content | tojson }}",
+    "{{ m | tojson }}",
+    "{{ [m.content] | join }}",
+    "{{ '%s' % m.content }}",
+    "{{ '{}'.format(m.content) }}",
+    "{{ m.content.replace('a', 'b') }}",
+    "{% for c in m.content %}{{ c }}{% endfor %}",
+    "{{ m.content | trim('.') }}",
+    "{% if m.content > 'b' %}a{% endif %}",
+    "{{ {m.content: 1} }}",
+    "{{ m.content * 2 }}",
+    "{% if m.content is in ['a'] %}a{% endif %}",
+    "{% set x = 'a' ~ m.content %}{{ x | length }}",
+    "{% set ns = namespace(x='') %}{% set ns.x = ns.x + m.content %}{{ ns.x[:3] }}",
+    "{% macro f(x) %}{{ x }}{% endmacro %}{% if f(m.content) == 'a' %}b{% endif %}",
+    "{% set x %}{{ m.content }}{% endset %}{{ x | length }}",
+    "{% if m.content is eq 'a' %}b{% endif %}",
+]
+
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_no_look_gets_through(look):
-    with pytest.raises(Looked): Blindfold().compiled("{% for m in messages %}" + look + "{% endfor %}").render(messages=[{"content": Unseen([Hole(0)])}])
+    with pytest.raises(Looked):
+        Blindfold().compiled("{% for m in messages %}" + look + "{% endfor %}").render(
+            messages=[{"content": Unseen([Hole(0)])}]
+        )
+
 
 def test_what_needs_no_look_is_let_through():
-    program = Blindfold().compiled("{% macro f(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{% if m.content is string and m.content is defined and m.content and m.content != false %}{{ f(m.content | trim) ~ '.' }}{% endif %}{% if 'x' not in m and not (m.role in ['a'] or m.role in m) %}!{% endif %}{% generation %}{{ ('a ' + m.content).strip() }}{% endgeneration %}{% endfor %}")
-    assert program.render(messages=[{"role": "user", "content": Unseen([Hole(0)])}]).parts == ["<", Hole(0, True, True), ">.!a ", Hole(0, False, True)]
+    program = Blindfold().compiled(
+        "{% macro f(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{% if m.content is string"
+        " and m.content is defined and m.content and m.content != false %}{{ f(m.content | trim) ~"
+        " '.' }}{% endif %}{% if 'x' not in m and not (m.role in ['a'] or m.role in m) %}!{% endif"
+        " %}{% generation %}{{ ('a ' + m.content).strip() }}{% endgeneration %}{% endfor %}"
+    )
+    assert program.render(messages=[{"role": "user", "content": Unseen([Hole(0)])}]).parts == [
+        "<",
+        Hole(0, True, True),
+        ">.!a ",
+        Hole(0, False, True),
+    ]
 
 
-_odd = (st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12) | st.sampled_from(["\n4", " 4 ", "<|im_end|>", "</s>", "{{ bos_token }}", "{% raw %}", "?", "Hole(0)", "[/INST]", "<</SYS>>", "</think>a"])).filter(str.strip)
+_odd = (
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+    | st.sampled_from(
+        [
+            "\n4",
+            " 4 ",
+            "<|im_end|>",
+            "</s>",
+            "{{ bos_token }}",
+            "{% raw %}",
+            "?",
+            "Hole(0)",
+            "[/INST]",
+            "<</SYS>>",
+            "</think>a",
+        ]
+    )
+).filter(str.strip)
 _KNOWING = {name: _tokenizer(name) for name in TEMPLATES}
 
+
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(_odd, min_size=3, max_size=7), st.sampled_from(sorted(TEMPLATES)), st.booleans(), st.booleans())
+@given(
+    st.lists(_odd, min_size=3, max_size=7),
+    st.sampled_from(sorted(TEMPLATES)),
+    st.booleans(),
+    st.booleans(),
+)
 def test_a_layout_gives_what_transformers_gives(texts, name, system, prompt):
     tokenizer = _KNOWING[name]
-    messages = [{"role": "system", "content": texts[0]}] * (system and TEMPLATES[name].system != "no") + _talk(*texts[1:])
+    messages = [{"role": "system", "content": texts[0]}] * (
+        system and TEMPLATES[name].system != "no"
+    ) + _talk(*texts[1:])
     unseen = [{"role": m["role"], "content": Unseen([Hole(i)])} for i, m in enumerate(messages)]
-    whole = Blindfold().compiled(tokenizer.chat_template).render(messages=unseen, add_generation_prompt=prompt, **tokenizer.special_tokens_map)
-    assert Layout(whole, []).fill([m["content"] for m in messages]).text == render(messages, tokenizer, prompt)
+    whole = (
+        Blindfold()
+        .compiled(tokenizer.chat_template)
+        .render(messages=unseen, add_generation_prompt=prompt, **tokenizer.special_tokens_map)
+    )
+    assert Layout(whole, []).fill([m["content"] for m in messages]).text == render(
+        messages, tokenizer, prompt
+    )
 
 
 def test_what_a_template_leaves_out_is_named():
-    mute = _tokenizer("{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}")
-    for messages, tools, what in (([{"role": "system", "content": "Be brief."}, *_talk("q")], None, "the system turn"), ([*_talk("q"), {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}], None, "a tool call"), (_talk("q"), [{"name": "f"}], "the tools")):
+    mute = _tokenizer(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    for messages, tools, what in (
+        ([{"role": "system", "content": "Be brief."}, *_talk("q")], None, "the system turn"),
+        (
+            [*_talk("q"), {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}],
+            None,
+            "a tool call",
+        ),
+        (_talk("q"), [{"name": "f"}], "the tools"),
+    ):
         row = {"messages": messages, "tools": tools}
-        with pytest.raises(Bad, match="leaves out " + what): left_out(row, render(messages, mute, tools=tools), mute)
+        with pytest.raises(Bad, match="leaves out " + what):
+            left_out(row, render(messages, mute, tools=tools), mute)
     assert left_out({"messages": _talk("q", "a")}, "qa", mute) is None
 
 
 def test_recipe_so_far():
-    assert set_template(AutoTokenizer.from_pretrained(_BASE), {"template": "auto"}["template"]) == "the model's own"
+    assert (
+        set_template(AutoTokenizer.from_pretrained(_BASE), {"template": "auto"}["template"])
+        == "the model's own"
+    )

@@ -16,12 +16,17 @@ def test_asking_never_imports(tmp_path, monkeypatch):
     (tmp_path / "explosive.py").write_text("raise SystemExit('imported!')")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert installed("explosive") == "unknown" and "explosive" not in sys.modules
-    assert installed("pydantic") == metadata.version("pydantic") and installed("no_such_library") is None
+    assert (
+        installed("pydantic") == metadata.version("pydantic")
+        and installed("no_such_library") is None
+    )
 
 
 class _Gpu:
     "What torch says of a GPU."
-    def __init__(self, name, major, minor, memory): self.name, self.major, self.minor, self.total_memory = name, major, minor, memory
+
+    def __init__(self, name, major, minor, memory):
+        self.name, self.major, self.minor, self.total_memory = name, major, minor, memory
 
 
 def test_probe_takes_the_weakest_of_several_gpus(monkeypatch):
@@ -31,7 +36,13 @@ def test_probe_takes_the_weakest_of_several_gpus(monkeypatch):
         patch.setattr(torch.cuda, "device_count", lambda: 2)
         patch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
         machine = probe()
-    assert (machine.kind, machine.name, machine.capability, machine.memory, machine.count) == ("cuda", "T4", (7, 5), 15, 2)
+    assert (machine.kind, machine.name, machine.capability, machine.memory, machine.count) == (
+        "cuda",
+        "T4",
+        (7, 5),
+        15,
+        2,
+    )
 
 
 def test_probe_finds_apple_and_cpu(monkeypatch):
@@ -41,106 +52,221 @@ def test_probe_finds_apple_and_cpu(monkeypatch):
         patch.setattr(torch.mps, "recommended_max_memory", lambda: 7)
         assert (probe().kind, probe().memory) == ("mps", 7)
         patch.setattr(torch.backends.mps, "is_available", lambda: False)
-        assert probe().kind == "cpu" and 2**28 < probe().memory <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert probe().kind == "cpu" and 2**28 < probe().memory <= os.sysconf(
+            "SC_PAGE_SIZE"
+        ) * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_a_described_gpu_is_a_machine():
-    assert (gpu("T4").capability, gpu("T4").count, gpu("2xL4").count, gpu("2xL4").memory) == ((7, 5), 1, 2, 22 * 2**30)
-    with pytest.raises(UserError, match="GTX1080") as error: gpu("GTX1080")
+    assert (gpu("T4").capability, gpu("T4").count, gpu("2xL4").count, gpu("2xL4").memory) == (
+        (7, 5),
+        1,
+        2,
+        22 * 2**30,
+    )
+    with pytest.raises(UserError, match="GTX1080") as error:
+        gpu("GTX1080")
     assert "A100-80GB" in str(error.value)
 
 
 def _machine(kind="cuda", capability=None, **libraries):
-    return Machine(kind, "a test machine", capability, 16 * 2**30, 1, {"bitsandbytes": "0.50.2", "flash_attn": None} | libraries)
+    return Machine(
+        kind,
+        "a test machine",
+        capability,
+        16 * 2**30,
+        1,
+        {"bitsandbytes": "0.50.2", "flash_attn": None} | libraries,
+    )
 
 
 def test_number_format_follows_the_chip():
-    rows = {("cuda", (7, 0)): "float16", ("cuda", (7, 5)): "float16", ("cuda", (8, 0)): "bfloat16", ("cuda", (8, 9)): "bfloat16",
-            ("cuda", (9, 0)): "bfloat16", ("cuda", (10, 0)): "bfloat16", ("cpu", None): "float32", ("mps", None): "float32"}
-    for (kind, capability), dtype in rows.items(): assert _number_format(_machine(kind, capability))[0] == dtype, (kind, capability)
+    rows = {
+        ("cuda", (7, 0)): "float16",
+        ("cuda", (7, 5)): "float16",
+        ("cuda", (8, 0)): "bfloat16",
+        ("cuda", (8, 9)): "bfloat16",
+        ("cuda", (9, 0)): "bfloat16",
+        ("cuda", (10, 0)): "bfloat16",
+        ("cpu", None): "float32",
+        ("mps", None): "float32",
+    }
+    for (kind, capability), dtype in rows.items():
+        assert _number_format(_machine(kind, capability))[0] == dtype, (kind, capability)
     assert "17 times slower" in _number_format(_machine("cpu"))[1]
 
 
 def test_auto_attention_says_why():
     for capability in ((8, 0), (8, 9), (9, 0)):
-        assert _attention(_machine(capability=capability, flash_attn="2.8.3"), "auto")[0] == "flash_attention_2"
+        assert (
+            _attention(_machine(capability=capability, flash_attn="2.8.3"), "auto")[0]
+            == "flash_attention_2"
+        )
         kernel, reason = _attention(_machine(capability=capability), "auto")
         assert kernel == "sdpa" and "not installed" in reason
-    for machine in (_machine(capability=(7, 5), flash_attn="2.8.3"), _machine("cpu"), _machine("mps")): assert _attention(machine, "auto")[0] == "sdpa"
+    for machine in (
+        _machine(capability=(7, 5), flash_attn="2.8.3"),
+        _machine("cpu"),
+        _machine("mps"),
+    ):
+        assert _attention(machine, "auto")[0] == "sdpa"
 
 
 def test_a_wish_is_met_or_refused_never_replaced():
-    for machine, words in ((_machine(capability=(7, 5), flash_attn="2"), "8.0"), (_machine("cpu"), "NVIDIA"), (_machine(capability=(9, 0)), "pip install flash-attn")):
-        with pytest.raises(UserError) as caught: plan(machine, attn="flash_attention_2")
+    for machine, words in (
+        (_machine(capability=(7, 5), flash_attn="2"), "8.0"),
+        (_machine("cpu"), "NVIDIA"),
+        (_machine(capability=(9, 0)), "pip install flash-attn"),
+    ):
+        with pytest.raises(UserError) as caught:
+            plan(machine, attn="flash_attention_2")
         assert words in str(caught.value)
-        for attn in ("eager", "sdpa"): assert plan(machine, attn=attn).attn == attn
-    assert plan(_machine(capability=(9, 0), flash_attn="2"), attn="flash_attention_2").attn == "flash_attention_2"
+        for attn in ("eager", "sdpa"):
+            assert plan(machine, attn=attn).attn == attn
+    assert (
+        plan(_machine(capability=(9, 0), flash_attn="2"), attn="flash_attention_2").attn
+        == "flash_attention_2"
+    )
+
 
 def test_a_model_without_a_path_for_a_kernel_is_never_given_it():
     capped, newest = ("eager", "flash_attention_2"), _machine(capability=(9, 0), flash_attn="2.8.3")
-    assert plan(_machine("cpu"), kernels=capped).attn == "eager" and "soft-capped" in plan(_machine("cpu"), kernels=capped).reasons["attn"]
-    assert plan(newest, kernels=capped).attn == "flash_attention_2" and plan(newest, kernels=("eager", "sdpa")).attn == "sdpa"
+    assert (
+        plan(_machine("cpu"), kernels=capped).attn == "eager"
+        and "soft-capped" in plan(_machine("cpu"), kernels=capped).reasons["attn"]
+    )
+    assert (
+        plan(newest, kernels=capped).attn == "flash_attention_2"
+        and plan(newest, kernels=("eager", "sdpa")).attn == "sdpa"
+    )
     for attn, kernels in (("sdpa", capped), ("flash_attention_2", ("eager", "sdpa"))):
-        with pytest.raises(UserError) as caught: plan(newest, attn=attn, kernels=kernels)
+        with pytest.raises(UserError) as caught:
+            plan(newest, attn=attn, kernels=kernels)
         assert caught.value.where == "model.attn" and "eager" in caught.value.allowed
 
 
 def test_engines_by_facts():
     chosen = lambda engine, **facts: plan(_machine(**facts), engine=engine).engine
-    assert [chosen("auto", capability=c, triton="3.6") for c in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))] == ["reference"] + ["fused"] * 4
-    assert chosen("auto", capability=(9, 0)) == chosen("auto", kind="cpu", triton="3.6") == "reference"
-    for c in ((8, 0), (8, 9), (9, 0)): assert chosen("fused", capability=c, triton="3.6") == "fused" and chosen("reference", capability=c) == "reference"
+    assert [
+        chosen("auto", capability=c, triton="3.6")
+        for c in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))
+    ] == ["reference"] + ["fused"] * 4
+    assert (
+        chosen("auto", capability=(9, 0)) == chosen("auto", kind="cpu", triton="3.6") == "reference"
+    )
+    for c in ((8, 0), (8, 9), (9, 0)):
+        assert (
+            chosen("fused", capability=c, triton="3.6") == "fused"
+            and chosen("reference", capability=c) == "reference"
+        )
     assert chosen("fp8", capability=(8, 9), triton="3.6") == "fp8"
-    for engine, facts, words in (("fp8", dict(capability=(8, 0), triton="3"), "use engine: fused"), ("fused", dict(capability=(7, 5), triton="3"), "8.0"), ("fused", dict(capability=(9, 0)), "pip install triton"), ("fp8", dict(kind="cpu"), "NVIDIA")):
-        with pytest.raises(UserError) as caught: chosen(engine, **facts)
+    for engine, facts, words in (
+        ("fp8", dict(capability=(8, 0), triton="3"), "use engine: fused"),
+        ("fused", dict(capability=(7, 5), triton="3"), "8.0"),
+        ("fused", dict(capability=(9, 0)), "pip install triton"),
+        ("fp8", dict(kind="cpu"), "NVIDIA"),
+    ):
+        with pytest.raises(UserError) as caught:
+            chosen(engine, **facts)
         assert words in str(caught.value)
     assert "triton" in plan(_machine(capability=(9, 0))).reasons["engine"]
     stored8 = plan(_machine(capability=(9, 0), triton="3.6"), quantize="fp8")
     assert stored8.engine == "reference" and "reference engine only" in stored8.reasons["engine"]
-    with pytest.raises(UserError, match="fp8"): plan(_machine(capability=(9, 0), triton="3.6"), quantize="fp8", engine="fused")
+    with pytest.raises(UserError, match="fp8"):
+        plan(_machine(capability=(9, 0), triton="3.6"), quantize="fp8", engine="fused")
 
 
 def test_the_whole_table_of_machines():
-    rows = {"T4": ((7, 5), "float16", "sdpa"), "A100": ((8, 0), "bfloat16", "flash_attention_2"), "L4": ((8, 9), "bfloat16", "flash_attention_2"),
-            "H100": ((9, 0), "bfloat16", "flash_attention_2"), "H200": ((9, 0), "bfloat16", "flash_attention_2")}
+    rows = {
+        "T4": ((7, 5), "float16", "sdpa"),
+        "A100": ((8, 0), "bfloat16", "flash_attention_2"),
+        "L4": ((8, 9), "bfloat16", "flash_attention_2"),
+        "H100": ((9, 0), "bfloat16", "flash_attention_2"),
+        "H200": ((9, 0), "bfloat16", "flash_attention_2"),
+    }
     for name, (capability, dtype, attn) in rows.items():
         made = plan(replace(_machine(capability=capability, flash_attn="2.8.3"), name=name))
-        assert (made.device, made.dtype, made.compute_dtype, made.attn, made.engine, made.quantize) == ("cuda", dtype, dtype, attn, "reference", "nf4")
-        assert set(made.reasons) == {"device", "dtype", "compute_dtype", "attn", "engine", "quantize"} and name in made.reasons["device"]
+        assert (
+            made.device,
+            made.dtype,
+            made.compute_dtype,
+            made.attn,
+            made.engine,
+            made.quantize,
+        ) == ("cuda", dtype, dtype, attn, "reference", "nf4")
+        assert (
+            set(made.reasons) == {"device", "dtype", "compute_dtype", "attn", "engine", "quantize"}
+            and name in made.reasons["device"]
+        )
     for kind in ("cpu", "mps"):
         made = plan(_machine(kind, flash_attn="2.8.3"))
-        assert (made.device, made.compute_dtype, made.attn, made.quantize) == (kind, "float32", "sdpa", "nf4")
+        assert (made.device, made.compute_dtype, made.attn, made.quantize) == (
+            kind,
+            "float32",
+            "sdpa",
+            "nf4",
+        )
 
 
 def test_words_and_libraries_that_are_missing():
     for wrong in ({"quantize": "int3"}, {"attn": "flash"}, {"engine": "warp"}):
-        with pytest.raises(UserError) as caught: plan(_machine("cpu"), **wrong)
+        with pytest.raises(UserError) as caught:
+            plan(_machine("cpu"), **wrong)
         assert next(iter(wrong.values())) in str(caught.value) and "allowed" in str(caught.value)
-    with pytest.raises(UserError, match="needs bitsandbytes"): plan(_machine("cpu", bitsandbytes=None))
-    for quantize in ("none", "fp8"): assert plan(_machine("cpu", bitsandbytes=None), quantize=quantize).quantize == quantize
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        plan(_machine("cpu", bitsandbytes=None))
+    for quantize in ("none", "fp8"):
+        assert plan(_machine("cpu", bitsandbytes=None), quantize=quantize).quantize == quantize
     assert all(value is not None for value in vars(plan(probe(), quantize="none")).values())
 
 
 def _by_hand(c, qkv_bias):
     "Parameters of a Llama-shaped model, written down from the architecture."
-    h, i, kv = c.hidden_size, c.intermediate_size, c.num_key_value_heads * (c.hidden_size // c.num_attention_heads)
+    h, i, kv = (
+        c.hidden_size,
+        c.intermediate_size,
+        c.num_key_value_heads * (c.hidden_size // c.num_attention_heads),
+    )
     layer = 2 * h * h + 2 * h * kv + 3 * h * i + 2 * h + qkv_bias * (h + 2 * kv)
     return c.num_hidden_layers * layer + h + c.vocab_size * h * (1 if c.tie_word_embeddings else 2)
 
 
 def test_parameters_agree_with_arithmetic_by_hand():
-    big = LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False)
-    small = Qwen2Config(vocab_size=500, hidden_size=96, intermediate_size=224, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True)
-    for config, bias in ((big, 0), (small, 1)): assert sum(p.numel() for p in skeleton(config).parameters()) == _by_hand(config, bias)
+    big = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    small = Qwen2Config(
+        vocab_size=500,
+        hidden_size=96,
+        intermediate_size=224,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    for config, bias in ((big, 0), (small, 1)):
+        assert sum(p.numel() for p in skeleton(config).parameters()) == _by_hand(config, bias)
     assert _by_hand(big, 0) == 8_030_261_248  # the published size of Llama 3 8B
     assert all(p.device.type == "meta" for p in skeleton(big).parameters())
 
 
 def test_recipe_so_far():
-    made = plan(_machine(capability=(7, 5)), **parse("model: {quantize: nf4, attn: auto, engine: auto}")[0]["model"])
+    made = plan(
+        _machine(capability=(7, 5)),
+        **parse("model: {quantize: nf4, attn: auto, engine: auto}")[0]["model"],
+    )
     assert (made.quantize, made.attn, made.engine) == ("nf4", "sdpa", "reference")
 
 
 def test_device_imports_without_transformers_or_kernels():
-    code = "import sys, llmtrainer.device; sys.exit(' '.join({'transformers', 'peft', 'bitsandbytes', 'flash_attn'} & set(sys.modules)) or 0)"
+    code = (
+        "import sys, llmtrainer.device; sys.exit(' '.join({'transformers', 'peft', 'bitsandbytes',"
+        " 'flash_attn'} & set(sys.modules)) or 0)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

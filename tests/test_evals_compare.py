@@ -18,13 +18,18 @@ from llmtrainer.recipe import UserError
 
 def _result(right, name="word_problems", first=0):
     "A result over items first, first+1, ... with these grades."
-    return summarise(name, [Answer(f"{i:012}", "", 1.0, bool(r), bool(r)) for i, r in enumerate(right, first)])
+    return summarise(
+        name, [Answer(f"{i:012}", "", 1.0, bool(r), bool(r)) for i, r in enumerate(right, first)]
+    )
 
 
 def test_p_values_by_enumerating_every_way_the_coins_can_fall():
     for n in range(11):
         for seen in range(n + 1):
-            extreme = sum(abs(2 * sum(coins) - n) >= abs(2 * seen - n) for coins in itertools.product((0, 1), repeat=n))
+            extreme = sum(
+                abs(2 * sum(coins) - n) >= abs(2 * seen - n)
+                for coins in itertools.product((0, 1), repeat=n)
+            )
             assert mcnemar(seen, n - seen) == pytest.approx(extreme / 2**n), (seen, n)
 
 
@@ -33,14 +38,21 @@ def test_p_values_by_enumerating_every_way_the_coins_can_fall():
 def test_p_value_is_symmetric_falls_with_distance_and_is_near_the_normal_one(a, b):
     p = mcnemar(a, b)
     assert p == mcnemar(b, a) and 0 <= p <= 1 and (a != b or p == 1)
-    if a >= b: assert mcnemar(a + 1, b) <= p or a == b
-    if a + b > 100: assert p == pytest.approx(math.erfc(max(0, abs(a - b) - 1) / math.sqrt(2 * (a + b))), abs=0.01)
+    if a >= b:
+        assert mcnemar(a + 1, b) <= p or a == b
+    if a + b > 100:
+        assert p == pytest.approx(
+            math.erfc(max(0, abs(a - b) - 1) / math.sqrt(2 * (a + b))), abs=0.01
+        )
 
 
 def test_false_alarms_are_at_most_what_is_promised():
     for n in (1, 5, 20, 60):
         for level in (0.05, 0.01):
-            assert sum(math.comb(n, k) / 2**n for k in range(n + 1) if mcnemar(k, n - k) <= level) <= level + 1e-12
+            assert (
+                sum(math.comb(n, k) / 2**n for k in range(n + 1) if mcnemar(k, n - k) <= level)
+                <= level + 1e-12
+            )
 
 
 def test_bootstrap_is_seeded_and_holds_the_mean():
@@ -48,31 +60,48 @@ def test_bootstrap_is_seeded_and_holds_the_mean():
     low, high = bootstrap(one)
     assert bootstrap(one) == (low, high) != bootstrap(one, seed=1) and low < one.mean() < high
     half = 1.96 * one.std() / math.sqrt(len(one))
-    assert (low, high) == pytest.approx((one.mean() - half, one.mean() + half), abs=0.005), "near the normal interval for many items"
-    assert bootstrap(np.zeros(30)) == (0.0, 0.0) and bootstrap(-one)[1] == pytest.approx(-low, abs=0.005)
+    assert (low, high) == pytest.approx((one.mean() - half, one.mean() + half), abs=0.005), (
+        "near the normal interval for many items"
+    )
+    assert bootstrap(np.zeros(30)) == (0.0, 0.0) and bootstrap(-one)[1] == pytest.approx(
+        -low, abs=0.005
+    )
 
 
 def test_bootstrap_equals_drawing_item_by_item():
     one, rng = np.array([-1] * 9 + [0] * 70 + [1] * 21), np.random.default_rng(1)
     means = one[rng.integers(0, 100, (20_000, 100))].mean(axis=1)
-    assert bootstrap(one, draws=20_000) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.011)
+    assert bootstrap(one, draws=20_000) == pytest.approx(
+        tuple(np.quantile(means, (0.025, 0.975))), abs=0.011
+    )
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     rng, truth, hits = np.random.default_rng(0), 0.08, 0
     for seed in range(300):
-        low, high = bootstrap(rng.choice([-1, 0, 1], size=256, p=[0.1, 0.72, 0.18]), draws=500, seed=seed)
+        low, high = bootstrap(
+            rng.choice([-1, 0, 1], size=256, p=[0.1, 0.72, 0.18]), draws=500, seed=seed
+        )
         hits += low <= truth <= high
     assert 0.91 <= hits / 300 <= 0.98
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60),
+    st.randoms(use_true_random=False),
+)
 def test_comparison_counts_and_does_not_depend_on_the_order(pairs, rng):
     a, b = _result([x for x, _ in pairs]), _result([y for _, y in pairs])
     found = compare(a, b)
-    assert found.difference == pytest.approx((found.only_b - found.only_a) / len(pairs)) and found.n == len(pairs)
-    assert found.only_a == sum(x > y for x, y in pairs) and found.interval[0] <= found.difference + 1e-9 and found.interval[1] >= found.difference - 1e-9
+    assert found.difference == pytest.approx(
+        (found.only_b - found.only_a) / len(pairs)
+    ) and found.n == len(pairs)
+    assert (
+        found.only_a == sum(x > y for x, y in pairs)
+        and found.interval[0] <= found.difference + 1e-9
+        and found.interval[1] >= found.difference - 1e-9
+    )
     mixed = summarise("word_problems", rng.sample(b.answers, len(pairs)))
     assert (compare(a, mixed).only_a, compare(a, mixed).p_value) == (found.only_a, found.p_value)
     back = compare(b, a)
@@ -81,8 +110,13 @@ def test_comparison_counts_and_does_not_depend_on_the_order(pairs, rng):
 
 def test_different_items_are_refused():
     a = _result([1, 0, 1])
-    for b, words in ((_result([1, 0]), "3 and 2, 2 in common"), (_result([1, 0, 1], first=1), "3 and 3, 2 in common"), (summarise("t", a.answers + a.answers[:1]), "comes twice")):
-        with pytest.raises(UserError, match=words): compare(a, b)
+    for b, words in (
+        (_result([1, 0]), "3 and 2, 2 in common"),
+        (_result([1, 0, 1], first=1), "3 and 3, 2 in common"),
+        (summarise("t", a.answers + a.answers[:1]), "comes twice"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(a, b)
 
 
 def test_table_says_all_figures():
@@ -90,7 +124,17 @@ def test_table_says_all_figures():
     console = Console(width=100, file=io.StringIO(), force_jupyter=False)
     console.print(table(compare(a, b), a, b, ("base", "tuned")))
     text = " ".join(console.file.getvalue().split())
-    for words in ("exact match on 20 items", "base", "tuned", "0.500", "0.900", "+0.400", "p = 0.0078", f"{wilson(18, 20)[0]:.3f} to {wilson(18, 20)[1]:.3f}"): assert words in text, words
+    for words in (
+        "exact match on 20 items",
+        "base",
+        "tuned",
+        "0.500",
+        "0.900",
+        "+0.400",
+        "p = 0.0078",
+        f"{wilson(18, 20)[0]:.3f} to {wilson(18, 20)[1]:.3f}",
+    ):
+        assert words in text, words
 
 
 def test_recipe_so_far():

@@ -12,17 +12,48 @@ from hypothesis import given, settings, strategies as st
 from llmtrainer.data.rows import load_rows
 
 
-@pytest.mark.parametrize("text, values", [
-    ("1,080.", [1080]), ("3-5", [3, 5]), ("x = -5", [-5]), ("(-5)", [-5]), ("−5", [-5]), ("2, 3,4", [2, 3, 4]), (".5", [0.5]), ("1.50 $2", [1.5, 2]), ("-$3", [-3]), ("$-3", [-3]), ("1,2,3", [1, 2, 3]),
-    ("1,234,567.25", [1234567.25]), ("1234", [1234]), ("18%", [18]), ("3:45", [3, 45]), ("v1.2.3", [1.2, 0.3]), ("১৮", [18]), ("no number", []), ("- . , $", [])])
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("1,080.", [1080]),
+        ("3-5", [3, 5]),
+        ("x = -5", [-5]),
+        ("(-5)", [-5]),
+        ("−5", [-5]),
+        ("2, 3,4", [2, 3, 4]),
+        (".5", [0.5]),
+        ("1.50 $2", [1.5, 2]),
+        ("-$3", [-3]),
+        ("$-3", [-3]),
+        ("1,2,3", [1, 2, 3]),
+        ("1,234,567.25", [1234567.25]),
+        ("1234", [1234]),
+        ("18%", [18]),
+        ("3:45", [3, 45]),
+        ("v1.2.3", [1.2, 0.3]),
+        ("১৮", [18]),
+        ("no number", []),
+        ("- . , $", []),
+    ],
+)
 def test_numbers_as_people_write_them(text, values):
     assert [as_number(n) for n in NUMBER.findall(text)] == values
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.integers(-10**9, 10**9), st.sampled_from(["", ",", "$"]), st.sampled_from([" ", ".", "!", " apples", "\n", ")"]))
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["", ",", "$"]),
+    st.sampled_from([" ", ".", "!", " apples", "\n", ")"]),
+)
 def test_any_written_integer_is_read_back(n, style, after):
-    written = f"{n:,}" if style == "," else f"-${-n}" if style == "$" and n < 0 else f"{style.strip(',')}{n}"
+    written = (
+        f"{n:,}"
+        if style == ","
+        else f"-${-n}"
+        if style == "$" and n < 0
+        else f"{style.strip(',')}{n}"
+    )
     assert [as_number(x) for x in NUMBER.findall(f"It is {written}{after}")] == [n]
 
 
@@ -30,51 +61,87 @@ def test_not_a_number_is_none():
     assert [as_number(x) for x in ("", "-", "$", "1.2.3", "abc")] == [None] * 5
 
 
-@pytest.mark.parametrize("text, strict, flexible", [
-    ("#### 18", 18, 18), ("####18", 18, 18), ("#### $1,080.00", 1080, 1080), ("#### -3", -3, -3), ("#### 18\n#### 7", 18, 7), ("The answer is 18.", None, 18), ("####\n18", 18, 18),
-    ("#### eighteen 18", None, 18), ("### 18", None, 18), ("", None, None), ("#### ", None, None), ("18 eggs, 2 a day", None, 2), ("#### 5.", 5, 5), ("#### 0.5", 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "text, strict, flexible",
+    [
+        ("#### 18", 18, 18),
+        ("####18", 18, 18),
+        ("#### $1,080.00", 1080, 1080),
+        ("#### -3", -3, -3),
+        ("#### 18\n#### 7", 18, 7),
+        ("The answer is 18.", None, 18),
+        ("####\n18", 18, 18),
+        ("#### eighteen 18", None, 18),
+        ("### 18", None, 18),
+        ("", None, None),
+        ("#### ", None, None),
+        ("18 eggs, 2 a day", None, 2),
+        ("#### 5.", 5, 5),
+        ("#### 0.5", 0.5, 0.5),
+    ],
+)
 def test_strict_and_flexible(text, strict, flexible):
     assert (strict_answer(text), flexible_answer(text)) == (strict, flexible)
 
 
 _HARNESS = re.compile(r"#### (\-?[0-9\.\,]+)")
 
+
 def _theirs(text):
     "The harness's strict match as a value, or None."
     found = _HARNESS.search(text)
-    try: return float(re.sub(r"[,$]|\.$", "", found[1])) if found else None
-    except ValueError: return None
+    try:
+        return float(re.sub(r"[,$]|\.$", "", found[1])) if found else None
+    except ValueError:
+        return None
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.text("0123456789.,-$ #\n", max_size=6).map("so 3 + 4\n#### {}".format) | st.integers(-10**7, 10**7).map("#### {:,}.".format))
+@given(
+    st.text("0123456789.,-$ #\n", max_size=6).map("so 3 + 4\n#### {}".format)
+    | st.integers(-(10**7), 10**7).map("#### {:,}.".format)
+)
 def test_where_the_harness_reads_a_plain_number_so_do_we(text):
     found = _HARNESS.search(text)
     plain = found and re.fullmatch(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?\.?", found[1])
-    if plain: assert strict_answer(text) == _theirs(text)
+    if plain:
+        assert strict_answer(text) == _theirs(text)
 
 
 @pytest.mark.realdata
 def test_every_reference_answer_of_gsm8k_is_read_as_the_harness_reads_it(realdata):
     for file, count in (("gsm8k_test.jsonl", 1319), ("gsm8k_train.jsonl", 7473)):
-        texts = [row["messages"][1]["content"] for row in load_rows(str(realdata / "data/reasoning" / file))[0]]
-        assert len(texts) == count and all(strict_answer(t) is not None and strict_answer(t) == _theirs(t) == flexible_answer(t) for t in texts)
+        texts = [
+            row["messages"][1]["content"]
+            for row in load_rows(str(realdata / "data/reasoning" / file))[0]
+        ]
+        assert len(texts) == count and all(
+            strict_answer(t) is not None and strict_answer(t) == _theirs(t) == flexible_answer(t)
+            for t in texts
+        )
 
 
 def _inverted(right, n, z):
     "Wilson's interval by bisection on the score test."
     share = right / n
+
     def edge(inside, outside):
         for _ in range(200):
             middle = (inside + outside) / 2
-            if abs(share - middle) <= z * math.sqrt(middle * (1 - middle) / n): inside = middle
-            else: outside = middle
+            if abs(share - middle) <= z * math.sqrt(middle * (1 - middle) / n):
+                inside = middle
+            else:
+                outside = middle
         return inside
+
     return (0.0 if right == 0 else edge(share, 0.0), 1.0 if right == n else edge(share, 1.0))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([1.0, 1.959964, 2.575829]))
+@given(
+    st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.sampled_from([1.0, 1.959964, 2.575829]),
+)
 def test_wilson_is_the_inverted_score_test(trial, z):
     right, n = trial
     low, high = wilson(right, n, z)
@@ -85,12 +152,19 @@ def test_wilson_is_the_inverted_score_test(trial, z):
 
 def test_published_values_and_bad_input():
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe (1998), table I
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4) and wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4) and wilson(
+        1, 29
+    ) == pytest.approx((0.0061, 0.1718), abs=1e-4)
     for right, n in ((0, 0), (5, 4), (-1, 4)):
-        with pytest.raises(ValueError): wilson(right, n)
+        with pytest.raises(ValueError):
+            wilson(right, n)
 
 
 def test_coverage_is_near_its_promise():
-    cover = lambda n, p: sum(math.comb(n, k) * p**k * (1 - p)**(n - k) for k in range(n + 1) if wilson(k, n)[0] <= p <= wilson(k, n)[1])
+    cover = lambda n, p: sum(
+        math.comb(n, k) * p**k * (1 - p) ** (n - k)
+        for k in range(n + 1)
+        if wilson(k, n)[0] <= p <= wilson(k, n)[1]
+    )
     covers = [cover(50, i / 100) for i in range(5, 96)]
     assert 0.94 < sum(covers) / len(covers) < 0.965 and min(covers) > 0.91

@@ -18,30 +18,53 @@ from llmtrainer.recipe import RecipeError, UserError, load
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
+
 def _model():
     "The shipped base and its tokenizer."
-    return AutoModelForCausalLM.from_pretrained(_BASE, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(_BASE)
+    return AutoModelForCausalLM.from_pretrained(
+        _BASE, dtype=torch.float32
+    ).eval(), AutoTokenizer.from_pretrained(_BASE)
 
 
 def test_recipe_so_far():
-    section = load(Eval, {"tasks": ["word_problems", "gsm8k"], "data_dir": None, "require": {"gsm8k": 0.4}}, ["limit=100"])
+    section = load(
+        Eval,
+        {"tasks": ["word_problems", "gsm8k"], "data_dir": None, "require": {"gsm8k": 0.4}},
+        ["limit=100"],
+    )
     assert section.limit == 100 and section.require == {"gsm8k": 0.4}
-    for values in ({"require": {"gsm8k": 0.4}}, {"tasks": ["gsm8k"], "require": {"gsm8k": 40}}, {"limit": 0}):
-        with pytest.raises(RecipeError): load(Eval, values)
+    for values in (
+        {"require": {"gsm8k": 0.4}},
+        {"tasks": ["gsm8k"], "require": {"gsm8k": 40}},
+        {"limit": 0},
+    ):
+        with pytest.raises(RecipeError):
+            load(Eval, values)
 
 
 def test_items_are_known_by_their_question():
     items = find_task("word_problems").items()
-    assert len(items) == 256 == len({i.id for i in items}) and items[:10] == find_task("word_problems").items(limit=10)
-    assert not {i.question for i in items} & {p.question for split in ("base", "train", "validation") for p in problems(500, split)}
-    assert Task("t", lambda _: [("q", "#### 1")], 8, "").items()[0].id == Task("u", lambda _: [("q", "#### 2")], 9, "").items()[0].id
+    assert len(items) == 256 == len({i.id for i in items}) and items[:10] == find_task(
+        "word_problems"
+    ).items(limit=10)
+    assert not {i.question for i in items} & {
+        p.question for split in ("base", "train", "validation") for p in problems(500, split)
+    }
+    assert (
+        Task("t", lambda _: [("q", "#### 1")], 8, "").items()[0].id
+        == Task("u", lambda _: [("q", "#### 2")], 9, "").items()[0].id
+    )
 
 
 def test_a_task_with_a_bad_row_is_refused():
     folder = Path(tempfile.mkdtemp())
-    with pytest.raises(UserError, match="needs gsm8k_test.jsonl"): gsm8k(str(folder))
-    (folder / "gsm8k_test.jsonl").write_text('{"question": "q", "answer": "#### 4"}\n' * 300 + '{"question": "q"}\n')
-    with pytest.raises(UserError, match="1 of 301 items"): gsm8k(str(folder))
+    with pytest.raises(UserError, match="needs gsm8k_test.jsonl"):
+        gsm8k(str(folder))
+    (folder / "gsm8k_test.jsonl").write_text(
+        '{"question": "q", "answer": "#### 4"}\n' * 300 + '{"question": "q"}\n'
+    )
+    with pytest.raises(UserError, match="1 of 301 items"):
+        gsm8k(str(folder))
 
 
 def test_the_limit_on_new_tokens_leaves_room_for_every_reference():
@@ -52,21 +75,44 @@ def test_the_limit_on_new_tokens_leaves_room_for_every_reference():
 
 def test_grades():
     item = Item("1", "q", "#### 1,080")
-    for text, right, flexible in (("#### 1080", True, True), ("#### $1,080.00", True, True), ("1080", False, True), ("#### 1080 or 7", True, False), ("", False, False)):
+    for text, right, flexible in (
+        ("#### 1080", True, True),
+        ("#### $1,080.00", True, True),
+        ("1080", False, True),
+        ("#### 1080 or 7", True, False),
+        ("", False, False),
+    ):
         assert (grade(item, text).right, grade(item, text).flexible) == (right, flexible)
-    with pytest.raises(UserError, match="no number"): grade(Item("1", "q", "eighteen"), "no idea")
+    with pytest.raises(UserError, match="no number"):
+        grade(Item("1", "q", "eighteen"), "no idea")
 
 
 def test_a_perfect_and_a_mute_model(monkeypatch):
     task = find_task("word_problems")
     said = {i.question: i.answer for i in task.items()}
-    monkeypatch.setitem(evaluate.__globals__, "generate", lambda model, tokenizer, talks, section, batch_size, progress: [said[t[-1]["content"]] for t in talks])
+    monkeypatch.setitem(
+        evaluate.__globals__,
+        "generate",
+        lambda model, tokenizer, talks, section, batch_size, progress: [
+            said[t[-1]["content"]] for t in talks
+        ],
+    )
     best = evaluate(None, None, task)
-    assert best.accuracy == best.flexible == 1.0 and best.n == 256 and best.interval == wilson(256, 256)
-    assert read_result(json.loads(json.dumps(asdict(best)))) == best and "answers" not in best.summary()
-    monkeypatch.setitem(evaluate.__globals__, "generate", lambda model, tokenizer, talks, *rest: [""] * len(talks))
+    assert (
+        best.accuracy == best.flexible == 1.0
+        and best.n == 256
+        and best.interval == wilson(256, 256)
+    )
+    assert (
+        read_result(json.loads(json.dumps(asdict(best)))) == best
+        and "answers" not in best.summary()
+    )
+    monkeypatch.setitem(
+        evaluate.__globals__, "generate", lambda model, tokenizer, talks, *rest: [""] * len(talks)
+    )
     assert evaluate(None, None, task, limit=20).interval == wilson(0, 20)
-    with pytest.raises(UserError, match="no items"): evaluate(None, None, Task("none", lambda _: [], 8, ""))
+    with pytest.raises(UserError, match="no items"):
+        evaluate(None, None, Task("none", lambda _: [], 8, ""))
 
 
 def test_batched_answers_equal_single_ones():
@@ -74,18 +120,34 @@ def test_batched_answers_equal_single_ones():
     task = Task("short", find_task("word_problems").load, 24, "")
     result = evaluate(model, tokenizer, task, limit=6, batch_size=4)
     for item, answer in zip(task.items(limit=6), result.answers):
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": item.question}], add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-        alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)[0, ids.shape[1]:]
-        assert answer.text == tokenizer.decode(alone, skip_special_tokens=True).strip() and answer.id == item.id
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": item.question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )["input_ids"]
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+        )[0, ids.shape[1] :]
+        assert (
+            answer.text == tokenizer.decode(alone, skip_special_tokens=True).strip()
+            and answer.id == item.id
+        )
 
 
 def test_the_prompt_is_the_beginning_of_the_training_row():
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
     for item in find_task("word_problems").items(limit=20):
         asked = [{"role": "user", "content": item.question}]
-        prompt = tokenizer(render(asked, tokenizer, prompt=True), add_special_tokens=False).input_ids
-        row = encode({"messages": [*asked, {"role": "assistant", "content": item.answer}]}, tokenizer)
-        assert row.ids[:len(prompt)] == prompt and row.trained == [i >= len(prompt) for i in range(len(row))]
+        prompt = tokenizer(
+            render(asked, tokenizer, prompt=True), add_special_tokens=False
+        ).input_ids
+        row = encode(
+            {"messages": [*asked, {"role": "assistant", "content": item.answer}]}, tokenizer
+        )
+        assert row.ids[: len(prompt)] == prompt and row.trained == [
+            i >= len(prompt) for i in range(len(row))
+        ]
 
 
 @pytest.mark.realdata

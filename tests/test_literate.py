@@ -8,31 +8,81 @@ import json, tempfile
 from pathlib import Path
 
 
-def md(text): return {"cell_type": "markdown", "metadata": {}, "source": text}
+def md(text):
+    return {"cell_type": "markdown", "metadata": {}, "source": text}
+
 
 def code(text, *outputs):
-    return {"cell_type": "code", "metadata": {}, "source": text, "execution_count": None, "outputs": list(outputs)}
+    return {
+        "cell_type": "code",
+        "metadata": {},
+        "source": text,
+        "execution_count": None,
+        "outputs": list(outputs),
+    }
+
 
 def chapter(path, *cells):
-    cells = [{**cell, "id": f"cell{n:04}", "source": cell["source"].splitlines(True)} for n, cell in enumerate(cells)]
+    cells = [
+        {**cell, "id": f"cell{n:04}", "source": cell["source"].splitlines(True)}
+        for n, cell in enumerate(cells)
+    ]
     page = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(page, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
-WORDS = [md("# Words\n> Loud words."), code("#| default_exp words"), code("#| export\n_MARK = '!'\ndef shout(word): return word.upper() + _MARK"),
-         md("## Shouting"), code("#| test\nassert shout('hi') == 'HI' + _MARK")]
-TALK = [md("# Talk\n> Whole sentences. Back to [words](01_words.ipynb)."), code("#| default_exp talk"),
-        code("#| export\nfrom toy.words import shout"), code("#| export\ndef talk(words): return ' '.join(map(shout, words))")]
+
+WORDS = [
+    md("# Words\n> Loud words."),
+    code("#| default_exp words"),
+    code("#| export\n_MARK = '!'\ndef shout(word): return word.upper() + _MARK"),
+    md("## Shouting"),
+    code("#| test\nassert shout('hi') == 'HI' + _MARK"),
+]
+TALK = [
+    md("# Talk\n> Whole sentences. Back to [words](01_words.ipynb)."),
+    code("#| default_exp talk"),
+    code("#| export\nfrom toy.words import shout"),
+    code("#| export\ndef talk(words): return ' '.join(map(shout, words))"),
+]
+
 
 def toy(root=None, **changed):
     "A small clean project in `root`; `changed` replaces chapters by name."
     root = Path(root or tempfile.mkdtemp())
-    settings = dict(user="ada", repo="toy", lib_name="toy", lib_path="toy", nbs_path="nbs", branch="main", version="0.1", readme_nb="index.ipynb",
-                    git_url="https://github.com/ada/toy", author="ada", description="a toy", tst_flags="slow", update_pyproject="False")
-    (root / "settings.ini").write_text("[DEFAULT]\n" + "".join(f"{k} = {v}\n" for k, v in settings.items()))
-    chapters = {"index": [md("# Toy\n> Two chapters: [words](01_words.ipynb), [talk](10_talk.ipynb).")], "01_words": WORDS, "10_talk": TALK, **changed}
-    for name, cells in chapters.items(): chapter(root / "nbs" / f"{name}.ipynb", *cells)
-    listed = {"website": {"sidebar": {"contents": [{"section": "All", "contents": [f"{name}.ipynb" for name in chapters]}]}}}
+    settings = dict(
+        user="ada",
+        repo="toy",
+        lib_name="toy",
+        lib_path="toy",
+        nbs_path="nbs",
+        branch="main",
+        version="0.1",
+        readme_nb="index.ipynb",
+        git_url="https://github.com/ada/toy",
+        author="ada",
+        description="a toy",
+        tst_flags="slow",
+        update_pyproject="False",
+    )
+    (root / "settings.ini").write_text(
+        "[DEFAULT]\n" + "".join(f"{k} = {v}\n" for k, v in settings.items())
+    )
+    chapters = {
+        "index": [md("# Toy\n> Two chapters: [words](01_words.ipynb), [talk](10_talk.ipynb).")],
+        "01_words": WORDS,
+        "10_talk": TALK,
+        **changed,
+    }
+    for name, cells in chapters.items():
+        chapter(root / "nbs" / f"{name}.ipynb", *cells)
+    listed = {
+        "website": {
+            "sidebar": {
+                "contents": [{"section": "All", "contents": [f"{name}.ipynb" for name in chapters]}]
+            }
+        }
+    }
     (root / "_quarto.yml").write_text(json.dumps(listed))
     return root
 
@@ -61,17 +111,29 @@ def test_indenting_keeps_strings():
 
 
 def test_functions_are_copied_and_their_calls_dropped():
-    cell = parse_cell(1, code("#| test\n#| gpu\nN = 2\ndef test_a(tmp_path): assert N\nwith open('x') as f:\n    test_a(f)\ntest_a(1)"))
+    cell = parse_cell(
+        1,
+        code(
+            "#| test\n#| gpu\nN = 2\ndef test_a(tmp_path): assert N\nwith open('x') as f:\n   "
+            " test_a(f)\ntest_a(1)"
+        ),
+    )
     assert as_test(cell, "unused") == "N = 2\n@pytest.mark.gpu\ndef test_a(tmp_path): assert N"
 
 
 def test_private_and_imported_names_are_brought_along(tmp_path):
-    cells = [code("#| default_exp m"), code("#| export\nimport os"), code("#| export\n_p = 1\ndef f(): return os"), code("#| test\nassert f() is os and _p")]
+    cells = [
+        code("#| default_exp m"),
+        code("#| export\nimport os"),
+        code("#| export\n_p = 1\ndef f(): return os"),
+        code("#| test\nassert f() is os and _p"),
+    ]
     text = tests_of(read_book(toy(tmp_path, **{"01_words": cells})).chapters[0], "toy")
     assert "from toy.m import _p, os" in text and "_p, f" not in text  # f comes by the star
 
 
-def found(check, root): return [(f.file, f.cell) for f in check(read_book(root))]
+def found(check, root):
+    return [(f.file, f.cell) for f in check(read_book(root))]
 
 
 def test_lost_tests_are_found(tmp_path):
@@ -86,12 +148,24 @@ def test_stale_files_go_and_hand_written_ones_stay(tmp_path):
     (tmp_path / "tests/test_gone.py").write_text("# AUTOGENERATED from nbs/09_gone.ipynb.")
     (tmp_path / "tests/test_mine.py").write_text("# by hand")
     write_tests(read_book(tmp_path))
-    assert {p.name for p in (tmp_path / "tests").glob("*.py")} == {"conftest.py", "test_words.py", "test_mine.py"}
+    assert {p.name for p in (tmp_path / "tests").glob("*.py")} == {
+        "conftest.py",
+        "test_words.py",
+        "test_mine.py",
+    }
 
 
 def test_what_is_written_and_where_2():
-    html = {"output_type": "display_data", "metadata": {}, "data": {"text/html": "<b>no</b>", "text/plain": "yes"}}
-    cells = [md("# T\nsee [a](a.ipynb), [b](../b.md), [c](https://c.org/d), [e](#f)"), code("#| hide\nsecret = 1"), code("show()", html)]
+    html = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"text/html": "<b>no</b>", "text/plain": "yes"},
+    }
+    cells = [
+        md("# T\nsee [a](a.ipynb), [b](../b.md), [c](https://c.org/d), [e](#f)"),
+        code("#| hide\nsecret = 1"),
+        code("show()", html),
+    ]
     text = readme(read_book(toy(index=cells)))
     assert "[a](nbs/a.ipynb), [b](b.md), [c](https://c.org/d), [e](#f)" in text
     assert "secret" not in text and "<b>" not in text and "yes" in text
@@ -104,16 +178,30 @@ def test_everything_out_of_step_is_found(tmp_path):
     (tmp_path / "README.md").write_text("stale")
     (tmp_path / "tests/test_words.py").unlink()
     chapter(tmp_path / "nbs/10_talk.ipynb", *TALK[:3], {**TALK[3], "execution_count": 7})
-    assert [file for file, _ in found(check_sync, tmp_path)] == ["README.md", "nbs/10_talk.ipynb", "tests/test_words.py", "toy/left.py"]
+    assert [file for file, _ in found(check_sync, tmp_path)] == [
+        "README.md",
+        "nbs/10_talk.ipynb",
+        "tests/test_words.py",
+        "toy/left.py",
+    ]
 
 
-def module(name, *lines): return [code(f"#| default_exp {name}"), *(code("#| export\n" + line) for line in lines)]
+def module(name, *lines):
+    return [code(f"#| default_exp {name}"), *(code("#| export\n" + line) for line in lines)]
 
 
 def test_upward_hidden_and_circular_imports_are_found(tmp_path):
     assert found(check_imports, toy(tmp_path)) == []
-    toy(tmp_path, **{"01_words": module("words", "from toy.talk import talk"), "10_talk": module("talk", "def f():\n    from .words import shout"),
-                     "20_a": module("a", "from . import b"), "21_b": module("b", "import toy.a as x"), "63_cli": module("cli", "def f(): import toy.a")})
+    toy(
+        tmp_path,
+        **{
+            "01_words": module("words", "from toy.talk import talk"),
+            "10_talk": module("talk", "def f():\n    from .words import shout"),
+            "20_a": module("a", "from . import b"),
+            "21_b": module("b", "import toy.a as x"),
+            "63_cli": module("cli", "def f(): import toy.a"),
+        },
+    )
     findings = list(check_imports(read_book(tmp_path)))
     assert [f.file[4:6] for f in findings if "above" in f.what] == ["01"]
     assert [f.file[4:6] for f in findings if "inside a function" in f.what] == ["10"]
@@ -122,26 +210,63 @@ def test_upward_hidden_and_circular_imports_are_found(tmp_path):
 
 def test_imports_beside_other_code_are_found(tmp_path):
     assert found(check_cells, toy(tmp_path)) == []
-    alone, allowed = code("import os\nimport sys"), code("import sys\nif 'google.colab' in sys.modules:\n    %pip install toy")
-    mixed, inside = code("import os\nx = os"), code("#| test\ndef test_x():\n    import os\ntest_x()")
-    toy(tmp_path, **{"10_talk": [*TALK, alone, allowed, mixed, inside, code("#| eval: false\nimport os\nx = 1")]})
+    alone, allowed = (
+        code("import os\nimport sys"),
+        code("import sys\nif 'google.colab' in sys.modules:\n    %pip install toy"),
+    )
+    mixed, inside = (
+        code("import os\nx = os"),
+        code("#| test\ndef test_x():\n    import os\ntest_x()"),
+    )
+    toy(
+        tmp_path,
+        **{
+            "10_talk": [
+                *TALK,
+                alone,
+                allowed,
+                mixed,
+                inside,
+                code("#| eval: false\nimport os\nx = 1"),
+            ]
+        },
+    )
     assert found(check_cells, tmp_path) == [("nbs/10_talk.ipynb", 7), ("nbs/10_talk.ipynb", 8)]
 
 
 def test_text_beside_a_title_is_found(tmp_path):
     assert found(check_titles, toy(tmp_path)) == []
-    toy(tmp_path, **{"10_talk": [code("x = 1"), md("# Talk\n> Loud.\n\nand a badge"), md("# Appendix\ntext")]})
+    toy(
+        tmp_path,
+        **{
+            "10_talk": [code("x = 1"), md("# Talk\n> Loud.\n\nand a badge"), md("# Appendix\ntext")]
+        },
+    )
     assert found(check_titles, tmp_path) == [("nbs/10_talk.ipynb", 2)]
 
 
-def printed(text): return {"output_type": "stream", "name": "stdout", "text": text}
+def printed(text):
+    return {"output_type": "stream", "name": "stdout", "text": text}
 
 
 def test_bad_outputs_are_found(tmp_path):
     assert found(check_outputs, toy(tmp_path)) == []
     error = {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
     home, windows, token = "/" + "home/ada/x", "C:" + r"\Users\ada", "hf" + "_" + "a" * 30
-    toy(tmp_path, **{"10_talk": [code("f()", error), code("1 + 1"), code("print(1)"), code("x", printed(home)), code(f"y = {windows!r}"), md(f"my {token}"), code("#| slow\n2")]})
+    toy(
+        tmp_path,
+        **{
+            "10_talk": [
+                code("f()", error),
+                code("1 + 1"),
+                code("print(1)"),
+                code("x", printed(home)),
+                code(f"y = {windows!r}"),
+                md(f"my {token}"),
+                code("#| slow\n2"),
+            ]
+        },
+    )
     findings = list(check_outputs(read_book(tmp_path)))
     assert [f.cell for f in findings] == [1, 2, 3, 4, 5, 6]
     assert not any(token in str(f) for f in findings)  # a report must not spread it
@@ -154,16 +279,36 @@ def test_are_the_outputs_fit_to_be_read_3():
 
 def test_dead_links_and_unlisted_chapters_are_found(tmp_path):
     assert found(check_links, toy(tmp_path)) == found(check_site, tmp_path) == []
-    badge = '<a href="https://colab.research.google.com/github/ada/toy/blob/main/nbs/01_words.ipynb">'
-    chapter(tmp_path / "nbs/howto/new.ipynb", md(badge), code("#| default_exp new"), md("[a](../01_words.ipynb#x) [b](gone.ipynb) `[c](gone.md)` [d](../words.html)\n```\n[e](x)\n```"))
+    badge = (
+        '<a href="https://colab.research.google.com/github/ada/toy/blob/main/nbs/01_words.ipynb">'
+    )
+    chapter(
+        tmp_path / "nbs/howto/new.ipynb",
+        md(badge),
+        code("#| default_exp new"),
+        md(
+            "[a](../01_words.ipynb#x) [b](gone.ipynb) `[c](gone.md)`"
+            " [d](../words.html)\n```\n[e](x)\n```"
+        ),
+    )
     (tmp_path / "nbs/10_talk.ipynb").unlink()
-    assert found(check_links, tmp_path) == [("nbs/howto/new.ipynb", 1), ("nbs/howto/new.ipynb", 3), ("nbs/index.ipynb", 1)]
+    assert found(check_links, tmp_path) == [
+        ("nbs/howto/new.ipynb", 1),
+        ("nbs/howto/new.ipynb", 3),
+        ("nbs/index.ipynb", 1),
+    ]
     assert found(check_site, tmp_path) == [("nbs/howto/new.ipynb", None), ("_quarto.yml", None)]
 
 
 def test_promises_without_a_command_or_chapter_are_found(tmp_path):
-    cli = module("cli", "@app.command()\ndef talk(): pass\n@app.command('shout-it')\ndef _shout(): pass")
-    index = [md("```\ntoy talk\n```\nand `toy shout-it`, `toy --help`"), md("`toy sing`"), md("| ✓ | talking | `toy talk` |\n|   | singing | planned |")]
+    cli = module(
+        "cli", "@app.command()\ndef talk(): pass\n@app.command('shout-it')\ndef _shout(): pass"
+    )
+    index = [
+        md("```\ntoy talk\n```\nand `toy shout-it`, `toy --help`"),
+        md("`toy sing`"),
+        md("| ✓ | talking | `toy talk` |\n|   | singing | planned |"),
+    ]
     toy(tmp_path, **{"63_cli": cli, "index": index})
     assert commands(read_book(tmp_path)) == {"talk", "shout-it"}
     assert found(check_promises, tmp_path) == [("nbs/index.ipynb", 2), ("nbs/index.ipynb", 3)]
@@ -173,7 +318,12 @@ def test_a_clean_project_passes_and_a_broken_one_ends_with_1(tmp_path):
     root = toy(tmp_path)
     assert main(["export", "--root", str(root)]) == 0
     assert main(["check", "--root", str(root)]) == 0
-    chapter(root / "nbs/11_lost.ipynb", md("[gone](gone.ipynb)"), code("#| default_exp lost"), code("#| export\nx = 1"))
+    chapter(
+        root / "nbs/11_lost.ipynb",
+        md("[gone](gone.ipynb)"),
+        code("#| default_exp lost"),
+        code("#| export\nx = 1"),
+    )
     assert main(["check", "--root", str(root)]) == 1
     assert len(check(root)) >= 3  # the link, the site's list, the module that was not exported
     chapter(root / "nbs/11_lost.ipynb", code("def f(:"))
@@ -182,9 +332,16 @@ def test_a_clean_project_passes_and_a_broken_one_ends_with_1(tmp_path):
 
 def test_pytest_agrees(tmp_path):
     export(toy(tmp_path))
+
     def run():
-        out = subprocess.run([sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "tests"], cwd=tmp_path, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "tests"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         return out.stdout.splitlines()[-1]
+
     assert run().startswith("1 passed")
     words = tmp_path / "toy/words.py"
     words.write_text(words.read_text().replace("upper", "lower"))

@@ -14,62 +14,103 @@ from hypothesis import given, settings, strategies as st
 
 def small(layers=3, dropout=0.1, **more):
     torch.manual_seed(0)
-    shape = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, vocab_size=64, attention_dropout=dropout)
-    return AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=layers, **shape, **more), attn_implementation="eager").train()
+    shape = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        attention_dropout=dropout,
+    )
+    return AutoModelForCausalLM.from_config(
+        LlamaConfig(num_hidden_layers=layers, **shape, **more), attn_implementation="eager"
+    ).train()
+
 
 def loss_of(model, seed=1):
     torch.manual_seed(seed)
     return model(input_ids=torch.arange(40).view(2, 20), use_cache=False).logits.square().mean()
 
+
 def step(model):
     model.zero_grad()
-    loss = loss_of(model); loss.backward()
+    loss = loss_of(model)
+    loss.backward()
     return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-@given(policy=st.sampled_from(["recompute", "offload"]), count=st.sampled_from([None, 0, 1, 2, 3]), frozen=st.booleans(), passes=st.integers(1, 3))
+
+@given(
+    policy=st.sampled_from(["recompute", "offload"]),
+    count=st.sampled_from([None, 0, 1, 2, 3]),
+    frozen=st.booleans(),
+    passes=st.integers(1, 3),
+)
 @settings(max_examples=24, deadline=None)
 def test_every_policy_has_the_gradients_of_keeping_to_the_bit(policy, count, frozen, passes):
     model = small()
-    for p in model.get_input_embeddings().parameters(): p.requires_grad_(not frozen)  # as under adapters
+    for p in model.get_input_embeddings().parameters():
+        p.requires_grad_(not frozen)  # as under adapters
     known = step(model)
     assert arrange(model.model.layers, policy, count) == (3 if count is None else count)
     for _ in range(passes):  # a second step meets the buffers of the first
         loss, grads = step(model)
-        assert loss == known[0] and len(grads) == len(known[1]) and all(torch.equal(a, b) for a, b in zip(grads, known[1]))
+        assert (
+            loss == known[0]
+            and len(grads) == len(known[1])
+            and all(torch.equal(a, b) for a, b in zip(grads, known[1]))
+        )
     disarrange(model.model.layers)
     assert all("forward" not in layer.__dict__ for layer in model.model.layers)
+
+
+
 
 def test_less_is_left_behind_and_nothing_stays_in_the_store(monkeypatch):
     def saved(model):
         found = {}
-        with saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t): loss = loss_of(model)
+        with saved_tensors_hooks(
+            lambda t: found.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t
+        ):
+            loss = loss_of(model)
         return sum(found.values()), loss
+
     model, stores = small(dropout=0.0), []
     whole, _ = saved(model)
     make = HostStore.__init__
-    monkeypatch.setattr(HostStore, "__init__", lambda self, device: (make(self, device), stores.append(self))[0])
+    monkeypatch.setattr(
+        HostStore, "__init__", lambda self, device: (make(self, device), stores.append(self))[0]
+    )
     arrange(model.model.layers, "offload")
     lean, loss = saved(model)
     assert lean < whole / 2 and len(stores[0].held) == 3
     loss.backward()
     assert not stores[0].held and sum(map(len, stores[0].free.values())) == 3
 
+
 def test_another_family_has_other_names_and_the_same_layers():
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)).train()  # its list is called h; with dropout
+    model = AutoModelForCausalLM.from_config(
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+    ).train()  # its list is called h; with dropout
     known = step(model)
     for policy in ("recompute", "offload"):
         assert arrange(layers_of(model), policy) == 2
         loss, grads = step(model)
         assert loss == known[0] and all(torch.equal(a, b) for a, b in zip(grads, known[1]))
         disarrange(layers_of(model))
-    with pytest.raises(UserError, match="train.activations=keep"): arrange(layers_of(torch.nn.Linear(2, 2)), "recompute")
+    with pytest.raises(UserError, match="train.activations=keep"):
+        arrange(layers_of(torch.nn.Linear(2, 2)), "recompute")
+
+
+
 
 def test_no_gradient_no_second_computation():
     model, calls = small(), []
     arrange(model.model.layers, "recompute")
-    for layer in model.model.layers: layer.self_attn.register_forward_hook(lambda *a: calls.append(1))
-    with torch.no_grad(): loss_of(model)
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda *a: calls.append(1))
+    with torch.no_grad():
+        loss_of(model)
     assert len(calls) == 3
     loss_of(model).backward()
     assert len(calls) == 3 + 6
@@ -79,21 +120,36 @@ def test_no_gradient_no_second_computation():
 def test_offloading_on_a_gpu_is_keeping():
     model = small(layers=6, dropout=0.0).cuda()
     batch = torch.arange(64, device="cuda").repeat(64, 8)
+
     def run():
-        model.zero_grad(); torch.cuda.reset_peak_memory_stats()
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
         model(input_ids=batch, use_cache=False).logits.square().mean().backward()
         return torch.cuda.max_memory_allocated(), [p.grad.clone() for p in model.parameters()]
+
     peak, known = run()
     arrange(model.model.layers, "offload")
     for _ in range(3):
         lean, grads = run()
-        assert lean < peak and all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(grads, known))
+        assert lean < peak and all(
+            torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(grads, known)
+        )
 
 
-@given(lean=st.integers(1, 10 ** 12), more=st.integers(0, 10 ** 12), layers=st.integers(1, 200), budget=st.integers(1, 2 * 10 ** 12))
+@given(
+    lean=st.integers(1, 10**12),
+    more=st.integers(0, 10**12),
+    layers=st.integers(1, 200),
+    budget=st.integers(1, 2 * 10**12),
+)
 def test_what_is_chosen_fits_and_one_layer_less_would_not(lean, more, layers, budget):
     policy, n = choose(lean + more, lean, layers, budget)
     peak = lambda count: lean + more - more * count / layers
-    if policy == "keep": assert lean + more <= budget and n == 0
-    elif policy == "offload": assert lean > budget and n == layers
-    else: assert 0 < n <= layers and peak(n) <= budget * (1 + 1e-9) and peak(n - 1) > budget * (1 - 1e-9)
+    if policy == "keep":
+        assert lean + more <= budget and n == 0
+    elif policy == "offload":
+        assert lean > budget and n == layers
+    else:
+        assert (
+            0 < n <= layers and peak(n) <= budget * (1 + 1e-9) and peak(n - 1) > budget * (1 - 1e-9)
+        )

@@ -17,30 +17,48 @@ from llmtrainer.models.load import Model, load_model, make_plan
 
 IDS = torch.arange(4, 60).reshape(2, 28)
 
-def open_tiny(kind="llama", quantize="none"): return load_model(section := Model(base=f"tiny:{kind}", quantize=quantize), make_plan(section))[0]
+
+def open_tiny(kind="llama", quantize="none"):
+    return load_model(section := Model(base=f"tiny:{kind}", quantize=quantize), make_plan(section))[
+        0
+    ]
+
 
 class Written(torch.nn.Module):
     "LoRA as its formula."
+
     def __init__(self, base, A, B, scale):
         super().__init__()
-        self.base, self.A, self.B, self.scale = base, torch.nn.Parameter(A.clone()), torch.nn.Parameter(B.clone()), scale
-    def forward(self, x): return self.base(x) + self.scale * (x @ self.A.T) @ self.B.T
+        self.base, self.A, self.B, self.scale = (
+            base,
+            torch.nn.Parameter(A.clone()),
+            torch.nn.Parameter(B.clone()),
+            scale,
+        )
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A.T) @ self.B.T
+
 
 def test_lora_is_its_formula_in_a_whole_model():
     peft = adapt_model(open_tiny().double(), Adapt(r=4, alpha=8))
     ours, written = open_tiny().double(), {}
     for name, layer in list(peft.get_base_model().named_modules()):
-        if not hasattr(layer, "lora_A"): continue
+        if not hasattr(layer, "lora_A"):
+            continue
         A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        with torch.no_grad(): A.data, B.data = A.double(), torch.randn_like(B, dtype=torch.float64) / 10
+        with torch.no_grad():
+            A.data, B.data = A.double(), torch.randn_like(B, dtype=torch.float64) / 10
         written[name] = Written(ours.get_submodule(name), A.detach(), B.detach(), 8 / 4)
         ours.set_submodule(name, written[name])
-    for model in (peft, ours): model(input_ids=IDS, labels=IDS).loss.backward()
+    for model in (peft, ours):
+        model(input_ids=IDS, labels=IDS).loss.backward()
     assert len(written) == 14
     for name, w in written.items():
         layer = peft.get_base_model().get_submodule(name)
         assert torch.allclose(layer.lora_A["default"].weight.grad, w.A.grad, rtol=1e-9, atol=1e-12)
         assert torch.allclose(layer.lora_B["default"].weight.grad, w.B.grad, rtol=1e-9, atol=1e-12)
+
 
 def test_gradients_in_float32_are_those_of_float64():
     grads = {}
@@ -48,9 +66,12 @@ def test_gradients_in_float32_are_those_of_float64():
         model = adapt_model(open_tiny(), Adapt(r=4)).to(dtype)
         with torch.no_grad():
             for n, p in model.named_parameters():
-                if "lora_B" in n: p.copy_(torch.linspace(-0.1, 0.1, p.numel()).reshape(p.shape))
+                if "lora_B" in n:
+                    p.copy_(torch.linspace(-0.1, 0.1, p.numel()).reshape(p.shape))
         model(input_ids=IDS, labels=IDS).loss.backward()
-        grads[dtype] = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.requires_grad])
+        grads[dtype] = torch.cat(
+            [p.grad.flatten().double() for p in model.parameters() if p.requires_grad]
+        )
     assert (grads[torch.float32] - grads[torch.float64]).norm() < 1e-5 * grads[torch.float64].norm()
 
 
@@ -59,9 +80,13 @@ from llmtrainer.recipe import UserError
 
 def refused(do, *words):
     "Does it raise a `UserError` that has all the words?"
-    try: do()
-    except UserError as error: assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
-    else: raise AssertionError("it was accepted")
+    try:
+        do()
+    except UserError as error:
+        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+    else:
+        raise AssertionError("it was accepted")
+
 
 def test_each_target_must_find_something():
     model = open_tiny(quantize="nf4")
@@ -70,14 +95,20 @@ def test_each_target_must_find_something():
     refused(lambda: adapt_model(model, Adapt(targets="(")), "regular expression")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(targets=["gate"])), "router")
     refused(lambda: adapt_model(model, Adapt(routers=True)), "no routers", "mixtures")
-    assert find_targets(model, Adapt(targets=r".*\.1\..*_proj")) == [n for n in linear_layers(model) if ".1." in n]
+    assert find_targets(model, Adapt(targets=r".*\.1\..*_proj")) == [
+        n for n in linear_layers(model) if ".1." in n
+    ]
     assert short(find_targets(model, Adapt(targets="family"))) == ["q_proj", "v_proj"]
 
 
 def test_counts_by_kind_add_up_and_know_fused_experts():
     counts = trainable(adapt_model(open_tiny("mixtral", "nf4"), Adapt(r=4)))
     kinds = {k: v for k, v in counts.items() if k not in ("all", "total", "percent")}
-    assert sum(kinds.values()) == counts["all"] and {"q_proj", "gate_up_proj", "down_proj"} <= set(kinds) and "gate" not in kinds
+    assert (
+        sum(kinds.values()) == counts["all"]
+        and {"q_proj", "gate_up_proj", "down_proj"} <= set(kinds)
+        and "gate" not in kinds
+    )
     assert kinds["down_proj"] == 2 * 4 * 4 * (64 + 128)  # layers, experts, rank, in + out
     dense = trainable(adapt_model(open_tiny(), Adapt(r=2)))
     assert abs(dense["percent"] - 100 * dense["all"] / dense["total"]) < 1e-3
@@ -87,9 +118,16 @@ def first_values(seed, disturb):
     model = open_tiny(quantize="nf4")
     torch.manual_seed(disturb)
     state = torch.random.get_rng_state()
-    values = torch.cat([p.flatten() for n, p in adapt_model(model, Adapt(r=4), seed).named_parameters() if "lora_A" in n])
+    values = torch.cat(
+        [
+            p.flatten()
+            for n, p in adapt_model(model, Adapt(r=4), seed).named_parameters()
+            if "lora_A" in n
+        ]
+    )
     assert torch.equal(state, torch.random.get_rng_state())
     return values
+
 
 def test_first_values_depend_on_the_seed_alone():
     assert torch.equal(first_values(0, 1), first_values(0, 2))
@@ -101,11 +139,15 @@ def train_a_little(model, steps=3, lr=1e-2):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(steps):
         model(input_ids=IDS, labels=IDS).loss.backward()
-        optimizer.step(); optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     return model.eval()
 
+
 def logits(model):
-    with torch.no_grad(): return model.eval()(input_ids=IDS, use_cache=False).logits
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
 
 def test_pissa_and_olora_start_at_the_base_and_are_stored_as_plain_lora():
     base = logits(open_tiny())
@@ -116,14 +158,29 @@ def test_pissa_and_olora_start_at_the_base_and_are_stored_as_plain_lora():
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(model, folder, "tiny:llama")
             again = load_adapter(open_tiny(), folder)
-        assert again.peft_config["default"].init_lora_weights is True and again.peft_config["default"].r == 8
-        assert torch.allclose(logits(model), logits(again), atol=1e-4) and not torch.allclose(logits(model), base, atol=1e-2)
-    refused(lambda: adapt_model(open_tiny(quantize="nf4"), Adapt(variant="pissa")), "quantize: none", "loftq")
+        assert (
+            again.peft_config["default"].init_lora_weights is True
+            and again.peft_config["default"].r == 8
+        )
+        assert torch.allclose(logits(model), logits(again), atol=1e-4) and not torch.allclose(
+            logits(model), base, atol=1e-2
+        )
+    refused(
+        lambda: adapt_model(open_tiny(quantize="nf4"), Adapt(variant="pissa")),
+        "quantize: none",
+        "loftq",
+    )
 
-def test_a_repeated_decomposition_is_the_same_to_the_bit():  # so that a resumed run finds the base it left
+
+# so that a resumed run finds the base it left
+def test_a_repeated_decomposition_is_the_same_to_the_bit():
     for variant in ("pissa", "olora"):
-        a, b = (adapt_model(open_tiny(), Adapt(r=4, variant=variant), seed=3).state_dict() for _ in range(2))
+        a, b = (
+            adapt_model(open_tiny(), Adapt(r=4, variant=variant), seed=3).state_dict()
+            for _ in range(2)
+        )
         assert all(torch.equal(a[n], b[n]) for n in a)
+
 
 def test_an_adapter_of_another_shape_is_named():
     with tempfile.TemporaryDirectory() as folder:
@@ -134,32 +191,62 @@ def test_an_adapter_of_another_shape_is_named():
 
 def test_loftq_brings_the_quantised_model_nearer_to_the_exact_one():
     exact, rounded = logits(open_tiny()), logits(open_tiny(quantize="nf4"))
-    near = [(logits(adapt_model(open_tiny(quantize="nf4"), Adapt(r=r, alpha=a, variant="loftq"))) - exact).norm() for r, a in ((8, 8), (8, 32), (64, 64))]
-    assert near[0] < (rounded - exact).norm() and abs(near[0] - near[1]) < 1e-3 * near[0]  # the scale is accounted for
+    near = [
+        (
+            logits(adapt_model(open_tiny(quantize="nf4"), Adapt(r=r, alpha=a, variant="loftq")))
+            - exact
+        ).norm()
+        for r, a in ((8, 8), (8, 32), (64, 64))
+    ]
+    assert (
+        near[0] < (rounded - exact).norm() and abs(near[0] - near[1]) < 1e-3 * near[0]
+    )  # the scale is accounted for
     assert near[2] < 0.05 * near[0]  # rank 64 is all there is in these layers
     refused(lambda: adapt_model(open_tiny(), Adapt(variant="loftq")), "not quantised", "nf4")
 
 
 def test_eva_needs_batches_and_starts_at_the_base():
     refused(lambda: adapt_model(open_tiny(), Adapt(variant="eva")), "batches")
-    batches = [dict(input_ids=torch.randint(4, 800, (8, 30)), labels=torch.randint(4, 800, (8, 30)))]
-    model = adapt_model(open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=batches)
+    batches = [
+        dict(input_ids=torch.randint(4, 800, (8, 30)), labels=torch.randint(4, 800, (8, 30)))
+    ]
+    model = adapt_model(
+        open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=batches
+    )
     assert torch.equal(logits(model), logits(open_tiny()))
     train_a_little(model)
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder, "tiny:llama")
         assert torch.equal(logits(load_adapter(open_tiny(), folder)), logits(model))
 
+
 def test_eva_takes_the_main_directions_of_each_layers_own_inputs():
-    ids, seen, plain = torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1)), {}, open_tiny()
-    model = adapt_model(open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=[dict(input_ids=ids)])
-    adapted = {n: m.lora_A["default"].weight.detach() for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
-    for n in adapted: plain.get_submodule(n).register_forward_pre_hook(lambda _, args, n=n: seen.update({n: args[0].detach().flatten(0, 1)}))
+    ids, seen, plain = (
+        torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1)),
+        {},
+        open_tiny(),
+    )
+    model = adapt_model(
+        open_tiny(),
+        Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]),
+        batches=[dict(input_ids=ids)],
+    )
+    adapted = {
+        n: m.lora_A["default"].weight.detach()
+        for n, m in model.get_base_model().named_modules()
+        if hasattr(m, "lora_A")
+    }
+    for n in adapted:
+        plain.get_submodule(n).register_forward_pre_hook(
+            lambda _, args, n=n: seen.update({n: args[0].detach().flatten(0, 1)})
+        )
     plain(input_ids=ids, use_cache=False)
     for n, A in adapted.items():
-        main = torch.linalg.svd(seen[n] - seen[n].mean(0))[2][:len(A)]
+        main = torch.linalg.svd(seen[n] - seen[n].mean(0))[2][: len(A)]
         assert (torch.linalg.qr(A.T)[0].T @ main.T).square().sum() > 0.95 * len(A), n
-    assert sum(len(A) for A in adapted.values()) == 4 * 4, "ranks move between layers, and their sum stays"
+    assert sum(len(A) for A in adapted.values()) == 4 * 4, (
+        "ranks move between layers, and their sum stays"
+    )
 
 
 from peft.optimizers import create_loraplus_optimizer
@@ -183,22 +270,41 @@ def test_parts_are_what_their_words_say():
     assert {n for n, p in one.named_parameters() if p.requires_grad} == part(model, "last-1")
     counts = trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
-    for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])): refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
+    for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])):
+        refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
+
 
 def test_what_is_trained_is_float32_in_a_16_bit_model():
-    for section in (Adapt(r=4), Adapt(r=4, modules_to_save=["embed_tokens"]), Adapt(method="partial", parts=["head", "last-1"]), Adapt(method="partial", parts=["norms"])):
+    for section in (
+        Adapt(r=4),
+        Adapt(r=4, modules_to_save=["embed_tokens"]),
+        Adapt(method="partial", parts=["head", "last-1"]),
+        Adapt(method="partial", parts=["norms"]),
+    ):
         model = adapt_model(open_tiny().to(torch.bfloat16), section)
-        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32} and torch.bfloat16 in {p.dtype for p in model.parameters()}
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {
+            torch.float32
+        } and torch.bfloat16 in {p.dtype for p in model.parameters()}
         before = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
         train_a_little(model, steps=1)
-        assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+        assert all(
+            not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before
+        )
 
 
 def test_what_is_expected_is_what_comes():
     for kind in ("llama", "mixtral"):
-        for section in (Adapt(r=4), Adapt(r=4, targets="family", variant="dora"), Adapt(r=4, modules_to_save=["lm_head"]), Adapt(method="partial", parts=["last-1"])):
+        for section in (
+            Adapt(r=4),
+            Adapt(r=4, targets="family", variant="dora"),
+            Adapt(r=4, modules_to_save=["lm_head"]),
+            Adapt(method="partial", parts=["last-1"]),
+        ):
             model = open_tiny(kind)
-            assert expected(model.config, section) == trainable(adapt_model(model, section)), (kind, section)
+            assert expected(model.config, section) == trainable(adapt_model(model, section)), (
+                kind,
+                section,
+            )
 
 
 import pickle
@@ -207,26 +313,52 @@ from transformers import Trainer, TrainingArguments
 
 
 def test_words_of_optimisers_are_names_that_transformers_knows():
-    for word, (name, _, _) in OPTIMISERS.items(): assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
+    for word, (name, _, _) in OPTIMISERS.items():
+        assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
     refused(lambda: optimiser("adam"), "adafactor")
     refused(lambda: optimiser("galore"), "method: full")
     refused(lambda: optimiser("paged_adamw8bit", device="cpu"), "GPU")
 
+
 @pytest.mark.parametrize("word", ["galore", "apollo"])
-def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(word, tmp_path, monkeypatch):
+def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(
+    word, tmp_path, monkeypatch
+):
     pytest.importorskip(OPTIMISERS[word][1])
     losses = {}
+
     def run(name, steps, resume=None):
-        keys = dict(use_cpu=True, report_to="none", disable_tqdm=True, max_steps=8, save_steps=4, logging_steps=1, learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=2, output_dir=str(tmp_path / name))
-        trainer = Trainer(adapt_model(open_tiny(), Adapt(method="full")), TrainingArguments(**keys | optimiser(word, Adapt(method="full"))), train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS])
-        with no_bars(True): trainer.train(resume_from_checkpoint=resume)
-        return [h["loss"] for h in trainer.state.log_history if "loss" in h], trainer.model.state_dict()
+        keys = dict(
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            max_steps=8,
+            save_steps=4,
+            logging_steps=1,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=2,
+            output_dir=str(tmp_path / name),
+        )
+        trainer = Trainer(
+            adapt_model(open_tiny(), Adapt(method="full")),
+            TrainingArguments(**keys | optimiser(word, Adapt(method="full"))),
+            train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS],
+        )
+        with no_bars(True):
+            trainer.train(resume_from_checkpoint=resume)
+        return [
+            h["loss"] for h in trainer.state.log_history if "loss" in h
+        ], trainer.model.state_dict()
+
     losses, once = run("once", 8)
     again = run("again", 8, str(tmp_path / "once" / "checkpoint-4"))
     assert losses[-1] < 0.7 * losses[0] and again[0] == losses
     assert all(torch.equal(t, again[1][name]) for name, t in once.items())
-    monkeypatch.setattr("llmtrainer.models.adapt.let_read", lambda *names: None); torch.serialization.clear_safe_globals()
-    with pytest.raises(pickle.UnpicklingError, match="Projector"): run("not told", 8, str(tmp_path / "once" / "checkpoint-4"))
+    monkeypatch.setattr("llmtrainer.models.adapt.let_read", lambda *names: None)
+    torch.serialization.clear_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match="Projector"):
+        run("not told", 8, str(tmp_path / "once" / "checkpoint-4"))
 
 
 from llmtrainer.models.load import fingerprint
@@ -239,9 +371,13 @@ def test_going_on_is_the_same_as_never_having_stopped():
     with tempfile.TemporaryDirectory() as run:
         save_adapter(once, Path(run) / "adapter", "tiny:llama")
         again = adapt_model(open_tiny(), Adapt(r=4, continue_from=run))
-        for model in (once, again): train_a_little(model, steps=1)  # a fresh optimiser in both
+        for model in (once, again):
+            train_a_little(model, steps=1)  # a fresh optimiser in both
         assert torch.equal(logits(once), logits(again))
-        assert {n for n, p in once.named_parameters() if p.requires_grad} == {n for n, p in again.named_parameters() if p.requires_grad}
+        assert {n for n, p in once.named_parameters() if p.requires_grad} == {
+            n for n, p in again.named_parameters() if p.requires_grad
+        }
+
 
 def test_another_base_is_refused_by_name_and_by_hash():
     with tempfile.TemporaryDirectory() as run:
@@ -253,61 +389,122 @@ def test_another_base_is_refused_by_name_and_by_hash():
         adapt_model(open_tiny(), section)
         write_json(Path(run) / "model.json", dict(base=fingerprint("tiny:qwen")))
         refused(lambda: adapt_model(open_tiny(), section), "another base", "hashes")
-        refused(lambda: adapt_model(open_tiny("qwen"), Adapt(r=4, variant="dora", continue_from=run)), "variant")
+        refused(
+            lambda: adapt_model(open_tiny("qwen"), Adapt(r=4, variant="dora", continue_from=run)),
+            "variant",
+        )
 
 
 def test_a_mixture_is_the_sum_of_corrections():
     with tempfile.TemporaryDirectory() as runs:
-        for seed, name in enumerate("ab"): save_adapter(train_a_little(adapt_model(open_tiny(), Adapt(r=4 + 2 * seed, variant=(None, "rslora")[seed]), seed)), Path(runs) / name)
+        for seed, name in enumerate("ab"):
+            save_adapter(
+                train_a_little(
+                    adapt_model(
+                        open_tiny(), Adapt(r=4 + 2 * seed, variant=(None, "rslora")[seed]), seed
+                    )
+                ),
+                Path(runs) / name,
+            )
         model = load_adapters(open_tiny(), {n: str(Path(runs) / n) for n in "ab"})
         alone = logits(load_adapter(open_tiny(), Path(runs) / "b"))
-    assert torch.equal(logits(choose(model, "b")), alone) and not any(p.requires_grad for p in model.parameters())
+    assert torch.equal(logits(choose(model, "b")), alone) and not any(
+        p.requires_grad for p in model.parameters()
+    )
     mix(model, dict(a=0.3, b=0.7))
     layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
-    assert torch.allclose(layer.get_delta_weight("mixed"), 0.3 * layer.get_delta_weight("a") + 0.7 * layer.get_delta_weight("b"), atol=1e-6)
+    assert torch.allclose(
+        layer.get_delta_weight("mixed"),
+        0.3 * layer.get_delta_weight("a") + 0.7 * layer.get_delta_weight("b"),
+        atol=1e-6,
+    )
     refused(lambda: choose(model, "c"), "'c'", "mixed")
 
 
 def test_the_load_is_what_the_router_says():
     model = open_tiny("mixtral")
     ids = torch.randint(8, 800, (3, 20))
-    mask = torch.ones_like(ids); mask[0, 12:] = 0
+    mask = torch.ones_like(ids)
+    mask[0, 12:] = 0
     out = model(input_ids=ids, attention_mask=mask, use_cache=False, **router_options(model))
-    chosen = [l.detach().topk(2).indices[mask.flatten().bool()].flatten().bincount(minlength=4).tolist() for l in out.router_logits]
+    chosen = [
+        l.detach().topk(2).indices[mask.flatten().bool()].flatten().bincount(minlength=4).tolist()
+        for l in out.router_logits
+    ]
     assert list(expert_load(model, [dict(input_ids=ids, attention_mask=mask)]).values()) == chosen
-    assert list(expert_load(adapt_model(model, Adapt(r=4)), [dict(input_ids=ids, attention_mask=mask)]).values()) == chosen
+    assert (
+        list(
+            expert_load(
+                adapt_model(model, Adapt(r=4)), [dict(input_ids=ids, attention_mask=mask)]
+            ).values()
+        )
+        == chosen
+    )
     refused(lambda: expert_load(open_tiny(), []), "no fused experts")
+
 
 def test_the_balancing_loss_reaches_the_adapters_and_equals_the_models_own():
     model = adapt_model(open_tiny("mixtral"), Adapt(r=4))
     own = model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True)
     plainly = model(input_ids=IDS, labels=IDS, use_cache=False)
-    assert torch.allclose(own.loss, plainly.loss + router_loss(model, own)) and router_loss(model, own) > 0
+    assert (
+        torch.allclose(own.loss, plainly.loss + router_loss(model, own))
+        and router_loss(model, own) > 0
+    )
     router_loss(model, own).backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
+
 def test_an_objective_keeps_the_balance_while_training_and_only_then():
-    plain = lambda model, batch, items=None: (model(**batch, use_cache=False).loss / (1 if items is None else 2), dict(tokens=torch.tensor(10)))
+    plain = lambda model, batch, items=None: (
+        model(**batch, use_cache=False).loss / (1 if items is None else 2),
+        dict(tokens=torch.tensor(10)),
+    )
     model = adapt_model(open_tiny("mixtral"), Adapt(r=4)).train()
-    batch, own = dict(input_ids=IDS, labels=IDS), model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True)
-    expected_loss = own.loss - router_loss(model, own)  # the models add it themselves where labels are given
-    alone = lambda model, batch, items=None: (F.cross_entropy(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()), dict(tokens=torch.tensor(10)))
+    batch, own = (
+        dict(input_ids=IDS, labels=IDS),
+        model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True),
+    )
+    expected_loss = own.loss - router_loss(
+        model, own
+    )  # the models add it themselves where labels are given
+    alone = lambda model, batch, items=None: (
+        F.cross_entropy(
+            model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1),
+            batch["labels"][:, 1:].flatten(),
+        ),
+        dict(tokens=torch.tensor(10)),
+    )
     objective = balanced(model, alone)
     loss, metrics = objective(model, batch)
-    assert torch.allclose(loss, expected_loss + metrics["balance"], atol=1e-5) and metrics["balance"] > 0
+    assert (
+        torch.allclose(loss, expected_loss + metrics["balance"], atol=1e-5)
+        and metrics["balance"] > 0
+    )
     halved = objective(model, batch, torch.tensor(20))[0]
     assert torch.allclose(halved, expected_loss + metrics["balance"] / 2, atol=1e-5)
     model.eval()
-    assert objective(model, batch)[1]["balance"] == 0 and balanced(dense := adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
+    assert (
+        objective(model, batch)[1]["balance"] == 0
+        and balanced(dense := adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
+    )
+
 
 def test_routers_are_frozen_unless_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = adapt_model(open_tiny("mixtral"), Adapt(r=4))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained and not any(".gate." in n for n in trained) and sum("experts" in n for n in trained) == 2 * 2 * 2
+    assert (
+        trained
+        and not any(".gate." in n for n in trained)
+        and sum("experts" in n for n in trained) == 2 * 2 * 2
+    )
     routed = trainable(adapt_model(open_tiny("mixtral"), Adapt(r=4, routers=True)))
-    assert sum(routed[k] for k in routed if k not in ("all", "total", "percent")) > trainable(model)["all"]
+    assert (
+        sum(routed[k] for k in routed if k not in ("all", "total", "percent"))
+        > trainable(model)["all"]
+    )
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(variant="dora")), "fused", "q_proj")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(dropout=0.1)), "adapt.dropout")
 
@@ -316,23 +513,43 @@ from transformers import AutoModelForCausalLM, CONFIG_MAPPING, TorchAoConfig
 
 
 def shared_experts():
-    size = dict(vocab_size=893, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    config = CONFIG_MAPPING["qwen2_moe"](**size, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48, decoder_sparse_step=1, mlp_only_layers=[])
+    size = dict(
+        vocab_size=893,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    config = CONFIG_MAPPING["qwen2_moe"](
+        **size,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
 
 def test_shared_experts_and_their_gate():
     model = adapt_model(shared_experts(), Adapt(r=4))
     counts = trainable(model)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {"gate_up_proj", "down_proj", "q_proj"} <= set(counts) and any("shared_expert.gate_proj" in n for n in trained)
+    assert {"gate_up_proj", "down_proj", "q_proj"} <= set(counts) and any(
+        "shared_expert.gate_proj" in n for n in trained
+    )
     assert not any("shared_expert_gate" in n or ".mlp.gate." in n for n in trained)
     before = logits(model)
     train_a_little(model)
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
-        assert torch.equal(logits(load_adapter(shared_experts(), folder)), logits(model)) and not torch.equal(before, logits(model))
+        assert torch.equal(
+            logits(load_adapter(shared_experts(), folder)), logits(model)
+        ) and not torch.equal(before, logits(model))
 
 
 import pytest
@@ -345,154 +562,325 @@ from llmtrainer.ship.merge import merge
 
 
 SPARSE = {"mixtral", "qwen2_moe", "qwen3_moe"}
-METHODS = {"LoRA": ("none", dict(r=4)), "QLoRA": ("nf4", dict(r=4)), "DoRA": ("none", dict(r=4, variant="dora")), "rsLoRA": ("nf4", dict(r=4, variant="rslora")), "LoftQ": ("nf4", dict(r=4, variant="loftq")),
-           "PiSSA": ("none", dict(r=4, variant="pissa")), "OLoRA": ("none", dict(r=4, variant="olora")), "LoRA and head": ("none", dict(r=4, modules_to_save=["embed_tokens"])),
-           "partial": ("none", dict(method="partial", parts=["last-1", "norms"])), "full": ("none", dict(method="full")), "LoRA on fp4": ("fp4", dict(r=4)), "LoRA on int8": ("int8", dict(r=4)), "LoRA on fp8": ("fp8", dict(r=4))}
+METHODS = {
+    "LoRA": ("none", dict(r=4)),
+    "QLoRA": ("nf4", dict(r=4)),
+    "DoRA": ("none", dict(r=4, variant="dora")),
+    "rsLoRA": ("nf4", dict(r=4, variant="rslora")),
+    "LoftQ": ("nf4", dict(r=4, variant="loftq")),
+    "PiSSA": ("none", dict(r=4, variant="pissa")),
+    "OLoRA": ("none", dict(r=4, variant="olora")),
+    "LoRA and head": ("none", dict(r=4, modules_to_save=["embed_tokens"])),
+    "partial": ("none", dict(method="partial", parts=["last-1", "norms"])),
+    "full": ("none", dict(method="full")),
+    "LoRA on fp4": ("fp4", dict(r=4)),
+    "LoRA on int8": ("int8", dict(r=4)),
+    "LoRA on fp8": ("fp8", dict(r=4)),
+}
+
 
 def allowed(model, section, name):
     "May this weight move?"
-    if section.method == "partial": return name in part(model, "last-1") | part(model, "norms")
+    if section.method == "partial":
+        return name in part(model, "last-1") | part(model, "norms")
     return section.method == "full" or "lora_" in name or ".modules_to_save." in name
+
 
 def check(kind, method, folder):
     "(largest difference of a logit after reloading, after merging) of a family and a method."
     quantize, keys = METHODS[method]
-    return check_one(kind, method, quantize, Adapt(**keys, **(dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"]) if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora") else {})), folder)
+    return check_one(
+        kind,
+        method,
+        quantize,
+        Adapt(
+            **keys,
+            **(
+                dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"])
+                if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora")
+                else {}
+            ),
+        ),
+        folder,
+    )
+
 
 def check_one(kind, method, quantize, section, folder):
     "The same of a family, a storage and a section."
-    model = adapt_model(open_tiny(kind, quantize), section, batches=[dict(input_ids=torch.randint(4, 800, (8, 30), generator=torch.Generator().manual_seed(0)))])
-    before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)} | {n: p.detach().clone() for n, p in model.named_parameters()}
+    model = adapt_model(
+        open_tiny(kind, quantize),
+        section,
+        batches=[
+            dict(
+                input_ids=torch.randint(4, 800, (8, 30), generator=torch.Generator().manual_seed(0))
+            )
+        ],
+    )
+    before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)} | {
+        n: p.detach().clone() for n, p in model.named_parameters()
+    }
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     train_a_little(model)
-    moved = {n for n, t in [*model.state_dict().items(), *model.named_parameters()] if torch.is_tensor(t) and not torch.equal(t, before[n])}
-    assert moved and all(allowed(model, section, n) for n in moved | trained) and {n for n, p in model.named_parameters() if torch.equal(p, before[n]) and p.requires_grad} == set(), (kind, method)
+    moved = {
+        n
+        for n, t in [*model.state_dict().items(), *model.named_parameters()]
+        if torch.is_tensor(t) and not torch.equal(t, before[n])
+    }
+    assert (
+        moved
+        and all(allowed(model, section, n) for n in moved | trained)
+        and {
+            n for n, p in model.named_parameters() if torch.equal(p, before[n]) and p.requires_grad
+        }
+        == set()
+    ), (kind, method)
     if section_is_lora := section.method == "lora":
         save_adapter(model, folder / "adapter", f"tiny:{kind}")
         again = load_adapter(open_tiny(kind, quantize), folder / "adapter")
-        merged = merge(Model(base=f"tiny:{kind}", quantize=quantize), folder / "adapter", folder / "merged")["max_abs_logit_diff"]
+        merged = merge(
+            Model(base=f"tiny:{kind}", quantize=quantize), folder / "adapter", folder / "merged"
+        )["max_abs_logit_diff"]
     else:
-        with no_bars(True): model.save_pretrained(folder / "model")
+        with no_bars(True):
+            model.save_pretrained(folder / "model")
         load_tokenizer(f"tiny:{kind}").save_pretrained(folder / "model")
         section = Model(base=str(folder / "model"), quantize="none")
-        with no_bars(True): again, merged = load_model(section, make_plan(section))[0], None
+        with no_bars(True):
+            again, merged = load_model(section, make_plan(section))[0], None
     shipped = folder / ("merged" if section_is_lora else "model")
-    one, two = (generate(m.eval(), load_tokenizer(f"tiny:{kind}"), [[{"role": "user", "content": "2 + 3"}]], Generation(max_new_tokens=4)) for m in (again, load_model(Model(base=str(shipped), quantize="none"), make_plan(Model(base=str(shipped), quantize="none")))[0]))
+    one, two = (
+        generate(
+            m.eval(),
+            load_tokenizer(f"tiny:{kind}"),
+            [[{"role": "user", "content": "2 + 3"}]],
+            Generation(max_new_tokens=4),
+        )
+        for m in (
+            again,
+            load_model(
+                Model(base=str(shipped), quantize="none"),
+                make_plan(Model(base=str(shipped), quantize="none")),
+            )[0],
+        )
+    )
     assert one == two or quantize == "int8", (kind, method, one, two)
     return (logits(again) - logits(model)).abs().max().item(), merged
+
 
 def run_table(kinds=tuple(KINDS), methods=tuple(METHODS)):
     results = {}
     for method in methods:
         for kind in kinds:
-            with tempfile.TemporaryDirectory() as folder: results[method, kind] = check(kind, method, Path(folder))
-            assert results[method, kind][0] <= (1e-4 if "variant" in METHODS[method][1] and METHODS[method][1]["variant"] in ("pissa", "olora") else 0), (method, kind, results[method, kind])
+            with tempfile.TemporaryDirectory() as folder:
+                results[method, kind] = check(kind, method, Path(folder))
+            assert results[method, kind][0] <= (
+                1e-4
+                if "variant" in METHODS[method][1]
+                and METHODS[method][1]["variant"] in ("pissa", "olora")
+                else 0
+            ), (method, kind, results[method, kind])
     return results
 
 
 @pytest.mark.slow
-def test_every_family_with_every_method(): run_table()
+def test_every_family_with_every_method():
+    run_table()
 
 
-def test_two_families_with_the_usual_methods(): run_table(("llama", "mixtral"), ("LoRA", "QLoRA", "PiSSA", "partial"))
+def test_two_families_with_the_usual_methods():
+    run_table(("llama", "mixtral"), ("LoRA", "QLoRA", "PiSSA", "partial"))
 
-def test_every_family_with_qlora(): run_table(methods=("QLoRA",))
+
+def test_every_family_with_qlora():
+    run_table(methods=("QLoRA",))
+
 
 STORAGE, R = ("none", "nf4", "fp4", "int8", "fp8"), dict(r=4)
-FORMS = {"LoRA": R, "rsLoRA": R | dict(variant="rslora"), "LoRA+": R | dict(variant="lora+"), "LoRA and head": R | dict(modules_to_save=["lm_head"]), "EVA": R | dict(variant="eva"), "DoRA": R | dict(variant="dora"), "PiSSA": R | dict(variant="pissa"),
-         "OLoRA": R | dict(variant="olora"), "LoftQ": R | dict(variant="loftq"), "partial": dict(method="partial", parts=["last-1", "norms"]), "full": dict(method="full")}
+FORMS = {
+    "LoRA": R,
+    "rsLoRA": R | dict(variant="rslora"),
+    "LoRA+": R | dict(variant="lora+"),
+    "LoRA and head": R | dict(modules_to_save=["lm_head"]),
+    "EVA": R | dict(variant="eva"),
+    "DoRA": R | dict(variant="dora"),
+    "PiSSA": R | dict(variant="pissa"),
+    "OLoRA": R | dict(variant="olora"),
+    "LoftQ": R | dict(variant="loftq"),
+    "partial": dict(method="partial", parts=["last-1", "norms"]),
+    "full": dict(method="full"),
+}
+
 
 def refusal(kind, storage, form):
     "A word of the reason why a combination is refused; none for one that must work."
-    if form in ("partial", "full") and storage != "none": return "quantised weights cannot be trained"
-    if form in ("PiSSA", "OLoRA") and storage != "none": return "rounded anew"
-    if form == "LoftQ" and storage == "none": return "not quantised"
-    if form in ("DoRA", "LoftQ") and storage == "fp8": return "cannot unpack fp8"
+    if form in ("partial", "full") and storage != "none":
+        return "quantised weights cannot be trained"
+    if form in ("PiSSA", "OLoRA") and storage != "none":
+        return "rounded anew"
+    if form == "LoftQ" and storage == "none":
+        return "not quantised"
+    if form in ("DoRA", "LoftQ") and storage == "fp8":
+        return "cannot unpack fp8"
     return "fused" if kind in SPARSE and form in ("DoRA", "PiSSA", "OLoRA", "EVA") else None
+
 
 def run_matrix(kinds):
     for at, (form, storage) in enumerate((f, s) for f in FORMS for s in STORAGE):
-        for kind in (kinds if kinds else [list(KINDS)[at % len(KINDS)]]):
+        for kind in kinds if kinds else [list(KINDS)[at % len(KINDS)]]:
             with tempfile.TemporaryDirectory() as folder:
                 run = lambda: check_one(kind, form, storage, Adapt(**FORMS[form]), Path(folder))
-                if why := refusal(kind, storage, form): refused(run, why)
-                else: assert run()[0] <= (1e-4 if form in ("PiSSA", "OLoRA") else 0), (kind, form, storage)
+                if why := refusal(kind, storage, form):
+                    refused(run, why)
+                else:
+                    assert run()[0] <= (1e-4 if form in ("PiSSA", "OLoRA") else 0), (
+                        kind,
+                        form,
+                        storage,
+                    )
 
 
 @pytest.mark.slow
-def test_every_form_with_every_storage_works_or_is_refused_with_its_reason(): run_matrix(())  # each pair with one family, all families in turn
+def test_every_form_with_every_storage_works_or_is_refused_with_its_reason():
+    run_matrix(())  # each pair with one family, all families in turn
 
 
-def test_a_mixture_of_experts_in_every_storage(): run_matrix_of("qwen3_moe", ("LoRA", "DoRA", "full"))
+def test_a_mixture_of_experts_in_every_storage():
+    run_matrix_of("qwen3_moe", ("LoRA", "DoRA", "full"))
+
 
 def run_matrix_of(kind, forms):
     for form in forms:
         for storage in STORAGE:
-            if why := refusal(kind, storage, form): refused(lambda: adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), why)
-            else: train_a_little(adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), steps=1)
+            if why := refusal(kind, storage, form):
+                refused(lambda: adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), why)
+            else:
+                train_a_little(adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), steps=1)
 
 
 def plain_llama(folder):
     "A small Llama whose layers are wide enough for groups of 128."
     tokenizer = load_tokenizer("tiny:llama")
-    make_model("llama", tokenizer, SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64)).save_pretrained(folder)
+    make_model(
+        "llama",
+        tokenizer,
+        SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64),
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
+
 def check_packed(folder, inputs=0):
-    "Train, store, reload and merge an adapter on FOLDER/packed, which another library has made of FOLDER/plain; `inputs`: what rounding those does to a logit."
-    section, wide = Model(base=str(folder / "packed"), quantize="none"), lambda name: load_model(s := Model(base=str(folder / name), quantize="none"), make_plan(s))[0]
+    """Train, store, reload and merge an adapter on FOLDER/packed, which another library has made of
+    FOLDER/plain; `inputs`: what rounding those does to a logit."""
+    section, wide = (
+        Model(base=str(folder / "packed"), quantize="none"),
+        lambda name: load_model(s := Model(base=str(folder / name), quantize="none"), make_plan(s))[
+            0
+        ],
+    )
     model, plain = wide("packed"), wide("plain")
     base = logits(model)
-    assert 1e-4 < (base - logits(plain)).abs().max() and F.cosine_similarity(base.flatten(), logits(plain).flatten(), dim=0) > 0.95, "other weights, and nearly the same"
+    assert (
+        1e-4 < (base - logits(plain)).abs().max()
+        and F.cosine_similarity(base.flatten(), logits(plain).flatten(), dim=0) > 0.95
+    ), "other weights, and nearly the same"
     assert torch.allclose(logits(dequantize(wide("packed"))), base, atol=2e-3 + inputs)
     adapted = adapt_model(model, Adapt(r=4))
     counts = trainable(adapted)
-    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(p.numel() for p in plain.parameters())
+    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(
+        p.numel() for p in plain.parameters()
+    )
     train_a_little(adapted)
     save_adapter(adapted, folder / "adapter", section.base)
     again = load_adapter(wide("packed"), folder / "adapter")
-    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(logits(adapted), base, atol=1e-2)
+    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(
+        logits(adapted), base, atol=1e-2
+    )
     merged = load_adapter(dequantize(wide("packed")), folder / "adapter").merge_and_unload()
-    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs) and not hasattr(merged.config, "quantization_config")
+    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs) and not hasattr(
+        merged.config, "quantization_config"
+    )
     assert merge(section, folder / "adapter", folder / "merged")["same_greedy"]
+
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes its logs where it runs
-    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")  # it wants two beside its own one, on however few cores
+    monkeypatch.setenv(
+        "GPTQMODEL_CPU_WORKERS", "4"
+    )  # it wants two beside its own one, on however few cores
     gptqmodel = pytest.importorskip("gptqmodel")
     plain_llama(tmp_path / "plain")
-    work = gptqmodel.GPTQModel.load(str(tmp_path / "plain"), gptqmodel.QuantizeConfig(bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"), device="cpu")
+    work = gptqmodel.GPTQModel.load(
+        str(tmp_path / "plain"),
+        gptqmodel.QuantizeConfig(
+            bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"
+        ),
+        device="cpu",
+    )
     work.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
     work.save(str(tmp_path / "packed"))
     check_packed(tmp_path)
-    model = lambda: load_model(s := Model(base=str(tmp_path / "packed"), quantize="none"), make_plan(s))[0]
-    for variant in ("dora", "loftq"): refused(lambda: adapt_model(model(), Adapt(variant=variant)), "unquantised")
+    model = lambda: load_model(
+        s := Model(base=str(tmp_path / "packed"), quantize="none"), make_plan(s)
+    )[0]
+    for variant in ("dora", "loftq"):
+        refused(lambda: adapt_model(model(), Adapt(variant=variant)), "unquantised")
+
 
 @pytest.mark.parametrize("preset", ["W4A16", "W8A8", "FP8_DYNAMIC"])
 def test_an_adapter_on_weights_of_compressed_tensors(preset, tmp_path):
-    made, kinds = pytest.importorskip("compressed_tensors.compressors"), pytest.importorskip("compressed_tensors.quantization")
+    made, kinds = (
+        pytest.importorskip("compressed_tensors.compressors"),
+        pytest.importorskip("compressed_tensors.quantization"),
+    )
     find_scale = pytest.importorskip("compressed_tensors.quantization.utils").calculate_qparams
     model, tokenizer = plain_llama(tmp_path / "plain"), load_tokenizer("tiny:llama")
-    kinds.apply_quantization_config(model, kinds.QuantizationConfig(config_groups=dict(group_0=kinds.preset_name_to_scheme(preset, ["Linear"])), ignore=["lm_head"], quant_method="compressed-tensors"))
+    kinds.apply_quantization_config(
+        model,
+        kinds.QuantizationConfig(
+            config_groups=dict(group_0=kinds.preset_name_to_scheme(preset, ["Linear"])),
+            ignore=["lm_head"],
+            quant_method="compressed-tensors",
+        ),
+    )
     for layer in (m for m in model.modules() if hasattr(m, "weight_scale")):
         how = layer.quantization_scheme.weights
-        rows = layer.weight.data.unflatten(-1, (-1, how.group_size)) if how.group_size else layer.weight.data[:, None]
+        rows = (
+            layer.weight.data.unflatten(-1, (-1, how.group_size))
+            if how.group_size
+            else layer.weight.data[:, None]
+        )
         scale, zero = find_scale(rows.amin(-1), rows.amax(-1), how)
-        layer.weight_scale.data.copy_(scale); layer.weight_zero_point.data.copy_(zero)
+        layer.weight_scale.data.copy_(scale)
+        layer.weight_zero_point.data.copy_(zero)
         layer.quantization_status = kinds.QuantizationStatus.FROZEN
     packer = made.ModelCompressor.from_pretrained_model(model)
     packer.compress_model(model)
-    model.save_pretrained(tmp_path / "packed"); packer.update_config(str(tmp_path / "packed")); tokenizer.save_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "packed")
+    packer.update_config(str(tmp_path / "packed"))
+    tokenizer.save_pretrained(tmp_path / "packed")
     check_packed(tmp_path)
 
-@pytest.mark.parametrize("how, inputs", [("Int8WeightOnlyConfig", 0), ("Float8WeightOnlyConfig", 0), ("IntxWeightOnlyConfig", 0), ("Int8DynamicActivationInt8WeightConfig", 0.1)])
+
+@pytest.mark.parametrize(
+    "how, inputs",
+    [
+        ("Int8WeightOnlyConfig", 0),
+        ("Float8WeightOnlyConfig", 0),
+        ("IntxWeightOnlyConfig", 0),
+        ("Int8DynamicActivationInt8WeightConfig", 0.1),
+    ],
+)
 def test_an_adapter_on_weights_of_torchao(how, inputs, tmp_path):
     kinds = pytest.importorskip("torchao.quantization")
     plain_llama(tmp_path / "plain")
     keys = dict(weight_dtype=torch.int4, granularity=kinds.PerGroup(32)) if "Intx" in how else {}
-    AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32, quantization_config=TorchAoConfig(getattr(kinds, how)(**keys))).save_pretrained(tmp_path / "packed")
+    AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain",
+        dtype=torch.float32,
+        quantization_config=TorchAoConfig(getattr(kinds, how)(**keys)),
+    ).save_pretrained(tmp_path / "packed")
     load_tokenizer("tiny:llama").save_pretrained(tmp_path / "packed")
     check_packed(tmp_path, inputs)
 
@@ -501,9 +889,23 @@ from llmtrainer.recipe import RecipeError, load
 
 
 def test_recipe_section():
-    assert load(Adapt, {}) == Adapt(method="lora", r=16, alpha=32, targets="all-linear", variant=None, dropout=0.0)
-    for bad, faults, words in (({"r": 0, "dropout": 1.5}, 2, "above 0"), ({"r": -4}, 1, "above 0"), ({"variant": "lora"}, 1, "rslora"), ({"method": "partial"}, 1, "last-2"),
-                               ({"parts": ["norms"]}, 1, "method: partial"), ({"method": "full", "variant": "dora"}, 1, "method: lora"), ({"rank": 8}, 1, "rank")):
-        try: load(Adapt, bad)
-        except RecipeError as error: assert len(error.faults) == faults and words in str(error) and error.exit_code == 2, str(error)
-        else: raise AssertionError(bad)
+    assert load(Adapt, {}) == Adapt(
+        method="lora", r=16, alpha=32, targets="all-linear", variant=None, dropout=0.0
+    )
+    for bad, faults, words in (
+        ({"r": 0, "dropout": 1.5}, 2, "above 0"),
+        ({"r": -4}, 1, "above 0"),
+        ({"variant": "lora"}, 1, "rslora"),
+        ({"method": "partial"}, 1, "last-2"),
+        ({"parts": ["norms"]}, 1, "method: partial"),
+        ({"method": "full", "variant": "dora"}, 1, "method: lora"),
+        ({"rank": 8}, 1, "rank"),
+    ):
+        try:
+            load(Adapt, bad)
+        except RecipeError as error:
+            assert len(error.faults) == faults and words in str(error) and error.exit_code == 2, (
+                str(error)
+            )
+        else:
+            raise AssertionError(bad)

@@ -13,17 +13,30 @@ from hypothesis import given, settings, strategies as st
 
 @pytest.mark.gpu
 def test_the_kernel_is_the_mask():
-    for heads, size, window, lengths in ((4, 64, None, (5, 300, 1, 78)), (8, 128, 32, (100, 0, 28)), (2, 96, None, (64,))):
+    for heads, size, window, lengths in (
+        (4, 64, None, (5, 300, 1, 78)),
+        (8, 128, 32, (100, 0, 28)),
+        (2, 96, None, (64,)),
+    ):
         torch.manual_seed(0)
-        n = sum(lengths); borders = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
-        q, k, v = ((torch.randn(1, h, n, size, device="cuda") / 2).bfloat16().requires_grad_() for h in (heads, 2, 2))
+        n = sum(lengths)
+        borders = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+        q, k, v = (
+            (torch.randn(1, h, n, size, device="cuda") / 2).bfloat16().requires_grad_()
+            for h in (heads, 2, 2)
+        )
         g = torch.randn(1, heads, n, size, device="cuda").bfloat16()
         for given in (window, None):
-            ours = torch.autograd.grad((a := by_kernel(q, k, v, borders, 512, given, size ** -0.5)), (q, k, v), g)
+            ours = torch.autograd.grad(
+                (a := by_kernel(q, k, v, borders, 512, given, size**-0.5)), (q, k, v), g
+            )
             exact = [t.detach().float().requires_grad_() for t in (q, k, v)]
-            b = F.scaled_dot_product_attention(*exact, document_mask(borders, n, given), enable_gqa=heads != 2)
+            b = F.scaled_dot_product_attention(
+                *exact, document_mask(borders, n, given), enable_gqa=heads != 2
+            )
             known = torch.autograd.grad(b, exact, g.float())
-            for x, y in ((a, b), *zip(ours, known)): assert (x.float() - y).norm() <= 0.01 * y.norm()
+            for x, y in ((a, b), *zip(ours, known)):
+                assert (x.float() - y).norm() <= 0.01 * y.norm()
 
 
 from llmtrainer.device import plan, probe
@@ -32,20 +45,35 @@ from llmtrainer.models.load import Model, load_model
 
 def packed(*rows):
     "A batch of rows of documents."
-    ids = torch.randint(5, 60, (len(rows), sum(rows[0])), generator=torch.Generator().manual_seed(0))
-    return dict(input_ids=ids, position_ids=torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows]))
+    ids = torch.randint(
+        5, 60, (len(rows), sum(rows[0])), generator=torch.Generator().manual_seed(0)
+    )
+    return dict(
+        input_ids=ids,
+        position_ids=torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows]),
+    )
+
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "qwen", "gemma", "phi"])
 def test_a_document_in_a_pack_is_the_document_alone(kind):
     model = load_model(Model(base=f"tiny:{kind}", quantize="none"), plan(probe(), "none"))[0].eval()
-    rows = (9, 1, 150, 20), (80, 70, 20, 10)  # 150: longer than the window that the small Mistral has
+    rows = (
+        (9, 1, 150, 20),
+        (80, 70, 20, 10),
+    )  # 150: longer than the window that the small Mistral has
     batch, before = packed(*rows), model.config._attn_implementation
     masked = states(model, batch).detach()
     keep_apart(model)
     found = states(model, batch | borders_of(batch["position_ids"])).detach()
-    assert before == "sdpa" and model.config._attn_implementation == NAME and (found - masked).abs().max() < 1e-5
+    assert (
+        before == "sdpa"
+        and model.config._attn_implementation == NAME
+        and (found - masked).abs().max() < 1e-5
+    )
     for ids, out, lengths in zip(batch["input_ids"], found, rows):
-        for one, alone in zip(ids.split(lengths), out.split(lengths)): assert (states(model, dict(input_ids=one[None])) - alone).abs().max() < 1e-5
+        for one, alone in zip(ids.split(lengths), out.split(lengths)):
+            assert (states(model, dict(input_ids=one[None])) - alone).abs().max() < 1e-5
+
 
 def test_batches_of_other_documents_have_few_shapes():
     draw, found = np.random.default_rng(0), set()
@@ -53,37 +81,68 @@ def test_batches_of_other_documents_have_few_shapes():
         lengths = draw.integers(5, 60, 40)
         positions = torch.cat([torch.arange(n) for n in lengths])[:1000].view(2, 500)
         known = borders_of(positions)
-        assert [b.item() for b in known["cu_seq_lens_q"].unique()] == [*torch.nonzero(positions.flatten() == 0).flatten().tolist(), 1000]
+        assert [b.item() for b in known["cu_seq_lens_q"].unique()] == [
+            *torch.nonzero(positions.flatten() == 0).flatten().tolist(),
+            1000,
+        ]
         found.add((len(known["cu_seq_lens_q"]), known["max_length_q"]))
     assert found == {(64, 500)}
-    assert borders_of(torch.arange(6).expand(3, 6)) == {} and len(borders_of(torch.zeros(1, 64).long())["cu_seq_lens_q"]) == 128  # one more border than documents
+    assert (
+        borders_of(torch.arange(6).expand(3, 6)) == {}
+        and len(borders_of(torch.zeros(1, 64).long())["cu_seq_lens_q"]) == 128
+    )  # one more border than documents
+
 
 def test_no_mask_is_made_where_borders_are_given(monkeypatch):
-    model, batch = load_model(Model(base="tiny:llama"), plan(probe()))[0].eval(), packed((4, 4), (7, 1))
+    model, batch = (
+        load_model(Model(base="tiny:llama"), plan(probe()))[0].eval(),
+        packed((4, 4), (7, 1)),
+    )
     keep_apart(model)
     made = []
-    monkeypatch.setattr("llmtrainer.models.attention.sdpa_mask", lambda *args, **kwargs: made.append(1) or sdpa_mask(*args, **kwargs))
-    plain = states(model, batch); assert made
-    made.clear(); borders = batch | borders_of(batch["position_ids"])
+    monkeypatch.setattr(
+        "llmtrainer.models.attention.sdpa_mask",
+        lambda *args, **kwargs: made.append(1) or sdpa_mask(*args, **kwargs),
+    )
+    plain = states(model, batch)
+    assert made
+    made.clear()
+    borders = batch | borders_of(batch["position_ids"])
     assert (states(model, borders) - plain).abs().max() < 1e-5 and not made
+
 
 def test_a_forgetful_model_is_found_out():
     model = load_model(Model(base="tiny:llama"), plan(probe()))[0]
     layer = model.model.layers[0]
     inner = layer.forward
     layer.forward = lambda x, cu_seq_lens_q=None, **kwargs: inner(x, **kwargs)
-    with pytest.raises(Unfit, match="stay apart"): keep_apart(model)
+    with pytest.raises(Unfit, match="stay apart"):
+        keep_apart(model)
     assert model.config._attn_implementation == "sdpa"
     model.config._attn_implementation = "eager"
-    with pytest.raises(Unfit, match="eager"): keep_apart(model)
+    with pytest.raises(Unfit, match="eager"):
+        keep_apart(model)
+
 
 @settings(max_examples=30, deadline=None)
-@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), window=st.sampled_from([None, 1, 3, 20]), heads=st.sampled_from([2, 4]))
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
+    window=st.sampled_from([None, 1, 3, 20]),
+    heads=st.sampled_from([2, 4]),
+)
 def test_by_document_is_the_mask_in_float64(lengths, window, heads):
     n, borders = sum(lengths), torch.tensor([0, *lengths]).cumsum(0)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, h, n, 4, dtype=torch.float64, requires_grad=True) for h in (heads, 2, 2))
+    q, k, v = (
+        torch.randn(1, h, n, 4, dtype=torch.float64, requires_grad=True) for h in (heads, 2, 2)
+    )
     ours = by_document(q, k, v, borders.tolist(), window, 0.3)
-    known = F.scaled_dot_product_attention(q, k, v, document_mask(borders, n, window), scale=0.3, enable_gqa=heads != 2)
+    known = F.scaled_dot_product_attention(
+        q, k, v, document_mask(borders, n, window), scale=0.3, enable_gqa=heads != 2
+    )
     g = torch.randn_like(known)
-    for a, b in ((ours, known), *zip(torch.autograd.grad(ours, (q, k, v), g), torch.autograd.grad(known, (q, k, v), g))): assert (a - b).abs().max() < 1e-12
+    for a, b in (
+        (ours, known),
+        *zip(torch.autograd.grad(ours, (q, k, v), g), torch.autograd.grad(known, (q, k, v), g)),
+    ):
+        assert (a - b).abs().max() < 1e-12

@@ -20,32 +20,48 @@ def tiny_model(kind="llama", quantize="nf4", **adapt):
     model = adapt_model(load_model(section, make_plan(section))[0], Adapt(r=4, **adapt)).train()
     torch.manual_seed(1)
     for name, p in model.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(p, std=0.05)
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
     return model
+
 
 def tiny_batch(rows=2, length=24):
     ids = torch.randint(4, 400, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.where(torch.arange(length) > length // 3, -100)
     return dict(input_ids=ids, position_ids=torch.arange(length).repeat(rows, 1), labels=labels)
 
+
 def loss_and_gradients(model, batch):
-    model.zero_grad(); torch.manual_seed(7)
+    model.zero_grad()
+    torch.manual_seed(7)
     loss, count = token_loss(model, batch)
     (loss / count).backward()
-    return (loss / count).item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return (loss / count).item(), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+
 
 def same(a, b, atol=1e-5):
     assert abs(a[0] - b[0]) < atol and a[1].keys() == b[1].keys()
-    for name, g in a[1].items(): assert torch.allclose(g, b[1][name], atol=atol), (name, (g - b[1][name]).abs().max())
+    for name, g in a[1].items():
+        assert torch.allclose(g, b[1][name], atol=atol), (name, (g - b[1][name]).abs().max())
+
 
 def test_every_family_has_the_loss_and_gradients_of_the_reference(kinds=tuple(KINDS)):
     for kind in kinds:
-        for how in (dict(), dict(dropout=0.2), dict(quantize="none"), dict(variant="rslora")) if kind == "llama" else (dict(),):
+        for how in (
+            (dict(), dict(dropout=0.2), dict(quantize="none"), dict(variant="rslora"))
+            if kind == "llama"
+            else (dict(),)
+        ):
             model = tiny_model(kind, **how)
             known = loss_and_gradients(model, tiny_batch())
             done = fuse(model, "fused")
             experts = any(p.dim() == 3 for p in model.parameters())
-            assert done.layers and done.head and experts == bool(done.left), (kind, done)  # a router and experts are no linear layers
+            assert done.layers and done.head and experts == bool(done.left), (
+                kind,
+                done,
+            )  # a router and experts are no linear layers
             same(known, loss_and_gradients(model, tiny_batch()))
             unfuse(model)
             assert not any(isinstance(m, FusedLayer) for m in model.modules())
@@ -56,50 +72,98 @@ def train_a_little(model, steps=3):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(steps):
         loss, count = token_loss(model, tiny_batch())
-        (loss / count).backward(); optimizer.step(); optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
 
 def test_what_a_fused_model_stores_is_read_by_a_plain_one():
     model, folder, ids = tiny_model(), tempfile.mkdtemp(), tiny_batch()["input_ids"]
     names = set(model.state_dict())
-    fuse(model, "fused"); train_a_little(model); model.save_pretrained(folder)
+    fuse(model, "fused")
+    train_a_little(model)
+    model.save_pretrained(folder)
     plain = load_adapter(load_model(Model(base="tiny:llama"), plan(probe()))[0], folder)
-    with torch.no_grad(): assert torch.allclose(model.eval()(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
-    assert set(model.state_dict()) == names and model.get_base_model().config.architectures == plain.get_base_model().config.architectures
+    with torch.no_grad():
+        assert torch.allclose(
+            model.eval()(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5
+        )
+    assert (
+        set(model.state_dict()) == names
+        and model.get_base_model().config.architectures
+        == plain.get_base_model().config.architectures
+    )
+
+
+
 
 def test_disabled_merged_and_second_adapters_are_pefts_affair():
-    model, plain, ids = tiny_model(quantize="none"), tiny_model(quantize="none"), tiny_batch()["input_ids"]
+    model, plain, ids = (
+        tiny_model(quantize="none"),
+        tiny_model(quantize="none"),
+        tiny_batch()["input_ids"],
+    )
     fuse(model, "fused")
-    both = lambda: torch.allclose(model.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits, atol=1e-5)
+    both = lambda: torch.allclose(
+        model.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits, atol=1e-5
+    )
     with torch.no_grad():
         assert both()
-        with model.disable_adapter(), plain.disable_adapter(): assert both()
-        for one in (model, plain): one.merge_adapter()
+        with model.disable_adapter(), plain.disable_adapter():
+            assert both()
+        for one in (model, plain):
+            one.merge_adapter()
         assert both()
-        for one in (model, plain): one.unmerge_adapter()
+        for one in (model, plain):
+            one.unmerge_adapter()
         assert both()
-        for one in (model, plain): torch.manual_seed(3); one.add_adapter("second", one.peft_config["default"]); one.base_model.set_adapter(["default", "second"])
+        for one in (model, plain):
+            torch.manual_seed(3)
+            one.add_adapter("second", one.peft_config["default"])
+            one.base_model.set_adapter(["default", "second"])
         assert both()
-        for one in (model, plain): one.set_adapter("default")
+        for one in (model, plain):
+            one.set_adapter("default")
         merged = model.merge_and_unload()
         assert torch.allclose(merged(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4)
+
+
+
 
 def test_generating_with_a_fused_model_is_the_reference():
     model = tiny_model().eval()
     known = model.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=8, do_sample=False)
     fuse(model, "fused", backend="aot_eager")
     graphs = counters["stats"]["unique_graphs"]
-    assert torch.equal(known, model.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=8, do_sample=False)) and counters["stats"]["unique_graphs"] == graphs
+    assert (
+        torch.equal(
+            known,
+            model.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=8, do_sample=False),
+        )
+        and counters["stats"]["unique_graphs"] == graphs
+    )
 
 
 def rows_in_one_sequence(rows):
     "Packed, as the collator hands it over: positions start again at each row."
-    return dict(input_ids=torch.cat(rows)[None], position_ids=torch.cat([torch.arange(len(r)) for r in rows])[None], labels=torch.cat([torch.cat([torch.tensor([-100]), r[1:]]) for r in rows])[None])
+    return dict(
+        input_ids=torch.cat(rows)[None],
+        position_ids=torch.cat([torch.arange(len(r)) for r in rows])[None],
+        labels=torch.cat([torch.cat([torch.tensor([-100]), r[1:]]) for r in rows])[None],
+    )
+
 
 def test_packed_rows_and_batches_without_trained_tokens():
     torch.manual_seed(5)
     model, rows = tiny_model(), [torch.randint(4, 400, (n,)) for n in (9, 14, 30)]
-    packed, empty = rows_in_one_sequence(rows), tiny_batch() | dict(labels=torch.full((2, 24), -100))
-    known, alone = loss_and_gradients(model, packed), sum(token_loss(model, rows_in_one_sequence([r]))[0].item() for r in rows)
+    packed, empty = (
+        rows_in_one_sequence(rows),
+        tiny_batch() | dict(labels=torch.full((2, 24), -100)),
+    )
+    known, alone = (
+        loss_and_gradients(model, packed),
+        sum(token_loss(model, rows_in_one_sequence([r]))[0].item() for r in rows),
+    )
     fuse(model, "fused", backend="aot_eager")
     same(known, loss_and_gradients(model, packed))
     assert abs(token_loss(model, packed)[0].item() - alone) < 1e-3
@@ -107,57 +171,123 @@ def test_packed_rows_and_batches_without_trained_tokens():
     loss.backward()
     assert loss.item() == 0 and count.item() == 0
 
+
+
+
 def test_log_probabilities_of_a_fused_model_are_the_references():
     model, batch = tiny_model("gemma"), tiny_batch()
     weights = torch.randn(2, 23)
     known = token_logprobs(model, batch)
     (known * weights).sum().backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(); fuse(model, "fused")
+    model.zero_grad()
+    fuse(model, "fused")
     ours = token_logprobs(model, batch)
     (ours * weights).sum().backward()
-    assert torch.allclose(ours, known, atol=1e-5) and (ours[batch["labels"][:, 1:] == -100] == 0).all()
+    assert (
+        torch.allclose(ours, known, atol=1e-5) and (ours[batch["labels"][:, 1:] == -100] == 0).all()
+    )
     for n, p in model.named_parameters():
-        if n in gradients: assert torch.allclose(p.grad, gradients[n], atol=1e-4), n
+        if n in gradients:
+            assert torch.allclose(p.grad, gradients[n], atol=1e-4), n
 
 
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=9))
 @settings(max_examples=50, deadline=None)
 def test_filling_up_touches_nothing_and_keeps_borders(lengths):
-    n, borders = sum(lengths), torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-    batch = dict(input_ids=torch.arange(n)[None], position_ids=torch.cat([torch.arange(k) for k in lengths])[None], cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=max(lengths), max_length_k=max(lengths))
+    n, borders = (
+        sum(lengths),
+        torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32),
+    )
+    batch = dict(
+        input_ids=torch.arange(n)[None],
+        position_ids=torch.cat([torch.arange(k) for k in lengths])[None],
+        cu_seq_lens_q=borders,
+        cu_seq_lens_k=borders,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+    )
     out = bucketed(batch)
-    assert out["input_ids"].shape == out["position_ids"].shape == (1, bucket(n)) and torch.equal(out["input_ids"][:, :n], batch["input_ids"]) and torch.equal(out["position_ids"][:, :n], batch["position_ids"])
+    assert (
+        out["input_ids"].shape == out["position_ids"].shape == (1, bucket(n))
+        and torch.equal(out["input_ids"][:, :n], batch["input_ids"])
+        and torch.equal(out["position_ids"][:, :n], batch["position_ids"])
+    )
     steps = out["cu_seq_lens_q"].diff()
-    assert out["cu_seq_lens_q"][-1] == bucket(n) and steps[:len(lengths)].tolist() == lengths and steps.min() >= 0 and steps.max() <= out["max_length_q"] and len(out["cu_seq_lens_q"]) == bucket(len(out["cu_seq_lens_q"]))
+    assert (
+        out["cu_seq_lens_q"][-1] == bucket(n)
+        and steps[: len(lengths)].tolist() == lengths
+        and steps.min() >= 0
+        and steps.max() <= out["max_length_q"]
+        and len(out["cu_seq_lens_q"]) == bucket(len(out["cu_seq_lens_q"]))
+    )
+
+
+
 
 def test_compiled_layers_compute_the_same_with_few_graphs():
     model = tiny_model()
     known = [loss_and_gradients(model, tiny_batch(length=n)) for n in (20, 33, 47)]
     done, graphs = fuse(model, "fused", backend="aot_eager"), counters["stats"]["unique_graphs"]
-    for n, k in zip((20, 33, 47), known): same(k, loss_and_gradients(model, tiny_batch(length=n)))
+    for n, k in zip((20, 33, 47), known):
+        same(k, loss_and_gradients(model, tiny_batch(length=n)))
     assert done.shapes == {(2, 64)} and counters["stats"]["unique_graphs"] - graphs <= done.compiled
+
+
+
 
 def test_compiled_layers_do_not_keep_unpacked_weights():
     model, kept, ids = tiny_model("base"), [], torch.randint(4, 400, (3, 64))
-    fuse(model, "fused", backend="aot_eager_decomp_partition")  # the same division into two passes as on a GPU
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t): token_loss(model, dict(input_ids=ids, labels=ids))
+    fuse(
+        model, "fused", backend="aot_eager_decomp_partition"
+    )  # the same division into two passes as on a GPU
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        token_loss(model, dict(input_ids=ids, labels=ids))
     groups = {m.shared for m in model.modules() if isinstance(m, FusedLinear4bit)}
-    unpacked = {shape for g in groups for shape in ((sum(g.joined.shape[3:]), g.joined.shape[0]), (g.joined.shape[0], sum(g.joined.shape[3:])))}
-    assert len(kept) > 20 and len(unpacked) > 3 and not [t.shape for t in kept if t.is_floating_point() and tuple(t.shape[-2:]) in unpacked]
+    unpacked = {
+        shape
+        for g in groups
+        for shape in (
+            (sum(g.joined.shape[3:]), g.joined.shape[0]),
+            (g.joined.shape[0], sum(g.joined.shape[3:])),
+        )
+    }
+    assert (
+        len(kept) > 20
+        and len(unpacked) > 3
+        and not [t.shape for t in kept if t.is_floating_point() and tuple(t.shape[-2:]) in unpacked]
+    )
 
 
-def cosines(model_of, batch: dict, engines: dict # name -> arguments of `fuse`, or what to do to the model
-           ) -> dict[str, dict[str, float]]:
-    "Of each engine the cosine of every adapter's gradient with that of the model as it is; `model_of()` makes the model anew."
+def cosines(
+    model_of,
+    batch: dict,
+    engines: dict,  # name -> arguments of `fuse`, or what to do to the model
+) -> dict[str, dict[str, float]]:
+    """Of each engine the cosine of every adapter's gradient with that of the model as it is;
+    `model_of()` makes the model anew."""
+
     def gradients(work):
         model = model_of()
         work(model)
         loss, count = token_loss(model, batch)
         (loss / count).backward()
-        return {name: p.grad.double().flatten() for name, p in model.named_parameters() if p.requires_grad}
+        return {
+            name: p.grad.double().flatten()
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+
     known = gradients(lambda model: None)
-    return {name: {n: torch.nn.functional.cosine_similarity(g, known[n], 0).item() for n, g in gradients(how if callable(how) else lambda model: fuse(model, **how)).items()} for name, how in engines.items()}
+    return {
+        name: {
+            n: torch.nn.functional.cosine_similarity(g, known[n], 0).item()
+            for n, g in gradients(
+                how if callable(how) else lambda model: fuse(model, **how)
+            ).items()
+        }
+        for name, how in engines.items()
+    }
 
 
 from llmtrainer.data.synthetic import problems
@@ -166,53 +296,91 @@ from llmtrainer.data.synthetic import problems
 def trained_base(seed=1):
     "The shipped base with adapters that have moved a little."
     torch.manual_seed(seed)
-    model = adapt_model(load_model(Model(base="tiny:base"), plan(probe()))[0], Adapt(r=8), seed).train()
+    model = adapt_model(
+        load_model(Model(base="tiny:base"), plan(probe()))[0], Adapt(r=8), seed
+    ).train()
     for name, p in model.named_parameters():
-        if "lora_B" in name: p.data.normal_(0, 0.01)
+        if "lora_B" in name:
+            p.data.normal_(0, 0.01)
     return model
+
 
 def problem_batch(n=16):
     "Problems as a batch, padded on the right."
     tokenizer = load_model(Model(base="tiny:base"), plan(probe()))[1]
-    texts = tokenizer([tokenizer.bos_token + p.plain() for p in problems(n, "test")], return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-    return dict(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"], labels=torch.where(texts["attention_mask"] == 1, texts["input_ids"], -100))
+    texts = tokenizer(
+        [tokenizer.bos_token + p.plain() for p in problems(n, "test")],
+        return_tensors="pt",
+        padding=True,
+        padding_side="right",
+        add_special_tokens=False,
+    )
+    return dict(
+        input_ids=texts["input_ids"],
+        attention_mask=texts["attention_mask"],
+        labels=torch.where(texts["attention_mask"] == 1, texts["input_ids"], -100),
+    )
 
 
 def test_queries_keys_and_values_stay_exact():
     away, low = {}, {}
     for seed in range(3):
-        found = cosines(lambda: trained_base(seed), problem_batch(), {name: dict(engine="fp8", fp8=name) for name in ("all", "most", "gradients")} | {"fused": dict(engine="fused")})
-        for name, values in found.items(): away[name] = away.get(name, 0) + sum(1 - v for v in values.values()) / len(values) / 3; low[name] = min(low.get(name, 1), *values.values())
-    assert low["fused"] > 0.9999 and low["most"] > 0.94 and away["most"] < 0.006 and away["most"] < 0.95 * away["all"], (away, low)
+        found = cosines(
+            lambda: trained_base(seed),
+            problem_batch(),
+            {name: dict(engine="fp8", fp8=name) for name in ("all", "most", "gradients")}
+            | {"fused": dict(engine="fused")},
+        )
+        for name, values in found.items():
+            away[name] = away.get(name, 0) + sum(1 - v for v in values.values()) / len(values) / 3
+            low[name] = min(low.get(name, 1), *values.values())
+    assert (
+        low["fused"] > 0.9999
+        and low["most"] > 0.94
+        and away["most"] < 0.006
+        and away["most"] < 0.95 * away["all"]
+    ), (away, low)
     assert low["gradients"] > 0.99 and away["gradients"] < 0.5 * away["most"], (away, low)
     model = trained_base()
     done = fuse(model, "fp8")
-    kept = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, FusedLayer) and m.frozen.rows is None}
+    kept = {
+        name.rpartition(".")[2]
+        for name, m in model.named_modules()
+        if isinstance(m, FusedLayer) and m.frozen.rows is None
+    }
     assert kept == {"q_proj", "k_proj", "v_proj"} and done.fp8 == done.layers * 4 // 7
 
 
 def rounding_error(layer: FusedLayer, phases: list[float]) -> float:
-    "How far the mean of a weight's roundings, one for each phase, is from the weight: norm of the difference over its own."
+    """How far the mean of a weight's roundings, one for each phase, is from the weight: norm of the
+    difference over its own."""
     f = layer.frozen
-    numbers = lambda phase: matrix(f.stored, f.shape, f.rows * phase, False, F8).float() * (f.rows * phase)[:, None]
+    numbers = lambda phase: (
+        matrix(f.stored, f.shape, f.rows * phase, False, F8).float() * (f.rows * phase)[:, None]
+    )
     w = matrix(f.stored, f.shape, None, False, torch.float32)
     return ((sum(map(numbers, phases)) / len(phases) - w).norm() / w.norm()).item()
+
 
 def test_validation_is_exact_and_training_rounds_anew():
     model, batch = trained_base(), problem_batch()
     fuse(model, "fp8", fp8="all")
     with torch.no_grad():
         exact = token_loss(model.eval(), batch)[0].item()
-        torch.manual_seed(4); twice = [token_loss(model.train(), batch)[0].item() for _ in range(2)]
-        torch.manual_seed(4); again = token_loss(model, batch)[0].item()
+        torch.manual_seed(4)
+        twice = [token_loss(model.train(), batch)[0].item() for _ in range(2)]
+        torch.manual_seed(4)
+        again = token_loss(model, batch)[0].item()
     assert again == twice[0] != twice[1] and exact not in twice
     layer = next(m for m in model.modules() if isinstance(m, FusedLayer))
     one, many = rounding_error(layer, [1.3]), rounding_error(layer, (2 ** torch.rand(64)).tolist())
     assert 1 <= layer.shared.phase < 2 and 0.015 < one < 0.035 and many < one / 4, (one, many)
     unfuse(model)
     fuse(model, "fused")
-    with torch.no_grad(): assert token_loss(model.eval(), batch)[0].item() == exact
+    with torch.no_grad():
+        assert token_loss(model.eval(), batch)[0].item() == exact
     assert not model.get_base_model()._forward_pre_hooks
+
 
 def test_what_is_computed_again_is_rounded_alike():
     found = {}
@@ -222,25 +390,53 @@ def test_what_is_computed_again_is_rounded_alike():
         arrange(layers_of(base_of(model)), policy, None)
         found[policy] = loss_and_gradients(model, problem_batch(4))
     assert found["keep"][0] == found["recompute"][0]
-    for name, g in found["keep"][1].items(): assert torch.equal(g, found["recompute"][1][name]), name
+    for name, g in found["keep"][1].items():
+        assert torch.equal(g, found["recompute"][1][name]), name
 
 
 @pytest.mark.gpu
 def test_engines_on_a_gpu_follow_float32():
     batch, found = {name: t.cuda() for name, t in problem_batch().items()}, {}
-    for engine, how in (("float32", None), ("reference", dict(engine="reference")), ("fused", dict(engine="fused")), ("fp8", dict(engine="fp8")), ("most", dict(engine="fp8", fp8="most"))):
+    for engine, how in (
+        ("float32", None),
+        ("reference", dict(engine="reference")),
+        ("fused", dict(engine="fused")),
+        ("fp8", dict(engine="fp8")),
+        ("most", dict(engine="fp8", fp8="most")),
+    ):
         model = trained_base().cuda()
         if engine == "float32":
             for m in model.modules():
-                if hasattr(m, "compute_dtype"): m.compute_dtype = torch.float32
+                if hasattr(m, "compute_dtype"):
+                    m.compute_dtype = torch.float32
             model = model.float()
-        else: fuse(model, **how)
-        with torch.autocast("cuda", torch.bfloat16, enabled=engine != "float32"): loss, count = token_loss(model, batch)
+        else:
+            fuse(model, **how)
+        with torch.autocast("cuda", torch.bfloat16, enabled=engine != "float32"):
+            loss, count = token_loss(model, batch)
         (loss / count).backward()
-        found[engine] = (loss / count).item(), {n: p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
-    for engine, loss_away, cosine in (("reference", 0.01, 0.99), ("fused", 0.01, 0.99), ("fp8", 0.01, 0.98), ("most", 0.03, 0.95)):
-        low = min(torch.nn.functional.cosine_similarity(g.flatten(), found["float32"][1][n].flatten(), 0).item() for n, g in found[engine][1].items())
-        assert abs(found[engine][0] - found["float32"][0]) < loss_away and low > cosine, (engine, found[engine][0], found["float32"][0], low)
+        found[engine] = (
+            (loss / count).item(),
+            {n: p.grad.float() for n, p in model.named_parameters() if p.requires_grad},
+        )
+    for engine, loss_away, cosine in (
+        ("reference", 0.01, 0.99),
+        ("fused", 0.01, 0.99),
+        ("fp8", 0.01, 0.98),
+        ("most", 0.03, 0.95),
+    ):
+        low = min(
+            torch.nn.functional.cosine_similarity(
+                g.flatten(), found["float32"][1][n].flatten(), 0
+            ).item()
+            for n, g in found[engine][1].items()
+        )
+        assert abs(found[engine][0] - found["float32"][0]) < loss_away and low > cosine, (
+            engine,
+            found[engine][0],
+            found["float32"][0],
+            low,
+        )
 
 
 from llmtrainer.recipe import RecipeError, load
@@ -249,6 +445,9 @@ from llmtrainer.recipe import RecipeError, load
 def test_recipe_section():
     section = load(Model, {"base": "tiny:base", "engine": "fp8"})
     assert section.engine == "fp8" and section.fp8 == "gradients"
-    try: load(Model, {"base": "tiny:base", "engine": "warp"})
-    except RecipeError as error: assert "fused" in str(error)
-    else: raise AssertionError("an engine that does not exist was accepted")
+    try:
+        load(Model, {"base": "tiny:base", "engine": "warp"})
+    except RecipeError as error:
+        assert "fused" in str(error)
+    else:
+        raise AssertionError("an engine that does not exist was accepted")

@@ -15,11 +15,17 @@ from transformers import LogitsProcessorList
 
 def refused(do, *words):
     "Does it raise a `UserError` that has all the words?"
-    try: do()
-    except UserError as error: assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
-    else: raise AssertionError("it was accepted")
+    try:
+        do()
+    except UserError as error:
+        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+    else:
+        raise AssertionError("it was accepted")
 
-MODEL, TOKENIZER = load_model(Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none"))
+
+MODEL, TOKENIZER = load_model(
+    Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none")
+)
 ASK = [[{"role": "user", "content": p.question}] for p in problems(12, "test")]
 
 
@@ -35,14 +41,26 @@ def test_alone_or_in_a_batch_the_text_is_the_same():
 def by_hand(ids, steps, stops):
     out = []
     while len(out) < steps and not (out and out[-1] in stops):
-        with torch.no_grad(): out.append(int(MODEL(input_ids=torch.tensor([ids + out]), use_cache=False).logits[0, -1].argmax()))
+        with torch.no_grad():
+            out.append(
+                int(
+                    MODEL(input_ids=torch.tensor([ids + out]), use_cache=False)
+                    .logits[0, -1]
+                    .argmax()
+                )
+            )
     return out
+
 
 def test_greedy_is_the_plain_loop():
     for c in ASK[:4]:
-        ids = encode_prompts(MODEL, TOKENIZER, [render(c, TOKENIZER, prompt=True)])["input_ids"][0].tolist()
+        ids = encode_prompts(MODEL, TOKENIZER, [render(c, TOKENIZER, prompt=True)])["input_ids"][
+            0
+        ].tolist()
         stops = set(generation_config(MODEL, TOKENIZER, Generation()).eos_token_id)
-        assert generate(MODEL, TOKENIZER, [c], Generation(max_new_tokens=30)) == [TOKENIZER.decode(by_hand(ids, 30, stops), skip_special_tokens=True).strip()]
+        assert generate(MODEL, TOKENIZER, [c], Generation(max_new_tokens=30)) == [
+            TOKENIZER.decode(by_hand(ids, 30, stops), skip_special_tokens=True).strip()
+        ]
 
 
 from transformers import PreTrainedTokenizerFast
@@ -50,7 +68,10 @@ from transformers import PreTrainedTokenizerFast
 
 def test_the_template_decides_the_stop():
     other = PreTrainedTokenizerFast.from_pretrained(TOKENIZER.name_or_path)
-    other.chat_template = "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|reserved|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    other.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|reserved|>{%"
+        " endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     stops = generation_config(MODEL, other, Generation()).eos_token_id
     assert set(stops) == {other.convert_tokens_to_ids("<|reserved|>"), other.eos_token_id}
 
@@ -61,17 +82,37 @@ def test_a_stop_text_ends_the_answer_wherever_tokens_end():
         section = Generation(max_new_tokens=40, stop=[word, "never written"])
         found = [a[0] for a in write(MODEL, TOKENIZER, ASK, section)]
         assert [a.text for a in found] == [until(t, [word]).strip() for t in free]
-        assert all(a.ended == "stop" for a, t in zip(found, free) if word in t) and any(a.tokens < 40 for a in found)
+        assert all(a.ended == "stop" for a, t in zip(found, free) if word in t) and any(
+            a.tokens < 40 for a in found
+        )
         assert "".join(stream(MODEL, TOKENIZER, ASK[0], section)).strip() == found[0].text
 
-def test_stop_tokens_and_ends_are_told():
-    refused(lambda: generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|nothing|>"])), "<|nothing|>", "generate.stop")
-    assert TOKENIZER.convert_tokens_to_ids("<|user|>") in generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|user|>"])).eos_token_id
-    short, long = write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3))[0][0], write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3, stop_tokens=["."]))[0][0]
-    assert short.ended == "length" and short.tokens == 3
-    refused(lambda: generate(MODEL, TOKENIZER, [[{"role": "user", "content": "long " * 600}]]), "the model reads 512")
 
-@given(st.lists(st.text("ab\n", max_size=4), max_size=8), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2))
+def test_stop_tokens_and_ends_are_told():
+    refused(
+        lambda: generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|nothing|>"])),
+        "<|nothing|>",
+        "generate.stop",
+    )
+    assert (
+        TOKENIZER.convert_tokens_to_ids("<|user|>")
+        in generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|user|>"])).eos_token_id
+    )
+    short, long = (
+        write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3))[0][0],
+        write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3, stop_tokens=["."]))[0][0],
+    )
+    assert short.ended == "length" and short.tokens == 3
+    refused(
+        lambda: generate(MODEL, TOKENIZER, [[{"role": "user", "content": "long " * 600}]]),
+        "the model reads 512",
+    )
+
+
+@given(
+    st.lists(st.text("ab\n", max_size=4), max_size=8),
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
+)
 def test_holding_back_changes_nothing_but_the_end(pieces, stop):
     assert "".join(held_back(pieces, stop)) == until("".join(pieces), stop)
 
@@ -80,15 +121,24 @@ def test_drawn_text_is_the_same_alone_in_a_batch_and_streamed():
     section = Generation(max_new_tokens=25, temperature=1.0, top_p=0.95, n=2)
     texts = lambda found: [[a.text for a in answers] for answers in found]
     together = texts(write(MODEL, TOKENIZER, ASK, section))
-    assert texts(write(MODEL, TOKENIZER, ASK, section, batch_size=3)) == together == texts(write(MODEL, TOKENIZER, ASK[::-1], section))[::-1]
+    assert (
+        texts(write(MODEL, TOKENIZER, ASK, section, batch_size=3))
+        == together
+        == texts(write(MODEL, TOKENIZER, ASK[::-1], section))[::-1]
+    )
     assert [texts(write(MODEL, TOKENIZER, [c], section))[0] for c in ASK[:4]] == together[:4]
     assert "".join(stream(MODEL, TOKENIZER, ASK[0], section)).strip() == together[0][0]
     assert sum(a != b for a, b in together) > 6
 
+
 def test_a_draw_has_the_probabilities_it_should():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
-    drawn = Draw(range(20_000), "cpu")(None, logits.repeat(20_000, 1)).argmax(-1).bincount(minlength=5) / 20_000
+    drawn = (
+        Draw(range(20_000), "cpu")(None, logits.repeat(20_000, 1)).argmax(-1).bincount(minlength=5)
+        / 20_000
+    )
     assert (drawn - logits.softmax(-1)).abs().max() < 0.012 and drawn[4] == 0
+
 
 def test_filters_are_transformers_own():
     section = Generation(temperature=0.7, top_p=0.8, top_k=20, min_p=0.02)
@@ -96,12 +146,19 @@ def test_filters_are_transformers_own():
     ours = drawing(section, ["a"] * 3, [0, 1, 2], "cpu")[:-1]
     config = generation_config(MODEL, TOKENIZER, section)
     theirs = MODEL._get_logits_processor(config, input_ids_seq_length=1, device="cpu")
-    assert torch.equal(LogitsProcessorList(ours)(None, scores.clone()), LogitsProcessorList(theirs)(torch.zeros(3, 1, dtype=torch.long), scores.clone()))
+    assert torch.equal(
+        LogitsProcessorList(ours)(None, scores.clone()),
+        LogitsProcessorList(theirs)(torch.zeros(3, 1, dtype=torch.long), scores.clone()),
+    )
 
 
 def test_sampling_repeats_by_seed_and_greedy_ignores_it():
     draw = lambda **kw: generate(MODEL, TOKENIZER, ASK[:4], Generation(max_new_tokens=20, **kw))
-    assert draw(temperature=1.5, seed=1) == draw(temperature=1.5, seed=1) != draw(temperature=1.5, seed=2)
+    assert (
+        draw(temperature=1.5, seed=1)
+        == draw(temperature=1.5, seed=1)
+        != draw(temperature=1.5, seed=2)
+    )
     assert draw(seed=1) == draw(seed=2)
 
 
@@ -110,37 +167,71 @@ import threading
 
 def test_a_stream_is_the_same_text_and_leaving_it_stops_the_model():
     long = Generation(max_new_tokens=60)
-    assert "".join(stream(MODEL, TOKENIZER, ASK[0], long)).strip() == generate(MODEL, TOKENIZER, ASK[:1], long)[0]
+    assert (
+        "".join(stream(MODEL, TOKENIZER, ASK[0], long)).strip()
+        == generate(MODEL, TOKENIZER, ASK[:1], long)[0]
+    )
     before = threading.active_count()
-    pieces = stream(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=400, repetition_penalty=1.3))
-    next(pieces); pieces.close()
+    pieces = stream(
+        MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=400, repetition_penalty=1.3)
+    )
+    next(pieces)
+    pieces.close()
     assert threading.active_count() == before
 
+
 def test_a_stream_says_whether_it_was_cut(capsys):
-    for section in (Generation(max_new_tokens=3), Generation(max_new_tokens=200), Generation(max_new_tokens=60, stop=["e"]), Generation(max_new_tokens=3, beams=2)):
+    for section in (
+        Generation(max_new_tokens=3),
+        Generation(max_new_tokens=200),
+        Generation(max_new_tokens=60, stop=["e"]),
+        Generation(max_new_tokens=3, beams=2),
+    ):
         found = write(MODEL, TOKENIZER, ASK[:1], section)[0][0]
         say(stream(MODEL, TOKENIZER, ASK[0], section), section, written := [])
         out, told = capsys.readouterr()
-        assert out.strip() == "".join(written).strip() == found.text and ("[cut at max_new_tokens" in told) == (found.ended == "length")
-    assert found.ended == "length" and write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=200))[0][0].ended == "stop"
+        assert out.strip() == "".join(written).strip() == found.text and (
+            "[cut at max_new_tokens" in told
+        ) == (found.ended == "length")
+    assert (
+        found.ended == "length"
+        and write(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=200))[0][0].ended == "stop"
+    )
+
 
 def test_an_error_in_the_thread_reaches_the_caller():
-    try: list(stream(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=3, temperature=1.0, repetition_penalty=float("nan"))))
-    except Exception as error: assert "nan" in str(error).lower() or "prob" in str(error).lower()
-    else: raise AssertionError("the error was swallowed")
+    try:
+        list(
+            stream(
+                MODEL,
+                TOKENIZER,
+                ASK[0],
+                Generation(max_new_tokens=3, temperature=1.0, repetition_penalty=float("nan")),
+            )
+        )
+    except Exception as error:
+        assert "nan" in str(error).lower() or "prob" in str(error).lower()
+    else:
+        raise AssertionError("the error was swallowed")
 
 
 def best_pair(c, width=40):
     "The likeliest two tokens without an end token, by trying them."
     start = encode_prompts(MODEL, TOKENIZER, [render(c, TOKENIZER, prompt=True)])["input_ids"]
+
     def scores(ids):
-        with torch.no_grad(): found = MODEL(input_ids=ids).logits[:, -1].log_softmax(-1)
+        with torch.no_grad():
+            found = MODEL(input_ids=ids).logits[:, -1].log_softmax(-1)
         found[:, generation_config(MODEL, TOKENIZER, Generation()).eos_token_id] = -torch.inf
         return found
+
     first = scores(start)[0].topk(width)
     second = scores(torch.cat([start.expand(width, -1), first.indices[:, None]], 1)).max(-1)
     best = (first.values + second.values).argmax()
-    return TOKENIZER.decode([first.indices[best], second.indices[best]], skip_special_tokens=True).strip()
+    return TOKENIZER.decode(
+        [first.indices[best], second.indices[best]], skip_special_tokens=True
+    ).strip()
+
 
 def test_beams_find_the_likeliest_text():
     section = Generation(max_new_tokens=2, min_new_tokens=2, beams=40)
@@ -148,38 +239,81 @@ def test_beams_find_the_likeliest_text():
     assert found == [best_pair(c) for c in ASK[:6]]
     two = write(MODEL, TOKENIZER, ASK[:3], Generation(max_new_tokens=12, beams=3, n=2))
     assert [len(a) for a in two] == [2, 2, 2] and all(a.text != b.text for a, b in two)
-    assert "".join(stream(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=12, beams=3))) == two[0][0].text
+    assert (
+        "".join(stream(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=12, beams=3)))
+        == two[0][0].text
+    )
 
 
 def test_questions_come_from_lines_and_rows(tmp_path):
-    rows = ["plain words", json.dumps(dict(prompt="asked")), json.dumps(dict(messages=[dict(role="system", content="s"), dict(role="user", content="u"), dict(role="assistant", content="a")])), ""]
+    rows = [
+        "plain words",
+        json.dumps(dict(prompt="asked")),
+        json.dumps(
+            dict(
+                messages=[
+                    dict(role="system", content="s"),
+                    dict(role="user", content="u"),
+                    dict(role="assistant", content="a"),
+                ]
+            )
+        ),
+        "",
+    ]
     (tmp_path / "p.jsonl").write_text("\n".join(rows))
     found = questions(["first"], tmp_path / "p.jsonl")
-    assert [c[-1]["content"] for c in found] == ["first", "plain words", "asked", "u"] and found[-1][0]["role"] == "system"
-    for text, words in (("{broken", "no JSON"), ('{"a": 1}', "no question"), ("\n", "nothing to answer")):
+    assert [c[-1]["content"] for c in found] == ["first", "plain words", "asked", "u"] and found[
+        -1
+    ][0]["role"] == "system"
+    for text, words in (
+        ("{broken", "no JSON"),
+        ('{"a": 1}', "no question"),
+        ("\n", "nothing to answer"),
+    ):
         (tmp_path / "p.jsonl").write_text(text)
-        with pytest.raises(UserError, match=words): questions([], tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match="no file"): questions([], tmp_path / "absent")
+        with pytest.raises(UserError, match=words):
+            questions([], tmp_path / "p.jsonl")
+    with pytest.raises(UserError, match="no file"):
+        questions([], tmp_path / "absent")
 
 
 from llmtrainer.recipe import RecipeError, load
 
 
 def test_recipe_section():
-    assert load(Generation, {}) == Generation(max_new_tokens=256, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0, seed=0)
-    for bad, faults, words in (({"temperature": -1.0, "top_p": 2.0, "max_new_token": 3}, 3, "max_new_tokens"), ({"top_k": 5}, 1, "temperature 0"), ({"n": 2}, 1, "the same"), ({"beams": 2, "temperature": 1.0}, 1, "set one"),
-                               ({"stop": [""]}, 1, "empty"), ({"min_new_tokens": 300}, 1, "above"), ({"preset": "warm"}, 1, "creative")):
-        try: load(Generation, bad)
-        except RecipeError as error: assert len(error.faults) == faults and words in str(error), str(error)
-        else: raise AssertionError(bad)
+    assert load(Generation, {}) == Generation(
+        max_new_tokens=256, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0, seed=0
+    )
+    for bad, faults, words in (
+        ({"temperature": -1.0, "top_p": 2.0, "max_new_token": 3}, 3, "max_new_tokens"),
+        ({"top_k": 5}, 1, "temperature 0"),
+        ({"n": 2}, 1, "the same"),
+        ({"beams": 2, "temperature": 1.0}, 1, "set one"),
+        ({"stop": [""]}, 1, "empty"),
+        ({"min_new_tokens": 300}, 1, "above"),
+        ({"preset": "warm"}, 1, "creative"),
+    ):
+        try:
+            load(Generation, bad)
+        except RecipeError as error:
+            assert len(error.faults) == faults and words in str(error), str(error)
+        else:
+            raise AssertionError(bad)
+
 
 def test_presets_give_way_to_what_is_written_and_survive_storing():
     for name, values in PRESETS.items():
         section = load(Generation, {"preset": name})
-        assert all(getattr(section, k) == v for k, v in values.items()) and load(Generation, section.model_dump()) == section
+        assert (
+            all(getattr(section, k) == v for k, v in values.items())
+            and load(Generation, section.model_dump()) == section
+        )
     mine = load(Generation, {"preset": "creative", "min_p": 0.2, "seed": 4})
     assert mine.min_p == 0.2 and mine.temperature == 1.0
     again = change(mine, ["preset=balanced"])
     assert (again.min_p, again.temperature, again.top_p, again.seed) == (0.0, 0.7, 0.95, 4)
-    assert change(again, ["preset=greedy"]).temperature == 0 and change(again, ["top_p=1.0", "temperature=0"]).temperature == 0
+    assert (
+        change(again, ["preset=greedy"]).temperature == 0
+        and change(again, ["top_p=1.0", "temperature=0"]).temperature == 0
+    )
     refused(lambda: change(again, ["temperature=0"]), "top_p")

@@ -13,29 +13,57 @@ def own_logits(x, w, b, scale, cap):
     z = (x @ w.t() + (0 if b is None else b)) * scale
     return cap * torch.tanh(z / cap) if cap else z
 
-@given(n=st.integers(0, 21), size=st.integers(1, 9), scale=st.sampled_from([1.0, 0.25, 3.0]), cap=st.sampled_from([None, 5.0]), bias=st.booleans(), far=st.booleans())
+
+@given(
+    n=st.integers(0, 21),
+    size=st.integers(1, 9),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    cap=st.sampled_from([None, 5.0]),
+    bias=st.booleans(),
+    far=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_chunked_loss_and_log_probabilities_in_float64(n, size, scale, cap, bias, far):
     torch.manual_seed(n + size)
-    x, w, b = torch.randn(n, 6).double(), torch.randn(11, 6).double(), torch.randn(11).double() if bias else None
-    if far and n: x[0] *= 1e3
+    x, w, b = (
+        torch.randn(n, 6).double(),
+        torch.randn(11, 6).double(),
+        torch.randn(11).double() if bias else None,
+    )
+    if far and n:
+        x[0] *= 1e3
     y, g = torch.randint(11, (n,)), torch.randn(n).double()
     leaves = [t.requires_grad_() for t in (x, w, b) if t is not None]
     logp = torch.log_softmax(own_logits(x, w, b, scale, cap), -1).gather(1, y[:, None])[:, 0]
     ours = LinearLogProbs.apply(x, w, b, y, scale, cap, size)
-    for a, known in ((LinearCrossEntropy.apply(x, w, b, y, scale, cap, size), -logp.sum()), (ours, logp)):
+    for a, known in (
+        (LinearCrossEntropy.apply(x, w, b, y, scale, cap, size), -logp.sum()),
+        (ours, logp),
+    ):
         assert torch.allclose(a, known, rtol=1e-9)
         up = torch.tensor(0.7).double() if a.dim() == 0 else g
-        for p, q in zip(torch.autograd.grad(a, leaves, up, retain_graph=True), torch.autograd.grad(known, leaves, up, retain_graph=True)): assert torch.allclose(p, q, rtol=1e-8, atol=1e-10)
+        for p, q in zip(
+            torch.autograd.grad(a, leaves, up, retain_graph=True),
+            torch.autograd.grad(known, leaves, up, retain_graph=True),
+        ):
+            assert torch.allclose(p, q, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.gpu
 def test_the_loss_on_a_gpu_is_the_one_of_float64():
     for n in (1, 63, 500, 3000):
-        x, w, y = torch.randn(n, 128, device="cuda"), torch.randn(5000, 128, device="cuda") * 0.1, torch.randint(5000, (n,), device="cuda")
+        x, w, y = (
+            torch.randn(n, 128, device="cuda"),
+            torch.randn(5000, 128, device="cuda") * 0.1,
+            torch.randint(5000, (n,), device="cuda"),
+        )
         ours, truth = x.bfloat16().requires_grad_(), x.bfloat16().double().requires_grad_()
         a = LinearCrossEntropy.apply(ours, w.bfloat16(), None, y, 1.0, 20.0, 1024)
-        b = -torch.log_softmax(own_logits(truth, w.bfloat16().double(), None, 1.0, 20.0), -1).gather(1, y[:, None]).sum()
+        b = (
+            -torch.log_softmax(own_logits(truth, w.bfloat16().double(), None, 1.0, 20.0), -1)
+            .gather(1, y[:, None])
+            .sum()
+        )
         assert abs(a.item() - b.item()) < 2e-3 * b.item()
         p, q = torch.autograd.grad(a, ours)[0].double(), torch.autograd.grad(b, truth)[0]
         assert (p - q).norm() < 0.02 * q.norm()
@@ -53,8 +81,12 @@ from llmtrainer.models.load import Model, load_model
 def test_a_head_that_is_more_than_a_matrix_is_found_out():
     model = load_model(Model(base="tiny:llama", quantize="none"), plan(probe(), "none"))[0]
     assert head_of(model) == (1.0, None)
-    model.config.final_logit_softcapping = 5.0  # what the configuration says, and the model does not do
-    with pytest.raises(Unfit): head_of(model)
+    model.config.final_logit_softcapping = (
+        5.0  # what the configuration says, and the model does not do
+    )
+    with pytest.raises(Unfit):
+        head_of(model)
     model.config.final_logit_softcapping = None
     model.get_output_embeddings().register_forward_hook(lambda module, args, out: out + 0.5)
-    with pytest.raises(Unfit): head_of(model)
+    with pytest.raises(Unfit):
+        head_of(model)

@@ -15,93 +15,197 @@ from hypothesis import given, settings, strategies as st
 def quantised(n, k, nested=True, block=64, device="cpu", seed=0):
     "A layer as bitsandbytes makes it, and the weights that it was made from."
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)).mul(0.02).to(device)
-    packed, state = bnb.quantize_4bit(w, quant_type="nf4", compress_statistics=nested, blocksize=block)
+    packed, state = bnb.quantize_4bit(
+        w, quant_type="nf4", compress_statistics=nested, blocksize=block
+    )
     weight = torch.nn.Parameter(packed, requires_grad=False)
     weight.quant_state = state
     layer = torch.nn.Module()
     layer.weight, layer.compute_dtype = weight, torch.float32
     return layer, w
 
+
 def numbers_of(layer):
     "A layer's weights by the plain version."
     one = frozen(layer, fp8=False)
     return matrix(one.stored, one.shape, None, False, torch.float32)
 
+
 def test_plain_dequantisation_is_bitsandbytes_own():
-    for n, k, nested, block in ((3, 64, True, 64), (16, 6, True, 64), (37, 130, False, 64), (8, 256, True, 128), (300, 64, True, 64)):
+    for n, k, nested, block in (
+        (3, 64, True, 64),
+        (16, 6, True, 64),
+        (37, 130, False, 64),
+        (8, 256, True, 128),
+        (300, 64, True, 64),
+    ):
         layer, _ = quantised(n, k, nested, block)
         one = frozen(layer, fp8=False)
-        assert torch.allclose(numbers_of(layer), bnb.dequantize_4bit(layer.weight, layer.weight.quant_state), atol=1e-8)
-        assert torch.equal(matrix(one.stored, one.shape, None, True, torch.float32), numbers_of(layer).t())
+        assert torch.allclose(
+            numbers_of(layer),
+            bnb.dequantize_4bit(layer.weight, layer.weight.quant_state),
+            atol=1e-8,
+        )
+        assert torch.equal(
+            matrix(one.stored, one.shape, None, True, torch.float32), numbers_of(layer).t()
+        )
+
 
 @given(n=st.integers(1, 40), k=st.integers(1, 80), nested=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_every_shape_comes_back_within_half_a_step_of_nf4(n, k, nested):
     layer, w = quantised(n, 2 * k, nested)
-    size = torch.nn.functional.pad(w.flatten(), (0, -w.numel() % 64)).view(-1, 64).abs().amax(1).repeat_interleave(64)[:w.numel()].view(n, 2 * k)
+    size = (
+        torch.nn.functional.pad(w.flatten(), (0, -w.numel() % 64))
+        .view(-1, 64)
+        .abs()
+        .amax(1)
+        .repeat_interleave(64)[: w.numel()]
+        .view(n, 2 * k)
+    )
     assert ((numbers_of(layer) - w).abs() <= 0.17 * size + 1e-3 * w.abs().max()).all()
 
 
 @pytest.mark.gpu
-@given(n=st.integers(1, 300), k=st.integers(1, 200), nested=st.booleans(), block=st.sampled_from([64, 128, 256]), transpose=st.booleans(), fp8=st.booleans())
+@given(
+    n=st.integers(1, 300),
+    k=st.integers(1, 200),
+    nested=st.booleans(),
+    block=st.sampled_from([64, 128, 256]),
+    transpose=st.booleans(),
+    fp8=st.booleans(),
+)
 @settings(max_examples=80, deadline=None)
 def test_the_kernel_gives_what_the_plain_version_gives(n, k, nested, block, transpose, fp8):
     layer, _ = quantised(n, 2 * k, nested, block, "cuda", seed=n + k)
     one = frozen(layer, fp8=False)
     both = join([one, frozen(quantised(2 * n, 2 * k, nested, block, "cuda", seed=n)[0], fp8=False)])
-    known = torch.cat([dequantize_plain(p[0], p[1], p[2:], None, r, 2 * k, *both.shape[1:3]) for p, r in zip(each(both.stored, 2), (n, 2 * n))])
+    known = torch.cat(
+        [
+            dequantize_plain(p[0], p[1], p[2:], None, r, 2 * k, *both.shape[1:3])
+            for p, r in zip(each(both.stored, 2), (n, 2 * n))
+        ]
+    )
     rows = known.abs().amax(1).clamp(min=TINY) / F8_MAX if fp8 else None
     for dtype in (F8,) if fp8 else (torch.bfloat16, torch.float32):
-        a, b = dequantize(list(both.stored), rows, list(both.shape), transpose, dtype).float(), (known if rows is None else known / rows[:, None]).to(dtype).float()
-        if transpose: b = b.t()
-        assert a.shape == b.shape and torch.allclose(a, b, rtol={F8: 0.13, torch.bfloat16: 0.01, torch.float32: 1e-5}[dtype], atol=1e-9), (a - b).abs().max()
+        a, b = (
+            dequantize(list(both.stored), rows, list(both.shape), transpose, dtype).float(),
+            (known if rows is None else known / rows[:, None]).to(dtype).float(),
+        )
+        if transpose:
+            b = b.t()
+        assert a.shape == b.shape and torch.allclose(
+            a, b, rtol={F8: 0.13, torch.bfloat16: 0.01, torch.float32: 1e-5}[dtype], atol=1e-9
+        ), (a - b).abs().max()
 
 
-@given(m=st.integers(1, 9), n=st.integers(1, 6), k=st.integers(1, 6), size=st.floats(-6, 4), outlier=st.booleans(), zero=st.booleans())
+@given(
+    m=st.integers(1, 9),
+    n=st.integers(1, 6),
+    k=st.integers(1, 6),
+    size=st.floats(-6, 4),
+    outlier=st.booleans(),
+    zero=st.booleans(),
+)
 @settings(max_examples=40, deadline=None)
 def test_fp8_products_keep_two_digits_whatever_the_size(m, n, k, size, outlier, zero):
     layer, _ = quantised(16 * n, 16 * k, seed=m)
     w = numbers_of(layer)
     one = frozen(layer, fp8=True)
-    x, g = torch.randn(m, 16 * k) * 10 ** size, torch.randn(m, 16 * n) * 10 ** size
-    if outlier: x[0, 3] *= 1000; g[0, 3] *= 1000
-    if zero: x[-1] = 0; g[-1] = 0
-    for a, back, known in ((x, False, x.double() @ w.double().t()), (g, True, g.double() @ w.double())):
+    x, g = torch.randn(m, 16 * k) * 10**size, torch.randn(m, 16 * n) * 10**size
+    if outlier:
+        x[0, 3] *= 1000
+        g[0, 3] *= 1000
+    if zero:
+        x[-1] = 0
+        g[-1] = 0
+    for a, back, known in (
+        (x, False, x.double() @ w.double().t()),
+        (g, True, g.double() @ w.double()),
+    ):
         y = product(a, one.stored, one.shape, one.rows, back).double()
-        size_of = (a.double().abs() @ (w.double().abs() if back else w.double().abs().t()))
+        size_of = a.double().abs() @ (w.double().abs() if back else w.double().abs().t())
         assert torch.isfinite(y).all() and ((y - known).abs() <= 0.13 * size_of + 1e-12).all()
 
 
 def test_a_number_that_is_none_stays_visible_in_fp8():
     values, scale = to_fp8(torch.tensor([[1.0, float("nan")], [2.0, -2.0]]))
-    assert (values.float() * scale)[0].isnan().any() and (values.float() * scale)[1].tolist() == [2.0, -2.0]
+    assert (values.float() * scale)[0].isnan().any() and (values.float() * scale)[1].tolist() == [
+        2.0,
+        -2.0,
+    ]
 
 
 def problem(n, k, m, r, nested=True, apart=False, fp8=False, size=1.0):
-    "Layers with an adapter each, below each other: (their weights as stored, scales, x, what dropout made of it, output's gradient, A, B)."
+    """Layers with an adapter each, below each other: (their weights as stored, scales, x, what
+    dropout made of it, output's gradient, A, B)."""
     torch.manual_seed(n + k + m)
     sizes, scales = ([n], [2.0]) if apart else ([n, 16 if fp8 else 3, 2 * n], [2.0, 0.3, 1.0])
     layers = [quantised(rows, k, nested, seed=i)[0] for i, rows in enumerate(sizes)]
     w = join([frozen(layer, fp8) for layer in layers])
     x, g = torch.randn(m, k), torch.randn(m, sum(sizes))
-    A, B = [torch.randn(r + i, k) / (k ** 0.5 if fp8 else 1) for i in range(len(sizes))], [torch.randn(rows, r + i) * size for i, rows in enumerate(sizes)]  # in 8 bits A as it begins
-    return w, scales, x, x * (torch.rand(m, k) > 0.3) if apart else None, g, A, B, [numbers_of(layer) for layer in layers]
+    A, B = (
+        [torch.randn(r + i, k) / (k**0.5 if fp8 else 1) for i in range(len(sizes))],
+        [torch.randn(rows, r + i) * size for i, rows in enumerate(sizes)],
+    )  # in 8 bits A as it begins
+    return (
+        w,
+        scales,
+        x,
+        x * (torch.rand(m, k) > 0.3) if apart else None,
+        g,
+        A,
+        B,
+        [numbers_of(layer) for layer in layers],
+    )
+
 
 def both(w, scales, x, dropped, g, A, B, weights):
     "(output and gradients by `lora_product`, the same by the formula in float64)."
     leaves = [t.requires_grad_() for t in ([x] if dropped is None else [x, dropped]) + A + B]
     y = lora_product(x, dropped, tuple(scales), w, A, B)
     exact = [t.detach().double().requires_grad_() for t in leaves]
-    x_, inner, a, b = exact[0], exact[0 if dropped is None else 1], exact[-2 * len(A):-len(A)], exact[-len(A):]
-    truth = torch.cat([x_ @ one.double().t() + scale * (inner @ p.t()) @ q.t() for one, scale, p, q in zip(weights, scales, a, b)], 1)
-    return (y.detach(), *torch.autograd.grad(y, leaves, g)), (truth.detach(), *torch.autograd.grad(truth, exact, g.double()))
+    x_, inner, a, b = (
+        exact[0],
+        exact[0 if dropped is None else 1],
+        exact[-2 * len(A) : -len(A)],
+        exact[-len(A) :],
+    )
+    truth = torch.cat(
+        [
+            x_ @ one.double().t() + scale * (inner @ p.t()) @ q.t()
+            for one, scale, p, q in zip(weights, scales, a, b)
+        ],
+        1,
+    )
+    return (y.detach(), *torch.autograd.grad(y, leaves, g)), (
+        truth.detach(),
+        *torch.autograd.grad(truth, exact, g.double()),
+    )
 
-@given(n=st.integers(1, 40), k=st.integers(1, 40), m=st.integers(1, 20), r=st.integers(1, 5), nested=st.booleans(), apart=st.booleans(), zero=st.booleans())
+
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 40),
+    m=st.integers(1, 20),
+    r=st.integers(1, 5),
+    nested=st.booleans(),
+    apart=st.booleans(),
+    zero=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_values_and_gradients_of_the_product_with_adapter(n, k, m, r, nested, apart, zero):
     w, scales, x, dropped, g, *rest = problem(n, 2 * k, m, r, nested, apart)
-    if zero: x[0] = 0; g[-1] = 0
-    for ours, known in zip(*both(w, scales, x, dropped, g, *rest)): assert torch.allclose(ours.double(), known, atol=2e-4 * (1 + known.abs().max().item())), (ours - known).abs().max()
+    if zero:
+        x[0] = 0
+        g[-1] = 0
+    for ours, known in zip(*both(w, scales, x, dropped, g, *rest)):
+        assert torch.allclose(ours.double(), known, atol=2e-4 * (1 + known.abs().max().item())), (
+            (ours - known).abs().max()
+        )
+
+
+
 
 @given(m=st.integers(1, 20), r=st.integers(1, 5), apart=st.booleans())
 @settings(max_examples=20, deadline=None)
@@ -111,73 +215,184 @@ def test_with_only_the_way_back_in_8_bits_values_are_exact(m, r, apart):
     dx = 1
     for i, (one, truth) in enumerate(zip(ours, known)):
         away = ((one.double() - truth).norm() / truth.norm()).item()
-        assert away < (0.06 if i == dx else 1e-5) and (i != dx or away > 1e-3), (i, away)  # only the input's gradient is rounded, and it is
+        assert away < (0.06 if i == dx else 1e-5) and (i != dx or away > 1e-3), (
+            i,
+            away,
+        )  # only the input's gradient is rounded, and it is
 
 
-@given(n=st.integers(1, 6), k=st.integers(1, 6), m=st.integers(1, 40), r=st.integers(1, 40), size=st.floats(-8, -1), apart=st.booleans(), zero=st.booleans(), outlier=st.booleans())
+@given(
+    n=st.integers(1, 6),
+    k=st.integers(1, 6),
+    m=st.integers(1, 40),
+    r=st.integers(1, 40),
+    size=st.floats(-8, -1),
+    apart=st.booleans(),
+    zero=st.booleans(),
+    outlier=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_an_adapter_inside_the_product_costs_what_fp8_costs(n, k, m, r, size, apart, zero, outlier):
-    w, scales, x, dropped, g, A, B, weights = problem(16 * n, 16 * k, m, r, apart=apart, fp8=True, size=10 ** size)
-    if zero: x[0] = 0; g[-1] = 0; B[0].zero_()
-    if outlier: x[-1, 3] *= 1000; g[0, 3] *= 1000
+    w, scales, x, dropped, g, A, B, weights = problem(
+        16 * n, 16 * k, m, r, apart=apart, fp8=True, size=10**size
+    )
+    if zero:
+        x[0] = 0
+        g[-1] = 0
+        B[0].zero_()
+    if outlier:
+        x[-1, 3] *= 1000
+        g[0, 3] *= 1000
     terms = lambda parts: [p.detach().abs() for p in parts]
     ours, known = both(w, scales, x, dropped, g, A, B, weights)
-    _, absolute = both(w, scales, *(None if t is None else t.detach().abs() for t in (x, dropped, g)), terms(A), terms(B), terms(weights))
-    # all of a token share its scale: what is small beside its largest number loses digits, so the bound knows the largest of all blocks of a kind too
+    _, absolute = both(
+        w,
+        scales,
+        *(None if t is None else t.detach().abs() for t in (x, dropped, g)),
+        terms(A),
+        terms(B),
+        terms(weights),
+    )
+    # all of a token share its scale: what is small beside its largest number loses digits, so the
+    # bound knows the largest of all blocks of a kind too
     inputs = 1 if dropped is None else 2
-    kinds = [absolute[:1], absolute[1:1 + inputs], absolute[1 + inputs:-len(B)], absolute[-len(B):]]
+    kinds = [
+        absolute[:1],
+        absolute[1 : 1 + inputs],
+        absolute[1 + inputs : -len(B)],
+        absolute[-len(B) :],
+    ]
     largest = [max(t.max() for t in kind) for kind in kinds for _ in kind]
-    for a, b, most, top in zip(ours, known, absolute, largest): assert torch.isfinite(a).all() and ((a.double() - b).abs() <= 0.15 * most + 1e-3 * most.max() + 1e-4 * top).all()
+    for a, b, most, top in zip(ours, known, absolute, largest):
+        assert (
+            torch.isfinite(a).all()
+            and ((a.double() - b).abs() <= 0.15 * most + 1e-3 * most.max() + 1e-4 * top).all()
+        )
+
+
+
 
 def test_the_adapters_share_keeps_more_digits_than_fp8():
     for size in (1.0, 100.0):
         ours, known = both(*problem(64, 128, 50, 8, fp8=True, size=size * 100))
-        assert all((a - b).norm() / b.norm() < 0.005 for a, b in zip(ours[:2], known[:2]))  # FP8 alone: 0.026
+        assert all(
+            (a - b).norm() / b.norm() < 0.005 for a, b in zip(ours[:2], known[:2])
+        )  # FP8 alone: 0.026
+
+
+
 
 def test_nothing_overflows_when_the_adapter_is_all():
     w, scales, x, _, g, A, B, weights = problem(16, 32, 8, 4, fp8=True, size=1e4)
     x[:] = A[0][0] * 100  # a token along a row of A: the bound is reached
     ours, known = both(w, scales, x, None, g, A, B, weights)
-    assert all(torch.isfinite(t).all() for t in ours) and (ours[0] - known[0]).norm() / known[0].norm() < 0.02
+    assert (
+        all(torch.isfinite(t).all() for t in ours)
+        and (ours[0] - known[0]).norm() / known[0].norm() < 0.02
+    )
+
+
+
 
 @given(values=st.lists(st.floats(-448, 448, width=32), min_size=1, max_size=50))
 @settings(max_examples=100, deadline=None)
 def test_two_halves_are_the_number(values):
     v = torch.tensor(values)
     high, low = (t.float() for t in halves(v))
-    assert ((high + low - v).abs() <= v.abs() / 256 + 2 ** -9).all()  # each is off by half of the least step, 1/512
+    assert (
+        (high + low - v).abs() <= v.abs() / 256 + 2**-9
+    ).all()  # each is off by half of the least step, 1/512
 
 
 @pytest.mark.gpu
-@given(m=st.integers(1, 300), k=st.integers(1, 60), r=st.integers(1, 128), scaled=st.booleans(), inputs=st.booleans())
+@given(
+    m=st.integers(1, 300),
+    k=st.integers(1, 60),
+    r=st.integers(1, 128),
+    scaled=st.booleans(),
+    inputs=st.booleans(),
+)
 @settings(max_examples=25, deadline=None)
 def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, scaled, inputs):
     torch.manual_seed(m)
-    x, thin, rows = torch.randn(m, 16 * k).bfloat16(), (torch.randn(r, 16 * k) / 10).bfloat16(), torch.rand(16 * k) + 0.1 if scaled else None
+    x, thin, rows = (
+        torch.randn(m, 16 * k).bfloat16(),
+        (torch.randn(r, 16 * k) / 10).bfloat16(),
+        torch.rand(16 * k) + 0.1 if scaled else None,
+    )
     reach = torch.rand(r) / 10
     given_ = x, thin, reach, rows, row_scale(x, thin, reach, rows)
-    (x8, h), (known8, known) = round_rows(*(None if t is None else t.cuda() for t in given_)), round_rows(*given_)
-    near = lambda a, b: torch.allclose(a.float().cpu(), b.float(), rtol=0.13, atol=2 ** -8) and (a.float().cpu() - b.float()).abs().mean() <= 0.03 * b.float().abs().mean()
-    whole = lambda t, inputs: t[:, :r].float().cpu() + t[:, r if inputs else 2 * r:][:, :r].float().cpu()  # the two halves
-    assert torch.allclose(h.float().cpu(), known.float(), atol=0.02 * known.abs().max().item()) and near(x8[:, :16 * k], known8[:, :16 * k])
+    (x8, h), (known8, known) = (
+        round_rows(*(None if t is None else t.cuda() for t in given_)),
+        round_rows(*given_),
+    )
+    near = lambda a, b: (
+        torch.allclose(a.float().cpu(), b.float(), rtol=0.13, atol=2**-8)
+        and (a.float().cpu() - b.float()).abs().mean() <= 0.03 * b.float().abs().mean()
+    )
+    whole = lambda t, inputs: (
+        t[:, :r].float().cpu() + t[:, r if inputs else 2 * r :][:, :r].float().cpu()
+    )  # the two halves
+    assert torch.allclose(
+        h.float().cpu(), known.float(), atol=0.02 * known.abs().max().item()
+    ) and near(x8[:, : 16 * k], known8[:, : 16 * k])
     v, out = h.float().cpu() * reach / given_[4], torch.empty(m, room(r), dtype=F8, device="cuda")
-    assert torch.allclose(whole(x8[:, 16 * k:], True), v, rtol=1 / 128, atol=2 ** -8) and (x8[:, 16 * k + 3 * r:].float() == 0).all()
+    assert (
+        torch.allclose(whole(x8[:, 16 * k :], True), v, rtol=1 / 128, atol=2**-8)
+        and (x8[:, 16 * k + 3 * r :].float() == 0).all()
+    )
     t = torch.randn(m, r).bfloat16()
     tail_to(out, t.cuda(), reach.cuda(), given_[4].cuda() * 10, inputs)
-    assert torch.allclose(whole(out, inputs), whole(tail(t, reach, given_[4] * 10, inputs), inputs), rtol=1 / 64, atol=2 ** -8)
-    a, b = thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu(), thin_gradient(t, known8, given_[4], 16 * k)
-    assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item()) and torch.equal(a, thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu())
+    assert torch.allclose(
+        whole(out, inputs),
+        whole(tail(t, reach, given_[4] * 10, inputs), inputs),
+        rtol=1 / 64,
+        atol=2**-8,
+    )
+    a, b = (
+        thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu(),
+        thin_gradient(t, known8, given_[4], 16 * k),
+    )
+    assert torch.allclose(a, b, atol=1e-3 * b.abs().max().item()) and torch.equal(
+        a, thin_gradient(t.cuda(), known8.cuda(), given_[4].cuda(), 16 * k).cpu()
+    )
+
 
 def layer_on(device, fp8):
     "Output and gradients of a layer that is unpacked and multiplied on a device."
     torch.manual_seed(0)
     layers = [quantised(n, 512, device=device, seed=n)[0] for n in (256, 1024)]
-    for layer in layers: layer.compute_dtype = torch.bfloat16
-    leaves = [t.to(device).requires_grad_() for t in (torch.randn(700, 512), torch.randn(16, 512) / 20, torch.randn(16, 512) / 20, torch.randn(256, 16) / 50, torch.randn(1024, 16) / 50)]
-    y = lora_product(leaves[0].bfloat16(), None, (2.0, 2.0), join([frozen(layer, fp8) for layer in layers]), leaves[1:3], leaves[3:])
-    return [t.float().cpu() for t in (y, *torch.autograd.grad(y, leaves, torch.randn(700, 1280).to(device, torch.bfloat16)))]
+    for layer in layers:
+        layer.compute_dtype = torch.bfloat16
+    leaves = [
+        t.to(device).requires_grad_()
+        for t in (
+            torch.randn(700, 512),
+            torch.randn(16, 512) / 20,
+            torch.randn(16, 512) / 20,
+            torch.randn(256, 16) / 50,
+            torch.randn(1024, 16) / 50,
+        )
+    ]
+    y = lora_product(
+        leaves[0].bfloat16(),
+        None,
+        (2.0, 2.0),
+        join([frozen(layer, fp8) for layer in layers]),
+        leaves[1:3],
+        leaves[3:],
+    )
+    return [
+        t.float().cpu()
+        for t in (
+            y,
+            *torch.autograd.grad(y, leaves, torch.randn(700, 1280).to(device, torch.bfloat16)),
+        )
+    ]
+
 
 @pytest.mark.gpu
 def test_a_layer_on_a_gpu_is_the_layer_on_a_cpu():
     for fp8, most in ((False, 0.01), (True, 0.01)):
-        for ours, known in zip(layer_on("cuda", fp8), layer_on("cpu", fp8)): assert (ours - known).norm() / known.norm() < most
+        for ours, known in zip(layer_on("cuda", fp8), layer_on("cpu", fp8)):
+            assert (ours - known).norm() / known.norm() < most

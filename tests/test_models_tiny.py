@@ -23,8 +23,23 @@ def test_windows_start_with_a_document_and_repeat_by_seed():
 
 def test_every_kind_is_its_real_class_and_predicts_every_token_by_chance():
     tok = make_tokenizer(documents(300))
-    names = {"llama": "Llama", "llama2": "Llama", "llama3": "Llama", "openllama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "gemma": "Gemma3", "gemma1": "Gemma", "gemma2": "Gemma2",
-             "qwen": "Qwen3", "qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "phi": "Phi", "phi3": "Phi3"}
+    names = {
+        "llama": "Llama",
+        "llama2": "Llama",
+        "llama3": "Llama",
+        "openllama": "Llama",
+        "mistral": "Mistral",
+        "mixtral": "Mixtral",
+        "gemma": "Gemma3",
+        "gemma1": "Gemma",
+        "gemma2": "Gemma2",
+        "qwen": "Qwen3",
+        "qwen2": "Qwen2",
+        "qwen2_moe": "Qwen2Moe",
+        "qwen3_moe": "Qwen3Moe",
+        "phi": "Phi",
+        "phi3": "Phi3",
+    }
     assert set(names) == set(KINDS)
     ids = torch.tensor([tok("12 + 7 = 19, 8 + 8 = 16", add_special_tokens=False).input_ids])
     for kind in KINDS:
@@ -42,10 +57,12 @@ def test_every_kind_is_its_real_class_and_predicts_every_token_by_chance():
 def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights():
     tok = make_tokenizer(documents(500))
     stream, starts = token_stream(tok, list(documents(500)))
+
     def run(seed):
         model = make_model("llama", tok)
         losses = pretrain(model, stream, starts, steps=12, batch=8, length=32, seed=seed, every=100)
         return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+
     (a, wa), (b, wb), (c, wc) = run(0), run(0), run(1)
     assert a[-1] < a[0] - 1 and a == b and torch.equal(wa, wb)
     assert not torch.equal(wa, wc)
@@ -53,7 +70,12 @@ def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights():
 
 def test_the_shipped_base_can_do_its_arithmetic_and_an_untrained_one_cannot():
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny("base"))
-    assert plain_accuracy(AutoModelForCausalLM.from_pretrained(tiny("base"), dtype=torch.float32), tokenizer, 50) >= 0.96
+    assert (
+        plain_accuracy(
+            AutoModelForCausalLM.from_pretrained(tiny("base"), dtype=torch.float32), tokenizer, 50
+        )
+        >= 0.96
+    )
     assert plain_accuracy(make_model("llama", tokenizer), tokenizer, 20) == 0
 
 
@@ -67,9 +89,13 @@ def test_base_in_small_and_its_hash(tmp_path):
     made = make_base(folder / "small", n=300, steps=1, batch=4)
     assert made["parameters"] > 3_000_000 and check_base(folder / "small") == made
     (folder / "small" / "config.json").write_text("{}")
-    try: check_base(folder / "small")
-    except UserError as error: assert "config.json" in str(error)
-    else: raise AssertionError("a changed file was not noticed")
+    try:
+        check_base(folder / "small")
+    except UserError as error:
+        assert "config.json" in str(error)
+    else:
+        raise AssertionError("a changed file was not noticed")
+
 
 def test_shipped_base_is_the_one_described():
     made = check_base()

@@ -29,19 +29,31 @@ from llmtrainer.train.checkpoint import newest
 
 LEAST = {"model": {"base": "tiny:base"}, "data": {"train": "train.jsonl"}}
 
+
 def refusal(*changes):
-    try: read_recipe(LEAST, changes)
-    except UserError as error: return str(error)
+    try:
+        read_recipe(LEAST, changes)
+    except UserError as error:
+        return str(error)
     raise AssertionError(f"{changes} was accepted")
+
 
 def test_faults_of_all_sections_come_at_once_and_between_sections_too():
     text = refusal("modle.base=x", "train.lr=fast", "adapt.r=0", "eval.task=[a]")
-    assert all(part in text for part in ("modle", "model", "train.lr", "adapt.r", "eval.task", "tasks"))
+    assert all(
+        part in text for part in ("modle", "model", "train.lr", "adapt.r", "eval.task", "tasks")
+    )
     assert "model.quantize" in refusal("adapt.method=full")
     assert read_recipe(LEAST, ["adapt.method=full", "model.quantize=none"]).adapt.method == "full"
-    for wish in ("train.patience=2", "train.final=best"): assert "no validation rows" in refusal("data.val=null", wish), "before the data is read"
-    assert all(name in refusal("train.save_steps=50", "train.save_every=30 min") for name in ("train.save_steps: 50", "train.save_every: 30 min"))
-    assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.strategy" in refusal("launch.gpus=2", "launch.strategy=fsdp")
+    for wish in ("train.patience=2", "train.final=best"):
+        assert "no validation rows" in refusal("data.val=null", wish), "before the data is read"
+    assert all(
+        name in refusal("train.save_steps=50", "train.save_every=30 min")
+        for name in ("train.save_steps: 50", "train.save_every: 30 min")
+    )
+    assert "gsm8k" in refusal("eval.tasks=[gsm9k]") and "launch.strategy" in refusal(
+        "launch.gpus=2", "launch.strategy=fsdp"
+    )
 
 
 def test_the_least_recipe_of_the_design_loads_and_init_round_trips(tmp_path):
@@ -54,71 +66,145 @@ eval:  {tasks: [], data_dir: null, require: {}}
 launch: {gpus: 1, nodes: 1, strategy: ddp}
 """
     (tmp_path / "a.yaml").write_text(text)
-    assert read_recipe(tmp_path / "a.yaml") == read_recipe({"model": {"base": "meta-llama/Llama-3.1-8B"}, "data": {"train": "train.jsonl"}})
+    assert read_recipe(tmp_path / "a.yaml") == read_recipe(
+        {"model": {"base": "meta-llama/Llama-3.1-8B"}, "data": {"train": "train.jsonl"}}
+    )
     (tmp_path / "b.yaml").write_text(commented(Recipe))
     assert read_recipe(tmp_path / "b.yaml") == read_recipe(tmp_path / "a.yaml")
 
 
 def job(folder, **train_keys):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(120, "train")))
-    return read_recipe(dict(model=dict(base="tiny:base"), data=dict(train=str(folder / "train.jsonl"), max_length=160), eval=dict(tasks=["word_problems"], limit=8),
-                            train=dict(max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2) | train_keys))
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(120, "train"))
+    )
+    return read_recipe(
+        dict(
+            model=dict(base="tiny:base"),
+            data=dict(train=str(folder / "train.jsonl"), max_length=160),
+            eval=dict(tasks=["word_problems"], limit=8),
+            train=dict(max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2) | train_keys,
+        )
+    )
+
 
 def test_a_run_holds_all_that_the_design_names_and_verifies(tmp_path):
     run = train(job(tmp_path), tmp_path / "run", quiet=True)
     names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*")}
-    assert {"recipe.yaml", "env.json", "data.json", "rejects.jsonl", "metrics.jsonl", "checkpoints/step-4", "adapter/adapter_model.safetensors", "evals/word_problems.json", "README.md", "manifest.json"} <= names
+    assert {
+        "recipe.yaml",
+        "env.json",
+        "data.json",
+        "rejects.jsonl",
+        "metrics.jsonl",
+        "checkpoints/step-4",
+        "adapter/adapter_model.safetensors",
+        "evals/word_problems.json",
+        "README.md",
+        "manifest.json",
+    } <= names
     assert run.verify() == [] and run.read("data.json")["rows"]["read"] == 120
+
 
 def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
     recipe = job(tmp_path, objective="pretrain")
-    try: train(recipe, tmp_path / "wrong", quiet=True)
-    except UserError as error: assert "train.objective=sft" in str(error)
-    else: raise AssertionError("conversations were taken for plain text")
+    try:
+        train(recipe, tmp_path / "wrong", quiet=True)
+    except UserError as error:
+        assert "train.objective=sft" in str(error)
+    else:
+        raise AssertionError("conversations were taken for plain text")
     (tmp_path / "books.txt").write_text("\n\n".join(p.plain() for p in problems(80, "train")))
-    recipe = read_recipe(recipe.model_dump(), [f"data.train={tmp_path / 'books.txt'}", "eval.tasks=[]"])
+    recipe = read_recipe(
+        recipe.model_dump(), [f"data.train={tmp_path / 'books.txt'}", "eval.tasks=[]"]
+    )
     run = train(recipe, tmp_path / "right", quiet=True)
     found, losses = run.read("data.json"), [r["loss"] for r in run.metrics() if "loss" in r]
     texts = found["rows"]["kept"] - found["validation"]["rows"]
-    assert found["tokens"]["total"] - texts == found["tokens"]["trained"] > 0 and losses[-1] < 4, "all is trained but each text's first token, which nothing comes before"
+    assert found["tokens"]["total"] - texts == found["tokens"]["trained"] > 0 and losses[-1] < 4, (
+        "all is trained but each text's first token, which nothing comes before"
+    )
+
 
 def test_what_the_way_back_keeps_changes_no_bit_of_the_adapter(tmp_path):
     found = {}
     for policy in ("keep", "recompute", "offload"):
-        run = train(read_recipe(job(tmp_path, activations=policy).model_dump(), ["eval.tasks=[]", "adapt.dropout=0.1"]), tmp_path / policy, quiet=True)
-        found[policy] = sha256(run.adapter / "adapter_model.safetensors"), run.read("model.json")["activations"]["layers"]
-    assert len({digest for digest, _ in found.values()}) == 1 and found["keep"][1] == 0 < found["recompute"][1] == found["offload"][1]
+        run = train(
+            read_recipe(
+                job(tmp_path, activations=policy).model_dump(),
+                ["eval.tasks=[]", "adapt.dropout=0.1"],
+            ),
+            tmp_path / policy,
+            quiet=True,
+        )
+        found[policy] = (
+            sha256(run.adapter / "adapter_model.safetensors"),
+            run.read("model.json")["activations"]["layers"],
+        )
+    assert (
+        len({digest for digest, _ in found.values()}) == 1
+        and found["keep"][1] == 0 < found["recompute"][1] == found["offload"][1]
+    )
+
 
 def test_activations_by_the_plan_of_a_gpu(tmp_path, monkeypatch):
-    recipe, config = job(tmp_path), LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256)
+    recipe, config = (
+        job(tmp_path),
+        LlamaConfig(
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=128256,
+        ),
+    )
     recipe = read_recipe(recipe.model_dump(), ["data.max_length=2048", "train.batch_size=8"])
+
     def chosen(gib):
         monkeypatch.setattr("llmtrainer.pipeline.probe", lambda: machine(gib))
         return choose_activations(recipe, config, plan(machine(gib), "nf4", engine="fused"))
-    machine = lambda gib: Machine("cuda", "a GPU", (9, 0), gib * 2 ** 30, 1, {"bitsandbytes": "0", "triton": "3"})
+
+    machine = lambda gib: Machine(
+        "cuda", "a GPU", (9, 0), gib * 2**30, 1, {"bitsandbytes": "0", "triton": "3"}
+    )
     assert chosen(1000) == ("keep", 0) and chosen(4)[0] == "offload"
     counts = [n for policy, n in map(chosen, (40, 60, 80)) if policy == "recompute"]
-    assert counts == sorted(counts, reverse=True) and counts[0] > 0, "the more memory, the fewer layers compute again"
-    assert choose_activations(read_recipe(recipe.model_dump(), ["train.activations=offload"]), config, plan(machine(1000))) == ("offload", None)
+    assert counts == sorted(counts, reverse=True) and counts[0] > 0, (
+        "the more memory, the fewer layers compute again"
+    )
+    assert choose_activations(
+        read_recipe(recipe.model_dump(), ["train.activations=offload"]), config, plan(machine(1000))
+    ) == ("offload", None)
+
 
 def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_path, monkeypatch):
     plain, recipe = pipeline.prepare, job(tmp_path)
+
     def signalled(*args, **kw):
         signal.raise_signal(signal.SIGTERM)
         return plain(*args, **kw)
+
     monkeypatch.setattr(pipeline, "prepare", signalled)
-    with pytest.raises(Stopped, match="SIGTERM") as stopped: train(recipe, tmp_path / "run", quiet=True)
+    with pytest.raises(Stopped, match="SIGTERM") as stopped:
+        train(recipe, tmp_path / "run", quiet=True)
     assert stopped.value.exit_code == 75 and not list((tmp_path / "run").glob("checkpoints/*"))
     monkeypatch.setattr(pipeline, "prepare", plain)
     assert train(recipe, tmp_path / "run", quiet=True).adapter.is_dir()
 
+
 def test_no_token_is_in_any_file_of_a_run(tmp_path, monkeypatch):
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, "hf_" + "canary" * 6)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_" + "canary" * 6)
     recipe = job(tmp_path, mirror=str(tmp_path / "drive"), track="none")
     train(recipe, tmp_path / "run", quiet=True)
-    files = [p for folder in ("run", "drive") for p in (tmp_path / folder).rglob("*") if p.is_file()]
-    assert len(files) > 40 and not [p for p in files if b"canarycanary" in p.read_bytes() or p.name == "training_args.bin"]
+    files = [
+        p for folder in ("run", "drive") for p in (tmp_path / folder).rglob("*") if p.is_file()
+    ]
+    assert len(files) > 40 and not [
+        p for p in files if b"canarycanary" in p.read_bytes() or p.name == "training_args.bin"
+    ]
+
 
 NOTEBOOK = """
 import os
@@ -146,35 +232,96 @@ demo.close()
 answers
 """
 
+
 def test_no_token_is_in_any_file_of_a_whole_life_in_a_notebook(tmp_path, monkeypatch):
     pytest.importorskip("gradio")
-    token, hidden = "hf_" + "canary" * 6, lambda data: b"canarycanary" in data or b64encode(b"canarycanary") in data
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, token)
-    for name in ("HF_HOME", "XDG_CACHE_HOME", "TRACKIO_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "GRADIO_TEMP_DIR", "TMPDIR"):  # all that is written lies here
+    token, hidden = (
+        "hf_" + "canary" * 6,
+        lambda data: b"canarycanary" in data or b64encode(b"canarycanary") in data,
+    )
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, token)
+    for name in (
+        "HF_HOME",
+        "XDG_CACHE_HOME",
+        "TRACKIO_DIR",
+        "IPYTHONDIR",
+        "MPLCONFIGDIR",
+        "GRADIO_TEMP_DIR",
+        "TMPDIR",
+    ):  # all that is written lies here
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     write_atomic(tmp_path / "recipe.yaml", json.dumps(job(tmp_path).model_dump(mode="json")))
     cells = [new_code_cell(text.strip()) for text in NOTEBOOK.split("---")]
     write_notebook(new_notebook(cells=cells), tmp_path / "book.ipynb")
-    line = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(tmp_path / "book.ipynb")]
-    out = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(pipeline.__file__).parents[1])])))
+    line = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--inplace",
+        str(tmp_path / "book.ipynb"),
+    ]
+    out = subprocess.run(
+        line,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join(
+                [
+                    *filter(None, [os.environ.get("PYTHONPATH")]),
+                    str(Path(pipeline.__file__).parents[1]),
+                ]
+            ),
+        ),
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     book = (tmp_path / "book.ipynb").read_text()
-    assert "README.md" in book and "adapter" in book and (tmp_path / "run" / "adapter").is_dir(), "it was trained in the notebook"
-    assert b"gradio" in (tmp_path / "page").read_bytes() and "assistant" in book and (tmp_path / "run" / "exports" / "merged").is_dir(), "and merged, and the page was asked"
+    assert "README.md" in book and "adapter" in book and (tmp_path / "run" / "adapter").is_dir(), (
+        "it was trained in the notebook"
+    )
+    assert (
+        b"gradio" in (tmp_path / "page").read_bytes()
+        and "assistant" in book
+        and (tmp_path / "run" / "exports" / "merged").is_dir()
+    ), "and merged, and the page was asked"
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(files) > 30 and not [p for p in files if hidden(p.read_bytes())] and not hidden((out.stdout + out.stderr).encode())
+    assert (
+        len(files) > 30
+        and not [p for p in files if hidden(p.read_bytes())]
+        and not hidden((out.stdout + out.stderr).encode())
+    )
     (tmp_path / "planted").write_text(token)
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file() and hidden(p.read_bytes())] == ["planted"], "it would have been found"
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file() and hidden(p.read_bytes())] == [
+        "planted"
+    ], "it would have been found"
+
 
 def test_a_streamed_run_counts_every_row_and_needs_its_last_step_named(tmp_path):
-    recipe, wishes = job(tmp_path).model_dump(), ["data.stream=true", "data.block=32", "data.duplicates=keep", "eval.tasks=[]"]
+    recipe, wishes = (
+        job(tmp_path).model_dump(),
+        ["data.stream=true", "data.block=32", "data.duplicates=keep", "eval.tasks=[]"],
+    )
     for wish, name in (("train.max_steps=null", "train.max_steps"), ("data.val=auto", "data.val")):
-        with pytest.raises(UserError, match=name): read_recipe(recipe, [*wishes, "data.val=null", wish])
-    run = train(read_recipe(recipe, [*wishes, "data.val=null", "train.max_steps=40"]), tmp_path / "run", quiet=True)
-    assert run.read("data.json")["rows"] == dict(read=120, kept=120, rejected=0, reasons={}) and run.adapter.is_dir()
+        with pytest.raises(UserError, match=name):
+            read_recipe(recipe, [*wishes, "data.val=null", wish])
+    run = train(
+        read_recipe(recipe, [*wishes, "data.val=null", "train.max_steps=40"]),
+        tmp_path / "run",
+        quiet=True,
+    )
+    assert (
+        run.read("data.json")["rows"] == dict(read=120, kept=120, rejected=0, reasons={})
+        and run.adapter.is_dir()
+    )
     place = json.loads((newest(run.checkpoints)[0] / "progress.json").read_text())["data"]
     assert place["epoch"] >= 1 and place["tally"]["read"] == 120
+
 
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     recipe, path = job(tmp_path), tmp_path / "run"
@@ -183,80 +330,147 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     answers = run.read("evals/word_problems.json")
     (run.evals / "word_problems.json").unlink()  # as after a kill between training and evaluation
     train(recipe, path, quiet=True)
-    assert sha256(run.adapter / "adapter_model.safetensors") == before and run.read("evals/word_problems.json") == answers
+    assert (
+        sha256(run.adapter / "adapter_model.safetensors") == before
+        and run.read("evals/word_problems.json") == answers
+    )
+
 
 def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):
     straight = train(job(tmp_path / "a"), tmp_path / "a" / "run", quiet=True)
-    recipe, path, machines = job(tmp_path / "a", mirror=str(tmp_path / "drive"), max_hours=1e-6), tmp_path / "b" / "run", 0
+    recipe, path, machines = (
+        job(tmp_path / "a", mirror=str(tmp_path / "drive"), max_hours=1e-6),
+        tmp_path / "b" / "run",
+        0,
+    )
     while machines < 9:
         machines += 1
-        try: run = train(recipe, path, quiet=True)
-        except Stopped: shutil.rmtree(tmp_path / "b")  # the machine is gone, with all that was on it
-        else: break
+        try:
+            run = train(recipe, path, quiet=True)
+        except Stopped:
+            shutil.rmtree(tmp_path / "b")  # the machine is gone, with all that was on it
+        else:
+            break
     assert machines == 4, "a step on each"
     names = ("adapter/adapter_model.safetensors", "evals/word_problems.json")
     assert sha256(run.path / names[0]) == sha256(straight.path / names[0])
-    assert all(sha256(run.path / name) == sha256(tmp_path / "drive" / name) for name in (*names, "manifest.json", "README.md"))
+    assert all(
+        sha256(run.path / name) == sha256(tmp_path / "drive" / name)
+        for name in (*names, "manifest.json", "README.md")
+    )
+
 
 def small_job(folder, adapt={}, **model):
     "Four steps and no task, on any base."
-    return read_recipe(job(folder).model_dump() | dict(model=dict(base="tiny:base") | model, adapt=adapt, eval={}))
+    return read_recipe(
+        job(folder).model_dump() | dict(model=dict(base="tiny:base") | model, adapt=adapt, eval={})
+    )
+
 
 def test_experts_are_kept_in_balance_and_their_load_is_told(tmp_path, capsys):
     run = train(small_job(tmp_path, base="tiny:mixtral", quantize="none"), tmp_path / "run")
     load = run.read("experts.json")
-    assert set(load) == {"before", "after"} and all(len(n) == 4 and sum(n) > 0 for n in load["after"].values()) and "times an even share" in capsys.readouterr().out
-    assert run.read("model.json")["trainable"]["gate_up_proj"] > 0 and "experts" in run.read("model.json")["family"]
+    assert (
+        set(load) == {"before", "after"}
+        and all(len(n) == 4 and sum(n) > 0 for n in load["after"].values())
+        and "times an even share" in capsys.readouterr().out
+    )
+    assert (
+        run.read("model.json")["trainable"]["gate_up_proj"] > 0
+        and "experts" in run.read("model.json")["family"]
+    )
+
 
 def test_a_tracker_that_cannot_be_had_is_named_before_the_data_is_read(tmp_path):
     recipe = job(tmp_path, track="wandbb")
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(UserError, match="no tracker 'wandbb'"): train(recipe, tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="no tracker 'wandbb'"):
+        train(recipe, tmp_path / "run", quiet=True)
+
 
 def test_a_layer_that_is_not_there_is_named_before_a_weight_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("llmtrainer.pipeline.load_model", lambda *_: pytest.fail("the weights were loaded first"))
-    for keys, words in ((dict(targets=["c_attn"]), "c_attn"), (dict(modules_to_save=["head"]), "head"), (dict(method="partial", parts=["last-9"]), "5 blocks"), (dict(routers=True), "mixtures")):
-        recipe = job(tmp_path).model_copy(update=dict(adapt=Adapt(**keys), model=Model(base="tiny:base", quantize="none")))
-        with pytest.raises(UserError, match=words): train(recipe, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(
+        "llmtrainer.pipeline.load_model", lambda *_: pytest.fail("the weights were loaded first")
+    )
+    for keys, words in (
+        (dict(targets=["c_attn"]), "c_attn"),
+        (dict(modules_to_save=["head"]), "head"),
+        (dict(method="partial", parts=["last-9"]), "5 blocks"),
+        (dict(routers=True), "mixtures"),
+    ):
+        recipe = job(tmp_path).model_copy(
+            update=dict(adapt=Adapt(**keys), model=Model(base="tiny:base", quantize="none"))
+        )
+        with pytest.raises(UserError, match=words):
+            train(recipe, tmp_path / "run", quiet=True)
         assert not (tmp_path / "run").exists(), "a recipe put right may take the same folder"
 
-def test_a_recipe_put_right_may_take_the_folder_of_the_wrong_one_until_something_is_learned(tmp_path):
+
+def test_a_recipe_put_right_may_take_the_folder_of_the_wrong_one_until_something_is_learned(
+    tmp_path,
+):
     good, run = job(tmp_path / "a"), tmp_path / "run"
     for name, text in (("other", None), ("wrong", "{broken"), ("words", '{"text": "plain"}')):
-        wrong = good.model_copy(update=dict(data=good.data.model_copy(update=dict(train=str(tmp_path / f"{name}.jsonl")))))
-        if text: (tmp_path / f"{name}.jsonl").write_text(text)
-        with pytest.raises(UserError) as caught: train(wrong, run, quiet=True)
-        assert "begun by another" not in str(caught.value) and {p.name for p in run.iterdir()} == {".lock"}, name
+        wrong = good.model_copy(
+            update=dict(
+                data=good.data.model_copy(update=dict(train=str(tmp_path / f"{name}.jsonl")))
+            )
+        )
+        if text:
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        with pytest.raises(UserError) as caught:
+            train(wrong, run, quiet=True)
+        assert "begun by another" not in str(caught.value) and {p.name for p in run.iterdir()} == {
+            ".lock"
+        }, name
     train(good, run, quiet=True)
     before = {p.name for p in run.iterdir()}
-    with pytest.raises(UserError, match="begun by another recipe"): train(wrong, run, quiet=True)
-    shutil.rmtree(run / "adapter"); shutil.rmtree(run / "checkpoints"); (tmp_path / "a" / "train.jsonl").unlink()
-    with pytest.raises(UserError, match="train.jsonl"): train(good, run, quiet=True)
-    assert {p.name for p in run.iterdir()} >= before - {"adapter", "checkpoints"}, "what was learned stays, whatever comes"
+    with pytest.raises(UserError, match="begun by another recipe"):
+        train(wrong, run, quiet=True)
+    shutil.rmtree(run / "adapter")
+    shutil.rmtree(run / "checkpoints")
+    (tmp_path / "a" / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="train.jsonl"):
+        train(good, run, quiet=True)
+    assert {p.name for p in run.iterdir()} >= before - {"adapter", "checkpoints"}, (
+        "what was learned stays, whatever comes"
+    )
+
 
 def test_eva_sees_the_training_data(tmp_path):
     run = train(small_job(tmp_path, adapt=dict(variant="eva", r=4)), tmp_path / "run", quiet=True)
     plain = train(small_job(tmp_path, adapt=dict(r=4)), tmp_path / "plain", quiet=True)
     first = lambda r: next(m["loss"] for m in r.metrics() if "loss" in m)
-    assert run.adapter.is_dir() and first(run) == pytest.approx(first(plain), abs=1e-4)  # the first step is the base's, whatever A holds
+    assert run.adapter.is_dir() and first(run) == pytest.approx(
+        first(plain), abs=1e-4
+    )  # the first step is the base's, whatever A holds
     assert open_model(str(run.path))[0].peft_config["default"].init_lora_weights is True
+
 
 def test_a_run_keeps_to_the_base_it_began_with(tmp_path, monkeypatch):
     shutil.copytree(resolve("tiny:llama"), tmp_path / "base")
     recipe = small_job(tmp_path, base=str(tmp_path / "base"))
     run = train(recipe, tmp_path / "run", quiet=True)
     shutil.rmtree(run.adapter)  # as if it had been stopped before the end
-    data = bytearray((tmp_path / "base" / "model.safetensors").read_bytes()); data[-1] ^= 1
+    data = bytearray((tmp_path / "base" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
     (tmp_path / "base" / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not the one this run began with"): train(recipe, tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="not the one this run began with"):
+        train(recipe, tmp_path / "run", quiet=True)
+
 
 def hub_with(folder, monkeypatch, **commits):
-    "A local copy of the hub with one model, org/m: commit -> the tiny model that it holds; the last one is main."
+    """A local copy of the hub with one model, org/m: commit -> the tiny model that it holds; the
+    last one is main."""
     repository = folder / "models--org--m"
-    for commit, kind in commits.items(): shutil.copytree(resolve(f"tiny:{kind}"), repository / "snapshots" / (commit * 40))
-    (repository / "refs").mkdir(exist_ok=True); (repository / "refs" / "main").write_text(list(commits)[-1] * 40)
+    for commit, kind in commits.items():
+        shutil.copytree(resolve(f"tiny:{kind}"), repository / "snapshots" / (commit * 40))
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(list(commits)[-1] * 40)
     for module in ("huggingface_hub.constants", "transformers.utils.hub"):
-        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"): monkeypatch.setattr(f"{module}.{name}", str(folder), raising=False)
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.setattr(f"{module}.{name}", str(folder), raising=False)
+
 
 def test_a_run_keeps_the_commit_though_the_branch_moves(tmp_path, monkeypatch):
     hub_with(tmp_path / "hub", monkeypatch, a="llama")
@@ -264,60 +478,114 @@ def test_a_run_keeps_the_commit_though_the_branch_moves(tmp_path, monkeypatch):
     assert run.read("model.json")["base"]["revision"] == "a" * 40
     before = open_model(str(run.path))[0](torch.arange(4, 20)[None]).logits
     hub_with(tmp_path / "hub", monkeypatch, b="mistral")
-    assert fingerprint("org/m")["revision"] == "b" * 40 and torch.equal(open_model(str(run.path))[0](torch.arange(4, 20)[None]).logits, before)
+    assert fingerprint("org/m")["revision"] == "b" * 40 and torch.equal(
+        open_model(str(run.path))[0](torch.arange(4, 20)[None]).logits, before
+    )
+
 
 def test_other_data_under_the_same_name_is_refused(tmp_path):
     recipe, path = job(tmp_path, max_hours=1e-6), tmp_path / "run"
-    try: train(recipe, path, quiet=True)
-    except Stopped: pass
-    else: raise AssertionError("it was not stopped")
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(121, "train")))
-    try: train(recipe, path, quiet=True)
-    except UserError as error: assert "data is not what this run began with" in str(error)
-    else: raise AssertionError("it went on with other data")
+    try:
+        train(recipe, path, quiet=True)
+    except Stopped:
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(121, "train"))
+    )
+    try:
+        train(recipe, path, quiet=True)
+    except UserError as error:
+        assert "data is not what this run began with" in str(error)
+    else:
+        raise AssertionError("it went on with other data")
 
 
 def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_path):
     run = train(job(tmp_path), tmp_path / "run", quiet=True)
-    assert hasattr(open_model(str(run.path))[0], "peft_config") and not hasattr(open_model(str(run.path), tuned=False)[0], "peft_config")
+    assert hasattr(open_model(str(run.path))[0], "peft_config") and not hasattr(
+        open_model(str(run.path), tuned=False)[0], "peft_config"
+    )
     assert open_model("tiny:base")[1].chat_template
-    shutil.copytree(resolve("tiny:llama"), tmp_path / "bare"); (tmp_path / "bare" / "chat_template.jinja").unlink()
-    assert load_tokenizer(str(tmp_path / "bare")).chat_template is None  # as of a base that was never taught to chat
+    shutil.copytree(resolve("tiny:llama"), tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    assert (
+        load_tokenizer(str(tmp_path / "bare")).chat_template is None
+    )  # as of a base that was never taught to chat
     model, tokenizer = open_model(str(tmp_path / "bare"))
-    assert generate(model, tokenizer, [[{"role": "user", "content": "2 + 3?"}]], Generation(max_new_tokens=3))
-    chosen = read_recipe(small_job(tmp_path, base=str(tmp_path / "bare")).model_dump(), ["data.template=alpaca", "data.max_length=256"])
-    base, tuned = (open_model(str(train(chosen, tmp_path / "alpaca", quiet=True).path), tuned=t)[1] for t in (False, True))
-    assert "### Instruction" in base.chat_template and base.chat_template == tuned.chat_template  # both are asked in one form
-    try: open_model(str(tmp_path / "nothing"))
-    except UserError as error: assert "no model folder" in str(error)
-    else: raise AssertionError("it opened nothing")
-    try: stored_result(run, "gsm8k")
-    except UserError as error: assert "eval" in str(error)
-    else: raise AssertionError("it invented a result")
+    assert generate(
+        model, tokenizer, [[{"role": "user", "content": "2 + 3?"}]], Generation(max_new_tokens=3)
+    )
+    chosen = read_recipe(
+        small_job(tmp_path, base=str(tmp_path / "bare")).model_dump(),
+        ["data.template=alpaca", "data.max_length=256"],
+    )
+    base, tuned = (
+        open_model(str(train(chosen, tmp_path / "alpaca", quiet=True).path), tuned=t)[1]
+        for t in (False, True)
+    )
+    assert (
+        "### Instruction" in base.chat_template and base.chat_template == tuned.chat_template
+    )  # both are asked in one form
+    try:
+        open_model(str(tmp_path / "nothing"))
+    except UserError as error:
+        assert "no model folder" in str(error)
+    else:
+        raise AssertionError("it opened nothing")
+    try:
+        stored_result(run, "gsm8k")
+    except UserError as error:
+        assert "eval" in str(error)
+    else:
+        raise AssertionError("it invented a result")
     low = stored_result(run, "word_problems")
-    assert missed([low], {"word_problems": 1.01}) and not missed([low], {"word_problems": 0.0}) and not missed([low], {})
+    assert (
+        missed([low], {"word_problems": 1.01})
+        and not missed([low], {"word_problems": 0.0})
+        and not missed([low], {})
+    )
 
 
 def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     run = train(job(tmp_path), tmp_path / "run", quiet=True)
     export_run(run, [p.question for p in problems(2, "test")])
-    assert run.read("exports/merge.json")["max_abs_logit_diff"] < 1e-3 and run.read("exports/onnx.json")["same_text"] is True
+    assert (
+        run.read("exports/merge.json")["max_abs_logit_diff"] < 1e-3
+        and run.read("exports/onnx.json")["same_text"] is True
+    )
     assert open_model(str(run.exports / "merged"))[0].config.model_type == "llama"
 
 
 @pytest.mark.slow
 def test_quickstart_reaches_its_figures(tmp_path):
     summary = quickstart(tmp_path / "q")
-    assert json.loads((tmp_path / "q" / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    assert summary["after"]["accuracy"] >= 0.8 and summary["after"]["accuracy"] - summary["before"]["accuracy"] >= 0.5
+    assert json.loads((tmp_path / "q" / "summary.json").read_text()) == json.loads(
+        json.dumps(summary)
+    )
+    assert (
+        summary["after"]["accuracy"] >= 0.8
+        and summary["after"]["accuracy"] - summary["before"]["accuracy"] >= 0.5
+    )
     assert summary["test_size"] >= 200 and summary["p_value"] < 1e-20
-    assert summary["merge"]["max_abs_logit_diff"] < 1e-3 and summary["onnx"]["max_abs_logit_diff"] < 1e-3 and summary["onnx"]["same_text"] is True
+    assert (
+        summary["merge"]["max_abs_logit_diff"] < 1e-3
+        and summary["onnx"]["max_abs_logit_diff"] < 1e-3
+        and summary["onnx"]["same_text"] is True
+    )
     assert Run.load(tmp_path / "q").verify() == []
+
 
 @pytest.mark.slow
 def test_quickstart_problems_are_disjoint(tmp_path):
     write_problems(tmp_path, 0)
-    read = lambda name: {json.loads(line)["question"] for line in (tmp_path / "data" / f"{name}.jsonl").read_text().splitlines()}
+    read = lambda name: {
+        json.loads(line)["question"]
+        for line in (tmp_path / "data" / f"{name}.jsonl").read_text().splitlines()
+    }
     tested = {p.question for p in problems(256, "test")}
     assert len(read("train")) == 3000 and len(read("validation")) == 200
-    assert not read("train") & read("validation") and not (read("train") | read("validation")) & tested
+    assert (
+        not read("train") & read("validation") and not (read("train") | read("validation")) & tested
+    )

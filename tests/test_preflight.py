@@ -20,48 +20,107 @@ from llmtrainer.recipe import UserError
 
 LIBRARIES = {"bitsandbytes": "0.50"}
 
+
 def small(folder, **more):
     "A recipe of 60 word problems on the small base."
-    (folder / "train.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(60, "train", 0)))
-    keys = dict(model=dict(base="tiny:base"), data=dict(train=str(folder / "train.jsonl"), max_length=128), train=dict(batch_size=2, lr=3e-3, max_steps=5, epochs=9))
-    return read_recipe(keys | {name: keys.get(name, {}) | section for name, section in more.items()})
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(60, "train", 0))
+    )
+    keys = dict(
+        model=dict(base="tiny:base"),
+        data=dict(train=str(folder / "train.jsonl"), max_length=128),
+        train=dict(batch_size=2, lr=3e-3, max_steps=5, epochs=9),
+    )
+    return read_recipe(
+        keys | {name: keys.get(name, {}) | section for name, section in more.items()}
+    )
+
 
 def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     recipe = small(tmp_path)
-    roomy, tight = forecast(recipe, Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES)), forecast(recipe, Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES))
+    roomy, tight = (
+        forecast(recipe, Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES)),
+        forecast(recipe, Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES)),
+    )
     assert roomy["fits"] and roomy["changes"] == [] and roomy["largest_batch_size"] > 100
-    assert "does not fit" in verdict(tight)[0] and "train.activations=recompute" in "".join(verdict(tight)) and verdict(roomy)[0].startswith("fits")
-    assert not tight["fits"] and tight["largest_batch_size"] == 0 and verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
+    assert (
+        "does not fit" in verdict(tight)[0]
+        and "train.activations=recompute" in "".join(verdict(tight))
+        and verdict(roomy)[0].startswith("fits")
+    )
+    assert (
+        not tight["fits"]
+        and tight["largest_batch_size"] == 0
+        and verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
+    )
     snug = forecast(recipe, Machine("cpu", "snug", None, 2**29, 1, LIBRARIES))
-    assert verdict(roomy)[0].endswith("that fits is 512 or more") and verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}") and 2 < snug["largest_batch_size"] < 512
+    assert (
+        verdict(roomy)[0].endswith("that fits is 512 or more")
+        and verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}")
+        and 2 < snug["largest_batch_size"] < 512
+    )
     here = forecast(recipe)["time"]
     low, high = here["seconds_per_step"]
-    assert 0 < low < high and here["hours"][0] == pytest.approx(5 * low / 3600) and roomy["time"]["seconds_per_step"] is None
+    assert (
+        0 < low < high
+        and here["hours"][0] == pytest.approx(5 * low / 3600)
+        and roomy["time"]["seconds_per_step"] is None
+    )
     shutil.copy(Path(resolve("tiny:base")) / "config.json", tmp_path)
-    assert forecast(small(tmp_path, model=dict(base=str(tmp_path))), Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES))["bytes"] == roomy["bytes"]  # a folder without weights
+    assert (
+        forecast(
+            small(tmp_path, model=dict(base=str(tmp_path))),
+            Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES),
+        )["bytes"]
+        == roomy["bytes"]
+    )  # a folder without weights
     tiny = verdict(forecast(recipe, Machine("cpu", "tiny", None, 2**10, 1, LIBRARIES)))
-    assert tiny[0].startswith("does not fit") and tiny[-1].startswith("nothing in the recipe makes it fit")
+    assert tiny[0].startswith("does not fit") and tiny[-1].startswith(
+        "nothing in the recipe makes it fit"
+    )
     moe = forecast(small(tmp_path, model=dict(base="tiny:mixtral", quantize="none")))
     assert "experts" in moe["family"] and moe["trainable"]["gate_up_proj"] > 0
+
 
 def test_the_advice_is_what_a_recipe_takes_and_then_it_fits(tmp_path):
     machine = Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES)
     last = verdict(forecast(small(tmp_path), machine))[-1]
     assert last.startswith("together: train.activations=recompute ")
-    better = forecast(read_recipe(small(tmp_path).model_dump(), last.removeprefix("together: ").split()), machine)
-    assert better["fits"] and better["changes"] == [] and better["time"]["tokens_per_step"] == 2 * 128
+    better = forecast(
+        read_recipe(small(tmp_path).model_dump(), last.removeprefix("together: ").split()), machine
+    )
+    assert (
+        better["fits"] and better["changes"] == [] and better["time"]["tokens_per_step"] == 2 * 128
+    )
+
 
 def test_a_job_is_planned_for_a_gpu_that_is_not_here(tmp_path):
-    said = {name: forecast(read_recipe(small(tmp_path).model_dump(), machine=gpu(name)), gpu(name)) for name in ("T4", "H100")}
-    assert [s["plan"]["engine"] for s in said.values()] == ["reference", "fused"] and [s["plan"]["dtype"] for s in said.values()] == ["float16", "bfloat16"]
-    assert all(s["time"]["seconds_per_step"] is None and "takes" not in "".join(verdict(s)) for s in said.values()) and said["H100"]["memory"] > 5 * said["T4"]["memory"]
-    with pytest.raises(UserError, match="capability"): forecast(small(tmp_path, model=dict(base="tiny:base", attn="flash_attention_2")), gpu("T4"))
+    said = {
+        name: forecast(read_recipe(small(tmp_path).model_dump(), machine=gpu(name)), gpu(name))
+        for name in ("T4", "H100")
+    }
+    assert [s["plan"]["engine"] for s in said.values()] == ["reference", "fused"] and [
+        s["plan"]["dtype"] for s in said.values()
+    ] == ["float16", "bfloat16"]
+    assert (
+        all(
+            s["time"]["seconds_per_step"] is None and "takes" not in "".join(verdict(s))
+            for s in said.values()
+        )
+        and said["H100"]["memory"] > 5 * said["T4"]["memory"]
+    )
+    with pytest.raises(UserError, match="capability"):
+        forecast(small(tmp_path, model=dict(base="tiny:base", attn="flash_attention_2")), gpu("T4"))
 
 
 def test_the_longest_batch_is_the_longest(tmp_path):
-    found = prepare(small(tmp_path, data=dict(packing=False)).data, load_tokenizer("tiny:base")).train
+    found = prepare(
+        small(tmp_path, data=dict(packing=False)).data, load_tokenizer("tiny:base")
+    ).train
     sizes = sorted((len(found[i]["input_ids"]) for i in range(len(found))), reverse=True)
-    assert [len(s["input_ids"]) for s in (longest(found, 3)[i] for i in range(3))] == sizes[:3] and len(longest(found, 10**6)) == len(found)
+    assert [len(s["input_ids"]) for s in (longest(found, 3)[i] for i in range(3))] == sizes[
+        :3
+    ] and len(longest(found, 10**6)) == len(found)
 
 
 def test_a_preflight_tries_everything_and_its_prediction_holds(tmp_path):
@@ -69,19 +128,34 @@ def test_a_preflight_tries_everything_and_its_prediction_holds(tmp_path):
     assert report["reload_difference"] == 0 and check_flight(report) is None
     assert report["rows"]["read"] == 60
     assert report["job_steps"] == 5 and report["seconds_per_step"] > 0
-    assert report["validation"] > 0 and report["checkpoint_bytes"] > 2**20 and report["longest"] <= 128
+    assert (
+        report["validation"] > 0 and report["checkpoint_bytes"] > 2**20 and report["longest"] <= 128
+    )
     assert abs(report["predicted_bytes"] / report["measured_bytes"] - 1) < 0.02, report
-    whole = preflight(small(tmp_path, model=dict(base="tiny:base", quantize="none"), adapt=dict(method="full")))
-    assert whole["reload_difference"] == 0 and whole["trainable"]["percent"] == 100 and abs(whole["predicted_bytes"] / whole["measured_bytes"] - 1) < 0.02
+    whole = preflight(
+        small(tmp_path, model=dict(base="tiny:base", quantize="none"), adapt=dict(method="full"))
+    )
+    assert (
+        whole["reload_difference"] == 0
+        and whole["trainable"]["percent"] == 100
+        and abs(whole["predicted_bytes"] / whole["measured_bytes"] - 1) < 0.02
+    )
+
 
 def test_a_stored_adapter_that_is_another_is_found(tmp_path, monkeypatch):
     def broken(recipe, chosen, run):
         model = reloaded(recipe, chosen, run)
-        with torch.no_grad(): next(p for n, p in model.named_parameters() if "lora_B" in n).add_(0.1)
+        with torch.no_grad():
+            next(p for n, p in model.named_parameters() if "lora_B" in n).add_(0.1)
         return model
+
     monkeypatch.setattr(preflight_module, "reloaded", broken)
-    with pytest.raises(UserError, match="not the trained one"): check_flight(preflight_module.preflight(small(tmp_path)))
+    with pytest.raises(UserError, match="not the trained one"):
+        check_flight(preflight_module.preflight(small(tmp_path)))
+
 
 def test_what_would_stop_the_job_stops_the_preflight(tmp_path):
-    with pytest.raises(UserError, match="no layer of the model"): preflight(small(tmp_path, adapt=dict(targets=["query"])))
-    with pytest.raises(UserError): preflight(small(tmp_path, data=dict(train=str(tmp_path / "train.jsonl"), max_length=16)))
+    with pytest.raises(UserError, match="no layer of the model"):
+        preflight(small(tmp_path, adapt=dict(targets=["query"])))
+    with pytest.raises(UserError):
+        preflight(small(tmp_path, data=dict(train=str(tmp_path / "train.jsonl"), max_length=16)))

@@ -13,17 +13,42 @@ from pydantic import Field
 
 def test_parts_left_out_leave_no_line():
     assert str(UserError("No space.")) == "No space."
-    assert str(UserError("No space.", fix="Delete a run.")).splitlines() == ["No space.", "  fix: Delete a run."]
+    assert str(UserError("No space.", fix="Delete a run.")).splitlines() == [
+        "No space.",
+        "  fix: Delete a run.",
+    ]
     assert UserError("x").exit_code == 2
 
 
-def _value(text): return yaml.load(f"x: {text}", _Loader)["x"]
+def _value(text):
+    return yaml.load(f"x: {text}", _Loader)["x"]
 
 
 def test_plain_scalars_follow_yaml_1_2():
-    for text, value in {"2e-4": 2e-4, "1e5": 1e5, "-.5": -.5, "7": 7, "010": 10, "true": True, "~": None, "": None}.items():
+    for text, value in {
+        "2e-4": 2e-4,
+        "1e5": 1e5,
+        "-.5": -0.5,
+        "7": 7,
+        "010": 10,
+        "true": True,
+        "~": None,
+        "": None,
+    }.items():
         assert _value(text) == value and type(_value(text)) is type(value), text
-    for text in ("yes", "no", "on", "off", "2024-01-02", "1:30", "0x1f", "1_000", "e5", "1e", "'2e-4'"):
+    for text in (
+        "yes",
+        "no",
+        "on",
+        "off",
+        "2024-01-02",
+        "1:30",
+        "0x1f",
+        "1_000",
+        "e5",
+        "1e",
+        "'2e-4'",
+    ):
         assert _value(text) == text.strip("'"), text
     assert _value(".inf") == math.inf and math.isnan(_value(".nan"))
 
@@ -34,35 +59,55 @@ def test_oracle_pyyaml_agrees_where_the_dialects_do():
 
 
 def test_bad_yaml_names_line_and_cause():
-    for text, words in {"a: 1\nb: c: d": "line 2", "a:\n\t- 1": "spaces, not tabs", "[1": "line 1", "a: *x": "aliases",
-                        "? [1]\n: 2": "a key must be one word", "a: !!set {}": "!tag", "- 1": "[1]", "\x07": "cannot be read",
-                        "[" * 5000: "nested too deeply"}.items():
-        with pytest.raises(UserError) as caught: parse(text)
+    for text, words in {
+        "a: 1\nb: c: d": "line 2",
+        "a:\n\t- 1": "spaces, not tabs",
+        "[1": "line 1",
+        "a: *x": "aliases",
+        "? [1]\n: 2": "a key must be one word",
+        "a: !!set {}": "!tag",
+        "- 1": "[1]",
+        "\x07": "cannot be read",
+        "[" * 5000: "nested too deeply",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            parse(text)
         assert words in str(caught.value), text
     assert parse("") == parse("# only a comment") == ({}, {})
 
 
 class Source(Section):
     "A file with a weight."
+
     path: str = Field(description="File or hub name.")
     weight: float = Field(1.0, gt=0, description="Share in the mixture.")
 
+
 class Words(Section):
     "Which texts are read."
-    train: str | list[Source] = Field(examples=["train.jsonl"], description="A file, or several with weights.")
+
+    train: str | list[Source] = Field(
+        examples=["train.jsonl"], description="A file, or several with weights."
+    )
     length: int = Field(128, ge=8, le=4096, description="Longest row, in tokens.")
     languages: list[str] = Field(["en"], min_length=1, description="Languages that are kept.")
 
+
 class Steps(Section):
     "How the weights move."
+
     lr: float = Field(2e-4, gt=0, description="Learning rate at its peak.")
     method: Literal["lora", "full"] = Field("lora", description="Which weights are trained.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps; null means no limit.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after this many steps; null means no limit."
+    )
     shuffle: bool = Field(True, description="Draw rows in random order.")
     require: dict[str, float] = Field({}, description="Least score per task.")
 
+
 class Small(Section):
     "The made-up recipe of this chapter."
+
     words: Words
     steps: Steps = Steps()
 
@@ -70,43 +115,90 @@ class Small(Section):
 def test_describe_reads_any_annotation_aloud():
     assert describe(Literal["a"]) == "a" and describe(Literal["a", None]) == "one of a, null"
     assert describe(Annotated[int, Field(ge=1)] | None) == "a whole number, at least 1 or null"
-    assert describe(dict[str, list[int]]) == "a mapping, each value a list, each item a whole number"
-    assert describe(Steps) == "a section with lr, method, max_steps, shuffle, require" and describe(Any) == "anything"
+    assert (
+        describe(dict[str, list[int]]) == "a mapping, each value a list, each item a whole number"
+    )
+    assert (
+        describe(Steps) == "a section with lr, method, max_steps, shuffle, require"
+        and describe(Any) == "anything"
+    )
 
 
 def test_nearest_prefers_the_same_word_then_a_similar_one_then_the_description():
     known = keys(Small)
-    expected = {"lr": "steps.lr", "words.method": "steps.method", "stepps": "steps", "max_step": "steps.max_steps", "words.trian": "words.train",
-                "words.train.1.pth": "words.train.path", "steps.learning_rate": "steps.lr", "steps.zzz": None, "": None}
-    assert {wrong: nearest(wrong, known) for wrong in expected} == expected and nearest("a", {}) is None
-    assert [nearest(f"{place}.ratez", {"a.ratex": Field(), "b.ratey": Field()}) for place in "ab"] == ["a.ratex", "b.ratey"]
+    expected = {
+        "lr": "steps.lr",
+        "words.method": "steps.method",
+        "stepps": "steps",
+        "max_step": "steps.max_steps",
+        "words.trian": "words.train",
+        "words.train.1.pth": "words.train.path",
+        "steps.learning_rate": "steps.lr",
+        "steps.zzz": None,
+        "": None,
+    }
+    assert {wrong: nearest(wrong, known) for wrong in expected} == expected and nearest(
+        "a", {}
+    ) is None
+    assert [
+        nearest(f"{place}.ratez", {"a.ratex": Field(), "b.ratey": Field()}) for place in "ab"
+    ] == ["a.ratex", "b.ratey"]
 
 
 def _faults(values, overrides=()):
-    with pytest.raises(RecipeError) as caught: load(Small, values, overrides)
+    with pytest.raises(RecipeError) as caught:
+        load(Small, values, overrides)
     return {fault.key: fault for fault in caught.value.faults}
 
 
 def test_every_fault_comes_at_once_with_its_place():
     path = Path(tempfile.mkdtemp()) / "bad.yaml"
     path.write_text("words:\n  length: '9'\nsteps:\n  lr: 1\n  lr: -2\n  r: 1\ntop: 1\n")
-    with pytest.raises(RecipeError) as caught: load(Small, path, ["steps.method=fulll", "oops"])
+    with pytest.raises(RecipeError) as caught:
+        load(Small, path, ["steps.method=fulll", "oops"])
     assert {(fault.key, fault.where) for fault in caught.value.faults} == {
-        ("words.train", "line 1"), ("words.length", "line 2"), ("steps.lr", "lines 4, 5"), ("steps.lr", "line 5"), ("steps.r", "line 6"),
-        ("top", "line 7"), ("steps.method", "override steps.method=fulll"), ("oops", "override oops")}
+        ("words.train", "line 1"),
+        ("words.length", "line 2"),
+        ("steps.lr", "lines 4, 5"),
+        ("steps.lr", "line 5"),
+        ("steps.r", "line 6"),
+        ("top", "line 7"),
+        ("steps.method", "override steps.method=fulll"),
+        ("oops", "override oops"),
+    }
     text = str(caught.value)
-    assert not re.search(r"Traceback|pydantic|Input should|validation error|type=", text) and "bad.yaml" in text
+    assert (
+        not re.search(r"Traceback|pydantic|Input should|validation error|type=", text)
+        and "bad.yaml" in text
+    )
 
 
-def _faults_of(kind, value): return check(kind, value, "key")[1]
+def _faults_of(kind, value):
+    return check(kind, value, "key")[1]
+
 
 def test_a_fault_says_value_allowed_and_nearest():
-    found = _faults({"words": {"train": [{"path": "a", "weight": 0}, {"path": 3}]}, "steps": {"shuffle": "yes", "method": "lor", "languages": []}})
-    assert found["words.train.0.weight"].allowed == "a number, above 0" and found["words.train.1.path"].value == 3
+    found = _faults(
+        {
+            "words": {"train": [{"path": "a", "weight": 0}, {"path": 3}]},
+            "steps": {"shuffle": "yes", "method": "lor", "languages": []},
+        }
+    )
+    assert (
+        found["words.train.0.weight"].allowed == "a number, above 0"
+        and found["words.train.1.path"].value == 3
+    )
     assert found["steps.shuffle"].nearest == "true" and found["steps.method"].nearest == "lora"
     assert found["steps.languages"].nearest == "words.languages"
-    assert _faults({"words": {"train": "a"}, "steps": {"languages": "de"}})["steps.languages"].nearest == "words.languages"
-    assert {value: _faults_of(list[str], value)[0].nearest for value in (".", "a, b", 5)} == {".": "[.]", "a, b": "['a, b']", 5: None}
+    assert (
+        _faults({"words": {"train": "a"}, "steps": {"languages": "de"}})["steps.languages"].nearest
+        == "words.languages"
+    )
+    assert {value: _faults_of(list[str], value)[0].nearest for value in (".", "a, b", 5)} == {
+        ".": "[.]",
+        "a, b": "['a, b']",
+        5: None,
+    }
     assert _faults({})["words"].problem == "is required"
     assert _faults({"words": {"train": 5}})["words.train"].allowed.startswith("text or a list")
 
@@ -114,11 +206,23 @@ def test_a_fault_says_value_allowed_and_nearest():
 def test_overrides_win_and_do_not_touch_the_source():
     values = {"words": {"train": "a"}, "steps": {"lr": 1.0}}
     small = load(Small, values, ["steps.lr=2e-4", "steps.require.gsm8k=1", "steps.max_steps="])
-    assert small.steps.lr == 2e-4 and small.steps.require == {"gsm8k": 1.0} and values["steps"] == {"lr": 1.0}
+    assert (
+        small.steps.lr == 2e-4
+        and small.steps.require == {"gsm8k": 1.0}
+        and values["steps"] == {"lr": 1.0}
+    )
     assert load(Small, values, ["words.train=[{path: a}, {path: b}]"]).words.train[1].path == "b"
-    assert load(Small, values, ["steps={lr: 3}", "steps.lr=4.0"]).steps.lr == 4.0  # the last one wins
+    assert (
+        load(Small, values, ["steps={lr: 3}", "steps.lr=4.0"]).steps.lr == 4.0
+    )  # the last one wins
     assert _faults(values, ["steps.lr=fast"])["steps.lr"].where == "override steps.lr=fast"
-    for wrong, words in {"steps.require={a: 1, a: 2}": "a twice", "words.train=a: b: c": "YAML", "=3": "no '='", "words.train=[": "YAML", "words.train=a\nsteps: 3": "YAML"}.items():
+    for wrong, words in {
+        "steps.require={a: 1, a: 2}": "a twice",
+        "words.train=a: b: c": "YAML",
+        "=3": "no '='",
+        "words.train=[": "YAML",
+        "words.train=a\nsteps: 3": "YAML",
+    }.items():
         assert words in str(next(iter(_faults(values, [wrong]).values()))), wrong
 
 
@@ -126,27 +230,50 @@ def test_files_that_are_not_recipes():
     folder = Path(tempfile.mkdtemp())
     (folder / "recipe.yaml").write_text("{}")
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, words in {"recpe.yaml": "Did you mean recipe.yaml?", "binary": "not UTF-8", ".": "Is a directory",
-                        "recipe.yaml/x": "Not a directory"}.items():
-        with pytest.raises(UserError) as caught: load(Small, folder / name)
+    for name, words in {
+        "recpe.yaml": "Did you mean recipe.yaml?",
+        "binary": "not UTF-8",
+        ".": "Is a directory",
+        "recipe.yaml/x": "Not a directory",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load(Small, folder / name)
         assert words in str(caught.value), name
 
 
 def test_differences_sees_change_addition_and_removal():
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
-    assert differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [("a", 1, 3), ("b.c", 2, "absent"), ("b", "absent", {})]
+    assert differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [
+        ("a", 1, 3),
+        ("b.c", 2, "absent"),
+        ("b", "absent", {}),
+    ]
 
 
 def test_commented_recipe_loads_to_the_defaults():
     assert load(Small, parse(commented(Small))[0]) == Small(words=Words(train="train.jsonl"))
-    for word in ("Learning rate at its peak.", "one of lora, full", "required"): assert word in commented(Small)
+    for word in ("Learning rate at its peak.", "one of lora, full", "required"):
+        assert word in commented(Small)
 
 
 _sources = st.builds(Source, path=st.text(), weight=st.floats(min_value=1e-9, allow_nan=False))
-_smalls = st.builds(Small,
-    words=st.builds(Words, train=st.text() | st.lists(_sources, max_size=3), length=st.integers(8, 4096), languages=st.lists(st.text(), min_size=1, max_size=3)),
-    steps=st.builds(Steps, lr=st.floats(min_value=1e-300, allow_nan=False), max_steps=st.none() | st.integers(1), shuffle=st.booleans(),
-                    require=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=2)))
+_smalls = st.builds(
+    Small,
+    words=st.builds(
+        Words,
+        train=st.text() | st.lists(_sources, max_size=3),
+        length=st.integers(8, 4096),
+        languages=st.lists(st.text(), min_size=1, max_size=3),
+    ),
+    steps=st.builds(
+        Steps,
+        lr=st.floats(min_value=1e-300, allow_nan=False),
+        max_steps=st.none() | st.integers(1),
+        shuffle=st.booleans(),
+        require=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=2),
+    ),
+)
+
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(_smalls)
@@ -156,19 +283,36 @@ def test_round_trip_of_any_values(small):
     assert load(Small, parse(commented(Small, small))[0]) == small
 
 
-_junk = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["train", "lr", "path", "weight", "x"]), inner, max_size=3), max_leaves=6)
+_junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["train", "lr", "path", "weight", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(["words", "steps", "other"]), _junk, max_size=3))
 def test_check_agrees_with_pydantic(values):
     section, faults = check(Small, values, known=keys(Small))
-    try: expected = Small.model_validate_json(json.dumps(values))
-    except ValidationError: expected = None
+    try:
+        expected = Small.model_validate_json(json.dumps(values))
+    except ValidationError:
+        expected = None
     assert section == expected and bool(faults) == (expected is None)
     assert all(str(fault) and "Input should" not in str(fault) for fault in faults)
 
 
 def test_recipe_so_far():
-    small = load(Small, parse("words: {train: [{path: a.jsonl, weight: 2}, {path: b.jsonl}], length: 64}\nsteps: {lr: 2e-4, max_steps: 100}")[0])
+    small = load(
+        Small,
+        parse(
+            "words: {train: [{path: a.jsonl, weight: 2}, {path: b.jsonl}], length: 64}\nsteps: {lr:"
+            " 2e-4, max_steps: 100}"
+        )[0],
+    )
     assert [source.weight for source in small.words.train] == [2.0, 1.0] and small.steps.lr == 2e-4

@@ -17,29 +17,47 @@ from pydantic import Field
 
 def _child(code, *arguments):
     "Run Python code in another process."
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_kill_between_write_and_rename_keeps_the_old_content(tmp_path):
     target = tmp_path / "state.json"
     write_atomic(target, "old " * 1000)
-    child = _child("""
+    child = _child(
+        """
         import os, signal, sys
         from llmtrainer.run import write_atomic
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         write_atomic(sys.argv[1], "new " * 1000)
-        """, target)
+        """,
+        target,
+    )
     assert child.wait(60) == -signal.SIGKILL, child.stderr.read()
     assert target.read_text() == "old " * 1000
     left = [p for p in tmp_path.iterdir() if p != target]
-    assert len(left) == 1 and left[0].read_text() == "new " * 1000 and _TEMPORARY.fullmatch(left[0].name)
+    assert (
+        len(left) == 1
+        and left[0].read_text() == "new " * 1000
+        and _TEMPORARY.fullmatch(left[0].name)
+    )
 
 
 def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
     seen, sync, rename = [], os.fsync, os.replace
+
     def see_sync(handle):
-        seen.append("sync folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"sync {os.fstat(handle).st_size} bytes")
+        seen.append(
+            "sync folder"
+            if stat.S_ISDIR(os.fstat(handle).st_mode)
+            else f"sync {os.fstat(handle).st_size} bytes"
+        )
         sync(handle)
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", see_sync)
         patch.setattr(os, "replace", lambda *paths: (seen.append("rename"), rename(*paths)))
@@ -54,49 +72,93 @@ def test_a_full_disk_is_passed_on_and_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
         patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(full))
         write_atomic(target, "new")
-    assert caught.value is full and target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
-    child = _child("""
+    assert (
+        caught.value is full
+        and target.read_text() == "old"
+        and list(tmp_path.iterdir()) == [target]
+    )
+    child = _child(
+        """
         import resource, sys
         from llmtrainer.run import write_atomic
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
         try: write_atomic(sys.argv[1], "x" * 5000)
         except OSError as error: sys.exit(f"errno {error.errno}")
-        """, target)
-    assert f"errno {errno.EFBIG}" in child.communicate(timeout=60)[1] and list(tmp_path.iterdir()) == [target] and target.read_text() == "old"
+        """,
+        target,
+    )
+    assert (
+        f"errno {errno.EFBIG}" in child.communicate(timeout=60)[1]
+        and list(tmp_path.iterdir()) == [target]
+        and target.read_text() == "old"
+    )
 
 
 def test_json_keeps_numbers_and_shows_what_is_none(tmp_path):
-    values = {"a": [1, 2.5, None, True], "b": numpy.float32(0.5), "c": numpy.int64(3), "d": (math.inf,), "é": "ü"}
+    values = {
+        "a": [1, 2.5, None, True],
+        "b": numpy.float32(0.5),
+        "c": numpy.int64(3),
+        "d": (math.inf,),
+        "é": "ü",
+    }
     write_json(tmp_path / "x.json", values)
-    assert read_json(tmp_path / "x.json") == {"a": [1, 2.5, None, True], "b": 0.5, "c": 3, "d": ["Infinity"], "é": "ü"}
+    assert read_json(tmp_path / "x.json") == {
+        "a": [1, 2.5, None, True],
+        "b": 0.5,
+        "c": 3,
+        "d": ["Infinity"],
+        "é": "ü",
+    }
     (tmp_path / "torn.json").write_text('{"a": 1')
     for name, words in {"torn.json": "is damaged", "none.json": "There is no file"}.items():
-        with pytest.raises(UserError, match=words): read_json(tmp_path / name)
+        with pytest.raises(UserError, match=words):
+            read_json(tmp_path / name)
 
 
 def test_a_seed_repeats_all_three_generators():
-    def draw(): return random.random(), numpy.random.rand(3).tolist(), torch.rand(3).tolist(), torch.randperm(50).tolist()
+    def draw():
+        return (
+            random.random(),
+            numpy.random.rand(3).tolist(),
+            torch.rand(3).tolist(),
+            torch.randperm(50).tolist(),
+        )
+
     for seed in (0, 7, 2**40):
-        seed_everything(seed); first = draw()
-        seed_everything(seed); assert draw() == first != draw()
+        seed_everything(seed)
+        first = draw()
+        seed_everything(seed)
+        assert draw() == first != draw()
 
 
 def test_environment_gives_versions_and_nothing_else():
     here = environment()
-    assert set(here) == {"python", "platform", "packages", "commit"} and set(here["packages"]) == set(PACKAGES)
-    assert re.fullmatch(r"3\.\d+\.\d+\S*", here["python"]) and here["platform"] == f"{platform.system()} {platform.machine()}"
-    assert all(v is None or re.fullmatch(r"\d[\w.+!-]*", v) for v in here["packages"].values()) and here["packages"]["pydantic"] == metadata.version("pydantic")
+    assert set(here) == {"python", "platform", "packages", "commit"} and set(
+        here["packages"]
+    ) == set(PACKAGES)
+    assert (
+        re.fullmatch(r"3\.\d+\.\d+\S*", here["python"])
+        and here["platform"] == f"{platform.system()} {platform.machine()}"
+    )
+    assert all(
+        v is None or re.fullmatch(r"\d[\w.+!-]*", v) for v in here["packages"].values()
+    ) and here["packages"]["pydantic"] == metadata.version("pydantic")
     assert here["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changed)?", here["commit"])
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    child = _child("""
+    child = _child(
+        """
         import sys, time
         from llmtrainer.run import _lock
         _lock(sys.argv[1]); print("locked", flush=True); time.sleep(60)
-        """, tmp_path)
+        """,
+        tmp_path,
+    )
     assert child.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match="Another process"): _lock(tmp_path)
+    with pytest.raises(UserError, match="Another process"):
+        _lock(tmp_path)
     child.kill()
     assert child.wait(60) == -signal.SIGKILL
     _lock(tmp_path)  # free at once
@@ -104,38 +166,52 @@ def test_the_lock_dies_with_its_process(tmp_path):
 
 
 def test_a_drive_without_locks_is_said_and_used(tmp_path, monkeypatch):
-    def refuse(*_): raise OSError(errno.ENOTSUP, "Operation not supported")
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="has no locks"):
         patch.setattr(fcntl, "flock", refuse)
         _lock(tmp_path)
-    def fail(*_): raise OSError(errno.EIO, "Input/output error")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
         patch.setattr(fcntl, "flock", fail)
-        (tmp_path / "b").mkdir(); _lock(tmp_path / "b")
+        (tmp_path / "b").mkdir()
+        _lock(tmp_path / "b")
 
 
 def test_a_new_folder_of_the_same_name_is_locked_anew(tmp_path):
     run = tmp_path / "run"
-    run.mkdir(); _lock(run)
+    run.mkdir()
+    _lock(run)
     shutil.rmtree(run)
-    run.mkdir(); assert not _is_held((run / ".lock").resolve())
-    _lock(run); assert _is_held((run / ".lock").resolve())
+    run.mkdir()
+    assert not _is_held((run / ".lock").resolve())
+    _lock(run)
+    assert _is_held((run / ".lock").resolve())
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    parent = _child("""
+    parent = _child(
+        """
         import os, sys, time
         from llmtrainer.run import _lock
         _lock(sys.argv[1])
         if os.fork() == 0: print(os.getpid(), flush=True)  # the child speaks: what runs at a fork has run in it then
         time.sleep(60); os._exit(0)
-        """, tmp_path)
+        """,
+        tmp_path,
+    )
     orphan = int(parent.stdout.readline())
-    parent.kill(); parent.wait(60)
+    parent.kill()
+    parent.wait(60)
     try:
         os.kill(orphan, 0)  # it still lives
-        _lock(tmp_path)     # and holds nothing
-    finally: os.kill(orphan, signal.SIGKILL)
+        _lock(tmp_path)  # and holds nothing
+    finally:
+        os.kill(orphan, signal.SIGKILL)
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -143,7 +219,9 @@ def test_every_flipped_bit_is_found(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/weights").write_bytes(data := random.Random(0).randbytes(64))
     seal(tmp_path)
-    assert verify(tmp_path) == [] and read_json(tmp_path / "manifest.json") == {"deep/weights": {"sha256": hashlib.sha256(data).hexdigest(), "size": 64}}
+    assert verify(tmp_path) == [] and read_json(tmp_path / "manifest.json") == {
+        "deep/weights": {"sha256": hashlib.sha256(data).hexdigest(), "size": 64}
+    }
     for bit in range(0, 64 * 8, 7):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -157,7 +235,10 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 def test_oracle_sha256_of_known_texts(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert (
+        sha256(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )  # FIPS 180-2
     (tmp_path / "big").write_bytes(data := os.urandom(3_000_001))
     assert sha256(tmp_path / "big") == hashlib.sha256(data).hexdigest()
 
@@ -171,6 +252,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
 
 class Toy(Section):
     "A recipe to open runs with."
+
     lr: float = 2e-4
     seed: int = 0
     tasks: list[str] = []
@@ -180,30 +262,45 @@ class Toy(Section):
 def test_the_same_recipe_resumes_and_another_is_refused(tmp_path):
     run = Run.open(tmp_path / "a/run", Toy(lr=1e-4))
     run.log(step=1)
-    assert Run.open(run.path, Toy(lr=1e-4)).metrics() == [{"step": 1}] and run.recipe["name"] == "no"
+    assert (
+        Run.open(run.path, Toy(lr=1e-4)).metrics() == [{"step": 1}] and run.recipe["name"] == "no"
+    )
     assert set(run.read("env.json")) == {"python", "platform", "packages", "commit"}
-    with pytest.raises(UserError) as caught: Run.open(run.path, Toy(lr=2e-4, tasks=["x"]))
-    assert "lr: 0.0001 -> 0.0002" in str(caught.value) and "tasks: [] -> [x]" in str(caught.value) and "--run" in caught.value.fix
+    with pytest.raises(UserError) as caught:
+        Run.open(run.path, Toy(lr=2e-4, tasks=["x"]))
+    assert (
+        "lr: 0.0001 -> 0.0002" in str(caught.value)
+        and "tasks: [] -> [x]" in str(caught.value)
+        and "--run" in caught.value.fix
+    )
     assert "seed" not in str(caught.value)
 
 
 def test_a_free_key_may_change_and_the_change_is_noted(tmp_path):
     run = Run.open(tmp_path / "run", Toy())
-    with pytest.raises(UserError, match="lr"): Run.open(run.path, Toy(seed=5, lr=1.0), free={"seed"})
+    with pytest.raises(UserError, match="lr"):
+        Run.open(run.path, Toy(seed=5, lr=1.0), free={"seed"})
     assert run.recipe["seed"] == 0 and not (run.path / "changes.jsonl").exists()
     Run.open(run.path, Toy(seed=5), free={"seed"})
     (noted,) = read_lines(run.path / "changes.jsonl")
-    assert (noted["key"], noted["there"], noted["now"]) == ("seed", 0, 5) and run.recipe["seed"] == 5
+    assert (noted["key"], noted["there"], noted["now"]) == ("seed", 0, 5) and run.recipe[
+        "seed"
+    ] == 5
     assert Run.open(run.path, Toy(seed=5)).recipe["lr"] == 2e-4
 
 
 def test_rewinding_drops_what_will_be_written_again(tmp_path):
     run = Run.open(tmp_path / "run", Toy())
-    for step in (1, 2, 3): run.log(step=step, loss=math.nan if step == 2 else 0.5)
+    for step in (1, 2, 3):
+        run.log(step=step, loss=math.nan if step == 2 else 0.5)
     run.log(note="without a step")
     before = run.metrics()
     assert run.rewind(3) == 0 and run.metrics() == before
-    assert run.rewind(2) == 1 and run.metrics() == [before[0], before[1], before[3]] and before[1]["loss"] == "NaN"
+    assert (
+        run.rewind(2) == 1
+        and run.metrics() == [before[0], before[1], before[3]]
+        and before[1]["loss"] == "NaN"
+    )
     run.log(step=2, eval_loss=0.4)
     assert run.rewind(2, 2) == 1 and run.metrics() == [before[0], before[1], before[3]]
 
@@ -213,9 +310,11 @@ def test_folders_that_are_not_runs_are_refused(tmp_path):
     (tmp_path / "photos/cat.jpg").write_text("meow")
     (tmp_path / "file").write_text("")
     for name, words in {"photos": "not empty", "file": "is a file"}.items():
-        with pytest.raises(UserError, match=words): Run.open(tmp_path / name, Toy())
+        with pytest.raises(UserError, match=words):
+            Run.open(tmp_path / name, Toy())
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
-    with pytest.raises(UserError, match="not a run"): Run.load(tmp_path / "photos")
+    with pytest.raises(UserError, match="not a run"):
+        Run.load(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     assert Run.open(tmp_path / "empty", Toy()).recipe["seed"] == 0
 
@@ -234,7 +333,10 @@ def test_a_kill_while_a_run_is_created_is_mended_by_opening_again(tmp_path):
         os.replace = counted
         Run.open(sys.argv[1], Toy())
         """
-    class Toy(Section): lr: float = 2e-4
+
+    class Toy(Section):
+        lr: float = 2e-4
+
     for moment, status in {1: -signal.SIGKILL, 2: -signal.SIGKILL, 3: 0}.items():
         path = tmp_path / str(moment)
         assert _child(code, path, moment).wait(60) == status
@@ -243,26 +345,36 @@ def test_a_kill_while_a_run_is_created_is_mended_by_opening_again(tmp_path):
 
 
 def test_a_line_that_does_not_fit_is_an_error_and_tears_nothing_else(tmp_path):
-    child = _child("""
+    child = _child(
+        """
         import resource, sys
         from llmtrainer.run import append_line
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         try:
             for step in range(50): append_line(sys.argv[1], {"step": step})
         except OSError as error: sys.exit(f"errno {error.errno} at {step}")
-        """, tmp_path / "m.jsonl")
+        """,
+        tmp_path / "m.jsonl",
+    )
     said = child.communicate(timeout=60)[1]
-    with pytest.warns(UserWarning, match="torn"): rows = read_lines(tmp_path / "m.jsonl")
-    assert said.strip() == f"errno {errno.EFBIG} at {len(rows)}" and [row["step"] for row in rows] == list(range(len(rows))) != []
+    with pytest.warns(UserWarning, match="torn"):
+        rows = read_lines(tmp_path / "m.jsonl")
+    assert (
+        said.strip() == f"errno {errno.EFBIG} at {len(rows)}"
+        and [row["step"] for row in rows] == list(range(len(rows))) != []
+    )
 
 
 def test_a_torn_line_is_left_out_and_said(tmp_path):
     run = Run.open(tmp_path / "run", Toy())
     run.log(step=1, loss=math.nan, grad=math.inf)
-    with open(run.path / "metrics.jsonl", "a") as file: file.write('{"step": 2, "lo')
-    with pytest.warns(UserWarning, match="Line 2"): assert run.metrics() == [{"step": 1, "loss": "NaN", "grad": "Infinity"}]
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert run.metrics() == [{"step": 1, "loss": "NaN", "grad": "Infinity"}]
     run.log(step=2, loss=0.5)
-    with pytest.warns(UserWarning, match="Line 2"): assert [row["step"] for row in run.metrics()] == [1, 2]
+    with pytest.warns(UserWarning, match="Line 2"):
+        assert [row["step"] for row in run.metrics()] == [1, 2]
 
 
 def test_a_run_seals_and_verifies_itself(tmp_path):
@@ -270,7 +382,11 @@ def test_a_run_seals_and_verifies_itself(tmp_path):
     run.write("evals/x.json", {"accuracy": 0.5})
     assert run.verify() != []
     run.seal()
-    assert run.verify() == [] and set(run.read("manifest.json")) == {"evals/x.json", "env.json", "recipe.yaml"}
+    assert run.verify() == [] and set(run.read("manifest.json")) == {
+        "evals/x.json",
+        "env.json",
+        "recipe.yaml",
+    }
     run.log(step=1)
     assert run.verify() == ["metrics.jsonl is not in the manifest"]
 

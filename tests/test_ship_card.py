@@ -23,6 +23,7 @@ class Rows(Section):
     train: str | list[str] = Field("/srv/secret/private/train.jsonl", description="rows")
     mask: str = Field("assistant", description="what is trained")
 
+
 class Steps(Section):
     objective: str = Field("sft", description="what is learnt")
     batch_size: int = Field(8, description="rows")
@@ -30,46 +31,126 @@ class Steps(Section):
     schedule: str = Field("cosine", description="how it falls")
     seed: int = Field(0, description="of the order")
 
+
 class Job(Section):
     model: Model = Model(base="tiny:base")
     data: Rows = Rows()
     adapt: Adapt = Adapt()
     train: Steps = Steps()
 
+
 def small_run(folder, job=Job()):
     "A run directory with the files of a short training."
     run = Run.open(folder, job)
-    run.write("data.json", dict(rows=dict(read=1000, kept=998, rejected=2, reasons={"not JSON": 2}), format="question_answer", template="the model's own", tokens=dict(total=65000, trained=31000),
-                                validation=dict(rows=100, source="/srv/secret/private/validation.jsonl")))
-    run.write("model.json", dict(base=dict(base=job.model.base, sha256={"model.safetensors": "0" * 64}), plan=dict(quantize=job.model.quantize, compute_dtype="float32", reasons=dict(device="CPU with AVX2, 8 GiB")), trainable={"all": 358400, "total": 4030464}))
-    for step in range(5, 101, 5): run.log(step=step, loss=2 / step ** 0.5, **({"eval_loss": 2.1 / step ** 0.5} if step % 50 == 0 else {}))
+    run.write(
+        "data.json",
+        dict(
+            rows=dict(read=1000, kept=998, rejected=2, reasons={"not JSON": 2}),
+            format="question_answer",
+            template="the model's own",
+            tokens=dict(total=65000, trained=31000),
+            validation=dict(rows=100, source="/srv/secret/private/validation.jsonl"),
+        ),
+    )
+    run.write(
+        "model.json",
+        dict(
+            base=dict(base=job.model.base, sha256={"model.safetensors": "0" * 64}),
+            plan=dict(
+                quantize=job.model.quantize,
+                compute_dtype="float32",
+                reasons=dict(device="CPU with AVX2, 8 GiB"),
+            ),
+            trainable={"all": 358400, "total": 4030464},
+        ),
+    )
+    for step in range(5, 101, 5):
+        run.log(
+            step=step,
+            loss=2 / step**0.5,
+            **({"eval_loss": 2.1 / step**0.5} if step % 50 == 0 else {}),
+        )
     run.log(step=100, train_runtime=61.2)
     return run
 
+
 def measured(run):
     "The same run after evaluation, merge and export."
-    result = lambda right: dict(task="word_problems", accuracy=right / 256, interval=[max(0, right / 256 - 0.05), min(1, right / 256 + 0.05)], flexible=0.9, n=256, answers=[])
+    result = lambda right: dict(
+        task="word_problems",
+        accuracy=right / 256,
+        interval=[max(0, right / 256 - 0.05), min(1, right / 256 + 0.05)],
+        flexible=0.9,
+        n=256,
+        answers=[],
+    )
     run.write("evals/base/word_problems.json", result(3))
     run.write("evals/word_problems.json", result(230))
-    run.write("evals/comparison.json", dict(task="word_problems", n=256, a=3 / 256, b=230 / 256, difference=227 / 256, interval=[0.84, 0.92], only_a=0, only_b=227, p_value=9e-69))
-    run.write("exports/merge.json", dict(max_abs_logit_diff=2.8e-5, mean_kl=4.5e-9, same_greedy=True, how="dequantized", dtype="float32", parameters=3672064))
+    run.write(
+        "evals/comparison.json",
+        dict(
+            task="word_problems",
+            n=256,
+            a=3 / 256,
+            b=230 / 256,
+            difference=227 / 256,
+            interval=[0.84, 0.92],
+            only_a=0,
+            only_b=227,
+            p_value=9e-69,
+        ),
+    )
+    run.write(
+        "exports/merge.json",
+        dict(
+            max_abs_logit_diff=2.8e-5,
+            mean_kl=4.5e-9,
+            same_greedy=True,
+            how="dequantized",
+            dtype="float32",
+            parameters=3672064,
+        ),
+    )
     run.write("exports/onnx.json", dict(max_abs_logit_diff=1.9e-5, same_text=True))
     return run
 
 
 def test_public_keeps_what_is_public():
-    for value in ("meta-llama/Llama-3.1-8B", "openai/gsm8k:main", "tiny:base", "https://example.org/a/b", "{{ bos }}</s>", "n/a", 3, None, True, 2e-4): assert public(value) == value
+    for value in (
+        "meta-llama/Llama-3.1-8B",
+        "openai/gsm8k:main",
+        "tiny:base",
+        "https://example.org/a/b",
+        "{{ bos }}</s>",
+        "n/a",
+        3,
+        None,
+        True,
+        2e-4,
+    ):
+        assert public(value) == value
     assert public({"a": ["/x/y/z.json", {"b": "~/m"}]}) == {"a": ["z.json", {"b": "m"}]}
     assert public("x" * 5000 + " /srv/secret/rows.csv") == "x" * 5000 + " rows.csv"
     assert "ghp_" not in public("token ghp_" + "a" * 36)
 
 
 def test_the_hub_can_read_the_header(tmp_path):
-    job = Job(model=Model(base="meta-llama/Llama-3.1-8B"), data=Rows(train=["openai/gsm8k:main", "/srv/secret/own.jsonl"]))
+    job = Job(
+        model=Model(base="meta-llama/Llama-3.1-8B"),
+        data=Rows(train=["openai/gsm8k:main", "/srv/secret/own.jsonl"]),
+    )
     about = ModelCard(front_matter(facts(small_run(tmp_path / "run", job)))).data.to_dict()
-    assert (about["base_model"], about["library_name"], about["datasets"]) == ("meta-llama/Llama-3.1-8B", "peft", ["openai/gsm8k"]) and "license" not in about
+    assert (about["base_model"], about["library_name"], about["datasets"]) == (
+        "meta-llama/Llama-3.1-8B",
+        "peft",
+        ["openai/gsm8k"],
+    ) and "license" not in about
     about = ModelCard(front_matter(dict(full=True, hub=[], recipe={}))).data.to_dict()
-    assert about["library_name"] == "transformers" and "base_model" not in about and "lora" not in about["tags"]
+    assert (
+        about["library_name"] == "transformers"
+        and "base_model" not in about
+        and "lora" not in about["tags"]
+    )
 
 
 def test_a_table_cannot_be_broken():
@@ -77,50 +158,80 @@ def test_a_table_cannot_be_broken():
 
 
 def test_losses_are_thinned_and_keep_the_ends():
-    lines = [dict(step=s, loss=1 / s) for s in range(1, 1001)] + [dict(step=300, eval_loss=0.5), dict(step=900, eval_loss="NaN"), dict(epoch=1)]
+    lines = [dict(step=s, loss=1 / s) for s in range(1, 1001)] + [
+        dict(step=300, eval_loss=0.5),
+        dict(step=900, eval_loss="NaN"),
+        dict(epoch=1),
+    ]
     rows = losses(lines)
-    assert rows[0][0] == 1 and rows[-1][0] == 1000 and [300, "0.0033", "0.5000"] in rows and [900, "0.0011", "NaN"] in rows and len(rows) <= 10
+    assert (
+        rows[0][0] == 1
+        and rows[-1][0] == 1000
+        and [300, "0.0033", "0.5000"] in rows
+        and [900, "0.0011", "NaN"] in rows
+        and len(rows) <= 10
+    )
     assert losses([]) == [] and losses([dict(step=1, loss=2.0)]) == [[1, "2.0000", ""]]
 
 
 def test_what_was_not_measured_is_said(tmp_path):
     run = small_run(tmp_path / "run")
-    assert "No task was evaluated" in card(facts(run)) and "Quality on any task: not measured" in card(facts(run)) and "neither merged nor exported" in card(facts(run))
+    assert (
+        "No task was evaluated" in card(facts(run))
+        and "Quality on any task: not measured" in card(facts(run))
+        and "neither merged nor exported" in card(facts(run))
+    )
     measured(run)
     (run.path / "evals" / "base" / "word_problems.json").unlink()
     text = card(facts(run))
-    assert "| word_problems | 256 | not measured | 0.898 (0.848 to 0.948) |" in text and "nothing is known about what the training changed" in text
+    assert (
+        "| word_problems | 256 | not measured | 0.898 (0.848 to 0.948) |" in text
+        and "nothing is known about what the training changed" in text
+    )
 
 
 def test_the_snippets_run(tmp_path, monkeypatch):
     run, section = small_run(tmp_path / "run"), Model(base="tiny:base")
-    with quiet(): base, tokenizer = load_model(section, plan(probe()))
+    with quiet():
+        base, tokenizer = load_model(section, plan(probe()))
     adapt_model(base, Adapt(r=4)).save_pretrained(run.adapter, save_embedding_layers=False)
     tokenizer.save_pretrained(run.adapter)
-    run.write("exports/merge.json", merge(section, run.adapter, run.exports / "merged", list(PROMPTS[:1])))
+    run.write(
+        "exports/merge.json", merge(section, run.adapter, run.exports / "merged", list(PROMPTS[:1]))
+    )
     snippets = re.findall(r"```python\n(.*?)```", write_card(run).read_text(), re.S)
     assert len(snippets) == 2
     monkeypatch.chdir(run.path)
     for code in snippets:
-        with contextlib.redirect_stdout(io.StringIO()) as said: exec(code, {})
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            exec(code, {})
         assert len(said.getvalue()) > 1
 
 
 def test_the_card_is_the_same_again_and_holds_no_place(tmp_path):
     run = measured(small_run(tmp_path / "run"))
     first = write_card(run).read_bytes()
-    assert write_card(run).read_bytes() == first and write_card(Run.load(run.path)).read_bytes() == first
+    assert (
+        write_card(run).read_bytes() == first
+        and write_card(Run.load(run.path)).read_bytes() == first
+    )
     text = first.decode()
     assert "/srv" not in text and str(tmp_path) not in text and "private" not in text
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {title}" for title in SECTIONS]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## {title}" for title in SECTIONS
+    ]
 
 
 def test_an_almost_empty_run_has_a_card(tmp_path):
     text = write_card(Run.open(tmp_path / "run", Job())).read_text()
-    assert "No loss was logged" in text and "holds no record of its rows" in text and "None" not in text.replace("revision=None", "")
+    assert (
+        "No loss was logged" in text
+        and "holds no record of its rows" in text
+        and "None" not in text.replace("revision=None", "")
+    )
 
 
 def test_recipe_so_far(tmp_path):
     text = card(facts(small_run(tmp_path / "run")))
-    shown = yaml.safe_load(text[text.index("```yaml") + 7:].split("```")[0])
+    shown = yaml.safe_load(text[text.index("```yaml") + 7 :].split("```")[0])
     assert shown["model"]["base"] == "tiny:base" and shown["data"]["train"] == "train.jsonl"

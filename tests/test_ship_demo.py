@@ -17,27 +17,46 @@ from llmtrainer.ship.merge import quiet
 
 def small():
     "The small base, as it is shipped."
-    with quiet(): return load_model(Model(base="tiny:base", quantize="none"), plan(probe(), "none"))
+    with quiet():
+        return load_model(Model(base="tiny:base", quantize="none"), plan(probe(), "none"))
+
 
 model, tokenizer = small()
 few = Generation(max_new_tokens=12)
 
 
 def test_histories():
-    u, a = lambda t: {"role": "user", "content": t}, lambda t, **k: {"role": "assistant", "content": t, **k}
+    u, a = (
+        lambda t: {"role": "user", "content": t},
+        lambda t, **k: {"role": "assistant", "content": t, **k},
+    )
     assert conversation([u("1"), a("half an ans"), u("2")]) == [u("1"), a("half an ans"), u("2")]
     assert conversation([u("1"), a("boom", metadata={"title": FAILED}), u("2")]) == [u("2")]
     assert conversation([u("1"), a(""), u("2")]) == [u("2")]
-    assert conversation([u([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])]) == [u("ab")]
-    assert finish([u("1"), a("x"), u("2")]) == [u("1"), a("x")] and finish([u("1"), a("x")]) == [u("1"), a("x")] and finish([]) == []
+    assert conversation([u([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])]) == [
+        u("ab")
+    ]
+    assert (
+        finish([u("1"), a("x"), u("2")]) == [u("1"), a("x")]
+        and finish([u("1"), a("x")]) == [u("1"), a("x")]
+        and finish([]) == []
+    )
 
 
 def writers():
     "Threads that run a model."
     return [t for t in threading.enumerate() if t.name == "stream"]
 
+
 def test_stop_ends_the_model_too():
-    answer = respond(model, tokenizer, Generation(), [{"role": "user", "content": "Tell me a long story."}], 0.0, 400)
+    answer = respond(
+        model,
+        tokenizer,
+        Generation(),
+        [{"role": "user", "content": "Tell me a long story."}],
+        0.0,
+        400,
+    )
     next(answer)
     assert len(writers()) == 1
     answer.close()
@@ -46,17 +65,35 @@ def test_stop_ends_the_model_too():
 
 def test_an_error_is_shown_and_not_remembered():
     class Broken:
-        def apply_chat_template(self, *a, **k): raise RuntimeError("no memory left")
-    history = list(respond(model, Broken(), few, [{"role": "user", "content": "Hello"}], 0.0, 8))[-1]
-    assert history[-1]["content"] == "RuntimeError: no memory left" and conversation(history + [{"role": "user", "content": "Again"}]) == [{"role": "user", "content": "Again"}]
+        def apply_chat_template(self, *a, **k):
+            raise RuntimeError("no memory left")
+
+    history = list(respond(model, Broken(), few, [{"role": "user", "content": "Hello"}], 0.0, 8))[
+        -1
+    ]
+    assert history[-1]["content"] == "RuntimeError: no memory left" and conversation(
+        history + [{"role": "user", "content": "Again"}]
+    ) == [{"role": "user", "content": "Again"}]
 
 
 def test_panes_do_not_disturb_each_other():
-    question, old = "What is 2 plus 3?", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    question, old = (
+        "What is 2 plus 3?",
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+    )
     states = list(respond_all([(model, tokenizer)] * 2, few, question, [], old, 0.0, 12))
-    assert states[0] == ("", [{"role": "user", "content": question}], old + [{"role": "user", "content": question}])
+    assert states[0] == (
+        "",
+        [{"role": "user", "content": question}],
+        old + [{"role": "user", "content": question}],
+    )
     assert all(s[0] == KEEP for s in states[1:])  # what is typed meanwhile stays in the box
-    alone = [list(respond(model, tokenizer, few, h + [{"role": "user", "content": question}], 0.0, 12))[-1] for h in ([], old)]
+    alone = [
+        list(respond(model, tokenizer, few, h + [{"role": "user", "content": question}], 0.0, 12))[
+            -1
+        ]
+        for h in ([], old)
+    ]
     assert list(states[-1][1:]) == alone
     assert list(respond_all([(model, tokenizer)], few, "  ", [], 0.0, 8)) == []
 
@@ -64,78 +101,170 @@ def test_panes_do_not_disturb_each_other():
 def test_the_page_answers_on_this_machine_alone():
     demo = build_demo({"base": (model, tokenizer), "tuned": (model, tokenizer)}, few)
     assert demo.analytics_enabled is False
-    with contextlib.redirect_stdout(io.StringIO()): address = launch_demo(demo, port=7999, wait=False, inline=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        address = launch_demo(demo, port=7999, wait=False, inline=False)
     try:
         assert address.startswith("http://127.0.0.1:7999")
-        with pytest.raises(UserError, match="port 7999 is taken"), contextlib.redirect_stdout(io.StringIO()): launch_demo(build_demo({"base": (model, tokenizer)}, few), port=7999, wait=False, inline=False)
-        job = Client(address, verbose=False).submit("What is 2 plus 3?", [], [], 0, 12, api_name="/chat")
+        with (
+            pytest.raises(UserError, match="port 7999 is taken"),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            launch_demo(
+                build_demo({"base": (model, tokenizer)}, few), port=7999, wait=False, inline=False
+            )
+        job = Client(address, verbose=False).submit(
+            "What is 2 plus 3?", [], [], 0, 12, api_name="/chat"
+        )
         box, left, right = job.result()
-        expected = list(respond(model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12))[-1]
-        assert conversation(left) == conversation(right) == conversation(expected) and len(job.outputs()) > 2  # it streamed
+        expected = list(
+            respond(
+                model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12
+            )
+        )[-1]
+        assert (
+            conversation(left) == conversation(right) == conversation(expected)
+            and len(job.outputs()) > 2
+        )  # it streamed
     finally:
-        with contextlib.redirect_stdout(io.StringIO()): demo.close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            demo.close()
 
 
 def test_commands():
     chat = Chat(few)
-    chat.turns += [{"role": r, "content": c} for r, c in (("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))]
-    assert chat.command("/undo") == "taken back; left: 1 question and its answer" and len(chat.turns) == 2
-    chat.command("/system Be brief."); chat.command("/set temperature=0.5 top_k=5")
-    assert chat.messages[0] == {"role": "system", "content": "Be brief."} and chat.section.top_k == 5 and few.top_k == 0
-    chat.command("/reset"); chat.command("/system")
-    assert chat.messages == [] and chat.command("/undo") == "there is nothing to take back" and all(f"/{w}" in chat.command("/help") for w in ("system", "set", "undo", "reset", "quit"))
-    with pytest.raises(UserError, match="no command /x"): chat.command("/x")
-    with pytest.raises(UserError, match="temperature"): chat.command("/set temperature=hot")
-    with pytest.raises(UserError, match="would have no effect"): Chat(few).command("/set top_k=5")
-    assert "top_k=5" in chat.command("/set") and not chat.over and chat.command("/quit") == "bye" and chat.over
+    chat.turns += [
+        {"role": r, "content": c}
+        for r, c in (("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))
+    ]
+    assert (
+        chat.command("/undo") == "taken back; left: 1 question and its answer"
+        and len(chat.turns) == 2
+    )
+    chat.command("/system Be brief.")
+    chat.command("/set temperature=0.5 top_k=5")
+    assert (
+        chat.messages[0] == {"role": "system", "content": "Be brief."}
+        and chat.section.top_k == 5
+        and few.top_k == 0
+    )
+    chat.command("/reset")
+    chat.command("/system")
+    assert (
+        chat.messages == []
+        and chat.command("/undo") == "there is nothing to take back"
+        and all(
+            f"/{w}" in chat.command("/help") for w in ("system", "set", "undo", "reset", "quit")
+        )
+    )
+    with pytest.raises(UserError, match="no command /x"):
+        chat.command("/x")
+    with pytest.raises(UserError, match="temperature"):
+        chat.command("/set temperature=hot")
+    with pytest.raises(UserError, match="would have no effect"):
+        Chat(few).command("/set top_k=5")
+    assert (
+        "top_k=5" in chat.command("/set")
+        and not chat.over
+        and chat.command("/quit") == "bye"
+        and chat.over
+    )
 
 
 def test_a_saved_conversation_is_a_row_to_train_on():
     with tempfile.TemporaryDirectory() as folder:
         file, chat = Path(folder) / "good.jsonl", Chat(few)
-        with pytest.raises(UserError, match="nothing to save"): chat.command(f"/save {file}")
+        with pytest.raises(UserError, match="nothing to save"):
+            chat.command(f"/save {file}")
         chat.command("/system Be brief.")
-        chat.turns += [{"role": "user", "content": "2 plus 3?"}, {"role": "assistant", "content": "5"}]
-        assert chat.command(f"/save {file}").startswith("1 question and its answer added") and chat.command(f"/save {file}")
+        chat.turns += [
+            {"role": "user", "content": "2 plus 3?"},
+            {"role": "assistant", "content": "5"},
+        ]
+        assert chat.command(f"/save {file}").startswith(
+            "1 question and its answer added"
+        ) and chat.command(f"/save {file}")
         rows, ledger, _ = load_rows(str(file), "auto")
-        assert [m["content"] for m in rows[0]["messages"]] == ["Be brief.", "2 plus 3?", "5"] and len(rows) == 2
-        for place in (folder, f"{folder}/no/such/folder.jsonl"):  # a slip of the finger does not end the conversation
-            with pytest.raises(UserError, match="cannot be written"): chat.command(f"/save {place}")
+        assert [m["content"] for m in rows[0]["messages"]] == [
+            "Be brief.",
+            "2 plus 3?",
+            "5",
+        ] and len(rows) == 2
+        for place in (
+            folder,
+            f"{folder}/no/such/folder.jsonl",
+        ):  # a slip of the finger does not end the conversation
+            with pytest.raises(UserError, match="cannot be written"):
+                chat.command(f"/save {place}")
         assert len(chat.turns) == 2
 
 
 def test_a_pipe_gets_answers_only():
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): terminal_chat(model, tokenizer, few, ["What is 2 plus 3?\n", "/nonsense\n", "\n", "/reset", "What is 2 plus 3?\n", "/quit\n", "never asked\n"])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        terminal_chat(
+            model,
+            tokenizer,
+            few,
+            [
+                "What is 2 plus 3?\n",
+                "/nonsense\n",
+                "\n",
+                "/reset",
+                "What is 2 plus 3?\n",
+                "/quit\n",
+                "never asked\n",
+            ],
+        )
     blocks = [b for b in out.getvalue().split("\n\n") if b]
     assert len(blocks) == 2 and blocks[0] == blocks[1] and "no command /nonsense" in err.getvalue()
-    expected = list(respond(model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12))[-1][-1]["content"]
+    expected = list(
+        respond(model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12)
+    )[-1][-1]["content"]
     assert blocks[0] == expected.rstrip("\n")
 
 
 class Interrupting(io.StringIO):
     "Standard output whose reader presses Ctrl-C at the third piece."
+
     pieces = 0
+
     def write(self, text):
         self.pieces += 1
-        if self.pieces == 3: raise KeyboardInterrupt
+        if self.pieces == 3:
+            raise KeyboardInterrupt
         return super().write(text)
+
 
 def test_ctrl_c_ends_the_answer_and_not_the_program():
     chat = Chat(Generation(max_new_tokens=400))
-    with contextlib.redirect_stdout(Interrupting()), contextlib.redirect_stderr(io.StringIO()) as err: answer(chat, model, tokenizer, "Tell me a long story.")
-    assert "[stopped]" in err.getvalue() and [t["role"] for t in chat.turns] == ["user", "assistant"] and not writers()
+    with (
+        contextlib.redirect_stdout(Interrupting()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        answer(chat, model, tokenizer, "Tell me a long story.")
+    assert (
+        "[stopped]" in err.getvalue()
+        and [t["role"] for t in chat.turns] == ["user", "assistant"]
+        and not writers()
+    )
 
 
 def test_a_failed_answer_leaves_no_question_behind():
     class Broken:
-        def apply_chat_template(self, *a, **k): raise RuntimeError("no memory left")
+        def apply_chat_template(self, *a, **k):
+            raise RuntimeError("no memory left")
+
     chat = Chat(few)
-    with pytest.raises(RuntimeError), contextlib.redirect_stdout(io.StringIO()): answer(chat, model, Broken(), "Hello")
+    with pytest.raises(RuntimeError), contextlib.redirect_stdout(io.StringIO()):
+        answer(chat, model, Broken(), "Hello")
     assert chat.turns == []
 
 
 def test_recipe_so_far():
     section = load(Generation, {"max_new_tokens": 80, "temperature": 0.7})
-    sliders = {b.label: b.value for b in build_demo({"m": (model, tokenizer)}, section).blocks.values() if type(b).__name__ == "Slider"}
+    sliders = {
+        b.label: b.value
+        for b in build_demo({"m": (model, tokenizer)}, section).blocks.values()
+        if type(b).__name__ == "Slider"
+    }
     assert sliders == {"Temperature": 0.7, "Tokens at most": 80}

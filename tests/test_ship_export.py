@@ -15,31 +15,53 @@ from llmtrainer.models.tiny import tiny
 def exported(kind):
     "The ONNX folder of a tiny model, written once."
     folder = Path(tempfile.mkdtemp()) / "onnx"
-    with quiet(): model = tiny(kind)
+    with quiet():
+        model = tiny(kind)
     export_onnx(model, folder)
     return folder
 
 
 def test_a_missing_library_is_named():
     need_onnx()
-    with pytest.raises(UserError, match="needs no_such_library") as caught: need_onnx(("onnx", "no_such_library"))
+    with pytest.raises(UserError, match="needs no_such_library") as caught:
+        need_onnx(("onnx", "no_such_library"))
     assert caught.value.fix == 'pip install "llmtrainer[export]"'
 
 
 def test_names_are_optimums():
     graph = OnnxModel(exported("llama")).session
     assert {i.name: i.shape for i in graph.get_inputs()} == {
-        "input_ids": ["batch_size", "sequence_length"], "attention_mask": ["batch_size", "total_sequence_length"], "position_ids": ["batch_size", "sequence_length"],
-        **{f"past_key_values.{n}.{k}": ["batch_size", 2, "past_sequence_length", 16] for n in range(2) for k in ("key", "value")}}
-    assert [o.name for o in graph.get_outputs()] == ["logits", *(f"present.{n}.{k}" for n in range(2) for k in ("key", "value"))]
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", "total_sequence_length"],
+        "position_ids": ["batch_size", "sequence_length"],
+        **{
+            f"past_key_values.{n}.{k}": ["batch_size", 2, "past_sequence_length", 16]
+            for n in range(2)
+            for k in ("key", "value")
+        },
+    }
+    assert [o.name for o in graph.get_outputs()] == [
+        "logits",
+        *(f"present.{n}.{k}" for n in range(2) for k in ("key", "value")),
+    ]
 
 
 def test_the_folder_tells_nothing_of_the_machine():
     folder = exported("llama")
-    assert {"model.onnx", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= {p.name for p in folder.iterdir()}
+    assert {
+        "model.onnx",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } <= {p.name for p in folder.iterdir()}
     for file in folder.iterdir():
         data = file.read_bytes()
-        assert b"site-packages" not in data and str(folder.parent).encode() not in data and str(Path.home()).encode() + b"/" not in data
+        assert (
+            b"site-packages" not in data
+            and str(folder.parent).encode() not in data
+            and str(Path.home()).encode() + b"/" not in data
+        )
 
 
 def test_one_step_equals_many():
@@ -47,21 +69,29 @@ def test_one_step_equals_many():
     ids, mask = model.encode(["One two three", "Four"])
     cache, parts = model.empty(2), []
     for at in range(ids.shape[1]):
-        part, cache = model.step(ids[:, at:at + 1], mask[:, :at + 1], cache)
+        part, cache = model.step(ids[:, at : at + 1], mask[:, : at + 1], cache)
         parts.append(part)
     assert np.abs(np.concatenate(parts, 1) - model.logits(ids, mask))[mask == 1].max() < 1e-4
 
 
 def test_a_batch_answers_as_single_questions():
-    model, questions = OnnxModel(exported("llama")), ["One", "A much longer question than the first one", "Two three"]
+    model, questions = (
+        OnnxModel(exported("llama")),
+        ["One", "A much longer question than the first one", "Two three"],
+    )
     assert model.generate(questions, 16) == [model.generate([q], 16)[0] for q in questions]
 
 
 def spoil(folder, by=1.01):
     "Change one matrix of the graph."
     program = onnx_ir.load(folder / "model.onnx")
-    largest = max((v for v in program.graph.initializers.values() if len(v.shape) == 2), key=lambda v: v.const_value.nbytes)
-    largest.const_value = onnx_ir.tensor((largest.const_value.numpy() * by).astype(np.float32), name=largest.name)
+    largest = max(
+        (v for v in program.graph.initializers.values() if len(v.shape) == 2),
+        key=lambda v: v.const_value.nbytes,
+    )
+    largest.const_value = onnx_ir.tensor(
+        (largest.const_value.numpy() * by).astype(np.float32), name=largest.name
+    )
     onnx_ir.save(program, folder / "model.onnx")
 
 
@@ -69,7 +99,8 @@ def test_a_changed_weight_fails(tmp_path):
     shutil.copytree(exported("llama"), tmp_path / "onnx")
     check_parity(tiny("llama"), tmp_path / "onnx", ["Hello"], 8)
     spoil(tmp_path / "onnx", 1.5)
-    with pytest.raises(Different, match="is not the model"): check_parity(tiny("llama"), tmp_path / "onnx", ["Hello"], 8)
+    with pytest.raises(Different, match="is not the model"):
+        check_parity(tiny("llama"), tmp_path / "onnx", ["Hello"], 8)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "mixtral"])
@@ -80,18 +111,25 @@ def test_architectures(kind):
 
 
 def test_what_is_no_model_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no model"): export_onnx(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="holds no model"):
+        export_onnx(tmp_path, tmp_path / "out")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="an adapter, not a whole model") as caught: export_onnx(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="an adapter, not a whole model") as caught:
+        export_onnx(tmp_path, tmp_path / "out")
     assert "llmtrainer merge RUN" in caught.value.fix
-    with pytest.raises(UserError, match="no model.onnx"): OnnxModel(tmp_path)
+    with pytest.raises(UserError, match="no model.onnx"):
+        OnnxModel(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mistral", "qwen"])
 def test_more_architectures(kind):
-    assert check_parity(tiny(kind), exported(kind), ["One two three four five six seven. " * 12, "Hi"], 6)["same_text"]
+    assert check_parity(
+        tiny(kind), exported(kind), ["One two three four five six seven. " * 12, "Hi"], 6
+    )["same_text"]
 
 
 def test_recipe_so_far():
-    assert OnnxModel(exported("llama")).stops == {stop_id(AutoTokenizer.from_pretrained(tiny("llama")))}
+    assert OnnxModel(exported("llama")).stops == {
+        stop_id(AutoTokenizer.from_pretrained(tiny("llama")))
+    }

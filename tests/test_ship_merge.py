@@ -17,11 +17,13 @@ from llmtrainer.ship.merge import quiet
 def random_adapter(folder, quantize="nf4", strength=0.05, **adapt):
     "An adapter on the small base whose random numbers change its answers, stored in `folder`."
     section = Model(base="tiny:base", quantize=quantize)
-    with quiet(): base, tokenizer = load_model(section, plan(probe(), quantize))
+    with quiet():
+        base, tokenizer = load_model(section, plan(probe(), quantize))
     adapted = adapt_model(base, Adapt(r=8, **adapt))
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(weight, std=strength)
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=strength)
     adapted.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     return section
@@ -40,7 +42,9 @@ def test_quiet_hides_chatter_but_no_failure(capsys):
 
 def test_kl_is_that_of_torch():
     a, b = torch.randn(2, 20, 50, generator=torch.Generator().manual_seed(1))
-    theirs = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="batchmean").item()
+    theirs = torch.nn.functional.kl_div(
+        b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="batchmean"
+    ).item()
     found = difference(a, b)
     assert math.isclose(found["mean_kl"], theirs, rel_tol=1e-5)
     assert found["max_abs_logit_diff"] == (a - b).abs().max().item()
@@ -48,9 +52,15 @@ def test_kl_is_that_of_torch():
 
 
 def test_padding_is_never_compared():
-    with quiet(): model, tokenizer = load_model(Model(base="tiny:base", quantize="none"), plan(probe(), "none"))
+    with quiet():
+        model, tokenizer = load_model(
+            Model(base="tiny:base", quantize="none"), plan(probe(), "none")
+        )
     short, long = "1 + 1", "1 + 2 = 3, 2 + 2 = 4"
-    together, alone = logits(model, tokenizer, [long, short]), torch.cat([logits(model, tokenizer, [t]) for t in (long, short)])
+    together, alone = (
+        logits(model, tokenizer, [long, short]),
+        torch.cat([logits(model, tokenizer, [t]) for t in (long, short)]),
+    )
     assert together.shape == alone.shape and (together - alone).abs().max() < 1e-3
 
 
@@ -58,45 +68,73 @@ def test_a_wrong_scaling_is_refused(tmp_path):
     section, chosen = random_adapter(tmp_path / "right"), plan(probe())
     shutil.copytree(tmp_path / "right", tmp_path / "wrong")
     config = json.loads((tmp_path / "wrong" / "adapter_config.json").read_text())
-    (tmp_path / "wrong" / "adapter_config.json").write_text(json.dumps(config | dict(lora_alpha=config["lora_alpha"] * 1.05)))
+    (tmp_path / "wrong" / "adapter_config.json").write_text(
+        json.dumps(config | dict(lora_alpha=config["lora_alpha"] * 1.05))
+    )
     with quiet():
         base, tokenizer = load_model(section, chosen)
         trained = load_adapter(base, tmp_path / "right")
         texts = observe(trained, tokenizer, PROMPTS[:2])[1]
         before = logits(trained, tokenizer, texts)
-        found = {name: difference(before, logits(merge_adapter(load_adapter(load_model(section, chosen)[0], tmp_path / name), section, chosen, tmp_path / name), tokenizer, texts)) for name in ("right", "wrong")}
+        found = {
+            name: difference(
+                before,
+                logits(
+                    merge_adapter(
+                        load_adapter(load_model(section, chosen)[0], tmp_path / name),
+                        section,
+                        chosen,
+                        tmp_path / name,
+                    ),
+                    tokenizer,
+                    texts,
+                ),
+            )
+            for name in ("right", "wrong")
+        }
     limit = tolerance_of(section, chosen, "dequantized")
     refuse(found["right"], limit)
-    with pytest.raises(Different, match="is not the trained one"): refuse(found["wrong"], limit)
+    with pytest.raises(Different, match="is not the trained one"):
+        refuse(found["wrong"], limit)
 
 
 def test_a_difference_that_is_not_a_number_is_refused():
-    with pytest.raises(Different): refuse(dict(mean_kl=math.nan, max_abs_logit_diff=math.nan), 1)
+    with pytest.raises(Different):
+        refuse(dict(mean_kl=math.nan, max_abs_logit_diff=math.nan), 1)
     assert Different.exit_code == 1
 
 
 def test_staging_is_all_or_nothing(tmp_path):
-    with staging(tmp_path / "out") as staged: (staged / "a").write_text("1")
+    with staging(tmp_path / "out") as staged:
+        (staged / "a").write_text("1")
     with pytest.raises(ZeroDivisionError), staging(tmp_path / "out") as staged:
         (staged / "a").write_text("2")
         1 / 0
-    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "a").read_text() == "1"
-    (tmp_path / "foreign").mkdir(); (tmp_path / "foreign" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not replaced"), staging(tmp_path / "foreign"): pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (
+        tmp_path / "out" / "a"
+    ).read_text() == "1"
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not replaced"), staging(tmp_path / "foreign"):
+        pass
     assert (tmp_path / "foreign" / "thesis.txt").read_text() == "mine"
 
 
 def test_merge_is_refused_where_nothing_can_be_merged(tmp_path):
     section = Model(base="tiny:base")
-    with pytest.raises(UserError, match="has the run finished"): merge(section, tmp_path / "adapter", tmp_path / "out")
-    (tmp_path / "model").mkdir(); (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="trained every weight"): merge(section, tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(UserError, match="has the run finished"):
+        merge(section, tmp_path / "adapter", tmp_path / "out")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="trained every weight"):
+        merge(section, tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_refused_merge_leaves_nothing(tmp_path):
     section = random_adapter(tmp_path / "adapter")
-    with pytest.raises(Different): merge(section, tmp_path / "adapter", tmp_path / "out", list(PROMPTS[:1]), tolerance=1e-15)
+    with pytest.raises(Different):
+        merge(section, tmp_path / "adapter", tmp_path / "out", list(PROMPTS[:1]), tolerance=1e-15)
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -104,30 +142,51 @@ def test_a_refused_merge_leaves_nothing(tmp_path):
 def test_merged_equals_adapter(tmp_path, variant):
     section = random_adapter(tmp_path / "adapter", variant=variant)
     found = merge(section, tmp_path / "adapter", tmp_path / "merged", ["What is 3 plus 4?"])
-    assert found["mean_kl"] <= 1e-5 and found["max_abs_logit_diff"] < 5e-3 and found["same_greedy"] and found["how"] == "dequantized" and found["parameters"] > 3e6
+    assert (
+        found["mean_kl"] <= 1e-5
+        and found["max_abs_logit_diff"] < 5e-3
+        and found["same_greedy"]
+        and found["how"] == "dequantized"
+        and found["parameters"] > 3e6
+    )
     stored = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
-    assert stored["eos_token_id"] == [AutoTokenizer.from_pretrained(tmp_path / "adapter").convert_tokens_to_ids("<|end|>")]
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"): assert str(tmp_path) not in (tmp_path / "merged" / name).read_text()
-    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert stored["eos_token_id"] == [
+        AutoTokenizer.from_pretrained(tmp_path / "adapter").convert_tokens_to_ids("<|end|>")
+    ]
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        assert str(tmp_path) not in (tmp_path / "merged" / name).read_text()
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "merged" / "config.json").read_text()
+    )
 
 
 def test_merged_weights_are_the_formula(tmp_path):
     section, name = random_adapter(tmp_path / "adapter"), "model.layers.0.self_attn.q_proj"
     merge(section, tmp_path / "adapter", tmp_path / "merged", list(PROMPTS[:1]))
-    with quiet(): W = dict(load_model(section, plan(probe()))[0].dequantize().named_parameters())[f"{name}.weight"]
-    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as f: A, B = (f.get_tensor(f"base_model.model.{name}.lora_{x}.weight") for x in "AB")
+    with quiet():
+        W = dict(load_model(section, plan(probe()))[0].dequantize().named_parameters())[
+            f"{name}.weight"
+        ]
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as f:
+        A, B = (f.get_tensor(f"base_model.model.{name}.lora_{x}.weight") for x in "AB")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as f: merged = f.get_tensor(f"{name}.weight")
-    torch.testing.assert_close(merged, W + config["lora_alpha"] / config["r"] * B @ A, rtol=0, atol=1e-5)
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as f:
+        merged = f.get_tensor(f"{name}.weight")
+    torch.testing.assert_close(
+        merged, W + config["lora_alpha"] / config["r"] * B @ A, rtol=0, atol=1e-5
+    )
 
 
 def test_unquantised_and_original_bases(tmp_path):
     plain = random_adapter(tmp_path / "plain", quantize="none")
     assert merge(plain, tmp_path / "plain", tmp_path / "a", list(PROMPTS[:1]))["mean_kl"] < 1e-5
     four = random_adapter(tmp_path / "four")
-    other = merge(four, tmp_path / "four", tmp_path / "b", list(PROMPTS[:1]), how="original", tolerance=10)
+    other = merge(
+        four, tmp_path / "four", tmp_path / "b", list(PROMPTS[:1]), how="original", tolerance=10
+    )
     assert other["how"] == "original" and other["mean_kl"] > 1e-4
-    with quiet(): assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").dtype == torch.float32
+    with quiet():
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").dtype == torch.float32
 
 
 from llmtrainer.recipe import load
@@ -135,4 +194,7 @@ from llmtrainer.recipe import load
 
 def test_recipe_so_far():
     section = load(Model, {"base": "meta-llama/Llama-3.1-8B", "quantize": "nf4"})
-    assert tolerance_of(section, plan(probe()), "dequantized") in TOLERANCE.values() and tolerance_of(section, plan(probe()), "original") == OTHER_BASE
+    assert (
+        tolerance_of(section, plan(probe()), "dequantized") in TOLERANCE.values()
+        and tolerance_of(section, plan(probe()), "original") == OTHER_BASE
+    )

@@ -20,7 +20,8 @@ def write_some(folder, step):
     (folder / "sub" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     return folder
 
-KILLED = '''
+
+KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llmtrainer.train.checkpoint import commit, point, prune
@@ -34,61 +35,106 @@ sys.addaudithook(hook)
 point(commit(root / ".staging" / "work", root / "step-2"))
 prune(root, keep=1)
 print("finished", seen)
-'''
+"""
+
 
 def test_killed_at_every_file_system_event_the_old_or_the_new_checkpoint_is_whole():
     killed, finished, fatal, hints, root = 0, False, 0, [], Path(tempfile.mkdtemp())
     while not finished:
         fatal += 1
-        shutil.rmtree(root); root.mkdir()
+        shutil.rmtree(root)
+        root.mkdir()
         point(commit(write_some(root / ".staging" / "work", 1), root / "step-1"))
         write_some(root / ".staging" / "work", 2)
-        out = subprocess.run([sys.executable, "-c", KILLED, str(root), str(fatal)], capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", KILLED, str(root), str(fatal)], capture_output=True, text=True
+        )
         finished = out.returncode == 0
-        if not finished: assert out.returncode == -9, out.stderr
+        if not finished:
+            assert out.returncode == -9, out.stderr
         killed += not finished
         found, damaged = newest(root)
-        assert found.name == ("step-2" if (root / "step-2").exists() else "step-1") and not damaged and not verify(found)
-        hints.append((json.loads((root / "latest.json").read_text())["name"], found.name))  # whole at any moment
-    assert set(hints) == {("step-1", "step-1"), ("step-1", "step-2"), ("step-2", "step-2")}, "old, stale and new were seen"
-    assert killed == int(out.stdout.split()[1]) >= 25 and [p.name for p in steps(root)] == ["step-2"]
+        assert (
+            found.name == ("step-2" if (root / "step-2").exists() else "step-1")
+            and not damaged
+            and not verify(found)
+        )
+        hints.append(
+            (json.loads((root / "latest.json").read_text())["name"], found.name)
+        )  # whole at any moment
+    assert set(hints) == {
+        ("step-1", "step-1"),
+        ("step-1", "step-2"),
+        ("step-2", "step-2"),
+    }, "old, stale and new were seen"
+    assert killed == int(out.stdout.split()[1]) >= 25 and [p.name for p in steps(root)] == [
+        "step-2"
+    ]
     shutil.rmtree(root)
 
 
 DAMAGE = {
     "missing": lambda f: f.unlink(),
     "emptied": lambda f: f.write_bytes(b""),
-    "halved": lambda f: f.write_bytes(f.read_bytes()[:len(f.read_bytes()) // 2]),
+    "halved": lambda f: f.write_bytes(f.read_bytes()[: len(f.read_bytes()) // 2]),
     "one bit": lambda f: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]),
     "zero tail": lambda f: f.write_bytes(f.read_bytes()[:-8] + bytes(8)),
     "grown": lambda f: f.write_bytes(f.read_bytes() + b"x"),
 }
 
+
 def test_every_damage_to_every_file_is_named_and_the_one_before_is_used(tmp_path):
     for how, damage in DAMAGE.items():
         for victim in ("adapter_model.safetensors", "sub/trainer_state.json", "manifest.json"):
             root = tmp_path / how / victim.replace("/", "_")
-            for step in (1, 2): commit(write_some(root / ".staging" / "work", 3 + step), root / f"step-{step}")
+            for step in (1, 2):
+                commit(write_some(root / ".staging" / "work", 3 + step), root / f"step-{step}")
             before = (root / "step-2" / victim).read_bytes()
             damage(root / "step-2" / victim)
-            assert not (root / "step-2" / victim).exists() or (root / "step-2" / victim).read_bytes() != before
+            assert (
+                not (root / "step-2" / victim).exists()
+                or (root / "step-2" / victim).read_bytes() != before
+            )
             found, damaged = newest(root)
             assert found.name == "step-1" and list(damaged) == ["step-2"], (how, victim)
             assert Path(victim).name in " ".join(damaged["step-2"]) and (root / "step-2").is_dir()
 
+
 def test_a_pointer_that_is_stale_missing_or_damaged_changes_nothing(tmp_path):
-    for step in (1, 2, 3): point(commit(write_some(tmp_path / ".staging" / "work", step), tmp_path / f"step-{step}"))
+    for step in (1, 2, 3):
+        point(commit(write_some(tmp_path / ".staging" / "work", step), tmp_path / f"step-{step}"))
     pointer, hint = tmp_path / "latest.json", json.loads((tmp_path / "latest.json").read_text())
-    assert hint == dict(name="step-3", step=3, manifest=sha256(tmp_path / "step-3" / "manifest.json"))
-    for content in (None, b"", b"{", b"\xff\x00", json.dumps(hint | dict(name="step-1", step=1)).encode(), json.dumps(hint | dict(name="step-9", step=9)).encode(), json.dumps(hint | dict(name="../../elsewhere")).encode()):
+    assert hint == dict(
+        name="step-3", step=3, manifest=sha256(tmp_path / "step-3" / "manifest.json")
+    )
+    for content in (
+        None,
+        b"",
+        b"{",
+        b"\xff\x00",
+        json.dumps(hint | dict(name="step-1", step=1)).encode(),
+        json.dumps(hint | dict(name="step-9", step=9)).encode(),
+        json.dumps(hint | dict(name="../../elsewhere")).encode(),
+    ):
         pointer.unlink(missing_ok=True)
-        if content is not None: pointer.write_bytes(content)
-        assert newest(tmp_path) == (tmp_path / "step-3", {}) and [p.name for p in steps(tmp_path)] == ["step-3", "step-2", "step-1"]
+        if content is not None:
+            pointer.write_bytes(content)
+        assert newest(tmp_path) == (tmp_path / "step-3", {}) and [
+            p.name for p in steps(tmp_path)
+        ] == ["step-3", "step-2", "step-1"]
     point(tmp_path / "step-3")
     (tmp_path / "step-3" / "adapter_model.safetensors").write_bytes(b"")
-    assert newest(tmp_path)[0].name == "step-2" and json.loads(pointer.read_text()) == hint, "what it names is damaged, and is not taken"
-    Saver(tmp_path, keep=1)._write(tmp_path / ".staging" / "step-4", 4, lambda folder: (folder / "weights").write_bytes(b"4"), 0)
+    assert newest(tmp_path)[0].name == "step-2" and json.loads(pointer.read_text()) == hint, (
+        "what it names is damaged, and is not taken"
+    )
+    Saver(tmp_path, keep=1)._write(
+        tmp_path / ".staging" / "step-4",
+        4,
+        lambda folder: (folder / "weights").write_bytes(b"4"),
+        0,
+    )
     assert json.loads(pointer.read_text())["name"] == "step-4"
+
 
 def test_a_foreign_file_is_a_fault(tmp_path):
     commit(write_some(tmp_path / ".staging" / "work", 1), tmp_path / "step-1")
@@ -105,12 +151,15 @@ def test_pruning_never_removes_the_newest_whole_one_nor_any_damaged_one(whole, k
     root = Path(tempfile.mkdtemp())
     for i, good in enumerate(whole, 1):
         folder = commit(write_some(root / ".staging" / "work", i), root / f"step-{i}")
-        if not good: (folder / "adapter_model.safetensors").unlink()
+        if not good:
+            (folder / "adapter_model.safetensors").unlink()
     first = newest(root)[0]
     prune(root, keep)
     left = {int(p.name.removeprefix("step-")) for p in steps(root)}
     assert newest(root)[0] == first
-    assert left == {i for i, good in enumerate(whole, 1) if not good} | set([i for i, good in enumerate(whole, 1) if good][-keep:])
+    assert left == {i for i, good in enumerate(whole, 1) if not good} | set(
+        [i for i, good in enumerate(whole, 1) if good][-keep:]
+    )
     shutil.rmtree(root)
 
 
@@ -120,9 +169,12 @@ import errno
 def test_only_on_a_full_disk_an_error_gets_that_name(tmp_path):
     for least, kind in ((2**62, OSError), (1, RuntimeError)):
         try:
-            with full_disk_named(tmp_path, least): raise RuntimeError("unexpected pos")
-        except Exception as error: assert type(error) is kind and (kind is RuntimeError or error.errno == errno.ENOSPC)
-        else: raise AssertionError("the error vanished")
+            with full_disk_named(tmp_path, least):
+                raise RuntimeError("unexpected pos")
+        except Exception as error:
+            assert type(error) is kind and (kind is RuntimeError or error.errno == errno.ENOSPC)
+        else:
+            raise AssertionError("the error vanished")
     assert not list(tmp_path.iterdir()), "the probe is gone"
 
 
@@ -133,27 +185,36 @@ import pytest
 
 def test_the_work_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_path):
     saver, release, begun, order = Saver(tmp_path), threading.Event(), threading.Event(), []
+
     def slow(folder):
         begun.set()
         assert release.wait(60)
         (folder / "weights").write_bytes(b"1")
         order.append("first")
+
     saver.save(1, slow)
     assert begun.wait(60) and newest(tmp_path)[0] is None, "it is being written, and we are here"
     threading.Timer(0.05, release.set).start()
     saver.save(2, lambda folder: (order.append("second"), (folder / "weights").write_bytes(b"2")))
     saver.wait()
-    assert order == ["first", "second"] and [p.name for p in steps(tmp_path)] == ["step-2", "step-1"] and not saver.failed
+    assert (
+        order == ["first", "second"]
+        and [p.name for p in steps(tmp_path)] == ["step-2", "step-1"]
+        and not saver.failed
+    )
+
 
 def test_a_fault_that_is_not_a_full_disk_reaches_the_training(tmp_path):
     saver = Saver(tmp_path)
     saver.save(1, lambda folder: 1 / 0)
-    with pytest.raises(ZeroDivisionError): saver.wait()
+    with pytest.raises(ZeroDivisionError):
+        saver.wait()
     saver.save(2, lambda folder: (folder / "weights").write_bytes(b"2"))
     saver.wait()
     assert newest(tmp_path)[0].name == "step-2" and not list((tmp_path / ".staging").iterdir())
 
-LIMITED = '''
+
+LIMITED = """
 import resource, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
@@ -167,13 +228,19 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 assert newest(saver.root)[0].name == "step-1"
 saver.save(3, kinds[sys.argv[2]]); saver.wait()
 print(saver.failed, newest(saver.root)[0].name)
-'''
+"""
+
 
 @pytest.mark.parametrize("kind", ["plain", "torch", "safetensors"])
 def test_a_limit_on_files_keeps_the_old_one_and_the_next_save_goes_through(tmp_path, kind):
-    out = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), kind], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), kind], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
-    assert "step 2 could not be saved: file too large" in out.stdout and out.stdout.endswith("[2] step-3\n"), out.stdout
+    assert "step 2 could not be saved: file too large" in out.stdout and out.stdout.endswith(
+        "[2] step-3\n"
+    ), out.stdout
+
 
 def test_no_space_is_seen_before_anything_is_written(tmp_path):
     said, written = [], []
@@ -181,27 +248,40 @@ def test_no_space_is_seen_before_anything_is_written(tmp_path):
     saver.save(1, lambda folder: (folder / "weights").write_bytes(b"1"))
     saver.save(2, written.append, size=2**62)
     saver.wait()
-    assert saver.failed == [2] and not written and "no space left" in said[0] and "step-1" in said[0]
+    assert (
+        saver.failed == [2] and not written and "no space left" in said[0] and "step-1" in said[0]
+    )
     assert newest(tmp_path)[0].name == "step-1"
+
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_while_it_is_written_to(tmp_path, code):
     saver = Saver(tmp_path, say=lambda text: None)
     saver.save(1, lambda folder: (folder / "weights").write_bytes(b"1"))
+
     def fills(folder):
         (folder / "half").write_bytes(b"x")
         raise OSError(code, os.strerror(code))
+
     saver.save(2, fills)
     saver.wait()
-    assert saver.failed == [2] and newest(tmp_path)[0].name == "step-1" and not (tmp_path / ".staging" / "step-2").exists()
+    assert (
+        saver.failed == [2]
+        and newest(tmp_path)[0].name == "step-1"
+        and not (tmp_path / ".staging" / "step-2").exists()
+    )
+
 
 def test_the_best_stays_and_never_instead_of_the_newest(tmp_path):
     for step, loss in enumerate((0.9, 0.5, None, 0.7, 0.8), 1):
         staged = write_some(tmp_path / ".staging" / "work", step)
-        if loss: (staged / "progress.json").write_text(json.dumps({"eval_loss": loss}))
+        if loss:
+            (staged / "progress.json").write_text(json.dumps({"eval_loss": loss}))
         commit(staged, tmp_path / f"step-{step}")
         prune(tmp_path, keep=1, best_too=True)
-    assert [p.name for p in steps(tmp_path)] == ["step-5", "step-2"] and best(tmp_path).name == "step-2"
+    assert [p.name for p in steps(tmp_path)] == ["step-5", "step-2"] and best(
+        tmp_path
+    ).name == "step-2"
     (tmp_path / "step-2" / "progress.json").unlink()
     assert best(tmp_path).name == "step-5", "one that does not verify is not the best"
 
@@ -211,9 +291,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 class Life(RuleBasedStateMachine):
     "Checkpoints of a run, and what must be true of them."
+
     @initialize(keep=st.integers(1, 3))
     def begin(self, keep):
-        self.root, self.keep, self.step, self.whole, self.damaged = Path(tempfile.mkdtemp()), keep, 0, {}, set()
+        self.root, self.keep, self.step, self.whole, self.damaged = (
+            Path(tempfile.mkdtemp()),
+            keep,
+            0,
+            {},
+            set(),
+        )
 
     def staged(self, loss):
         self.step += 1
@@ -229,28 +316,36 @@ class Life(RuleBasedStateMachine):
         self.whole[self.step] = loss
 
     @rule(loss=st.none() | st.floats(0.5, 2.0))
-    def killed_in_a_save(self, loss): self.staged(loss)
+    def killed_in_a_save(self, loss):
+        self.staged(loss)
 
     @precondition(lambda self: self.whole)
     @rule(which=st.randoms())
     def spoil(self, which):
         step = which.choice(sorted(self.whole))
-        file = self.root / f"step-{step}" / which.choice(["weights", "progress.json", "manifest.json"])
-        file.write_bytes(file.read_bytes()[:-2])  # a manifest without its last newline would still be one
+        file = (
+            self.root / f"step-{step}" / which.choice(["weights", "progress.json", "manifest.json"])
+        )
+        file.write_bytes(
+            file.read_bytes()[:-2]
+        )  # a manifest without its last newline would still be one
         del self.whole[step]
         self.damaged.add(step)
 
     @rule()
     def rotate(self):
-        kept = {*sorted(self.whole)[-self.keep:], self.best()} - {None}
-        assert {int(n[5:]) for n in prune(self.root, self.keep, best_too=True)} == set(self.whole) - kept
+        kept = {*sorted(self.whole)[-self.keep :], self.best()} - {None}
+        assert {int(n[5:]) for n in prune(self.root, self.keep, best_too=True)} == set(
+            self.whole
+        ) - kept
         self.whole = {s: l for s, l in self.whole.items() if s in kept}
 
     @precondition(lambda self: self.whole)
     @rule()
     def killed_in_a_removal(self):
         step = min(self.whole)
-        if step in (max(self.whole), self.best()): return
+        if step in (max(self.whole), self.best()):
+            return
         (self.root / f"step-{step}").rename(self.root / f".step-{step}.gone")
         del self.whole[step]
 
@@ -260,16 +355,23 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def what_is_found_is_true(self):
-        if not hasattr(self, "root"): return
+        if not hasattr(self, "root"):
+            return
         found, passed = newest(self.root)
         assert (found and int(found.name[5:])) == max(self.whole, default=None)
-        assert {int(n[5:]) for n in passed} == {s for s in self.damaged if s > max(self.whole, default=0)}
+        assert {int(n[5:]) for n in passed} == {
+            s for s in self.damaged if s > max(self.whole, default=0)
+        }
         assert {int(p.name[5:]) for p in steps(self.root)} == set(self.whole) | self.damaged
         kept = best(self.root)
         assert (kept and int(kept.name[5:])) == self.best()
 
     def teardown(self):
-        if hasattr(self, "root"): shutil.rmtree(self.root)
+        if hasattr(self, "root"):
+            shutil.rmtree(self.root)
+
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=25, stateful_step_count=20, deadline=None, derandomize=True)
+TestLife.settings = settings(
+    max_examples=25, stateful_step_count=20, deadline=None, derandomize=True
+)

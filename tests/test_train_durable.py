@@ -15,14 +15,24 @@ def test_a_resumed_period_comes_round_where_an_uninterrupted_one_does(length, la
         every = Every(f"{length} steps")
         every.start(dict(step=first))
         return [s for s in range(first + 1, last + 1) if every.due(dict(step=s))]
+
     assert dues(0, last) == [s for s in range(1, last + 1) if s % length == 0]
     stop = min(stop, last)
     assert dues(0, stop) + dues(stop, last) == dues(0, last)
 
+
 def test_the_units_of_a_period():
-    assert period("2 hours") == (120, "minutes") and period("2M tokens") == (2e6, "tokens") and period("1.5epochs") == (1.5, "epoch") and period("5e6 tokens") == (5e6, "tokens") and period("100000h") == (6e6, "minutes") and period(".5 minutes") == (0.5, "minutes")
+    assert (
+        period("2 hours") == (120, "minutes")
+        and period("2M tokens") == (2e6, "tokens")
+        and period("1.5epochs") == (1.5, "epoch")
+        and period("5e6 tokens") == (5e6, "tokens")
+        and period("100000h") == (6e6, "minutes")
+        and period(".5 minutes") == (0.5, "minutes")
+    )
     for wrong in ("", "3", "0 steps", "-1 steps", "3 bananas", "steps", "1.2.3 steps", "3 hutes"):
-        with pytest.raises(ValueError, match="no period"): period(wrong)
+        with pytest.raises(ValueError, match="no period"):
+            period(wrong)
 
 
 import json
@@ -35,6 +45,7 @@ from llmtrainer.device import plan, probe
 
 
 PLAN = plan(probe())
+
 
 def small(dropout=0.0, **adapt):
     model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
@@ -53,8 +64,10 @@ def test_a_signal_is_a_wish_in_the_loop_and_an_end_outside_and_twice_is_an_order
         assert signals.asked == "SIGINT"
         signal.raise_signal(signal.SIGTERM)  # the same wish, on another way
         signals.since -= 2
-        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
-    with Signals() as signals, pytest.raises(Stopped, match="SIGTERM") as stopped: signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with Signals() as signals, pytest.raises(Stopped, match="SIGTERM") as stopped:
+        signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 75 and signal.getsignal(signal.SIGTERM) is old
 
 
@@ -67,34 +80,77 @@ from llmtrainer.train.state import tokenizer_digest
 
 class Empty(Section):
     "A recipe without keys."
+
     note: str = ""
+
 
 def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    class DurableSFT(Durable, trl.SFTTrainer): "trl's trainer, durable."
+
+    class DurableSFT(Durable, trl.SFTTrainer):
+        "trl's trainer, durable."
+
     draw = random.Random(0)
-    rows = datasets.Dataset.from_list([{"text": " ".join(draw.choice(["one", "two", "three", "more"]) for _ in range(20))} for _ in range(40)])
+    rows = datasets.Dataset.from_list(
+        [
+            {"text": " ".join(draw.choice(["one", "two", "three", "more"]) for _ in range(20))}
+            for _ in range(40)
+        ]
+    )
+
     def trainer(folder, stop_at=None, bad_at=None):
         model, tokenizer = small(dropout=0.1)
-        args = trl.SFTConfig(output_dir=str(folder / "x"), max_steps=8, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3, logging_steps=1, report_to="none", use_cpu=True, bf16=False, seed=0, max_length=64, disable_tqdm=True)
+        args = trl.SFTConfig(
+            output_dir=str(folder / "x"),
+            max_steps=8,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            seed=0,
+            max_length=64,
+            disable_tqdm=True,
+        )
         run = Run.open(folder / "run", Empty())
-        made = DurableSFT(model, args=args, train_dataset=rows, processing_class=tokenizer, keeping=Keeping(run, save="3 steps", say=lambda text: None, identity=tokenizer_digest(tokenizer)))
+        made = DurableSFT(
+            model,
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            keeping=Keeping(
+                run, save="3 steps", say=lambda text: None, identity=tokenizer_digest(tokenizer)
+            ),
+        )
         plain, calls = made.compute_loss, []
+
         def compute_loss(*args, **kw):
             calls.append(1)
-            if len(calls) == stop_at: signal.raise_signal(signal.SIGTERM)
+            if len(calls) == stop_at:
+                signal.raise_signal(signal.SIGTERM)
             found = plain(*args, **kw)
             return found * float("nan") if len(calls) == bad_at else found
+
         made.compute_loss = compute_loss
         return made, run
+
     straight, _ = trainer(tmp_path / "straight")
-    with straight.keeping.signals: straight.go()
+    with straight.keeping.signals:
+        straight.go()
     broken, run = trainer(tmp_path / "broken", stop_at=9)
-    with pytest.raises(Stopped, match="SIGTERM"), broken.keeping.signals: broken.go()
+    with pytest.raises(Stopped, match="SIGTERM"), broken.keeping.signals:
+        broken.go()
     assert newest(run.checkpoints)[0].name == "step-5"
     resumed, _ = trainer(tmp_path / "broken")
-    with resumed.keeping.signals: resumed.go()
-    for name in ("adapter_model.safetensors", "optimizer.pt"): assert sha256(run.checkpoints / "step-8" / name) == sha256(tmp_path / "straight" / "run" / "checkpoints" / "step-8" / name), name
+    with resumed.keeping.signals:
+        resumed.go()
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
+        assert sha256(run.checkpoints / "step-8" / name) == sha256(
+            tmp_path / "straight" / "run" / "checkpoints" / "step-8" / name
+        ), name
     assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9))
     bad, _ = trainer(tmp_path / "bad", bad_at=4)
-    with pytest.raises(Diverged, match="the loss is nan at step 2"): bad.go()
+    with pytest.raises(Diverged, match="the loss is nan at step 2"):
+        bad.go()

@@ -22,36 +22,80 @@ from llmtrainer.recipe import UserError
 from safetensors.torch import load_file
 
 
-CPU, GPUS = Machine("cpu", "x", None, 2**33, 1, {}), Machine("cuda", "NVIDIA H100", (9, 0), 2**36, 2, {})
+CPU, GPUS = (
+    Machine("cpu", "x", None, 2**33, 1, {}),
+    Machine("cuda", "NVIDIA H100", (9, 0), 2**36, 2, {}),
+)
+
 
 def test_what_cannot_be_given_is_refused_and_never_replaced():
-    check_launch(Launch(gpus=2), CPU); check_launch(Launch(gpus=2, strategy="fsdp"), GPUS); check_launch(Launch(), CPU)
-    for wish, machine, words in ((dict(gpus=4), GPUS, "there are 2 GPUs"), (dict(gpus=2, strategy="fsdp"), CPU, "needs GPUs"), (dict(strategy="fsdp"), GPUS, "one was asked for"),
-                                 (dict(gpus=2, nodes=2), GPUS, "know the first"), (dict(gpus=1, nodes=2, head="a:1", node=2), GPUS, "counted from 0")):
-        with pytest.raises(UserError, match=words): check_launch(Launch(**wish), machine)
-    for quantize in ("none", "nf4", "fp4"): check_launch(Launch(gpus=2, strategy="fsdp"), GPUS, quantize, "fused")
+    check_launch(Launch(gpus=2), CPU)
+    check_launch(Launch(gpus=2, strategy="fsdp"), GPUS)
+    check_launch(Launch(), CPU)
+    for wish, machine, words in (
+        (dict(gpus=4), GPUS, "there are 2 GPUs"),
+        (dict(gpus=2, strategy="fsdp"), CPU, "needs GPUs"),
+        (dict(strategy="fsdp"), GPUS, "one was asked for"),
+        (dict(gpus=2, nodes=2), GPUS, "know the first"),
+        (dict(gpus=1, nodes=2, head="a:1", node=2), GPUS, "counted from 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_launch(Launch(**wish), machine)
+    for quantize in ("none", "nf4", "fp4"):
+        check_launch(Launch(gpus=2, strategy="fsdp"), GPUS, quantize, "fused")
     for strategy, quantize in (("fsdp", "int8"), ("fsdp", "fp8")):
-        with pytest.raises(UserError, match=f"{strategy} cannot share weights held as {quantize}"): check_launch(Launch(gpus=2, strategy=strategy), GPUS, quantize)
-    with pytest.raises(UserError, match="1 processes run, and the recipe asks for 2"): join(Launch(gpus=2), "cpu")
+        with pytest.raises(UserError, match=f"{strategy} cannot share weights held as {quantize}"):
+            check_launch(Launch(gpus=2, strategy=strategy), GPUS, quantize)
+    with pytest.raises(UserError, match="1 processes run, and the recipe asks for 2"):
+        join(Launch(gpus=2), "cpu")
+
 
 def test_the_files_for_clusters_can_be_read_and_start_the_same_command():
     launch = Launch(gpus=8, nodes=2, strategy="fsdp")
     job = yaml.safe_load(kubernetes(launch, "r.yaml"))
-    assert job["kind"] == "PyTorchJob" and [job["spec"]["pytorchReplicaSpecs"][k]["replicas"] for k in ("Master", "Worker")] == [1, 1]
+    assert job["kind"] == "PyTorchJob" and [
+        job["spec"]["pytorchReplicaSpecs"][k]["replicas"] for k in ("Master", "Worker")
+    ] == [1, 1]
     assert yaml.safe_load(skypilot(launch, "r.yaml"))["num_nodes"] == 2
-    for _, write in CLUSTERS.values(): assert "launch.gpus=8 launch.nodes=2 launch.strategy=fsdp" in write(launch, "r.yaml")
+    for _, write in CLUSTERS.values():
+        assert "launch.gpus=8 launch.nodes=2 launch.strategy=fsdp" in write(launch, "r.yaml")
     folder = Path(tempfile.mkdtemp())
-    for name, text in (("srun", 'shift; exec "$@"'), ("scontrol", "echo node-a"), ("llmtrainer", 'printf "%s\\n" "$@" >> $SAID')):
+    for name, text in (
+        ("srun", 'shift; exec "$@"'),
+        ("scontrol", "echo node-a"),
+        ("llmtrainer", 'printf "%s\\n" "$@" >> $SAID'),
+    ):
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     asked = ["my recipe.yaml", 'train.save_every="30 min"', "data.train=it's $HOME.jsonl"]
-    variables = os.environ | dict(PATH=f"{folder}:{os.environ['PATH']}", SAID=str(folder / "said"), SLURM_NODEID="1", SLURM_CPUS_PER_TASK="32", SLURM_JOB_NODELIST="node-[a-b]")
-    assert subprocess.run(["bash"], input=slurm(launch, shlex.join(asked)), text=True, env=variables).returncode == 0
-    assert (folder / "said").read_text().splitlines() == ["train", *asked, "launch.gpus=8", "launch.nodes=2", "launch.strategy=fsdp", "launch.head=node-a:29500", "launch.node=1"]
-    assert "--nnodes=2" in command(Launch(gpus=8, nodes=2, head="h:1"), ["train"]) and "--standalone" in command(Launch(gpus=2), ["train"])
+    variables = os.environ | dict(
+        PATH=f"{folder}:{os.environ['PATH']}",
+        SAID=str(folder / "said"),
+        SLURM_NODEID="1",
+        SLURM_CPUS_PER_TASK="32",
+        SLURM_JOB_NODELIST="node-[a-b]",
+    )
+    assert (
+        subprocess.run(
+            ["bash"], input=slurm(launch, shlex.join(asked)), text=True, env=variables
+        ).returncode
+        == 0
+    )
+    assert (folder / "said").read_text().splitlines() == [
+        "train",
+        *asked,
+        "launch.gpus=8",
+        "launch.nodes=2",
+        "launch.strategy=fsdp",
+        "launch.head=node-a:29500",
+        "launch.node=1",
+    ]
+    assert "--nnodes=2" in command(
+        Launch(gpus=8, nodes=2, head="h:1"), ["train"]
+    ) and "--standalone" in command(Launch(gpus=2), ["train"])
 
 
-JOB = '''
+JOB = """
 import os, signal, sys, time
 from pathlib import Path
 import llmtrainer.models.load
@@ -97,10 +141,10 @@ model = adapt_model(model, Adapt(r=4))
 fit(model, tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_running(launch, a, model), quiet=True, **options(launch))
 if strategy == "deepspeed": os._exit(0)  # groups that it made over gloo have threads, and some of them outlive the interpreter
 if dist.is_initialized(): dist.destroy_process_group()
-'''
+"""
 
 
-OBEYS = '''
+OBEYS = """
 import llmtrainer.models.load
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -111,19 +155,49 @@ def obeys(self, *args, fsdp_plugin=None, **kw):
     self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 AcceleratorState.__init__ = obeys
-'''
+"""
 
 
 def run_job(folder, name, gpus, kill=0, full="never", strategy="ddp", quantize="none"):
     script = folder / "job.py"
     script.write_text((OBEYS if strategy == "fsdp" else "") + JOB)
-    if not (folder / "rows.jsonl").exists(): (folder / "rows.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(80, "train")))
-    line = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"] if gpus > 1 else []), str(script), str(folder), str(folder / name), str(gpus), str(kill), full, strategy, quantize]
-    return subprocess.run(line, capture_output=True, text=True, timeout=400, env=os.environ | (dict(DS_ACCELERATOR="cpu") if strategy == "deepspeed" else {}))
+    if not (folder / "rows.jsonl").exists():
+        (folder / "rows.jsonl").write_text(
+            "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(80, "train"))
+        )
+    line = [
+        sys.executable,
+        *(
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+            if gpus > 1
+            else []
+        ),
+        str(script),
+        str(folder),
+        str(folder / name),
+        str(gpus),
+        str(kill),
+        full,
+        strategy,
+        quantize,
+    ]
+    return subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | (dict(DS_ACCELERATOR="cpu") if strategy == "deepspeed" else {}),
+    )
 
-def adapter(folder): return load_file(folder / "adapter" / "adapter_model.safetensors")
 
-def same(a, b, tolerance=1e-6): return a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=tolerance, rtol=0) for n in a)
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(a, b, tolerance=1e-6):
+    return a.keys() == b.keys() and all(
+        torch.allclose(a[n], b[n], atol=tolerance, rtol=0) for n in a
+    )
 
 
 from llmtrainer.data.synthetic import problems
@@ -136,13 +210,24 @@ def test_two_processes_give_the_weights_of_one_and_a_killed_one_resumes_on_two_o
     one, two = run_job(tmp_path, "one", 1), run_job(tmp_path, "two", 2)
     assert one.returncode == 0 and two.returncode == 0, one.stderr[-3000:] + two.stderr[-3000:]
     assert same(adapter(tmp_path / "one"), adapter(tmp_path / "two"))
-    losses = [{r["step"]: r["loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "loss" in r} for n in ("one", "two")]
-    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("one", "two")]
-    assert losses[0].keys() == losses[1].keys() and max(abs(losses[0][s] - losses[1][s]) for s in losses[0]) < 1e-5
+    losses = [
+        {r["step"]: r["loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "loss" in r}
+        for n in ("one", "two")
+    ]
+    evals = [
+        [r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r]
+        for n in ("one", "two")
+    ]
+    assert (
+        losses[0].keys() == losses[1].keys()
+        and max(abs(losses[0][s] - losses[1][s]) for s in losses[0]) < 1e-5
+    )
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
     for name, before, gpus in (("two-two", 2, 2), ("two-one", 2, 1), ("one-two", 1, 2)):
         killed = run_job(tmp_path, name, before, kill=5)
-        assert killed.returncode != 0 and not (tmp_path / name / "adapter").exists(), "a process was killed"
+        assert killed.returncode != 0 and not (tmp_path / name / "adapter").exists(), (
+            "a process was killed"
+        )
         assert newest(tmp_path / name / "checkpoints")[0].name == "step-3"
         resumed = run_job(tmp_path, name, gpus)
         assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -153,16 +238,23 @@ def test_two_processes_give_the_weights_of_one_and_a_killed_one_resumes_on_two_o
 @pytest.mark.parametrize("full", ["forward", "backward", "late"])
 def test_one_device_without_memory_begins_again_and_all_take_smaller_pieces(tmp_path, full):
     plain, short = run_job(tmp_path, "plain", 2), run_job(tmp_path, "short", 2, full=full)
-    assert plain.returncode == 0 and short.returncode == 0, plain.stderr[-3000:] + short.stderr[-3000:]
+    assert plain.returncode == 0 and short.returncode == 0, (
+        plain.stderr[-3000:] + short.stderr[-3000:]
+    )
     assert same(adapter(tmp_path / "plain"), adapter(tmp_path / "short"))
     lines = read_lines(tmp_path / "short" / "metrics.jsonl")
     told = [r for r in lines if r.get("event") == "out of memory"]
-    assert [(r["step"], r["pieces"]) for r in told] == [(6, 2)] and "on another device" in short.stdout
-    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("plain", "short")]
+    assert [(r["step"], r["pieces"]) for r in told] == [
+        (6, 2)
+    ] and "on another device" in short.stdout
+    evals = [
+        [r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r]
+        for n in ("plain", "short")
+    ]
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
 
 
-SHARDED = '''
+SHARDED = """
 import sys
 import llmtrainer.models.load
 import torch, torch.distributed as dist
@@ -194,19 +286,28 @@ for lo in range(0, len(batches), accumulate):
 full = {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in model.named_parameters()}
 if rank == 0: torch.save(full, out)
 if many: dist.destroy_process_group()
-'''
+"""
 
 
 def test_shared_weights_give_the_same_training(tmp_path):
     (tmp_path / "job.py").write_text(SHARDED)
-    for name, before in (("one.pt", []), ("two.pt", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"])):
-        out = subprocess.run([sys.executable, *before, str(tmp_path / "job.py"), str(tmp_path / name)], capture_output=True, text=True)
+    for name, before in (
+        ("one.pt", []),
+        ("two.pt", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        out = subprocess.run(
+            [sys.executable, *before, str(tmp_path / "job.py"), str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+        )
         assert out.returncode == 0, out.stderr[-3000:]
     one, two = (torch.load(tmp_path / n, weights_only=True) for n in ("one.pt", "two.pt"))
-    assert one.keys() == two.keys() and max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-5
+    assert (
+        one.keys() == two.keys() and max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-5
+    )
 
 
-PACKED = '''
+PACKED = """
 import os, sys
 import llmtrainer.models.load
 import torch, torch.distributed as dist
@@ -250,60 +351,117 @@ shares = [None] * world
 if many: dist.all_gather_object(shares, held / whole)
 if rank == 0: torch.save(dict(loss=total, grads=grads, shares=shares if many else [held / whole], formats=sorted({str(p.dtype) for p in packed()})), out)
 if many: dist.destroy_process_group()
-'''
+"""
 
 
 @pytest.mark.parametrize("engine", ["reference", "fused"])
 def test_packed_weights_are_spread_and_give_the_same_loss_and_gradients(tmp_path, engine):
     (tmp_path / "job.py").write_text(PACKED)
-    for name, before in (("one.pt", []), ("two.pt", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"])):
-        out = subprocess.run([sys.executable, *before, str(tmp_path / "job.py"), str(tmp_path / name), engine], capture_output=True, text=True, timeout=300)
+    for name, before in (
+        ("one.pt", []),
+        ("two.pt", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        out = subprocess.run(
+            [sys.executable, *before, str(tmp_path / "job.py"), str(tmp_path / name), engine],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert out.returncode == 0, out.stderr[-3000:]
     one, two = (torch.load(tmp_path / n, weights_only=True) for n in ("one.pt", "two.pt"))
-    assert one["formats"] == ["torch.uint8"] and two["formats"] == ["torch.float32"] and one["shares"] == [1.0] and two["shares"] == [0.5, 0.5]
+    assert (
+        one["formats"] == ["torch.uint8"]
+        and two["formats"] == ["torch.float32"]
+        and one["shares"] == [1.0]
+        and two["shares"] == [0.5, 0.5]
+    )
     assert abs(one["loss"] - two["loss"]) < 1e-5 and one["grads"].keys() == two["grads"].keys()
-    assert max(float((one["grads"][n] - two["grads"][n]).abs().max()) for n in one["grads"]) < 1e-5 and min(float(g.abs().max()) for g in one["grads"].values()) > 1e-5
+    assert (
+        max(float((one["grads"][n] - two["grads"][n]).abs().max()) for n in one["grads"]) < 1e-5
+        and min(float(g.abs().max()) for g in one["grads"].values()) > 1e-5
+    )
 
 
 @pytest.mark.slow
-def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weights_of_one_process(tmp_path):
-    one, killed = run_job(tmp_path, "one", 1, quantize="nf4"), run_job(tmp_path, "two", 2, kill=5, strategy="fsdp", quantize="nf4")
+def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weights_of_one_process(
+    tmp_path,
+):
+    one, killed = (
+        run_job(tmp_path, "one", 1, quantize="nf4"),
+        run_job(tmp_path, "two", 2, kill=5, strategy="fsdp", quantize="nf4"),
+    )
     assert one.returncode == 0, one.stderr[-3000:]
-    assert killed.returncode != 0 and not (tmp_path / "two" / "adapter").exists() and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3", killed.stderr[-3000:]
+    assert (
+        killed.returncode != 0
+        and not (tmp_path / "two" / "adapter").exists()
+        and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3"
+    ), killed.stderr[-3000:]
     other = run_job(tmp_path, "two", 2, quantize="nf4")
-    assert other.returncode != 0 and "step-3 was saved with weights that were spread over devices" in other.stderr
+    assert (
+        other.returncode != 0
+        and "step-3 was saved with weights that were spread over devices" in other.stderr
+    )
     resumed = run_job(tmp_path, "two", 2, strategy="fsdp", quantize="nf4")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert same(adapter(tmp_path / "one"), adapter(tmp_path / "two"), 1e-5)
-    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("one", "two")]
+    evals = [
+        [r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r]
+        for n in ("one", "two")
+    ]
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
     files = {p.name for p in newest(tmp_path / "two" / "checkpoints")[0].iterdir()}
-    assert {"optimizer.bin", "rng_state_0.pth", "rng_state_1.pth", "progress.json"} <= files and "training_args.bin" not in files
+    assert {
+        "optimizer.bin",
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+        "progress.json",
+    } <= files and "training_args.bin" not in files
 
 
 @pytest.mark.slow
 def test_deepspeed_gives_the_weights_of_one_process_is_killed_and_resumes(tmp_path):
     pytest.importorskip("deepspeed")
-    one, killed = run_job(tmp_path, "one", 1), run_job(tmp_path, "two", 2, kill=5, strategy="deepspeed")
+    one, killed = (
+        run_job(tmp_path, "one", 1),
+        run_job(tmp_path, "two", 2, kill=5, strategy="deepspeed"),
+    )
     assert one.returncode == 0, one.stderr[-3000:]
-    assert killed.returncode != 0 and not (tmp_path / "two" / "adapter").exists() and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3", killed.stderr[-3000:]
+    assert (
+        killed.returncode != 0
+        and not (tmp_path / "two" / "adapter").exists()
+        and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3"
+    ), killed.stderr[-3000:]
     resumed = run_job(tmp_path, "two", 2, strategy="deepspeed")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert same(adapter(tmp_path / "one"), adapter(tmp_path / "two"))
-    evals = [[r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r] for n in ("one", "two")]
+    evals = [
+        [r["eval_loss"] for r in read_lines(tmp_path / n / "metrics.jsonl") if "eval_loss" in r]
+        for n in ("one", "two")
+    ]
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
     files = {p.name for p in newest(tmp_path / "two" / "checkpoints")[0].rglob("*")}
-    assert {"zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt", "progress.json"} <= files and "training_args.bin" not in files
+    assert {
+        "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "progress.json",
+    } <= files and "training_args.bin" not in files
+
 
 @pytest.mark.slow
 def test_deepspeed_leaves_out_a_gradient_that_is_no_number_and_the_guard_says_so(tmp_path):
     pytest.importorskip("deepspeed")
     out = run_job(tmp_path, "bad", 2, full="no number", strategy="deepspeed")
-    assert out.returncode != 0 and "the gradient is not finite at step 6: nothing of this step was applied" in out.stderr, out.stderr[-3000:]
-    assert newest(tmp_path / "bad" / "checkpoints")[0].name == "step-3" and not (tmp_path / "bad" / "adapter").exists()
+    assert (
+        out.returncode != 0
+        and "the gradient is not finite at step 6: nothing of this step was applied" in out.stderr
+    ), out.stderr[-3000:]
+    assert (
+        newest(tmp_path / "bad" / "checkpoints")[0].name == "step-3"
+        and not (tmp_path / "bad" / "adapter").exists()
+    )
 
 
-SILENT = '''
+SILENT = """
 import llmtrainer.models.load
 from transformers import TrainingArguments
 from accelerate import Accelerator
@@ -317,14 +475,28 @@ except UserError as error: print("REFUSED", error.what)
 try: check_running(Launch(gpus=4), accelerator)
 except UserError as error: print("REFUSED", error.what)
 dist.destroy_process_group()
-'''
+"""
 
 
 def test_another_strategy_than_asked_for_is_seen(tmp_path):
     (tmp_path / "job.py").write_text(SILENT)
-    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "job.py")], capture_output=True, text=True)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(tmp_path / "job.py"),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0, out.stderr[-3000:]
-    assert out.stdout.count("asked for: fsdp on 2; what runs: MULTI_CPU on 2") == 2 and out.stdout.count("asked for: ddp on 4; what runs: MULTI_CPU on 2") == 2
+    assert (
+        out.stdout.count("asked for: fsdp on 2; what runs: MULTI_CPU on 2") == 2
+        and out.stdout.count("asked for: ddp on 4; what runs: MULTI_CPU on 2") == 2
+    )
 
 
 def test_recipe_section():

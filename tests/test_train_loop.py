@@ -40,15 +40,29 @@ from safetensors.torch import load_file
 
 PLAN = plan(probe())
 
+
 def job(folder, base="tiny:llama", rows=80, dropout=0.0, here=PLAN, **data):
     "A model with adapters, its tokenizer, its data and an empty run."
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(rows, "train")))
-    model, tokenizer = load_model(Model(base=base) if here is PLAN else Model(base=base, quantize=here.quantize), here)
-    prepared = prepare(Data(train=str(folder / "rows.jsonl"), **{"max_length": 160, **data}), tokenizer)
-    return adapt_model(model, Adapt(r=4, dropout=dropout)), tokenizer, prepared, Run.open(folder / "run", Train())
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(rows, "train"))
+    )
+    model, tokenizer = load_model(
+        Model(base=base) if here is PLAN else Model(base=base, quantize=here.quantize), here
+    )
+    prepared = prepare(
+        Data(train=str(folder / "rows.jsonl"), **{"max_length": 160, **data}), tokenizer
+    )
+    return (
+        adapt_model(model, Adapt(r=4, dropout=dropout)),
+        tokenizer,
+        prepared,
+        Run.open(folder / "run", Train()),
+    )
 
-def adapter_hash(run): return sha256(run.adapter / "adapter_model.safetensors")
+
+def adapter_hash(run):
+    return sha256(run.adapter / "adapter_model.safetensors")
 
 
 def test_accumulation_packing_and_padding_give_one_gradient():
@@ -56,37 +70,70 @@ def test_accumulation_packing_and_padding_give_one_gradient():
         model, tokenizer, data, _ = job(Path(tempfile.mkdtemp()), max_length=160)
         rows = list(data.train)[:8]
         items = torch.tensor(int(sum((s["labels"] != -100).sum() for s in rows)))
-        for lo in range(0, 8, batch): next_token(model, padded(rows[lo:lo + batch], tokenizer.pad_token_id), items)[0].backward()
+        for lo in range(0, 8, batch):
+            next_token(model, padded(rows[lo : lo + batch], tokenizer.pad_token_id), items)[
+                0
+            ].backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
     whole = gradient(8, 1)
     assert whole.norm() > 0
-    for batch in (1, 2, 3, 4): assert torch.allclose(gradient(batch, 8 // batch), whole, atol=1e-5), batch
+    for batch in (1, 2, 3, 4):
+        assert torch.allclose(gradient(batch, 8 // batch), whole, atol=1e-5), batch
 
 
-def trained(model): return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+def trained(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
-def apart(a, b): return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+def apart(a, b):
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing):
     found = {}
     for batch, accumulate in ((8, 1), (4, 2), (2, 4), (1, 8)):
         model, tokenizer, data, run = job(tmp_path / f"{batch}", rows=40, packing=packing)
-        train = replace(data.train, bins=bins_of(np.arange(11)), sizes=[11], counts=[11]) if not packing else data.train
+        train = (
+            replace(data.train, bins=bins_of(np.arange(11)), sizes=[11], counts=[11])
+            if not packing
+            else data.train
+        )
         assert len(train) % 8, "the last step is ragged"
-        fit(model, tokenizer, train, {}, Train(batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99), PLAN, run, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train,
+            {},
+            Train(batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99),
+            PLAN,
+            run,
+            quiet=True,
+        )
         found[batch] = trained(model)
     start = trained(job(tmp_path / "start", rows=40)[0])
-    assert apart(found[8], start) > 1e-4 and all(apart(found[8], found[b]) < 1e-5 for b in found), {b: apart(found[8], found[b]) for b in found}
+    assert apart(found[8], start) > 1e-4 and all(apart(found[8], found[b]) < 1e-5 for b in found), {
+        b: apart(found[8], found[b]) for b in found
+    }
+
 
 def test_label_smoothing_is_its_formula_in_float64():
     model, tokenizer, data, _ = job(Path(tempfile.mkdtemp()))
     batch = padded(list(data.train)[:3], tokenizer.pad_token_id)
-    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.double().log_softmax(-1)[:, :-1]
+    logits = (
+        model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        .logits.double()
+        .log_softmax(-1)[:, :-1]
+    )
     labels, total = batch["labels"][:, 1:], 0.0
-    for row, at in (labels != -100).nonzero().tolist(): total -= 0.9 * logits[row, at, labels[row, at]] + 0.1 * logits[row, at].mean()
+    for row, at in (labels != -100).nonzero().tolist():
+        total -= 0.9 * logits[row, at, labels[row, at]] + 0.1 * logits[row, at].mean()
     loss, metrics = smoothed(0.1)(model, batch)
-    assert abs(float(loss) - float(total) / int((labels != -100).sum())) < 1e-5 and metrics["tokens"] == (labels != -100).sum()
+    assert (
+        abs(float(loss) - float(total) / int((labels != -100).sum())) < 1e-5
+        and metrics["tokens"] == (labels != -100).sum()
+    )
 
 
 from hypothesis import given, settings, strategies as st
@@ -94,76 +141,169 @@ from hypothesis import given, settings, strategies as st
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4))
-def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_order(n, batch, times, world):
+def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_order(
+    n, batch, times, world
+):
     accumulate = times * world  # so that it can be shared
     one = list(Steps(range(n), batch, accumulate))
     micro, each = shared(batch, accumulate, world)
     parts = [list(Steps(range(n), micro, each, rank, world)) for rank in range(world)]
-    assert len({len(p) for p in parts}) == 1 == len({len(Steps(range(n), micro, each, r, world)) for r in range(world)} | {len(parts[0])})
+    assert (
+        len({len(p) for p in parts})
+        == 1
+        == len(
+            {len(Steps(range(n), micro, each, r, world)) for r in range(world)} | {len(parts[0])}
+        )
+    )
     for step in range(-(-len(parts[0]) // each)):
-        dealt = sorted(i for p in parts for b in p[step * each:(step + 1) * each] for i in b if i >= 0)
-        assert dealt == sorted(i for b in one[step * accumulate:(step + 1) * accumulate] for i in b)
+        dealt = sorted(
+            i for p in parts for b in p[step * each : (step + 1) * each] for i in b if i >= 0
+        )
+        assert dealt == sorted(
+            i for b in one[step * accumulate : (step + 1) * accumulate] for i in b
+        )
     assert sorted(i for p in parts for b in p for i in b if i >= 0) == list(range(n))
 
+
 def test_a_step_that_cannot_be_shared_is_refused():
-    assert shared(8, 1, 2) == (4, 1) and shared(8, 3, 2) == (6, 2) or shared(8, 3, 2)[0] * shared(8, 3, 2)[1] * 2 == 24
+    assert (
+        shared(8, 1, 2) == (4, 1)
+        and shared(8, 3, 2) == (6, 2)
+        or shared(8, 3, 2)[0] * shared(8, 3, 2)[1] * 2 == 24
+    )
     for batch, accumulate, devices in ((3, 1, 2), (8, 1, 16), (5, 5, 2), (8, 3, 5)):
-        with pytest.raises(UserError, match="cannot be shared") as refused: shared(batch, accumulate, devices)
+        with pytest.raises(UserError, match="cannot be shared") as refused:
+            shared(batch, accumulate, devices)
         advised = int(re.search(r"train.accumulate=(\d+)", str(refused.value))[1])
-        assert np.prod(shared(batch, advised, devices)) * devices == batch * advised, "the advice is followed"
+        assert np.prod(shared(batch, advised, devices)) * devices == batch * advised, (
+            "the advice is followed"
+        )
 
 
 def plain_loop(model, tokenizer, sequences, section):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=section.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=section.lr, weight_decay=0.0
+    )
     order, at, losses = list(sequences.sampler(section.seed)), 0, []
     model.train()
     for _ in range(section.max_steps):
-        rows = [sequences[i] for i in order[at:at + section.batch_size * section.accumulate]]; at += len(rows)
+        rows = [sequences[i] for i in order[at : at + section.batch_size * section.accumulate]]
+        at += len(rows)
         batch = padded(rows, tokenizer.pad_token_id)
-        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+        logits = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), section.clip)
-        optimizer.step(); optimizer.zero_grad(); losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
     return losses
 
+
 def test_the_trainer_is_the_plain_loop(tmp_path):
-    section = Train(max_steps=4, batch_size=2, accumulate=2, lr=1e-3, schedule="constant", warmup=0.0, log_steps=1, epochs=9)
+    section = Train(
+        max_steps=4,
+        batch_size=2,
+        accumulate=2,
+        lr=1e-3,
+        schedule="constant",
+        warmup=0.0,
+        log_steps=1,
+        epochs=9,
+    )
     model, tokenizer, data, run = job(tmp_path / "a")
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     ours = [r["loss"] for r in run.metrics() if "loss" in r]
     other, tokenizer, data, _ = job(tmp_path / "b")
-    assert torch.allclose(torch.tensor(ours), torch.tensor(plain_loop(other, tokenizer, data.train, section)), atol=1e-5)
+    assert torch.allclose(
+        torch.tensor(ours),
+        torch.tensor(plain_loop(other, tokenizer, data.train, section)),
+        atol=1e-5,
+    )
     for (n, p), (_, q) in zip(model.named_parameters(), other.named_parameters()):
-        if p.requires_grad: assert torch.allclose(p, q, atol=1e-5), n
+        if p.requires_grad:
+            assert torch.allclose(p, q, atol=1e-5), n
 
 
 def interrupting(step, number=signal.SIGTERM):
     seen = []
+
     def objective(model, batch, items=None):
         seen.append(1)
-        if len(seen) == step: signal.raise_signal(number)
+        if len(seen) == step:
+            signal.raise_signal(number)
         return next_token(model, batch, items)
+
     return objective
 
-TIMINGS = {"time", "tokens_per_second", "memory_gib", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-def told(run): return [{k: v for k, v in line.items() if k not in TIMINGS} for line in run.metrics()]
+
+TIMINGS = {
+    "time",
+    "tokens_per_second",
+    "memory_gib",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
+
+
+def told(run):
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in run.metrics()]
+
 
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
-    section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5, eval_steps=4, log_steps=3)
+    section = Train(
+        max_steps=12,
+        epochs=9,
+        batch_size=2,
+        accumulate=2,
+        lr=1e-3,
+        save_steps=5,
+        eval_steps=4,
+        log_steps=3,
+    )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
     for at in (3, 7, 18):  # in the first, an even and a later micro-batch, in several epochs
         stops, folder = 0, tmp_path / f"broken-{at}"
         while True:
             model, tokenizer, data, run = job(folder, dropout=0.1)
-            try: fit(model, tokenizer, data.train, data.val, section, PLAN, run, interrupting(at) if stops < 2 else next_token, quiet=True)
-            except Stopped: stops += 1
-            else: break
+            try:
+                fit(
+                    model,
+                    tokenizer,
+                    data.train,
+                    data.val,
+                    section,
+                    PLAN,
+                    run,
+                    interrupting(at) if stops < 2 else next_token,
+                    quiet=True,
+                )
+            except Stopped:
+                stops += 1
+            else:
+                break
         assert stops >= 1 and adapter_hash(run) == adapter_hash(straight), at
-        assert told(run) == told(straight) and [m["step"] for m in told(run)] == [1, 3, 4, 6, 8, 9, 12, 12, 12, 12], at
+        assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
+            1,
+            3,
+            4,
+            6,
+            8,
+            9,
+            12,
+            12,
+            12,
+            12,
+        ], at
 
-KILLED = '''
+
+KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
@@ -178,28 +318,40 @@ def deadly(model, batch, items=None):
         os.kill(os.getpid(), signal.SIGKILL)
     return next_token(model, batch, items)
 fit(model, tokenizer, data.train, {}, Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5), PLAN, run, deadly, quiet=True)
-'''
+"""
+
 
 def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(tmp_path):
     section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
     tests = str(Path(sys.modules["test_train_loop"].__file__).parent)
-    out = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), tests], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), tests],
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == -9, out.stderr
     model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
     assert newest(run.checkpoints)[0].name == "step-5"
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
-    assert told(run) == told(straight) and [m["step"] for m in told(run)] == [1, 10, 12], "step 10 tells the mean of 2 to 10, of which 2 to 5 came before the kill"
+    assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
+        1,
+        10,
+        12,
+    ], "step 10 tells the mean of 2 to 10, of which 2 to 5 came before the kill"
+
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
     section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep=3)
     model, tokenizer, data, straight = job(tmp_path / "straight")
     fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "damaged")
-    try: fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(8), quiet=True)
-    except Stopped: pass
+    try:
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(8), quiet=True)
+    except Stopped:
+        pass
     victim = newest(run.checkpoints)[0] / "optimizer.pt"
     victim.write_bytes(victim.read_bytes()[:-1])
     model, tokenizer, data, run = job(tmp_path / "damaged")
@@ -208,32 +360,64 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
 
 
 SPOIL = {
-    "missing": lambda f, old: f.unlink(), "zeroed": lambda f, old: f.write_bytes(bytes(f.stat().st_size)), "halved": lambda f, old: f.write_bytes(f.read_bytes()[:f.stat().st_size // 2]),
-    "one bit": lambda f, old: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]), "stale": lambda f, old: f.write_bytes(old.read_bytes()), "zero tail": lambda f, old: f.write_bytes(f.read_bytes()[:-7] + bytes(7)),
+    "missing": lambda f, old: f.unlink(),
+    "zeroed": lambda f, old: f.write_bytes(bytes(f.stat().st_size)),
+    "halved": lambda f, old: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "one bit": lambda f, old: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]),
+    "stale": lambda f, old: f.write_bytes(old.read_bytes()),
+    "zero tail": lambda f, old: f.write_bytes(f.read_bytes()[:-7] + bytes(7)),
 }
-SAME_IN_BOTH = {"adapter_config.json", "identity.json"}  # of two checkpoints of one run; a stale one is no damage
+SAME_IN_BOTH = {
+    "adapter_config.json",
+    "identity.json",
+}  # of two checkpoints of one run; a stale one is no damage
+
 
 def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=2, keep=3)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "run", dropout=0.1)
-    with pytest.raises(Stopped): fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(4), quiet=True)
+    with pytest.raises(Stopped):
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(4), quiet=True)
     names = sorted(p.name for p in (run.checkpoints / "step-4").iterdir())
-    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "progress.json", "identity.json", "manifest.json"} <= set(names)
+    assert {
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "progress.json",
+        "identity.json",
+        "manifest.json",
+    } <= set(names)
     tried = 0
     for how, spoil in SPOIL.items():
         for name in names:
-            if how == "stale" and name in SAME_IN_BOTH: continue
+            if how == "stale" and name in SAME_IN_BOTH:
+                continue
             shutil.copytree(run.checkpoints, here := tmp_path / how / name)
             before = (here / "step-4" / name).read_bytes()
             spoil(here / "step-4" / name, here / "step-2" / name)
-            assert not (here / "step-4" / name).exists() or (here / "step-4" / name).read_bytes() != before, "it was damaged"
+            assert (
+                not (here / "step-4" / name).exists()
+                or (here / "step-4" / name).read_bytes() != before
+            ), "it was damaged"
             found, damaged = newest(here)
-            assert found.name == "step-2" and name in " ".join(damaged["step-4"]) or name == "manifest.json" and damaged, (how, name)
+            assert (
+                found.name == "step-2"
+                and name in " ".join(damaged["step-4"])
+                or name == "manifest.json"
+                and damaged
+            ), (how, name)
             tried += 1
     assert tried == len(names) * 6 - 2
-    for how, name in (("missing", "optimizer.pt"), ("zeroed", "rng_state.pth"), ("stale", "scheduler.pt"), ("one bit", "adapter_model.safetensors")):
+    for how, name in (
+        ("missing", "optimizer.pt"),
+        ("zeroed", "rng_state.pth"),
+        ("stale", "scheduler.pt"),
+        ("one bit", "adapter_model.safetensors"),
+    ):
         shutil.copytree(run.path, again := tmp_path / f"again-{how}")
         SPOIL[how](again / "checkpoints" / "step-4" / name, again / "checkpoints" / "step-2" / name)
         model, tokenizer, data, _ = job(tmp_path / "other", dropout=0.1)
@@ -241,37 +425,81 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
         assert adapter_hash(Run(again)) == adapter_hash(straight), how
 
 
-PHASES = {"optimiser": (Keeper, "on_pre_optimizer_step"), "after the step": (Keeper, "on_step_end"), "validation": (DurableTrainer, "validation"), "copying": (Keeper, "save_copy"), "writing": (Saver, "_write"), "logging": (Keeper, "note")}
+PHASES = {
+    "optimiser": (Keeper, "on_pre_optimizer_step"),
+    "after the step": (Keeper, "on_step_end"),
+    "validation": (DurableTrainer, "validation"),
+    "copying": (Keeper, "save_copy"),
+    "writing": (Saver, "_write"),
+    "logging": (Keeper, "note"),
+}
+
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
-    section = Train(max_steps=6, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=2, eval_steps=1, log_steps=1)
+    section = Train(
+        max_steps=6,
+        epochs=9,
+        batch_size=2,
+        accumulate=2,
+        lr=1e-3,
+        save_steps=2,
+        eval_steps=1,
+        log_steps=1,
+    )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
     (owner, name), seen = PHASES[phase], []
     plain = getattr(owner, name)
+
     def signalled(*args, **kw):
         seen.append(1)
-        if len(seen) == 2: signal.raise_signal(signal.SIGTERM)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
         return plain(*args, **kw)
+
     monkeypatch.setattr(owner, name, signalled)
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
-    with pytest.raises(Stopped, match="SIGTERM") as stopped: fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
-    assert stopped.value.exit_code == 75 and len(seen) >= 2 and newest(run.checkpoints)[0], "it came, and was saved"
+    with pytest.raises(Stopped, match="SIGTERM") as stopped:
+        fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+    assert stopped.value.exit_code == 75 and len(seen) >= 2 and newest(run.checkpoints)[0], (
+        "it came, and was saved"
+    )
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
 
+
 def streamed(folder, tokenizer):
-    return stream(Data(train=str(folder / "rows.jsonl"), max_length=160, stream=True, block=16, val=None, duplicates="keep"), tokenizer).train
+    return stream(
+        Data(
+            train=str(folder / "rows.jsonl"),
+            max_length=160,
+            stream=True,
+            block=16,
+            val=None,
+            duplicates="keep",
+        ),
+        tokenizer,
+    ).train
+
 
 def epoch_of(train):
     "Sequences in an epoch of a stream."
     order, count = iter(train.sampler(0)), 0
-    while not train.trail or train.trail[-1][0].epoch == 0: count += next(order) >= 0
+    while not train.trail or train.trail[-1][0].epoch == 0:
+        count += next(order) >= 0
     return count - 1
 
-TAKEN = {"mapped": lambda data, folder, tokenizer: replace(data.train, bins=bins_of(np.arange(9)), sizes=[9], counts=[9]), "packed": lambda data, *_: data.train, "streamed": lambda data, folder, tokenizer: streamed(folder, tokenizer)}
+
+TAKEN = {
+    "mapped": lambda data, folder, tokenizer: replace(
+        data.train, bins=bins_of(np.arange(9)), sizes=[9], counts=[9]
+    ),
+    "packed": lambda data, *_: data.train,
+    "streamed": lambda data, folder, tokenizer: streamed(folder, tokenizer),
+}
+
 
 @pytest.mark.parametrize("kind", TAKEN)
 def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
@@ -280,107 +508,249 @@ def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
         while True:
             model, tokenizer, data, run = job(folder, rows=40, packing=kind == "packed")
             train = TAKEN[kind](data, folder, tokenizer)
-            per_epoch, here = -(-(epoch_of(streamed(folder, tokenizer)) if kind == "streamed" else len(train)) // 4), []
+            per_epoch, here = (
+                -(
+                    -(epoch_of(streamed(folder, tokenizer)) if kind == "streamed" else len(train))
+                    // 4
+                ),
+                [],
+            )
+
             def objective(model, batch, items=None):
                 here.append(batch["input_ids"].tolist())
-                if kind == "streamed" and model.training: epochs.add(train.position(2 * (len(seen) + len(here)))["epoch"])
-                if stopped < len(stops) and len(seen) + len(here) == 2 * stops[stopped]: signal.raise_signal(signal.SIGTERM)
+                if kind == "streamed" and model.training:
+                    epochs.add(train.position(2 * (len(seen) + len(here)))["epoch"])
+                if stopped < len(stops) and len(seen) + len(here) == 2 * stops[stopped]:
+                    signal.raise_signal(signal.SIGTERM)
                 return next_token(model, batch, items)
-            section = Train(max_steps=3 * per_epoch, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=99)
-            try: fit(model, tokenizer, train, {}, section, PLAN, run, objective, quiet=True)
-            except Stopped: seen, stopped = seen + here, stopped + 1
-            else: return seen + here, per_epoch, stopped
+
+            section = Train(
+                max_steps=3 * per_epoch,
+                epochs=9,
+                batch_size=2,
+                accumulate=2,
+                lr=1e-3,
+                save_steps=99,
+            )
+            try:
+                fit(model, tokenizer, train, {}, section, PLAN, run, objective, quiet=True)
+            except Stopped:
+                seen, stopped = seen + here, stopped + 1
+            else:
+                return seen + here, per_epoch, stopped
+
     epochs = set()
     straight, per_epoch, _ = batches(tmp_path / "straight", [])
     broken, _, stopped = batches(tmp_path / "broken", [1, 2 * per_epoch + 1])
-    assert stopped == 2 and broken == straight and len(straight) >= 3 * per_epoch and (kind != "streamed" or max(epochs) >= 2)
+    assert (
+        stopped == 2
+        and broken == straight
+        and len(straight) >= 3 * per_epoch
+        and (kind != "streamed" or max(epochs) >= 2)
+    )
+
 
 def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
     train = streamed(tmp_path, tokenizer)
-    for wish, name in ((dict(), "max_steps"), (dict(max_steps=4, eval_every="0.5 epochs"), "eval_every"), (dict(max_steps=4, save_every="1 epoch"), "save_every")):
-        with pytest.raises(UserError, match=f"train.{name}"): fit(model, tokenizer, train, {}, Train(**wish), PLAN, run, quiet=True)
-    def objective(model, batch, items=None): return next_token(model, batch, items)[0] * float("nan"), {}
-    with pytest.raises(Diverged, match=r"rows.jsonl:\d+"): fit(model, tokenizer, train, {}, Train(max_steps=4, batch_size=2), PLAN, run, objective, quiet=True)
+    for wish, name in (
+        (dict(), "max_steps"),
+        (dict(max_steps=4, eval_every="0.5 epochs"), "eval_every"),
+        (dict(max_steps=4, save_every="1 epoch"), "save_every"),
+    ):
+        with pytest.raises(UserError, match=f"train.{name}"):
+            fit(model, tokenizer, train, {}, Train(**wish), PLAN, run, quiet=True)
+
+    def objective(model, batch, items=None):
+        return next_token(model, batch, items)[0] * float("nan"), {}
+
+    with pytest.raises(Diverged, match=r"rows.jsonl:\d+"):
+        fit(
+            model,
+            tokenizer,
+            train,
+            {},
+            Train(max_steps=4, batch_size=2),
+            PLAN,
+            run,
+            objective,
+            quiet=True,
+        )
 
 
 def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
     model, tokenizer, data, run = job(tmp_path)
     plain = Keeper.on_step_end
+
     def late(self, args, state, control, **kw):
-        if state.global_step == 3: signal.raise_signal(signal.SIGTERM)
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
         plain(self, args, state, control, **kw)
+
     monkeypatch.setattr(Keeper, "on_step_end", late)
-    with pytest.raises(Stopped, match="the result is saved"): fit(model, tokenizer, data.train, {}, Train(max_steps=3, batch_size=2), PLAN, run, quiet=True)
+    with pytest.raises(Stopped, match="the result is saved"):
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=3, batch_size=2),
+            PLAN,
+            run,
+            quiet=True,
+        )
     assert run.adapter.is_dir() and newest(run.checkpoints)[0].name == "step-3"
+
 
 def test_saving_changes_nothing_of_the_training(tmp_path):
     found = set()
     for save in (1, 99):
         model, tokenizer, data, run = job(tmp_path / str(save), dropout=0.1)
-        fit(model, tokenizer, data.train, data.val, Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=save, eval_steps=2, keep=9), PLAN, run, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            data.val,
+            Train(
+                max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=save, eval_steps=2, keep=9
+            ),
+            PLAN,
+            run,
+            quiet=True,
+        )
         assert len(steps(run.checkpoints)) == (6 if save == 1 else 1)
         found.add(adapter_hash(run))
     assert len(found) == 1
+
 
 def test_a_base_of_16_bits_is_trained_by_float32_adapters(tmp_path):
     _, tokenizer, data, run = job(tmp_path)
     half = replace(PLAN, dtype="bfloat16", compute_dtype="bfloat16", quantize="none")
     model = adapt_model(load_model(Model(base="tiny:llama", quantize="none"), half)[0], Adapt(r=4))
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32} and {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32} and {
+        p.dtype for p in model.parameters() if not p.requires_grad
+    } == {torch.bfloat16}
     before = trained(model)
-    fit(model, tokenizer, data.train, {}, Train(max_steps=3, batch_size=2, lr=1e-3), half, run, quiet=True)
-    assert apart(trained(model), before) > 1e-4 and all(t.dtype == torch.float32 for t in load_file(run.adapter / "adapter_model.safetensors").values())
+    fit(
+        model,
+        tokenizer,
+        data.train,
+        {},
+        Train(max_steps=3, batch_size=2, lr=1e-3),
+        half,
+        run,
+        quiet=True,
+    )
+    assert apart(trained(model), before) > 1e-4 and all(
+        t.dtype == torch.float32
+        for t in load_file(run.adapter / "adapter_model.safetensors").values()
+    )
 
 
-HALF = replace(PLAN, dtype="float16", compute_dtype="float16", quantize="none") if PLAN.device == "cuda" else PLAN
+HALF = (
+    replace(PLAN, dtype="float16", compute_dtype="float16", quantize="none")
+    if PLAN.device == "cuda"
+    else PLAN
+)
+
 
 @pytest.fixture
 def scaled(monkeypatch):
-    "A trainer whose gradient scaler begins at the number given, or is accelerate's own; gives the scale before each micro-batch."
+    """A trainer whose gradient scaler begins at the number given, or is accelerate's own; gives the
+    scale before each micro-batch."""
     seen = []
+
     def with_scaler(first):
         class Scaled(DurableTrainer):
             def create_accelerator_and_postprocess(self):
                 super().create_accelerator_and_postprocess()
                 kind = self.args.device.type
-                if kind == "cpu": monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
-                if kind == "cpu": self.accelerator.native_amp = True
-                if first: self.accelerator.scaler = torch.amp.GradScaler(kind, init_scale=first, growth_interval=3)
+                if kind == "cpu":
+                    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+                if kind == "cpu":
+                    self.accelerator.native_amp = True
+                if first:
+                    self.accelerator.scaler = torch.amp.GradScaler(
+                        kind, init_scale=first, growth_interval=3
+                    )
+
             def training_step(self, *args, **kw):
-                seen.append((self.accelerator.scaler.get_scale(), self.accelerator.scaler._get_growth_tracker()))
+                seen.append(
+                    (
+                        self.accelerator.scaler.get_scale(),
+                        self.accelerator.scaler._get_growth_tracker(),
+                    )
+                )
                 return super().training_step(*args, **kw)
+
         monkeypatch.setattr("llmtrainer.train.loop.DurableTrainer", Scaled)
         return seen
+
     return with_scaler
 
+
 def in_float16(folder, seen, stop):
-    "30 steps straight, and 30 broken off at `stop`; (the scales of the straight ones, its losses, the scaler's state when broken off), after all that must hold of both."
-    section, formats, until = Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1), set(), 0
+    """30 steps straight, and 30 broken off at `stop`; (the scales of the straight ones, its losses,
+    the scaler's state when broken off), after all that must hold of both."""
+    section, formats, until = (
+        Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1),
+        set(),
+        0,
+    )
+
     def objective(model, batch, items=None):
-        if len(seen) == until: signal.raise_signal(signal.SIGTERM)
+        if len(seen) == until:
+            signal.raise_signal(signal.SIGTERM)
         return next_token(model, batch, items)
+
     def run_of(name):
         model, tokenizer, data, run = job(folder / name, here=HALF)
         kind = HALF.device
-        within = lambda *_: formats.add((torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind), *{p.dtype for p in model.parameters() if p.requires_grad}))
+        within = lambda *_: formats.add(
+            (
+                torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+                *{p.dtype for p in model.parameters() if p.requires_grad},
+            )
+        )
         model.get_base_model().model.layers[0].register_forward_pre_hook(within)
         fit(model, tokenizer, data.train, {}, section, HALF, run, objective, quiet=True)
         return run
+
     straight, scales = run_of("straight"), list(seen)
     until, _ = stop, seen.clear()
-    with pytest.raises(Stopped): run_of("broken")
-    until, saved = 0, torch.load(newest(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True)
+    with pytest.raises(Stopped):
+        run_of("broken")
+    until, saved = (
+        0,
+        torch.load(
+            newest(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True
+        ),
+    )
     broken = run_of("broken")
     weights = [load_file(r.adapter / "adapter_model.safetensors") for r in (straight, broken)]
-    assert len(scales) == 30 and seen == scales and (saved["scale"], saved["_growth_tracker"]) == scales[stop], "the scaler goes on where it was"
+    assert (
+        len(scales) == 30
+        and seen == scales
+        and (saved["scale"], saved["_growth_tracker"]) == scales[stop]
+    ), "the scaler goes on where it was"
     assert adapter_hash(broken) == adapter_hash(straight), apart(*weights)
-    assert formats == {(torch.float16, torch.float32)} and all(t.isfinite().all() for t in weights[1].values())
-    return scales, [r["loss"] for r in read_lines(straight.path / "metrics.jsonl") if "loss" in r], saved
+    assert formats == {(torch.float16, torch.float32)} and all(
+        t.isfinite().all() for t in weights[1].values()
+    )
+    return (
+        scales,
+        [r["loss"] for r in read_lines(straight.path / "metrics.jsonl") if "loss" in r],
+        saved,
+    )
+
 
 def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scaled):
     scales, losses, _ = in_float16(tmp_path, scaled(2.0**40), 25)
-    assert scales[0] == (2.0**40, 0) != scales[25] and min(s for s, _ in scales) < 2.0**30 and any(b > a for (a, _), (b, _) in zip(scales, scales[1:])), "it overflowed, and grew again"
+    assert (
+        scales[0] == (2.0**40, 0) != scales[25]
+        and min(s for s, _ in scales) < 2.0**30
+        and any(b > a for (a, _), (b, _) in zip(scales, scales[1:]))
+    ), "it overflowed, and grew again"
     assert np.isfinite(losses).all()
 
 
@@ -388,11 +758,16 @@ def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scale
 def test_float16_on_a_gpu_learns_and_a_broken_run_ends_as_a_straight_one(tmp_path, scaled):
     assert HALF.device == "cuda"
     scales, losses, saved = in_float16(tmp_path, scaled(None), 17)
-    assert scales[0][0] == saved["scale"] * 2 ** sum(b < a for (a, _), (b, _) in zip(scales[:18], scales[1:18])) == 2.0**16 and saved["growth_interval"] == 2000, "accelerate's own scaler"
+    assert (
+        scales[0][0]
+        == saved["scale"] * 2 ** sum(b < a for (a, _), (b, _) in zip(scales[:18], scales[1:18]))
+        == 2.0**16
+        and saved["growth_interval"] == 2000
+    ), "accelerate's own scaler"
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
 
 
-CHAIN = '''
+CHAIN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
@@ -409,25 +784,31 @@ def hook(event, args):
     if kind == "file" and event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and args and "checkpoints" in str(args[0]): count()
 sys.addaudithook(hook)
 fit(model, tokenizer, data.train, data.val, Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4), PLAN, run, objective, quiet=True)
-'''
+"""
 
 
 @pytest.mark.slow
 def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path):
-    section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4)
+    section = Train(
+        max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4
+    )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
     draw, tests = random.Random(0), str(Path(sys.modules["test_train_loop"].__file__).parent)
     for kind in ("micro-batch", "file") * 4:
         moment = draw.randint(3, 7) if kind == "micro-batch" else draw.randint(2, 45)
-        out = subprocess.run([sys.executable, "-c", CHAIN, str(tmp_path / "killed"), tests, kind, str(moment)], capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", CHAIN, str(tmp_path / "killed"), tests, kind, str(moment)],
+            capture_output=True,
+            text=True,
+        )
         assert out.returncode == -9, (kind, moment, out.stderr[-2000:])
     model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
 
 
-CROWDED = '''
+CROWDED = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
@@ -441,142 +822,307 @@ def objective(model, batch, items=None):
     if len(seen) == 6: time.sleep(0); [t.join() for t in __import__("threading").enumerate() if t.name.startswith("save")]; limit(resource.RLIM_INFINITY)
     return next_token(model, batch, items)
 fit(model, tokenizer, data.train, {}, Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1), PLAN, run, objective, quiet=True)
-'''
+"""
+
 
 def test_a_full_disk_does_not_stop_the_training(tmp_path):
     tests = str(Path(sys.modules["test_train_loop"].__file__).parent)
-    out = subprocess.run([sys.executable, "-c", CROWDED, str(tmp_path / "a"), tests], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", CROWDED, str(tmp_path / "a"), tests], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr[-3000:]
-    assert "step 4 could not be saved: file too large" in out.stdout and "newest checkpoint is step-2" in out.stdout, out.stdout
+    assert (
+        "step 4 could not be saved: file too large" in out.stdout
+        and "newest checkpoint is step-2" in out.stdout
+    ), out.stdout
     run = Run(tmp_path / "a" / "run")
     assert [p.name for p in steps(run.checkpoints)] == ["step-8", "step-6"] and run.adapter.is_dir()
-    assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), "the log is whole, too"
+    assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), (
+        "the log is whole, too"
+    )
 
 
-def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_the_result(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_the_result(
+    tmp_path, monkeypatch
+):
     section = Train(max_steps=3, epochs=9, batch_size=2, lr=1e-3)
     model, tokenizer, data, run = job(tmp_path / "a")
+
     def full(*args):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors says it
+        raise RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )  # as safetensors says it
+
     monkeypatch.setattr(loop, "save_adapter", full)
-    with pytest.raises(OSError, match="No space left") as fault: fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    with pytest.raises(OSError, match="No space left") as fault:
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     assert fault.value.errno == errno.ENOSPC and not run.adapter.exists()
     monkeypatch.undo()
     model, tokenizer, data, run = job(tmp_path / "a")
     assert fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)["steps"] == 3
     straight = job(tmp_path / "b")
     fit(*straight[:2], straight[2].train, {}, section, PLAN, straight[3], quiet=True)
-    assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), "not one step more"
+    assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), (
+        "not one step more"
+    )
+
 
 def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3)
     model, tokenizer, data, run = job(tmp_path)
-    with pytest.raises(Stopped): fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(2), known=dict(base="one", data="aa", quantize="none"), quiet=True)
+    with pytest.raises(Stopped):
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            section,
+            PLAN,
+            run,
+            interrupting(2),
+            known=dict(base="one", data="aa", quantize="none"),
+            quiet=True,
+        )
     calls = []
-    def objective(*args): calls.append(1); return next_token(*args)
-    def again(known=dict(base="one", data="aa", quantize="none"), section=section, template=None, r=4):
+
+    def objective(*args):
+        calls.append(1)
+        return next_token(*args)
+
+    def again(
+        known=dict(base="one", data="aa", quantize="none"), section=section, template=None, r=4
+    ):
         model, tokenizer, data, _ = job(tmp_path)
-        if r != 4: model = adapt_model(load_model(Model(base="tiny:llama"), PLAN)[0], Adapt(r=r))
-        if template: tokenizer.chat_template = template
-        return fit(model, tokenizer, data.train, {}, section, PLAN, run, objective, known=known, quiet=True)
-    for change, key in ((dict(known=dict(base="two", data="aa", quantize="none")), "base"), (dict(known=dict(base="one", data="bb", quantize="none")), "data"), (dict(known=dict(base="one", data="aa", quantize="nf4")), "quantize"),
-                        (dict(template="{{ x }}"), "template"), (dict(r=8), "adapter"), (dict(section=section.model_copy(update=dict(seed=1))), "order"), (dict(section=section.model_copy(update=dict(batch_size=4))), "order")):
-        with pytest.raises(UserError, match=f"(?s)does not belong to this job.*{key}"): again(**change)
+        if r != 4:
+            model = adapt_model(load_model(Model(base="tiny:llama"), PLAN)[0], Adapt(r=r))
+        if template:
+            tokenizer.chat_template = template
+        return fit(
+            model, tokenizer, data.train, {}, section, PLAN, run, objective, known=known, quiet=True
+        )
+
+    for change, key in (
+        (dict(known=dict(base="two", data="aa", quantize="none")), "base"),
+        (dict(known=dict(base="one", data="bb", quantize="none")), "data"),
+        (dict(known=dict(base="one", data="aa", quantize="nf4")), "quantize"),
+        (dict(template="{{ x }}"), "template"),
+        (dict(r=8), "adapter"),
+        (dict(section=section.model_copy(update=dict(seed=1))), "order"),
+        (dict(section=section.model_copy(update=dict(batch_size=4))), "order"),
+    ):
+        with pytest.raises(UserError, match=f"(?s)does not belong to this job.*{key}"):
+            again(**change)
     assert not calls and newest(run.checkpoints)[0].name == "step-2"
-    again(known=dict(base="one", data="bb", quantize="none"), section=section.model_copy(update=dict(accept=["data"])))
+    again(
+        known=dict(base="one", data="bb", quantize="none"),
+        section=section.model_copy(update=dict(accept=["data"])),
+    )
     (noted,) = [r for r in run.metrics() if r.get("event") == "accepted"]
-    assert calls and (noted["key"], noted["there"], noted["now"], noted["step"]) == ("data", "aa", "bb", 2)
+    assert calls and (noted["key"], noted["there"], noted["now"], noted["step"]) == (
+        "data",
+        "aa",
+        "bb",
+        2,
+    )
 
 
 def test_the_time_limit_saves_and_stops(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
-    try: fit(model, tokenizer, data.train, {}, Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6), PLAN, run, quiet=True)
-    except Stopped as stopped: assert "max_hours" in str(stopped) and stopped.exit_code == 75
-    else: raise AssertionError("it went on")
+    try:
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6),
+            PLAN,
+            run,
+            quiet=True,
+        )
+    except Stopped as stopped:
+        assert "max_hours" in str(stopped) and stopped.exit_code == 75
+    else:
+        raise AssertionError("it went on")
     assert newest(run.checkpoints)[0].name == "step-1" and not run.adapter.exists()
 
 
-def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_by_the_hour(tmp_path):
+def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_by_the_hour(
+    tmp_path,
+):
     model, tokenizer, data, run = job(tmp_path)
     now, done = [0.0], []
+
     def objective(model, batch, items=None):
         now[0] += 600  # a step takes ten minutes
         return next_token(model, batch, items)
+
     args = arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
-    keep = Keeping(run, save="1 hour", keep=9, seconds=3600 * 3 + 60, clock=lambda: now[0], say=lambda text: None)
-    trainer = DurableTrainer(model, args, train_dataset=data.train, objective=objective, keeping=keep, data_collator=collator("sdpa", tokenizer.pad_token_id))
-    with pytest.raises(Stopped, match="max_hours"): trainer.go()
-    assert trainer.state.global_step == 17 and now[0] < 3 * 3600, "another step would have gone beyond it"
+    keep = Keeping(
+        run,
+        save="1 hour",
+        keep=9,
+        seconds=3600 * 3 + 60,
+        clock=lambda: now[0],
+        say=lambda text: None,
+    )
+    trainer = DurableTrainer(
+        model,
+        args,
+        train_dataset=data.train,
+        objective=objective,
+        keeping=keep,
+        data_collator=collator("sdpa", tokenizer.pad_token_id),
+    )
+    with pytest.raises(Stopped, match="max_hours"):
+        trainer.go()
+    assert trainer.state.global_step == 17 and now[0] < 3 * 3600, (
+        "another step would have gone beyond it"
+    )
     assert [p.name for p in steps(run.checkpoints)] == ["step-17", "step-12", "step-6"]
     late, now[0] = job(tmp_path / "late"), 0.0
     keep = replace(keep, run=late[-1], signals=(signals := Signals()))
     signals.began -= 3600  # preparing the data took an hour
-    trainer = DurableTrainer(late[0], args, train_dataset=data.train, objective=objective, keeping=keep, data_collator=collator("sdpa", tokenizer.pad_token_id))
-    with pytest.raises(Stopped, match="max_hours"): trainer.go()
+    trainer = DurableTrainer(
+        late[0],
+        args,
+        train_dataset=data.train,
+        objective=objective,
+        keeping=keep,
+        data_collator=collator("sdpa", tokenizer.pad_token_id),
+    )
+    with pytest.raises(Stopped, match="max_hours"):
+        trainer.go()
     assert trainer.state.global_step == 11 and now[0] < 2 * 3600
 
 
 def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
     calls = []
+
     def objective(model, batch, items=None):
         calls.append(1)
         loss, metrics = next_token(model, batch, items)
         return loss * (float("nan") if len(calls) == 3 else 1.0), metrics
-    try: fit(model, tokenizer, data.train, {}, Train(max_steps=9, epochs=9, batch_size=2, save_steps=1), PLAN, run, objective, quiet=True)
-    except Diverged as error: assert "step 3" in str(error)
-    else: raise AssertionError("it went on")
+
+    try:
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=9, epochs=9, batch_size=2, save_steps=1),
+            PLAN,
+            run,
+            objective,
+            quiet=True,
+        )
+    except Diverged as error:
+        assert "step 3" in str(error)
+    else:
+        raise AssertionError("it went on")
     assert len(calls) == 3 and newest(run.checkpoints)[0].name == "step-2"
     assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
 
 
 class Blow(torch.autograd.Function):
     "Nothing on the way there, infinite on the way back."
+
     @staticmethod
-    def forward(ctx, x): return x.clone()
+    def forward(ctx, x):
+        return x.clone()
+
     @staticmethod
-    def backward(ctx, g): return g * float("inf")
+    def backward(ctx, g):
+        return g * float("inf")
+
 
 def bad_at(*bad, how="loss"):
     calls = []
+
     def objective(model, batch, items=None):
         calls.append(1)
         loss, metrics = next_token(model, batch, items)
-        if len(calls) in bad: loss = loss * float("nan") if how == "loss" else Blow.apply(loss)
+        if len(calls) in bad:
+            loss = loss * float("nan") if how == "loss" else Blow.apply(loss)
         return loss, metrics
+
     return objective
+
 
 def test_a_gradient_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
-    with pytest.raises(Diverged, match=r"the gradient is not finite at step 2: .*rows\.jsonl:\d+") as error:
-        fit(model, tokenizer, data.train, {}, Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1), PLAN, run, bad_at(4, how="gradient"), sources=data.sources, quiet=True)
+    with pytest.raises(
+        Diverged, match=r"the gradient is not finite at step 2: .*rows\.jsonl:\d+"
+    ) as error:
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1),
+            PLAN,
+            run,
+            bad_at(4, how="gradient"),
+            sources=data.sources,
+            quiet=True,
+        )
     (noted,) = [r for r in run.metrics() if r.get("event") == "not finite"]
     ids = [i for i in list(data.train.sampler(0))[4:8]]
-    rows = [f"{Path(f).name}:{line}" for f, line in data.sources.places(data.train.rows.rows[np.concatenate([data.train.bins[i] for i in ids])])]
-    assert [Path(r).name for r in noted["rows"]] == rows and newest(run.checkpoints)[0].name == "step-1"
+    rows = [
+        f"{Path(f).name}:{line}"
+        for f, line in data.sources.places(
+            data.train.rows.rows[np.concatenate([data.train.bins[i] for i in ids])]
+        )
+    ]
+    assert [Path(r).name for r in noted["rows"]] == rows and newest(run.checkpoints)[
+        0
+    ].name == "step-1"
     assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
 
+
 def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_path):
-    section = Train(max_steps=6, epochs=9, batch_size=2, save_steps=1, log_steps=1, not_finite="skip", max_skipped=2, lr=1e-3)
+    section = Train(
+        max_steps=6,
+        epochs=9,
+        batch_size=2,
+        save_steps=1,
+        log_steps=1,
+        not_finite="skip",
+        max_skipped=2,
+        lr=1e-3,
+    )
     model, tokenizer, data, run = job(tmp_path / "a")
     fit(model, tokenizer, data.train, {}, section, PLAN, run, bad_at(2, 4), quiet=True)
     lines = run.metrics()
-    assert [(r["step"], r["loss"]) for r in lines if r.get("event") == "not finite"] == [(2, "NaN"), (4, "NaN")] and all(r["rows"] for r in lines if r.get("event"))
+    assert [(r["step"], r["loss"]) for r in lines if r.get("event") == "not finite"] == [
+        (2, "NaN"),
+        (4, "NaN"),
+    ] and all(r["rows"] for r in lines if r.get("event"))
     logged = {r["step"]: r["loss"] for r in lines if "loss" in r and "event" not in r}
-    assert [s for s, loss in logged.items() if loss == "NaN"] == [2, 4] and all(loss > 1 for loss in logged.values() if loss != "NaN"), "never 0.0"
-    assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point()) and run.adapter.is_dir()
+    assert [s for s, loss in logged.items() if loss == "NaN"] == [2, 4] and all(
+        loss > 1 for loss in logged.values() if loss != "NaN"
+    ), "never 0.0"
+    assert (
+        all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
+        and run.adapter.is_dir()
+    )
     model, tokenizer, data, run = job(tmp_path / "b")
     both = bad_at(2, 3, 5)
+
     def stopping(model, batch, items=None):
         found = both(model, batch, items)
-        if len(newest_calls := seen) == 2: signal.raise_signal(signal.SIGTERM)
+        if len(newest_calls := seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
         seen.append(1)
         return found
+
     seen = []
-    with pytest.raises(Stopped): fit(model, tokenizer, data.train, {}, section, PLAN, run, stopping, quiet=True)
+    with pytest.raises(Stopped):
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, stopping, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "b")
-    with pytest.raises(Diverged, match="3th such step, and train.max_skipped is 2"): fit(model, tokenizer, data.train, {}, section, PLAN, run, both, quiet=True)
+    with pytest.raises(Diverged, match="3th such step, and train.max_skipped is 2"):
+        fit(model, tokenizer, data.train, {}, section, PLAN, run, both, quiet=True)
 
 
 def crowded(most, seen):
@@ -585,10 +1131,15 @@ def crowded(most, seen):
             seen.append(len(batch["input_ids"]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return next_token(model, batch, items)
+
     return objective
 
+
 def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
-    section, seen = Train(max_steps=5, epochs=9, batch_size=4, accumulate=2, lr=1e-3, save_steps=2), []
+    section, seen = (
+        Train(max_steps=5, epochs=9, batch_size=4, accumulate=2, lr=1e-3, save_steps=2),
+        [],
+    )
     model, tokenizer, data, run = job(tmp_path / "wide")
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     wide = trained(model)
@@ -596,8 +1147,15 @@ def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
     fit(model, tokenizer, data.train, {}, section, PLAN, run, crowded(1, seen), quiet=True)
     assert seen[:2] == [4, 2] and len(seen) == 2, "it ended twice, and was remembered"
     assert apart(trained(model), wide) < 1e-5
-    assert "2 pieces of 2" in (said := capsys.readouterr().out) and "4 pieces of 1" in said and [r["pieces"] for r in run.metrics() if r.get("event") == "out of memory"] == [2, 4]
-    assert read_json(newest(run.checkpoints)[0] / "progress.json")["split"] == 4, "a resume begins with it"
+    assert (
+        "2 pieces of 2" in (said := capsys.readouterr().out)
+        and "4 pieces of 1" in said
+        and [r["pieces"] for r in run.metrics() if r.get("event") == "out of memory"] == [2, 4]
+    )
+    assert read_json(newest(run.checkpoints)[0] / "progress.json")["split"] == 4, (
+        "a resume begins with it"
+    )
+
 
 def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
     section, calls = Train(max_steps=2, epochs=9, batch_size=4, accumulate=2, lr=1e-3), []
@@ -605,6 +1163,7 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     wide = trained(model)
     model, tokenizer, data, run = job(tmp_path / "late")
+
     def objective(model, batch, items=None):
         calls.append(len(batch["input_ids"]))
         loss, metrics = next_token(model, batch, items)
@@ -612,102 +1171,263 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
             loss.backward(retain_graph=True)  # the way back has begun when memory ends
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return loss, metrics
+
     fit(model, tokenizer, data.train, {}, section, PLAN, run, objective, quiet=True)
     assert calls[:6] == [4, 4, 2, 2, 2, 2] and apart(trained(model), wide) < 1e-5
 
+
 def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_swallowed(tmp_path):
     model, tokenizer, data, run = job(tmp_path / "a")
-    with pytest.raises(UserError, match="(?s)one sequence in a micro-batch.*llmtrainer plan"): fit(model, tokenizer, data.train, {}, Train(max_steps=5, batch_size=2), PLAN, run, crowded(0, []), quiet=True)
+    with pytest.raises(UserError, match="(?s)one sequence in a micro-batch.*llmtrainer plan"):
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=5, batch_size=2),
+            PLAN,
+            run,
+            crowded(0, []),
+            quiet=True,
+        )
     model, tokenizer, data, run = job(tmp_path / "b")
-    def wrong(*args): raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    with pytest.raises(RuntimeError, match="mat1"): fit(model, tokenizer, data.train, {}, Train(max_steps=5, batch_size=2), PLAN, run, wrong, quiet=True)
+
+    def wrong(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        fit(
+            model,
+            tokenizer,
+            data.train,
+            {},
+            Train(max_steps=5, batch_size=2),
+            PLAN,
+            run,
+            wrong,
+            quiet=True,
+        )
 
 
 def judged(losses):
     "An objective whose validations come out as told."
     left = list(losses)
+
     def objective(model, batch, items=None):
         loss, metrics = next_token(model, batch, items)
-        if not model.training: loss = loss * 0 + left.pop(0)
+        if not model.training:
+            loss = loss * 0 + left.pop(0)
         return loss, metrics
+
     return objective
+
 
 def test_what_goes_by_the_validation_loss_is_refused_where_there_is_none():
     check_unjudged(Train())
     for wish in (dict(patience=2), dict(final="best")):
-        with pytest.raises(UserError, match="no validation rows"): check_unjudged(Train(**wish))
+        with pytest.raises(UserError, match="no validation rows"):
+            check_unjudged(Train(**wish))
+
 
 def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
-    section = Train(max_steps=20, epochs=99, batch_size=2, lr=1e-2, eval_steps=2, save_steps=100, keep=1, patience=3, final="best", warmup=0)
+    section = Train(
+        max_steps=20,
+        epochs=99,
+        batch_size=2,
+        lr=1e-2,
+        eval_steps=2,
+        save_steps=100,
+        keep=1,
+        patience=3,
+        final="best",
+        warmup=0,
+    )
     model, tokenizer, data, run = job(tmp_path / "a", rows=40)
     val = {"rows": list(data.train)[:1]}
-    done = fit(model, tokenizer, data.train, val, section, PLAN, run, judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]), quiet=True)
+    done = fit(
+        model,
+        tokenizer,
+        data.train,
+        val,
+        section,
+        PLAN,
+        run,
+        judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]),
+        quiet=True,
+    )
     straight = told(run)
-    assert done["steps"] == 10 and "step 4" in done["ended"] and [p.name for p in steps(run.checkpoints)] == ["step-10", "step-4"]
+    assert (
+        done["steps"] == 10
+        and "step 4" in done["ended"]
+        and [p.name for p in steps(run.checkpoints)] == ["step-10", "step-4"]
+    )
     assert read_json(run.checkpoints / "step-4" / "progress.json")["eval_loss"] == 2.0
-    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (run.checkpoints / "step-4" / "adapter_model.safetensors").read_bytes()
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
+        run.checkpoints / "step-4" / "adapter_model.safetensors"
+    ).read_bytes()
     shutil.rmtree(run.adapter)  # as after a kill between the last step and the result
     model, tokenizer, data, _ = job(tmp_path / "a", rows=40)
     fit(model, tokenizer, data.train, val, section, PLAN, run, judged([7.0]), quiet=True)
-    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (run.checkpoints / "step-4" / "adapter_model.safetensors").read_bytes()
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
+        run.checkpoints / "step-4" / "adapter_model.safetensors"
+    ).read_bytes()
+
 
 def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_training(tmp_path):
-    section = Train(max_steps=20, epochs=99, batch_size=2, lr=1e-2, eval_steps=2, save_steps=100, keep=1, patience=3, final="best", warmup=0)
+    section = Train(
+        max_steps=20,
+        epochs=99,
+        batch_size=2,
+        lr=1e-2,
+        eval_steps=2,
+        save_steps=100,
+        keep=1,
+        patience=3,
+        final="best",
+        warmup=0,
+    )
+
     def began(name, losses, last=None):
         model, tokenizer, data, run = job(tmp_path / name, rows=40)
         measured, stop = judged(losses), interrupting(last)
         objective = lambda model, *batch: (stop if model.training else measured)(model, *batch)
-        return run, lambda: fit(model, tokenizer, data.train, {"rows": list(data.train)[:1]}, section, PLAN, run, objective, quiet=True)
+        return run, lambda: fit(
+            model,
+            tokenizer,
+            data.train,
+            {"rows": list(data.train)[:1]},
+            section,
+            PLAN,
+            run,
+            objective,
+            quiet=True,
+        )
+
     straight, go = began("straight", [3.0, 2.0, 2.5, 2.4, 2.1, 9.0])
     done = go()
-    for last, losses in ((10, [2.1, 9.0]), (4, [2.0, 2.5, 2.4, 2.1, 9.0])):  # it would have been over; it would have been the best
-        run, go = began(f"stopped-{last}", [3.0, 2.0, 2.5, 2.4][:last // 2 - 1], last)
-        with pytest.raises(Stopped): go()
+    for last, losses in (
+        (10, [2.1, 9.0]),
+        (4, [2.0, 2.5, 2.4, 2.1, 9.0]),
+    ):  # it would have been over; it would have been the best
+        run, go = began(f"stopped-{last}", [3.0, 2.0, 2.5, 2.4][: last // 2 - 1], last)
+        with pytest.raises(Stopped):
+            go()
         run, go = began(f"stopped-{last}", losses)
-        assert go() == done and told(run) == told(straight) and adapter_hash(run) == adapter_hash(straight), last
+        assert (
+            go() == done
+            and told(run) == told(straight)
+            and adapter_hash(run) == adapter_hash(straight)
+        ), last
+
 
 def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
     for schedule in SCHEDULES:
-        section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, schedule=schedule, lr_floor=0.1, average=0.9, neftune=5.0, eval_steps=2)
+        section = Train(
+            max_steps=6,
+            epochs=9,
+            batch_size=2,
+            lr=1e-3,
+            schedule=schedule,
+            lr_floor=0.1,
+            average=0.9,
+            neftune=5.0,
+            eval_steps=2,
+        )
         model, tokenizer, data, straight = job(tmp_path / schedule / "a", rows=60)
         fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
         model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
-        with pytest.raises(Stopped): fit(model, tokenizer, data.train, data.val, section, PLAN, run, interrupting(6), quiet=True)
+        with pytest.raises(Stopped):
+            fit(
+                model,
+                tokenizer,
+                data.train,
+                data.val,
+                section,
+                PLAN,
+                run,
+                interrupting(6),
+                quiet=True,
+            )
         model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
         fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
         assert adapter_hash(run) == adapter_hash(straight), schedule
         last = run.metrics()[-1]["eval_loss"]
         assert last == straight.metrics()[-1]["eval_loss"]
     live = load_file(newest(run.checkpoints)[0] / "adapter_model.safetensors")
-    assert any(not torch.equal(live[n], t) for n, t in load_file(run.adapter / "adapter_model.safetensors").items()), "the result is the average, not the last weights"
+    assert any(
+        not torch.equal(live[n], t)
+        for n, t in load_file(run.adapter / "adapter_model.safetensors").items()
+    ), "the result is the average, not the last weights"
+
 
 def test_biases_and_norms_do_not_decay(tmp_path):
     model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
     model = adapt_model(model, Adapt(method="full"))
     data = job(tmp_path)[2]
-    trainer = DurableTrainer(model, arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")), train_dataset=data.train, objective=next_token, keeping=Keeping(Run(tmp_path / "run")), data_collator=collator("sdpa", 0))
-    decay = {g["weight_decay"]: {id(p) for p in g["params"]} for g in trainer.create_optimizer().param_groups}
+    trainer = DurableTrainer(
+        model,
+        arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")),
+        train_dataset=data.train,
+        objective=next_token,
+        keeping=Keeping(Run(tmp_path / "run")),
+        data_collator=collator("sdpa", 0),
+    )
+    decay = {
+        g["weight_decay"]: {id(p) for p in g["params"]}
+        for g in trainer.create_optimizer().param_groups
+    }
     names = {id(p): n for n, p in model.named_parameters()}
-    assert set(decay) == {0.1, 0.0} and all("norm" in names[i] for i in decay[0.0]) and not any("norm" in names[i] for i in decay[0.1]) and decay[0.0]
+    assert (
+        set(decay) == {0.1, 0.0}
+        and all("norm" in names[i] for i in decay[0.0])
+        and not any("norm" in names[i] for i in decay[0.1])
+        and decay[0.0]
+    )
+
 
 def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
     model, tokenizer, data, run = job(tmp_path, rows=60)
     per_step = sum(int((s["labels"] != -100).sum()) for s in data.train) / len(data.train) * 2
-    section = Train(max_steps=12, epochs=99, batch_size=2, save_every=f"{3.5 * per_step:.0f} tokens", eval_every="0.5 epochs", keep=9, log_steps=1)
+    section = Train(
+        max_steps=12,
+        epochs=99,
+        batch_size=2,
+        save_every=f"{3.5 * per_step:.0f} tokens",
+        eval_every="0.5 epochs",
+        keep=9,
+        log_steps=1,
+    )
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     tokens = {r["step"]: r["tokens"] for r in run.metrics() if "loss" in r}
     period = float(section.save_every.split()[0])
-    assert [int(p.name[5:]) for p in steps(run.checkpoints)][::-1] == sorted({s for s in range(1, 13) if tokens[s] // period > tokens.get(s - 1, 0) // period} | {12})
+    assert [int(p.name[5:]) for p in steps(run.checkpoints)][::-1] == sorted(
+        {s for s in range(1, 13) if tokens[s] // period > tokens.get(s - 1, 0) // period} | {12}
+    )
     half = -(-len(data.train) // 2) / 2
     evals = [r["step"] for r in run.metrics() if "eval_loss" in r]
-    assert evals[:-1] == sorted({s for s in range(1, 13) if int(s / half + 1e-9) > int((s - 1) / half + 1e-9)}) and evals[-1] == 12
+    assert (
+        evals[:-1]
+        == sorted({s for s in range(1, 13) if int(s / half + 1e-9) > int((s - 1) / half + 1e-9)})
+        and evals[-1] == 12
+    )
 
 
 def test_lora_plus_trains_b_faster_than_a(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
-    adapt, section = Adapt(r=4, variant="lora+", b_speed=16), Train(max_steps=3, batch_size=2, lr=1e-3, warmup=0, schedule="constant")
+    adapt, section = (
+        Adapt(r=4, variant="lora+", b_speed=16),
+        Train(max_steps=3, batch_size=2, lr=1e-3, warmup=0, schedule="constant"),
+    )
     args = arguments(section, PLAN, tmp_path / "x", adapt)
-    trainer = DurableTrainer(model, args, train_dataset=data.train, objective=next_token, keeping=Keeping(run), data_collator=collator("sdpa", tokenizer.pad_token_id), **stepper(model, section, adapt, args))
+    trainer = DurableTrainer(
+        model,
+        args,
+        train_dataset=data.train,
+        objective=next_token,
+        keeping=Keeping(run),
+        data_collator=collator("sdpa", tokenizer.pad_token_id),
+        **stepper(model, section, adapt, args),
+    )
     rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
     assert rates == {1e-3, 16e-3} and stepper(model, section, Adapt(r=4), args) == {}
     fit(model, tokenizer, data.train, {}, section, PLAN, run, adapt=adapt, quiet=True)
@@ -720,9 +1440,20 @@ def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
         model, tokenizer, data, run = job(tmp_path / str(size), rows=120, packing=False)
         (val,) = data.val.values()
         assert len(val) == 6
-        trainer = DurableTrainer(model, arguments(Train(batch_size=size), PLAN, tmp_path / "x"), train_dataset=data.train, keeping=Keeping(run), eval_dataset=data.val, objective=next_token, data_collator=collator("sdpa", tokenizer.pad_token_id))
+        trainer = DurableTrainer(
+            model,
+            arguments(Train(batch_size=size), PLAN, tmp_path / "x"),
+            train_dataset=data.train,
+            keeping=Keeping(run),
+            eval_dataset=data.val,
+            objective=next_token,
+            data_collator=collator("sdpa", tokenizer.pad_token_id),
+        )
         found.append(trainer.evaluate()["eval_loss"])
-    total = sum(next_token(model.eval(), padded([s], 0))[0].item() * (s["labels"] != -100).sum() for s in val)
+    total = sum(
+        next_token(model.eval(), padded([s], 0))[0].item() * (s["labels"] != -100).sum()
+        for s in val
+    )
     exact = total / sum((s["labels"] != -100).sum() for s in val)
     assert max(abs(f - exact) for f in found) < 1e-5
 
@@ -735,43 +1466,103 @@ def adapter_by(engine, folder, stop_at=None):
     model, tokenizer, data, run = job(folder, rows=60)
     section = Train(batch_size=2, accumulate=2, max_steps=6, save_steps=2, lr=1e-3)
     for attempt in range(2 if stop_at else 1):
-        if attempt: model, tokenizer, data, _ = job(folder / "again", rows=60)
+        if attempt:
+            model, tokenizer, data, _ = job(folder / "again", rows=60)
         fuse(model, engine)
-        try: fit(model, tokenizer, data.train, data.val, section, PLAN, run, interrupting(stop_at) if stop_at and not attempt else next_token, quiet=True)
-        except Stopped: pass
+        try:
+            fit(
+                model,
+                tokenizer,
+                data.train,
+                data.val,
+                section,
+                PLAN,
+                run,
+                interrupting(stop_at) if stop_at and not attempt else next_token,
+                quiet=True,
+            )
+        except Stopped:
+            pass
     return load_file(run.adapter / "adapter_model.safetensors"), run.metrics()[-1]
 
+
 def test_a_fused_run_resumes_and_ends_in_the_references_adapter(tmp_path):
-    (known, said), (ours, told) = adapter_by("reference", tmp_path / "a"), adapter_by("fused", tmp_path / "b", stop_at=5)
-    assert known.keys() == ours.keys() and all(torch.allclose(known[n], ours[n], atol=2e-4) for n in known)
+    (known, said), (ours, told) = (
+        adapter_by("reference", tmp_path / "a"),
+        adapter_by("fused", tmp_path / "b", stop_at=5),
+    )
+    assert known.keys() == ours.keys() and all(
+        torch.allclose(known[n], ours[n], atol=2e-4) for n in known
+    )
     assert abs(said["eval_loss"] - told["eval_loss"]) < 1e-3
 
 
 def test_each_source_has_its_own_validation_loss(tmp_path):
     model, tokenizer, data, run = job(tmp_path, rows=120)
-    (tmp_path / "other.jsonl").write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(40, "validation")))
-    both = {"rows": data.val["rows"], "other": prepare(Data(train=str(tmp_path / "other.jsonl"), max_length=160, val=None), tokenizer).train}
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(40, "validation"))
+    )
+    both = {
+        "rows": data.val["rows"],
+        "other": prepare(
+            Data(train=str(tmp_path / "other.jsonl"), max_length=160, val=None), tokenizer
+        ).train,
+    }
     fit(model, tokenizer, data.train, both, Train(max_steps=2, batch_size=2), PLAN, run, quiet=True)
     last = run.metrics()[-1]
-    tokens = {task: sum((s["labels"] != -100).sum() for s in sequences) for task, sequences in both.items()}
+    tokens = {
+        task: sum((s["labels"] != -100).sum() for s in sequences)
+        for task, sequences in both.items()
+    }
     mean = sum(last[f"eval_{task}_loss"] * tokens[task] for task in both) / sum(tokens.values())
-    assert abs(last["eval_loss"] - mean) < 1e-6 and abs(last["eval_rows_loss"] - last["eval_other_loss"]) > 1e-4
+    assert (
+        abs(last["eval_loss"] - mean) < 1e-6
+        and abs(last["eval_rows_loss"] - last["eval_other_loss"]) > 1e-4
+    )
+
 
 def test_no_secret_and_no_pickle_of_arguments_in_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
     model, tokenizer, data, run = job(tmp_path)
-    fit(model, tokenizer, data.train, data.val, Train(max_steps=2, batch_size=2, save_steps=1), PLAN, run, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        data.train,
+        data.val,
+        Train(max_steps=2, batch_size=2, save_steps=1),
+        PLAN,
+        run,
+        quiet=True,
+    )
     files = [p for p in run.path.rglob("*") if p.is_file()]
-    assert len(files) > 10 and not [p for p in files if p.name == "training_args.bin" or b"canarycanary" in p.read_bytes()]
+    assert len(files) > 10 and not [
+        p for p in files if p.name == "training_args.bin" or b"canarycanary" in p.read_bytes()
+    ]
 
 
 @pytest.mark.realdata
 def test_real_model_on_real_data(realdata, tmp_path):
     model, tokenizer = load_model(Model(base=str(realdata / "models" / "stories260K")), PLAN)
-    data = prepare(Data(train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"), max_length=512, too_long="drop"), tokenizer)
+    data = prepare(
+        Data(
+            train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"),
+            max_length=512,
+            too_long="drop",
+        ),
+        tokenizer,
+    )
     assert data.ledger.read == 7473 and data.ledger.kept + data.ledger.reasons["too long"] == 7473
     run = Run.open(tmp_path / "run", Train())
-    fit(adapt_model(model, Adapt()), tokenizer, data.train, {"some": list(data.val["gsm8k_train"])[:8]}, Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4), PLAN, run, quiet=True)
+    fit(
+        adapt_model(model, Adapt()),
+        tokenizer,
+        data.train,
+        {"some": list(data.val["gsm8k_train"])[:8]},
+        Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4),
+        PLAN,
+        run,
+        quiet=True,
+    )
     losses = [r["eval_loss"] for r in run.metrics() if "eval_loss" in r]
     assert len(losses) >= 3 and losses[-1] < losses[0] - 0.1
 
@@ -780,14 +1571,50 @@ from llmtrainer.recipe import RecipeError, load
 
 
 def test_recipe_section():
-    assert load(Train, dict(objective="sft", epochs=1.0, max_steps=None, batch_size=8, accumulate=1, lr=2e-4, seed=0, save_steps=100, max_hours=None)) == Train()
-    try: load(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
-    except RecipeError as error: assert len(error.faults) == 3 and "batch_size" in str(error)
-    else: raise AssertionError("nonsense was accepted")
+    assert (
+        load(
+            Train,
+            dict(
+                objective="sft",
+                epochs=1.0,
+                max_steps=None,
+                batch_size=8,
+                accumulate=1,
+                lr=2e-4,
+                seed=0,
+                save_steps=100,
+                max_hours=None,
+            ),
+        )
+        == Train()
+    )
+    try:
+        load(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
+    except RecipeError as error:
+        assert len(error.faults) == 3 and "batch_size" in str(error)
+    else:
+        raise AssertionError("nonsense was accepted")
+
+
+
 
 def test_two_answers_to_one_question_are_refused_with_both_names():
     for kind in ("save", "eval"):
-        with pytest.raises(RecipeError, match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too"): load(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
-    timed, plain = load(Train, dict(save_every="30 min", eval_steps=7)), load(Train, dict(save_steps=20))
-    assert (timed.save_steps, timed.eval_steps, plain.eval_steps, Train().save_steps, Train(save_every="1 h").eval_steps, Train(eval_every="1 h").eval_steps) == (None, 7, 20, 100, 100, None)
+        with pytest.raises(
+            RecipeError,
+            match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too",
+        ):
+            load(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
+    timed, plain = (
+        load(Train, dict(save_every="30 min", eval_steps=7)),
+        load(Train, dict(save_steps=20)),
+    )
+    assert (
+        timed.save_steps,
+        timed.eval_steps,
+        plain.eval_steps,
+        Train().save_steps,
+        Train(save_every="1 h").eval_steps,
+        Train(eval_every="1 h").eval_steps,
+    ) == (None, 7, 20, 100, 100, None)
     assert load(Train, plain.model_dump()) == plain and load(Train, timed.model_dump()) == timed

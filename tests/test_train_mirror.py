@@ -29,26 +29,47 @@ from llmtrainer.run import Stopped, verify
 
 def a_run(folder, steps=(1, 2)):
     "A run with checkpoints and files."
-    for step in steps: commit(write_some(folder / "checkpoints" / ".staging" / "work", step), folder / "checkpoints" / f"step-{step}")
+    for step in steps:
+        commit(
+            write_some(folder / "checkpoints" / ".staging" / "work", step),
+            folder / "checkpoints" / f"step-{step}",
+        )
     (folder / "recipe.yaml").write_text("train: {}")
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     return folder
 
+
 class Faulty(FolderPlace):
     "A place with faults that can be switched on, and counted."
-    def __init__(self, root, kind): super().__init__(root); self.kind, self.on, self.count = kind, True, 0
+
+    def __init__(self, root, kind):
+        super().__init__(root)
+        self.kind, self.on, self.count = kind, True, 0
+
     def fault(self, *kinds):
-        if self.on and self.kind in kinds: self.count += 1
+        if self.on and self.kind in kinds:
+            self.count += 1
         return self.on and self.kind in kinds
+
     def put(self, file, name):
-        if self.fault("dead"): raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-        if self.fault("lost"): return  # acknowledged, and gone
+        if self.fault("dead"):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        if self.fault("lost"):
+            return  # acknowledged, and gone
         super().put(file, name)
-        if self.fault("torn"): (self.root / name).write_bytes((self.root / name).read_bytes()[:-1])
-        if self.fault("late"): self.late.append((self.root / name, (self.root / name).read_bytes())), (self.root / name).unlink()
+        if self.fault("torn"):
+            (self.root / name).write_bytes((self.root / name).read_bytes()[:-1])
+        if self.fault("late"):
+            (
+                self.late.append((self.root / name, (self.root / name).read_bytes())),
+                (self.root / name).unlink(),
+            )
+
     def digest(self, name):
-        if self.fault("dead"): raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        if self.fault("dead"):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
         return super().digest(name)
+
     late: list = []
 
 
@@ -56,47 +77,73 @@ class Faulty(FolderPlace):
 def test_nothing_is_called_durable_that_is_not_there(tmp_path, kind):
     run, place = a_run(tmp_path / "run"), Faulty(tmp_path / "drive", kind)
     mirror = Mirror(run, place, every=0.01)
-    assert not mirror.try_once() and place.count > 0 and mirror.fault and not mirror.durable, "the fault happened and was seen"
-    assert not any(not verify(folder) for folder in steps(tmp_path / "drive" / "checkpoints")) or not mirror.durable
+    assert not mirror.try_once() and place.count > 0 and mirror.fault and not mirror.durable, (
+        "the fault happened and was seen"
+    )
+    assert (
+        not any(not verify(folder) for folder in steps(tmp_path / "drive" / "checkpoints"))
+        or not mirror.durable
+    )
     place.on = False
     assert mirror.close(patience=5) and mirror.durable == {1, 2} and not mirror.fault
-    for name in in_order(run): assert (run / name).read_bytes() == (tmp_path / "drive" / name).read_bytes()
+    for name in in_order(run):
+        assert (run / name).read_bytes() == (tmp_path / "drive" / name).read_bytes()
+
 
 def test_a_dead_mount_does_not_stop_the_work_and_the_backlog_is_sent_on_its_return(tmp_path):
     run, place = a_run(tmp_path / "run", [1]), Faulty(tmp_path / "drive", "dead")
     mirror = Mirror(run, place, every=0.01)
     mirror.thread.start()
     a_run(run, [2, 3])  # the training goes on and saves
-    while place.count < 2: time.sleep(0.01)
+    while place.count < 2:
+        time.sleep(0.01)
     assert newest(run / "checkpoints")[0].name == "step-3" and not mirror.durable
     place.on = False
     assert mirror.close(patience=5) and mirror.durable == {1, 2, 3}
 
-def test_a_full_place_is_called_full_and_what_was_half_written_takes_no_room_there(tmp_path, monkeypatch):
+
+def test_a_full_place_is_called_full_and_what_was_half_written_takes_no_room_there(
+    tmp_path, monkeypatch
+):
     run, said, plain = a_run(tmp_path / "run"), [], shutil.copyfile
+
     def half(file, to):
         Path(to).write_bytes(Path(file).read_bytes()[:5])
         raise OSError(errno.ENOSPC, "No space left on device", str(to))
+
     mirror = Mirror(run, FolderPlace(tmp_path / "drive"), every=0.01, say=said.append)
     monkeypatch.setattr(shutil, "copyfile", half)
-    assert not mirror.close(patience=0.3) and not [p for p in (tmp_path / "drive").rglob("*") if p.is_file()]
-    assert "drive is full" in said[0] and "files wait for" in said[1] and len(said) == 2, "said once, and not at each try"
+    assert not mirror.close(patience=0.3) and not [
+        p for p in (tmp_path / "drive").rglob("*") if p.is_file()
+    ]
+    assert "drive is full" in said[0] and "files wait for" in said[1] and len(said) == 2, (
+        "said once, and not at each try"
+    )
     monkeypatch.setattr(shutil, "copyfile", plain)
-    assert mirror.close(patience=5) and mirror.durable == {1, 2} and any(text.endswith("is back") for text in said)
+    assert (
+        mirror.close(patience=5)
+        and mirror.durable == {1, 2}
+        and any(text.endswith("is back") for text in said)
+    )
+
 
 def test_an_end_without_the_place_is_said_and_resumable(tmp_path):
     run = a_run(tmp_path / "run")
     (tmp_path / "drive").write_text("a file where the folder should be")
     with pytest.raises(Stopped, match="have not arrived in .*drive") as stopped:
-        with mirrored(run, tmp_path / "drive", patience=0.1, every=0.01): pass
+        with mirrored(run, tmp_path / "drive", patience=0.1, every=0.01):
+            pass
     assert stopped.value.exit_code == 75 and newest(run / "checkpoints")[0].name == "step-2"
     (tmp_path / "drive").unlink()
-    with mirrored(run, tmp_path / "drive", every=0.01) as mirror: pass
+    with mirrored(run, tmp_path / "drive", every=0.01) as mirror:
+        pass
     assert mirror.durable == {1, 2}
+
 
 def test_a_fault_of_the_training_is_passed_on_and_what_is_saved_arrives(tmp_path):
     with pytest.raises(KeyError):
-        with mirrored(a_run(tmp_path / "run"), tmp_path / "drive", every=0.01): raise KeyError("training")
+        with mirrored(a_run(tmp_path / "run"), tmp_path / "drive", every=0.01):
+            raise KeyError("training")
     assert newest(tmp_path / "drive" / "checkpoints")[0].name == "step-2"
 
 
@@ -109,46 +156,80 @@ from llmtrainer.recipe import UserError
 
 class Hub:
     "A stand-in for HfApi."
-    def __init__(self): self.files, self.silent, self.loses, self.repos = {}, False, False, set()
+
+    def __init__(self):
+        self.files, self.silent, self.loses, self.repos = {}, False, False, set()
+
     def __getattribute__(self, name):
         found = object.__getattribute__(self, name)
-        if name.startswith("_") or not callable(found): return found
+        if name.startswith("_") or not callable(found):
+            return found
+
         def called(*args, **kw):
             inspect.signature(getattr(HfApi, name)).bind(None, *args, **kw)
-            if self.silent: raise ConnectError("nobody there")
+            if self.silent:
+                raise ConnectError("nobody there")
             return found(*args, **kw)
+
         return called
-    def create_repo(self, repo, private, exist_ok): self.repos.add(repo)
-    def repo_exists(self, repo): return repo in self.repos
+
+    def create_repo(self, repo, private, exist_ok):
+        self.repos.add(repo)
+
+    def repo_exists(self, repo):
+        return repo in self.repos
+
     def upload_file(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
-        if not self.loses: self.files[path_in_repo] = Path(path_or_fileobj).read_bytes()
-    def list_repo_files(self, repo): return [*self.files, ".gitattributes"]
-    def delete_file(self, name, repo): del self.files[name]
+        if not self.loses:
+            self.files[path_in_repo] = Path(path_or_fileobj).read_bytes()
+
+    def list_repo_files(self, repo):
+        return [*self.files, ".gitattributes"]
+
+    def delete_file(self, name, repo):
+        del self.files[name]
+
     def hf_hub_download(self, repo, name, local_dir, force_download):
         (target := Path(local_dir) / name).parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.files[name])
         return str(target)
+
 
 def test_the_hub_is_a_place_like_any_other(tmp_path):
     run, hub, said = a_run(tmp_path / "run"), Hub(), []
     mirror = Mirror(run, HubPlace("me/first", hub), keep=1, say=said.append)
     hub.silent = True
     assert not mirror.try_once() and not mirror.durable and "does not answer" in said[-1]
-    assert json.loads((run / ".mirror.json").read_text()) == mirror.status() and mirror.status()["local"] == 2 and mirror.status()["durable"] is None
+    assert (
+        json.loads((run / ".mirror.json").read_text()) == mirror.status()
+        and mirror.status()["local"] == 2
+        and mirror.status()["durable"] is None
+    )
     hub.silent, hub.loses = False, True
     assert not mirror.try_once() and not mirror.durable, "it said yes, and has nothing"
     hub.loses = False
     assert mirror.close(patience=20) and mirror.durable == {1, 2}
     shutil.rmtree(run / "checkpoints" / "step-1")
-    assert mirror.try_once() and mirror.durable == {2} and mirror.status()["durable"] == 2 and "me/first" in str(mirror.place)
+    assert (
+        mirror.try_once()
+        and mirror.durable == {2}
+        and mirror.status()["durable"] == 2
+        and "me/first" in str(mirror.place)
+    )
     assert "hf://me/first is back" in said and "step 2 is durable in hf://me/first" in said
     assert {step_of(n) for n in hub.files} == {None, 2} and ".mirror.json" not in hub.files
-    assert restore(HubPlace("me/first", hub), tmp_path / "back") and newest(tmp_path / "back" / "checkpoints")[0].name == "step-2"
-    assert isinstance(place_of("hf://me/first"), HubPlace) and isinstance(place_of("/content/drive"), FolderPlace)
-    with pytest.raises(UserError, match="no repository"): place_of("hf://nobody")
+    assert (
+        restore(HubPlace("me/first", hub), tmp_path / "back")
+        and newest(tmp_path / "back" / "checkpoints")[0].name == "step-2"
+    )
+    assert isinstance(place_of("hf://me/first"), HubPlace) and isinstance(
+        place_of("/content/drive"), FolderPlace
+    )
+    with pytest.raises(UserError, match="no repository"):
+        place_of("hf://nobody")
 
 
-SENDING = '''
+SENDING = """
 import os, signal, sys
 from pathlib import Path
 from llmtrainer.train.mirror import FolderPlace, Mirror
@@ -161,7 +242,7 @@ def hook(event, args):
 sys.addaudithook(hook)
 Mirror(run, FolderPlace(drive), keep=1).sync()
 print("finished", seen)
-'''
+"""
 
 
 @pytest.mark.slow
@@ -173,7 +254,11 @@ def test_killed_at_every_moment_of_sending_the_place_holds_a_whole_checkpoint(tm
         fatal += 1
         drive = tmp_path / f"drive-{fatal}"
         shutil.copytree(tmp_path / "first", drive)
-        out = subprocess.run([sys.executable, "-c", SENDING, str(run), str(drive), str(fatal)], capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-c", SENDING, str(run), str(drive), str(fatal)],
+            capture_output=True,
+            text=True,
+        )
         finished = out.returncode == 0
         kills += not finished
         assert finished or out.returncode == -9, out.stderr
@@ -185,15 +270,20 @@ def test_killed_at_every_moment_of_sending_the_place_holds_a_whole_checkpoint(tm
 
 def test_what_is_sent_is_not_sent_again_and_what_changed_is(tmp_path):
     run = a_run(tmp_path / "run")
+
     class Counting(FolderPlace):
         puts: list = []
-        def put(self, file, name): self.puts.append(name), super().put(file, name)
+
+        def put(self, file, name):
+            self.puts.append(name), super().put(file, name)
+
     place = Counting(tmp_path / "drive")
     assert Mirror(run, place).try_once() and len(place.puts) == len(in_order(run))
     again = Mirror(run, place)  # a new process
     assert again.try_once() and len(place.puts) == len(in_order(run)) and again.durable == {1, 2}
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    assert again.try_once() and place.puts[len(in_order(run)):] == ["metrics.jsonl"]
+    assert again.try_once() and place.puts[len(in_order(run)) :] == ["metrics.jsonl"]
+
 
 def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
     run, place = a_run(tmp_path / "run", [1, 2]), FolderPlace(tmp_path / "drive")
@@ -201,16 +291,31 @@ def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
     assert mirror.try_once() and mirror.durable == {1, 2}
     a_run(run, [3])
     shutil.rmtree(run / "checkpoints" / "step-1")
-    assert mirror.try_once() and mirror.durable == {2, 3} and {step_of(name) for name in place.names()} == {None, 2, 3}
-    assert not (tmp_path / "drive" / "checkpoints" / "step-1").exists(), "no empty folder is left either"
+    assert (
+        mirror.try_once()
+        and mirror.durable == {2, 3}
+        and {step_of(name) for name in place.names()} == {None, 2, 3}
+    )
+    assert not (tmp_path / "drive" / "checkpoints" / "step-1").exists(), (
+        "no empty folder is left either"
+    )
+
 
 def test_the_place_keeps_what_is_kept_here_and_is_cleared_of_what_a_killed_process_left(tmp_path):
     run, place = a_run(tmp_path / "run", [1, 2, 3]), FolderPlace(tmp_path / "drive")
-    assert Mirror(run, place, keep=2).try_once() and {step_of(name) for name in place.names()} == {None, 1, 2, 3}, "step 1 is kept here, for it is the best"
-    shutil.rmtree(run / "checkpoints" / "step-2")  # by a process that was killed before it could tell the place
+    assert Mirror(run, place, keep=2).try_once() and {step_of(name) for name in place.names()} == {
+        None,
+        1,
+        2,
+        3,
+    }, "step 1 is kept here, for it is the best"
+    shutil.rmtree(
+        run / "checkpoints" / "step-2"
+    )  # by a process that was killed before it could tell the place
     a_run(run, [4])
     mirror = Mirror(run, place, keep=2)
     assert mirror.try_once() and {step_of(name) for name in place.names()} == {None, 1, 3, 4}
+
 
 def test_a_run_that_is_here_is_never_replaced(tmp_path):
     place, run = FolderPlace(tmp_path / "drive"), a_run(tmp_path / "run")
@@ -219,4 +324,8 @@ def test_a_run_that_is_here_is_never_replaced(tmp_path):
     (run / "recipe.yaml").write_text("mine")
     assert not restore(place, run) and (run / "recipe.yaml").read_text() == "mine"
     shutil.rmtree(run)
-    assert restore(place, run) and not list(tmp_path.glob(".*")) and (run / "recipe.yaml").read_text() == "train: {}"
+    assert (
+        restore(place, run)
+        and not list(tmp_path.glob(".*"))
+        and (run / "recipe.yaml").read_text() == "train: {}"
+    )

@@ -15,6 +15,7 @@ from llmtrainer.device import plan, probe
 
 PLAN = plan(probe())
 
+
 def small(dropout=0.0, **adapt):
     model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
     return adapt_model(model, Adapt(**{"r": 4, "dropout": dropout, **adapt})), tokenizer
@@ -22,15 +23,32 @@ def small(dropout=0.0, **adapt):
 
 def test_a_copy_is_a_copy_and_what_is_shared_stays_shared():
     weights = torch.arange(6.0).reshape(2, 3)
-    state = {"a": weights, "b": weights, "t": (weights[0], 3), "n": {"x": torch.zeros(0), "y": torch.zeros(0)}, "v": weights.t()}
+    state = {
+        "a": weights,
+        "b": weights,
+        "t": (weights[0], 3),
+        "n": {"x": torch.zeros(0), "y": torch.zeros(0)},
+        "v": weights.t(),
+    }
     found = copied(state)
     weights += 100
     assert found["a"] is found["b"] and found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert found["t"][0].tolist() == [0, 1, 2] and found["t"][1] == 3 and found["v"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert (
+        found["t"][0].tolist() == [0, 1, 2]
+        and found["t"][1] == 3
+        and found["v"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    )
     assert size_of({"a": found["a"], "b": found["b"]}) == 24
 
+
+
+
 def test_weights_come_back_adapter_or_whole_model(tmp_path):
-    for adapt in (dict(method="lora"), dict(method="full"), dict(method="partial", parts=["last-1"])):
+    for adapt in (
+        dict(method="lora"),
+        dict(method="full"),
+        dict(method="partial", parts=["last-1"]),
+    ):
         model, _ = small(**adapt)
         tensors, write = weights_of(model)
         folder = tmp_path / adapt["method"]
@@ -39,9 +57,12 @@ def test_weights_come_back_adapter_or_whole_model(tmp_path):
         before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for p in model.parameters():
-                if p.requires_grad: p.add_(1.0)
+                if p.requires_grad:
+                    p.add_(1.0)
         load_weights(model, folder)
-        assert before and all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before), adapt
+        assert before and all(
+            torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before
+        ), adapt
 
 
 from llmtrainer.recipe import UserError
@@ -50,7 +71,9 @@ from llmtrainer.run import write_json
 
 def test_every_part_of_the_identity_is_refused_by_its_name_unless_it_is_accepted(tmp_path):
     model, tokenizer = small()
-    now = tokenizer_digest(tokenizer) | dict(model=shape_of(model), base=dict(sha256={"model.safetensors": "aa"}), order=dict(seed=0))
+    now = tokenizer_digest(tokenizer) | dict(
+        model=shape_of(model), base=dict(sha256={"model.safetensors": "aa"}), order=dict(seed=0)
+    )
     write_json(tmp_path / "identity.json", now)
     assert refuse_other(tmp_path, now, ()) == []
     rank8, _ = small(r=8)
@@ -58,20 +81,35 @@ def test_every_part_of_the_identity_is_refused_by_its_name_unless_it_is_accepted
     renamed.chat_template = "{{ messages }}"
     longer = small()[1]
     longer.add_tokens(["<new>"])
-    for key, other in {"model": dict(model=shape_of(rank8)), "template": tokenizer_digest(renamed), "tokenizer": tokenizer_digest(longer), "base": dict(base=dict(sha256={"model.safetensors": "bb"})), "order": dict(order=dict(seed=1))}.items():
-        with pytest.raises(UserError, match=rf"(?s)does not belong.*{key}.*accept=\[{key}\]"): refuse_other(tmp_path, now | other, ())
+    for key, other in {
+        "model": dict(model=shape_of(rank8)),
+        "template": tokenizer_digest(renamed),
+        "tokenizer": tokenizer_digest(longer),
+        "base": dict(base=dict(sha256={"model.safetensors": "bb"})),
+        "order": dict(order=dict(seed=1)),
+    }.items():
+        with pytest.raises(UserError, match=rf"(?s)does not belong.*{key}.*accept=\[{key}\]"):
+            refuse_other(tmp_path, now | other, ())
         assert {k.split(".")[0] for k, *_ in refuse_other(tmp_path, now | other, [key])} == {key}
 
 
 def test_the_average_is_the_average_and_is_given_back():
     model, _ = small()
-    average, name = Average(model, 0.5), next(n for n, p in model.named_parameters() if p.requires_grad)
-    p, by_hand = dict(model.named_parameters())[name], dict(model.named_parameters())[name].detach().double().clone()
+    average, name = (
+        Average(model, 0.5),
+        next(n for n, p in model.named_parameters() if p.requires_grad),
+    )
+    p, by_hand = (
+        dict(model.named_parameters())[name],
+        dict(model.named_parameters())[name].detach().double().clone(),
+    )
     for step in range(1, 6):
-        with torch.no_grad(): p.add_(step)
+        with torch.no_grad():
+            p.add_(step)
         average.update(step)
         decay = min(0.5, (1 + step) / (10 + step))
         by_hand = decay * by_hand + (1 - decay) * p.detach().double()
     live = p.detach().clone()
-    with average.used(): assert torch.allclose(p.double(), by_hand, atol=1e-6) and not torch.equal(p, live)
+    with average.used():
+        assert torch.allclose(p.double(), by_hand, atol=1e-6) and not torch.equal(p, live)
     assert torch.equal(p, live)

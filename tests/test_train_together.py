@@ -10,7 +10,7 @@ import torch
 from pathlib import Path
 
 
-TWO = '''
+TWO = """
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from llmtrainer.train.together import agreed, average_gradients, averaged_after, highest, of_all, rank, world
@@ -39,9 +39,22 @@ average_gradients(one)
 assert one.module.weight.grad.tolist() == [[2.0, 2.0]] and one.module.bias.grad.tolist() == [0.0]
 assert not averaged_after(one.module)
 dist.destroy_process_group()
-'''
+"""
+
 
 def test_two_processes_agree_and_average(tmp_path):
     (tmp_path / "job.py").write_text(TWO)
-    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "job.py")], capture_output=True, text=True, timeout=200)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(tmp_path / "job.py"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert out.returncode == 0, out.stderr[-3000:]

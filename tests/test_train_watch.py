@@ -18,17 +18,60 @@ def test_the_rate_is_of_the_last_steps_and_mfu_is_of_the_peak():
     for seconds in (1, 1, 1, 10, 10):
         done[0], now[0] = done[0] + 1000, now[0] + seconds
         meter.tick()
-    assert meter.figures()["tokens_per_second"] == 100 and meter.figures()["mfu"] == pytest.approx(100 * 2e9 / 1e13)
+    assert meter.figures()["tokens_per_second"] == 100 and meter.figures()["mfu"] == pytest.approx(
+        100 * 2e9 / 1e13
+    )
+
 
 def test_the_peak_is_that_of_the_very_chip():
-    for chip, flops in {"NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 836, "NVIDIA H200": 989, "NVIDIA H200 NVL": 836, "NVIDIA GH200 480GB": 990, "NVIDIA H20": 148, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A10G": 70, "NVIDIA A10": 125, "NVIDIA L4": 121, "NVIDIA L40S": 362, "NVIDIA L40": 181,
-                        "Tesla V100-SXM2-16GB": 125, "Tesla V100-PCIE-32GB": 112, "Tesla T4": 65, "NVIDIA GeForce RTX 4090": 165, "NVIDIA GeForce RTX 3090 Ti": 80, "NVIDIA RTX A6000": 155}.items(): assert peak_of(chip) == flops * 1e12, chip
-    for unknown in ("some CPU", "NVIDIA T400 4GB", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A1000"): assert peak_of(unknown) is None, unknown
+    for chip, flops in {
+        "NVIDIA H100 80GB HBM3": 989,
+        "NVIDIA H100 PCIe": 756,
+        "NVIDIA H100 NVL": 836,
+        "NVIDIA H200": 989,
+        "NVIDIA H200 NVL": 836,
+        "NVIDIA GH200 480GB": 990,
+        "NVIDIA H20": 148,
+        "NVIDIA A100-SXM4-80GB": 312,
+        "NVIDIA A10G": 70,
+        "NVIDIA A10": 125,
+        "NVIDIA L4": 121,
+        "NVIDIA L40S": 362,
+        "NVIDIA L40": 181,
+        "Tesla V100-SXM2-16GB": 125,
+        "Tesla V100-PCIE-32GB": 112,
+        "Tesla T4": 65,
+        "NVIDIA GeForce RTX 4090": 165,
+        "NVIDIA GeForce RTX 3090 Ti": 80,
+        "NVIDIA RTX A6000": 155,
+    }.items():
+        assert peak_of(chip) == flops * 1e12, chip
+    for unknown in (
+        "some CPU",
+        "NVIDIA T400 4GB",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA A1000",
+    ):
+        assert peak_of(unknown) is None, unknown
+
+
+
 
 def test_flops_are_counted_as_torch_counts_them():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, attn_implementation="eager"))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            attn_implementation="eager",
+        )
+    )
     ids = torch.zeros(1, 8, dtype=torch.long)  # short, so that attention's own share is small
-    with FlopCounterMode(display=False) as counted: model(input_ids=ids, labels=ids).loss.backward()
+    with FlopCounterMode(display=False) as counted:
+        model(input_ids=ids, labels=ids).loss.backward()
     assert counted.get_total_flops() / 8 == pytest.approx(flops_of(model), rel=0.03)
     model.requires_grad_(False)
     assert flops_of(model) < 0.67 * counted.get_total_flops() / 8
@@ -41,16 +84,27 @@ def test_the_curve_is_well_formed_and_lies_within_its_frame():
     text = curve({"loss": [(1, 5.0), (2, 3.0), (10, 1.0)], "eval_loss": [(5, 2.0)], "none": []})
     lines = [e for e in xml.fromstring(text) if e.tag.endswith("polyline")]
     points = [tuple(map(float, p.split(","))) for e in lines for p in e.get("points").split()]
-    assert len(lines) == 3 and len(points) == 4 and all(0 <= x <= 560 and 0 <= y <= 200 for x, y in points)
+    assert (
+        len(lines) == 3
+        and len(points) == 4
+        and all(0 <= x <= 560 and 0 <= y <= 200 for x, y in points)
+    )
     assert points[0][1] < points[1][1] < points[2][1], "a lower loss is drawn lower"
     assert curve({}) == "<svg/>"
+
 
 def test_the_notebooks_curve_grows_with_the_log():
     pytest.importorskip("ipywidgets")
     watch, state = Curve(Meter(lambda: 0)), SimpleNamespace(global_step=3, max_steps=9)
     watch.on_log(None, state, None, logs={"loss": 2.0})
-    watch.on_log(None, SimpleNamespace(global_step=4, max_steps=9), None, logs={"loss": float("nan")})
-    assert watch.lines["loss"] == [(3, 2.0)] and "polyline" in watch.widget.value and "step 4 of 9" in watch.widget.value
+    watch.on_log(
+        None, SimpleNamespace(global_step=4, max_steps=9), None, logs={"loss": float("nan")}
+    )
+    assert (
+        watch.lines["loss"] == [(3, 2.0)]
+        and "polyline" in watch.widget.value
+        and "step 4 of 9" in watch.widget.value
+    )
 
 
 import importlib.util
@@ -61,7 +115,7 @@ import sys
 from llmtrainer.recipe import UserError
 
 
-TRACKING = '''
+TRACKING = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,23 +126,37 @@ track = Tracked([sys.argv[2]], Path(sys.argv[1]) / "runs" / "first", {"train": {
 track.on_train_begin(None, None, None)
 for step, loss in ((1, 2.0), (2, 1.5)): track.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss, "note": "text"})
 track.on_train_end(None, None, None)
-'''
+"""
 
 
 @pytest.mark.parametrize("name", ["trackio", "tensorboard"])
 def test_what_is_logged_arrives_in_the_tracker(tmp_path, name):
     pytest.importorskip(name)
-    out = subprocess.run([sys.executable, "-c", TRACKING, str(tmp_path), name], capture_output=True, text=True, env=os.environ | {"TRACKIO_DIR": str(tmp_path / "store")})
+    out = subprocess.run(
+        [sys.executable, "-c", TRACKING, str(tmp_path), name],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "store")},
+    )
     assert out.returncode == 0, out.stderr
     assert out.stdout == "", "what a tracker says is not about this training"
     if name == "trackio":
-        with sqlite3.connect(next((tmp_path / "store").glob("*.db"))) as db: rows = db.execute("select step, metrics from metrics order by step").fetchall()
-        assert [step for step, _ in rows] == [1, 2] and '1.5' in str(rows[1][1])
-    else: assert list((tmp_path / "runs" / "first" / "tracking").rglob("events*"))
+        with sqlite3.connect(next((tmp_path / "store").glob("*.db"))) as db:
+            rows = db.execute("select step, metrics from metrics order by step").fetchall()
+        assert [step for step, _ in rows] == [1, 2] and "1.5" in str(rows[1][1])
+    else:
+        assert list((tmp_path / "runs" / "first" / "tracking").rglob("events*"))
+
 
 def test_a_tracker_that_is_not_there_is_an_error_and_none_is_fine():
     assert chosen_trackers("none") == [] and chosen_trackers([]) == []
-    with pytest.raises(UserError, match="no tracker"): chosen_trackers("wandbb")
+    with pytest.raises(UserError, match="no tracker"):
+        chosen_trackers("wandbb")
     missing = [n for n in ("aim", "comet_ml", "clearml") if importlib.util.find_spec(n) is None][0]
-    with pytest.raises(UserError, match="not installed"): chosen_trackers([missing])
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {"a.b": 1, "a.c.d": "None", "e": "x"}
+    with pytest.raises(UserError, match="not installed"):
+        chosen_trackers([missing])
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {
+        "a.b": 1,
+        "a.c.d": "None",
+        "e": "x",
+    }

@@ -24,7 +24,19 @@ from rich.text import Text
 
 # %% ../../nbs/11_chat.ipynb #9093c325
 from .rows import Bad
-from .template import Blindfold, Drawn, Hole, Layout, Looked, Refused, Unseen, find_in, left_out, render, set_template
+from llmtrainer.data.template import (
+    Blindfold,
+    Drawn,
+    Hole,
+    Layout,
+    Looked,
+    Refused,
+    Unseen,
+    find_in,
+    left_out,
+    render,
+    set_template,
+)
 from ..recipe import UserError
 
 # %% ../../nbs/11_chat.ipynb #b830f1d4
@@ -33,218 +45,412 @@ def place(row: dict) -> str:
     return f"{row.get('source', 'row')}:{row.get('line', '?')}"
 
 # %% ../../nbs/11_chat.ipynb #5b9208ac
-def wanted(messages: Sequence[dict], mask: str # assistant, last, or completion
-          ) -> list[int]:
+def wanted(
+    messages: Sequence[dict],
+    mask: str,  # assistant, last, or completion
+) -> list[int]:
     "The turns of the assistant that a mask trains."
-    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("trained", True)]
-    if mask == "last": return answers[-1:]
-    asked = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1) if mask == "completion" else -1
+    answers = [
+        i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("trained", True)
+    ]
+    if mask == "last":
+        return answers[-1:]
+    asked = (
+        max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+        if mask == "completion"
+        else -1
+    )
     return [i for i in answers if i > asked]
 
 # %% ../../nbs/11_chat.ipynb #989c2526
-def spans(messages: Sequence[dict], mask: str,
-          draw: Callable, # (messages, prompt) -> text
-          find: Callable  # (text, its beginning) -> where the beginning ends
-         ) -> tuple[object, list[tuple]]:
-    "The text and the (start, end) of what is trained in it; None stands for the text's own start or end."
+def spans(
+    messages: Sequence[dict],
+    mask: str,
+    draw: Callable,  # (messages, prompt) -> text
+    find: Callable,  # (text, its beginning) -> where the beginning ends
+) -> tuple[object, list[tuple]]:
+    """The text and the (start, end) of what is trained in it; None stands for the text's own start
+    or end."""
     whole = draw(messages, False)
     at = lambda count, prompt: find(whole, draw(messages[:count], prompt))
-    if mask != "all": return whole, [(at(i, True), at(i + 1, False)) for i in wanted(messages, mask)]
+    if mask != "all":
+        return whole, [(at(i, True), at(i + 1, False)) for i in wanted(messages, mask)]
     kept = [m["role"] != "tool" and m.get("trained", True) for m in messages]
     found = []
     for kind, group in itertools.groupby(range(len(messages)), kept.__getitem__):
         first, *rest = group
-        last = max((i for i in (first, *rest) if messages[i]["role"] == "assistant"), default=None)  # what follows it would end in no stop token
-        if kind and last is not None: found.append((at(first, False) if first else None, at(last + 1, False) if last + 1 < len(messages) else None))
+        last = max(
+            (i for i in (first, *rest) if messages[i]["role"] == "assistant"), default=None
+        )  # what follows it would end in no stop token
+        if kind and last is not None:
+            found.append(
+                (
+                    at(first, False) if first else None,
+                    at(last + 1, False) if last + 1 < len(messages) else None,
+                )
+            )
     return whole, found
 
 # %% ../../nbs/11_chat.ipynb #4f881198
-def length_of(whole: str, beginning: str, closing: str | None = None # what may close a finished conversation, as Phi 3's EOS does
-             ) -> int:
+def length_of(
+    whole: str,
+    beginning: str,
+    closing: str | None = None,  # what may close a finished conversation, as Phi 3's EOS does
+) -> int:
     "Where `beginning` ends in `whole`; `UserError` where the text begins otherwise."
-    if whole.startswith(beginning): return len(beginning)
-    if closing and beginning.endswith(closing) and whole.startswith(beginning.removesuffix(closing)): return len(beginning) - len(closing)
-    raise UserError("the chat template changes earlier turns when a later one is added, or begins an answer otherwise than its generation prompt, so that the prompt of serving is not a prefix of what is trained",
-                    "data.template", None, "use mask: last where only earlier turns change, or another template")
+    if whole.startswith(beginning):
+        return len(beginning)
+    if (
+        closing
+        and beginning.endswith(closing)
+        and whole.startswith(beginning.removesuffix(closing))
+    ):
+        return len(beginning) - len(closing)
+    raise UserError(
+        "the chat template changes earlier turns when a later one is added, or begins an answer"
+        " otherwise than its generation prompt, so that the prompt of serving is not a prefix of"
+        " what is trained",
+        "data.template",
+        None,
+        "use mask: last where only earlier turns change, or another template",
+    )
+
 
 def text_and_spans(row: dict, tokenizer, mask: str) -> tuple[str, list[tuple[int, int]]]:
     "A row's text and the characters to train in it, by rendering every prefix."
-    text, found = spans(row["messages"], mask, lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")), functools.partial(length_of, closing=tokenizer.eos_token))
+    text, found = spans(
+        row["messages"],
+        mask,
+        lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")),
+        functools.partial(length_of, closing=tokenizer.eos_token),
+    )
     return text, [(start or 0, len(text) if end is None else end) for start, end in found]
 
 # %% ../../nbs/11_chat.ipynb #2cfabff8
 @dataclass(frozen=True)
 class Encoded:
     "Token ids and the runs of them that are trained: the model is asked to predict these."
+
     ids: list[int]
     runs: list[tuple[int, int]]  # [start, end) of each, ascending, not touching
 
-    def __len__(self) -> int: return len(self.ids)
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def trained(self) -> list[bool]:
         "For each token whether it is trained."
         flags = [False] * len(self.ids)
-        for start, end in self.runs: flags[start:end] = [True] * (end - start)
+        for start, end in self.runs:
+            flags[start:end] = [True] * (end - start)
         return flags
 
 # %% ../../nbs/11_chat.ipynb #961ee1da
 def special_ids(tokenizer) -> set[int]:
     "Ids that stand for no text: named special tokens and added ones, but not the unknown token."
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return (added | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+    return (added | set(tokenizer.all_special_ids)) - (
+        {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    )
+
 
 class Known:
     "What is looked up once for a tokenizer."
+
     def __init__(self, tokenizer):
         self.tokenizer, self.special = tokenizer, special_ids(tokenizer)
-        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.bos, self.eos, self.pad = (
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+        )
         self.backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        if self.backend and b'"trim_offsets":true' in (self.backend.post_processor or object()).__getstate__(): self.backend = None  # its offsets hide white space
-        self.blank = functools.cache(lambda i: i not in self.special and not tokenizer.decode([i]).strip())
+        if (
+            self.backend
+            and b'"trim_offsets":true' in (self.backend.post_processor or object()).__getstate__()
+        ):
+            self.backend = None  # its offsets hide white space
+        self.blank = functools.cache(
+            lambda i: i not in self.special and not tokenizer.decode([i]).strip()
+        )
         self.ending = functools.lru_cache(1024)(self.ending)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         "The ids of each text, nothing added."
-        return [e.ids for e in self.batch(texts)] if self.backend else [self.tokenizer(t, add_special_tokens=False, verbose=False).input_ids for t in texts]
+        return (
+            [e.ids for e in self.batch(texts)]
+            if self.backend
+            else [
+                self.tokenizer(t, add_special_tokens=False, verbose=False).input_ids for t in texts
+            ]
+        )
 
     def batch(self, texts: list[str], places: bool = True) -> list:
-        "The fast tokenizer's encodings: ids and, which costs a quarter more, the places of characters."
+        """The fast tokenizer's encodings: ids and, which costs a quarter more, the places of
+        characters."""
         self.backend.no_truncation(), self.backend.no_padding()
-        return (self.backend.encode_batch if places else self.backend.encode_batch_fast)(texts, add_special_tokens=False)
+        return (self.backend.encode_batch if places else self.backend.encode_batch_fast)(
+            texts, add_special_tokens=False
+        )
 
     def ending(self, prompt: str) -> list[int]:
-        "The tokens that hold the white space at the end of a prompt, as a server sends them; no token can be -1, which says that the prompt is white space only."
+        """The tokens that hold the white space at the end of a prompt, as a server sends them; no
+        token can be -1, which says that the prompt is white space only."""
         stem, encoding = prompt.rstrip(), self.batch([prompt])[0]
-        return [i for i, (_, end) in zip(encoding.ids, encoding.offsets) if end > len(stem)] if stem else [-1] * bool(prompt)
+        return (
+            [i for i, (_, end) in zip(encoding.ids, encoding.offsets) if end > len(stem)]
+            if stem
+            else [-1] * bool(prompt)
+        )
 
 # %% ../../nbs/11_chat.ipynb #92332245
 def turn_end(known: Known, ids: list[int], start: int, end: int) -> int:
     "The end of a run without the white space that a template writes after the stop token."
     last = end
-    while last > start + 1 and known.blank(ids[last - 1]): last -= 1
+    while last > start + 1 and known.blank(ids[last - 1]):
+        last -= 1
     return last if ids[last - 1] in known.special else end
 
-def runs_of(known: Known, encoding, ids: list[int], # `encoding.ids`, which builds a new list at each call
-            spans: list[tuple[int, int]], prompts: list[str] # the end of the text before each span
-           ) -> list[tuple[int, int]] | None:
-    "The runs of tokens of some spans of characters; None where a server's prompt would have other tokens."
+
+def runs_of(
+    known: Known,
+    encoding,
+    ids: list[int],  # `encoding.ids`, which builds a new list at each call
+    spans: list[tuple[int, int]],
+    prompts: list[str],  # the end of the text before each span
+) -> list[tuple[int, int]] | None:
+    """The runs of tokens of some spans of characters; None where a server's prompt would have other
+    tokens."""
     runs = []
     for (a, b), prompt in zip(spans, prompts):
         start, end = encoding.char_to_token(a), encoding.char_to_token(b - 1)
-        if start is None or end is None or a and encoding.token_to_chars(start)[0] != a: return None
+        if start is None or end is None or a and encoding.token_to_chars(start)[0] != a:
+            return None
         tokens = known.ending(prompt)
-        if tokens and ids[start - len(tokens):start] != tokens: return None
-        runs.append((start, end + 1 if ids[end] in known.special else turn_end(known, ids, start, end + 1)))
+        if tokens and ids[start - len(tokens) : start] != tokens:
+            return None
+        runs.append(
+            (start, end + 1 if ids[end] in known.special else turn_end(known, ids, start, end + 1))
+        )
     return runs
 
 # %% ../../nbs/11_chat.ipynb #7259b0fd
 def apart(known: Known, text: str, spans: list[tuple[int, int]]) -> Encoded:
-    "Tokenise a text in parts, so that no token crosses the border of a span; `Bad` where the tokenizer cannot."
+    """Tokenise a text in parts, so that no token crosses the border of a span; `Bad` where the
+    tokenizer cannot."""
     borders = sorted({0, len(text), *(border for span in spans for border in span)})
     parts = known.ids([text[a:b] for a, b in zip(borders, borders[1:])])
-    ids, place = [i for part in parts for i in part], dict(zip(borders, itertools.accumulate(map(len, parts), initial=0)))
+    ids, place = (
+        [i for part in parts for i in part],
+        dict(zip(borders, itertools.accumulate(map(len, parts), initial=0))),
+    )
     if known.tokenizer.decode(ids) != known.tokenizer.decode(known.ids([text])[0]):
-        raise Bad("a token lies across the border between prompt and answer, and this tokenizer cannot cut it there: begin the answer without a space or line break")
+        raise Bad(
+            "a token lies across the border between prompt and answer, and this tokenizer cannot"
+            " cut it there: begin the answer without a space or line break"
+        )
     return Encoded(ids, [(place[a], turn_end(known, ids, place[a], place[b])) for a, b in spans])
 
 # %% ../../nbs/11_chat.ipynb #607479bb
 class Renderer:
-    "Text and spans of rows: by layout where the template never looks into a content, else row by row."
+    """Text and spans of rows: by layout where the template never looks into a content, else row by
+    row."""
+
     def __init__(self, tokenizer, mask: str):
         self.tokenizer, self.mask, self.layouts, self.woven = tokenizer, mask, {}, {}
-        try: self.program = Blindfold().compiled(tokenizer.get_chat_template())
-        except (Looked, TemplateError, ValueError): self.program = None  # ValueError: the tokenizer has no template
+        try:
+            self.program = Blindfold().compiled(tokenizer.get_chat_template())
+        except (Looked, TemplateError, ValueError):
+            self.program = None  # ValueError: the tokenizer has no template
 
     def weave(self, messages: list[dict], prompt: bool) -> str:
         "The unseen text of messages."
         key = tuple(m["role"] for m in messages), prompt
         if key not in self.woven:
-            self.woven[key] = self.program.render(messages=[{"role": m["role"], "content": Unseen([Hole(i)])} for i, m in enumerate(messages)], tools=None, documents=None,
-                                                  add_generation_prompt=prompt, **self.tokenizer.special_tokens_map)
+            self.woven[key] = self.program.render(
+                messages=[
+                    {"role": m["role"], "content": Unseen([Hole(i)])}
+                    for i, m in enumerate(messages)
+                ],
+                tools=None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
+            )
         return self.woven[key]
 
     def layout(self, messages: list[dict]) -> Layout | None:
         "The layout of all conversations of this shape, tried on this one."
-        try: one = Layout(*spans(messages, self.mask, self.weave, find_in))
-        except (Looked, TemplateError, TypeError): return None
+        try:
+            one = Layout(*spans(messages, self.mask, self.weave, find_in))
+        except (Looked, TemplateError, TypeError):
+            return None
         same = one.fill([m["content"] for m in messages]).text == render(messages, self.tokenizer)
-        return one if same and len({message for _, message, _ in one.holes}) == len(messages) else None
+        return (
+            one if same and len({message for _, message, _ in one.holes}) == len(messages) else None
+        )
 
     def fast(self, row: dict) -> Drawn | None:
         "The row by the layout of its shape."
         messages = row["messages"]
-        try: roles, contents = tuple([m["role"] for m in messages]), [m["content"] for m in messages]
-        except KeyError: return None
-        if row.get("tools") or self.program is None or not all(isinstance(c, str) and not c.isspace() and c for c in contents): return None
+        try:
+            roles, contents = tuple([m["role"] for m in messages]), [m["content"] for m in messages]
+        except KeyError:
+            return None
+        if (
+            row.get("tools")
+            or self.program is None
+            or not all(isinstance(c, str) and not c.isspace() and c for c in contents)
+        ):
+            return None
         if sum(map(len, messages)) != 2 * len(messages):
-            if any(m.keys() - {"role", "content", "trained"} for m in messages): return None
+            if any(m.keys() - {"role", "content", "trained"} for m in messages):
+                return None
             roles = roles, tuple([m.get("trained", True) for m in messages])
-        if roles not in self.layouts: self.layouts[roles] = self.layout(messages)
+        if roles not in self.layouts:
+            self.layouts[roles] = self.layout(messages)
         return self.layouts[roles] and self.layouts[roles].fill(contents)
 
     def __call__(self, row: dict) -> Drawn:
         "The row's text and spans; `Bad` where the template refuses it or leaves something out."
         drawn = self.fast(row)
-        if drawn: return drawn
+        if drawn:
+            return drawn
         try:
             text, found = text_and_spans(row, self.tokenizer, self.mask)
             left_out(row, text, self.tokenizer)
-        except Refused as error: raise Bad(error.what) from None
-        except UserError as error: raise UserError(error.what, place(row), error.allowed, error.fix) from None
-        return Drawn(text, found, [text[max(0, start - 200):start] for start, _ in found])
+        except Refused as error:
+            raise Bad(error.what) from None
+        except UserError as error:
+            raise UserError(error.what, place(row), error.allowed, error.fix) from None
+        return Drawn(text, found, [text[max(0, start - 200) : start] for start, _ in found])
 
 # %% ../../nbs/11_chat.ipynb #1fb32ba0
-def faults(row: dict, encoded: Encoded, stops: dict[int, str], # ids at which a server stops, with their texts
-           bos: int | None, pad: int | None) -> Iterator[tuple[str, str]]:
+def faults(
+    row: dict,
+    encoded: Encoded,
+    stops: dict[int, str],  # ids at which a server stops, with their texts
+    bos: int | None,
+    pad: int | None,
+) -> Iterator[tuple[str, str]]:
     "(what, fix) of each term of the contract that a row breaks."
     ids = encoded.ids
-    if bos not in stops and ids.count(bos) > 1 and any(i == bos and at and not stops.keys() & set(ids[max(0, at - 2):at]) for at, i in enumerate(ids)):
+    if (
+        bos not in stops
+        and ids.count(bos) > 1
+        and any(
+            i == bos and at and not stops.keys() & set(ids[max(0, at - 2) : at])
+            for at, i in enumerate(ids)
+        )
+    ):
         yield "the row has more than one BOS token", "the template or the text writes a second one"
-    if not encoded.runs: yield "no token of the row is trained", "check data.mask and the row's roles"
+    if not encoded.runs:
+        yield "no token of the row is trained", "check data.mask and the row's roles"
     if not all(ids[end - 1] in stops for _, end in encoded.runs):
-        yield f"a trained turn does not end in a stop token (ids {sorted(stops)}): the model would never learn to stop", "use another data.template"
-    if pad in stops: yield "the pad token is also a stop token, so its training is masked away", "give the tokenizer its own pad token"
-    said = " ".join([m["content"] for m in row.get("messages", ()) if m["role"] == "assistant" and isinstance(m.get("content"), str)])
-    if any(token in said for token in stops.values()): yield "an answer holds the stop token as text: a server would cut it there", "take it out of the text"
+        yield (
+            (
+                f"a trained turn does not end in a stop token (ids {sorted(stops)}): the model"
+                " would never learn to stop"
+            ),
+            "use another data.template",
+        )
+    if pad in stops:
+        yield (
+            "the pad token is also a stop token, so its training is masked away",
+            "give the tokenizer its own pad token",
+        )
+    said = " ".join(
+        [
+            m["content"]
+            for m in row.get("messages", ())
+            if m["role"] == "assistant" and isinstance(m.get("content"), str)
+        ]
+    )
+    if any(token in said for token in stops.values()):
+        yield (
+            "an answer holds the stop token as text: a server would cut it there",
+            "take it out of the text",
+        )
 
 # %% ../../nbs/11_chat.ipynb #63fb59e9
 class Marks:
     "Where the answers of a layout are, told by the numbers of special tokens alone."
+
     def __init__(self, known: Known, layout: Layout):
         ids = dict(zip(literals := [p for p in layout.pieces if p], known.ids(literals)))
-        self.found = []  # of each answer: the tokens of its prompt from a special one on, which such token that is, its stop token, which that is
+        # of each answer: the tokens of its prompt from a special one on, which such token that is,
+        # its stop token, which that is
+        self.found = []
         for (piece, after), prompt in zip(layout.answers or [], layout.prompts):
             before = [i for p in layout.pieces[:piece] if p for i in ids[p]]
-            start, stop = max((at for at, i in enumerate(before) if i in known.special), default=None), ids[after][0]
-            if start is None or stop not in known.special or known.ids([prompt])[0][start - len(before):] != before[start:]: return self.found.clear()
-            self.found.append((tuple(before[start:]), before.count(before[start]) - 1, stop, before.count(stop)))
+            start, stop = (
+                max((at for at, i in enumerate(before) if i in known.special), default=None),
+                ids[after][0],
+            )
+            if (
+                start is None
+                or stop not in known.special
+                or known.ids([prompt])[0][start - len(before) :] != before[start:]
+            ):
+                return self.found.clear()
+            self.found.append(
+                (tuple(before[start:]), before.count(before[start]) - 1, stop, before.count(stop))
+            )
         every = [i for p in layout.pieces if p for i in ids[p]]
-        self.counts = {i: every.count(i) for tokens, _, stop, _ in self.found for i in (tokens[0], stop)}
+        self.counts = {
+            i: every.count(i) for tokens, _, stop, _ in self.found for i in (tokens[0], stop)
+        }
+
 
 def places_of(token: int, ids: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "(places of a token in rows end to end, where those of each row begin among them)."
     places = np.flatnonzero(ids == token)
     return places, np.searchsorted(places, borders)
 
-def runs_by_marks(marks: Marks, rows: np.ndarray, # of this layout
-                  ids: np.ndarray, borders: np.ndarray, places: dict[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def runs_by_marks(
+    marks: Marks,
+    rows: np.ndarray,  # of this layout
+    ids: np.ndarray,
+    borders: np.ndarray,
+    places: dict[int, tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "(rows that are as the literals say, where their runs start, and end)."
-    rows = rows[np.logical_and.reduce([np.diff(places[i][1])[rows] == n for i, n in marks.counts.items()])]
+    rows = rows[
+        np.logical_and.reduce([np.diff(places[i][1])[rows] == n for i, n in marks.counts.items()])
+    ]
     at = lambda token, number: places[token][0][places[token][1][rows] + number]
-    starts = np.stack([at(tokens[0], number) + len(tokens) for tokens, number, _, _ in marks.found], 1)
+    starts = np.stack(
+        [at(tokens[0], number) + len(tokens) for tokens, number, _, _ in marks.found], 1
+    )
     ends = np.stack([at(stop, number) + 1 for _, _, stop, number in marks.found], 1)
-    right = np.logical_and.reduce([ids[starts[:, n] - len(tokens) + k] == i for n, (tokens, *_) in enumerate(marks.found) for k, i in enumerate(tokens)])
-    return rows[right], starts[right] - borders[rows[right], None], ends[right] - borders[rows[right], None]
+    right = np.logical_and.reduce(
+        [
+            ids[starts[:, n] - len(tokens) + k] == i
+            for n, (tokens, *_) in enumerate(marks.found)
+            for k, i in enumerate(tokens)
+        ]
+    )
+    return (
+        rows[right],
+        starts[right] - borders[rows[right], None],
+        ends[right] - borders[rows[right], None],
+    )
+
 
 def all_runs(marks: list[Marks], ids: list[list[int]]) -> list[list[tuple[int, int]] | None]:
-    "The runs of rows by their marks, all rows of a layout at once; None where the tokens are not as the literals say."
+    """The runs of rows by their marks, all rows of a layout at once; None where the tokens are not
+    as the literals say."""
     borders, groups, runs = np.cumsum([0, *map(len, ids)]), {}, [None] * len(ids)
     flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, borders[-1])
-    for row, one in enumerate(marks): groups.setdefault(one, []).append(row)
+    for row, one in enumerate(marks):
+        groups.setdefault(one, []).append(row)
     places = {i: places_of(i, flat, borders) for i in {i for one in groups for i in one.counts}}
     for one, rows in groups.items():
-        for row, start, end in zip(*map(np.ndarray.tolist, runs_by_marks(one, np.array(rows), flat, borders, places))): runs[row] = list(zip(start, end))
+        for row, start, end in zip(
+            *map(np.ndarray.tolist, runs_by_marks(one, np.array(rows), flat, borders, places))
+        ):
+            runs[row] = list(zip(start, end))
     return runs
 
 # %% ../../nbs/11_chat.ipynb #3bb1f19e
@@ -253,16 +459,24 @@ def encoded_text(known: Known, ids: list[int]) -> Encoded:
     ids = [i for i in (known.bos, *ids, known.eos) if i is not None]
     return Encoded(ids, [(0, len(ids))])
 
-def encoded_row(known: Known, drawn: Drawn, encoding # None where there is no fast tokenizer
-               ) -> Encoded | Bad:
+
+def encoded_row(
+    known: Known,
+    drawn: Drawn,
+    encoding,  # None where there is no fast tokenizer
+) -> Encoded | Bad:
     "Ids and runs of a drawn row."
     text, where, prompts, _ = drawn
     ids = encoding.ids if encoding else known.ids([text])[0]
-    if where is None: return encoded_text(known, ids)
-    if not all(start < end for start, end in where) or not where: return Bad("no turn of the assistant is trained")
+    if where is None:
+        return encoded_text(known, ids)
+    if not all(start < end for start, end in where) or not where:
+        return Bad("no turn of the assistant is trained")
     runs = runs_of(known, encoding, ids, where, prompts) if encoding else None
-    try: return Encoded(ids, runs) if runs else apart(known, text, where)
-    except Bad as bad: return bad
+    try:
+        return Encoded(ids, runs) if runs else apart(known, text, where)
+    except Bad as bad:
+        return bad
 
 # %% ../../nbs/11_chat.ipynb #577899ed
 @contextmanager
@@ -270,147 +484,271 @@ def no_collection():
     "Let the garbage collector rest."
     was = gc.isenabled()
     gc.disable()
-    try: yield
+    try:
+        yield
     finally:
-        if was: gc.enable()
+        if was:
+            gc.enable()
 
 # %% ../../nbs/11_chat.ipynb #0b4e5892
 class Encoder:
     "Rows to ids and trained runs, for one tokenizer and mask."
-    def __init__(self, tokenizer, mask: str = "assistant"): # assistant, last, completion, or all
+
+    def __init__(self, tokenizer, mask: str = "assistant"):  # assistant, last, completion, or all
         self.known, self.renderer, self.marks = Known(tokenizer), Renderer(tokenizer, mask), {}
 
     @functools.cached_property
     def stop(self) -> int:
         "The token that ends an assistant's turn; `UserError` where the template writes none."
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try: probe = self.encode([{"messages": talk * 2}], check=False)[0]  # after the last turn some templates close the conversation as well
-        except UserError: probe = self.encode([{"messages": talk}], check=False)[0]  # a template that changes earlier turns
+        try:
+            probe = self.encode([{"messages": talk * 2}], check=False)[
+                0
+            ]  # after the last turn some templates close the conversation as well
+        except UserError:
+            probe = self.encode([{"messages": talk}], check=False)[
+                0
+            ]  # a template that changes earlier turns
         last = probe.ids[probe.runs[0][1] - 1] if isinstance(probe, Encoded) else None
-        if last in self.known.special: return last
-        raise UserError("the chat template writes no stop token after an answer: the model would never learn to stop", "data.template", "a template that ends each answer in a special token", "add {{ eos_token }} after the assistant's content, or use another template")
+        if last in self.known.special:
+            return last
+        raise UserError(
+            "the chat template writes no stop token after an answer: the model would never learn to"
+            " stop",
+            "data.template",
+            "a template that ends each answer in a special token",
+            "add {{ eos_token }} after the assistant's content, or use another template",
+        )
 
     @functools.cached_property
     def stops(self) -> set[int]:
-        "Ids at which a server stops: the end of text, and of a turn where the tokenizer has a chat template."
-        return {self.known.eos, *([self.stop] if self.known.tokenizer.chat_template else [])} - {None}
+        """Ids at which a server stops: the end of text, and of a turn where the tokenizer has a
+        chat template."""
+        return {self.known.eos, *([self.stop] if self.known.tokenizer.chat_template else [])} - {
+            None
+        }
 
     @functools.cached_property
-    def _stop_texts(self) -> dict[int, str]: return {i: self.known.tokenizer.convert_ids_to_tokens(i) for i in self.stops}
+    def _stop_texts(self) -> dict[int, str]:
+        return {i: self.known.tokenizer.convert_ids_to_tokens(i) for i in self.stops}
 
     def draw(self, row: dict) -> Drawn | Bad:
         "Text and spans of a row, or why there are none."
-        try: return Drawn(row["text"], None, []) if "text" in row else self.renderer(row)
-        except Bad as bad: return bad
+        try:
+            return Drawn(row["text"], None, []) if "text" in row else self.renderer(row)
+        except Bad as bad:
+            return bad
 
     @no_collection()
-    def encode(self, rows: Sequence[dict], check: bool = True # hold each row to the contract
-              ) -> list[Encoded | Bad]:
+    def encode(
+        self,
+        rows: Sequence[dict],
+        check: bool = True,  # hold each row to the contract
+    ) -> list[Encoded | Bad]:
         "Each row's ids and runs, or why there are none."
         drawn = [self.draw(row) for row in rows]
         out = [d if isinstance(d, Bad) else None for d in drawn]
         for work in (self.quick, self.placed) if self.known.backend else ():
-            left = [n for n, one in enumerate(out) if one is None and (work == self.placed or self.marked(drawn[n]))]
-            for n, one in zip(left, work([drawn[n] for n in left])): out[n] = one
-        out = [encoded_row(self.known, drawn[n], None) if one is None else one for n, one in enumerate(out)]
+            left = [
+                n
+                for n, one in enumerate(out)
+                if one is None and (work == self.placed or self.marked(drawn[n]))
+            ]
+            for n, one in zip(left, work([drawn[n] for n in left])):
+                out[n] = one
+        out = [
+            encoded_row(self.known, drawn[n], None) if one is None else one
+            for n, one in enumerate(out)
+        ]
         for row, one in zip(rows, out):
-            if check and isinstance(one, Encoded): self.check(row, one)
+            if check and isinstance(one, Encoded):
+                self.check(row, one)
         return out
 
     def marked(self, drawn: Drawn) -> bool:
         "Can the row do without places?"
-        if drawn.spans is None or drawn.layout is None: return drawn.spans is None
-        if drawn.layout not in self.marks: self.marks[drawn.layout] = Marks(self.known, drawn.layout)
+        if drawn.spans is None or drawn.layout is None:
+            return drawn.spans is None
+        if drawn.layout not in self.marks:
+            self.marks[drawn.layout] = Marks(self.known, drawn.layout)
         return bool(self.marks[drawn.layout].found)
 
     def quick(self, drawn: list[Drawn]) -> list[Encoded | None]:
         "Rows whose runs follow from their ids; None where they do not."
         ids = [e.ids for e in self.known.batch([d.text for d in drawn], places=False)]
         talks = [n for n, d in enumerate(drawn) if d.layout]
-        runs = dict(zip(talks, all_runs([self.marks[drawn[n].layout] for n in talks], [ids[n] for n in talks])))
-        return [encoded_text(self.known, one) if n not in runs else runs[n] and Encoded(one, runs[n]) for n, one in enumerate(ids)]
+        runs = dict(
+            zip(
+                talks,
+                all_runs([self.marks[drawn[n].layout] for n in talks], [ids[n] for n in talks]),
+            )
+        )
+        return [
+            encoded_text(self.known, one) if n not in runs else runs[n] and Encoded(one, runs[n])
+            for n, one in enumerate(ids)
+        ]
 
     def placed(self, drawn: list[Drawn]) -> list[Encoded | Bad]:
         "Rows whose runs follow from the places of characters."
-        return [encoded_row(self.known, d, e) for d, e in zip(drawn, self.known.batch([d.text for d in drawn]))]
+        return [
+            encoded_row(self.known, d, e)
+            for d, e in zip(drawn, self.known.batch([d.text for d in drawn]))
+        ]
 
     def check(self, row: dict, encoded: Encoded) -> None:
         "`UserError` naming the row and the first term of the contract that it breaks."
-        stops = {self.known.eos: str(self.known.tokenizer.eos_token)} if "text" in row else self._stop_texts
-        for what, fix in faults(row, encoded, stops, self.known.bos, self.known.pad): raise UserError(what, place(row), None, fix)
+        stops = (
+            {self.known.eos: str(self.known.tokenizer.eos_token)}
+            if "text" in row
+            else self._stop_texts
+        )
+        for what, fix in faults(row, encoded, stops, self.known.bos, self.known.pad):
+            raise UserError(what, place(row), None, fix)
 
 # %% ../../nbs/11_chat.ipynb #fbfe9542
 @functools.lru_cache(8)
-def _encoder(tokenizer, mask: str, *state) -> Encoder: return Encoder(tokenizer, mask)
+def _encoder(tokenizer, mask: str, *state) -> Encoder:
+    return Encoder(tokenizer, mask)
+
 
 def encoder_of(tokenizer, mask: str = "assistant") -> Encoder:
     "An encoder, kept for as long as the tokenizer stays as it is."
-    return _encoder(tokenizer, mask, str(tokenizer.chat_template), len(tokenizer), tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    return _encoder(
+        tokenizer,
+        mask,
+        str(tokenizer.chat_template),
+        len(tokenizer),
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+    )
 
-def encode(row: dict, tokenizer, mask: str = "assistant" # assistant, last, completion, or all
-          ) -> Encoded:
+
+def encode(
+    row: dict,
+    tokenizer,
+    mask: str = "assistant",  # assistant, last, completion, or all
+) -> Encoded:
     "Ids and trained runs of one canonical row; `UserError` where it has none."
     one = encoder_of(tokenizer, mask).encode([row], check=False)[0]
-    if isinstance(one, Bad): raise UserError(str(one), place(row), None, "change the row or the template")
+    if isinstance(one, Bad):
+        raise UserError(str(one), place(row), None, "change the row or the template")
     return one
 
+
 def stop_id(tokenizer) -> int:
-    "The token that ends an assistant's turn in this template; `UserError` where the template writes none."
+    """The token that ends an assistant's turn in this template; `UserError` where the template
+    writes none."""
     return encoder_of(tokenizer).stop
 
+
 def check_contract(row: dict, encoded: Encoded, tokenizer, stops: set[int]) -> None:
-    "`UserError` naming the row and the first term of the contract that it breaks; `stops` are the ids at which a server stops."
+    """`UserError` naming the row and the first term of the contract that it breaks; `stops` are the
+    ids at which a server stops."""
     texts = {i: tokenizer.convert_ids_to_tokens(i) for i in stops}
-    for what, fix in faults(row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id): raise UserError(what, place(row), None, fix)
+    for what, fix in faults(row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        raise UserError(what, place(row), None, fix)
 
 # %% ../../nbs/11_chat.ipynb #5d2304f2
-def pieces(encoded: Encoded, tokenizer, each: bool = False # every token a piece of its own
-          ) -> list[tuple[str, bool]]:
+def pieces(
+    encoded: Encoded,
+    tokenizer,
+    each: bool = False,  # every token a piece of its own
+) -> list[tuple[str, bool]]:
     "The text of the row in pieces of (text, trained)."
-    if each: return [(tokenizer.decode([i]), trained) for i, trained in zip(encoded.ids, encoded.trained)]
+    if each:
+        return [
+            (tokenizer.decode([i]), trained) for i, trained in zip(encoded.ids, encoded.trained)
+        ]
     borders = [0, *(border for run in encoded.runs for border in run), len(encoded)]
-    runs = [(encoded.ids[a:b], n % 2 == 1) for n, (a, b) in enumerate(zip(borders, borders[1:])) if a < b]
+    runs = [
+        (encoded.ids[a:b], n % 2 == 1)
+        for n, (a, b) in enumerate(zip(borders, borders[1:]))
+        if a < b
+    ]
     return [(tokenizer.decode(ids), trained) for ids, trained in runs]
 
 # %% ../../nbs/11_chat.ipynb #aa2c401d
-def xray(encoded: Encoded, tokenizer, each: bool = False # show where each token ends
-        ) -> Text:
-    "The row for a terminal: trained text green and bold, the rest grey; with `each`, every other token underlined."
+def xray(
+    encoded: Encoded,
+    tokenizer,
+    each: bool = False,  # show where each token ends
+) -> Text:
+    """The row for a terminal: trained text green and bold, the rest grey; with `each`, every other
+    token underlined."""
     style = {True: "bold green", False: "bright_black"}
-    return Text.assemble(*((text, style[t] + " underline" * (each and n % 2)) for n, (text, t) in enumerate(pieces(encoded, tokenizer, each))))
+    return Text.assemble(
+        *(
+            (text, style[t] + " underline" * (each and n % 2))
+            for n, (text, t) in enumerate(pieces(encoded, tokenizer, each))
+        )
+    )
 
 # %% ../../nbs/11_chat.ipynb #574ff5e6
-def xray_html(encoded: Encoded, tokenizer, each: bool = False # show where each token ends
-             ) -> str:
+def xray_html(
+    encoded: Encoded,
+    tokenizer,
+    each: bool = False,  # show where each token ends
+) -> str:
     "The row as an HTML fragment: trained text on green; with `each`, a line before every token."
     style = {True: "background:#c6efce;color:#064a1c", False: "color:#777"}
     line = ";border-left:1px solid #999" * each
-    return "<pre style='white-space:pre-wrap'>" + "".join(f"<span style='{style[t]}{line}'>{html.escape(text)}</span>" for text, t in pieces(encoded, tokenizer, each)) + "</pre>"
+    return (
+        "<pre style='white-space:pre-wrap'>"
+        + "".join(
+            f"<span style='{style[t]}{line}'>{html.escape(text)}</span>"
+            for text, t in pieces(encoded, tokenizer, each)
+        )
+        + "</pre>"
+    )
 
 # %% ../../nbs/11_chat.ipynb #b5997e92
-def _without_end(ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]) -> tuple[Encoded, int]:
-    "The row up to the last answer that fits, or a first answer with its tail cut, and how many answers are not whole."
+def _without_end(
+    ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]
+) -> tuple[Encoded, int]:
+    """The row up to the last answer that fits, or a first answer with its tail cut, and how many
+    answers are not whole."""
     whole = [run for run in runs if run[1] <= room]
     start, end = runs[len(whole)] if len(whole) < len(runs) else (room, room)
-    turn = next((i + 1 for i in range(min(end, room) - 1, start, -1) if ids[i] in stops), None)  # a run of many turns, as under `all`, ends at the last that fits
-    if turn: return Encoded(ids[:turn], [*whole, (start, turn)]), len(runs) - len(whole)
-    if whole: return Encoded(ids[:whole[-1][1]], whole), len(runs) - len(whole)
-    if start + 2 > room: return Encoded([], []), len(runs)  # no room for a word and its stop
-    return Encoded([*ids[:room - 1], ids[end - 1]], [(start, room)]), len(runs)
+    turn = next(
+        (i + 1 for i in range(min(end, room) - 1, start, -1) if ids[i] in stops), None
+    )  # a run of many turns, as under `all`, ends at the last that fits
+    if turn:
+        return Encoded(ids[:turn], [*whole, (start, turn)]), len(runs) - len(whole)
+    if whole:
+        return Encoded(ids[: whole[-1][1]], whole), len(runs) - len(whole)
+    if start + 2 > room:
+        return Encoded([], []), len(runs)  # no room for a word and its stop
+    return Encoded([*ids[: room - 1], ids[end - 1]], [(start, room)]), len(runs)
 
-def _without_start(ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]) -> tuple[Encoded, int]:
+
+def _without_start(
+    ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]
+) -> tuple[Encoded, int]:
     "The row's first token and its end up to the last answer, and how many answers are not whole."
     size = runs[-1][1]
     gone = max(0, size - room)  # tokens 1 .. gone are taken away
     left = [(max(a - gone, min(a, 1)), b - gone) for a, b in runs if b - gone > 1]
-    left = [(a, b) for n, (a, b) in enumerate(left) if b - a > 1 or n + 1 == len(left)]  # a stop token alone says nothing
-    return Encoded(ids[:1] + ids[gone + 1:size], left), sum(a <= gone and gone > 0 for a, b in runs)
+    left = [
+        (a, b) for n, (a, b) in enumerate(left) if b - a > 1 or n + 1 == len(left)
+    ]  # a stop token alone says nothing
+    return Encoded(ids[:1] + ids[gone + 1 : size], left), sum(
+        a <= gone and gone > 0 for a, b in runs
+    )
 
-def cut(encoded: Encoded, max_length: int, side: str, # end or start: where tokens are taken away
-        stops: set[int]) -> tuple[Encoded, int, int]:
-    "(the row within max_length, tokens lost, answers that lost tokens); the row is empty where no answer fits behind its prompt."
+
+def cut(
+    encoded: Encoded,
+    max_length: int,
+    side: str,  # end or start: where tokens are taken away
+    stops: set[int],
+) -> tuple[Encoded, int, int]:
+    """(the row within max_length, tokens lost, answers that lost tokens); the row is empty where no
+    answer fits behind its prompt."""
     ids, runs, size = encoded.ids, encoded.runs, len(encoded)
-    if size <= max_length: return encoded, 0, 0
-    if not runs: return Encoded([], []), size, 0
+    if size <= max_length:
+        return encoded, 0, 0
+    if not runs:
+        return Encoded([], []), size, 0
     kept = (_without_end if side == "end" else _without_start)(ids, runs, max_length, stops)
     return kept[0], size - len(kept[0]), kept[1]

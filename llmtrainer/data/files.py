@@ -31,34 +31,51 @@ class Bad(ValueError):
     "A record that cannot become a row; the message is the reason in the ledger."
 
 # %% ../../nbs/09_files.ipynb #1587586f
-LINE_LIMIT = 32 << 20  # bytes in one line, or in one value of a JSON list: more is a file without line breaks, not a row
+# bytes in one line, or in one value of a JSON list: more is a file without line breaks, not a row
+LINE_LIMIT = 32 << 20
+
 
 def open_bytes(path: Path) -> io.BufferedReader:
     "The file's bytes as a stream, unpacked where its name ends in .gz or .zst."
-    if path.suffix == ".gz": return io.BufferedReader(gzip.open(path), 1 << 20)
-    if path.suffix == ".zst": return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path), 1 << 20)
+    if path.suffix == ".zst":
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
     return path.open("rb")
 
-def decode(data: bytes, first: bool = True # is it the start of the file?
-          ) -> str:
+
+def decode(
+    data: bytes,
+    first: bool = True,  # is it the start of the file?
+) -> str:
     "UTF-8 text; `Bad` where it is something else."
-    try: text = data.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError: raise Bad("not UTF-8")
-    if "\0" in text: raise Bad("NUL byte")
-    if text.startswith("\ufeff"): raise Bad("byte-order mark inside the file")
+    try:
+        text = data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError:
+        raise Bad("not UTF-8")
+    if "\0" in text:
+        raise Bad("NUL byte")
+    if text.startswith("\ufeff"):
+        raise Bad("byte-order mark inside the file")
     return text
 
 # %% ../../nbs/09_files.ipynb #d3163023
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
+
 def parse_json(text: str):
-    "The value of one JSON text; `Bad` where it is not JSON, or escapes hide half a character or a NUL."
+    """The value of one JSON text; `Bad` where it is not JSON, or escapes hide half a character or a
+    NUL."""
     try:
         value = json.loads(text)
-        if "\\ud" in text or "\\uD" in text: json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError: raise Bad("broken Unicode")
-    except (ValueError, RecursionError): raise Bad("not JSON")
-    if "\\u0000" in text and ESCAPED_NUL.search(text): raise Bad("NUL byte")
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Bad("broken Unicode")
+    except (ValueError, RecursionError):
+        raise Bad("not JSON")
+    if "\\u0000" in text and ESCAPED_NUL.search(text):
+        raise Bad("NUL byte")
     return value
 
 # %% ../../nbs/09_files.ipynb #c0fb9b67
@@ -68,7 +85,8 @@ def lines_of(file: io.BufferedReader) -> Iterator[tuple[int, bytes | Bad]]:
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
         too_long = len(line) > LINE_LIMIT
-        while line and not line.endswith(b"\n") and too_long: line = file.readline(LINE_LIMIT)
+        while line and not line.endswith(b"\n") and too_long:
+            line = file.readline(LINE_LIMIT)
         yield number, Bad(f"a line over {LINE_LIMIT >> 20} MiB") if too_long else line
 
 # %% ../../nbs/09_files.ipynb #238f3d6b
@@ -76,30 +94,41 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
     "(line number, record) of a JSON-lines file; a line that cannot be read comes as its `Bad`."
     with open_bytes(path) as file:
         for number, line in lines_of(file):
-            if isinstance(line, Bad): yield number, line
+            if isinstance(line, Bad):
+                yield number, line
             elif not line.isspace():
-                try: record = parse_json(decode(line, number == 1))
-                except Bad as fault: record = fault
+                try:
+                    record = parse_json(decode(line, number == 1))
+                except Bad as fault:
+                    record = fault
                 yield number, record
 
 # %% ../../nbs/09_files.ipynb #62a7c9f1
 SPACE = re.compile(r"[ \t\r\n]*")
 BLOCK = 1 << 20  # characters
 
+
 def fetch(file: io.TextIOBase, size: int = BLOCK) -> str:
     "The next characters; `Bad` at the end of the file or where they hold a NUL."
     text = file.read(size)
-    if "\0" in text: raise Bad("NUL byte")
-    if not text or size > LINE_LIMIT: raise Bad("not JSON" if not text else f"a value over {LINE_LIMIT >> 20} MiB")
+    if "\0" in text:
+        raise Bad("NUL byte")
+    if not text or size > LINE_LIMIT:
+        raise Bad("not JSON" if not text else f"a value over {LINE_LIMIT >> 20} MiB")
     return text
 
+
 def one_value(text: str, at: int) -> tuple[object, int]:
-    "(value, position of the comma or bracket behind it); position -1 where the text ends too early."
-    try: value, end = json.JSONDecoder().raw_decode(text, at)
-    except ValueError: return None, -1
-    except RecursionError: raise Bad("not JSON")
+    """(value, position of the comma or bracket behind it); position -1 where the text ends too
+    early."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, at)
+    except ValueError:
+        return None, -1
+    except RecursionError:
+        raise Bad("not JSON")
     stop = SPACE.match(text, end).end()
-    return value, stop if text[stop:stop + 1] in (",", "]") and stop < len(text) else -1
+    return value, stop if text[stop : stop + 1] in (",", "]") and stop < len(text) else -1
 
 # %% ../../nbs/09_files.ipynb #f99ad1a9
 def read_list(file: io.TextIOBase) -> Iterator[tuple[int, object]]:
@@ -108,103 +137,168 @@ def read_list(file: io.TextIOBase) -> Iterator[tuple[int, object]]:
     at = text.index("[") + 1
     while True:
         at = SPACE.match(text, at).end()
-        value, stop = (None, at) if not number and text[at:at + 1] == "]" else one_value(text, at)
+        value, stop = (None, at) if not number and text[at : at + 1] == "]" else one_value(text, at)
         if stop < 0:
             text, at = text[at:] + fetch(file, max(BLOCK, len(text) - at)), 0
             continue
         if stop > at:
-            try: yield (number := number + 1), parse_json(text[at:stop]) if "\\u" in text[at:stop] else value
-            except Bad as fault: yield number, fault
-        if text[stop] == "]": break
+            try:
+                yield (
+                    (number := number + 1),
+                    parse_json(text[at:stop]) if "\\u" in text[at:stop] else value,
+                )
+            except Bad as fault:
+                yield number, fault
+        if text[stop] == "]":
+            break
         at = stop + 1
-    if (text[stop + 1:] + file.read(BLOCK)).strip(): raise Bad("not JSON")
+    if (text[stop + 1 :] + file.read(BLOCK)).strip():
+        raise Bad("not JSON")
 
 # %% ../../nbs/09_files.ipynb #5a78e57a
 def squad(articles: list) -> list[dict]:
     "SQuAD's nested articles as records: context, question, answers."
-    try: return [{"context": p["context"], **qa} for article in articles for p in article["paragraphs"] for qa in p["qas"]]
-    except (KeyError, TypeError): raise Bad("an article without context and questions")
+    try:
+        return [
+            {"context": p["context"], **qa}
+            for article in articles
+            for p in article["paragraphs"]
+            for qa in p["qas"]
+        ]
+    except (KeyError, TypeError):
+        raise Bad("an article without context and questions")
+
 
 def records_in(value) -> list:
     "The records that one JSON value holds."
-    if not isinstance(value, dict): return [value]
-    if isinstance(data := value.get("data"), list): return squad(data) if data and isinstance(data[0], dict) and "paragraphs" in data[0] else data
-    return list(value.values()) if value and all(isinstance(v, dict) for v in value.values()) else [value]
+    if not isinstance(value, dict):
+        return [value]
+    if isinstance(data := value.get("data"), list):
+        return (
+            squad(data) if data and isinstance(data[0], dict) and "paragraphs" in data[0] else data
+        )
+    return (
+        list(value.values())
+        if value and all(isinstance(v, dict) for v in value.values())
+        else [value]
+    )
+
 
 def read_json(path: Path) -> Iterator[tuple[int, object]]:
-    "(position, record) of a JSON file: a list, a table of records, or JSON lines under the name .json."
+    """(position, record) of a JSON file: a list, a table of records, or JSON lines under the name
+    .json."""
     with open_bytes(path) as file:
         start = file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if start == b"[": yield from read_list(io.TextIOWrapper(file, "utf-8-sig"))
+        if start == b"[":
+            yield from read_list(io.TextIOWrapper(file, "utf-8-sig"))
         else:
-            try: records = records_in(parse_json(decode(file.read())))
+            try:
+                records = records_in(parse_json(decode(file.read())))
             except Bad:
-                if start != b"{": raise
+                if start != b"{":
+                    raise
                 records = None
             yield from read_jsonl(path) if records is None else enumerate(records, 1)
 
 # %% ../../nbs/09_files.ipynb #00a3b6b1
 def is_row(cells: list[str]) -> bool:
-    "Is the first line of a two-column table a row? Then it holds a number or a sentence, which no header does."
-    return len(cells) == 2 and any(re.fullmatch(r"[-+]?[\d.,]+", c.strip()) or len(c) > 64 for c in cells)
+    """Is the first line of a two-column table a row? Then it holds a number or a sentence, which no
+    header does."""
+    return len(cells) == 2 and any(
+        re.fullmatch(r"[-+]?[\d.,]+", c.strip()) or len(c) > 64 for c in cells
+    )
+
 
 def text_lines(file: io.BufferedReader) -> Iterator[str]:
     "The lines of a file that stands or falls as a whole."
     for number, line in lines_of(file):
-        if isinstance(line, Bad): raise line
+        if isinstance(line, Bad):
+            raise line
         yield decode(line, number == 1)
+
 
 def quoting_of(path: Path, delimiter: str) -> int:
     "How a table quotes: by the rules of CSV or, where a TSV file breaks them, not at all."
-    if delimiter == ",": return csv.QUOTE_MINIMAL
+    if delimiter == ",":
+        return csv.QUOTE_MINIMAL
     with open_bytes(path) as file:
         try:
-            for _ in csv.reader(text_lines(file), delimiter=delimiter, strict=True): pass
-        except csv.Error: return csv.QUOTE_NONE
+            for _ in csv.reader(text_lines(file), delimiter=delimiter, strict=True):
+                pass
+        except csv.Error:
+            return csv.QUOTE_NONE
     return csv.QUOTE_MINIMAL
 
+
 def read_csv(path: Path) -> Iterator[tuple[int, object]]:
-    "(line number, record) of a CSV or TSV file; two columns without a header line are question and answer."
+    """(line number, record) of a CSV or TSV file; two columns without a header line are question
+    and answer."""
     csv.field_size_limit(LINE_LIMIT)  # 128 KiB by default, less than one long document
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with open_bytes(path) as file:
-        rows = csv.reader(text_lines(file), delimiter=delimiter, quoting=quoting_of(path, delimiter), strict=True)
+        rows = csv.reader(
+            text_lines(file), delimiter=delimiter, quoting=quoting_of(path, delimiter), strict=True
+        )
         header, line = next(rows, []), rows.line_num
-        if is_row(header): first, header = header, ["question", "answer"]
-        else: first = None
-        if len(set(header)) < len(header): raise Bad("two columns have the same name")
-        if first: yield 1, dict(zip(header, first))
+        if is_row(header):
+            first, header = header, ["question", "answer"]
+        else:
+            first = None
+        if len(set(header)) < len(header):
+            raise Bad("two columns have the same name")
+        if first:
+            yield 1, dict(zip(header, first))
         for cells in rows:
             number, line = line + 1, rows.line_num
-            if cells: yield number, dict(zip(header, cells)) if len(cells) <= len(header) else Bad("more fields than the header")
+            if cells:
+                yield (
+                    number,
+                    dict(zip(header, cells))
+                    if len(cells) <= len(header)
+                    else Bad("more fields than the header"),
+                )
 
 # %% ../../nbs/09_files.ipynb #7cb1f1ff
 MARK = b"<|endoftext|>"
+
 
 def gap_of(path: Path) -> bytes:
     "What parts the documents of a text file: the mark, an empty line, or each line break."
     begun = empty = paragraphs = False
     with open_bytes(path) as file:
         for _, line in lines_of(file):
-            if isinstance(line, Bad): continue
-            if MARK in line: return MARK
+            if isinstance(line, Bad):
+                continue
+            if MARK in line:
+                return MARK
             blank = not line.strip()
             paragraphs |= begun and empty and not blank
             begun, empty = begun or not blank, blank
     return b"\n\n" if paragraphs else b"\n"
 
+
 def pieces_of(file: io.BufferedReader, gap: bytes) -> Iterator[tuple[int, bytes | Bad, bool]]:
     "(line number, bytes, does a document end here?) of a text file."
     for number, line in lines_of(file):
         *closed, rest = line.split(MARK) if gap == MARK and not isinstance(line, Bad) else [line]
-        for piece in closed: yield number, piece, True
-        yield number, rest, isinstance(rest, Bad) or gap == b"\n" or gap == b"\n\n" and not rest.strip()
+        for piece in closed:
+            yield number, piece, True
+        yield (
+            number,
+            rest,
+            isinstance(rest, Bad) or gap == b"\n" or gap == b"\n\n" and not rest.strip(),
+        )
 
 # %% ../../nbs/09_files.ipynb #ecd3ac98
 def document(pieces: list[bytes | Bad], first: bool) -> dict | Bad:
     "The record of one document."
-    try: return next((p for p in pieces if isinstance(p, Bad)), None) or {"text": decode(b"".join(pieces), first).replace("\r\n", "\n").strip("\n")}
-    except Bad as fault: return fault
+    try:
+        return next((p for p in pieces if isinstance(p, Bad)), None) or {
+            "text": decode(b"".join(pieces), first).replace("\r\n", "\n").strip("\n")
+        }
+    except Bad as fault:
+        return fault
+
 
 def read_text(path: Path) -> Iterator[tuple[int, object]]:
     "(line number, {'text'}) of each document of a text file."
@@ -217,55 +311,121 @@ def read_text(path: Path) -> Iterator[tuple[int, object]]:
             if ends and pieces:
                 yield start, document(pieces, start == 1)
                 pieces = []
-    if pieces: yield start, document(pieces, start == 1)
+    if pieces:
+        yield start, document(pieces, start == 1)
+
 
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     "(row number, record) of a Parquet file, batch by batch."
     number = 0
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-        for record in batch.to_pylist(): yield (number := number + 1), record
+        for record in batch.to_pylist():
+            yield (number := number + 1), record
 
 # %% ../../nbs/09_files.ipynb #74f85b06
 DAMAGE = {  # exception -> what is wrong with the file
-    Bad: "{}", EOFError: "the packed file breaks off", zlib.error: "the packed file is damaged", gzip.BadGzipFile: "not a gzip file", UnicodeDecodeError: "not UTF-8",
-    csv.Error: "not CSV: {}", pyarrow.ArrowInvalid: "not Parquet", OSError: "{0.strerror}",
+    Bad: "{}",
+    EOFError: "the packed file breaks off",
+    zlib.error: "the packed file is damaged",
+    gzip.BadGzipFile: "not a gzip file",
+    UnicodeDecodeError: "not UTF-8",
+    csv.Error: "not CSV: {}",
+    pyarrow.ArrowInvalid: "not Parquet",
+    OSError: "{0.strerror}",
 }
-PACKED = {"Truncated": "the packed file breaks off", "ZSTD": "not a zstd file, or a damaged one"}  # how pyarrow begins to complain -> the same
+PACKED = {
+    "Truncated": "the packed file breaks off",
+    "ZSTD": "not a zstd file, or a damaged one",
+}  # how pyarrow begins to complain -> the same
+
 
 def guarded(label: str, records: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-    "The records; `UserError` where the file is damaged, for nobody can count the rows behind the damage."
+    """The records; `UserError` where the file is damaged, for nobody can count the rows behind the
+    damage."""
     line = 0
     try:
-        for line, record in records: yield line, record
+        for line, record in records:
+            yield line, record
     except tuple(DAMAGE) as fault:
-        what = next((text for word, text in PACKED.items() if str(fault).startswith(word)), None) or next(text for kind, text in DAMAGE.items() if isinstance(fault, kind)).format(fault)
-        raise UserError(f"{label} cannot be read: {what}", f"{label}, after line {line}", "a whole file in UTF-8", "get the file again, or convert it") from None
+        what = next(
+            (text for word, text in PACKED.items() if str(fault).startswith(word)), None
+        ) or next(text for kind, text in DAMAGE.items() if isinstance(fault, kind)).format(fault)
+        raise UserError(
+            f"{label} cannot be read: {what}",
+            f"{label}, after line {line}",
+            "a whole file in UTF-8",
+            "get the file again, or convert it",
+        ) from None
 
 # %% ../../nbs/09_files.ipynb #7d0f6b89
-READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".txt": read_text, ".md": read_text, ".parquet": read_parquet}
+READERS = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".txt": read_text,
+    ".md": read_text,
+    ".parquet": read_parquet,
+}
 
-def read_file(path: Path, label: str = None # how the ledger calls it
-             ) -> Iterator[tuple[int, object]]:
+
+def read_file(
+    path: Path,
+    label: str = None,  # how the ledger calls it
+) -> Iterator[tuple[int, object]]:
     "(line, record) of a local file by its ending. No code in it is ever run."
     kind = next((s for s in reversed(path.suffixes) if s not in (".gz", ".zst")), "")
     if kind not in READERS:
-        raise UserError(f"{path.name}: I cannot read files that end in {kind or 'nothing'!r}", "data.train or data.val", ", ".join(READERS) + ", each also with .gz or .zst", "convert the file to JSON lines")
+        raise UserError(
+            f"{path.name}: I cannot read files that end in {kind or 'nothing'!r}",
+            "data.train or data.val",
+            ", ".join(READERS) + ", each also with .gz or .zst",
+            "convert the file to JSON lines",
+        )
     return guarded(label or path.name, READERS[kind](path))
 
 # %% ../../nbs/09_files.ipynb #3fc022e1
 def is_local(path: str) -> bool:
     "Does it look like a path? A slip in a path should not be sent over the network as a hub name."
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or glob.has_magic(path) or bool({".gz", ".zst", *READERS} & set(Path(path).suffixes)) or Path(path).expanduser().exists()
+    return (
+        path.startswith((".", "/", "~"))
+        or path.count("/") > 1
+        or glob.has_magic(path)
+        or bool({".gz", ".zst", *READERS} & set(Path(path).suffixes))
+        or Path(path).expanduser().exists()
+    )
+
 
 def missing(path: Path) -> UserError:
     "The error for a path that is not there, with the nearest name in its folder."
     names = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 1)
-    return UserError(f"there is no file or folder {path}", "data.train or data.val", None, f"Did you mean {near[0]}?" if near else "check the path; it is taken from where the command runs")
+    return UserError(
+        f"there is no file or folder {path}",
+        "data.train or data.val",
+        None,
+        f"Did you mean {near[0]}?"
+        if near
+        else "check the path; it is taken from where the command runs",
+    )
+
 
 def files_of(path: Path) -> list[Path]:
     "The files that a path stands for: itself, those of a folder, or those that a glob finds."
-    found = path.iterdir() if path.is_dir() else [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+    found = (
+        path.iterdir()
+        if path.is_dir()
+        else [path]
+        if path.exists()
+        else map(Path, glob.glob(str(path), recursive=True))
+    )
     files = sorted(f for f in found if f.is_file() and not f.name.startswith("."))
-    if path.is_dir() and not files: raise UserError(f"the folder {path} holds no files", "data.train or data.val", None, "put JSON lines there, or name another folder")
+    if path.is_dir() and not files:
+        raise UserError(
+            f"the folder {path} holds no files",
+            "data.train or data.val",
+            None,
+            "put JSON lines there, or name another folder",
+        )
     return files

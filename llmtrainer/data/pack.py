@@ -26,46 +26,68 @@ from ..recipe import Section, UserError
 @dataclass(frozen=True)
 class Bins:
     "Which rows lie in which sequence: sequence i holds rows[starts[i]:starts[i + 1]]."
-    rows: np.ndarray    # row numbers, sequence after sequence
+
+    rows: np.ndarray  # row numbers, sequence after sequence
     starts: np.ndarray  # one more than there are sequences
 
-    def __len__(self) -> int: return len(self.starts) - 1
-    def __getitem__(self, i: int) -> np.ndarray: return self.rows[self.starts[i]:self.starts[i + 1]]
+    def __len__(self) -> int:
+        return len(self.starts) - 1
 
-def bins_of(places: np.ndarray # the sequence of each row
-           ) -> Bins:
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.rows[self.starts[i] : self.starts[i + 1]]
+
+
+def bins_of(
+    places: np.ndarray,  # the sequence of each row
+) -> Bins:
     "The sequences, given where each row went."
-    return Bins(np.argsort(places, kind="stable").astype(np.int32), np.concatenate([[0], np.cumsum(np.bincount(places))]))
+    return Bins(
+        np.argsort(places, kind="stable").astype(np.int32),
+        np.concatenate([[0], np.cumsum(np.bincount(places))]),
+    )
 
 # %% ../../nbs/12_pack.ipynb #b47eff71
-def pack(lengths: Sequence[int], # tokens of each row
-         capacity: int           # tokens of a sequence
-        ) -> Bins:
-    "Rows into sequences by best-fit decreasing: each row, the longest first, goes where it leaves the least room."
+def pack(
+    lengths: Sequence[int],  # tokens of each row
+    capacity: int,  # tokens of a sequence
+) -> Bins:
+    """Rows into sequences by best-fit decreasing: each row, the longest first, goes where it leaves
+    the least room."""
     lengths = np.asarray(lengths, dtype=np.int32)
-    if max(lengths, default=0) > capacity: raise ValueError(f"a row of {max(lengths)} tokens does not fit into {capacity}")
+    if max(lengths, default=0) > capacity:
+        raise ValueError(f"a row of {max(lengths)} tokens does not fit into {capacity}")
     places, count = np.zeros(len(lengths), dtype=np.int32), 0
     having = [[] for _ in range(capacity + 1)]  # sequences by their free tokens
-    rooms = 0                                   # bit n is set where some sequence has n free tokens
+    rooms = 0  # bit n is set where some sequence has n free tokens
     for row, n in numbers(np.argsort(-lengths, kind="stable"), lengths):
         if fits := rooms >> n:
-            free = n + (fits & -fits).bit_length() - 1  # the lowest bit that is set: the least room that is enough
+            free = (
+                n + (fits & -fits).bit_length() - 1
+            )  # the lowest bit that is set: the least room that is enough
             place = having[free].pop()
-            if not having[free]: rooms ^= 1 << free
-        else: place, free, count = count, capacity, count + 1
+            if not having[free]:
+                rooms ^= 1 << free
+        else:
+            place, free, count = count, capacity, count + 1
         places[row] = place
         if left := free - n:
             having[left].append(place)
             rooms |= 1 << left
     return bins_of(places)
 
-def numbers(rows: np.ndarray, lengths: np.ndarray, block: int = 1 << 16) -> Iterator[tuple[int, int]]:
-    "(row, its length) as plain integers, a block at a time: a list of them all would be larger than the arrays."
-    for lo in range(0, len(rows), block): yield from zip(rows[lo:lo + block].tolist(), lengths[rows[lo:lo + block]].tolist())
+
+def numbers(
+    rows: np.ndarray, lengths: np.ndarray, block: int = 1 << 16
+) -> Iterator[tuple[int, int]]:
+    """(row, its length) as plain integers, a block at a time: a list of them all would be larger
+    than the arrays."""
+    for lo in range(0, len(rows), block):
+        yield from zip(rows[lo : lo + block].tolist(), lengths[rows[lo : lo + block]].tolist())
 
 # %% ../../nbs/12_pack.ipynb #969f3496
 def sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
-    "One training sequence of several rows, int64: positions start again at each row, and no row's first token is a target."
+    """One training sequence of several rows, int64: positions start again at each row, and no row's
+    first token is a target."""
     ids, labels, start = np.concatenate([r.ids for r in rows]).astype(np.int64), [], 0
     labels = np.full(len(ids), -100)
     for row in rows:
@@ -73,49 +95,91 @@ def sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
             at = slice(start + max(lo, 1), start + hi)
             labels[at] = ids[at]
         start += len(row)
-    return dict(input_ids=ids, position_ids=np.concatenate([np.arange(len(r)) for r in rows]), labels=labels)
+    return dict(
+        input_ids=ids, position_ids=np.concatenate([np.arange(len(r)) for r in rows]), labels=labels
+    )
 
 # %% ../../nbs/12_pack.ipynb #9a4eaab3
 def padded(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
-    "A batch (sequences, tokens) of int64, padded on the right; padding counts its own positions from 0, so it is a row of its own."
+    """A batch (sequences, tokens) of int64, padded on the right; padding counts its own positions
+    from 0, so it is a row of its own."""
     longest = max(len(s["input_ids"]) for s in sequences)
-    fill = dict(input_ids=lambda n: np.full(n, pad_id), position_ids=np.arange, labels=lambda n: np.full(n, -100))
-    return {k: torch.from_numpy(np.stack([np.concatenate([s[k], f(longest - len(s[k]))]) for s in sequences])) for k, f in fill.items()}
+    fill = dict(
+        input_ids=lambda n: np.full(n, pad_id),
+        position_ids=np.arange,
+        labels=lambda n: np.full(n, -100),
+    )
+    return {
+        k: torch.from_numpy(
+            np.stack([np.concatenate([s[k], f(longest - len(s[k]))]) for s in sequences])
+        )
+        for k, f in fill.items()
+    }
 
 # %% ../../nbs/12_pack.ipynb #3346cbac
 def joined(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
-    "A batch (1, tokens) of all sequences end to end, with the borders of its rows as flash attention's variable-length kernels take them. Nothing is padded."
-    batch = {k: torch.from_numpy(np.concatenate([s[k] for s in sequences])) for k in ("input_ids", "position_ids", "labels")}
+    """A batch (1, tokens) of all sequences end to end, with the borders of its rows as flash
+    attention's variable-length kernels take them. Nothing is padded."""
+    batch = {
+        k: torch.from_numpy(np.concatenate([s[k] for s in sequences]))
+        for k in ("input_ids", "position_ids", "labels")
+    }
     starts = torch.nonzero(batch["position_ids"] == 0).flatten()
     borders = torch.cat([starts, torch.tensor([len(batch["position_ids"])])]).to(torch.int32)
     longest = int(borders.diff().max())
-    return {k: v[None] for k, v in batch.items()} | dict(cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest)
+    return {k: v[None] for k, v in batch.items()} | dict(
+        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest
+    )
 
 # %% ../../nbs/12_pack.ipynb #227bde10
-def collator(attn: str, # the plan's attention kernel
-             pad_id: int) -> Callable[[Sequence[dict]], dict]:
+def collator(
+    attn: str,  # the plan's attention kernel
+    pad_id: int,
+) -> Callable[[Sequence[dict]], dict]:
     "What makes a batch of sequences, in the form that keeps rows apart in this attention kernel."
     return partial(joined if attn.startswith("flash") else padded, pad_id=pad_id)
 
 # %% ../../nbs/12_pack.ipynb #54249326
 def mixed(keys: np.ndarray) -> np.ndarray:
-    "64-bit numbers scrambled so that equal steps between them leave no trace: the finaliser of SplitMix64 (Steele et al., 2014)."
+    """64-bit numbers scrambled so that equal steps between them leave no trace: the finaliser of
+    SplitMix64 (Steele et al., 2014)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return keys ^ (keys >> np.uint64(31))
 
+
 def shuffled(n: int, *seeds: int) -> np.ndarray:
-    "The numbers below `n` in an order that is a pure function of n and the seeds, on every machine and in every version."
+    """The numbers below `n` in an order that is a pure function of n and the seeds, on every
+    machine and in every version."""
     key = np.zeros(1, dtype=np.uint64)
-    for seed in seeds: key = mixed(key + np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64))
-    return np.argsort(mixed(key + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n + 1, dtype=np.uint64)), kind="stable")
+    for seed in seeds:
+        key = mixed(key + np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64))
+    return np.argsort(
+        mixed(key + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n + 1, dtype=np.uint64)),
+        kind="stable",
+    )
 
 # %% ../../nbs/12_pack.ipynb #956f750f
 class Mix(Section):
     "How several sources are mixed when they have weights, or a temperature is set."
-    temperature: float = Field(1.0, ge=1, description="above 1 gives small sources more than their share: sizes to the power of 1/temperature")
-    cap: int | None = Field(None, gt=0, description="sequences at which a source stops counting as larger")
-    stop: Literal["all", "first"] = Field("all", description="an epoch ends when every source was seen whole (small ones repeat), or when the first one was")
+
+    temperature: float = Field(
+        1.0,
+        ge=1,
+        description=(
+            "above 1 gives small sources more than their share: sizes to the power of 1/temperature"
+        ),
+    )
+    cap: int | None = Field(
+        None, gt=0, description="sequences at which a source stops counting as larger"
+    )
+    stop: Literal["all", "first"] = Field(
+        "all",
+        description=(
+            "an epoch ends when every source was seen whole (small ones repeat), or when the first"
+            " one was"
+        ),
+    )
 
     @property
     def asked(self) -> bool:
@@ -123,45 +187,79 @@ class Mix(Section):
         return self.temperature > 1 or self.cap is not None or self.stop != "all"
 
 # %% ../../nbs/12_pack.ipynb #f7ee093d
-def shares(sizes: Sequence[int],                  # sequences of each source
-           weights: Sequence[float | None], mix: Mix) -> np.ndarray:
-    "The share of each source in what is seen: by weights, or by sizes up to the cap; evened out by the temperature (Raffel et al., 2020)."
+def shares(
+    sizes: Sequence[int],  # sequences of each source
+    weights: Sequence[float | None],
+    mix: Mix,
+) -> np.ndarray:
+    """The share of each source in what is seen: by weights, or by sizes up to the cap; evened out
+    by the temperature (Raffel et al., 2020)."""
     if None in weights and any(w is not None for w in weights):
-        raise UserError("some sources have a weight and some have none", "data.train", "a weight for every source, or for none", "add weight: to each, or take all out")
-    base = np.array(weights if weights and weights[0] is not None else np.minimum(sizes, mix.cap or np.inf), dtype=float) ** (1 / mix.temperature)
+        raise UserError(
+            "some sources have a weight and some have none",
+            "data.train",
+            "a weight for every source, or for none",
+            "add weight: to each, or take all out",
+        )
+    base = np.array(
+        weights if weights and weights[0] is not None else np.minimum(sizes, mix.cap or np.inf),
+        dtype=float,
+    ) ** (1 / mix.temperature)
     return base / base.sum()
 
+
 def draws(sizes: Sequence[int], share: np.ndarray, stop: str) -> list[int]:
-    "How many sequences of each source make an epoch, so that all sources (or the first) are just seen whole."
+    """How many sequences of each source make an epoch, so that all sources (or the first) are just
+    seen whole."""
     epoch = (max if stop == "all" else min)(n / p for n, p in zip(sizes, share))
     return [max(1, int(round(epoch * p))) for p in share]
 
 # %% ../../nbs/12_pack.ipynb #5484b42e
 def drawn(n: int, count: int, epoch: int, *seeds: int) -> np.ndarray:
-    "Which `count` of a source's `n` sequences an epoch takes: the endless stream of its shuffled passes goes on where the epoch before ended."
+    """Which `count` of a source's `n` sequences an epoch takes: the endless stream of its shuffled
+    passes goes on where the epoch before ended."""
     first, last = epoch * count, (epoch + 1) * count
     passes = [shuffled(n, *seeds, k) for k in range(first // n, -(-last // n))]
-    return np.concatenate(passes)[first % n:][:count] if passes else np.zeros(0, dtype=np.int64)
+    return np.concatenate(passes)[first % n :][:count] if passes else np.zeros(0, dtype=np.int64)
 
-def order(sizes: Sequence[int],  # sequences of each source, which stand one source after the other
-          counts: Sequence[int], # how many of each an epoch takes; the sizes themselves for every sequence once
-          seed: int, epoch: int) -> np.ndarray:
+
+def order(
+    sizes: Sequence[int],  # sequences of each source, which stand one source after the other
+    counts: Sequence[
+        int
+    ],  # how many of each an epoch takes; the sizes themselves for every sequence once
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
     "The sequence numbers of an epoch in their order: a pure function of its arguments."
     starts = np.cumsum([0, *sizes])
-    taken = np.concatenate([start + drawn(n, count, epoch, seed, task) for task, (start, n, count) in enumerate(zip(starts, sizes, counts))])
+    taken = np.concatenate(
+        [
+            start + drawn(n, count, epoch, seed, task)
+            for task, (start, n, count) in enumerate(zip(starts, sizes, counts))
+        ]
+    )
     return taken[shuffled(len(taken), seed, epoch)]
 
 # %% ../../nbs/12_pack.ipynb #294066cd
 def of_rank(indices: Sequence[int], batch: int, rank: int, world: int) -> list:
-    "The batches that one of `world` processes takes: of every `world` batches in a row, the one with its number, as accelerate deals them."
-    return [list(indices[i:i + batch]) for i in range(rank * batch, len(indices), world * batch)]
+    """The batches that one of `world` processes takes: of every `world` batches in a row, the one
+    with its number, as accelerate deals them."""
+    return [list(indices[i : i + batch]) for i in range(rank * batch, len(indices), world * batch)]
 
 # %% ../../nbs/12_pack.ipynb #df75c578
 class Order(Sampler):
     "`order` as a sampler: `set_epoch` is all its state."
-    def __init__(self, sizes: Sequence[int], counts: Sequence[int], seed: int): self.sizes, self.counts, self.seed, self.epoch = sizes, counts, seed, 0
-    def __len__(self) -> int: return sum(self.counts)
-    def __iter__(self): return iter(order(self.sizes, self.counts, self.seed, self.epoch).tolist())
+
+    def __init__(self, sizes: Sequence[int], counts: Sequence[int], seed: int):
+        self.sizes, self.counts, self.seed, self.epoch = sizes, counts, seed, 0
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self):
+        return iter(order(self.sizes, self.counts, self.seed, self.epoch).tolist())
+
     def set_epoch(self, epoch: int) -> None:
         "Which epoch comes next."
         self.epoch = epoch
@@ -170,15 +268,21 @@ class Order(Sampler):
 @dataclass
 class Sequences(Dataset):
     "Training sequences over encoded rows; each is put together when it is asked for."
-    rows: Sequence[Encoded]                         # may lie on a disk
-    bins: Bins                                      # the rows of each sequence
-    sizes: list[int] = field(default_factory=list)  # sequences of each source, where they are mixed
-    counts: list[int] = field(default_factory=list) # how many of them an epoch takes
 
-    def __post_init__(self): self.sizes, self.counts = self.sizes or [len(self.bins)], self.counts or [len(self.bins)]
-    def __len__(self) -> int: return len(self.bins)
+    rows: Sequence[Encoded]  # may lie on a disk
+    bins: Bins  # the rows of each sequence
+    sizes: list[int] = field(default_factory=list)  # sequences of each source, where they are mixed
+    counts: list[int] = field(default_factory=list)  # how many of them an epoch takes
+
+    def __post_init__(self):
+        self.sizes, self.counts = self.sizes or [len(self.bins)], self.counts or [len(self.bins)]
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < len(self): raise IndexError(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         return sequence([self.rows[row] for row in self.bins[i]])
 
     def sampler(self, seed: int) -> Order:
@@ -187,18 +291,33 @@ class Sequences(Dataset):
 
     # what a stream (chapter 18) must answer, too
     endless = False  # the order says where an epoch ends
-    def position(self, taken: int) -> dict: return {}    # seed and epoch say it all
-    def seek(self, position: dict) -> None: "An order is a function of its epoch: there is nothing to go to."
+
+    def position(self, taken: int) -> dict:
+        return {}  # seed and epoch say it all
+
+    def seek(self, position: dict) -> None:
+        "An order is a function of its epoch: there is nothing to go to."
+
     def some(self, count: int) -> list[int]:
         "A few sequences from all over."
         return list(range(0, len(self), max(1, len(self) // count)))[:count]
 
-    def places(self, ids: Sequence[int], sources=None # what knows file and line of the rows
-              ) -> list[str]:
+    def places(
+        self,
+        ids: Sequence[int],
+        sources=None,  # what knows file and line of the rows
+    ) -> list[str]:
         "Where the rows of sequences stand."
         rows = np.concatenate([self.bins[i] for i in ids])
-        return [f"row {row}" for row in rows] if sources is None else [f"{file}:{line}" for file, line in sources.places(self.rows.rows[rows])]
+        return (
+            [f"row {row}" for row in rows]
+            if sources is None
+            else [f"{file}:{line}" for file, line in sources.places(self.rows.rows[rows])]
+        )
 
-def sequences(rows: Sequence[Encoded], lengths: Sequence[int], capacity: int, packing: bool = True) -> Sequences:
+
+def sequences(
+    rows: Sequence[Encoded], lengths: Sequence[int], capacity: int, packing: bool = True
+) -> Sequences:
     "Rows as training sequences: packed up to `capacity` tokens, or one each."
     return Sequences(rows, pack(lengths, capacity) if packing else bins_of(np.arange(len(lengths))))

@@ -34,56 +34,142 @@ from ..recipe import Section, UserError
 # %% ../../nbs/17_prepare.ipynb #0c8f184c
 Sources = str | Source | list[str | Source]
 
+
 class Data(Section):
     "Where the rows come from and how they become trained tokens."
-    train: Sources = Field(description="a file, a folder, a pattern, a hub name, or a list of them, each also as {path, weight, ...}", examples=["train.jsonl"])
-    val: Sources | None = Field("auto", description="validation rows; auto looks beside train, else holds out a share of it; null for none")
-    format: Literal[("auto", *FORMATS)] = Field("auto", description="the format of the rows; auto recognises it")
-    template: str = Field("auto", description="auto takes the model's own chat template, else one that its tokenizer knows; or a name of the catalogue, or a .jinja file")
-    mask: Literal["assistant", "last", "completion", "all"] = Field("assistant", description="which tokens are trained: every assistant turn, the last one, all after the last user turn, or all")
+
+    train: Sources = Field(
+        description=(
+            "a file, a folder, a pattern, a hub name, or a list of them, each also as {path,"
+            " weight, ...}"
+        ),
+        examples=["train.jsonl"],
+    )
+    val: Sources | None = Field(
+        "auto",
+        description=(
+            "validation rows; auto looks beside train, else holds out a share of it; null for none"
+        ),
+    )
+    format: Literal[("auto", *FORMATS)] = Field(
+        "auto", description="the format of the rows; auto recognises it"
+    )
+    template: str = Field(
+        "auto",
+        description=(
+            "auto takes the model's own chat template, else one that its tokenizer knows; or a name"
+            " of the catalogue, or a .jinja file"
+        ),
+    )
+    mask: Literal["assistant", "last", "completion", "all"] = Field(
+        "assistant",
+        description=(
+            "which tokens are trained: every assistant turn, the last one, all after the last user"
+            " turn, or all"
+        ),
+    )
     max_length: int = Field(2048, ge=8, description="tokens in a row, and in a pack of rows")
-    too_long: Literal["raise", "drop", "cut_start", "cut_end"] = Field("raise", description="a row over max_length stops the job, is dropped, or is cut without losing its stop token; all are counted")
-    duplicates: Literal["drop", "keep"] = Field("drop", description="what happens to a row that stands there a second time")
-    packing: bool = Field(True, description="fill each sequence with several rows, kept apart by their positions")
+    too_long: Literal["raise", "drop", "cut_start", "cut_end"] = Field(
+        "raise",
+        description=(
+            "a row over max_length stops the job, is dropped, or is cut without losing its stop"
+            " token; all are counted"
+        ),
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="what happens to a row that stands there a second time"
+    )
+    packing: bool = Field(
+        True, description="fill each sequence with several rows, kept apart by their positions"
+    )
     mix: Mix = Field(Mix(), description="how sources are mixed")
-    max_rejects: float = Field(0.01, ge=0, le=1, description="the share of unusable rows above which the job stops")
-    stream: bool = Field(False, description="read the rows while the training goes on, for data that is too large to prepare (chapter 18)")
-    block: int = Field(8192, gt=0, description="with stream, rows that are packed and shuffled together")
+    max_rejects: float = Field(
+        0.01, ge=0, le=1, description="the share of unusable rows above which the job stops"
+    )
+    stream: bool = Field(
+        False,
+        description=(
+            "read the rows while the training goes on, for data that is too large to prepare"
+            " (chapter 18)"
+        ),
+    )
+    block: int = Field(
+        8192, gt=0, description="with stream, rows that are packed and shuffled together"
+    )
 
     @model_validator(mode="after")
     def can_be_streamed(self):
         "What needs all rows at once cannot be had of a stream."
-        cannot = [f"data.{name}: {value} cannot be streamed: {why}" for name, value, why, asked in (
-            ("val", "auto", "a share is held out of all rows, so name a file, or set val: null", self.val == "auto"),
-            ("duplicates", "drop", "it would remember every row, so set duplicates: keep", self.duplicates == "drop"),
-            ("mix", "{...}", "sources are read one after the other, so take it out", self.mix.asked)) if self.stream and asked]
-        if cannot: raise ValueError("; ".join(cannot))
+        cannot = [
+            f"data.{name}: {value} cannot be streamed: {why}"
+            for name, value, why, asked in (
+                (
+                    "val",
+                    "auto",
+                    "a share is held out of all rows, so name a file, or set val: null",
+                    self.val == "auto",
+                ),
+                (
+                    "duplicates",
+                    "drop",
+                    "it would remember every row, so set duplicates: keep",
+                    self.duplicates == "drop",
+                ),
+                (
+                    "mix",
+                    "{...}",
+                    "sources are read one after the other, so take it out",
+                    self.mix.asked,
+                ),
+            )
+            if self.stream and asked
+        ]
+        if cannot:
+            raise ValueError("; ".join(cannot))
         return self
 
 # %% ../../nbs/17_prepare.ipynb #a5e918e2
-def pieces(lengths: np.ndarray, # tokens of each plain text
-           capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    "(text, first token) of each piece. A piece begins with the last token of the one before, so that every token is predicted once."
+def pieces(
+    lengths: np.ndarray,  # tokens of each plain text
+    capacity: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(text, first token) of each piece. A piece begins with the last token of the one before, so
+    that every token is predicted once."""
     counts = np.maximum(1, -(-(lengths - 1) // (capacity - 1)))
-    text, first = np.repeat(np.arange(len(lengths), dtype=np.int32), counts), np.cumsum(counts, dtype=np.int32) - counts
-    return text, (np.arange(len(text), dtype=np.int32) - np.repeat(first, counts)) * np.int32(capacity - 1)
+    text, first = (
+        np.repeat(np.arange(len(lengths), dtype=np.int32), counts),
+        np.cumsum(counts, dtype=np.int32) - counts,
+    )
+    return text, (np.arange(len(text), dtype=np.int32) - np.repeat(first, counts)) * np.int32(
+        capacity - 1
+    )
 
 # %% ../../nbs/17_prepare.ipynb #f57a0fd1
 @dataclass
 class View(Sequence):
-    "The rows that are used, each within max_length: chosen from a table, and cut where they are too long."
+    """The rows that are used, each within max_length: chosen from a table, and cut where they are
+    too long."""
+
     table: Table
-    rows: np.ndarray    # the table's row of each
-    begins: np.ndarray  # of a piece of a plain text, the token at which it begins; -1 for a row as it is
+    rows: np.ndarray  # the table's row of each
+    begins: (
+        np.ndarray
+    )  # of a piece of a plain text, the token at which it begins; -1 for a row as it is
     capacity: int
-    side: str           # of a conversation that is too long, which side is cut off: start or end
+    side: str  # of a conversation that is too long, which side is cut off: start or end
     stops: set[int]
 
-    def __len__(self) -> int: return len(self.rows)
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def __getitem__(self, i: int | slice):
-        if isinstance(i, slice): return [self[k] for k in range(*i.indices(len(self)))]
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
         one, begin = self.table[int(self.rows[i])], int(self.begins[i])
-        if begin >= 0: return Encoded(one.ids[begin:begin + self.capacity], [(0, min(self.capacity, len(one) - begin))])
+        if begin >= 0:
+            return Encoded(
+                one.ids[begin : begin + self.capacity], [(0, min(self.capacity, len(one) - begin))]
+            )
         return self.cut(one)[0] if len(one) > self.capacity else one
 
     def cut(self, one: Encoded) -> tuple[Encoded, int, int]:
@@ -98,50 +184,89 @@ class View(Sequence):
 @dataclass
 class Fitted:
     "Rows within max_length, with what each has, and what was done for it."
+
     view: View
     lengths: np.ndarray  # tokens of each
     trained: np.ndarray  # trained tokens of each
-    cut: dict            # rows and answers that were cut, tokens that were lost
+    cut: dict  # rows and answers that were cut, tokens that were lost
+
 
 def reject(found: Encodings, rows: np.ndarray, reason: str, ledger: Ledger) -> None:
     "Enter rows of a table into the ledger, each row of the source once."
     ledger.rejects += [Reject(*place, reason) for place in dict.fromkeys(found.places(rows))]
 
-def too_long(lengths: np.ndarray, limit: int, place: tuple[str, int] # of the first
-            ) -> UserError:
+
+def too_long(
+    lengths: np.ndarray,
+    limit: int,
+    place: tuple[str, int],  # of the first
+) -> UserError:
     "The error for rows over the limit, with a limit that would do."
     n, enough = int((lengths > limit).sum()), int(np.percentile(lengths, 99, method="higher"))
-    return UserError(f"{n} of {len(lengths)} rows have more than {limit} tokens; the longest has {lengths.max()}, and {enough} would keep 99 % of the rows", f"data.max_length, first at {place[0]}:{place[1]}", None,
-                     f"set data.max_length={enough}, or data.too_long=drop, cut_start or cut_end (what is lost is counted)")
+    return UserError(
+        f"{n} of {len(lengths)} rows have more than {limit} tokens; the longest has"
+        f" {lengths.max()}, and {enough} would keep 99 % of the rows",
+        f"data.max_length, first at {place[0]}:{place[1]}",
+        None,
+        f"set data.max_length={enough}, or data.too_long=drop, cut_start or cut_end (what is lost"
+        " is counted)",
+    )
 
-def fit_rows(found: Encodings, rows: np.ndarray, data: Data, encoder: Encoder,
-             ledger: Ledger # takes the rows that are dropped
-            ) -> Fitted:
-    "Deal with rows over max_length as the section says; plain text is cut into pieces, and nothing of it is lost."
+
+def fit_rows(
+    found: Encodings,
+    rows: np.ndarray,
+    data: Data,
+    encoder: Encoder,
+    ledger: Ledger,  # takes the rows that are dropped
+) -> Fitted:
+    """Deal with rows over max_length as the section says; plain text is cut into pieces, and
+    nothing of it is lost."""
     plain, limit = found.table.column("plain")[rows].astype(bool), data.max_length
     long = ~plain & (found.table.lengths[rows] > limit)
-    if long.any() and data.too_long == "raise": raise too_long(found.table.lengths[rows], limit, found.places(rows[long][:1])[0])
+    if long.any() and data.too_long == "raise":
+        raise too_long(found.table.lengths[rows], limit, found.places(rows[long][:1])[0])
     if data.too_long == "drop":
-        long = np.isin(found.origin()[rows], found.origin()[rows[long]])  # of a preference both answers go, or none
+        long = np.isin(
+            found.origin()[rows], found.origin()[rows[long]]
+        )  # of a preference both answers go, or none
         reject(found, rows[long], "too long", ledger)
         rows, plain = rows[~long], plain[~long]
     stops = set() if plain.all() else encoder.stops
     text, begins = pieces(np.where(plain, found.table.lengths[rows], np.int32(1)), limit)
-    view = View(found.table, rows[text], np.where(plain[text], begins, np.int32(-1)), limit, data.too_long.removeprefix("cut_"), stops)
-    lengths = np.where(plain[text], np.minimum(np.int32(limit), found.table.lengths[view.rows] - begins), found.table.lengths[view.rows])
+    view = View(
+        found.table,
+        rows[text],
+        np.where(plain[text], begins, np.int32(-1)),
+        limit,
+        data.too_long.removeprefix("cut_"),
+        stops,
+    )
+    lengths = np.where(
+        plain[text],
+        np.minimum(np.int32(limit), found.table.lengths[view.rows] - begins),
+        found.table.lengths[view.rows],
+    )
     trained = np.where(plain[text], lengths - 1, found.table.trained[view.rows])
     fitted = cut_rows(Fitted(view, lengths, trained, dict(rows=0, answers=0, tokens=0)))
     empty = fitted.lengths == 0
     reject(found, fitted.view.rows[empty], "too long", ledger)
     return Fitted(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
 
+
 def cut_rows(fitted: Fitted) -> Fitted:
-    "The lengths of rows that will be cut, 0 where no answer fits behind its prompt; and the account of what that loses."
+    """The lengths of rows that will be cut, 0 where no answer fits behind its prompt; and the
+    account of what that loses."""
     view, count = fitted.view, fitted.cut
     for i in np.flatnonzero(fitted.lengths > view.capacity):
         one, lost, answers = view.cut(view.table[int(view.rows[i])])
         fitted.lengths[i], fitted.trained[i] = len(one), sum(hi - max(lo, 1) for lo, hi in one.runs)
-        if len(one): count["rows"], count["answers"], count["tokens"] = count["rows"] + 1, count["answers"] + answers, count["tokens"] + lost
+        if len(one):
+            count["rows"], count["answers"], count["tokens"] = (
+                count["rows"] + 1,
+                count["answers"] + answers,
+                count["tokens"] + lost,
+            )
     return fitted
 
 # %% ../../nbs/17_prepare.ipynb #e23f04b6
@@ -156,34 +281,63 @@ def without_duplicates(found: Encodings, ledger: Ledger) -> np.ndarray:
 # %% ../../nbs/17_prepare.ipynb #327510f1
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
+
 def beside(train: str) -> str | None:
-    "A validation file beside the training file by its usual name: `x_train.jsonl` has `x_val.jsonl`, `train.csv` has `dev.csv`."
+    """A validation file beside the training file by its usual name: `x_train.jsonl` has
+    `x_val.jsonl`, `train.csv` has `dev.csv`."""
     path = Path(train)
     names = [path.name.replace("train", word) for word in VALIDATION_NAMES if "train" in path.name]
     return next((str(path.with_name(n)) for n in names if path.with_name(n).is_file()), None)
 
+
 def split_of(file: Path) -> str | None:
     "Which split a file's name says it is: train, validation, test, or nothing."
     words = re.split(r"[^a-z]+", file.name.lower())
-    return next((split for split, names in dict(train=("train", "training"), validation=VALIDATION_NAMES, test=("test", "testing")).items() if set(names) & set(words)), None)
+    return next(
+        (
+            split
+            for split, names in dict(
+                train=("train", "training"), validation=VALIDATION_NAMES, test=("test", "testing")
+            ).items()
+            if set(names) & set(words)
+        ),
+        None,
+    )
+
 
 def splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
-    "(training sources, validation sources): a folder with a file for each split gives its own, and of its test files neither; a file may have one beside it."
+    """(training sources, validation sources): a folder with a file for each split gives its own,
+    and of its test files neither; a file may have one beside it."""
     train, val = [], []
     for source in sources:
         path = Path(source.path).expanduser()
-        files = {split: [source.model_copy(update=dict(path=str(f), name=source.task)) for f in files_of(path) if split_of(f) == split] for split in ("train", "validation")} if path.is_dir() else {}
+        files = (
+            {
+                split: [
+                    source.model_copy(update=dict(path=str(f), name=source.task))
+                    for f in files_of(path)
+                    if split_of(f) == split
+                ]
+                for split in ("train", "validation")
+            }
+            if path.is_dir()
+            else {}
+        )
         train += files["train"] if files.get("train") else [source]
-        if files.get("train"): val += files["validation"]
-        elif found := beside(source.path): val.append(source.model_copy(update=dict(path=found, limit=None)))
+        if files.get("train"):
+            val += files["validation"]
+        elif found := beside(source.path):
+            val.append(source.model_copy(update=dict(path=found, limit=None)))
     return train, val
 
 # %% ../../nbs/17_prepare.ipynb #b67b510d
-def hold_out(groups: np.ndarray, # rows with the same number stay on one side
-             seed: int, share: float = 0.05,
-             least: int = 32,    # below so many rows nothing is held out
-             most: int = 2000    # rows that a validation takes, however large the set
-            ) -> np.ndarray:
+def hold_out(
+    groups: np.ndarray,  # rows with the same number stay on one side
+    seed: int,
+    share: float = 0.05,
+    least: int = 32,  # below so many rows nothing is held out
+    most: int = 2000,  # rows that a validation takes, however large the set
+) -> np.ndarray:
     "Which rows are held out: whole groups, drawn in a seeded order, until the share is reached."
     kinds, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     wanted, chosen = min(most, max(1, round(share * len(groups)))), []
@@ -191,23 +345,32 @@ def hold_out(groups: np.ndarray, # rows with the same number stay on one side
         if sizes[g] <= wanted:
             wanted -= sizes[g]
             chosen.append(g)
-        if not wanted: break
+        if not wanted:
+            break
     return np.isin(group, chosen)
 
 # %% ../../nbs/17_prepare.ipynb #8da8f645
 NEAR_LIMIT = 200_000  # rows up to which near-duplicates are looked for
+
 
 def flat(rows: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "(ids, offsets of rows, trained) of encoded rows, end to end."
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows], dtype=np.int64)])
     trained = np.zeros(offsets[-1], dtype=bool)
     for start, row in zip(offsets, rows):
-        for lo, hi in row.runs: trained[start + lo:start + hi] = True
-    return np.concatenate([np.zeros(0, dtype=np.int32), *(r.ids for r in rows)]).astype(np.int32), offsets, trained
+        for lo, hi in row.runs:
+            trained[start + lo : start + hi] = True
+    return (
+        np.concatenate([np.zeros(0, dtype=np.int32), *(r.ids for r in rows)]).astype(np.int32),
+        offsets,
+        trained,
+    )
+
 
 def groups_of(found: Encodings, rows: np.ndarray) -> np.ndarray:
     "A number for each row, equal for near-duplicates; in very large sets for exact ones only."
-    if len(rows) > NEAR_LIMIT: return found.table.column("key")[rows]
+    if len(rows) > NEAR_LIMIT:
+        return found.table.column("key")[rows]
     ids, offsets, _ = flat([found.table[i] for i in rows.tolist()])
     return near_duplicates(ids, offsets, sources=found.of_source()[rows])
 
@@ -215,19 +378,37 @@ def groups_of(found: Encodings, rows: np.ndarray) -> np.ndarray:
 def refuse_both(train: list[Source], val: list[Source]) -> None:
     "`UserError` where a path is named for training and for validation."
     if both := {s.path for s in train} & {s.path for s in val}:
-        raise UserError(f"{', '.join(sorted(both))} is named for training and for validation", "data.val", "other rows than data.train's, or auto", "use val: auto to hold a share out")
+        raise UserError(
+            f"{', '.join(sorted(both))} is named for training and for validation",
+            "data.val",
+            "other rows than data.train's, or auto",
+            "use val: auto to hold a share out",
+        )
 
-def held_out(found: Encodings, rows: np.ndarray, seed: int, least: int = 32) -> tuple[np.ndarray, str]:
+
+def held_out(
+    found: Encodings, rows: np.ndarray, seed: int, least: int = 32
+) -> tuple[np.ndarray, str]:
     "(which of the rows are held out, in words where validation is from)."
-    if len(rows) < least: return np.zeros(len(rows), dtype=bool), f"none: fewer than {least} rows"
+    if len(rows) < least:
+        return np.zeros(len(rows), dtype=bool), f"none: fewer than {least} rows"
     held = hold_out(groups_of(found, rows), seed)
     return held, "held out of train" if held.any() else "none: too many rows are nearly equal"
 
-def validation(data: Data, beside: list[Source], # found by their names
-               found: Encodings, rows: np.ndarray, # of the training sources
-               encoder: Encoder, seed: int, quiet: bool) -> tuple[np.ndarray, Encodings, np.ndarray, str]:
-    "(training rows, what validation is taken from, its rows, in words where they are from) by the section's `val`."
-    if data.val is None: return rows, found, rows[:0], "none: the recipe says so"
+
+def validation(
+    data: Data,
+    beside: list[Source],  # found by their names
+    found: Encodings,
+    rows: np.ndarray,  # of the training sources
+    encoder: Encoder,
+    seed: int,
+    quiet: bool,
+) -> tuple[np.ndarray, Encodings, np.ndarray, str]:
+    """(training rows, what validation is taken from, its rows, in words where they are from) by the
+    section's `val`."""
+    if data.val is None:
+        return rows, found, rows[:0], "none: the recipe says so"
     sources = beside if data.val == "auto" else as_sources(data.val)
     if not sources:
         held, where = held_out(found, rows, seed)
@@ -238,105 +419,223 @@ def validation(data: Data, beside: list[Source], # found by their names
     return rows, val, np.arange(len(val.table)), ", ".join(sorted(s.path for s in sources))
 
 # %% ../../nbs/17_prepare.ipynb #e3bfaae3
-def as_sequences(fitted: Fitted, source: np.ndarray, # the number of each row's source
-                 sources: list[Source], data: Data) -> Sequences:
+def as_sequences(
+    fitted: Fitted,
+    source: np.ndarray,  # the number of each row's source
+    sources: list[Source],
+    data: Data,
+) -> Sequences:
     "The rows as training sequences: all together, or each source for itself where they are mixed."
-    bins = lambda some: pack(fitted.lengths[some], data.max_length) if data.packing else bins_of(np.arange(len(some)))
-    if not data.mix.asked and all(s.weight is None for s in sources): return Sequences(fitted.view, bins(np.arange(len(source))))
+    bins = lambda some: (
+        pack(fitted.lengths[some], data.max_length)
+        if data.packing
+        else bins_of(np.arange(len(some)))
+    )
+    if not data.mix.asked and all(s.weight is None for s in sources):
+        return Sequences(fitted.view, bins(np.arange(len(source))))
     members = [np.flatnonzero(source == task) for task in range(len(sources))]
-    if empty := [s.task for s, some in zip(sources, members) if not len(some)]: raise UserError(f"no row is left of {', '.join(empty)}", "data.train", None, "take the source out, or look at the ledger: llmtrainer data RECIPE")
+    if empty := [s.task for s, some in zip(sources, members) if not len(some)]:
+        raise UserError(
+            f"no row is left of {', '.join(empty)}",
+            "data.train",
+            None,
+            "take the source out, or look at the ledger: llmtrainer data RECIPE",
+        )
     parts = [(some, bins(some)) for some in members]
     starts = np.cumsum([0, *(len(some) for some in members)])
-    joined = Bins(np.concatenate([some[b.rows] for some, b in parts]), np.concatenate([[0], *(start + b.starts[1:] for start, (_, b) in zip(starts, parts))]))
+    joined = Bins(
+        np.concatenate([some[b.rows] for some, b in parts]),
+        np.concatenate([[0], *(start + b.starts[1:] for start, (_, b) in zip(starts, parts))]),
+    )
     sizes = [len(b) for _, b in parts]
-    return Sequences(fitted.view, joined, sizes, draws(sizes, shares(sizes, [s.weight for s in sources], data.mix), data.mix.stop))
+    return Sequences(
+        fitted.view,
+        joined,
+        sizes,
+        draws(sizes, shares(sizes, [s.weight for s in sources], data.mix), data.mix.stop),
+    )
 
 # %% ../../nbs/17_prepare.ipynb #169230e1
 @dataclass
 class Prepared:
     "What training needs of the data, and what to tell about it."
+
     train: Sequences
-    val: dict[str, Sequences]    # task -> its validation sequences
-    ledger: Ledger               # of the training sources
-    encoded: View                # the training rows before packing
-    about: dict                  # rows, format, template, tokens, lengths, validation, sources, sequences
+    val: dict[str, Sequences]  # task -> its validation sequences
+    ledger: Ledger  # of the training sources
+    encoded: View  # the training rows before packing
+    about: dict  # rows, format, template, tokens, lengths, validation, sources, sequences
     held: list[tuple[str, int]]  # (file, line) of the training rows that are held out
-    digest: str                  # a hash of all sequences
-    sources: Encodings           # what the training rows were chosen from
-    val_sources: Encodings       # what the validation rows were chosen from
+    digest: str  # a hash of all sequences
+    sources: Encodings  # what the training rows were chosen from
+    val_sources: Encodings  # what the validation rows were chosen from
 
     @property
     def said(self) -> str:
         "It in a line."
-        return f"{len(self.encoded):,} rows to train on; validation: {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
+        return (
+            f"{len(self.encoded):,} rows to train on; validation:"
+            f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
+        )
 
     def account(self) -> dict:
         "What is known of the data now."
         return self.about
 
+
 def by_source(found: Encodings, fitted: Fitted) -> np.ndarray:
     "The number of each used row's source."
     return found.of_source()[fitted.view.rows]
 
+
 def source_table(found: Encodings, fitted: Fitted, sequences: Sequences) -> list[dict]:
     "Rows, tokens and share of each source."
     of = by_source(found, fitted)
-    counted = [dict(name=s.task, rows=int((of == i).sum()), tokens=int(fitted.lengths[of == i].sum()), trained=int(fitted.trained[of == i].sum())) for i, s in enumerate(found.sources)]
-    share = np.array(sequences.counts if len(sequences.counts) == len(counted) else [c["tokens"] for c in counted], dtype=float)
-    return [c | dict(share=round(float(s), 4)) for c, s in zip(counted, share / max(share.sum(), 1))]
+    counted = [
+        dict(
+            name=s.task,
+            rows=int((of == i).sum()),
+            tokens=int(fitted.lengths[of == i].sum()),
+            trained=int(fitted.trained[of == i].sum()),
+        )
+        for i, s in enumerate(found.sources)
+    ]
+    share = np.array(
+        (
+            sequences.counts
+            if len(sequences.counts) == len(counted)
+            else [c["tokens"] for c in counted]
+        ),
+        dtype=float,
+    )
+    return [
+        c | dict(share=round(float(s), 4)) for c, s in zip(counted, share / max(share.sum(), 1))
+    ]
+
 
 def facts(data: Data, fitted: Fitted, sequences: Sequences) -> dict:
     "Tokens, lengths and sequences, counted."
     lengths, total = fitted.lengths, int(fitted.lengths.sum())
     percentiles = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (50, 90, 99)}
-    return dict(tokens=dict(total=total, trained=int(fitted.trained.sum())), longest=int(lengths.max()), lengths=percentiles, cut=fitted.cut,
-                sequences=dict(number=len(sequences), epoch=sum(sequences.counts), fill=round(total / (data.max_length * len(sequences)), 4)))
+    return dict(
+        tokens=dict(total=total, trained=int(fitted.trained.sum())),
+        longest=int(lengths.max()),
+        lengths=percentiles,
+        cut=fitted.cut,
+        sequences=dict(
+            number=len(sequences),
+            epoch=sum(sequences.counts),
+            fill=round(total / (data.max_length * len(sequences)), 4),
+        ),
+    )
+
 
 def digest_of(found: list[Encodings], sequences: list[Sequences], data: Data, seed: int) -> str:
     "A hash of everything that decides which tokens are trained in which order."
-    settings = [[a["digest"] for one in found for a in one.accounts], data.model_dump(mode="json", include={"max_length", "too_long", "packing"}), seed, [[s.sizes, s.counts] for s in sequences]]
+    settings = [
+        [a["digest"] for one in found for a in one.accounts],
+        data.model_dump(mode="json", include={"max_length", "too_long", "packing"}),
+        seed,
+        [[s.sizes, s.counts] for s in sequences],
+    ]
     whole = hashlib.sha256(json.dumps(settings).encode())
     for one in sequences:
-        for numbers in (one.rows.rows, one.rows.begins, one.bins.rows, one.bins.starts): whole.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
+        for numbers in (one.rows.rows, one.rows.begins, one.bins.rows, one.bins.starts):
+            whole.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
     return whole.hexdigest()
 
 # %% ../../nbs/17_prepare.ipynb #cdaf528e
 def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepared:
-    "From the recipe's data section to training and validation sequences; every row read is kept or in the ledger."
+    """From the recipe's data section to training and validation sequences; every row read is kept
+    or in the ledger."""
     template = set_template(tokenizer, data.template)
     encoder = Encoder(tokenizer, data.mask)
     sources, beside = splits(as_sources(data.train))
     found = encode_sources(sources, data.format, encoder, quiet)
     ledger = found.ledger
     check_rejects(ledger, data.max_rejects)
-    rows = without_duplicates(found, ledger) if data.duplicates == "drop" else np.arange(len(found.table), dtype=np.int32)
+    rows = (
+        without_duplicates(found, ledger)
+        if data.duplicates == "drop"
+        else np.arange(len(found.table), dtype=np.int32)
+    )
     rows, other, val_rows, where = validation(data, beside, found, rows, encoder, seed, quiet)
     fitted = fit_rows(found, rows, data, encoder, ledger)
-    if not len(fitted.view): raise UserError("no row is left to train on", "data.train", None, f"reasons: {ledger.reasons}")
+    if not len(fitted.view):
+        raise UserError(
+            "no row is left to train on", "data.train", None, f"reasons: {ledger.reasons}"
+        )
     val_ledger = ledger if other is found else other.ledger
     held = fit_rows(other, val_rows, data, encoder, val_ledger)
     used = np.unique(held.view.rows)
-    train, val = as_sequences(fitted, by_source(found, fitted), found.sources, data), validation_sequences(other, held, data)
-    about = dict(rows=ledger.summary(), format=", ".join(sorted(set(ledger.formats.values()))), why=ledger.why, template=template, **facts(data, fitted, train),
-                 validation=dict(rows=len(used), source=where, rejected=0 if val_ledger is ledger else len(val_ledger.rejects)), sources=source_table(found, fitted, train))
-    return Prepared(train, val, ledger, fitted.view, about, found.places(used) if other is found else [], digest_of([found, other], [train, *val.values()], data, seed), found, other)
+    train, val = (
+        as_sequences(fitted, by_source(found, fitted), found.sources, data),
+        validation_sequences(other, held, data),
+    )
+    about = dict(
+        rows=ledger.summary(),
+        format=", ".join(sorted(set(ledger.formats.values()))),
+        why=ledger.why,
+        template=template,
+        **facts(data, fitted, train),
+        validation=dict(
+            rows=len(used),
+            source=where,
+            rejected=0 if val_ledger is ledger else len(val_ledger.rejects),
+        ),
+        sources=source_table(found, fitted, train),
+    )
+    return Prepared(
+        train,
+        val,
+        ledger,
+        fitted.view,
+        about,
+        found.places(used) if other is found else [],
+        digest_of([found, other], [train, *val.values()], data, seed),
+        found,
+        other,
+    )
+
 
 def validation_sequences(found: Encodings, fitted: Fitted, data: Data) -> dict[str, Sequences]:
     "The validation rows of each task as sequences; tasks without rows are left out."
     task = np.array([s.task for s in found.sources])[by_source(found, fitted)]
+
     def one(some):
-        bins = pack(fitted.lengths[some], data.max_length) if data.packing else bins_of(np.arange(len(some)))
+        bins = (
+            pack(fitted.lengths[some], data.max_length)
+            if data.packing
+            else bins_of(np.arange(len(some)))
+        )
         return Sequences(fitted.view, Bins(some[bins.rows], bins.starts))
+
     return {name: one(np.flatnonzero(task == name)) for name in dict.fromkeys(task.tolist())}
 
 # %% ../../nbs/17_prepare.ipynb #8c02d524
-def statistics(prepared: Prepared, tokenizer, data: Data,
-               named: Sources = () # benchmarks that must not be among the training rows
-              ) -> dict:
-    "Everything worth knowing about the training sources (chapter 13): duplicates and long rows included, and what of validation or benchmarks they hold."
+def statistics(
+    prepared: Prepared,
+    tokenizer,
+    data: Data,
+    named: Sources = (),  # benchmarks that must not be among the training rows
+) -> dict:
+    """Everything worth knowing about the training sources (chapter 13): duplicates and long rows
+    included, and what of validation or benchmarks they hold."""
     found, held = prepared.sources, set(prepared.held)
-    stats = describe(read_again(found), *flat(found.table), len(tokenizer), tokenizer.unk_token_id, data.max_length)
-    validation = [r for r in read_again(prepared.val_sources) if prepared.val_sources is not found or (r["source"], r["line"]) in held]
-    others = ({"validation": validation} if prepared.val else {}) | (benchmarks(as_sources(named)) if named else {})
+    stats = describe(
+        read_again(found),
+        *flat(found.table),
+        len(tokenizer),
+        tokenizer.unk_token_id,
+        data.max_length,
+    )
+    validation = [
+        r
+        for r in read_again(prepared.val_sources)
+        if prepared.val_sources is not found or (r["source"], r["line"]) in held
+    ]
+    others = ({"validation": validation} if prepared.val else {}) | (
+        benchmarks(as_sources(named)) if named else {}
+    )
     learned = (r for r in read_again(found) if (r["source"], r["line"]) not in held)
     return stats | dict(leakage=leakage(learned, others) if others else {})

@@ -37,20 +37,26 @@ from ..recipe import Section, UserError
 # %% ../../nbs/10_rows.ipynb #159fbd17
 NOT_DAMAGE = {"duplicate", "too long"}  # reasons of rows that are sound but not wanted
 
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     "One row that was not kept: where it stands and why. Never its text."
+
     file: str
     line: int
     reason: str
 
+
 @dataclass
 class Ledger:
     "The count of every row read: each is kept or rejected with a reason."
+
     read: int = 0
     rejects: list[Reject] = field(default_factory=list)
     formats: dict[str, str] = field(default_factory=dict)  # file -> format
-    why: dict[str, str] = field(default_factory=dict)      # file -> the reason for that format, and the columns that are not used
+    why: dict[str, str] = field(
+        default_factory=dict
+    )  # file -> the reason for that format, and the columns that are not used
 
     @property
     def kept(self) -> int:
@@ -69,7 +75,9 @@ class Ledger:
 
     def summary(self) -> dict:
         "The counts as `llmtrainer data --json` prints them."
-        return dict(read=self.read, kept=self.kept, rejected=len(self.rejects), reasons=self.reasons)
+        return dict(
+            read=self.read, kept=self.kept, rejected=len(self.rejects), reasons=self.reasons
+        )
 
 # %% ../../nbs/10_rows.ipynb #7f29a706
 KINDS = {  # what a column may hold, in words -> the check
@@ -78,254 +86,554 @@ KINDS = {  # what a column may hold, in words -> the check
     "an object": lambda v: isinstance(v, dict),
     "text or a number": lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool),
     "text or turns": lambda v: isinstance(v, (str, list, dict)),
-    "true or false": lambda v: isinstance(v, bool) or isinstance(v, str) and v.lower() in ("true", "false"),
+    "true or false": lambda v: (
+        isinstance(v, bool) or isinstance(v, str) and v.lower() in ("true", "false")
+    ),
     "a whole number": lambda v: type(v) is int or isinstance(v, str) and v.isdigit(),
 }
 
-def text_of(record: dict, key: str, # column
-            empty: bool = False     # may it be empty
-           ) -> str:
+
+def text_of(
+    record: dict,
+    key: str,  # column
+    empty: bool = False,  # may it be empty
+) -> str:
     "The text in a column, a number as text; `Bad` where it is absent, something else, or empty."
     value = record.get(key)
-    if value is None: raise Bad(f"no {key}")
-    if not KINDS["text or a number"](value): raise Bad(f"{key} is not text")
-    if not isinstance(value, str): return str(int(value) if value == value // 1 else value)
-    if not empty and not value.strip(): raise Bad(f"empty {key}")
+    if value is None:
+        raise Bad(f"no {key}")
+    if not KINDS["text or a number"](value):
+        raise Bad(f"{key} is not text")
+    if not isinstance(value, str):
+        return str(int(value) if value == value // 1 else value)
+    if not empty and not value.strip():
+        raise Bad(f"empty {key}")
     return value
 
 # %% ../../nbs/10_rows.ipynb #b8df4c31
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant", "system": "system", "developer": "system",
-         "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool", "ipython": "tool"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
 SPEAKERS = ("user", "assistant", "system")
+
 
 def turn(role: str, content: str) -> dict:
     "One message."
     return {"role": role, "content": content}
 
+
 def content_of(value) -> str:
     "A message's text, which may come in parts."
     if isinstance(value, list) and all(isinstance(p, dict) for p in value):
-        if any(p.get("type") != "text" or not isinstance(p.get("text"), str) for p in value): raise Bad("a message with parts that are not text")
+        if any(p.get("type") != "text" or not isinstance(p.get("text"), str) for p in value):
+            raise Bad("a message with parts that are not text")
         return "".join(p["text"] for p in value)
-    if value is None: raise Bad("no content")
-    if not isinstance(value, str): raise Bad("content is not text")
+    if value is None:
+        raise Bad("no content")
+    if not isinstance(value, str):
+        raise Bad("content is not text")
     return value
 
 # %% ../../nbs/10_rows.ipynb #7712e5f4
 def unquoted(value, what: str):
     "The value of a JSON text; any other value as it is."
-    if not isinstance(value, str): return value
-    try: return json.loads(value)
-    except (ValueError, RecursionError): raise Bad(f"{what} are not JSON")
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Bad(f"{what} are not JSON")
+
 
 def one_call(value) -> dict:
     "One tool call as {'type', 'function': {'name', 'arguments'}}, its arguments an object."
     inner = value.get("function", value) if isinstance(value, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str): raise Bad("a tool call without a name")
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise Bad("a tool call without a name")
     arguments = unquoted(inner.get("arguments") or {}, "tool arguments")
-    if not isinstance(arguments, dict): raise Bad("tool arguments are not an object")
-    return {"type": "function", "function": {"name": inner["name"], "arguments": arguments}} | ({"id": value["id"]} if value.get("id") else {})
+    if not isinstance(arguments, dict):
+        raise Bad("tool arguments are not an object")
+    return {"type": "function", "function": {"name": inner["name"], "arguments": arguments}} | (
+        {"id": value["id"]} if value.get("id") else {}
+    )
+
 
 def calls_of(message: dict) -> list[dict]:
     "The tool calls of a message in OpenAI's, the older OpenAI's or ShareGPT's spelling."
     calls = message.get("tool_calls") or message.get("function_call") or []
-    if message.get("from") == "function_call": calls = unquoted(message.get("value"), "tool calls")
+    if message.get("from") == "function_call":
+        calls = unquoted(message.get("value"), "tool calls")
     return [one_call(c) for c in (calls if isinstance(calls, list) else [calls])]
+
 
 def tools_of(record: dict) -> dict:
     "{'tools': [...]} of a record that offers tools, else nothing."
     tools = unquoted(record.get("tools") or record.get("functions") or [], "tools")
-    if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools): raise Bad("tools are not a list of objects")
-    return {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]} if tools else {}
+    if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+        raise Bad("tools are not a list of objects")
+    return (
+        {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]}
+        if tools
+        else {}
+    )
 
 # %% ../../nbs/10_rows.ipynb #4f1c0818
 def trained_of(message: dict) -> dict:
     "{'trained': ...} where a message says whether it is to be learned."
-    value = next((message[k] for k in ("trained", "train", "weight") if message.get(k) is not None), None)
-    if value not in (None, 0, 1): raise Bad("trained is not true or false")
+    value = next(
+        (message[k] for k in ("trained", "train", "weight") if message.get(k) is not None), None
+    )
+    if value not in (None, 0, 1):
+        raise Bad("trained is not true or false")
     return {} if value is None else {"trained": bool(value)}
+
 
 def message(m) -> dict:
     "One turn in canonical form; `Bad` where its role, text or calls are wrong."
-    if not isinstance(m, dict): raise Bad("a message is not an object")
+    if not isinstance(m, dict):
+        raise Bad("a message is not an object")
     said = m.get("role", m.get("from"))
     role = ROLES.get(said) if isinstance(said, str) else None
-    if role is None: raise Bad("unknown role")
+    if role is None:
+        raise Bad("unknown role")
     value = m.get("content", m.get("value"))
     calls = calls_of(m) if len(m) > 2 or value is None or said == "function_call" else []
     content = "" if said == "function_call" or calls and value is None else content_of(value)
-    more = trained_of(m) | {k: m[k] for k in ("name", "tool_call_id") if isinstance(m.get(k), str)} if len(m) > 2 else {}
-    if role == "assistant" and not content.strip() and not calls and more.get("trained") is not False: raise Bad("empty answer")
+    more = (
+        trained_of(m) | {k: m[k] for k in ("name", "tool_call_id") if isinstance(m.get(k), str)}
+        if len(m) > 2
+        else {}
+    )
+    if (
+        role == "assistant"
+        and not content.strip()
+        and not calls
+        and more.get("trained") is not False
+    ):
+        raise Bad("empty answer")
     return turn(role, content) | ({"tool_calls": calls} if calls else {}) | more
 
 # %% ../../nbs/10_rows.ipynb #709c5b97
 def turns(said: list) -> list[dict]:
     "Turns in canonical form. Nearly all are plain already, and pass through the quick test."
-    return [m if type(m) is dict and len(m) == 2 and m.get("role") in SPEAKERS and type(text := m.get("content")) is str and text and not text.isspace() else message(m) for m in said]
+    return [
+        m
+        if type(m) is dict
+        and len(m) == 2
+        and m.get("role") in SPEAKERS
+        and type(text := m.get("content")) is str
+        and text
+        and not text.isspace()
+        else message(m)
+        for m in said
+    ]
+
 
 def dialogue(said: list) -> list[dict]:
     "Turns to learn from, in a sensible order."
     done = turns(said)
     roles = [m["role"] for m in done]
-    if "assistant" not in roles: raise Bad("no assistant turn")
-    if "tool" in roles and any(b == "tool" and a not in ("assistant", "tool") for a, b in zip([None, *roles], roles)): raise Bad("a tool result without a call")
+    if "assistant" not in roles:
+        raise Bad("no assistant turn")
+    if "tool" in roles and any(
+        b == "tool" and a not in ("assistant", "tool") for a, b in zip([None, *roles], roles)
+    ):
+        raise Bad("a tool result without a call")
     return done
+
 
 def opening(record: dict) -> list[dict]:
     "The system turn that a column holds, if it does."
     text = record.get("system") or record.get("system_prompt")
     return [turn("system", text_of({"system": text}, "system"))] if text else []
 
+
 def conversation(column: str) -> Callable[[dict], dict]:
-    "A converter for turns in a column, after the system prompt and with the tools that stand beside them."
-    return lambda record: {"messages": dialogue(opening(record) + record[column])} | tools_of(record)
+    """A converter for turns in a column, after the system prompt and with the tools that stand
+    beside them."""
+    return lambda record: (
+        {"messages": dialogue(opening(record) + record[column])} | tools_of(record)
+    )
 
 # %% ../../nbs/10_rows.ipynb #5bcbb15b
 def earlier(record: dict) -> list[dict]:
     "The turns of Alpaca's column `history`, a list of [question, answer]."
     pairs = record.get("history") or []
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs): raise Bad("history is not a list of pairs")
-    return [turn(role, text_of({role: text}, role)) for p in pairs for role, text in zip(("user", "assistant"), p)]
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise Bad("history is not a list of pairs")
+    return [
+        turn(role, text_of({role: text}, role))
+        for p in pairs
+        for role, text in zip(("user", "assistant"), p)
+    ]
+
 
 def pair(asked: str, answered: str, *before: str) -> Callable[[dict], dict]:
-    "A converter for what is asked, after the columns before it, and what is answered; system, history and tools where there are some."
+    """A converter for what is asked, after the columns before it, and what is answered; system,
+    history and tools where there are some."""
+
     def convert(record: dict) -> dict:
-        parts = [text_of(record, c, empty=c != asked) for c in (*before, asked) if record.get(c) is not None or c == asked]
+        parts = [
+            text_of(record, c, empty=c != asked)
+            for c in (*before, asked)
+            if record.get(c) is not None or c == asked
+        ]
         question = turn("user", "\n\n".join(p for p in parts if p.strip()))
-        return {"messages": opening(record) + earlier(record) + [question, turn("assistant", text_of(record, answered))]} | tools_of(record)
+        return {
+            "messages": opening(record)
+            + earlier(record)
+            + [question, turn("assistant", text_of(record, answered))]
+        } | tools_of(record)
+
     return convert
 
+
 def alpaca(record: dict) -> dict:
-    "Alpaca's instruction with its input behind it; the only instance of Self-Instruct's seed tasks."
-    if "instances" in record: record = record | (record["instances"][0] if len(record["instances"]) == 1 and isinstance(record["instances"][0], dict) else {})
+    """Alpaca's instruction with its input behind it; the only instance of Self-Instruct's seed
+    tasks."""
+    if "instances" in record:
+        record = record | (
+            record["instances"][0]
+            if len(record["instances"]) == 1 and isinstance(record["instances"][0], dict)
+            else {}
+        )
     extra = text_of(record, "input", empty=True) if record.get("input") is not None else ""
-    return pair("instruction", "output")(record | {"instruction": text_of(record, "instruction") + (f"\n\n{extra}" if extra.strip() else "")})
+    return pair("instruction", "output")(
+        record
+        | {
+            "instruction": text_of(record, "instruction")
+            + (f"\n\n{extra}" if extra.strip() else "")
+        }
+    )
 
 # %% ../../nbs/10_rows.ipynb #404c1465
 def choice(question: str, choices: list, right: int) -> dict:
     "A question with lettered choices; the answer is letter and text."
-    if not choices or len(choices) > 26 or not all(isinstance(c, str) and c.strip() for c in choices): raise Bad("choices are not 1 to 26 texts")
-    if not 0 <= right < len(choices): raise Bad("the answer is not among the choices")
+    if (
+        not choices
+        or len(choices) > 26
+        or not all(isinstance(c, str) and c.strip() for c in choices)
+    ):
+        raise Bad("choices are not 1 to 26 texts")
+    if not 0 <= right < len(choices):
+        raise Bad("the answer is not among the choices")
     lettered = [f"{letter}. {text.strip()}" for letter, text in zip(ascii_uppercase, choices)]
-    printed = [c.strip() for c in choices] == list(ascii_uppercase[:len(choices)])  # the question shows them already
+    printed = [c.strip() for c in choices] == list(
+        ascii_uppercase[: len(choices)]
+    )  # the question shows them already
     asked = question if printed else "\n".join([question.strip() + "\n", *lettered])
-    return {"messages": [turn("user", asked), turn("assistant", choices[right].strip() if printed else lettered[right])]}
+    return {
+        "messages": [
+            turn("user", asked),
+            turn("assistant", choices[right].strip() if printed else lettered[right]),
+        ]
+    }
+
 
 def position(labels: Iterable, answer) -> int:
     "Where the answer's label stands among the labels; -1 where it does not."
     labels = list(labels)
     return labels.index(answer) if answer in labels else -1
 
+
 def stem(record: dict) -> dict:
     "CommonsenseQA and ARC: the question holds its stem and the labelled choices."
     question, choices = record["question"], record["question"].get("choices")
-    if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices): raise Bad("choices are not a list of objects")
-    return choice(text_of(question, "stem"), [c.get("text") for c in choices], position((c.get("label") for c in choices), record["answerKey"]))
+    if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
+        raise Bad("choices are not a list of objects")
+    return choice(
+        text_of(question, "stem"),
+        [c.get("text") for c in choices],
+        position((c.get("label") for c in choices), record["answerKey"]),
+    )
+
 
 def cloze(record: dict) -> dict:
     "Winogrande: the beginnings differ in one name, the end is shared; the name becomes a gap."
     options = record["context_options"]
-    if not all(isinstance(o, str) for o in options): raise Bad("choices are not 1 to 26 texts")
+    if not all(isinstance(o, str) for o in options):
+        raise Bad("choices are not 1 to 26 texts")
     start = os.path.commonprefix(options).rpartition(" ")[0]
-    return choice(f"{start} _ {text_of(record, 'continuation')}", [o[len(start):] for o in options], int(record["gold"]))
+    return choice(
+        f"{start} _ {text_of(record, 'continuation')}",
+        [o[len(start) :] for o in options],
+        int(record["gold"]),
+    )
 
 # %% ../../nbs/10_rows.ipynb #ec284231
 SPEAKER = {"Human": "user", "Assistant": "assistant"}
+
 
 def transcript(text: str) -> list[dict]:
     "The turns of a text '\\n\\nHuman: ... \\n\\nAssistant: ...'."
     before, *parts = re.split(r"\n\n(Human|Assistant): ?", "\n\n" + text.lstrip())
     said = [turn(SPEAKER[who], words.strip()) for who, words in zip(parts[::2], parts[1::2])]
-    if before.strip() or any(a["role"] == b["role"] for a, b in zip(said, said[1:])): raise Bad("a transcript whose turns do not alternate")
+    if before.strip() or any(a["role"] == b["role"] for a, b in zip(said, said[1:])):
+        raise Bad("a transcript whose turns do not alternate")
     return said
+
 
 def spoken(record: dict, column: str, role: str) -> list[dict]:
     "The turns in a column: a text of that role, a transcript, one turn or several."
     value = record[column]
-    if not isinstance(value, str): return turns(value if isinstance(value, list) else [value])
-    return transcript(value) if value.lstrip().startswith("Human: ") else [turn(role, text_of(record, column))]
+    if not isinstance(value, str):
+        return turns(value if isinstance(value, list) else [value])
+    return (
+        transcript(value)
+        if value.lstrip().startswith("Human: ")
+        else [turn(role, text_of(record, column))]
+    )
 
 # %% ../../nbs/10_rows.ipynb #c8ecd1e9
 def asked(record: dict) -> list[dict]:
-    "The prompt that stands beside judged answers, after the system prompt; empty where the answers repeat it."
-    column = next((c for c in ("prompt", "conversations", "messages", "instruction", "question") if record.get(c) is not None), None)
-    if not column: return []
-    prompt = alpaca(record | {"output": "-", "history": record.get("history")})["messages"][:-1] if column == "instruction" else opening(record) + spoken(record, column, "user")
+    """The prompt that stands beside judged answers, after the system prompt; empty where the
+    answers repeat it."""
+    column = next(
+        (
+            c
+            for c in ("prompt", "conversations", "messages", "instruction", "question")
+            if record.get(c) is not None
+        ),
+        None,
+    )
+    if not column:
+        return []
+    prompt = (
+        alpaca(record | {"output": "-", "history": record.get("history")})["messages"][:-1]
+        if column == "instruction"
+        else opening(record) + spoken(record, column, "user")
+    )
     return prompt[:-1] if prompt[-1:] == [turn("assistant", "")] else prompt
+
 
 def preference(record: dict) -> dict:
     "A prompt, the chosen and the rejected answer, each as turns."
     chosen, rejected = (spoken(record, c, "assistant") for c in ("chosen", "rejected"))
-    if chosen == rejected: raise Bad("chosen and rejected are the same")
-    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+    if chosen == rejected:
+        raise Bad("chosen and rejected are the same")
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b),
+        min(len(chosen), len(rejected)),
+    )
     whole = chosen[:1] != [] and chosen[0]["role"] != "assistant"
-    prompt, chosen, rejected = (chosen[:shared], chosen[shared:], rejected[shared:]) if whole else (asked(record), chosen, rejected)
-    if not prompt or prompt[-1]["role"] not in ("user", "tool"): raise Bad("no prompt before the answers")
+    prompt, chosen, rejected = (
+        (chosen[:shared], chosen[shared:], rejected[shared:])
+        if whole
+        else (asked(record), chosen, rejected)
+    )
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise Bad("no prompt before the answers")
     for column, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not answer or answer[0]["role"] != "assistant" or not any(m["content"].strip() or m.get("tool_calls") for m in answer[-1:]): raise Bad(f"empty {column}")
+        if (
+            not answer
+            or answer[0]["role"] != "assistant"
+            or not any(m["content"].strip() or m.get("tool_calls") for m in answer[-1:])
+        ):
+            raise Bad(f"empty {column}")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | tools_of(record)
+
 
 def judged(convert: Callable[[dict], dict], column: str) -> Callable[[dict], dict]:
     "A converter for KTO: a conversation whose last answer a column calls good or bad."
+
     def judge(record: dict) -> dict:
         *prompt, answer = (row := convert(record))["messages"]
-        if answer["role"] != "assistant" or not prompt: raise Bad("no prompt before the answer")
-        return row | {"prompt": prompt, "completion": [answer], "label": str(record[column]).lower() == "true"}
+        if answer["role"] != "assistant" or not prompt:
+            raise Bad("no prompt before the answer")
+        return row | {
+            "prompt": prompt,
+            "completion": [answer],
+            "label": str(record[column]).lower() == "true",
+        }
+
     return lambda record: {k: v for k, v in judge(record).items() if k != "messages"}
 
 # %% ../../nbs/10_rows.ipynb #53a3466b
 @dataclass(frozen=True)
 class Shape:
-    "One spelling of a format: the columns that mark it, with their kinds, and how a record becomes a canonical row."
+    """One spelling of a format: the columns that mark it, with their kinds, and how a record
+    becomes a canonical row."""
+
     columns: dict[str, str]
     convert: Callable[[dict], dict]
     also: tuple[str, ...] = ()  # columns that are used where they are there
 
+
 BESIDE, SAID = ("system", "system_prompt", "tools", "functions"), "text or turns"
 ALPACA = ("input", "history", *BESIDE)
 
+
 def qa(asked: str, answered: str, *before: str) -> Shape:
     "The shape of a question in one column and its answer in another, with context columns."
-    return Shape({c: "text" for c in before} | {asked: "text", answered: "text or a number"}, pair(asked, answered, *before), ("history", *BESIDE))
+    return Shape(
+        {c: "text" for c in before} | {asked: "text", answered: "text or a number"},
+        pair(asked, answered, *before),
+        ("history", *BESIDE),
+    )
+
 
 def first_answer(record: dict) -> dict:
     "SQuAD: the first of the answers, after the context."
     answers = record["answers"]
-    text = answers.get("text") if isinstance(answers, dict) else [a.get("text") for a in answers if isinstance(a, dict)]
-    return pair("question", "answer", "context")(record | {"answer": text[0] if isinstance(text, list) and text else None})
+    text = (
+        answers.get("text")
+        if isinstance(answers, dict)
+        else [a.get("text") for a in answers if isinstance(a, dict)]
+    )
+    return pair("question", "answer", "context")(
+        record | {"answer": text[0] if isinstance(text, list) and text else None}
+    )
+
 
 def contexts(record: dict) -> dict:
     "PubMedQA: the paragraphs of an abstract, a question, and its decision."
-    if not all(isinstance(c, str) for c in record["CONTEXTS"]): raise Bad("CONTEXTS are not texts")
-    return pair("QUESTION", "final_decision", "context")(record | {"context": "\n\n".join(record["CONTEXTS"])})
+    if not all(isinstance(c, str) for c in record["CONTEXTS"]):
+        raise Bad("CONTEXTS are not texts")
+    return pair("QUESTION", "final_decision", "context")(
+        record | {"context": "\n\n".join(record["CONTEXTS"])}
+    )
 
 # %% ../../nbs/10_rows.ipynb #48fef129
 FORMATS: dict[str, list[Shape]] = {
     "messages": [Shape({"messages": "a list"}, conversation("messages"), BESIDE)],
     "sharegpt": [Shape({"conversations": "a list"}, conversation("conversations"), BESIDE)],
-    "alpaca": [Shape({"instruction": "text", "output": "text"}, alpaca, ALPACA), Shape({"instruction": "text", "instances": "a list"}, alpaca, ALPACA), qa("instruction", "response"), qa("instruction", "response", "context")],
+    "alpaca": [
+        Shape({"instruction": "text", "output": "text"}, alpaca, ALPACA),
+        Shape({"instruction": "text", "instances": "a list"}, alpaca, ALPACA),
+        qa("instruction", "response"),
+        qa("instruction", "response", "context"),
+    ],
     "prompt_completion": [
-        Shape({"prompt": SAID, "completion": SAID}, lambda r: {"messages": dialogue(opening(r) + spoken(r, "prompt", "user") + spoken(r, "completion", "assistant"))} | tools_of(r), BESIDE),
-        qa("prompt", "response"), qa("inputs", "targets"), qa("prompt", "canonical_solution")],
+        Shape(
+            {"prompt": SAID, "completion": SAID},
+            lambda r: (
+                {
+                    "messages": dialogue(
+                        opening(r)
+                        + spoken(r, "prompt", "user")
+                        + spoken(r, "completion", "assistant")
+                    )
+                }
+                | tools_of(r)
+            ),
+            BESIDE,
+        ),
+        qa("prompt", "response"),
+        qa("inputs", "targets"),
+        qa("prompt", "canonical_solution"),
+    ],
     "question_answer": [
-        qa("question", "answer"), qa("question", "answer", "context"), qa("query", "response"), qa("problem", "solution"), qa("input", "target"), qa("Question", "Best Answer"), qa("sQuestion", "lSolutions", "Body"),
-        Shape({"context": "text", "question": "text", "answers": "a list"}, first_answer), Shape({"context": "text", "question": "text", "answers": "an object"}, first_answer),
-        Shape({"QUESTION": "text", "CONTEXTS": "a list", "final_decision": "text"}, contexts)],
+        qa("question", "answer"),
+        qa("question", "answer", "context"),
+        qa("query", "response"),
+        qa("problem", "solution"),
+        qa("input", "target"),
+        qa("Question", "Best Answer"),
+        qa("sQuestion", "lSolutions", "Body"),
+        Shape({"context": "text", "question": "text", "answers": "a list"}, first_answer),
+        Shape({"context": "text", "question": "text", "answers": "an object"}, first_answer),
+        Shape({"QUESTION": "text", "CONTEXTS": "a list", "final_decision": "text"}, contexts),
+    ],
     "multiple_choice": [
-        Shape({"query": "text", "choices": "a list", "gold": "a whole number"}, lambda r: choice(r["query"], r["choices"], int(r["gold"]))),
-        Shape({"question": "text", "choices": "a list", "answer": "a whole number"}, lambda r: choice(r["question"], r["choices"], int(r["answer"]))),
+        Shape(
+            {"query": "text", "choices": "a list", "gold": "a whole number"},
+            lambda r: choice(r["query"], r["choices"], int(r["gold"])),
+        ),
+        Shape(
+            {"question": "text", "choices": "a list", "answer": "a whole number"},
+            lambda r: choice(r["question"], r["choices"], int(r["answer"])),
+        ),
         Shape({"question": "an object", "answerKey": "text"}, stem),
-        Shape({"question": "text", "choices": "an object", "answerKey": "text"}, lambda r: choice(r["question"], r["choices"].get("text"), position(r["choices"].get("label") or (), r["answerKey"]))),
-        Shape({"question": "text", "options": "an object", "answer": "text", "answer_idx": "text"}, lambda r: choice(r["question"], list(r["options"].values()), position(r["options"], r["answer_idx"]))),
-        Shape({"context": "text", "question": "text", "ans0": "text", "ans1": "text", "ans2": "text", "label": "a whole number"}, lambda r: choice(f"{r['context']} {r['question']}", [r["ans0"], r["ans1"], r["ans2"]], int(r["label"]))),
-        Shape({"premise": "text", "choice1": "text", "choice2": "text", "question": "text", "label": "a whole number"},
-              lambda r: choice(f"{r['premise']}\n\n{'What was the cause?' if r['question'] == 'cause' else 'What happened as a result?'}", [r["choice1"], r["choice2"]], int(r["label"]))),
-        Shape({"context_options": "a list", "continuation": "text", "gold": "a whole number"}, cloze)],
-    "preference": [Shape({c: SAID for c in (*prompt, "chosen", "rejected")}, preference, ALPACA) for prompt in ((), ("prompt",), ("conversations",), ("instruction",), ("question",))],
+        Shape(
+            {"question": "text", "choices": "an object", "answerKey": "text"},
+            lambda r: choice(
+                r["question"],
+                r["choices"].get("text"),
+                position(r["choices"].get("label") or (), r["answerKey"]),
+            ),
+        ),
+        Shape(
+            {"question": "text", "options": "an object", "answer": "text", "answer_idx": "text"},
+            lambda r: choice(
+                r["question"], list(r["options"].values()), position(r["options"], r["answer_idx"])
+            ),
+        ),
+        Shape(
+            {
+                "context": "text",
+                "question": "text",
+                "ans0": "text",
+                "ans1": "text",
+                "ans2": "text",
+                "label": "a whole number",
+            },
+            lambda r: choice(
+                f"{r['context']} {r['question']}",
+                [r["ans0"], r["ans1"], r["ans2"]],
+                int(r["label"]),
+            ),
+        ),
+        Shape(
+            {
+                "premise": "text",
+                "choice1": "text",
+                "choice2": "text",
+                "question": "text",
+                "label": "a whole number",
+            },
+            lambda r: choice(
+                f"{r['premise']}\n\n{'What was the cause?' if r['question'] == 'cause' else 'What happened as a result?'}",
+                [r["choice1"], r["choice2"]],
+                int(r["label"]),
+            ),
+        ),
+        Shape(
+            {"context_options": "a list", "continuation": "text", "gold": "a whole number"}, cloze
+        ),
+    ],
+    "preference": [
+        Shape({c: SAID for c in (*prompt, "chosen", "rejected")}, preference, ALPACA)
+        for prompt in ((), ("prompt",), ("conversations",), ("instruction",), ("question",))
+    ],
     "kto": [
-        Shape({"prompt": SAID, "completion": SAID, "label": "true or false"}, judged(lambda r: FORMATS["prompt_completion"][0].convert(r), "label"), BESIDE),
-        *(Shape({column: "a list", label: "true or false"}, judged(conversation(column), label), BESIDE) for column in ("messages", "conversations") for label in ("label", "kto_tag")),
-        *(Shape({"instruction": "text", "output": "text", label: "true or false"}, judged(alpaca, label), ALPACA) for label in ("tag", "label", "kto_tag"))],
+        Shape(
+            {"prompt": SAID, "completion": SAID, "label": "true or false"},
+            judged(lambda r: FORMATS["prompt_completion"][0].convert(r), "label"),
+            BESIDE,
+        ),
+        *(
+            Shape(
+                {column: "a list", label: "true or false"},
+                judged(conversation(column), label),
+                BESIDE,
+            )
+            for column in ("messages", "conversations")
+            for label in ("label", "kto_tag")
+        ),
+        *(
+            Shape(
+                {"instruction": "text", "output": "text", label: "true or false"},
+                judged(alpaca, label),
+                ALPACA,
+            )
+            for label in ("tag", "label", "kto_tag")
+        ),
+    ],
     "text": [Shape({"text": "text"}, lambda r: {"text": text_of(r, "text")})],
 }
 
@@ -338,93 +646,205 @@ def fits(shape: Shape, record: dict) -> bool:
 @dataclass(frozen=True)
 class Match:
     "What a source was taken for, and why."
+
     format: str
     shape: Shape
     why: str
 
-JUDGED = {"rejected": "text or turns", "label": "true or false", "tag": "true or false", "kto_tag": "true or false"}  # columns that mark an answer as worse
+
+JUDGED = {
+    "rejected": "text or turns",
+    "label": "true or false",
+    "tag": "true or false",
+    "kto_tag": "true or false",
+}  # columns that mark an answer as worse
 TURNS = {"messages", "conversations", "prompt", "completion", "chosen", "rejected"}
-MESSAGE = {"role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id", "trained", "train", "weight"}  # what is used of a turn
+MESSAGE = {
+    "role",
+    "from",
+    "content",
+    "value",
+    "name",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "trained",
+    "train",
+    "weight",
+}  # what is used of a turn
+
 
 def why(name: str, shape: Shape, records: list[dict]) -> str:
     "Why a format was taken, in one line."
     n, hits = len(records), sum(fits(shape, r) for r in records)
     columns = ", ".join(f"{c} ({kind})" for c, kind in shape.columns.items())
-    inside = {f"{c}.{k}"[:40] for r in records for c in shape.columns if c in TURNS and isinstance(r.get(c), list) for m in r[c] if isinstance(m, dict) for k in m.keys() - MESSAGE}
-    unused = sorted({str(k)[:30] for r in records for k in r} - {*shape.columns, *shape.also} | inside)
+    inside = {
+        f"{c}.{k}"[:40]
+        for r in records
+        for c in shape.columns
+        if c in TURNS and isinstance(r.get(c), list)
+        for m in r[c]
+        if isinstance(m, dict)
+        for k in m.keys() - MESSAGE
+    }
+    unused = sorted(
+        {str(k)[:30] for r in records for k in r} - {*shape.columns, *shape.also} | inside
+    )
     rest = f"; not used: {', '.join(unused[:12])}{', ...' if unused[12:] else ''}" if unused else ""
-    return f"{name}: {'every one' if hits == n else hits} of the first {n} rows {'has' if hits == n else 'have'} the column{'s' * (len(shape.columns) > 1)} {columns}{rest}"
+    return (
+        f"{name}: {'every one' if hits == n else hits} of the first {n} rows"
+        f" {'has' if hits == n else 'have'} the column{'s' * (len(shape.columns) > 1)}"
+        f" {columns}{rest}"
+    )
 
 # %% ../../nbs/10_rows.ipynb #c5241797
 def candidates(records: list[dict]) -> list[tuple[str, Shape]]:
     "The shapes that most of the records fit, without those that another one contains."
-    found = [(name, shape) for name, shapes in FORMATS.items() for shape in shapes if sum(fits(shape, r) for r in records) * 2 > len(records)]
-    return [(name, shape) for name, shape in found if not any(shape.columns.keys() < other.columns.keys() for _, other in found)]
+    found = [
+        (name, shape)
+        for name, shapes in FORMATS.items()
+        for shape in shapes
+        if sum(fits(shape, r) for r in records) * 2 > len(records)
+    ]
+    return [
+        (name, shape)
+        for name, shape in found
+        if not any(shape.columns.keys() < other.columns.keys() for _, other in found)
+    ]
 
-def recognise(records: list[dict], # the first records of a source
-              source: str) -> Match:
-    "The one format that the records have; `UserError` where none or several fit, or where answers are marked good and bad."
+
+def recognise(
+    records: list[dict],  # the first records of a source
+    source: str,
+) -> Match:
+    """The one format that the records have; `UserError` where none or several fit, or where answers
+    are marked good and bad."""
     found = candidates(records)
     mark = next((c for r in records for c, kind in JUDGED.items() if KINDS[kind](r.get(c))), None)
-    if len(found) == 1 and (not mark or mark in found[0][1].columns): return Match(*found[0], why(*found[0], records))
+    if len(found) == 1 and (not mark or mark in found[0][1].columns):
+        return Match(*found[0], why(*found[0], records))
     columns = ", ".join(sorted({str(k)[:30] for r in records for k in r if k})[:12]) or "(none)"
     several = "; ".join(f"{name} ({', '.join(shape.columns)})" for name, shape in found)
-    what = f"rows fit more than one format: {several}" if len(found) > 1 else f"the column {mark!r} marks worse answers, which would be learned like the good ones" if found else f"no known format has the columns {columns}"
-    raise UserError(f"{source}: {what}", "data.format: auto", "; ".join(f"{n} ({', '.join(s[0].columns)})" for n, s in FORMATS.items()), "name the format in data.format, or rename the columns")
+    what = (
+        f"rows fit more than one format: {several}"
+        if len(found) > 1
+        else f"the column {mark!r} marks worse answers, which would be learned like the good ones"
+        if found
+        else f"no known format has the columns {columns}"
+    )
+    raise UserError(
+        f"{source}: {what}",
+        "data.format: auto",
+        "; ".join(f"{n} ({', '.join(s[0].columns)})" for n, s in FORMATS.items()),
+        "name the format in data.format, or rename the columns",
+    )
 
 # %% ../../nbs/10_rows.ipynb #b8577b14
 class Source(Section):
     "Where rows come from."
-    path: str = Field(description="a file, a folder, a glob, or a hub name", examples=["train.jsonl"])
-    format: Literal[("auto", *FORMATS)] = Field("auto", description="the format of the rows; auto recognises it")
+
+    path: str = Field(
+        description="a file, a folder, a glob, or a hub name", examples=["train.jsonl"]
+    )
+    format: Literal[("auto", *FORMATS)] = Field(
+        "auto", description="the format of the rows; auto recognises it"
+    )
     config: str | None = Field(None, description="the configuration of a hub data set")
-    split: str | None = Field(None, description="the split of a hub data set; train where none is named")
+    split: str | None = Field(
+        None, description="the split of a hub data set; train where none is named"
+    )
     revision: str | None = Field(None, description="the commit or tag of a hub data set")
     weight: float | None = Field(None, gt=0, description="its share of a mixture")
     limit: int | None = Field(None, ge=1, description="read so many rows at most")
-    name: str | None = Field(None, description="what the task is called in reports; from the path where it is not given")
+    name: str | None = Field(
+        None, description="what the task is called in reports; from the path where it is not given"
+    )
 
     @property
     def task(self) -> str:
         "The task's name."
-        return self.name or re.sub(r"(\.[a-z]+)+$", "", self.path.rstrip("/").rpartition("/")[2]) or self.path
+        return (
+            self.name
+            or re.sub(r"(\.[a-z]+)+$", "", self.path.rstrip("/").rpartition("/")[2])
+            or self.path
+        )
+
 
 def one_source(text: str) -> Source:
     "A line of a recipe as a section; `name:config:split` of the hub is taken apart."
     path, config, split = (text, "", "") if is_local(text) else (text.split(":") + ["", ""])[:3]
     return Source(path=path, config=config or None, split=split or None)
 
-def as_sources(value: str | Source | list[str | Source] # as a recipe has it
-              ) -> list[Source]:
+
+def as_sources(
+    value: str | Source | list[str | Source],  # as a recipe has it
+) -> list[Source]:
     "One source or several as sections; `datasets` objects pass through."
     some = value if isinstance(value, list) else [value]
-    if not some: raise UserError("the list of sources is empty", "data.train", "a path, a folder, a hub name, or a list of them")
+    if not some:
+        raise UserError(
+            "the list of sources is empty",
+            "data.train",
+            "a path, a folder, a hub name, or a list of them",
+        )
     return [one_source(s) if isinstance(s, str) else s for s in some]
 
 # %% ../../nbs/10_rows.ipynb #b1575509
 def read_hub(source: Source) -> Iterator[tuple[int, object]]:
     "(row number, record) of a hub data set, streamed; no script of it is run."
-    try: dataset = load_dataset(source.path, source.config, split=source.split or "train", revision=source.revision, streaming=True)
+    try:
+        dataset = load_dataset(
+            source.path,
+            source.config,
+            split=source.split or "train",
+            revision=source.revision,
+            streaming=True,
+        )
     except (DatasetNotFoundError, ConnectionError, ValueError, OSError) as error:
-        raise UserError(f"there is no file or folder {source.path!r}, and the hub gave no data set of that name ({type(error).__name__})", "data.train or data.val",
-                        "a path, or a hub name such as openai/gsm8k", "check the spelling; paths are taken from where the command runs") from None
+        raise UserError(
+            f"there is no file or folder {source.path!r}, and the hub gave no data set of that name"
+            f" ({type(error).__name__})",
+            "data.train or data.val",
+            "a path, or a hub name such as openai/gsm8k",
+            "check the spelling; paths are taken from where the command runs",
+        ) from None
     return guarded(source.path, enumerate(map(dict, dataset), 1))
+
 
 def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, object]]:
     "(row number, record) of a `datasets` object."
-    if isinstance(dataset, DatasetDict): raise UserError("the DatasetDict holds several splits", "the source", "one of " + ", ".join(dataset), "take one of them")
-    if isinstance(dataset, IterableDataset): return enumerate(map(dict, dataset), 1)
-    return enumerate((r for batch in dataset.with_format("arrow").iter(1000) for r in batch.to_pylist()), 1)
+    if isinstance(dataset, DatasetDict):
+        raise UserError(
+            "the DatasetDict holds several splits",
+            "the source",
+            "one of " + ", ".join(dataset),
+            "take one of them",
+        )
+    if isinstance(dataset, IterableDataset):
+        return enumerate(map(dict, dataset), 1)
+    return enumerate(
+        (r for batch in dataset.with_format("arrow").iter(1000) for r in batch.to_pylist()), 1
+    )
 
 # %% ../../nbs/10_rows.ipynb #0a5bcb69
-def parts_of(source: Source | Dataset | IterableDataset) -> list[tuple[str, Callable[[], Iterable]]]:
-    "(label, reader) of every file that a source stands for; a label is the path as it was written, or the name alone of a path that begins elsewhere."
-    if not isinstance(source, Source): return [("dataset", lambda: read_object(source))]
+def parts_of(
+    source: Source | Dataset | IterableDataset,
+) -> list[tuple[str, Callable[[], Iterable]]]:
+    """(label, reader) of every file that a source stands for; a label is the path as it was
+    written, or the name alone of a path that begins elsewhere."""
+    if not isinstance(source, Source):
+        return [("dataset", lambda: read_object(source))]
     files = files_of(path := Path(source.path).expanduser())
-    if not files and is_local(source.path): raise missing(path)
+    if not files and is_local(source.path):
+        raise missing(path)
     root = Path(os.path.commonpath([f.parent for f in files])) if files else None
-    named = {f.relative_to(root).as_posix() if f.is_absolute() or ".." in f.parts else f.as_posix(): f for f in files}
-    return [(label, lambda f=f, label=label: read_file(f, label)) for label, f in named.items()] or [(source.path, lambda: read_hub(source))]
+    named = {
+        f.relative_to(root).as_posix() if f.is_absolute() or ".." in f.parts else f.as_posix(): f
+        for f in files
+    }
+    return [
+        (label, lambda f=f, label=label: read_file(f, label)) for label, f in named.items()
+    ] or [(source.path, lambda: read_hub(source))]
 
 # %% ../../nbs/10_rows.ipynb #a96ec69d
 def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
@@ -433,12 +853,16 @@ def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iter
     for line, record in records:
         ledger.read += 1
         try:
-            if not isinstance(record, dict): raise record if isinstance(record, Bad) else Bad("not an object")
+            if not isinstance(record, dict):
+                raise record if isinstance(record, Bad) else Bad("not an object")
             for column, kind, right in columns:
-                if (value := record.get(column)) is None: raise Bad(f"no {column}")
-                if not right(value): raise Bad(f"{column} is not {kind}")
+                if (value := record.get(column)) is None:
+                    raise Bad(f"no {column}")
+                if not right(value):
+                    raise Bad(f"{column} is not {kind}")
             row = shape.convert(record)
-        except Bad as fault: ledger.rejects.append(Reject(label, line, str(fault)))
+        except Bad as fault:
+            ledger.rejects.append(Reject(label, line, str(fault)))
         else:
             row["source"], row["line"] = label, line
             yield row
@@ -447,54 +871,104 @@ def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iter
 def match_of(head: list[tuple[int, object]], label: str, format: str) -> Match:
     "What the first records of a file are; `UserError` where no record is an object."
     records = [r for _, r in head if isinstance(r, dict)]
-    if not head: raise UserError(f"{label} holds no rows", "data.train or data.val", None, "the file is empty: check how it was written")
+    if not head:
+        raise UserError(
+            f"{label} holds no rows",
+            "data.train or data.val",
+            None,
+            "the file is empty: check how it was written",
+        )
     if format != "auto":
-        shape = max(FORMATS[format], key=lambda s: ((hits := sum(fits(s, r) for r in records)), hits and len(s.columns)))
+        shape = max(
+            FORMATS[format],
+            key=lambda s: ((hits := sum(fits(s, r) for r in records)), hits and len(s.columns)),
+        )
         return Match(format, shape, f"{format}: the recipe names it")
-    if records: return recognise(records, label)
+    if records:
+        return recognise(records, label)
     line, first = head[0]
-    raise UserError(f"{label}: no row is an object", f"{label}:{line}", 'one {"column": value} a line', str(first) if isinstance(first, Bad) else "the file holds other values")
+    raise UserError(
+        f"{label}: no row is an object",
+        f"{label}:{line}",
+        'one {"column": value} a line',
+        str(first) if isinstance(first, Bad) else "the file holds other values",
+    )
 
-def matches_of(parts: list[tuple[str, Callable[[], Iterable]]], name: str, format: str) -> dict[str, Match]:
+
+def matches_of(
+    parts: list[tuple[str, Callable[[], Iterable]]], name: str, format: str
+) -> dict[str, Match]:
     "What each file of a source is, from its first hundred records; `UserError` where they differ."
     found = {label: match_of(list(islice(read(), 100)), label, format) for label, read in parts}
     if len({m.format for m in found.values()}) > 1:
-        raise UserError(f"the folder {name} mixes formats: {', '.join(f'{f} is {m.format}' for f, m in found.items())}", "data.train or data.val", "one format in a folder", "name the files as a list")
+        raise UserError(
+            f"the folder {name} mixes formats:"
+            f" {', '.join(f'{f} is {m.format}' for f, m in found.items())}",
+            "data.train or data.val",
+            "one format in a folder",
+            "name the files as a list",
+        )
     return found
 
 # %% ../../nbs/10_rows.ipynb #072ab905
-def read_rows(source: Source | Dataset | IterableDataset, # one source, or a `datasets` object
-              ledger: Ledger,                             # filled as the rows are read
-              format: str = "auto"                        # of an object, or of a source that does not name its own
-             ) -> Iterator[dict]:
-    "The rows of a source in canonical form, streamed; damage that concerns the whole source is raised at once."
-    own, limit, name = (source.format, source.limit, source.path) if isinstance(source, Source) else ("auto", None, "dataset")
+def read_rows(
+    source: Source | Dataset | IterableDataset,  # one source, or a `datasets` object
+    ledger: Ledger,  # filled as the rows are read
+    format: str = "auto",  # of an object, or of a source that does not name its own
+) -> Iterator[dict]:
+    """The rows of a source in canonical form, streamed; damage that concerns the whole source is
+    raised at once."""
+    own, limit, name = (
+        (source.format, source.limit, source.path)
+        if isinstance(source, Source)
+        else ("auto", None, "dataset")
+    )
     parts = parts_of(source)
     matches = matches_of(parts, name, format if own == "auto" else own)
     ledger.formats |= {label: m.format for label, m in matches.items()}
     ledger.why |= {label: m.why for label, m in matches.items()}
     records = islice(((label, numbered) for label, read in parts for numbered in read()), limit)
-    return (row for label, some in groupby(records, lambda pair: pair[0]) for row in convert(label, (n for _, n in some), matches[label].shape, ledger))
+    return (
+        row
+        for label, some in groupby(records, lambda pair: pair[0])
+        for row in convert(label, (n for _, n in some), matches[label].shape, ledger)
+    )
 
 # %% ../../nbs/10_rows.ipynb #db8e11a3
-def load_rows(source: str | Source | list,  # a path, a folder, a glob, a hub name, a `datasets` object, or a list of them
-              format: str = "auto"          # a key of FORMATS, or auto
-             ) -> tuple[list[dict], Ledger, str]:
-    "Every row of the sources in canonical form, the ledger, and the format: rows read = kept + rejected."
+def load_rows(
+    source: str
+    | Source
+    | list,  # a path, a folder, a glob, a hub name, a `datasets` object, or a list of them
+    format: str = "auto",  # a key of FORMATS, or auto
+) -> tuple[list[dict], Ledger, str]:
+    """Every row of the sources in canonical form, the ledger, and the format: rows read = kept +
+    rejected."""
     ledger = Ledger()
     rows = [row for one in as_sources(source) for row in read_rows(one, ledger, format)]
     return rows, ledger, ", ".join(sorted(set(ledger.formats.values())))
 
 # %% ../../nbs/10_rows.ipynb #76a91c2d
 def check_rejects(ledger: Ledger, limit: float) -> None:
-    "`UserError` with the table of reasons where more than `limit` (a share) of the rows are damaged."
-    if ledger.damaged <= limit * ledger.read: return
+    """`UserError` with the table of reasons where more than `limit` (a share) of the rows are
+    damaged."""
+    if ledger.damaged <= limit * ledger.read:
+        return
     places = {r.reason: f"{r.file}:{r.line}" for r in reversed(ledger.rejects)}
-    reasons = "\n".join(f"    {n:6} {reason} (first: {places[reason]})" for reason, n in ledger.reasons.items())
-    raise UserError(f"{ledger.damaged} of {ledger.read} rows cannot be used:\n{reasons}", "data.train", f"at most {limit:.1%} rejected", "mend the rows, or raise data.max_rejects")
+    reasons = "\n".join(
+        f"    {n:6} {reason} (first: {places[reason]})" for reason, n in ledger.reasons.items()
+    )
+    raise UserError(
+        f"{ledger.damaged} of {ledger.read} rows cannot be used:\n{reasons}",
+        "data.train",
+        f"at most {limit:.1%} rejected",
+        "mend the rows, or raise data.max_rejects",
+    )
 
 # %% ../../nbs/10_rows.ipynb #ed83fe63
 def key(row: dict) -> int:
-    "A 64-bit hash of a canonical row's content, without where it stands: equal rows have equal keys, on every machine."
+    """A 64-bit hash of a canonical row's content, without where it stands: equal rows have equal
+    keys, on every machine."""
     content = [(k, row[k]) for k in sorted(row) if k not in ("source", "line")]
-    return int.from_bytes(hashlib.blake2b(marshal.dumps(content, 2), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(marshal.dumps(content, 2), digest_size=8).digest(), "little"
+    )

@@ -30,96 +30,133 @@ from rich.text import Text
 from .rows import Source, load_rows
 
 # %% ../../nbs/13_stats.ipynb #48f5b22a
-GOLD = np.uint64(0x9E3779B97F4A7C15)  # odd, near 2**64 / golden ratio: multiplying by it spreads bits
+GOLD = np.uint64(
+    0x9E3779B97F4A7C15
+)  # odd, near 2**64 / golden ratio: multiplying by it spreads bits
+
 
 def row_numbers(offsets: np.ndarray) -> np.ndarray:
     "The row of every token."
     return np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
 
-def shingles(ids: np.ndarray,     # (tokens,) of all rows, end to end
-             offsets: np.ndarray, # (rows + 1,) where each row begins
-             n: int = 5           # tokens in a shingle
-            ) -> tuple[np.ndarray, np.ndarray]:
+
+def shingles(
+    ids: np.ndarray,  # (tokens,) of all rows, end to end
+    offsets: np.ndarray,  # (rows + 1,) where each row begins
+    n: int = 5,  # tokens in a shingle
+) -> tuple[np.ndarray, np.ndarray]:
     "(64-bit hash, row) of every run of n tokens that lies inside a row."
     rows, last = row_numbers(offsets), max(0, len(ids) - n + 1)
     hashes = np.zeros(last, np.uint64)
     for i in range(n):
         hashes *= GOLD
-        hashes += ids[i:last + i].astype(np.uint32, copy=False)
-    inside = rows[:last] == rows[n - 1:]
+        hashes += ids[i : last + i].astype(np.uint32, copy=False)
+    inside = rows[:last] == rows[n - 1 :]
     hashes = hashes[inside]
     hashes ^= hashes >> np.uint64(29)
     return hashes * GOLD, rows[:last][inside]
 
 # %% ../../nbs/13_stats.ipynb #72265f08
-def common(hashes: np.ndarray, rows: np.ndarray,
-           limits: np.ndarray # (rows,) in how many rows of its source a row's shingle may stand
-          ) -> np.ndarray:
+def common(
+    hashes: np.ndarray,
+    rows: np.ndarray,
+    limits: np.ndarray,  # (rows,) in how many rows of its source a row's shingle may stand
+) -> np.ndarray:
     "Whether each shingle stands in more rows than allowed."
     buckets = (hashes >> np.uint64(42)).astype(np.uint32)
     crowded = (np.bincount(buckets, minlength=1 << 22) > limits.min(initial=np.inf))[buckets]
     found, number = np.unique(hashes[crowded], return_inverse=True)
     places = np.unique(number << 32 | rows[crowded])
-    crowded[crowded] = np.bincount(places >> 32, minlength=len(found))[number] > limits[rows[crowded]]
+    crowded[crowded] = (
+        np.bincount(places >> 32, minlength=len(found))[number] > limits[rows[crowded]]
+    )
     return crowded
 
-def template(hashes: np.ndarray, rows: np.ndarray, sources: np.ndarray, # (rows,) the number of each row's source
-             share: float) -> np.ndarray:
+
+def template(
+    hashes: np.ndarray,
+    rows: np.ndarray,
+    sources: np.ndarray,  # (rows,) the number of each row's source
+    share: float,
+) -> np.ndarray:
     "The sorted hashes of the shingles that stand in more than a share of the rows of a source."
     limits = np.maximum(20, share * np.bincount(sources)[sources])
-    apart = hashes ^ GOLD * sources[rows].astype(np.uint64)  # the same shingle in two sources is counted twice
+    apart = hashes ^ GOLD * sources[rows].astype(
+        np.uint64
+    )  # the same shingle in two sources is counted twice
     return np.unique(hashes[common(apart, rows, limits)])
 
-def among(hashes: np.ndarray, known: np.ndarray # sorted
-         ) -> np.ndarray:
+
+def among(
+    hashes: np.ndarray,
+    known: np.ndarray,  # sorted
+) -> np.ndarray:
     "Whether each hash is known. `np.isin` would sort the known ones every time."
-    return known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes if len(known) else np.zeros(len(hashes), bool)
+    return (
+        known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
+        if len(known)
+        else np.zeros(len(hashes), bool)
+    )
 
 # %% ../../nbs/13_stats.ipynb #9955ffef
 PIECE = 1 << 16  # shingles worked on at a time: 256 KiB, which a core keeps near
 
-def signatures(hashes: np.ndarray, # (shingles,) sorted by row
-               starts: np.ndarray, # where each row begins in them
-               k: int,             # permutations
-               seed: int = 0) -> np.ndarray:
+
+def signatures(
+    hashes: np.ndarray,  # (shingles,) sorted by row
+    starts: np.ndarray,  # where each row begins in them
+    k: int,  # permutations
+    seed: int = 0,
+) -> np.ndarray:
     "(k, rows): the smallest permuted hash of each row, for k permutations."
     random, short = np.random.default_rng(seed), (hashes >> np.uint64(32)).astype(np.uint32)
     factors, shifts = random.integers(0, 2**32, (2, k), dtype=np.uint32) | np.uint32(1)
     out, edges = np.empty((k, len(starts)), np.uint32), np.append(starts, len(hashes))
-    cuts = np.unique(np.searchsorted(edges, np.arange(0, len(hashes) + PIECE, PIECE)).clip(0, len(starts)))
+    cuts = np.unique(
+        np.searchsorted(edges, np.arange(0, len(hashes) + PIECE, PIECE)).clip(0, len(starts))
+    )
     for low, high in zip(cuts, cuts[1:]):
-        piece, at = short[edges[low]:edges[high]], edges[low:high] - edges[low]
-        for i in range(k): out[i, low:high] = np.minimum.reduceat(piece * factors[i] + shifts[i], at)
+        piece, at = short[edges[low] : edges[high]], edges[low:high] - edges[low]
+        for i in range(k):
+            out[i, low:high] = np.minimum.reduceat(piece * factors[i] + shifts[i], at)
     return out
 
 # %% ../../nbs/13_stats.ipynb #4067f1f4
-def candidates(sign: np.ndarray, # (permutations, rows)
-               bands: int,
-               window: int = 8   # neighbours that are looked at in a bucket of equal bands
-              ) -> tuple[np.ndarray, np.ndarray]:
+def candidates(
+    sign: np.ndarray,  # (permutations, rows)
+    bands: int,
+    window: int = 8,  # neighbours that are looked at in a bucket of equal bands
+) -> tuple[np.ndarray, np.ndarray]:
     "Pairs of rows that agree in a whole band."
     rows, pairs = sign.shape[1], [np.zeros(0, np.int64)]
     for band in np.split(sign, bands):
         value = np.zeros(rows, np.uint64)
-        for line in band: value = value * GOLD + line
+        for line in band:
+            value = value * GOLD + line
         order = np.argsort(value, kind="stable")
         value = value[order]
         for step in range(1, min(window, rows - 1) + 1):
             same = value[step:] == value[:-step]
-            if not same.any(): break
+            if not same.any():
+                break
             a, b = order[:-step][same], order[step:][same]
             pairs.append(np.minimum(a, b) * rows + np.maximum(a, b))
     return np.divmod(np.unique(np.concatenate(pairs)), max(1, rows))
 
 # %% ../../nbs/13_stats.ipynb #a24117ba
-def near_duplicates(ids: np.ndarray,         # (tokens,) of all rows, end to end
-                    offsets: np.ndarray,     # (rows + 1,)
-                    threshold: float = 0.8,  # the Jaccard share of shingles from which rows belong together
-                    n: int = 5,              # tokens in a shingle
-                    share: float = 0.1,      # shingles that stand in more of a source's rows are template text
-                    sources: np.ndarray = None, # (rows,) the number of each row's source; one source where it is not given
-                    bands: int = 16, depth: int = 4) -> np.ndarray:
-    "(rows,): equal labels for equal and for nearly equal rows; a label is the number of its first row."
+def near_duplicates(
+    ids: np.ndarray,  # (tokens,) of all rows, end to end
+    offsets: np.ndarray,  # (rows + 1,)
+    threshold: float = 0.8,  # the Jaccard share of shingles from which rows belong together
+    n: int = 5,  # tokens in a shingle
+    share: float = 0.1,  # shingles that stand in more of a source's rows are template text
+    # (rows,) the number of each row's source; one source where it is not given
+    sources: np.ndarray = None,
+    bands: int = 16,
+    depth: int = 4,
+) -> np.ndarray:
+    """(rows,): equal labels for equal and for nearly equal rows; a label is the number of its first
+    row."""
     labels = equal_rows(ids, offsets)
     hashes, rows = shingles(ids, offsets, n)
     sources = np.zeros(len(labels), np.int64) if sources is None else np.asarray(sources)
@@ -128,10 +165,20 @@ def near_duplicates(ids: np.ndarray,         # (tokens,) of all rows, end to end
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
     sign = signatures(hashes, starts, bands * depth)
     a, b = candidates(sign, bands)
-    alike = sum((line[a] == line[b] for line in sign), np.zeros(len(a))) / len(sign)  # four standard errors below the threshold are looked at
-    order = np.argsort(-alike, kind="stable")[:int((alike >= threshold - 0.2).sum())]
-    sets = cache(lambda i: set(hashes[starts[i]:starts[i + 1] if i + 1 < len(starts) else None].tolist()))
-    return join(labels, rows[starts], zip(a[order].tolist(), b[order].tolist()), lambda i, j: likeness(sets(i), sets(j)) >= threshold)
+    alike = sum((line[a] == line[b] for line in sign), np.zeros(len(a))) / len(
+        sign
+    )  # four standard errors below the threshold are looked at
+    order = np.argsort(-alike, kind="stable")[: int((alike >= threshold - 0.2).sum())]
+    sets = cache(
+        lambda i: set(hashes[starts[i] : starts[i + 1] if i + 1 < len(starts) else None].tolist())
+    )
+    return join(
+        labels,
+        rows[starts],
+        zip(a[order].tolist(), b[order].tolist()),
+        lambda i, j: likeness(sets(i), sets(j)) >= threshold,
+    )
+
 
 def likeness(a: set, b: set) -> float:
     "Jaccard's share of two sets."
@@ -142,57 +189,97 @@ def likeness(a: set, b: set) -> float:
 def equal_rows(ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     "(rows,): for each row the number of the first row with the same tokens."
     data, ends, first = ids.tobytes(), (np.asarray(offsets) * ids.itemsize).tolist(), {}
-    return np.array([first.setdefault(data[a:b], i) for i, (a, b) in enumerate(zip(ends, ends[1:]))], np.int64)
+    return np.array(
+        [first.setdefault(data[a:b], i) for i, (a, b) in enumerate(zip(ends, ends[1:]))], np.int64
+    )
 
-def join(labels: np.ndarray, names: np.ndarray, # the row of each number in the pairs
-         pairs: Iterable[tuple[int, int]], near: Callable[[int, int], bool]) -> np.ndarray:
-    "The labels with the groups of all near pairs joined; a pair in one group already is not looked at."
+
+def join(
+    labels: np.ndarray,
+    names: np.ndarray,  # the row of each number in the pairs
+    pairs: Iterable[tuple[int, int]],
+    near: Callable[[int, int], bool],
+) -> np.ndarray:
+    """The labels with the groups of all near pairs joined; a pair in one group already is not
+    looked at."""
     parent, names = labels.tolist(), names.tolist()
+
     def root(i: int) -> int:
-        while parent[i] != i: i = parent[i] = parent[parent[i]]
+        while parent[i] != i:
+            i = parent[i] = parent[parent[i]]
         return i
+
     for i, j in pairs:
         a, b = root(names[i]), root(names[j])
-        if a != b and near(i, j): parent[max(a, b)] = min(a, b)
+        if a != b and near(i, j):
+            parent[max(a, b)] = min(a, b)
     return np.array([root(i) for i in range(len(parent))], np.int64)
 
 # %% ../../nbs/13_stats.ipynb #7461bf58
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 
+
 def turns_of(row: dict) -> list[dict]:
     "Everything that is said in a canonical row of any kind."
-    if "text" in row: return [{"role": "text", "content": row["text"]}]
-    return [m for column in ("messages", "prompt", "chosen", "rejected", "completion") for m in row.get(column, [])]
+    if "text" in row:
+        return [{"role": "text", "content": row["text"]}]
+    return [
+        m
+        for column in ("messages", "prompt", "chosen", "rejected", "completion")
+        for m in row.get(column, [])
+    ]
 
-def words(row: dict, *roles: str # whose words; all but the system's where none is named
-         ) -> list[str]:
+
+def words(
+    row: dict,
+    *roles: str,  # whose words; all but the system's where none is named
+) -> list[str]:
     "The words of a row in small letters."
-    return [w for m in turns_of(row) if (m["role"] in roles if roles else m["role"] != "system") for w in WORD.findall(m["content"].lower())]
+    return [
+        w
+        for m in turns_of(row)
+        if (m["role"] in roles if roles else m["role"] != "system")
+        for w in WORD.findall(m["content"].lower())
+    ]
+
 
 def place(row: dict) -> str:
     "Where a row stands."
     return f"{row.get('source', '?')}:{row.get('line', '?')}"
 
 # %% ../../nbs/13_stats.ipynb #8a16474b
-def numbered(rows: list[dict], vocabulary: dict[str, int], grow: bool) -> tuple[np.ndarray, np.ndarray]:
-    "(numbers of all words end to end, offsets); a word outside the vocabulary is added to it or counts as -1."
+def numbered(
+    rows: list[dict], vocabulary: dict[str, int], grow: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of all words end to end, offsets); a word outside the vocabulary is added to it or
+    counts as -1."""
     said = [words(row) for row in rows]
-    if grow: ids = [vocabulary.setdefault(w, len(vocabulary)) for row in said for w in row]
-    else: ids = [vocabulary.get(w, -1) for row in said for w in row]
+    if grow:
+        ids = [vocabulary.setdefault(w, len(vocabulary)) for row in said for w in row]
+    else:
+        ids = [vocabulary.get(w, -1) for row in said for w in row]
     return np.array(ids, np.int32), np.cumsum([0, *map(len, said)])
+
 
 def question(row: dict) -> str:
     "What is asked, without capitals and punctuation."
     return " ".join(words(row, "user", "text"))
 
+
 def blocks(rows: Iterable[dict], size: int = 4096) -> Iterator[list[dict]]:
     "The rows in lists."
     rows = iter(rows)
-    while block := list(islice(rows, size)): yield block
+    while block := list(islice(rows, size)):
+        yield block
 
 # %% ../../nbs/13_stats.ipynb #5e7d665f
-def found_in(train: Iterable[dict], known: np.ndarray, # sorted hashes of n words each
-             questions: set[str], vocabulary: dict[str, int], n: int) -> tuple[dict[int, str], dict[str, str]]:
+def found_in(
+    train: Iterable[dict],
+    known: np.ndarray,  # sorted hashes of n words each
+    questions: set[str],
+    vocabulary: dict[str, int],
+    n: int,
+) -> tuple[dict[int, str], dict[str, str]]:
     "(hash -> place, question -> place): what of it stands in the training rows, and where first."
     runs, asked = {}, {}
     likely = np.zeros(1 << 24, bool)  # a coarse filter: most hashes of the training rows end here
@@ -202,54 +289,91 @@ def found_in(train: Iterable[dict], known: np.ndarray, # sorted hashes of n word
         near = likely[hashes >> np.uint64(40)]
         hashes, rows = hashes[near], rows[near]
         hit = among(hashes, known)
-        for hash, i in zip(hashes[hit].tolist(), rows[hit].tolist()): runs.setdefault(hash, place(block[i]))
+        for hash, i in zip(hashes[hit].tolist(), rows[hit].tolist()):
+            runs.setdefault(hash, place(block[i]))
         for row in block:
-            if (text := question(row)) in questions: asked.setdefault(text, place(row))
+            if (text := question(row)) in questions:
+                asked.setdefault(text, place(row))
     return runs, asked
 
 # %% ../../nbs/13_stats.ipynb #3c62a0fd
-def leakage(train: Iterable[dict],               # the rows that are learned, read once
-            others: dict[str, Iterable[dict]],   # name -> rows that must not be among them
-            n: int = 13,                         # words in a row that make a leak
-            examples: int = 5                    # of each, by file and line
-           ) -> dict[str, dict]:
+def leakage(
+    train: Iterable[dict],  # the rows that are learned, read once
+    others: dict[str, Iterable[dict]],  # name -> rows that must not be among them
+    n: int = 13,  # words in a row that make a leak
+    examples: int = 5,  # of each, by file and line
+) -> dict[str, dict]:
     "For each of the other sets, how many of its rows stand in the training rows, and where."
     others, vocabulary, runs = {name: list(rows) for name, rows in others.items()}, {}, {}
     for name, rows in others.items():
         hashes, at = shingles(*numbered(rows, vocabulary, grow=True), n)
         own = ~among(hashes, template(hashes, at, np.zeros(len(rows), np.int64), 0.1))
         runs[name] = hashes[own], at[own]
-    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in runs.values())]))
+    known = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in runs.values())])
+    )
     questions = {q for rows in others.values() for q in map(question, rows) if q}
     learned, asked = found_in(train, known, questions, vocabulary, n)
-    return {name: leaks(rows, *runs[name], learned, asked, n, examples) for name, rows in others.items()}
+    return {
+        name: leaks(rows, *runs[name], learned, asked, n, examples) for name, rows in others.items()
+    }
 
-def leaks(rows: list[dict], hashes: np.ndarray, at: np.ndarray, learned: dict[int, str], asked: dict[str, str], n: int, examples: int) -> dict:
+
+def leaks(
+    rows: list[dict],
+    hashes: np.ndarray,
+    at: np.ndarray,
+    learned: dict[int, str],
+    asked: dict[str, str],
+    n: int,
+    examples: int,
+) -> dict:
     "The counts and examples of one set."
     hit = among(hashes, np.sort(np.array(list(learned), np.uint64)))
     shared, total = (np.bincount(at[some], minlength=len(rows)) for some in (hit, slice(None)))
     first = {i: learned[h] for h, i in zip(hashes[hit][::-1].tolist(), at[hit][::-1].tolist())}
     same = {i: asked[q] for i, q in enumerate(map(question, rows)) if q in asked}
-    worst = sorted(first.keys() | same.keys(), key=lambda i: (i not in same, -shared[i] / max(1, total[i]), i))
-    why = lambda i: "the same question" if i in same else f"{shared[i]} of {total[i]} runs of {n} words"
-    return dict(rows=len(rows), leaked=len(worst), same_question=len(same), runs=len(first), n=n,
-                examples=[{"row": place(rows[i]), "in": same.get(i) or first[i], "why": why(i)} for i in worst[:examples]])
+    worst = sorted(
+        first.keys() | same.keys(), key=lambda i: (i not in same, -shared[i] / max(1, total[i]), i)
+    )
+    why = lambda i: (
+        "the same question" if i in same else f"{shared[i]} of {total[i]} runs of {n} words"
+    )
+    return dict(
+        rows=len(rows),
+        leaked=len(worst),
+        same_question=len(same),
+        runs=len(first),
+        n=n,
+        examples=[
+            {"row": place(rows[i]), "in": same.get(i) or first[i], "why": why(i)}
+            for i in worst[:examples]
+        ],
+    )
+
 
 def benchmarks(sources: list[Source]) -> dict[str, list[dict]]:
     "The rows of named benchmarks, ready for `leakage`."
     return {source.task: load_rows(source)[0] for source in sources}
 
 # %% ../../nbs/13_stats.ipynb #2ed3c780
-NO_LANGUAGE = re.compile(r"```.*?(```|$)|[0-9!-/:-@\[-`{-~]+", re.S)  # code blocks, digits, ASCII signs
+NO_LANGUAGE = re.compile(
+    r"```.*?(```|$)|[0-9!-/:-@\[-`{-~]+", re.S
+)  # code blocks, digits, ASCII signs
+
 
 @cache
 def identifier() -> LanguageIdentifier:
     "The model, loaded once (half a second)."
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
+
 def language(row: dict) -> str:
     "The language of a row as a two-letter code, or 'unsure'."
-    text = NO_LANGUAGE.sub(" ", " ".join(m["content"][:1000] for m in turns_of(row) if m["role"] not in ("system", "tool")))[:2000].strip()
+    text = NO_LANGUAGE.sub(
+        " ",
+        " ".join(m["content"][:1000] for m in turns_of(row) if m["role"] not in ("system", "tool")),
+    )[:2000].strip()
     code, sure = identifier().classify(text) if text else ("", 0)
     return code if sure > 0.5 else "unsure"
 
@@ -258,36 +382,84 @@ def lengths(ids: np.ndarray, offsets: np.ndarray, trained: np.ndarray) -> dict:
     "Tokens in all, trained ones, and the lengths of rows."
     size, run = np.diff(offsets), np.concatenate([[0], np.cumsum(trained)])
     learned = run[offsets[1:]] - run[offsets[:-1]]
-    if not len(size): return dict(total=0, trained=0, share=0.0, untrained_rows=0, percentiles={}, histogram=dict(edges=[], counts=[], over=0))
-    top = min(int(size.max()), math.ceil(1.25 * np.quantile(size, 0.99, method="inverted_cdf"))) or 1
+    if not len(size):
+        return dict(
+            total=0,
+            trained=0,
+            share=0.0,
+            untrained_rows=0,
+            percentiles={},
+            histogram=dict(edges=[], counts=[], over=0),
+        )
+    top = (
+        min(int(size.max()), math.ceil(1.25 * np.quantile(size, 0.99, method="inverted_cdf"))) or 1
+    )
     counts, edges = np.histogram(size, bins=min(32, top), range=(0, top))
-    return dict(total=len(ids), trained=int(run[-1]), share=round(float(run[-1] / max(1, len(ids))), 4), untrained_rows=int((learned == 0).sum()),
-                percentiles={f"p{p}": int(np.quantile(size, p / 100, method="inverted_cdf")) for p in (1, 5, 25, 50, 75, 95, 99)} | {"max": int(size.max())},
-                histogram=dict(edges=[round(float(e), 1) for e in edges], counts=counts.tolist(), over=int((size > top).sum())))
+    return dict(
+        total=len(ids),
+        trained=int(run[-1]),
+        share=round(float(run[-1] / max(1, len(ids))), 4),
+        untrained_rows=int((learned == 0).sum()),
+        percentiles={
+            f"p{p}": int(np.quantile(size, p / 100, method="inverted_cdf"))
+            for p in (1, 5, 25, 50, 75, 95, 99)
+        }
+        | {"max": int(size.max())},
+        histogram=dict(
+            edges=[round(float(e), 1) for e in edges],
+            counts=counts.tolist(),
+            over=int((size > top).sum()),
+        ),
+    )
+
 
 def fit(offsets: np.ndarray, max_length: int | None) -> dict:
     "How many rows are longer than allowed, and the length that would keep 99 % of them."
     size = np.diff(offsets)
     keep = int(np.quantile(size, 0.99, method="inverted_cdf")) if len(size) else 0
-    return dict(max_length=max_length, over=int((size > max_length).sum()) if max_length else 0, keep99=keep)
+    return dict(
+        max_length=max_length, over=int((size > max_length).sum()) if max_length else 0, keep99=keep
+    )
 
 # %% ../../nbs/13_stats.ipynb #c2b01e21
 def vocabulary_use(ids: np.ndarray, size: int, unknown: int | None, rare: int = 5) -> dict:
-    "How much of the tokenizer's vocabulary the data uses: a fitting tokenizer uses much and has no unknown tokens."
+    """How much of the tokenizer's vocabulary the data uses: a fitting tokenizer uses much and has
+    no unknown tokens."""
     seen = np.bincount(ids, minlength=size)
     used = int((seen > 0).sum())
-    return dict(size=size, used=used, share=round(used / max(1, size), 4), unknown=0 if unknown is None else int(seen[unknown]), rare=int(((seen > 0) & (seen < rare)).sum()), rare_below=rare)
+    return dict(
+        size=size,
+        used=used,
+        share=round(used / max(1, size), 4),
+        unknown=0 if unknown is None else int(seen[unknown]),
+        rare=int(((seen > 0) & (seen < rare)).sum()),
+        rare_below=rare,
+    )
+
 
 def copies(labels: np.ndarray, equal: np.ndarray, places: list[str], examples: int = 5) -> dict:
     "How many rows are copies or near copies of an earlier one, and the largest groups."
     first, size = np.unique(labels, return_counts=True)
-    groups = first[np.argsort(-size, kind="stable")][:min(examples, int((size > 1).sum()))]
-    return dict(exact=len(equal) - len(np.unique(equal)), near=len(labels) - len(first), groups=int((size > 1).sum()), largest=int(size.max(initial=0)),
-                examples=[dict(rows=int((labels == g).sum()), places=[places[i] for i in np.flatnonzero(labels == g)[:3]]) for g in groups])
+    groups = first[np.argsort(-size, kind="stable")][: min(examples, int((size > 1).sum()))]
+    return dict(
+        exact=len(equal) - len(np.unique(equal)),
+        near=len(labels) - len(first),
+        groups=int((size > 1).sum()),
+        largest=int(size.max(initial=0)),
+        examples=[
+            dict(
+                rows=int((labels == g).sum()),
+                places=[places[i] for i in np.flatnonzero(labels == g)[:3]],
+            )
+            for g in groups
+        ],
+    )
 
 # %% ../../nbs/13_stats.ipynb #7241b844
-def talk(rows: Iterable[dict], sample: set[int] # the rows whose language is asked
-        ) -> tuple[dict, list[dict], dict[int, str]]:
+def talk(
+    rows: Iterable[dict],
+    sample: set[int],  # the rows whose language is asked
+) -> tuple[dict, list[dict], dict[int, str]]:
     "(turns and roles, the place of each row, the language of the sampled ones) in one pass."
     turns, roles, where, spoken = Counter(), Counter(), [], {}
     for i, row in enumerate(rows):
@@ -295,59 +467,179 @@ def talk(rows: Iterable[dict], sample: set[int] # the rows whose language is ask
         turns[sum(m["role"] != "system" for m in said)] += 1
         roles.update(m["role"] for m in said)
         where.append({"source": row.get("source", "?"), "line": row.get("line", "?")})
-        if i in sample: spoken[i] = language(row)
+        if i in sample:
+            spoken[i] = language(row)
     return dict(turns=dict(sorted(turns.items())), roles=dict(roles.most_common())), where, spoken
 
-def by_source(where: list[dict], offsets: np.ndarray, trained: np.ndarray, spoken: dict[int, str]) -> list[dict]:
+
+def by_source(
+    where: list[dict], offsets: np.ndarray, trained: np.ndarray, spoken: dict[int, str]
+) -> list[dict]:
     "A line of figures for each source."
     size, run, rows = np.diff(offsets), np.concatenate([[0], np.cumsum(trained)]), {}
-    for i, at in enumerate(where): rows.setdefault(at["source"], []).append(i)
+    for i, at in enumerate(where):
+        rows.setdefault(at["source"], []).append(i)
     learned = run[offsets[1:]] - run[offsets[:-1]]
-    tongue = {name: Counter(spoken[i] for i in some if i in spoken).most_common(1) for name, some in rows.items()}
-    return [dict(source=name, rows=len(some), tokens=int(size[some].sum()), share=round(float(learned[some].sum() / max(1, size[some].sum())), 4), median=int(np.median(size[some])), longest=int(size[some].max()),
-                 language=tongue[name][0][0] if tongue[name] else "unsure") for name, some in rows.items()]
+    tongue = {
+        name: Counter(spoken[i] for i in some if i in spoken).most_common(1)
+        for name, some in rows.items()
+    }
+    return [
+        dict(
+            source=name,
+            rows=len(some),
+            tokens=int(size[some].sum()),
+            share=round(float(learned[some].sum() / max(1, size[some].sum())), 4),
+            median=int(np.median(size[some])),
+            longest=int(size[some].max()),
+            language=tongue[name][0][0] if tongue[name] else "unsure",
+        )
+        for name, some in rows.items()
+    ]
 
 # %% ../../nbs/13_stats.ipynb #2e867381
-def describe(rows: Iterable[dict],           # canonical rows, in the order of the arrays; read once
-             ids: np.ndarray,                # (tokens,) of all rows, end to end
-             offsets: np.ndarray,            # (rows + 1,) where each row begins
-             trained: np.ndarray,            # (tokens,) bool
-             vocabulary: int,                # tokens that the tokenizer knows
-             unknown: int | None = None,     # its unknown token
-             max_length: int | None = None,  # tokens allowed in a row
-             labels: np.ndarray = None,      # near-duplicates, where they are known already
-             sample: int = 2000, seed: int = 0) -> dict:
+def describe(
+    rows: Iterable[dict],  # canonical rows, in the order of the arrays; read once
+    ids: np.ndarray,  # (tokens,) of all rows, end to end
+    offsets: np.ndarray,  # (rows + 1,) where each row begins
+    trained: np.ndarray,  # (tokens,) bool
+    vocabulary: int,  # tokens that the tokenizer knows
+    unknown: int | None = None,  # its unknown token
+    max_length: int | None = None,  # tokens allowed in a row
+    labels: np.ndarray = None,  # near-duplicates, where they are known already
+    sample: int = 2000,
+    seed: int = 0,
+) -> dict:
     "Everything that is worth knowing about a set, as a plain dictionary."
     offsets, count = np.asarray(offsets, np.int64), len(offsets) - 1
     chosen = set(random.Random(seed).sample(range(count), min(sample, count)))
     said, where, spoken = talk(rows, chosen)
-    if len(where) != count: raise ValueError(f"{len(where)} rows, but offsets for {count}")
+    if len(where) != count:
+        raise ValueError(f"{len(where)} rows, but offsets for {count}")
     number = {name: i for i, name in enumerate(dict.fromkeys(at["source"] for at in where))}
-    labels = near_duplicates(ids, offsets, sources=np.array([number[at["source"]] for at in where], np.int64)) if labels is None else labels
-    languages = {code: round(n / len(spoken), 4) for code, n in Counter(spoken.values()).most_common()}
-    return dict(rows=count, **said, tokens=lengths(ids, offsets, trained), length=fit(offsets, max_length), languages=dict(sampled=len(spoken), shares=languages),
-                duplicates=copies(labels, equal_rows(ids, offsets), [place(at) for at in where]), vocabulary=vocabulary_use(ids, vocabulary, unknown), sources=by_source(where, offsets, trained, spoken))
+    labels = (
+        near_duplicates(
+            ids, offsets, sources=np.array([number[at["source"]] for at in where], np.int64)
+        )
+        if labels is None
+        else labels
+    )
+    languages = {
+        code: round(n / len(spoken), 4) for code, n in Counter(spoken.values()).most_common()
+    }
+    return dict(
+        rows=count,
+        **said,
+        tokens=lengths(ids, offsets, trained),
+        length=fit(offsets, max_length),
+        languages=dict(sampled=len(spoken), shares=languages),
+        duplicates=copies(labels, equal_rows(ids, offsets), [place(at) for at in where]),
+        vocabulary=vocabulary_use(ids, vocabulary, unknown),
+        sources=by_source(where, offsets, trained, spoken),
+    )
 
 # %% ../../nbs/13_stats.ipynb #b095cbb8
 def facts(stats: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     "The figures of `describe` in words: (title, [(what, how much)])."
     t, length, copied, known = (stats[k] for k in ("tokens", "length", "duplicates", "vocabulary"))
-    limit = [("longer than max_length", f"{length['over']:,} rows (over {length['max_length']:,})")] if length["max_length"] else []
-    return [("Rows", [("rows", f"{stats['rows']:,}"), ("turns", ", ".join(f"{n:,} of {turns}" for turns, n in list(stats["turns"].items())[:8]) or "none"), ("roles", ", ".join(f"{n:,} {role}" for role, n in stats["roles"].items()) or "none")]),
-            ("Tokens", [("tokens", f"{t['total']:,}"), ("trained", f"{t['trained']:,} ({t['share']:.1%})"), ("rows without a trained token", f"{t['untrained_rows']:,}"), ("length", ", ".join(f"{k} {v:,}" for k, v in t["percentiles"].items()) or "none"),
-                        ("max_length that keeps 99 %", f"{length['keep99']:,}"), *limit]),
-            ("Copies", [("equal to an earlier row", f"{copied['exact']:,}"), ("equal or nearly so", f"{copied['near']:,} in {copied['groups']:,} groups"), ("largest group", f"{copied['largest']:,} rows")]),
-            ("Languages", [(f"of {stats['languages']['sampled']:,} sampled rows", ", ".join(f"{code} {share:.1%}" for code, share in list(stats["languages"]["shares"].items())[:8]) or "none")]),
-            ("Vocabulary", [("used", f"{known['used']:,} of {known['size']:,} tokens ({known['share']:.1%})"), ("unknown tokens", f"{known['unknown']:,}"), (f"seen fewer than {known['rare_below']} times", f"{known['rare']:,} tokens")])]
+    limit = (
+        [("longer than max_length", f"{length['over']:,} rows (over {length['max_length']:,})")]
+        if length["max_length"]
+        else []
+    )
+    return [
+        (
+            "Rows",
+            [
+                ("rows", f"{stats['rows']:,}"),
+                (
+                    "turns",
+                    ", ".join(f"{n:,} of {turns}" for turns, n in list(stats["turns"].items())[:8])
+                    or "none",
+                ),
+                (
+                    "roles",
+                    ", ".join(f"{n:,} {role}" for role, n in stats["roles"].items()) or "none",
+                ),
+            ],
+        ),
+        (
+            "Tokens",
+            [
+                ("tokens", f"{t['total']:,}"),
+                ("trained", f"{t['trained']:,} ({t['share']:.1%})"),
+                ("rows without a trained token", f"{t['untrained_rows']:,}"),
+                ("length", ", ".join(f"{k} {v:,}" for k, v in t["percentiles"].items()) or "none"),
+                ("max_length that keeps 99 %", f"{length['keep99']:,}"),
+                *limit,
+            ],
+        ),
+        (
+            "Copies",
+            [
+                ("equal to an earlier row", f"{copied['exact']:,}"),
+                ("equal or nearly so", f"{copied['near']:,} in {copied['groups']:,} groups"),
+                ("largest group", f"{copied['largest']:,} rows"),
+            ],
+        ),
+        (
+            "Languages",
+            [
+                (
+                    f"of {stats['languages']['sampled']:,} sampled rows",
+                    ", ".join(
+                        f"{code} {share:.1%}"
+                        for code, share in list(stats["languages"]["shares"].items())[:8]
+                    )
+                    or "none",
+                )
+            ],
+        ),
+        (
+            "Vocabulary",
+            [
+                ("used", f"{known['used']:,} of {known['size']:,} tokens ({known['share']:.1%})"),
+                ("unknown tokens", f"{known['unknown']:,}"),
+                (f"seen fewer than {known['rare_below']} times", f"{known['rare']:,} tokens"),
+            ],
+        ),
+    ]
+
 
 def grids(stats: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     "The tables of `describe`, and of `leakage` where it is in: (title, columns, lines)."
-    sources = [[s["source"], f"{s['rows']:,}", f"{s['tokens']:,}", f"{s['share']:.0%}", f"{s['median']:,}", f"{s['longest']:,}", s["language"]] for s in stats["sources"]]
+    sources = [
+        [
+            s["source"],
+            f"{s['rows']:,}",
+            f"{s['tokens']:,}",
+            f"{s['share']:.0%}",
+            f"{s['median']:,}",
+            f"{s['longest']:,}",
+            s["language"],
+        ]
+        for s in stats["sources"]
+    ]
     copied = [[f"{e['rows']:,}", ", ".join(e["places"])] for e in stats["duplicates"]["examples"]]
-    leaked = [[name, f"{v['rows']:,}", f"{v['leaked']:,}", f"{v['same_question']:,}", f"{v['runs']:,}"] for name, v in stats.get("leakage", {}).items()]
-    spots = [[name, e["row"], e["in"], e["why"]] for name, v in stats.get("leakage", {}).items() for e in v["examples"]]
-    every = [("Sources", ["source", "rows", "tokens", "trained", "median", "longest", "language"], sources), ("Largest groups of copies", ["rows", "for example"], copied),
-             ("Leakage", ["set", "rows", "leaked", "same question", "same run of words"], leaked), ("Leaked rows", ["set", "row", "stands in", "why"], spots)]
+    leaked = [
+        [name, f"{v['rows']:,}", f"{v['leaked']:,}", f"{v['same_question']:,}", f"{v['runs']:,}"]
+        for name, v in stats.get("leakage", {}).items()
+    ]
+    spots = [
+        [name, e["row"], e["in"], e["why"]]
+        for name, v in stats.get("leakage", {}).items()
+        for e in v["examples"]
+    ]
+    every = [
+        (
+            "Sources",
+            ["source", "rows", "tokens", "trained", "median", "longest", "language"],
+            sources,
+        ),
+        ("Largest groups of copies", ["rows", "for example"], copied),
+        ("Leakage", ["set", "rows", "leaked", "same question", "same run of words"], leaked),
+        ("Leaked rows", ["set", "row", "stands in", "why"], spots),
+    ]
     return [grid for grid in every if grid[2]]
 
 # %% ../../nbs/13_stats.ipynb #a55435f7
@@ -355,11 +647,20 @@ def table(stats: dict) -> Group:
     "The figures for the terminal."
     whole = Table(show_header=False, box=None, pad_edge=False)
     for title, lines in facts(stats):
-        for i, (what, much) in enumerate(lines): whole.add_row("" if i else title, what, much, style=None if i else "bold")
+        for i, (what, much) in enumerate(lines):
+            whole.add_row("" if i else title, what, much, style=None if i else "bold")
     tables = []
     for title, columns, lines in grids(stats):
-        tables.append(Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left", pad_edge=False))
-        for line in lines: tables[-1].add_row(*map(Text, line))
+        tables.append(
+            Table(
+                *(Column(name, overflow="fold") for name in columns),
+                title=title,
+                title_justify="left",
+                pad_edge=False,
+            )
+        )
+        for line in lines:
+            tables[-1].add_row(*map(Text, line))
     return Group(whole, *tables)
 
 # %% ../../nbs/13_stats.ipynb #4464094f
@@ -377,48 +678,128 @@ svg { width: 100%; height: auto; } svg rect { fill: var(--bar); } svg text { fil
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 0 2rem; } .xray { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; margin: .6rem 0; overflow-x: auto; }
 """
 
+
 def bars(title: str, shares: dict) -> str:
     "A chart of horizontal bars."
     top = max(shares.values(), default=1) or 1
-    lines = "".join(f'<span>{html.escape(str(name))}</span><i style="width:{100 * n / top:.1f}%"></i><span>{f"{n:,}" if isinstance(n, int) else f"{n:.1%}"}</span>' for name, n in list(shares.items())[:12])
-    return f"<div><h2>{html.escape(title)}</h2><div class=bars>{lines}</div></div>" if shares else ""
+    lines = "".join(
+        f"<span>{html.escape(str(name))}</span><i"
+        f' style="width:{100 * n / top:.1f}%"></i><span>{f"{n:,}" if isinstance(n, int) else f"{n:.1%}"}</span>'
+        for name, n in list(shares.items())[:12]
+    )
+    return (
+        f"<div><h2>{html.escape(title)}</h2><div class=bars>{lines}</div></div>" if shares else ""
+    )
 
 # %% ../../nbs/13_stats.ipynb #3921bfdb
-def columns(shape: dict, marks: dict[str, int] # what is to be marked on the axis, in tokens
-           ) -> str:
+def columns(
+    shape: dict,
+    marks: dict[str, int],  # what is to be marked on the axis, in tokens
+) -> str:
     "The histogram of lengths, with marks, as an inline drawing."
     edges, counts = shape["edges"], shape["counts"]
-    if not counts: return ""
+    if not counts:
+        return ""
     width, top = 600 / len(counts), max(counts) or 1
-    drawn = "".join(f'<rect x="{i * width + 1:.1f}" y="{130 - 120 * n / top:.1f}" width="{max(1, width - 2):.1f}" height="{120 * n / top:.1f}"><title>{edges[i]:.0f} to {edges[i + 1]:.0f} tokens: {n:,} rows</title></rect>' for i, n in enumerate(counts))
-    axis = "".join(f'<text x="{x}" y="148" text-anchor="{anchor}">{value:,.0f}</text>' for x, anchor, value in ((0, "start", edges[0]), (300, "middle", edges[-1] / 2), (600, "end", edges[-1])))
-    lines = "".join(f'<line x1="{600 * at / edges[-1]:.1f}" x2="{600 * at / edges[-1]:.1f}" y1="0" y2="130"></line><text x="{600 * at / edges[-1] - 4:.1f}" y="18" text-anchor="end">{html.escape(name)}</text>' for name, at in marks.items() if 0 < at <= edges[-1])
+    drawn = "".join(
+        f'<rect x="{i * width + 1:.1f}" y="{130 - 120 * n / top:.1f}"'
+        f' width="{max(1, width - 2):.1f}" height="{120 * n / top:.1f}"><title>{edges[i]:.0f} to'
+        f" {edges[i + 1]:.0f} tokens: {n:,} rows</title></rect>"
+        for i, n in enumerate(counts)
+    )
+    axis = "".join(
+        f'<text x="{x}" y="148" text-anchor="{anchor}">{value:,.0f}</text>'
+        for x, anchor, value in (
+            (0, "start", edges[0]),
+            (300, "middle", edges[-1] / 2),
+            (600, "end", edges[-1]),
+        )
+    )
+    lines = "".join(
+        f'<line x1="{600 * at / edges[-1]:.1f}" x2="{600 * at / edges[-1]:.1f}" y1="0"'
+        f' y2="130"></line><text x="{600 * at / edges[-1] - 4:.1f}" y="18"'
+        f' text-anchor="end">{html.escape(name)}</text>'
+        for name, at in marks.items()
+        if 0 < at <= edges[-1]
+    )
     over = f"; {shape['over']:,} longer rows are not drawn" if shape["over"] else ""
-    return f'<h2>Tokens in a row</h2><svg viewBox="0 0 600 154" role="img" aria-label="histogram of lengths">{drawn}{axis}{lines}</svg><p class=note>tokens; the highest column is {top:,} rows{over}</p>'
+    return (
+        '<h2>Tokens in a row</h2><svg viewBox="0 0 600 154" role="img" aria-label="histogram of'
+        f' lengths">{drawn}{axis}{lines}</svg><p class=note>tokens; the highest column is {top:,}'
+        f" rows{over}</p>"
+    )
+
 
 def grid(title: str, head: list[str], lines: list[list[str]]) -> str:
     "A table."
     number = [all(re.fullmatch(r"[\d,.]+%?", line[i]) for line in lines) for i in range(len(head))]
-    cells = lambda tag, line: "".join(f"<{tag}{' class=n' if n else ''}>{html.escape(c)}</{tag}>" for c, n in zip(line, number))
+    cells = lambda tag, line: "".join(
+        f"<{tag}{' class=n' if n else ''}>{html.escape(c)}</{tag}>" for c, n in zip(line, number)
+    )
     body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
-    return f"<h2>{html.escape(title)}</h2><div class=wide><table><tr>{cells('th', head)}</tr>{body}</table></div>"
+    return (
+        f"<h2>{html.escape(title)}</h2><div"
+        f" class=wide><table><tr>{cells('th', head)}</tr>{body}</table></div>"
+    )
 
 # %% ../../nbs/13_stats.ipynb #24f798a3
 def tiles(stats: dict) -> str:
     "The figures that are seen first; what should be zero is red where it is not."
     leaked = sum(v["leaked"] for v in stats.get("leakage", {}).values())
-    shown = [("rows", stats["rows"], False), ("tokens", stats["tokens"]["total"], False), ("trained tokens", stats["tokens"]["trained"], False), ("near copies", stats["duplicates"]["near"], stats["duplicates"]["near"] > 0),
-             ("too long", stats["length"]["over"], stats["length"]["over"] > 0), ("leaked", leaked, leaked > 0)]
-    return "<div class=tiles>" + "".join(f'<div class="tile{" bad" * bad}"><b>{n:,}</b><span>{name}</span></div>' for name, n, bad in shown) + "</div>"
+    shown = [
+        ("rows", stats["rows"], False),
+        ("tokens", stats["tokens"]["total"], False),
+        ("trained tokens", stats["tokens"]["trained"], False),
+        ("near copies", stats["duplicates"]["near"], stats["duplicates"]["near"] > 0),
+        ("too long", stats["length"]["over"], stats["length"]["over"] > 0),
+        ("leaked", leaked, leaked > 0),
+    ]
+    return (
+        "<div class=tiles>"
+        + "".join(
+            f'<div class="tile{" bad" * bad}"><b>{n:,}</b><span>{name}</span></div>'
+            for name, n, bad in shown
+        )
+        + "</div>"
+    )
 
-def report_html(stats: dict,                 # of `describe`, with "leakage" where it was looked for
-                xrays: Iterable[str] = (),   # HTML of rows with their trained tokens
-                title: str = "Data") -> str:
+
+def report_html(
+    stats: dict,  # of `describe`, with "leakage" where it was looked for
+    xrays: Iterable[str] = (),  # HTML of rows with their trained tokens
+    title: str = "Data",
+) -> str:
     "One self-contained page."
     limit = {"max_length": stats["length"]["max_length"]} if stats["length"]["max_length"] else {}
-    charts = bars("Turns in a row", stats["turns"]) + bars("Roles", stats["roles"]) + bars("Languages", stats["languages"]["shares"])
-    shown = [columns(stats["tokens"]["histogram"], {"keeps 99 %": stats["length"]["keep99"]} | limit), f"<div class=charts>{charts}</div>", *(grid(*g) for g in grids(stats)),
-             grid("In figures", ["", "", ""], [["" if i else name, what, much] for name, lines in facts(stats) for i, (what, much) in enumerate(lines)])]
-    rays = "<h2>Trained tokens</h2>" + "".join(f"<div class=xray>{x}</div>" for x in xrays) if xrays else ""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body><h1>{html.escape(title)}</h1>{tiles(stats)}{''.join(shown)}{rays}</body></html>"
+    charts = (
+        bars("Turns in a row", stats["turns"])
+        + bars("Roles", stats["roles"])
+        + bars("Languages", stats["languages"]["shares"])
+    )
+    shown = [
+        columns(stats["tokens"]["histogram"], {"keeps 99 %": stats["length"]["keep99"]} | limit),
+        f"<div class=charts>{charts}</div>",
+        *(grid(*g) for g in grids(stats)),
+        grid(
+            "In figures",
+            ["", "", ""],
+            [
+                ["" if i else name, what, much]
+                for name, lines in facts(stats)
+                for i, (what, much) in enumerate(lines)
+            ],
+        ),
+    ]
+    rays = (
+        "<h2>Trained tokens</h2>" + "".join(f"<div class=xray>{x}</div>" for x in xrays)
+        if xrays
+        else ""
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    )
+    return (
+        "<!doctype html><html"
+        f" lang=en><head>{head}</head><body><h1>{html.escape(title)}</h1>{tiles(stats)}{''.join(shown)}{rays}</body></html>"
+    )

@@ -23,46 +23,93 @@ from torch.utils.data import Dataset, Sampler
 from .chat import Encoder
 from .files import files_of
 from .pack import Sequences, shuffled
-from .prepare import Data, Prepared, as_sequences, by_source, facts, fit_rows, refuse_both, splits, validation_sequences
-from .rows import NOT_DAMAGE, Ledger, Reject, Source, as_sources, check_rejects, read_rows
-from .table import SCHEMA, Encodings, Table, ahead, as_batch, encode_sources, encoded_rows, in_batches
+from llmtrainer.data.prepare import (
+    Data,
+    Prepared,
+    as_sequences,
+    by_source,
+    facts,
+    fit_rows,
+    refuse_both,
+    splits,
+    validation_sequences,
+)
+from llmtrainer.data.rows import (
+    NOT_DAMAGE,
+    Ledger,
+    Reject,
+    Source,
+    as_sources,
+    check_rejects,
+    read_rows,
+)
+from llmtrainer.data.table import (
+    SCHEMA,
+    Encodings,
+    Table,
+    ahead,
+    as_batch,
+    encode_sources,
+    encoded_rows,
+    in_batches,
+)
 from .template import set_template
 from ..recipe import Section, UserError
 
 # %% ../../nbs/18_stream.ipynb #7f652c43
 PLACES = 1000  # rejects whose file and line are kept
 
+
 @dataclass
 class Tally(Ledger):
     "A ledger that counts every row and keeps the places of the first rejects."
+
     counts: Counter = field(default_factory=Counter)  # reason -> rows
 
     def add(self, read: int, rejects: Sequence[Reject]) -> None:
         "Enter what a block held."
         self.read += read
         for one in rejects:
-            if len(self.rejects) < PLACES or one.reason not in self.counts: self.rejects.append(one)
+            if len(self.rejects) < PLACES or one.reason not in self.counts:
+                self.rejects.append(one)
             self.counts[one.reason] += 1
 
     kept = property(lambda self: self.read - self.counts.total(), doc="Rows that go on.")
-    damaged = property(lambda self: sum(n for reason, n in self.counts.items() if reason not in NOT_DAMAGE), doc="Rows that cannot be used.")
-    reasons = property(lambda self: dict(self.counts.most_common()), doc="How many rows each reason took, the most first.")
+    damaged = property(
+        lambda self: sum(n for reason, n in self.counts.items() if reason not in NOT_DAMAGE),
+        doc="Rows that cannot be used.",
+    )
+    reasons = property(
+        lambda self: dict(self.counts.most_common()),
+        doc="How many rows each reason took, the most first.",
+    )
 
     def summary(self) -> dict:
         "The counts as `llmtrainer data --json` prints them."
-        return dict(read=self.read, kept=self.kept, rejected=self.counts.total(), reasons=self.reasons)
+        return dict(
+            read=self.read, kept=self.kept, rejected=self.counts.total(), reasons=self.reasons
+        )
 
     def dump(self) -> dict:
         "Its content in plain values."
-        return dict(read=self.read, counts=dict(self.counts), rejects=[[r.file, r.line, r.reason] for r in self.rejects])
+        return dict(
+            read=self.read,
+            counts=dict(self.counts),
+            rejects=[[r.file, r.line, r.reason] for r in self.rejects],
+        )
 
     def load(self, known: dict) -> None:
         "Take over a content."
-        self.read, self.counts, self.rejects = known["read"], Counter(known["counts"]), [Reject(*r) for r in known["rejects"]]
+        self.read, self.counts, self.rejects = (
+            known["read"],
+            Counter(known["counts"]),
+            [Reject(*r) for r in known["rejects"]],
+        )
 
 # %% ../../nbs/18_stream.ipynb #7d18116f
 class Reader:
     "The rows of a source from the one with number `skip` on, of those that are kept."
+
     def __init__(self, source: Source, skip: int = 0):
         self.ledger, self.before = Ledger(), 0
         self.rows = read_rows(source, self.ledger)
@@ -75,49 +122,81 @@ class Reader:
         self.before, self.ledger.rejects = self.ledger.read, []
         return read, rejects
 
+
 @dataclass(frozen=True)
 class Mark:
     "Where a block begins."
+
     epoch: int = 0
-    block: int = 0     # its number in the epoch
+    block: int = 0  # its number in the epoch
     source: int = 0
-    row: int = 0       # of the source, of those that are kept by the reader
+    row: int = 0  # of the source, of those that are kept by the reader
     sequence: int = 0  # number of its first sequence in the epoch
-    taken: int = 0     # sequences in all blocks before it, over all epochs
+    taken: int = 0  # sequences in all blocks before it, over all epochs
+
 
 @dataclass
 class Block:
     "A block that was read."
-    rows: int                      # that it holds
-    found: Encodings | None = None # None where nothing of it can be trained
+
+    rows: int  # that it holds
+    found: Encodings | None = None  # None where nothing of it can be trained
     sequences: Sequences | None = None
     about: dict = field(default_factory=dict)
-    before: dict = field(default_factory=dict) # the tally before it was read, in the first epoch
-    def __len__(self) -> int: return len(self.sequences) if self.sequences else 0
+    before: dict = field(default_factory=dict)  # the tally before it was read, in the first epoch
+
+    def __len__(self) -> int:
+        return len(self.sequences) if self.sequences else 0
+
 
 def encoded_block(rows: Iterator[dict], source: Source, encoder: Encoder) -> tuple[int, Encodings]:
-    "(number of rows, their tokens) in memory; the rows are rendered by two threads while more are read."
+    """(number of rows, their tokens) in memory; the rows are rendered by two threads while more are
+    read."""
     names, bad, count, sink = {}, [], 0, pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        for batch, (good, encoded, rejected) in ahead(in_batches(rows, 500), lambda batch: encoded_rows(batch, encoder)):
+        for batch, (good, encoded, rejected) in ahead(
+            in_batches(rows, 500), lambda batch: encoded_rows(batch, encoder)
+        ):
             count, bad = count + len(batch), bad + rejected
             writer.write(as_batch(encoded, good, names))
-    return count, Encodings(Table([sink.getvalue()]), [source], [dict(read=count, rejects=[[r.file, r.line, r.reason] for r in bad], formats={}, why={}, files=list(names))])
+    return count, Encodings(
+        Table([sink.getvalue()]),
+        [source],
+        [
+            dict(
+                read=count,
+                rejects=[[r.file, r.line, r.reason] for r in bad],
+                formats={},
+                why={},
+                files=list(names),
+            )
+        ],
+    )
 
 # %% ../../nbs/18_stream.ipynb #eef8decf
 class Endless(Sampler):
     "The order of a stream: the sequence numbers of block after block, epoch after epoch."
-    def __init__(self, stream: "Stream", seed: int): self.stream, self.seed = stream, seed
-    def set_epoch(self, epoch: int) -> None: "Epochs follow each other inside of the order."
+
+    def __init__(self, stream: "Stream", seed: int):
+        self.stream, self.seed = stream, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        "Epochs follow each other inside of the order."
+
     def __iter__(self) -> Iterator[int]:
         mark, skip, s = self.stream.start, self.stream.offset, self.stream
         while True:
             block = s.visit(mark)
-            yield from (mark.sequence + shuffled(len(block), self.seed, mark.epoch, mark.block)[skip:]).tolist()
+            yield from (
+                mark.sequence + shuffled(len(block), self.seed, mark.epoch, mark.block)[skip:]
+            ).tolist()
             mark, skip = s.after(mark, block), 0
 
+
 class Stream(Dataset):
-    "Training sequences of files that are read while the training goes on, `data.block` rows at a time."
+    """Training sequences of files that are read while the training goes on, `data.block` rows at a
+    time."""
+
     endless, sizes, counts = True, (), ()
 
     def __init__(self, sources: Sequence[Source], data: Data, encoder: Encoder, held: int = 3):
@@ -135,31 +214,43 @@ class Stream(Dataset):
     def read(self, mark: Mark) -> Block:
         "A block, from memory or anew; in the first epoch it is counted, once."
         self.known[mark.block] = mark
-        if mark.block not in self.blocks: self.blocks[mark.block] = self.prepared(mark)
+        if mark.block not in self.blocks:
+            self.blocks[mark.block] = self.prepared(mark)
         self.blocks.move_to_end(mark.block)
-        while len(self.blocks) > self.held: self.blocks.popitem(last=False)
+        while len(self.blocks) > self.held:
+            self.blocks.popitem(last=False)
         return self.blocks[mark.block]
 
     def prepared(self, mark: Mark) -> Block:
         "Read, encode, fit and pack the rows of a block."
         source = self.sources[mark.source]
-        if self.at != (mark.source, mark.row): self.reader = Reader(source, mark.row)
+        if self.at != (mark.source, mark.row):
+            self.reader = Reader(source, mark.row)
         rows, found = encoded_block(islice(self.reader.rows, self.data.block), source, self.encoder)
         self.at, ledger = (mark.source, mark.row + rows), found.ledger
         read, rejects = self.reader.account()
-        fitted = fit_rows(found, np.arange(len(found.table), dtype=np.int32), self.data, self.encoder, ledger) if len(found.table) else None
+        fitted = (
+            fit_rows(
+                found, np.arange(len(found.table), dtype=np.int32), self.data, self.encoder, ledger
+            )
+            if len(found.table)
+            else None
+        )
         before = self.tally.dump()
         if mark.epoch == 0 and mark.block == self.counted:
             self.tally.add(read, rejects + ledger.rejects)
-            self.tally.formats |= self.reader.ledger.formats; self.tally.why |= self.reader.ledger.why
+            self.tally.formats |= self.reader.ledger.formats
+            self.tally.why |= self.reader.ledger.why
             self.counted += 1
             check_rejects(self.tally, self.data.max_rejects)
-        if not fitted or not len(fitted.view): return Block(rows, before=before)
+        if not fitted or not len(fitted.view):
+            return Block(rows, before=before)
         sequences = as_sequences(fitted, by_source(found, fitted), [source], self.data)
         return Block(rows, found, sequences, facts(self.data, fitted, sequences), before)
 
     def visit(self, mark: Mark) -> Block:
-        "The block that is trained on next; what is known of the way here is kept until it lies behind."
+        """The block that is trained on next; what is known of the way here is kept until it lies
+        behind."""
         block = self.read(mark)
         self.trail.append((mark, block.before if mark.epoch == 0 else self.tally.dump()))
         return block
@@ -167,15 +258,25 @@ class Stream(Dataset):
     def after(self, mark: Mark, block: Block) -> Mark:
         "Where the next block begins."
         sequence, taken = mark.sequence + len(block), mark.taken + len(block)
-        if block.rows == self.data.block: return Mark(mark.epoch, mark.block + 1, mark.source, mark.row + block.rows, sequence, taken)
-        if mark.source + 1 < len(self.sources): return Mark(mark.epoch, mark.block + 1, mark.source + 1, 0, sequence, taken)
-        if not sequence: raise UserError("no row is left to train on", "data.train", None, f"reasons: {self.tally.reasons}")
+        if block.rows == self.data.block:
+            return Mark(
+                mark.epoch, mark.block + 1, mark.source, mark.row + block.rows, sequence, taken
+            )
+        if mark.source + 1 < len(self.sources):
+            return Mark(mark.epoch, mark.block + 1, mark.source + 1, 0, sequence, taken)
+        if not sequence:
+            raise UserError(
+                "no row is left to train on", "data.train", None, f"reasons: {self.tally.reasons}"
+            )
         return Mark(epoch=mark.epoch + 1, taken=taken)
 
     # sequences
     def mark_of(self, i: int) -> Mark:
         "The block of a sequence."
-        return max((mark for mark in self.known.values() if mark.sequence <= i), key=lambda mark: (mark.sequence, mark.block))
+        return max(
+            (mark for mark in self.known.values() if mark.sequence <= i),
+            key=lambda mark: (mark.sequence, mark.block),
+        )
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         mark = self.mark_of(i)
@@ -183,9 +284,13 @@ class Stream(Dataset):
 
     def places(self, ids: Sequence[int], sources=None) -> list[str]:
         "File and line of the rows in sequences."
+
         def of(mark, i):
             block = self.read(mark)
-            return block.found.places(block.sequences.rows.rows[block.sequences.bins[i - mark.sequence]])
+            return block.found.places(
+                block.sequences.rows.rows[block.sequences.bins[i - mark.sequence]]
+            )
+
         return [f"{file}:{line}" for i in ids for file, line in of(self.mark_of(i), i)]
 
     def some(self, count: int) -> list[int]:
@@ -193,57 +298,138 @@ class Stream(Dataset):
         return list(range(min(count, len(self.read(Mark())))))
 
     # where it stands
-    def position(self, taken: int # sequences that were trained on
-                ) -> dict:
+    def position(
+        self,
+        taken: int,  # sequences that were trained on
+    ) -> dict:
         "Where the training stands, in plain values."
-        while len(self.trail) > 1 and self.trail[1][0].taken <= taken: self.trail.pop(0)
+        while len(self.trail) > 1 and self.trail[1][0].taken <= taken:
+            self.trail.pop(0)
         mark, tally = self.trail[0] if self.trail else (self.start, self.tally.dump())
         return asdict(mark) | dict(offset=taken - mark.taken, tally=tally)
 
     def seek(self, position: dict) -> None:
         "Begin there."
-        if not position: return
-        self.start, self.offset = Mark(**{k: v for k, v in position.items() if k not in ("offset", "tally")}), position["offset"]
+        if not position:
+            return
+        self.start, self.offset = (
+            Mark(**{k: v for k, v in position.items() if k not in ("offset", "tally")}),
+            position["offset"],
+        )
         self.tally.load(position["tally"])
         self.counted = self.start.block if self.start.epoch == 0 else -1
-        self.blocks.clear(); self.known.clear(); self.trail.clear()
+        self.blocks.clear()
+        self.known.clear()
+        self.trail.clear()
         self.reader = self.at = None
 
 # %% ../../nbs/18_stream.ipynb #55948e42
 @dataclass
 class Streaming(Prepared):
     "What training needs of streamed data, and what to tell about it so far."
+
     @property
     def said(self) -> str:
         "It in a line."
-        return f"rows are streamed, {self.train.data.block:,} in a block; validation: {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
+        return (
+            f"rows are streamed, {self.train.data.block:,} in a block; validation:"
+            f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
+        )
 
     def account(self) -> dict:
-        "What is known now: rows as they were counted so far; tokens and lengths of the first block."
+        """What is known now: rows as they were counted so far; tokens and lengths of the first
+        block."""
         return self.about | dict(rows=self.ledger.summary())
 
+
 def name_of(sources: Sequence[Source], first: Block, data: Data, seed: int) -> str:
-    "A hash of what decides a stream, without reading it: names and sizes of its files, the tokens of the first block, the settings."
-    files = [[s.path, s.config, s.split, s.revision, s.limit, [[f.name, f.stat().st_size] for f in files_of(Path(s.path).expanduser()) or []]] for s in sources]
-    whole = hashlib.sha256(json.dumps([files, data.model_dump(mode="json", include={"max_length", "too_long", "packing", "block", "mask"}), seed]).encode())
-    for one in first.sequences: whole.update(one["input_ids"].tobytes() + one["labels"].tobytes())
+    """A hash of what decides a stream, without reading it: names and sizes of its files, the tokens
+    of the first block, the settings."""
+    files = [
+        [
+            s.path,
+            s.config,
+            s.split,
+            s.revision,
+            s.limit,
+            [[f.name, f.stat().st_size] for f in files_of(Path(s.path).expanduser()) or []],
+        ]
+        for s in sources
+    ]
+    whole = hashlib.sha256(
+        json.dumps(
+            [
+                files,
+                data.model_dump(
+                    mode="json", include={"max_length", "too_long", "packing", "block", "mask"}
+                ),
+                seed,
+            ]
+        ).encode()
+    )
+    for one in first.sequences:
+        whole.update(one["input_ids"].tobytes() + one["labels"].tobytes())
     return whole.hexdigest()
+
 
 def stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Streaming:
     "From the recipe's data section to a stream and to validation sequences; reads the first block."
     template = set_template(tokenizer, data.template)
     encoder = Encoder(tokenizer, data.mask)
-    sources = [s if s.format != "auto" else s.model_copy(update=dict(format=data.format)) for s in splits(as_sources(data.train))[0]]
-    if any(s.weight is not None for s in sources): raise UserError("a stream is read source after source, and not mixed by weights", "data.train", None, "take the weights out, or set data.stream=false")
+    sources = [
+        s if s.format != "auto" else s.model_copy(update=dict(format=data.format))
+        for s in splits(as_sources(data.train))[0]
+    ]
+    if any(s.weight is not None for s in sources):
+        raise UserError(
+            "a stream is read source after source, and not mixed by weights",
+            "data.train",
+            None,
+            "take the weights out, or set data.stream=false",
+        )
     train = Stream(sources, data, encoder)
     first = train.read(Mark())
-    if not len(first): raise UserError(f"no row of the first {data.block} can be trained", "data.train", None, f"reasons: {train.tally.reasons}")
+    if not len(first):
+        raise UserError(
+            f"no row of the first {data.block} can be trained",
+            "data.train",
+            None,
+            f"reasons: {train.tally.reasons}",
+        )
     named = as_sources(data.val) if data.val else []
     refuse_both(sources, named)
     other = encode_sources(named, data.format, encoder, quiet) if named else first.found
-    if named: check_rejects(other.ledger, data.max_rejects)
-    held = fit_rows(other, np.arange(len(other.table) if named else 0, dtype=np.int32), data, encoder, other.ledger)
-    about = dict(rows=train.tally.summary(), format=", ".join(sorted(set(train.tally.formats.values()))), why=train.tally.why, template=template, **first.about, stream=dict(block=data.block),
-                 validation=dict(rows=len(np.unique(held.view.rows)), source=", ".join(sorted(s.path for s in named)) or "none: the recipe says so"), sources=[dict(name=s.task) for s in sources])
+    if named:
+        check_rejects(other.ledger, data.max_rejects)
+    held = fit_rows(
+        other,
+        np.arange(len(other.table) if named else 0, dtype=np.int32),
+        data,
+        encoder,
+        other.ledger,
+    )
+    about = dict(
+        rows=train.tally.summary(),
+        format=", ".join(sorted(set(train.tally.formats.values()))),
+        why=train.tally.why,
+        template=template,
+        **first.about,
+        stream=dict(block=data.block),
+        validation=dict(
+            rows=len(np.unique(held.view.rows)),
+            source=", ".join(sorted(s.path for s in named)) or "none: the recipe says so",
+        ),
+        sources=[dict(name=s.task) for s in sources],
+    )
     val = validation_sequences(other, held, data) if named else {}
-    return Streaming(train, val, train.tally, first.sequences.rows, about, [], name_of(sources, first, data, seed), first.found, other)
+    return Streaming(
+        train,
+        val,
+        train.tally,
+        first.sequences.rows,
+        about,
+        [],
+        name_of(sources, first, data, seed),
+        first.found,
+        other,
+    )

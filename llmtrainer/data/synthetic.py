@@ -14,69 +14,225 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # %% ../../nbs/14_synthetic.ipynb #6e3b74e0
-NAMES = ("Ada Ben Cara Dan Ella Finn Gita Hugo Ida Jon Kira Leo Mia Noor Omar Pia Quin Rosa Sam Tara Uma Vik Wen Zoe").split()
-ITEMS = ("apples pears plums eggs books pens cards coins shells stones beads stamps cups plates shirts socks kites balls "
-         "dolls drums lamps roses tulips seeds nuts buns cakes pies rolls tickets").split()
+NAMES = (
+    "Ada Ben Cara Dan Ella Finn Gita Hugo Ida Jon Kira Leo Mia Noor Omar Pia Quin Rosa Sam Tara Uma"
+    " Vik Wen Zoe"
+).split()
+ITEMS = (
+    "apples pears plums eggs books pens cards coins shells stones beads stamps cups plates shirts"
+    " socks kites balls dolls drums lamps roses tulips seeds nuts buns cakes pies rolls tickets"
+).split()
 BOXES = "boxes bags baskets crates jars shelves trays rows".split()
 
 # %% ../../nbs/14_synthetic.ipynb #c8b2bc30
 @dataclass(frozen=True)
 class Family:
     "One kind of word problem: its wordings, the range of each number, and the steps that solve it."
-    wordings: tuple[str, ...]           # questions with slots {name} {friend} {items} {boxes} and numbers {a} {b} ...
-    numbers: dict[str, tuple[int, int]] # inclusive range of each given number
-    steps: tuple[tuple[str, str, str], ...]  # (result, expression such as "a + b", sentence whose {} takes the equation)
+
+    wordings: tuple[
+        str, ...
+    ]  # questions with slots {name} {friend} {items} {boxes} and numbers {a} {b} ...
+    numbers: dict[str, tuple[int, int]]  # inclusive range of each given number
+    steps: tuple[
+        tuple[str, str, str], ...
+    ]  # (result, expression such as "a + b", sentence whose {} takes the equation)
 
 # %% ../../nbs/14_synthetic.ipynb #a98fe21d
 ONE_STEP = (
-    Family(("{name} has {a} {items}. {friend} gives {name} {b} more. How many {items} does {name} have now?",
-            "There are {a} {items} on the table. {name} puts {b} more {items} there. How many {items} are on the table?",
-            "{name} found {a} {items} on Monday and {b} {items} on Tuesday. How many {items} did {name} find in all?"),
-           dict(a=(2, 90), b=(2, 90)), (("c", "a + b", "There are {} {items}."),)),
-    Family(("{name} has {a} {items}. {name} gives {b} of them to {friend}. How many {items} does {name} have left?",
+    Family(
+        (
+            (
+                "{name} has {a} {items}. {friend} gives {name} {b} more. How many {items} does"
+                " {name} have now?"
+            ),
+            (
+                "There are {a} {items} on the table. {name} puts {b} more {items} there. How many"
+                " {items} are on the table?"
+            ),
+            (
+                "{name} found {a} {items} on Monday and {b} {items} on Tuesday. How many {items}"
+                " did {name} find in all?"
+            ),
+        ),
+        dict(a=(2, 90), b=(2, 90)),
+        (("c", "a + b", "There are {} {items}."),),
+    ),
+    Family(
+        (
+            (
+                "{name} has {a} {items}. {name} gives {b} of them to {friend}. How many {items}"
+                " does {name} have left?"
+            ),
             "A shop has {a} {items}. It sells {b} {items}. How many {items} are left?",
-            "{name} baked a lot and had {a} {items}. Then {friend} took {b} of them. How many {items} remain?"),
-           dict(a=(5, 120), b=(2, 99)), (("c", "a - b", "There are {} {items} left."),)),
-    Family(("{name} has {a} {boxes} with {b} {items} in each. How many {items} does {name} have?",
-            "There are {a} {boxes}. Each holds {b} {items}. How many {items} are there in all?"),
-           dict(a=(2, 12), b=(2, 12)), (("c", "a * b", "There are {} {items}."),)),
-    Family(("{name} shares {a} {items} equally among {b} friends. How many {items} does each friend get?",
-            "{a} {items} are packed into {b} {boxes}, the same number in each. How many {items} are in each?"),
-           dict(a=(4, 144), b=(2, 12)), (("c", "a / b", "Each gets {} {items}."),)),
+            (
+                "{name} baked a lot and had {a} {items}. Then {friend} took {b} of them. How many"
+                " {items} remain?"
+            ),
+        ),
+        dict(a=(5, 120), b=(2, 99)),
+        (("c", "a - b", "There are {} {items} left."),),
+    ),
+    Family(
+        (
+            "{name} has {a} {boxes} with {b} {items} in each. How many {items} does {name} have?",
+            "There are {a} {boxes}. Each holds {b} {items}. How many {items} are there in all?",
+        ),
+        dict(a=(2, 12), b=(2, 12)),
+        (("c", "a * b", "There are {} {items}."),),
+    ),
+    Family(
+        (
+            (
+                "{name} shares {a} {items} equally among {b} friends. How many {items} does each"
+                " friend get?"
+            ),
+            (
+                "{a} {items} are packed into {b} {boxes}, the same number in each. How many {items}"
+                " are in each?"
+            ),
+        ),
+        dict(a=(4, 144), b=(2, 12)),
+        (("c", "a / b", "Each gets {} {items}."),),
+    ),
 )
 
 # %% ../../nbs/14_synthetic.ipynb #d335752d
 TWO_STEPS = (
-    Family(("{name} has {a} {items}. {friend} has {b} more {items} than {name}. How many {items} do they have together?",
-            "{name} picked {a} {items} and {friend} picked {b} more than {name}. How many {items} did they pick together?"),
-           dict(a=(2, 50), b=(2, 40)), (("c", "a + b", "{friend} has {} {items}."), ("d", "a + c", "Together they have {} {items}."))),
-    Family(("{name} has {a} {items}. {friend} has {b} times as many. How many {items} do they have together?",
-            "{name} sold {a} {items} in May and {b} times as many in June. How many {items} did {name} sell in May and June?"),
-           dict(a=(2, 12), b=(2, 6)), (("c", "a * b", "That is {} {items}."), ("d", "a + c", "Together there are {} {items}."))),
-    Family(("{name} had {a} {items}, bought {b} more and gave {c} to {friend}. How many {items} does {name} have now?",
-            "A shop had {a} {items}. It got {b} more and sold {c}. How many {items} does the shop have now?"),
-           dict(a=(5, 60), b=(2, 50), c=(2, 60)), (("d", "a + b", "First there were {} {items}."), ("e", "d - c", "Then there were {} {items}."))),
-    Family(("{name} fills {a} {boxes} with {b} {items} each and has {c} {items} left over. How many {items} does {name} have?",
-            "There are {a} {boxes} with {b} {items} each and {c} more {items} on the floor. How many {items} are there?"),
-           dict(a=(2, 12), b=(2, 12), c=(2, 40)), (("d", "a * b", "The {boxes} hold {} {items}."), ("e", "d + c", "In all there are {} {items}."))),
-    Family(("{name} has {a} {boxes} with {b} {items} each. {c} of the {items} are broken. How many {items} are whole?",
-            "{name} buys {a} {boxes} of {b} {items} and gives {c} {items} to {friend}. How many {items} does {name} keep?"),
-           dict(a=(2, 12), b=(2, 12), c=(2, 40)), (("d", "a * b", "The {boxes} hold {} {items}."), ("e", "d - c", "There remain {} {items}."))),
-    Family(("One of the {items} costs {a} dollars. {name} buys {b} of them and pays with {c} dollars. How many dollars does {name} get back?",
-            "{name} has {c} dollars and buys {b} {items} for {a} dollars each. How many dollars are left?"),
-           dict(a=(2, 12), b=(2, 9), c=(20, 100)), (("d", "a * b", "The {items} cost {} dollars."), ("e", "c - d", "There remain {} dollars."))),
-    Family(("{name} has {a} {items} and {friend} has {b}. They share all of them equally among {c} children. How many {items} does each child get?",),
-           dict(a=(2, 60), b=(2, 60), c=(2, 10)), (("d", "a + b", "Together they have {} {items}."), ("e", "d / c", "Each child gets {} {items}."))),
-    Family(("{name} reads {a} pages on Monday, {b} pages on Tuesday and {c} pages on Friday. How many pages does {name} read in all?",
-            "{name} walks {a} miles in May, {b} miles in June and {c} miles in July. How many miles does {name} walk in all?"),
-           dict(a=(2, 50), b=(2, 50), c=(2, 50)), (("d", "a + b", "First it is {}."), ("e", "d + c", "In all it is {}."))),
+    Family(
+        (
+            (
+                "{name} has {a} {items}. {friend} has {b} more {items} than {name}. How many"
+                " {items} do they have together?"
+            ),
+            (
+                "{name} picked {a} {items} and {friend} picked {b} more than {name}. How many"
+                " {items} did they pick together?"
+            ),
+        ),
+        dict(a=(2, 50), b=(2, 40)),
+        (
+            ("c", "a + b", "{friend} has {} {items}."),
+            ("d", "a + c", "Together they have {} {items}."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "{name} has {a} {items}. {friend} has {b} times as many. How many {items} do they"
+                " have together?"
+            ),
+            (
+                "{name} sold {a} {items} in May and {b} times as many in June. How many {items} did"
+                " {name} sell in May and June?"
+            ),
+        ),
+        dict(a=(2, 12), b=(2, 6)),
+        (("c", "a * b", "That is {} {items}."), ("d", "a + c", "Together there are {} {items}.")),
+    ),
+    Family(
+        (
+            (
+                "{name} had {a} {items}, bought {b} more and gave {c} to {friend}. How many {items}"
+                " does {name} have now?"
+            ),
+            (
+                "A shop had {a} {items}. It got {b} more and sold {c}. How many {items} does the"
+                " shop have now?"
+            ),
+        ),
+        dict(a=(5, 60), b=(2, 50), c=(2, 60)),
+        (
+            ("d", "a + b", "First there were {} {items}."),
+            ("e", "d - c", "Then there were {} {items}."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "{name} fills {a} {boxes} with {b} {items} each and has {c} {items} left over. How"
+                " many {items} does {name} have?"
+            ),
+            (
+                "There are {a} {boxes} with {b} {items} each and {c} more {items} on the floor. How"
+                " many {items} are there?"
+            ),
+        ),
+        dict(a=(2, 12), b=(2, 12), c=(2, 40)),
+        (
+            ("d", "a * b", "The {boxes} hold {} {items}."),
+            ("e", "d + c", "In all there are {} {items}."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "{name} has {a} {boxes} with {b} {items} each. {c} of the {items} are broken. How"
+                " many {items} are whole?"
+            ),
+            (
+                "{name} buys {a} {boxes} of {b} {items} and gives {c} {items} to {friend}. How many"
+                " {items} does {name} keep?"
+            ),
+        ),
+        dict(a=(2, 12), b=(2, 12), c=(2, 40)),
+        (
+            ("d", "a * b", "The {boxes} hold {} {items}."),
+            ("e", "d - c", "There remain {} {items}."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "One of the {items} costs {a} dollars. {name} buys {b} of them and pays with {c}"
+                " dollars. How many dollars does {name} get back?"
+            ),
+            (
+                "{name} has {c} dollars and buys {b} {items} for {a} dollars each. How many dollars"
+                " are left?"
+            ),
+        ),
+        dict(a=(2, 12), b=(2, 9), c=(20, 100)),
+        (
+            ("d", "a * b", "The {items} cost {} dollars."),
+            ("e", "c - d", "There remain {} dollars."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "{name} has {a} {items} and {friend} has {b}. They share all of them equally among"
+                " {c} children. How many {items} does each child get?"
+            ),
+        ),
+        dict(a=(2, 60), b=(2, 60), c=(2, 10)),
+        (
+            ("d", "a + b", "Together they have {} {items}."),
+            ("e", "d / c", "Each child gets {} {items}."),
+        ),
+    ),
+    Family(
+        (
+            (
+                "{name} reads {a} pages on Monday, {b} pages on Tuesday and {c} pages on Friday."
+                " How many pages does {name} read in all?"
+            ),
+            (
+                "{name} walks {a} miles in May, {b} miles in June and {c} miles in July. How many"
+                " miles does {name} walk in all?"
+            ),
+        ),
+        dict(a=(2, 50), b=(2, 50), c=(2, 50)),
+        (("d", "a + b", "First it is {}."), ("e", "d + c", "In all it is {}.")),
+    ),
 )
 FAMILIES = ONE_STEP + TWO_STEPS
 LIMIT = 200  # no number in any problem is larger
 
 # %% ../../nbs/14_synthetic.ipynb #b742be6d
-def solve(op: str, # "a + b", names or numbers around one of + - * /
-          known: dict[str, int]) -> int | None:
+def solve(
+    op: str,  # "a + b", names or numbers around one of + - * /
+    known: dict[str, int],
+) -> int | None:
     "The value of one step, or None where it is negative, zero, not whole, or over `LIMIT`."
     left, sign, right = op.split()
     a, b = known[left], known[right]
@@ -85,13 +241,16 @@ def solve(op: str, # "a + b", names or numbers around one of + - * /
 
 # %% ../../nbs/14_synthetic.ipynb #4fe56995
 def draw_numbers(family: Family, rng: random.Random) -> dict[str, int]:
-    "Numbers for every slot and every step, drawn again until each step has a whole, positive value."
+    """Numbers for every slot and every step, drawn again until each step has a whole, positive
+    value."""
     while True:
         known = {k: rng.randint(*span) for k, span in family.numbers.items()}
         for result, op, _ in family.steps:
             known[result] = value = solve(op, known)
-            if value is None: break
-        else: return known
+            if value is None:
+                break
+        else:
+            return known
 
 # %% ../../nbs/14_synthetic.ipynb #cdebb436
 STYLES = (  # (layout, what stands between two steps) of a worked problem as running text
@@ -107,16 +266,21 @@ STYLES = (  # (layout, what stands between two steps) of a worked problem as run
 @dataclass(frozen=True)
 class Problem:
     "A word problem with its reasoning, a sentence a step, and its answer."
+
     question: str
     steps: tuple[str, ...]
     answer: int
 
     def gsm8k(self) -> dict:
         "The row in the shape of GSM8K: reasoning, then `#### answer`."
-        return {"question": self.question, "answer": "\n".join(self.steps) + f"\n#### {self.answer}"}
+        return {
+            "question": self.question,
+            "answer": "\n".join(self.steps) + f"\n#### {self.answer}",
+        }
 
     def plain(self, style: int = 0) -> str:
-        "The same as running text in one of STYLES, never with GSM8K's marker: what the small base is trained on."
+        """The same as running text in one of STYLES, never with GSM8K's marker: what the small base
+        is trained on."""
         layout, between = STYLES[style]
         return layout.format(q=self.question, s=between.join(self.steps), a=self.answer)
 
@@ -126,17 +290,26 @@ def equation(op: str, known: dict[str, int], result: str) -> str:
     left, sign, right = op.split()
     return f"{known[left]} {sign} {known[right]} = {known[result]}"
 
+
 def draw_problem(rng: random.Random) -> Problem:
     "One word problem."
     family = rng.choice(FAMILIES)
     known = draw_numbers(family, rng)
     name, friend = rng.sample(NAMES, 2)
     words = dict(name=name, friend=friend, items=rng.choice(ITEMS), boxes=rng.choice(BOXES)) | known
-    steps = tuple(say.format(equation(op, known, result), **words) for result, op, say in family.steps)
+    steps = tuple(
+        say.format(equation(op, known, result), **words) for result, op, say in family.steps
+    )
     return Problem(rng.choice(family.wordings).format(**words), steps, known[family.steps[-1][0]])
 
 # %% ../../nbs/14_synthetic.ipynb #e0bff229
-POOLS = {"base": range(0, 8), "train": range(8, 12), "validation": range(12, 14), "test": range(14, 16)}
+POOLS = {
+    "base": range(0, 8),
+    "train": range(8, 12),
+    "validation": range(12, 14),
+    "test": range(14, 16),
+}
+
 
 def pool(question: str) -> str:
     "Which split a question belongs to: a fact about its text, so that no question can be in two."
@@ -144,15 +317,19 @@ def pool(question: str) -> str:
     return next(name for name, slots in POOLS.items() if slot in slots)
 
 # %% ../../nbs/14_synthetic.ipynb #2633c204
-def problems(n: int,        # how many
-             split: str,    # "base", "train", "validation" or "test"
-             seed: int = 0) -> list[Problem]:
+def problems(
+    n: int,  # how many
+    split: str,  # "base", "train", "validation" or "test"
+    seed: int = 0,
+) -> list[Problem]:
     "`n` different problems of one split, the same for the same seed."
-    if split not in POOLS: raise ValueError(f"no split is called {split!r}; there are {', '.join(POOLS)}")
+    if split not in POOLS:
+        raise ValueError(f"no split is called {split!r}; there are {', '.join(POOLS)}")
     rng, found = random.Random(f"{seed} {split}"), {}
     while len(found) < n:
         one = draw_problem(rng)
-        if pool(one.question) == split: found[one.question] = one
+        if pool(one.question) == split:
+            found[one.question] = one
     return list(found.values())
 
 # %% ../../nbs/14_synthetic.ipynb #e02303a9
@@ -161,25 +338,62 @@ def draw_sums(rng: random.Random) -> str:
     lines = []
     while len(lines) < 8:
         sign = rng.choice("++--**/")
-        a, b = (rng.randint(1, 120), rng.randint(1, 99)) if sign in "+-" else (rng.randint(1, 144 if sign == "/" else 20), rng.randint(1, 12))
+        a, b = (
+            (rng.randint(1, 120), rng.randint(1, 99))
+            if sign in "+-"
+            else (rng.randint(1, 144 if sign == "/" else 20), rng.randint(1, 12))
+        )
         value = solve(f"a {sign} b", dict(a=a, b=b))
-        if value is not None: lines.append(f"{a} {sign} {b} = {value}")
+        if value is not None:
+            lines.append(f"{a} {sign} {b} = {value}")
     return rng.choice((", ", "\n", "; ")).join(lines[: rng.randint(2, 8)])
 
 # %% ../../nbs/14_synthetic.ipynb #4e2dab09
-PLACES = "the market,the river,the old mill,the school,the library,the harbour,the forest,the station,a small garden,the bakery,the top of the hill,the museum".split(",")
-TIMES = "In the morning,After lunch,On a rainy day,Late in the evening,On the first day of spring,Before the sun came up,During the holidays,One quiet Sunday".split(",")
-DEEDS = ("walked to {place}", "met {friend} at {place}", "lost a key near {place}", "painted a picture of {place}", "carried some {items} to {place}",
-         "told {friend} a long story", "looked for {items} and found none", "wrote a letter to {friend}", "sang a song about {items}", "sat down and rested")
-ENDS = ("It was a good day.", "{friend} laughed.", "Nobody knew why.", "The wind was cold.", "They went home together.", "The {items} were still there.",
-        "{name} was happy about it.", "The house had the number #7.", "It did not matter much.", "\"See you tomorrow,\" said {friend}.", "The next day it rained.")
+PLACES = (
+    "the market,the river,the old mill,the school,the library,the harbour,the forest,the station,a"
+    " small garden,the bakery,the top of the hill,the museum".split(",")
+)
+TIMES = (
+    "In the morning,After lunch,On a rainy day,Late in the evening,On the first day of"
+    " spring,Before the sun came up,During the holidays,One quiet Sunday".split(",")
+)
+DEEDS = (
+    "walked to {place}",
+    "met {friend} at {place}",
+    "lost a key near {place}",
+    "painted a picture of {place}",
+    "carried some {items} to {place}",
+    "told {friend} a long story",
+    "looked for {items} and found none",
+    "wrote a letter to {friend}",
+    "sang a song about {items}",
+    "sat down and rested",
+)
+ENDS = (
+    "It was a good day.",
+    "{friend} laughed.",
+    "Nobody knew why.",
+    "The wind was cold.",
+    "They went home together.",
+    "The {items} were still there.",
+    "{name} was happy about it.",
+    "The house had the number #7.",
+    "It did not matter much.",
+    '"See you tomorrow," said {friend}.',
+    "The next day it rained.",
+)
 
 # %% ../../nbs/14_synthetic.ipynb #04c73e9b
 def draw_story(rng: random.Random) -> str:
     "Two to four sentences of plain prose, some with a title."
     name, friend = rng.sample(NAMES, 2)
-    words = lambda: dict(name=name, friend=friend, items=rng.choice(ITEMS), place=rng.choice(PLACES))
-    lines = [f"{rng.choice(TIMES)}, {name} {rng.choice(DEEDS).format(**words())}." for _ in range(rng.randint(1, 3))]
+    words = lambda: dict(
+        name=name, friend=friend, items=rng.choice(ITEMS), place=rng.choice(PLACES)
+    )
+    lines = [
+        f"{rng.choice(TIMES)}, {name} {rng.choice(DEEDS).format(**words())}."
+        for _ in range(rng.randint(1, 3))
+    ]
     title = rng.choice(("", "", "", f"# {name} and {friend}\n"))
     return title + rng.choice((" ", "\n")).join([*lines, rng.choice(ENDS).format(**words())])
 
@@ -187,16 +401,26 @@ def draw_story(rng: random.Random) -> str:
 def draw_list(rng: random.Random) -> str:
     "A few numbered or unnumbered things, a line each, marked with a hash sign."
     numbered, things = rng.random() < 0.5, rng.sample(ITEMS, rng.randint(2, 6))
-    lines = [f"#{i} {thing}" if numbered else f"# {rng.randint(2, LIMIT)} {thing}" for i, thing in enumerate(things, 1)]
-    return f"{rng.choice(NAMES)} {rng.choice(('wants', 'sells', 'counts', 'packs'))} these:\n" + "\n".join(lines)
+    lines = [
+        f"#{i} {thing}" if numbered else f"# {rng.randint(2, LIMIT)} {thing}"
+        for i, thing in enumerate(things, 1)
+    ]
+    return (
+        f"{rng.choice(NAMES)} {rng.choice(('wants', 'sells', 'counts', 'packs'))} these:\n"
+        + "\n".join(lines)
+    )
 
 # %% ../../nbs/14_synthetic.ipynb #00ac1b0d
 def draw_document(rng: random.Random) -> str:
-    "One document of the base's corpus: sums, prose, a list, or a plain word problem of the `base` split."
+    """One document of the base's corpus: sums, prose, a list, or a plain word problem of the `base`
+    split."""
     draw = rng.choices((draw_sums, draw_story, draw_list, None), (33, 10, 7, 50))[0]
-    if draw: return draw(rng)
-    while pool((one := draw_problem(rng)).question) != "base": pass
+    if draw:
+        return draw(rng)
+    while pool((one := draw_problem(rng)).question) != "base":
+        pass
     return one.plain(rng.randrange(len(STYLES)))
+
 
 def documents(n: int, seed: int = 0) -> Iterator[str]:
     "`n` documents of the corpus that the small base is trained on."

@@ -32,139 +32,265 @@ from .rows import Bad, Ledger, Reject, Source, key, read_rows
 from ..run import cache_folder, read_json, sha256, write_json
 
 # %% ../../nbs/15_table.ipynb #a88c9584
-SCHEMA = pa.schema([("ids", pa.list_(pa.int32())), ("runs", pa.list_(pa.int32())), ("plain", pa.bool_()), ("file", pa.int32()), ("line", pa.int64()), ("key", pa.uint64())])
+SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("runs", pa.list_(pa.int32())),
+        ("plain", pa.bool_()),
+        ("file", pa.int32()),
+        ("line", pa.int64()),
+        ("key", pa.uint64()),
+    ]
+)
+
 
 def nested(parts: Sequence[Sequence[int]]) -> pa.ListArray:
     "Lists of numbers as a column of Arrow."
     flat = np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=sum(map(len, parts)))
     return pa.ListArray.from_arrays(np.cumsum([0, *map(len, parts)], dtype=np.int32), flat)
 
-def as_batch(encoded: list[Encoded], rows: list[dict],
-             names: dict[str, int] # file -> its number; new ones are added
-            ) -> pa.RecordBatch:
+
+def as_batch(
+    encoded: list[Encoded],
+    rows: list[dict],
+    names: dict[str, int],  # file -> its number; new ones are added
+) -> pa.RecordBatch:
     "Encoded rows as columns of Arrow."
-    columns = [nested([one.ids for one in encoded]), nested([list(chain.from_iterable(one.runs)) for one in encoded]), ["text" in row for row in rows],
-               [names.setdefault(row["source"], len(names)) for row in rows], [row["line"] for row in rows], [row["key"] for row in rows]]
-    return pa.record_batch([column if isinstance(column, pa.Array) else pa.array(column, field.type) for column, field in zip(columns, SCHEMA)], schema=SCHEMA)
+    columns = [
+        nested([one.ids for one in encoded]),
+        nested([list(chain.from_iterable(one.runs)) for one in encoded]),
+        ["text" in row for row in rows],
+        [names.setdefault(row["source"], len(names)) for row in rows],
+        [row["line"] for row in rows],
+        [row["key"] for row in rows],
+    ]
+    return pa.record_batch(
+        [
+            column if isinstance(column, pa.Array) else pa.array(column, field.type)
+            for column, field in zip(columns, SCHEMA)
+        ],
+        schema=SCHEMA,
+    )
 
 # %% ../../nbs/15_table.ipynb #101266fc
 class Table(Sequence):
-    "Encoded rows in Arrow files, mapped into memory: a row is read from the disk when it is asked for."
-    def __init__(self, paths: Sequence[Path | pa.Buffer] # or their content in memory
-                ):
-        opened = [pa.ipc.open_file(path if isinstance(path, pa.Buffer) else pa.memory_map(str(path))) for path in paths]
+    """Encoded rows in Arrow files, mapped into memory: a row is read from the disk when it is asked
+    for."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path | pa.Buffer],  # or their content in memory
+    ):
+        opened = [
+            pa.ipc.open_file(path if isinstance(path, pa.Buffer) else pa.memory_map(str(path)))
+            for path in paths
+        ]
         parts = [[one.get_batch(i) for i in range(one.num_record_batches)] for one in opened]
         self.batches = list(chain.from_iterable(parts))
         self.sizes = [sum(b.num_rows for b in part) for part in parts]  # rows of each file
         self.starts = np.cumsum([0, *(b.num_rows for b in self.batches)])
-        self.lists = [[(b.column(name).offsets.to_numpy(), b.column(name).values.to_numpy()) for b in self.batches] for name in ("ids", "runs")]
+        self.lists = [
+            [
+                (b.column(name).offsets.to_numpy(), b.column(name).values.to_numpy())
+                for b in self.batches
+            ]
+            for name in ("ids", "runs")
+        ]
 
-    def __len__(self) -> int: return int(self.starts[-1])
+    def __len__(self) -> int:
+        return int(self.starts[-1])
 
     def __getitem__(self, i: int) -> Encoded:
-        if not 0 <= i < len(self): raise IndexError(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         batch = bisect.bisect_right(self.starts, i) - 1
         row = i - self.starts[batch]
-        ids, runs = (values[offsets[row]:offsets[row + 1]] for offsets, values in (lists[batch] for lists in self.lists))
+        ids, runs = (
+            values[offsets[row] : offsets[row + 1]]
+            for offsets, values in (lists[batch] for lists in self.lists)
+        )
         return Encoded(ids, [tuple(run) for run in runs.reshape(-1, 2).tolist()])
 
     def column(self, name: str) -> np.ndarray:
         "A column of numbers, whole."
         kind = SCHEMA.field(name).type.to_pandas_dtype()
-        return np.concatenate([np.zeros(0, dtype=kind), *(b.column(name).to_numpy(zero_copy_only=False) for b in self.batches)])
+        return np.concatenate(
+            [
+                np.zeros(0, dtype=kind),
+                *(b.column(name).to_numpy(zero_copy_only=False) for b in self.batches),
+            ]
+        )
 
     @property
     def lengths(self) -> np.ndarray:
         "Tokens of each row."
-        return np.concatenate([np.zeros(0, dtype=np.int32), *(np.diff(offsets) for offsets, _ in self.lists[0])])
+        return np.concatenate(
+            [np.zeros(0, dtype=np.int32), *(np.diff(offsets) for offsets, _ in self.lists[0])]
+        )
 
     @property
     def trained(self) -> np.ndarray:
         "Trained tokens of each row."
+
         def of(offsets, values):
             borders = values.reshape(-1, 2)
-            ends = np.concatenate([[0], np.cumsum(borders[:, 1] - np.maximum(borders[:, 0], 1))])  # a row's first token is nobody's target
+            ends = np.concatenate(
+                [[0], np.cumsum(borders[:, 1] - np.maximum(borders[:, 0], 1))]
+            )  # a row's first token is nobody's target
             return np.diff(ends[offsets // 2]).astype(np.int32)
+
         return np.concatenate([np.zeros(0, dtype=np.int32), *(of(*one) for one in self.lists[1])])
 
 # %% ../../nbs/15_table.ipynb #825d1932
 def in_batches(items: Iterable, n: int) -> Iterator[list]:
     "Lists of up to `n` items."
     items = iter(items)
-    while batch := list(islice(items, n)): yield batch
+    while batch := list(islice(items, n)):
+        yield batch
 
-def ahead(batches: Iterable[list], work: Callable[[list], list], workers: int = 2) -> Iterator[tuple[list, list]]:
-    "(batch, result) of each in order, where later batches are fetched while threads work on those before."
+
+def ahead(
+    batches: Iterable[list], work: Callable[[list], list], workers: int = 2
+) -> Iterator[tuple[list, list]]:
+    """(batch, result) of each in order, where later batches are fetched while threads work on those
+    before."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for batch in batches:
             waiting.append((batch, pool.submit(work, batch)))
-            if len(waiting) > workers: yield (first := waiting.popleft())[0], first[1].result()
-        for batch, future in waiting: yield batch, future.result()
+            if len(waiting) > workers:
+                yield (first := waiting.popleft())[0], first[1].result()
+        for batch, future in waiting:
+            yield batch, future.result()
 
 # %% ../../nbs/15_table.ipynb #a1059303
 def conversations(row: dict) -> list[list[dict]]:
     "The conversations of a row of preferences: the prompt with each of its answers."
-    return [row["prompt"] + row[answer] for answer in ("chosen", "rejected", "completion") if answer in row]
+    return [
+        row["prompt"] + row[answer]
+        for answer in ("chosen", "rejected", "completion")
+        if answer in row
+    ]
+
 
 def examples(row: dict) -> list[dict]:
     "What is encoded of a row: itself, or of preferences each answer with its prompt."
     marked = row | {"key": key(row)}
-    if "messages" in row or "text" in row: return [marked]
-    return [dict(messages=messages, source=row["source"], line=row["line"], key=marked["key"]) for messages in conversations(row)]
+    if "messages" in row or "text" in row:
+        return [marked]
+    return [
+        dict(messages=messages, source=row["source"], line=row["line"], key=marked["key"])
+        for messages in conversations(row)
+    ]
 
-def encoded_rows(batch: list[dict], encoder: Encoder) -> tuple[list[dict], list[Encoded], list[Reject]]:
+
+def encoded_rows(
+    batch: list[dict], encoder: Encoder
+) -> tuple[list[dict], list[Encoded], list[Reject]]:
     "(rows, their tokens, rejects): a row of which the template refuses any part is rejected whole."
     parts = [examples(row) for row in batch]
     results, good, bad = iter(encoder.encode(list(chain.from_iterable(parts)))), [], []
     for row, part in zip(batch, parts):
         found = list(islice(results, len(part)))
         fault = next((one for one in found if isinstance(one, Bad)), None)
-        if fault: bad.append(Reject(row["source"], row["line"], str(fault)))
-        else: good += zip(part, found)
+        if fault:
+            bad.append(Reject(row["source"], row["line"], str(fault)))
+        else:
+            good += zip(part, found)
     return [row for row, _ in good], [one for _, one in good], bad
 
 # %% ../../nbs/15_table.ipynb #e828fe20
-def write_table(path: Path, source: Source, encoder: Encoder, say: Callable[[Ledger], None]) -> dict:
-    "Encode a source into an Arrow file, batch by batch; returns its account: ledger, files, a hash of the tokens."
+def write_table(
+    path: Path, source: Source, encoder: Encoder, say: Callable[[Ledger], None]
+) -> dict:
+    """Encode a source into an Arrow file, batch by batch; returns its account: ledger, files, a
+    hash of the tokens."""
     ledger, names, digest = Ledger(), {}, hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for _, (good, encoded, bad) in ahead(in_batches(read_rows(source, ledger), 1000), lambda batch: encoded_rows(batch, encoder)):
+        for _, (good, encoded, bad) in ahead(
+            in_batches(read_rows(source, ledger), 1000), lambda batch: encoded_rows(batch, encoder)
+        ):
             ledger.rejects += bad
             batch = as_batch(encoded, good, names)
-            for name in ("ids", "runs"): digest.update(batch.column(name).values.to_numpy().tobytes())
+            for name in ("ids", "runs"):
+                digest.update(batch.column(name).values.to_numpy().tobytes())
             writer.write(batch)
             say(ledger)
-    return dict(read=ledger.read, rejects=[[r.file, r.line, r.reason] for r in ledger.rejects], formats=ledger.formats, why=ledger.why, files=list(names), digest=digest.hexdigest())
+    return dict(
+        read=ledger.read,
+        rejects=[[r.file, r.line, r.reason] for r in ledger.rejects],
+        formats=ledger.formats,
+        why=ledger.why,
+        files=list(names),
+        digest=digest.hexdigest(),
+    )
 
 # %% ../../nbs/15_table.ipynb #911d4446
 def content(source: Source) -> list | None:
-    "What names a source's bytes: the hash of each file, or a commit on the hub; None where nothing does."
-    if found := files_of(Path(source.path).expanduser()): return [source.path, *([f.name, sha256(f)] for f in found)]
-    return [source.path, source.config, source.split, source.revision] if re.fullmatch("[0-9a-f]{40}", source.revision or "") else None
+    """What names a source's bytes: the hash of each file, or a commit on the hub; None where
+    nothing does."""
+    if found := files_of(Path(source.path).expanduser()):
+        return [source.path, *([f.name, sha256(f)] for f in found)]
+    return (
+        [source.path, source.config, source.split, source.revision]
+        if re.fullmatch("[0-9a-f]{40}", source.revision or "")
+        else None
+    )
+
 
 def identity(source: Source, encoder: Encoder) -> str | None:
-    "A hash of all that decides a source's encoded rows: its bytes, the tokenizer, the template, the mask, this code; None where the source's content has no name."
-    if (bytes_of := content(source)) is None: return None
+    """A hash of all that decides a source's encoded rows: its bytes, the tokenizer, the template,
+    the mask, this code; None where the source's content has no name."""
+    if (bytes_of := content(source)) is None:
+        return None
     tokenizer = encoder.known.tokenizer
     # before "added_tokens" stand padding and truncation, which change with use
-    vocabulary = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2] if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    code = [sha256(find_spec(f"llmtrainer.data.{module}").origin) for module in ("files", "rows", "template", "chat", "table")]
-    return hashlib.sha256(json.dumps([bytes_of, source.format, source.limit, vocabulary, str(tokenizer.special_tokens_map), tokenizer.chat_template, encoder.renderer.mask, code]).encode()).hexdigest()[:32]
+    vocabulary = (
+        tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
+        if tokenizer.is_fast
+        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
+    code = [
+        sha256(find_spec(f"llmtrainer.data.{module}").origin)
+        for module in ("files", "rows", "template", "chat", "table")
+    ]
+    return hashlib.sha256(
+        json.dumps(
+            [
+                bytes_of,
+                source.format,
+                source.limit,
+                vocabulary,
+                str(tokenizer.special_tokens_map),
+                tokenizer.chat_template,
+                encoder.renderer.mask,
+                code,
+            ]
+        ).encode()
+    ).hexdigest()[:32]
 
 # %% ../../nbs/15_table.ipynb #4a18ef7f
-def encode_source(source: Source, encoder: Encoder, say: Callable[[Ledger], None]) -> tuple[Path, dict]:
-    "(Arrow file, its account) of a source: from the cache where nothing changed, else written there, whole or not at all."
+def encode_source(
+    source: Source, encoder: Encoder, say: Callable[[Ledger], None]
+) -> tuple[Path, dict]:
+    """(Arrow file, its account) of a source: from the cache where nothing changed, else written
+    there, whole or not at all."""
     name = identity(source, encoder) or f"once-{os.getpid()}-{id(source):x}"
     path = cache_folder() / "data" / f"{name}.arrow"
     account = path.with_suffix(".json")
-    if account.is_file() and path.is_file() and (known := read_json(account))["size"] == path.stat().st_size: return path, known
+    if (
+        account.is_file()
+        and path.is_file()
+        and (known := read_json(account))["size"] == path.stat().st_size
+    ):
+        return path, known
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{name}-{os.getpid()}.tmp")
     try:
         found = write_table(staged, source, encoder, say)
         os.replace(staged, path)
-    finally: staged.unlink(missing_ok=True)
+    finally:
+        staged.unlink(missing_ok=True)
     write_json(account, found | dict(size=path.stat().st_size))
     return path, found
 
@@ -172,6 +298,7 @@ def encode_source(source: Source, encoder: Encoder, say: Callable[[Ledger], None
 @dataclass
 class Encodings:
     "Encoded sources: a table of their rows, and the account of each."
+
     table: Table
     sources: list[Source]
     accounts: list[dict]
@@ -184,8 +311,13 @@ class Encodings:
     @property
     def ledger(self) -> Ledger:
         "The ledger of all sources."
-        whole = Ledger(sum(a["read"] for a in self.accounts), [Reject(*r) for a in self.accounts for r in a["rejects"]])
-        for a in self.accounts: whole.formats |= a["formats"]; whole.why |= a["why"]
+        whole = Ledger(
+            sum(a["read"] for a in self.accounts),
+            [Reject(*r) for a in self.accounts for r in a["rejects"]],
+        )
+        for a in self.accounts:
+            whole.formats |= a["formats"]
+            whole.why |= a["why"]
         return whole
 
     def of_source(self) -> np.ndarray:
@@ -193,21 +325,41 @@ class Encodings:
         return np.repeat(np.arange(len(self.sources), dtype=np.int32), self.table.sizes)
 
     def origin(self) -> np.ndarray:
-        "A number for the row of the source behind each of the table: file and line. The two answers of a preference share it."
-        return (np.cumsum([0, *(len(a["files"]) for a in self.accounts)])[self.of_source()] + self.table.column("file") << 40) + self.table.column("line")
+        """A number for the row of the source behind each of the table: file and line. The two
+        answers of a preference share it."""
+        return (
+            np.cumsum([0, *(len(a["files"]) for a in self.accounts)])[self.of_source()]
+            + self.table.column("file")
+            << 40
+        ) + self.table.column("line")
 
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
         "(file, line) of rows."
         origin = self.origin()[rows]
         return list(zip([self.files[i] for i in origin >> 40], (origin & (1 << 40) - 1).tolist()))
 
-def encode_sources(sources: list[Source], format: str, encoder: Encoder, quiet: bool = True) -> Encodings:
+
+def encode_sources(
+    sources: list[Source], format: str, encoder: Encoder, quiet: bool = True
+) -> Encodings:
     "Every source, encoded; with a count of the rows on the screen while it lasts."
-    sources = [source if source.format != "auto" else source.model_copy(update=dict(format=format)) for source in sources]
-    with Progress(TextColumn("reading and encoding {task.fields[name]}: {task.completed:,.0f} rows"), TimeElapsedColumn(), disable=quiet, transient=True) as bar:
+    sources = [
+        source if source.format != "auto" else source.model_copy(update=dict(format=format))
+        for source in sources
+    ]
+    with Progress(
+        TextColumn("reading and encoding {task.fields[name]}: {task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+        disable=quiet,
+        transient=True,
+    ) as bar:
+
         def one(source):
             task = bar.add_task("", name=source.task, total=None)
-            return encode_source(source, encoder, lambda ledger: bar.update(task, completed=ledger.read))
+            return encode_source(
+                source, encoder, lambda ledger: bar.update(task, completed=ledger.read)
+            )
+
         found = [one(source) for source in sources]
     return Encodings(Table([path for path, _ in found]), sources, [account for _, account in found])
 

@@ -33,45 +33,87 @@ from ..recipe import UserError
 @dataclass(frozen=True)
 class Template:
     "A chat template of the catalogue, with what its leading comment says."
+
     jinja: str
     source: str
-    needs: tuple[str, ...] # tokens that a tokenizer must have
-    stop: str              # the token that ends an answer; eos is the tokenizer's own
-    system: str            # what becomes of a system turn
-    tools: bool            # whether it writes tools, calls and results
-    auto: bool             # whether it may be chosen for a model that has no template
-    also: str = ""         # a second name
+    needs: tuple[str, ...]  # tokens that a tokenizer must have
+    stop: str  # the token that ends an answer; eos is the tokenizer's own
+    system: str  # what becomes of a system turn
+    tools: bool  # whether it writes tools, calls and results
+    auto: bool  # whether it may be chosen for a model that has no template
+    also: str = ""  # a second name
     note: str = ""
 
     @classmethod
     def read(cls, text: str) -> "Template":
         "From the text of a file."
-        said = dict(line.split(": ", 1) for line in text[text.index("{#-") + 3:text.index("-#}")].strip().splitlines())
-        return cls(text, **{"needs": (), **said, **({"needs": tuple(said["needs"].split())} if "needs" in said else {}), "tools": said["tools"] == "yes", "auto": said["auto"] == "yes"})
+        said = dict(
+            line.split(": ", 1)
+            for line in text[text.index("{#-") + 3 : text.index("-#}")].strip().splitlines()
+        )
+        return cls(
+            text,
+            **{
+                "needs": (),
+                **said,
+                **({"needs": tuple(said["needs"].split())} if "needs" in said else {}),
+                "tools": said["tools"] == "yes",
+                "auto": said["auto"] == "yes",
+            },
+        )
 
-TEMPLATES = {file.name.removesuffix(".jinja"): Template.read(file.read_text(encoding="utf-8")) for file in sorted((files("llmtrainer") / "data" / "templates").iterdir(), key=lambda file: file.name)}
+
+TEMPLATES = {
+    file.name.removesuffix(".jinja"): Template.read(file.read_text(encoding="utf-8"))
+    for file in sorted(
+        (files("llmtrainer") / "data" / "templates").iterdir(), key=lambda file: file.name
+    )
+}
 
 # %% ../../nbs/16_template.ipynb #1e11bfd2
 def template_named(name: str) -> tuple[str, Template | None]:
     "(jinja, the catalogue's entry) of a name, of a path to a .jinja file, or of jinja text."
     name = next((key for key, t in TEMPLATES.items() if t.also == name), name)
-    if name in TEMPLATES: return TEMPLATES[name].jinja, TEMPLATES[name]
-    if "{" in name: return name, None
-    if name.endswith(".jinja") and Path(name).is_file(): return Path(name).read_text(encoding="utf-8"), None
+    if name in TEMPLATES:
+        return TEMPLATES[name].jinja, TEMPLATES[name]
+    if "{" in name:
+        return name, None
+    if name.endswith(".jinja") and Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8"), None
     near = difflib.get_close_matches(name, TEMPLATES, 1, 0.5)
-    raise UserError(f"no template is called {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""), "data.template", "auto, " + ", ".join(TEMPLATES) + ", the path of a .jinja file, or jinja text", None)
+    raise UserError(
+        f"no template is called {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""),
+        "data.template",
+        "auto, " + ", ".join(TEMPLATES) + ", the path of a .jinja file, or jinja text",
+        None,
+    )
 
-def set_template(tokenizer, name: str = "auto" # auto, a name of the catalogue, a .jinja file, or jinja text
-                ) -> str:
-    "Give the tokenizer its chat template and return where it is from: the model's own where it has one, else one whose tokens it knows."
+
+def set_template(
+    tokenizer,
+    name: str = "auto",  # auto, a name of the catalogue, a .jinja file, or jinja text
+) -> str:
+    """Give the tokenizer its chat template and return where it is from: the model's own where it
+    has one, else one whose tokens it knows."""
     vocabulary = tokenizer.get_vocab()
     if name == "auto":
-        if tokenizer.chat_template: return "the model's own"
-        fits = [n for n, t in TEMPLATES.items() if t.auto and all(token in vocabulary for token in t.needs)]
+        if tokenizer.chat_template:
+            return "the model's own"
+        fits = [
+            n
+            for n, t in TEMPLATES.items()
+            if t.auto and all(token in vocabulary for token in t.needs)
+        ]
         name = max(fits, key=lambda n: len(TEMPLATES[n].needs))
     jinja, known = template_named(name)
     missing = [token for token in known.needs if token not in vocabulary] if known else []
-    if missing: raise UserError(f"the template {name!r} needs tokens that this tokenizer lacks: {', '.join(missing)}", "data.template", None, "use template: auto")
+    if missing:
+        raise UserError(
+            f"the template {name!r} needs tokens that this tokenizer lacks: {', '.join(missing)}",
+            "data.template",
+            None,
+            "use template: auto",
+        )
     tokenizer.chat_template = jinja
     return name if known else "from the recipe" if "{" in name else name
 
@@ -79,182 +121,376 @@ def set_template(tokenizer, name: str = "auto" # auto, a name of the catalogue, 
 class Refused(UserError):
     "The chat template cannot write a conversation."
 
+
 def call_of(call: dict) -> dict:
     "A tool call with its arguments as an object, also where a file holds them as JSON text."
     function = call.get("function", call)
-    if not isinstance(function.get("arguments"), str): return call
-    try: function = {**function, "arguments": json.loads(function["arguments"])}
-    except ValueError: return call
+    if not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        function = {**function, "arguments": json.loads(function["arguments"])}
+    except ValueError:
+        return call
     return {**call, "function": function} if "function" in call else function
 
-def render(messages: Sequence[dict], tokenizer, prompt: bool = False, # end where the assistant would begin
-           tools: list | None = None # descriptions of functions, as OpenAI writes them
-          ) -> str:
+
+def render(
+    messages: Sequence[dict],
+    tokenizer,
+    prompt: bool = False,  # end where the assistant would begin
+    tools: list | None = None,  # descriptions of functions, as OpenAI writes them
+) -> str:
     "The text of a conversation by the tokenizer's template."
-    messages = [{**m, "tool_calls": [call_of(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m for m in messages]
-    try: return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt)
-    except (TemplateError, TypeError) as error:  # jinja raises TypeError where a template adds text to a content of None
-        raise Refused(f"the chat template refuses it: {error}", "data.template", None, "change the rows or the template") from None
+    messages = [
+        {**m, "tool_calls": [call_of(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m
+        for m in messages
+    ]
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=prompt
+        )
+    except (
+        TemplateError,
+        TypeError,
+    ) as error:  # jinja raises TypeError where a template adds text to a content of None
+        raise Refused(
+            f"the chat template refuses it: {error}",
+            "data.template",
+            None,
+            "change the rows or the template",
+        ) from None
 
 # %% ../../nbs/16_template.ipynb #28ab8ece
 class Looked(Exception):
     "A template looked into a content, so that one layout cannot serve other contents."
 
+
 class Hole(NamedTuple):
     "A place for the content of a message."
+
     message: int
-    left: bool = False   # trimmed there
+    left: bool = False  # trimmed there
     right: bool = False
 
+
 class Unseen(str):
-    "Text with holes: it can be joined and trimmed, and has an answer to nothing else. A content in it is never blank."
-    def __new__(cls, parts: list): # literals and holes
+    """Text with holes: it can be joined and trimmed, and has an answer to nothing else. A content
+    in it is never blank."""
+
+    def __new__(cls, parts: list):  # literals and holes
         self = str.__new__(cls, "?")
         self.parts = parts
         return self
 
-    def __str__(self): return self
-    def __bool__(self): return True
-    def __add__(self, other): return weave([self, other])
-    def __radd__(self, other): return weave([other, self])
-    def __ne__(self, other): return not self == other
-    def __eq__(self, other): return _looked() if isinstance(other, str) else False
-    def lstrip(self, chars=None): return _looked() if chars else weave(_trimmed(self.parts))
-    def rstrip(self, chars=None): return _looked() if chars else weave(_trimmed(self.parts[::-1], right=True)[::-1])
-    def strip(self, chars=None): return self.lstrip(chars).rstrip(chars)
+    def __str__(self):
+        return self
+
+    def __bool__(self):
+        return True
+
+    def __add__(self, other):
+        return weave([self, other])
+
+    def __radd__(self, other):
+        return weave([other, self])
+
+    def __ne__(self, other):
+        return not self == other
+
+    def __eq__(self, other):
+        return _looked() if isinstance(other, str) else False
+
+    def lstrip(self, chars=None):
+        return _looked() if chars else weave(_trimmed(self.parts))
+
+    def rstrip(self, chars=None):
+        return _looked() if chars else weave(_trimmed(self.parts[::-1], right=True)[::-1])
+
+    def strip(self, chars=None):
+        return self.lstrip(chars).rstrip(chars)
 
 # %% ../../nbs/16_template.ipynb #40dd7dcd
-def _looked(*args, **kwargs): raise Looked
+def _looked(*args, **kwargs):
+    raise Looked
 
-for _name in {*dir(str), "__rmod__", "__rmul__"} - set(vars(Unseen)) - set(dir(object)) | {"__hash__", "__repr__", "__format__", "__lt__", "__le__", "__gt__", "__ge__"}: setattr(Unseen, _name, _looked)
+
+for _name in {*dir(str), "__rmod__", "__rmul__"} - set(vars(Unseen)) - set(dir(object)) | {
+    "__hash__",
+    "__repr__",
+    "__format__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+}:
+    setattr(Unseen, _name, _looked)
+
 
 def _trimmed(parts: list, right: bool = False) -> list:
     "Literals and holes without white space at their first end."
     first, *rest = parts
-    if isinstance(first, Hole): return [first._replace(right=True) if right else first._replace(left=True), *rest]
+    if isinstance(first, Hole):
+        return [first._replace(right=True) if right else first._replace(left=True), *rest]
     first = first.rstrip() if right else first.lstrip()
     return [first, *rest] if first else _trimmed(rest, right)
+
 
 def weave(texts) -> str:
     "Join texts, which may have holes."
     parts = []
-    for part in (p for text in texts for p in (text.parts if isinstance(text, Unseen) else [text if isinstance(text, Hole) else str(text)])):
-        if parts and isinstance(part, str) and isinstance(parts[-1], str): parts[-1] += part
-        elif part != "": parts.append(part)
+    for part in (
+        p
+        for text in texts
+        for p in (
+            text.parts
+            if isinstance(text, Unseen)
+            else [text if isinstance(text, Hole) else str(text)]
+        )
+    ):
+        if parts and isinstance(part, str) and isinstance(parts[-1], str):
+            parts[-1] += part
+        elif part != "":
+            parts.append(part)
     return Unseen(parts) if any(isinstance(p, Hole) for p in parts) else "".join(parts)
 
 # %% ../../nbs/16_template.ipynb #c0d0591f
 def _holds(value) -> bool:
     "Whether an unseen text is somewhere in a value."
-    if isinstance(value, dict): return any(map(_holds, value.values()))
+    if isinstance(value, dict):
+        return any(map(_holds, value.values()))
     return isinstance(value, Unseen) or isinstance(value, (list, tuple)) and any(map(_holds, value))
+
 
 def _guarded(function: Callable) -> Callable:
     "The function, closed to unseen texts."
-    return functools.wraps(function)(lambda *args, **kwargs: _looked() if _holds(args) or _holds(kwargs) else function(*args, **kwargs))
+    return functools.wraps(function)(
+        lambda *args, **kwargs: (
+            _looked() if _holds(args) or _holds(kwargs) else function(*args, **kwargs)
+        )
+    )
 
-def _refuse(message: str): raise TemplateError(message)
+
+def _refuse(message: str):
+    raise TemplateError(message)
+
 
 class _Code(CodeGenerator):
     "Jinja's compiler, with joins by `weave` and a question before `in`."
+
     def visit_Concat(self, node, frame):
         self.write("environment.concat((")
-        for one in node.nodes: self.visit(one, frame), self.write(", ")
+        for one in node.nodes:
+            self.visit(one, frame), self.write(", ")
         self.write("))")
 
     def visit_Compare(self, node, frame):
-        if not any(op.op in ("in", "notin") for op in node.ops): return super().visit_Compare(node, frame)
-        if len(node.ops) > 1: raise Looked  # a < b in c: nobody writes that
-        self.write("(not " * (node.ops[0].op == "notin") + "environment.inside("), self.visit(node.expr, frame), self.write(", ")
+        if not any(op.op in ("in", "notin") for op in node.ops):
+            return super().visit_Compare(node, frame)
+        if len(node.ops) > 1:
+            raise Looked  # a < b in c: nobody writes that
+        (
+            self.write("(not " * (node.ops[0].op == "notin") + "environment.inside("),
+            self.visit(node.expr, frame),
+            self.write(", "),
+        )
         self.visit(node.ops[0].expr, frame), self.write(")" + ")" * (node.ops[0].op == "notin"))
 
 # %% ../../nbs/16_template.ipynb #974c1f0b
 class Blindfold(ImmutableSandboxedEnvironment):
     "The environment in which transformers renders chat templates, closed to looks into a content."
+
     concat, code_generator_class = staticmethod(weave), _Code
-    harmless = ("length", "count", "list", "first", "last", "selectattr", "rejectattr", "default", "d", "string")
+    harmless = (
+        "length",
+        "count",
+        "list",
+        "first",
+        "last",
+        "selectattr",
+        "rejectattr",
+        "default",
+        "d",
+        "string",
+    )
 
     def __init__(self):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self.filters |= {name: _guarded(f) for name, f in self.filters.items() if name not in self.harmless}
-        self.filters |= {"trim": lambda text, chars=None: text.strip(chars), "tojson": _guarded(lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how}))}
-        self.tests = {name: f if name in ("string", "defined", "undefined", "none", "mapping") else _guarded(f) for name, f in self.tests.items()}
-        self.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        self.filters |= {
+            name: _guarded(f) for name, f in self.filters.items() if name not in self.harmless
+        }
+        self.filters |= {
+            "trim": lambda text, chars=None: text.strip(chars),
+            "tojson": _guarded(
+                lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how})
+            ),
+        }
+        self.tests = {
+            name: f
+            if name in ("string", "defined", "undefined", "none", "mapping")
+            else _guarded(f)
+            for name, f in self.tests.items()
+        }
+        self.globals |= {
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+        }
 
-    def inside(self, part, whole) -> bool: return _looked() if isinstance(part, Unseen) else part in whole
+    def inside(self, part, whole) -> bool:
+        return _looked() if isinstance(part, Unseen) else part in whole
 
     intercepted_binops = frozenset("%")  # "%s" % content
 
-    def call_binop(self, context, operator, left, right): return _guarded(super().call_binop)(context, operator, left, right)
+    def call_binop(self, context, operator, left, right):
+        return _guarded(super().call_binop)(context, operator, left, right)
 
     def call(self, context, function, *args, **kwargs):
-        given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}  # jinja's own
-        if not isinstance(function, Macro) and (_holds(args) or _holds(given)): raise Looked
+        given = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in ("_loop_vars", "_block_vars")
+        }  # jinja's own
+        if not isinstance(function, Macro) and (_holds(args) or _holds(given)):
+            raise Looked
         return super().call(context, function, *args, **kwargs)
 
     def compiled(self, template: str):
         "The template's program; the marks of `{% generation %}` do nothing here."
-        return self.from_string(re.sub(r"({%-?\s*)(end)?generation(\s*-?%})", lambda m: m[1] + ("endif" if m[2] else "if true") + m[3], template))
+        return self.from_string(
+            re.sub(
+                r"({%-?\s*)(end)?generation(\s*-?%})",
+                lambda m: m[1] + ("endif" if m[2] else "if true") + m[3],
+                template,
+            )
+        )
 
 # %% ../../nbs/16_template.ipynb #02d9a1a6
 def find_in(whole: str, beginning: str) -> tuple[int, int]:
-    "Where an unseen text's beginning ends: (part, offset); `Looked` where only the contents could tell."
+    """Where an unseen text's beginning ends: (part, offset); `Looked` where only the contents could
+    tell."""
     whole, parts = getattr(whole, "parts", [whole]), getattr(beginning, "parts", [beginning])
     last = len(parts) - 1
-    if parts == [""]: return (0, 0)
-    if parts == whole[:last + 1]: return (last + 1, 0)
-    if whole[:last] == parts[:last] and all(isinstance(p, str) and not isinstance(p, Hole) for p in (whole[last], parts[last])) and whole[last].startswith(parts[last]): return (last, len(parts[last]))
+    if parts == [""]:
+        return (0, 0)
+    if parts == whole[: last + 1]:
+        return (last + 1, 0)
+    if (
+        whole[:last] == parts[:last]
+        and all(isinstance(p, str) and not isinstance(p, Hole) for p in (whole[last], parts[last]))
+        and whole[last].startswith(parts[last])
+    ):
+        return (last, len(parts[last]))
     raise Looked
+
 
 class Drawn(NamedTuple):
     "A row's text and what is trained in it."
+
     text: str
     spans: list[tuple[int, int]]  # characters
-    prompts: list[str]            # the end of the text before each span
-    layout: "Layout | None" = None # the layout that it was filled from
+    prompts: list[str]  # the end of the text before each span
+    layout: "Layout | None" = None  # the layout that it was filled from
 
 # %% ../../nbs/16_template.ipynb #bcce33e8
 class Layout:
     "What all conversations of one shape have in common."
-    def __init__(self, whole: str, found: list[tuple]): # of `spans`, with `find_in`
+
+    def __init__(self, whole: str, found: list[tuple]):  # of `spans`, with `find_in`
         parts, self.pieces, self.holes, piece_at = getattr(whole, "parts", [whole]), [], [], {}
-        found = [((0, 0) if start is None else start, (len(parts), 0) if end is None else end) for start, end in found]
+        found = [
+            ((0, 0) if start is None else start, (len(parts), 0) if end is None else end)
+            for start, end in found
+        ]
         for n, part in enumerate(parts):
-            cuts = [0] if isinstance(part, Hole) else sorted({0, *(offset for span in found for at, offset in span if at == n)})
-            if isinstance(part, Hole): self.holes.append((len(self.pieces), part.message, {(1, 1): str.strip, (1, 0): str.lstrip, (0, 1): str.rstrip}.get((part.left, part.right))))
+            cuts = (
+                [0]
+                if isinstance(part, Hole)
+                else sorted({0, *(offset for span in found for at, offset in span if at == n)})
+            )
+            if isinstance(part, Hole):
+                self.holes.append(
+                    (
+                        len(self.pieces),
+                        part.message,
+                        {(1, 1): str.strip, (1, 0): str.lstrip, (0, 1): str.rstrip}.get(
+                            (part.left, part.right)
+                        ),
+                    )
+                )
             piece_at |= {(n, cut): len(self.pieces) + i for i, cut in enumerate(cuts)}
-            self.pieces += [""] if isinstance(part, Hole) else [part[a:b] for a, b in zip(cuts, [*cuts[1:], None])]
+            self.pieces += (
+                [""]
+                if isinstance(part, Hole)
+                else [part[a:b] for a, b in zip(cuts, [*cuts[1:], None])]
+            )
         piece_at[len(parts), 0] = len(self.pieces)
         self.spans = [(piece_at[start], piece_at[end]) for start, end in found]
-        self.prompts = ["".join(self.pieces[max((at + 1 for at, *_ in self.holes if at < start), default=0):start]) or " " * bool(start) for start, _ in self.spans]  # " ": the prompt ends in a content
+        self.prompts = [
+            "".join(
+                self.pieces[max((at + 1 for at, *_ in self.holes if at < start), default=0) : start]
+            )
+            or " " * bool(start)
+            for start, _ in self.spans
+        ]  # " ": the prompt ends in a content
 
     def fill(self, contents: list[str]) -> Drawn:
         "The text of one conversation."
         pieces = self.pieces.copy()
-        for at, message, trim in self.holes: pieces[at] = trim(contents[message]) if trim else contents[message]
+        for at, message, trim in self.holes:
+            pieces[at] = trim(contents[message]) if trim else contents[message]
         ends = [0, *accumulate(map(len, pieces))]
-        return Drawn("".join(pieces), [(ends[start], ends[end]) for start, end in self.spans], self.prompts, self)
+        return Drawn(
+            "".join(pieces),
+            [(ends[start], ends[end]) for start, end in self.spans],
+            self.prompts,
+            self,
+        )
 
     @property
     def answers(self) -> list[tuple[int, str]] | None:
-        "(piece of the content, literal behind it) of each span that is one content and a literal; None where a span is more."
+        """(piece of the content, literal behind it) of each span that is one content and a literal;
+        None where a span is more."""
         holes = {at for at, *_ in self.holes}
-        return [(start, self.pieces[start + 1]) for start, end in self.spans] if all(holes & set(range(start, end)) == {start} and end > start + 1 for start, end in self.spans) else None
+        return (
+            [(start, self.pieces[start + 1]) for start, end in self.spans]
+            if all(
+                holes & set(range(start, end)) == {start} and end > start + 1
+                for start, end in self.spans
+            )
+            else None
+        )
 
 # %% ../../nbs/16_template.ipynb #a8c848e9
 def left_out(row: dict, text: str, tokenizer) -> None:
     "`Bad` where a template does not write all of a row: its tools, its calls, its results, a turn."
     marks, messages = {}, [dict(m) for m in row["messages"]]
-    def mark(what: str) -> str: return marks.setdefault(f"mark{len(marks)}x", what) and f"mark{len(marks) - 1}x"
-    def named(call: dict, what: str) -> dict: return {**call, "function": named(call["function"], what)} if "function" in call else {**call, "name": mark(what)}
+
+    def mark(what: str) -> str:
+        return marks.setdefault(f"mark{len(marks)}x", what) and f"mark{len(marks) - 1}x"
+
+    def named(call: dict, what: str) -> dict:
+        return (
+            {**call, "function": named(call["function"], what)}
+            if "function" in call
+            else {**call, "name": mark(what)}
+        )
+
     for m in messages:
-        if m.get("tool_calls"): m["tool_calls"] = [named(call, "a tool call") for call in m["tool_calls"]]
-        if m["role"] == "tool": m["content"] = mark("a tool result")
-        elif m["role"] != "assistant" and isinstance(m.get("content"), str) and m["content"].strip()[:40] not in text: raise Bad(f"the chat template leaves out the {m['role']} turn")
+        if m.get("tool_calls"):
+            m["tool_calls"] = [named(call, "a tool call") for call in m["tool_calls"]]
+        if m["role"] == "tool":
+            m["content"] = mark("a tool result")
+        elif (
+            m["role"] != "assistant"
+            and isinstance(m.get("content"), str)
+            and m["content"].strip()[:40] not in text
+        ):
+            raise Bad(f"the chat template leaves out the {m['role']} turn")
     tools = [named(tool, "the tools") for tool in row.get("tools") or []]
-    if not marks: return
+    if not marks:
+        return
     marked = render(messages, tokenizer, tools=tools)
     for one, what in marks.items():
-        if one not in marked: raise Bad(f"the chat template leaves out {what}")
-
-
+        if one not in marked:
+            raise Bad(f"the chat template leaves out {what}")

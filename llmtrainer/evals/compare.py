@@ -18,32 +18,41 @@ from .tasks import Result
 from ..recipe import UserError
 
 # %% ../../nbs/32_compare.ipynb #d0ed8b39
-def mcnemar(only_a: int, only_b: int # items that only one of the two got right
-           ) -> float:
-    "Two-sided exact p-value of McNemar's test (1947): are the items that only one model got right split evenly?"
+def mcnemar(
+    only_a: int,
+    only_b: int,  # items that only one of the two got right
+) -> float:
+    """Two-sided exact p-value of McNemar's test (1947): are the items that only one model got right
+    split evenly?"""
     n = only_a + only_b
     tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2 ** n)
+    return min(1.0, 2 * tail / 2**n)
 
 # %% ../../nbs/32_compare.ipynb #1190fa5d
-def bootstrap(differences: np.ndarray, # per item: -1, 0 or 1
-              draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    differences: np.ndarray,  # per item: -1, 0 or 1
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
     "The 95 % interval of a mean by drawing the items again, pairs kept together (Efron, 1979)."
     rng, n = np.random.default_rng(seed), len(differences)
     values, counts = np.unique(differences, return_counts=True)
-    means = rng.multinomial(n, counts / n, draws) @ values / n  # how often each value is drawn: the same as drawing item by item
+    means = (
+        rng.multinomial(n, counts / n, draws) @ values / n
+    )  # how often each value is drawn: the same as drawing item by item
     return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
 
 # %% ../../nbs/32_compare.ipynb #33f96220
 @dataclass(frozen=True)
 class Comparison:
     "Two models on the same items."
+
     task: str
     n: int
     a: float
     b: float
-    difference: float # b - a
-    interval: tuple[float, float] # 95 %, paired bootstrap
+    difference: float  # b - a
+    interval: tuple[float, float]  # 95 %, paired bootstrap
     only_a: int
     only_b: int
     p_value: float
@@ -52,22 +61,63 @@ class Comparison:
 def right_by_item(result: Result) -> dict[str, bool]:
     "Item -> right; `UserError` where an item comes twice."
     grades = {x.id: x.right for x in result.answers}
-    if len(grades) < len(result.answers): raise UserError(f"an item comes twice in a result of {result.task}", None, None, "take the copies out of the task's data, and evaluate again")
+    if len(grades) < len(result.answers):
+        raise UserError(
+            f"an item comes twice in a result of {result.task}",
+            None,
+            None,
+            "take the copies out of the task's data, and evaluate again",
+        )
     return grades
+
 
 def compare(a: Result, b: Result) -> Comparison:
     "Is `b` better than `a`? Only on the same items, paired one by one."
     left, right = right_by_item(a), right_by_item(b)
     if left.keys() != right.keys():
-        raise UserError(f"the two results of {a.task} are not over the same items: {len(left)} and {len(right)}, {len(left.keys() & right.keys())} in common", None, None, "evaluate both again with the same task, limit and data")
-    only_a, only_b = sum(left[i] and not right[i] for i in left), sum(right[i] and not left[i] for i in left)
+        raise UserError(
+            f"the two results of {a.task} are not over the same items: {len(left)} and"
+            f" {len(right)}, {len(left.keys() & right.keys())} in common",
+            None,
+            None,
+            "evaluate both again with the same task, limit and data",
+        )
+    only_a, only_b = (
+        sum(left[i] and not right[i] for i in left),
+        sum(right[i] and not left[i] for i in left),
+    )
     differences = np.array([int(right[i]) - int(left[i]) for i in left])
-    return Comparison(a.task, len(left), a.accuracy, b.accuracy, b.accuracy - a.accuracy, bootstrap(differences), only_a, only_b, mcnemar(only_a, only_b))
+    return Comparison(
+        a.task,
+        len(left),
+        a.accuracy,
+        b.accuracy,
+        b.accuracy - a.accuracy,
+        bootstrap(differences),
+        only_a,
+        only_b,
+        mcnemar(only_a, only_b),
+    )
 
 # %% ../../nbs/32_compare.ipynb #bc1ea7b6
-def table(c: Comparison, a: Result, b: Result, names: tuple[str, str] = ("before", "after")) -> Table:
+def table(
+    c: Comparison, a: Result, b: Result, names: tuple[str, str] = ("before", "after")
+) -> Table:
     "The comparison for a terminal."
-    out = Table(title=f"{c.task}: exact match on {c.n} items", caption=f"difference {c.difference:+.3f}, 95 % interval {c.interval[0]:+.3f} to {c.interval[1]:+.3f}; McNemar p = {c.p_value:.2g}")
-    for name in ("model", "accuracy", "95 % interval", "any form"): out.add_column(name)
-    for name, r in zip(names, (a, b)): out.add_row(name, f"{r.accuracy:.3f}", f"{r.interval[0]:.3f} to {r.interval[1]:.3f}", f"{r.flexible:.3f}")
+    out = Table(
+        title=f"{c.task}: exact match on {c.n} items",
+        caption=(
+            f"difference {c.difference:+.3f}, 95 % interval {c.interval[0]:+.3f} to"
+            f" {c.interval[1]:+.3f}; McNemar p = {c.p_value:.2g}"
+        ),
+    )
+    for name in ("model", "accuracy", "95 % interval", "any form"):
+        out.add_column(name)
+    for name, r in zip(names, (a, b)):
+        out.add_row(
+            name,
+            f"{r.accuracy:.3f}",
+            f"{r.interval[0]:.3f} to {r.interval[1]:.3f}",
+            f"{r.flexible:.3f}",
+        )
     return out

@@ -12,10 +12,13 @@ import re
 # %% ../../nbs/30_metrics.ipynb #ecfc447e
 NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
+
 def as_number(text: str) -> float | None:
     "The value of a number as people write it: `$1,234.50` is 1234.5."
-    try: return float(text.replace("$", "").replace(",", "").replace("−", "-"))
-    except ValueError: return None
+    try:
+        return float(text.replace("$", "").replace(",", "").replace("−", "-"))
+    except ValueError:
+        return None
 
 # %% ../../nbs/30_metrics.ipynb #9fb49e3e
 def strict_answer(text: str) -> float | None:
@@ -23,17 +26,27 @@ def strict_answer(text: str) -> float | None:
     found = re.search(r"####\s*(" + NUMBER.pattern + ")", text)
     return as_number(found[1]) if found else None
 
+
 def flexible_answer(text: str) -> float | None:
     "The last number in the text, in whatever form it is given."
     found = NUMBER.findall(text)
     return as_number(found[-1]) if found else None
 
 # %% ../../nbs/30_metrics.ipynb #f9f94fd5
-def wilson(right: int, n: int,  # successes and trials
-           z: float = 1.959964  # standard normal quantile: 95 %
-          ) -> tuple[float, float]:
-    "Wilson's interval for a share (E. B. Wilson, 1927): never outside 0 and 1, and not of zero width at 0 of n."
-    if not 0 <= right <= n or n == 0: raise ValueError(f"{right} of {n} is not a share")
+def wilson(
+    right: int,
+    n: int,  # successes and trials
+    z: float = 1.959964,  # standard normal quantile: 95 %
+) -> tuple[float, float]:
+    """Wilson's interval for a share (E. B. Wilson, 1927): never outside 0 and 1, and not of zero
+    width at 0 of n."""
+    if not 0 <= right <= n or n == 0:
+        raise ValueError(f"{right} of {n} is not a share")
     p, f = right / n, 1 + z * z / n
-    middle, half = (p + z * z / (2 * n)) / f, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / f
-    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))  # rounding must not push an end past the share
+    middle, half = (
+        (p + z * z / (2 * n)) / f,
+        z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / f,
+    )
+    return max(0.0, min(p, middle - half)), min(
+        1.0, max(p, middle + half)
+    )  # rounding must not push an end past the share

@@ -25,87 +25,125 @@ from ..recipe import Section, UserError
 # %% ../../nbs/31_tasks.ipynb #fb8020d4
 class Eval(Section):
     "What the trained model is measured on."
+
     tasks: list[str] = Field([], description="the tasks to run after training")
-    data_dir: str | None = Field(None, description="a folder with the tasks' files; without one they come from the hub")
+    data_dir: str | None = Field(
+        None, description="a folder with the tasks' files; without one they come from the hub"
+    )
     limit: int | None = Field(None, gt=0, description="only the first so many items of a task")
-    require: dict[str, float] = Field({}, description="the least accuracy of a task; below it the command ends with exit code 1")
+    require: dict[str, float] = Field(
+        {}, description="the least accuracy of a task; below it the command ends with exit code 1"
+    )
 
     @model_validator(mode="after")
     def required_tasks_are_run(self):
         "A floor needs a task that is run, and a share."
         for task, least in self.require.items():
-            if task not in self.tasks: raise ValueError(f"require names {task}, which is not among tasks")
-            if not 0 <= least <= 1: raise ValueError(f"require: {task} must be a share from 0 to 1")
+            if task not in self.tasks:
+                raise ValueError(f"require names {task}, which is not among tasks")
+            if not 0 <= least <= 1:
+                raise ValueError(f"require: {task} must be a share from 0 to 1")
         return self
 
 # %% ../../nbs/31_tasks.ipynb #04f064c2
 @dataclass(frozen=True)
 class Item:
     "One question of a task with its right answer."
-    id: str        # hash of the question
+
+    id: str  # hash of the question
     question: str
-    answer: str    # as the data set writes it, number after ####
+    answer: str  # as the data set writes it, number after ####
+
 
 @dataclass(frozen=True)
 class Task:
     "Data and grader: what is asked, and which number of an answer's text counts."
+
     name: str
-    load: Callable[[str | None], list[tuple[str, str]]] # data_dir -> (question, answer)
+    load: Callable[[str | None], list[tuple[str, str]]]  # data_dir -> (question, answer)
     max_new_tokens: int
     about: str
 
     def items(self, data_dir: str | None = None, limit: int | None = None) -> list[Item]:
-        "The task's questions; an item's id is a hash of its question, so that two results can be paired."
+        """The task's questions; an item's id is a hash of its question, so that two results can be
+        paired."""
         pairs = self.load(data_dir)[:limit]
         return [Item(hashlib.sha256(q.encode()).hexdigest()[:12], q, a) for q, a in pairs]
 
 # %% ../../nbs/31_tasks.ipynb #f008ba5f
 def question_answers(source: str) -> list[tuple[str, str]]:
-    "(question, answer) of every row of a file or hub data set with those columns; `UserError` where a row cannot be used."
+    """(question, answer) of every row of a file or hub data set with those columns; `UserError`
+    where a row cannot be used."""
     rows, ledger, _ = load_rows(source, "question_answer")
     if ledger.rejects:
         first = ledger.rejects[0]
-        raise UserError(f"{len(ledger.rejects)} of {ledger.read} items cannot be used", f"{first.file}:{first.line}: {first.reason}", "a question and an answer in every item", "get the file again: a test without some of its items is another test")
+        raise UserError(
+            f"{len(ledger.rejects)} of {ledger.read} items cannot be used",
+            f"{first.file}:{first.line}: {first.reason}",
+            "a question and an answer in every item",
+            "get the file again: a test without some of its items is another test",
+        )
     return [(r["messages"][0]["content"], r["messages"][1]["content"]) for r in rows]
+
 
 def gsm8k(data_dir: str | None) -> list[tuple[str, str]]:
     "GSM8K's test set (Cobbe et al., 2021), from the folder or the hub."
-    if data_dir is None: return question_answers("openai/gsm8k:main:test")
+    if data_dir is None:
+        return question_answers("openai/gsm8k:main:test")
     path = Path(data_dir) / "gsm8k_test.jsonl"
-    if not path.is_file(): raise UserError(f"the task gsm8k needs {path.name} in {data_dir}", "eval.data_dir", None, "put the file there, or leave data_dir out to take it from the hub")
+    if not path.is_file():
+        raise UserError(
+            f"the task gsm8k needs {path.name} in {data_dir}",
+            "eval.data_dir",
+            None,
+            "put the file there, or leave data_dir out to take it from the hub",
+        )
     return question_answers(str(path))
 
 # %% ../../nbs/31_tasks.ipynb #4b325631
-TASKS = {t.name: t for t in (
-    Task("word_problems", lambda _: [(p.question, p.gsm8k()["answer"]) for p in problems(256, "test")], 80, "256 generated word problems of one to two steps, none of them in any training split"),
-    Task("gsm8k", gsm8k, 320, "1,319 grade-school word problems written by people"),
-)}
+TASKS = {
+    t.name: t
+    for t in (
+        Task(
+            "word_problems",
+            lambda _: [(p.question, p.gsm8k()["answer"]) for p in problems(256, "test")],
+            80,
+            "256 generated word problems of one to two steps, none of them in any training split",
+        ),
+        Task("gsm8k", gsm8k, 320, "1,319 grade-school word problems written by people"),
+    )
+}
+
 
 def find_task(name: str) -> Task:
     "A task by its name."
-    if name not in TASKS: raise UserError(f"there is no task {name!r}", "eval.tasks", ", ".join(TASKS))
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r}", "eval.tasks", ", ".join(TASKS))
     return TASKS[name]
 
 # %% ../../nbs/31_tasks.ipynb #c39780c5
 @dataclass(frozen=True)
 class Answer:
     "What the model wrote for one item."
+
     id: str
     text: str
     expected: float
-    right: bool    # the number after #### is the expected one
-    flexible: bool # the last number is
+    right: bool  # the number after #### is the expected one
+    flexible: bool  # the last number is
+
 
 @dataclass(frozen=True)
 class Result:
     "A model's answers to a task, and their share of right ones with its 95 % interval."
+
     task: str
     accuracy: float
     interval: tuple[float, float]
-    flexible: float # accuracy if the last number counts, whatever its form
+    flexible: float  # accuracy if the last number counts, whatever its form
     n: int
     answers: list[Answer]
-    generation: dict = field(default_factory=dict) # the settings that the texts were written with
+    generation: dict = field(default_factory=dict)  # the settings that the texts were written with
 
     def summary(self) -> dict:
         "The figures without the texts."
@@ -113,32 +151,63 @@ class Result:
 
 # %% ../../nbs/31_tasks.ipynb #06a82177
 def grade(item: Item, text: str) -> Answer:
-    "An item's answer with its two grades; `UserError` where the item itself has no answer after ####."
+    """An item's answer with its two grades; `UserError` where the item itself has no answer after
+    ####."""
     expected = strict_answer(item.answer)
-    if expected is None: raise UserError(f"the item {item.id} has no number after ####", "the task's data", None, "mend its answer")
-    return Answer(item.id, text, expected, strict_answer(text) == expected, flexible_answer(text) == expected)
+    if expected is None:
+        raise UserError(
+            f"the item {item.id} has no number after ####",
+            "the task's data",
+            None,
+            "mend its answer",
+        )
+    return Answer(
+        item.id, text, expected, strict_answer(text) == expected, flexible_answer(text) == expected
+    )
 
 # %% ../../nbs/31_tasks.ipynb #31092cb8
 def summarise(task: str, answers: list[Answer]) -> Result:
-    "The shares of right answers, with the interval of the strict one; `UserError` where there are no answers."
-    if not answers: raise UserError(f"the task {task} has no items", "eval", None, "check data_dir")
+    """The shares of right answers, with the interval of the strict one; `UserError` where there are
+    no answers."""
+    if not answers:
+        raise UserError(f"the task {task} has no items", "eval", None, "check data_dir")
     n, right = len(answers), sum(a.right for a in answers)
-    return Result(task, right / n, wilson(right, n), sum(a.flexible for a in answers) / n, n, answers)
+    return Result(
+        task, right / n, wilson(right, n), sum(a.flexible for a in answers) / n, n, answers
+    )
 
-def evaluate(model, tokenizer, task: Task, data_dir: str | None = None,
-             limit: int | None = None,  # only the first so many items
-             batch_size: int = 64,      # items
-             progress: Callable[[int], None] = lambda n: None, # told how many more are done
-             section: Generation = Generation()                # how is written; the length is the task's
-            ) -> Result:
-    "Ask every item, greedily where nothing else is said, in the model's own chat template, and grade the texts."
+
+def evaluate(
+    model,
+    tokenizer,
+    task: Task,
+    data_dir: str | None = None,
+    limit: int | None = None,  # only the first so many items
+    batch_size: int = 64,  # items
+    progress: Callable[[int], None] = lambda n: None,  # told how many more are done
+    section: Generation = Generation(),  # how is written; the length is the task's
+) -> Result:
+    """Ask every item, greedily where nothing else is said, in the model's own chat template, and
+    grade the texts."""
     items = task.items(data_dir, limit)
     conversations = [[{"role": "user", "content": i.question}] for i in items]
-    asked = section.model_copy(update=dict(max_new_tokens=task.max_new_tokens, min_new_tokens=min(section.min_new_tokens, task.max_new_tokens), n=1))
+    asked = section.model_copy(
+        update=dict(
+            max_new_tokens=task.max_new_tokens,
+            min_new_tokens=min(section.min_new_tokens, task.max_new_tokens),
+            n=1,
+        )
+    )
     texts = generate(model, tokenizer, conversations, asked, batch_size, progress)
-    return replace(summarise(task.name, [grade(i, t) for i, t in zip(items, texts)]), generation=asked.model_dump())
+    return replace(
+        summarise(task.name, [grade(i, t) for i, t in zip(items, texts)]),
+        generation=asked.model_dump(),
+    )
 
 # %% ../../nbs/31_tasks.ipynb #3c881e94
 def read_result(stored: dict) -> Result:
     "A result as it lies in a run's `evals/`."
-    return Result(**stored | dict(interval=tuple(stored["interval"]), answers=[Answer(**a) for a in stored["answers"]]))
+    return Result(
+        **stored
+        | dict(interval=tuple(stored["interval"]), answers=[Answer(**a) for a in stored["answers"]])
+    )

@@ -25,89 +25,148 @@ from ..recipe import UserError
 @dataclass(eq=False)
 class Held:
     "A tensor in the host's memory."
+
     buffer: torch.Tensor
-    device: torch.device               # where it came from
-    back: torch.Tensor | None = None   # there again, when it was sent for
+    device: torch.device  # where it came from
+    back: torch.Tensor | None = None  # there again, when it was sent for
+
 
 class HostStore:
-    "Tensors held in the host's memory between the two passes, copied beside the computing; last in, first out."
+    """Tensors held in the host's memory between the two passes, copied beside the computing; last
+    in, first out."""
+
     def __init__(self, device: torch.device):
-        self.cuda, self.held, self.free = device.type == "cuda", [], defaultdict(list)  # (shape, dtype) -> buffers that can be used again
+        self.cuda, self.held, self.free = (
+            device.type == "cuda",
+            [],
+            defaultdict(list),
+        )  # (shape, dtype) -> buffers that can be used again
         self.stream = torch.cuda.Stream(device) if self.cuda else None
 
     @contextmanager
     def beside(self):
         "Copies of their own stream, begun after what was computed so far."
-        if not self.cuda: yield; return
+        if not self.cuda:
+            yield
+            return
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream): yield
+        with torch.cuda.stream(self.stream):
+            yield
 
     def pack(self, t: torch.Tensor) -> Held:
         "Copy a tensor to the host; the GPU's memory is free again when the copy is done."
         waiting = self.free[t.shape, t.dtype]
-        buffer = waiting.pop() if waiting else torch.empty(t.shape, dtype=t.dtype, pin_memory=self.cuda)
-        with self.beside(): buffer.copy_(t, non_blocking=True)
-        if self.cuda: t.record_stream(self.stream)
+        buffer = (
+            waiting.pop() if waiting else torch.empty(t.shape, dtype=t.dtype, pin_memory=self.cuda)
+        )
+        with self.beside():
+            buffer.copy_(t, non_blocking=True)
+        if self.cuda:
+            t.record_stream(self.stream)
         self.held.append(Held(buffer, t.device))
         return self.held[-1]
 
     def fetch(self, one: Held) -> None:
         "Begin the copy back."
         if one.back is None:
-            with self.beside(): one.back = one.buffer.to(one.device, non_blocking=True, copy=True)
+            with self.beside():
+                one.back = one.buffer.to(one.device, non_blocking=True, copy=True)
 
     def unpack(self, one: Held) -> torch.Tensor:
         "The tensor, and the one below it is sent for."
         self.fetch(one)
-        if self.cuda: torch.cuda.current_stream().wait_stream(self.stream); one.back.record_stream(torch.cuda.current_stream())
+        if self.cuda:
+            torch.cuda.current_stream().wait_stream(self.stream)
+            one.back.record_stream(torch.cuda.current_stream())
         self.held.remove(one)
-        self.free[one.buffer.shape, one.buffer.dtype].append(one.buffer)  # the next copy into it is in the same stream, so after this one
-        if self.held: self.fetch(self.held[-1])
+        self.free[one.buffer.shape, one.buffer.dtype].append(
+            one.buffer
+        )  # the next copy into it is in the same stream, so after this one
+        if self.held:
+            self.fetch(self.held[-1])
         return one.back
 
 # %% ../../nbs/27_activations.ipynb #90baaa08
 POLICIES = ("auto", "keep", "recompute", "offload")
 
+
 def layers_of(model) -> list:
-    "The layers whose activations can be had again: transformers marks them, whatever a family calls their list."
+    """The layers whose activations can be had again: transformers marks them, whatever a family
+    calls their list."""
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-def recomputed(run,                          # a layer's forward; the hidden states are its first argument
-               store: HostStore | None = None # where its input waits; None keeps it on the device
-              ):
+
+def recomputed(
+    run,  # a layer's forward; the hidden states are its first argument
+    store: HostStore | None = None,  # where its input waits; None keeps it on the device
+):
     "The same forward, which leaves only its input behind."
+
     def forward(x, *args, **kwargs):
-        if not torch.is_grad_enabled(): return run(x, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return run(x, *args, **kwargs)
         again = partial(run, **kwargs)
-        if store is None: return checkpoint(again, x, *args, use_reentrant=False)
+        if store is None:
+            return checkpoint(again, x, *args, use_reentrant=False)
         with saved_tensors_hooks(store.pack, store.unpack):
-            return checkpoint(again, x if x.requires_grad else x.detach().requires_grad_(), *args, use_reentrant=True)
+            return checkpoint(
+                again,
+                x if x.requires_grad else x.detach().requires_grad_(),
+                *args,
+                use_reentrant=True,
+            )
+
     return forward
 
-def arrange(layers, policy: Literal["keep", "recompute", "offload"], count: int | None = None # the first so many layers; None is all
-           ) -> int:
-    "Set what a model's decoder layers leave behind; gives the number of layers that compute again. The first ones wait longest for the way back, so they are taken first."
+
+def arrange(
+    layers,
+    policy: Literal["keep", "recompute", "offload"],
+    count: int | None = None,  # the first so many layers; None is all
+) -> int:
+    """Set what a model's decoder layers leave behind; gives the number of layers that compute
+    again. The first ones wait longest for the way back, so they are taken first."""
     chosen = [] if policy == "keep" else list(layers)[:count]
-    if policy != "keep" and not len(layers): raise UserError("this model has no layers that can be computed again", f"train.activations: {policy}", "keep, auto", "train.activations=keep, with a smaller train.batch_size")
-    store = HostStore(next(chosen[0].parameters()).device) if chosen and policy == "offload" else None
-    for layer in chosen: layer.__dict__["kept_whole"], layer.forward = layer.__dict__.get("forward"), recomputed(layer.forward, store)
+    if policy != "keep" and not len(layers):
+        raise UserError(
+            "this model has no layers that can be computed again",
+            f"train.activations: {policy}",
+            "keep, auto",
+            "train.activations=keep, with a smaller train.batch_size",
+        )
+    store = (
+        HostStore(next(chosen[0].parameters()).device) if chosen and policy == "offload" else None
+    )
+    for layer in chosen:
+        layer.__dict__["kept_whole"], layer.forward = (
+            layer.__dict__.get("forward"),
+            recomputed(layer.forward, store),
+        )
     return len(chosen)
+
 
 def disarrange(layers) -> None:
     "Take it back."
     for layer in layers:
-        if "kept_whole" not in layer.__dict__: continue
+        if "kept_whole" not in layer.__dict__:
+            continue
         before = layer.__dict__.pop("kept_whole")
-        if before is None: del layer.forward
-        else: layer.forward = before
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
 
 # %% ../../nbs/27_activations.ipynb #ca2f9996
-def choose(kept: int,     # predicted peak in bytes with all activations kept
-           lean: int,     # with all layers computed again
-           layers: int,   # of the model
-           budget: int    # bytes that may be used
-          ) -> tuple[str, int]:
-    "(policy, layers) that is the fastest which fits: keep, recompute as few layers as needed, or offload all."
-    if kept <= budget: return "keep", 0
-    if lean > budget: return "offload", layers
+def choose(
+    kept: int,  # predicted peak in bytes with all activations kept
+    lean: int,  # with all layers computed again
+    layers: int,  # of the model
+    budget: int,  # bytes that may be used
+) -> tuple[str, int]:
+    """(policy, layers) that is the fastest which fits: keep, recompute as few layers as needed, or
+    offload all."""
+    if kept <= budget:
+        return "keep", 0
+    if lean > budget:
+        return "offload", layers
     return "recompute", min(layers, -(-(kept - budget) * layers // max(1, kept - lean)))

@@ -31,7 +31,14 @@ from ..run import read_json, write_json
 
 # %% ../../nbs/21_adapt.ipynb #89678797
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    initialize_lora_eva_weights,
+)
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.integrations import dequantize_module_weight
@@ -45,77 +52,184 @@ from transformers.utils import cached_file
 # %% ../../nbs/21_adapt.ipynb #ac2a42d6
 class Adapt(Section):
     "What of the model is trained."
-    method: Literal["lora", "partial", "full"] = Field("lora", description="low-rank adapters on a frozen base, some of the weights, or every weight")
+
+    method: Literal["lora", "partial", "full"] = Field(
+        "lora",
+        description="low-rank adapters on a frozen base, some of the weights, or every weight",
+    )
     r: int = Field(16, gt=0, description="rank of the adapters")
     alpha: float = Field(32, gt=0, description="the adapters' output is scaled by alpha / r")
-    targets: str | list[str] = Field("all-linear", description="the layers that get an adapter: all-linear, family (as in the papers), the ends of their names, or regular expressions for whole names")
-    variant: Literal["dora", "rslora", "pissa", "olora", "loftq", "eva", "lora+"] | None = Field(None, description="a variant of LoRA, of its form, its first values, or its learning rates")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs dropped while training")
-    modules_to_save: list[str] = Field([], description="modules trained whole beside the adapters, such as lm_head")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description=(
+            "the layers that get an adapter: all-linear, family (as in the papers), the ends of"
+            " their names, or regular expressions for whole names"
+        ),
+    )
+    variant: Literal["dora", "rslora", "pissa", "olora", "loftq", "eva", "lora+"] | None = Field(
+        None, description="a variant of LoRA, of its form, its first values, or its learning rates"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of an adapter's inputs dropped while training"
+    )
+    modules_to_save: list[str] = Field(
+        [], description="modules trained whole beside the adapters, such as lm_head"
+    )
     routers: bool = Field(False, description="adapt the routers of a mixture of experts too")
     b_speed: float = Field(16.0, ge=1, description="lora+: so many times faster B learns than A")
-    parts: list[str] = Field([], description="partial: what is trained: last-2, norms, embeddings, head, or regular expressions for names of weights")
-    continue_from: str | None = Field(None, description="a run or an adapter's folder whose adapter is trained further")
+    parts: list[str] = Field(
+        [],
+        description=(
+            "partial: what is trained: last-2, norms, embeddings, head, or regular expressions for"
+            " names of weights"
+        ),
+    )
+    continue_from: str | None = Field(
+        None, description="a run or an adapter's folder whose adapter is trained further"
+    )
 
     @model_validator(mode="after")
     def keys_fit_the_method(self):
         "A key that the method would ignore is a fault, not a wish."
-        if self.method == "partial" and not self.parts: raise ValueError("method: partial needs parts, such as [last-2, norms]")
-        if self.method != "partial" and self.parts: raise ValueError("parts belongs to method: partial")
-        if self.method != "lora" and (idle := [k for k in ("variant", "continue_from", "modules_to_save", "routers") if getattr(self, k)]):
+        if self.method == "partial" and not self.parts:
+            raise ValueError("method: partial needs parts, such as [last-2, norms]")
+        if self.method != "partial" and self.parts:
+            raise ValueError("parts belongs to method: partial")
+        if self.method != "lora" and (
+            idle := [
+                k
+                for k in ("variant", "continue_from", "modules_to_save", "routers")
+                if getattr(self, k)
+            ]
+        ):
             raise ValueError(f"{' and '.join(idle)} belong(s) to method: lora")
         return self
 
 # %% ../../nbs/21_adapt.ipynb #50687f33
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # how families call their number
+EXPERTS = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+)  # how families call their number
 ROUTERS = {"gate", "router", "shared_expert_gate"}
+
 
 def expert_count(model) -> int:
     "Experts in a layer; 0 in a dense model."
-    return next((getattr(model.config, key) for key in EXPERTS if getattr(model.config, key, None)), 0)
+    return next(
+        (getattr(model.config, key) for key in EXPERTS if getattr(model.config, key, None)), 0
+    )
+
 
 def fused_experts(model) -> dict[str, torch.Tensor]:
-    "The weights that hold all experts of a layer, (experts, out, in) or (experts, in, out), by name."
+    """The weights that hold all experts of a layer, (experts, out, in) or (experts, in, out), by
+    name."""
     count = expert_count(model)
-    return {name: p for name, p in model.named_parameters() if count and p.dim() == 3 and len(p) == count}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if count and p.dim() == 3 and len(p) == count
+    }
+
 
 def routers(model) -> dict[str, torch.Tensor]:
     "The weights (experts, in) that send tokens to experts, by name."
-    return {name: p for name, p in model.named_parameters() if expert_count(model) and name.split(".")[-2:][0] in ROUTERS and name.endswith(".weight")}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if expert_count(model) and name.split(".")[-2:][0] in ROUTERS and name.endswith(".weight")
+    }
+
 
 def linear_layers(model) -> dict[str, torch.nn.Module]:
     "The linear layers by name, quantised or not, without the output head and without routers."
-    head, sends = model.get_output_embeddings(), {name.removesuffix(".weight") for name in routers(model)}
-    return {name: layer for name, layer in model.named_modules() if (isinstance(layer, (torch.nn.Linear, Conv1D)) or hasattr(layer, "qweight")) and layer is not head and name not in sends}  # qweight: as GPTQ and AWQ have it
+    head, sends = (
+        model.get_output_embeddings(),
+        {name.removesuffix(".weight") for name in routers(model)},
+    )
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if (isinstance(layer, (torch.nn.Linear, Conv1D)) or hasattr(layer, "qweight"))
+        and layer is not head
+        and name not in sends
+    }  # qweight: as GPTQ and AWQ have it
 
 # %% ../../nbs/21_adapt.ipynb #0534ff09
 def short(names: Iterable[str]) -> list[str]:
     "The last words of names, each once: q_proj, experts.gate_up_proj."
-    return sorted({".".join(name.split(".")[-2:]) if "expert" in name else name.rpartition(".")[2] for name in names})
+    return sorted(
+        {
+            ".".join(name.split(".")[-2:]) if "expert" in name else name.rpartition(".")[2]
+            for name in names
+        }
+    )
+
 
 def found(target: str, names: Iterable[str]) -> list[str]:
     "The names that a target means."
-    try: return [name for name in names if name == target or name.endswith(f".{target}") or re.fullmatch(target, name)]
-    except re.error as error: raise UserError(f"{target!r} is no regular expression: {error}", "adapt.targets", None, "write the end of a layer's name, such as q_proj") from None
+    try:
+        return [
+            name
+            for name in names
+            if name == target or name.endswith(f".{target}") or re.fullmatch(target, name)
+        ]
+    except re.error as error:
+        raise UserError(
+            f"{target!r} is no regular expression: {error}",
+            "adapt.targets",
+            None,
+            "write the end of a layer's name, such as q_proj",
+        ) from None
+
 
 def wanted(model, targets: str | list[str]) -> list[str]:
     "The targets as a list, the word `family` replaced by what is usual for the model's kind."
-    if targets != "family": return [targets] if isinstance(targets, str) else list(targets)
+    if targets != "family":
+        return [targets] if isinstance(targets, str) else list(targets)
     usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-    if not usual: raise UserError(f"nothing is agreed on for the family {model.config.model_type}", "adapt.targets: family", None, "use all-linear")
+    if not usual:
+        raise UserError(
+            f"nothing is agreed on for the family {model.config.model_type}",
+            "adapt.targets: family",
+            None,
+            "use all-linear",
+        )
     return list(usual)
 
+
 def find_targets(model, adapt: Adapt) -> list[str]:
-    "Full names of the layers and fused weights that get an adapter; `UserError` for a target that matches nothing."
+    """Full names of the layers and fused weights that get an adapter; `UserError` for a target that
+    matches nothing."""
     sends = {name.removesuffix(".weight"): name for name in routers(model)}
-    if adapt.routers and not sends: raise UserError("the model has no routers", "adapt.routers: true", "false", "leave it out: it is for mixtures of experts")
+    if adapt.routers and not sends:
+        raise UserError(
+            "the model has no routers",
+            "adapt.routers: true",
+            "false",
+            "leave it out: it is for mixtures of experts",
+        )
     known = [*linear_layers(model), *fused_experts(model)]
-    if adapt.targets == "all-linear": return known + list(sends.values()) * adapt.routers
+    if adapt.targets == "all-linear":
+        return known + list(sends.values()) * adapt.routers
     chosen = set()
     for target in wanted(model, adapt.targets):
         here, closed = found(target, known), found(target, sends)
-        if not here + closed: raise UserError(f"no layer of the model is called {target}", "adapt.targets", f"all-linear, or names out of {', '.join(short(known))}", "look at the names above; a regular expression must match the whole name")
-        if closed and not here and not adapt.routers: raise UserError(f"{target} is a router, and routers are frozen", "adapt.targets", None, "set adapt.routers: true, and watch the load of the experts")
+        if not here + closed:
+            raise UserError(
+                f"no layer of the model is called {target}",
+                "adapt.targets",
+                f"all-linear, or names out of {', '.join(short(known))}",
+                "look at the names above; a regular expression must match the whole name",
+            )
+        if closed and not here and not adapt.routers:
+            raise UserError(
+                f"{target} is a router, and routers are frozen",
+                "adapt.targets",
+                None,
+                "set adapt.routers: true, and watch the load of the experts",
+            )
         chosen |= {*here, *([sends[name] for name in closed] if adapt.routers else [])}
     return [name for name in [*known, *sends.values()] if name in chosen]
 
@@ -124,43 +238,108 @@ def quantised(model) -> bool:
     "Are the model's layers held in fewer bits than a number takes?"
     return bool(getattr(model, "is_quantized", False) or getattr(model, "is_float8", False))
 
+
 def check_storage(variant: str | None, quantised: bool, float8: bool = False) -> None:
     "`UserError` where a variant cannot be had for weights that are stored so."
     where = f"adapt.variant: {variant}"
     if variant in ("pissa", "olora") and quantised:
-        raise UserError(f"{variant} moves a part of the base into the adapter; quantised weights would be rounded anew, and the stored adapter would fit no base", where, "loftq, eva, dora, rslora, lora+ on quantised weights", "set model.quantize: none, or take loftq, which is made for quantised weights")
-    if variant in ("dora", "loftq") and float8: raise UserError(f"{variant} reads the weights' numbers, and peft cannot unpack fp8", where, "null, rslora, eva, lora+", "set model.quantize: nf4")
-    if variant == "loftq" and not quantised: raise UserError("loftq makes up for the rounding of quantised weights, and these are not quantised", where, None, "set model.quantize: nf4, or another variant")
+        raise UserError(
+            f"{variant} moves a part of the base into the adapter; quantised weights would be"
+            " rounded anew, and the stored adapter would fit no base",
+            where,
+            "loftq, eva, dora, rslora, lora+ on quantised weights",
+            "set model.quantize: none, or take loftq, which is made for quantised weights",
+        )
+    if variant in ("dora", "loftq") and float8:
+        raise UserError(
+            f"{variant} reads the weights' numbers, and peft cannot unpack fp8",
+            where,
+            "null, rslora, eva, lora+",
+            "set model.quantize: nf4",
+        )
+    if variant == "loftq" and not quantised:
+        raise UserError(
+            "loftq makes up for the rounding of quantised weights, and these are not quantised",
+            where,
+            None,
+            "set model.quantize: nf4, or another variant",
+        )
+
 
 def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
     "`UserError` where the variant cannot be had for these weights, with the cause."
     v, where = adapt.variant, f"adapt.variant: {adapt.variant}"
     check_storage(v, quantised(model), getattr(model, "is_float8", False))
-    if v == "loftq" and getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False): raise UserError("loftq looks at what quantisation has lost, and the base's files hold only what it has left", where, "null, rslora, eva, lora+", "name the unquantised model, with model.quantize: nf4")
-    if v == "dora" and any(hasattr(m, "qweight") for m in model.modules()): raise UserError("dora reads the weights' numbers, and peft has none for GPTQ and AWQ", where, "null, rslora, eva, lora+", "name the unquantised model, with model.quantize: nf4")
+    if v == "loftq" and getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
+        raise UserError(
+            "loftq looks at what quantisation has lost, and the base's files hold only what it has"
+            " left",
+            where,
+            "null, rslora, eva, lora+",
+            "name the unquantised model, with model.quantize: nf4",
+        )
+    if v == "dora" and any(hasattr(m, "qweight") for m in model.modules()):
+        raise UserError(
+            "dora reads the weights' numbers, and peft has none for GPTQ and AWQ",
+            where,
+            "null, rslora, eva, lora+",
+            "name the unquantised model, with model.quantize: nf4",
+        )
     if fused and (v in ("dora", "pissa", "olora", "eva") or adapt.dropout):
-        raise UserError(f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain adapters only", where if v else "adapt.dropout", "null, rslora or lora+, and dropout: 0", f"or adapt the other layers alone: adapt.targets: [{', '.join(short(linear_layers(model)))}]")
+        raise UserError(
+            f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain"
+            " adapters only",
+            where if v else "adapt.dropout",
+            "null, rslora or lora+, and dropout: 0",
+            "or adapt the other layers alone: adapt.targets:"
+            f" [{', '.join(short(linear_layers(model)))}]",
+        )
 
 # %% ../../nbs/21_adapt.ipynb #a689d210
-RENAMED = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}  # peft reads these as the old names of fused experts
+RENAMED = {
+    "gate",
+    "w1",
+    "w2",
+    "w3",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+}  # peft reads these as the old names of fused experts
+
 
 def ends(chosen: list[str], others: Iterable[str]) -> list[str]:
     "The ends of names where they mean the chosen ones alone, else the whole names."
     tails = short(chosen)
     return chosen if any(found(tail, others) for tail in map(re.escape, tails)) else tails
 
+
 def split_targets(model, chosen: list[str]) -> tuple[list[str], list[str]]:
     "(layers, weights) for peft's `target_modules` and `target_parameters`."
     layers, fused = linear_layers(model), fused_experts(model)
-    old = [name for name in chosen if fused and name in layers and name.rpartition(".")[2] in RENAMED]
+    old = [
+        name for name in chosen if fused and name in layers and name.rpartition(".")[2] in RENAMED
+    ]
     if old and quantised(model):
-        warnings.warn(f"peft cannot adapt quantised layers beside fused experts: {', '.join(short(old))} stay as they are")
+        warnings.warn(
+            f"peft cannot adapt quantised layers beside fused experts: {', '.join(short(old))} stay"
+            " as they are"
+        )
         chosen = [name for name in chosen if name not in old]
     modules = [name for name in chosen if name in layers and name not in old]
-    weights = [f"{name}.weight" if name in layers else name for name in chosen if name not in modules]
-    return ends(modules, set(layers) - set(modules)), ends(weights, {n for n, _ in model.named_parameters()} - set(weights))
+    weights = [
+        f"{name}.weight" if name in layers else name for name in chosen if name not in modules
+    ]
+    return ends(modules, set(layers) - set(modules)), ends(
+        weights, {n for n, _ in model.named_parameters()} - set(weights)
+    )
 
-FIRST = {"pissa": "pissa_niter_16", "olora": "olora", "eva": "eva"}  # how peft calls a variant's first values
+
+FIRST = {
+    "pissa": "pissa_niter_16",
+    "olora": "olora",
+    "eva": "eva",
+}  # how peft calls a variant's first values
+
 
 def lora_config(model, adapt: Adapt) -> LoraConfig:
     "peft's configuration of the section for a model."
@@ -168,120 +347,217 @@ def lora_config(model, adapt: Adapt) -> LoraConfig:
     check_variant(model, adapt, [name for name in chosen if name not in linear_layers(model)])
     modules, weights = split_targets(model, chosen)
     for name in adapt.modules_to_save:
-        if not found(name, dict(model.named_modules())): raise UserError(f"no module of the model is called {name}", "adapt.modules_to_save", ", ".join(short(n for n, m in model.named_modules() if n and list(m.parameters(recurse=False)))))
-    return LoraConfig(task_type="CAUSAL_LM", r=adapt.r, lora_alpha=adapt.alpha, target_modules=modules, target_parameters=weights or None, lora_dropout=adapt.dropout, modules_to_save=adapt.modules_to_save or None,
-                      use_dora=adapt.variant == "dora", use_rslora=adapt.variant == "rslora", init_lora_weights=FIRST.get(adapt.variant, True),
-                      eva_config=EvaConfig() if adapt.variant == "eva" else None, ensure_weight_tying=bool(adapt.modules_to_save) and bool(model.config.tie_word_embeddings))
+        if not found(name, dict(model.named_modules())):
+            raise UserError(
+                f"no module of the model is called {name}",
+                "adapt.modules_to_save",
+                ", ".join(
+                    short(
+                        n
+                        for n, m in model.named_modules()
+                        if n and list(m.parameters(recurse=False))
+                    )
+                ),
+            )
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapt.r,
+        lora_alpha=adapt.alpha,
+        target_modules=modules,
+        target_parameters=weights or None,
+        lora_dropout=adapt.dropout,
+        modules_to_save=adapt.modules_to_save or None,
+        use_dora=adapt.variant == "dora",
+        use_rslora=adapt.variant == "rslora",
+        init_lora_weights=FIRST.get(adapt.variant, True),
+        eva_config=EvaConfig() if adapt.variant == "eva" else None,
+        ensure_weight_tying=bool(adapt.modules_to_save) and bool(model.config.tie_word_embeddings),
+    )
 
 # %% ../../nbs/21_adapt.ipynb #4254ceb2
 def cast(value, dtype: torch.dtype):
     "A tensor of floating point numbers, or several, in another format; anything else as it is."
-    if isinstance(value, (tuple, list)): return type(value)(cast(v, dtype) for v in value)
-    if isinstance(value, dict): return {k: cast(v, dtype) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(cast(v, dtype) for v in value)
+    if isinstance(value, dict):
+        return {k: cast(v, dtype) for k, v in value.items()}
     return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
 
 def keep_float32(model) -> None:
     "Hold what is trained in float32; its layers still take and give the model's own format."
-    own = {m: [p for p in m.parameters(recurse=False) if p.is_floating_point()] for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))}
+    own = {
+        m: [p for p in m.parameters(recurse=False) if p.is_floating_point()]
+        for m in model.modules()
+        if any(p.requires_grad for p in m.parameters(recurse=False))
+    }
     for module, weights in own.items():
-        if not (narrow := [p.dtype for p in weights if p.dtype.itemsize < 4]): continue
-        for p in weights: p.data = p.data.float()
-        for other in (m for m, ps in own.items() if any(p is q for p in ps for q in weights)):  # a tied weight has two layers
-            other.register_forward_pre_hook(lambda _, args, kw: (cast(args, torch.float32), cast(kw, torch.float32)), with_kwargs=True)
+        if not (narrow := [p.dtype for p in weights if p.dtype.itemsize < 4]):
+            continue
+        for p in weights:
+            p.data = p.data.float()
+        for other in (
+            m for m, ps in own.items() if any(p is q for p in ps for q in weights)
+        ):  # a tied weight has two layers
+            other.register_forward_pre_hook(
+                lambda _, args, kw: (cast(args, torch.float32), cast(kw, torch.float32)),
+                with_kwargs=True,
+            )
             other.register_forward_hook(lambda _, args, out, dtype=narrow[0]: cast(out, dtype))
 
 # %% ../../nbs/21_adapt.ipynb #668b6908
 @contextmanager
 def one_name():
-    "Without the warning that peft still asks transformers by the older name of activation checkpointing."
+    """Without the warning that peft still asks transformers by the older name of activation
+    checkpointing."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
+        )
         yield
+
 
 STARTS = {}  # variant -> what gives its adapters their first values; filled below
 
-def adapt_model(model, adapt: Adapt, seed: int = 0,    # of the adapters' first values
-                batches: Iterable[dict] | None = None  # what eva looks at
-               ):
+
+def adapt_model(
+    model,
+    adapt: Adapt,
+    seed: int = 0,  # of the adapters' first values
+    batches: Iterable[dict] | None = None,  # what eva looks at
+):
     "The model with exactly what the section names trainable, those weights in float32."
-    if adapt.method != "lora": return train_parts(model, adapt)
-    if adapt.continue_from: return go_on(model, adapt)
+    if adapt.method != "lora":
+        return train_parts(model, adapt)
+    if adapt.continue_from:
+        return go_on(model, adapt)
     config = lora_config(model, adapt)
     with torch.random.fork_rng(), one_name():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=adapt.variant == "eva")
-        if adapt.variant in STARTS: STARTS[adapt.variant](adapted, batches)
+        if adapt.variant in STARTS:
+            STARTS[adapt.variant](adapted, batches)
     keep_float32(adapted)
     return adapted
 
 # %% ../../nbs/21_adapt.ipynb #7b79afa1
 def kind_of(model, name: str) -> str:
-    "The kind of layer that a weight belongs to: the last word of its name without the adapter's part."
+    """The kind of layer that a weight belongs to: the last word of its name without the adapter's
+    part."""
     owner = re.split(r"\.lora_|\.modules_to_save", name)[0]
-    if owner != name and hasattr(model.get_submodule(owner), "parameter_name"): return model.get_submodule(owner).parameter_name
+    if owner != name and hasattr(model.get_submodule(owner), "parameter_name"):
+        return model.get_submodule(owner).parameter_name
     return owner.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
 
+
 def trainable(model) -> dict[str, float]:
-    "How many parameters are trained, by the kind of their layer, with `all`, `total` of the model and `percent`."
+    """How many parameters are trained, by the kind of their layer, with `all`, `total` of the model
+    and `percent`."""
     counts = {}
     for name, p in model.named_parameters():
-        if p.requires_grad: counts[kind_of(model, name)] = counts.get(kind_of(model, name), 0) + p.numel()
+        if p.requires_grad:
+            counts[kind_of(model, name)] = counts.get(kind_of(model, name), 0) + p.numel()
     size = lambda p: p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel()
-    packed = sum(m.in_features * m.out_features for m in model.modules() if "qweight" in m._buffers)  # of GPTQ and AWQ, which are no parameters
+    packed = sum(
+        m.in_features * m.out_features for m in model.modules() if "qweight" in m._buffers
+    )  # of GPTQ and AWQ, which are no parameters
     every, total = sum(counts.values()), sum(size(p) for p in model.parameters()) + packed
     return counts | dict(all=every, total=total, percent=round(100 * every / total, 3))
+
 
 def table(counts: dict[str, float]) -> Table:
     "What `trainable` counted, to look at."
     grid = Table("layer", "trained", "per cent of the model")
     for kind, n in counts.items():
-        if kind not in ("total", "percent"): grid.add_row(kind, f"{n:,}", f"{100 * n / counts['total']:.2f}")
+        if kind not in ("total", "percent"):
+            grid.add_row(kind, f"{n:,}", f"{100 * n / counts['total']:.2f}")
     return grid
 
 # %% ../../nbs/21_adapt.ipynb #43dd237f
 def remember(model, batches=None) -> None:
     "Keep the adapter's first values, which were taken out of the base."
-    model.first_values = {name: t.detach().cpu().clone() for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items() if ".lora_" in name}
+    model.first_values = {
+        name: t.detach().cpu().clone()
+        for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        if ".lora_" in name
+    }
+
 
 STARTS |= dict(pissa=remember, olora=remember)
 
+
 def beside(state: dict, first: dict) -> dict:
     "The adapter minus its first values, as one of twice the rank."
-    joined = {name: torch.cat([state[name], -t if "lora_B" in name else t], 1 if "lora_B" in name else 0) for name, t in first.items()}
+    joined = {
+        name: torch.cat([state[name], -t if "lora_B" in name else t], 1 if "lora_B" in name else 0)
+        for name, t in first.items()
+    }
     return state | {name: t.contiguous() for name, t in joined.items()}
 
-def save_adapter(model, folder: Path, base: str = "" # the recipe's name of the base
-                ) -> None:
+
+def save_adapter(
+    model,
+    folder: Path,
+    base: str = "",  # the recipe's name of the base
+) -> None:
     "Store the adapter so that it fits the untouched base, whatever its first values were."
     folder, active = Path(folder), model.active_adapter
-    if base: model.peft_config[active].base_model_name_or_path = base
+    if base:
+        model.peft_config[active].base_model_name_or_path = base
     model.save_pretrained(folder, selected_adapters=[active], save_embedding_layers=False)
-    if not (first := getattr(model, "first_values", None)): return
-    config, weights = read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
+    if not (first := getattr(model, "first_values", None)):
+        return
+    config, weights = (
+        read_json(folder / "adapter_config.json"),
+        folder / "adapter_model.safetensors",
+    )
     save_file(beside(load_file(weights), first), weights, metadata=dict(format="pt"))
-    write_json(folder / "adapter_config.json", config | dict(r=2 * config["r"], lora_alpha=2 * config["lora_alpha"], init_lora_weights=True))
+    write_json(
+        folder / "adapter_config.json",
+        config
+        | dict(r=2 * config["r"], lora_alpha=2 * config["lora_alpha"], init_lora_weights=True),
+    )
 
 # %% ../../nbs/21_adapt.ipynb #755c09f6
 @contextmanager
 def fits(folder: Path):
     "Say in one block that an adapter is not of this base."
     try:
-        with no_bars(True), one_name(): yield
-    except torch.OutOfMemoryError: raise
+        with no_bars(True), one_name():
+            yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError) as error:
         made = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
-        raise UserError(f"the adapter does not fit the model: {str(error).strip().splitlines()[-1].strip()}", str(folder), f"a model of the shape of {made}", "load the base that the adapter was trained on") from None
+        raise UserError(
+            f"the adapter does not fit the model: {str(error).strip().splitlines()[-1].strip()}",
+            str(folder),
+            f"a model of the shape of {made}",
+            "load the base that the adapter was trained on",
+        ) from None
+
 
 def need_adapter(folder: Path) -> None:
     "`UserError` where a folder holds no adapter."
-    if not (Path(folder) / "adapter_model.safetensors").is_file(): raise UserError(f"there is no adapter in {folder}", None, None, "has the run finished training?")
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"there is no adapter in {folder}", None, None, "has the run finished training?"
+        )
+
 
 def check_names(model, folder: Path, name: str = "default") -> None:
-    "Raise where the file holds other tensors than the model's adapter: peft leaves out what it cannot place, and says nothing."
-    with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file: stored = set(file.keys())
-    if any(re.search(r"experts\.\d+\.", key) for key in stored): return  # separate experts of older versions, which peft fuses
-    other = stored ^ set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    if other: raise ValueError(f"{len(other)} of its tensors have no place, such as {min(other)}")
+    """Raise where the file holds other tensors than the model's adapter: peft leaves out what it
+    cannot place, and says nothing."""
+    with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    if any(re.search(r"experts\.\d+\.", key) for key in stored):
+        return  # separate experts of older versions, which peft fuses
+    other = stored ^ set(
+        get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    )
+    if other:
+        raise ValueError(f"{len(other)} of its tensors have no place, such as {min(other)}")
+
 
 def load_adapter(model, folder: Path):
     "The model with a stored adapter on it, for use and not for training."
@@ -295,206 +571,416 @@ def load_adapter(model, folder: Path):
 def stored_weights(model):
     "A function from a weight's name to what the base's files hold."
     base = model.config.name_or_path
-    folder = Path(base) if Path(base).is_dir() else Path(cached_file(base, "config.json", revision=getattr(model, "commit", None))).parent
-    files = {name: file for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
+    folder = (
+        Path(base)
+        if Path(base).is_dir()
+        else Path(cached_file(base, "config.json", revision=getattr(model, "commit", None))).parent
+    )
+    files = {
+        name: file for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()
+    }
+
     def read(name: str) -> torch.Tensor:
-        with safe_open(files[name], "pt") as file: return file.get_tensor(name)
+        with safe_open(files[name], "pt") as file:
+            return file.get_tensor(name)
+
     return read
+
 
 @torch.no_grad()
 def give_back(model, batches=None) -> None:
     "Adapters that begin as the largest part of what quantisation has lost."
     original = stored_weights(model.get_base_model())
     for name, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, LoraLayer) or not hasattr(layer, "weight"): continue
+        if not isinstance(layer, LoraLayer) or not hasattr(layer, "weight"):
+            continue
         now = dequantize_module_weight(layer.get_base_layer()).float()
         lost = original(f"{name}.weight").to(now) - now
         A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         U, S, V = torch.svd_lowrank(lost, q=min(len(A), *lost.shape), niter=8)
         half = (S / layer.scaling["default"]).sqrt()
-        A[:len(S)], A[len(S):], B[:, :len(S)] = half[:, None] * V.T, 0, U * half  # B is zero where A is
+        A[: len(S)], A[len(S) :], B[:, : len(S)] = (
+            half[:, None] * V.T,
+            0,
+            U * half,
+        )  # B is zero where A is
+
 
 STARTS["loftq"] = give_back
 
 # %% ../../nbs/21_adapt.ipynb #4ddb4da6
 def look_at(model, batches: Iterable[dict] | None) -> None:
     "Adapters that begin as the main directions of each layer's inputs over the batches."
-    if not (some := list(batches or ())): raise UserError("eva looks at the training data before the first step, and was given none", "adapt.variant: eva", None, "hand batches to adapt_model, or take another variant")
-    read = lambda model, batch: model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
+    if not (some := list(batches or ())):
+        raise UserError(
+            "eva looks at the training data before the first step, and was given none",
+            "adapt.variant: eva",
+            None,
+            "hand batches to adapt_model, or take another variant",
+        )
+    read = lambda model, batch: model(
+        **{k: v for k, v in batch.items() if k != "labels"}, use_cache=False
+    )
     initialize_lora_eva_weights(model, some, forward_fn=read, show_progress_bar=False)
     config = model.peft_config["default"]
-    config.init_lora_weights, config.eva_config = True, None  # a stored adapter needs no second look
+    config.init_lora_weights, config.eva_config = (
+        True,
+        None,
+    )  # a stored adapter needs no second look
+
 
 STARTS["eva"] = look_at
 
 # %% ../../nbs/21_adapt.ipynb #f159785c
 def parameter_groups(model, adapt: Adapt, lr: float, weight_decay: float = 0.0) -> list[dict]:
-    "Groups of trained weights for an optimiser: vectors do not decay, and with LoRA+ the B of an adapter learns `b_speed` times faster."
+    """Groups of trained weights for an optimiser: vectors do not decay, and with LoRA+ the B of an
+    adapter learns `b_speed` times faster."""
     groups = {}
     for name, p in model.named_parameters():
-        if p.requires_grad: groups.setdefault((adapt.variant == "lora+" and "lora_B" in name, p.dim() > 1), []).append(p)
-    return [dict(params=params, lr=lr * adapt.b_speed if fast else lr, weight_decay=weight_decay if decays else 0.0) for (fast, decays), params in groups.items()]
+        if p.requires_grad:
+            groups.setdefault(
+                (adapt.variant == "lora+" and "lora_B" in name, p.dim() > 1), []
+            ).append(p)
+    return [
+        dict(
+            params=params,
+            lr=lr * adapt.b_speed if fast else lr,
+            weight_decay=weight_decay if decays else 0.0,
+        )
+        for (fast, decays), params in groups.items()
+    ]
 
 # %% ../../nbs/21_adapt.ipynb #995dee42
 def blocks(model) -> list[str]:
     "The names of the transformer blocks, first to last."
-    name, layers = next((n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers)
+    name, layers = next(
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers
+    )
     return [f"{name}.{i}" for i in range(len(layers))]
+
 
 def under(model, modules: Iterable[torch.nn.Module]) -> set[str]:
     "The names of the weights that some modules hold; a tied weight has one name."
     held = {id(p) for m in modules for p in m.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in held}
 
+
 def part(model, word: str) -> set[str]:
     "The weights that a word of `adapt.parts` means."
-    if word == "norms": return under(model, (m for m in model.modules() if "norm" in type(m).__name__.lower()))
-    if word == "embeddings": return under(model, [model.get_input_embeddings()])
-    if word == "head": return under(model, [model.get_output_embeddings()])
+    if word == "norms":
+        return under(model, (m for m in model.modules() if "norm" in type(m).__name__.lower()))
+    if word == "embeddings":
+        return under(model, [model.get_input_embeddings()])
+    if word == "head":
+        return under(model, [model.get_output_embeddings()])
     if last := re.fullmatch(r"last-(\d+)", word):
-        if not 0 < int(last[1]) <= len(blocks(model)): raise UserError(f"the model has {len(blocks(model))} blocks", f"adapt.parts: {word}", f"last-1 to last-{len(blocks(model))}")
-        return under(model, [model.get_submodule(name) for name in blocks(model)[-int(last[1]):]])
+        if not 0 < int(last[1]) <= len(blocks(model)):
+            raise UserError(
+                f"the model has {len(blocks(model))} blocks",
+                f"adapt.parts: {word}",
+                f"last-1 to last-{len(blocks(model))}",
+            )
+        return under(model, [model.get_submodule(name) for name in blocks(model)[-int(last[1]) :]])
     names = {name for name, _ in model.named_parameters()}
     chosen = set(found(word, names))
-    if not chosen: raise UserError(f"no weight of the model is meant by {word}", "adapt.parts", "norms, embeddings, head, last-N, or a pattern for names such as " + sorted(names)[len(names) // 2], "a regular expression must match the whole name")
+    if not chosen:
+        raise UserError(
+            f"no weight of the model is meant by {word}",
+            "adapt.parts",
+            "norms, embeddings, head, last-N, or a pattern for names such as "
+            + sorted(names)[len(names) // 2],
+            "a regular expression must match the whole name",
+        )
     return chosen
+
 
 def train_parts(model, adapt: Adapt):
     "The model with the named parts, or everything, trainable in float32."
-    if quantised(model): raise UserError("quantised weights cannot be trained", f"adapt.method: {adapt.method}", None, "set model.quantize: none, or adapt.method: lora")
-    if adapt.method == "full": return model.float().requires_grad_(True)
+    if quantised(model):
+        raise UserError(
+            "quantised weights cannot be trained",
+            f"adapt.method: {adapt.method}",
+            None,
+            "set model.quantize: none, or adapt.method: lora",
+        )
+    if adapt.method == "full":
+        return model.float().requires_grad_(True)
     chosen = set().union(*(part(model, word) for word in adapt.parts))
-    for name, p in model.named_parameters(): p.requires_grad_(name in chosen)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in chosen)
     keep_float32(model)
     return model
 
 # %% ../../nbs/21_adapt.ipynb #badaac24
-def expected(config, adapt: Adapt # config: a transformers configuration
-            ) -> dict[str, float]:
+def expected(
+    config,
+    adapt: Adapt,  # config: a transformers configuration
+) -> dict[str, float]:
     "What `trainable` will count, without making or loading a weight."
-    form = "dora" if adapt.variant == "dora" else None  # the other variants change numbers, not shapes
-    return trainable(adapt_model(skeleton(config), adapt.model_copy(update=dict(variant=form, continue_from=None))))
+    form = (
+        "dora" if adapt.variant == "dora" else None
+    )  # the other variants change numbers, not shapes
+    return trainable(
+        adapt_model(
+            skeleton(config), adapt.model_copy(update=dict(variant=form, continue_from=None))
+        )
+    )
 
 # %% ../../nbs/21_adapt.ipynb #569c926c
-OPTIMISERS = {  # word -> (transformers' name, package it needs, its class that projects whole matrices)
-    "adamw": ("adamw_torch_fused", None, None), "adamw8bit": ("adamw_8bit", "bitsandbytes", None), "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", None), "adafactor": ("adafactor", None, None),
-    "galore": ("galore_adamw", "galore_torch", "galore_projector.GaLoreProjector"), "apollo": ("apollo_adamw", "apollo_torch", "random_projector.GradientProjector"),
+# word -> (transformers' name, package it needs, its class that projects whole matrices)
+OPTIMISERS = {
+    "adamw": ("adamw_torch_fused", None, None),
+    "adamw8bit": ("adamw_8bit", "bitsandbytes", None),
+    "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", None),
+    "adafactor": ("adafactor", None, None),
+    "galore": ("galore_adamw", "galore_torch", "galore_projector.GaLoreProjector"),
+    "apollo": ("apollo_adamw", "apollo_torch", "random_projector.GradientProjector"),
 }
 
+
 def let_read(package: str, place: str) -> None:
-    "Let a checkpoint bring the optimiser's projections back: of objects, torch reads only kinds that it was told of."
-    warnings.filterwarnings("ignore", "This implementation of AdamW is deprecated", FutureWarning, package)  # there is no other of theirs
+    """Let a checkpoint bring the optimiser's projections back: of objects, torch reads only kinds
+    that it was told of."""
+    warnings.filterwarnings(
+        "ignore", "This implementation of AdamW is deprecated", FutureWarning, package
+    )  # there is no other of theirs
     module, _, name = f"{package}.{place}".rpartition(".")
     torch.serialization.add_safe_globals([getattr(import_module(module), name)])
 
+
 def optimiser(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
-    if word not in OPTIMISERS: raise UserError(f"there is no optimiser {word!r}", "train.optimiser", ", ".join(OPTIMISERS))
+    if word not in OPTIMISERS:
+        raise UserError(f"there is no optimiser {word!r}", "train.optimiser", ", ".join(OPTIMISERS))
     name, package, projects = OPTIMISERS[word]
-    if projects and adapt.method != "full": raise UserError(f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few or thin ones", "train.optimiser", "adamw, adamw8bit, adafactor", "set adapt.method: full, or another optimiser")
-    if name.startswith("paged") and device != "cuda": raise UserError(f"{word} moves its state between GPU and main memory, and there is no GPU", "train.optimiser", None, "take adamw8bit")
-    if package and find_spec(package) is None: raise UserError(f"{word} needs the package {package}, which is not installed", "train.optimiser", None, f"pip install {package.replace('_', '-')}")
-    if projects: let_read(package, projects)
+    if projects and adapt.method != "full":
+        raise UserError(
+            f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few"
+            " or thin ones",
+            "train.optimiser",
+            "adamw, adamw8bit, adafactor",
+            "set adapt.method: full, or another optimiser",
+        )
+    if name.startswith("paged") and device != "cuda":
+        raise UserError(
+            f"{word} moves its state between GPU and main memory, and there is no GPU",
+            "train.optimiser",
+            None,
+            "take adamw8bit",
+        )
+    if package and find_spec(package) is None:
+        raise UserError(
+            f"{word} needs the package {package}, which is not installed",
+            "train.optimiser",
+            None,
+            f"pip install {package.replace('_', '-')}",
+        )
+    if projects:
+        let_read(package, projects)
     return dict(optim=name) | (dict(optim_target_modules="all-linear") if projects else {})
 
 # %% ../../nbs/21_adapt.ipynb #bb6a8218
-def adapter_folder(name: str # a run, or an adapter's folder
-                  ) -> Path:
+def adapter_folder(
+    name: str,  # a run, or an adapter's folder
+) -> Path:
     "The folder with the adapter."
     path = Path(name).expanduser()
-    folder = next((f for f in (path / "adapter", path) if (f / "adapter_config.json").is_file()), path)
+    folder = next(
+        (f for f in (path / "adapter", path) if (f / "adapter_config.json").is_file()), path
+    )
     need_adapter(folder)
     return folder
 
+
 def check_base(model, folder: Path) -> None:
     "`UserError` where an adapter was trained on another base than this model."
-    name, said = model.config.name_or_path, read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    name, said = (
+        model.config.name_or_path,
+        read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
+    )
     record = folder.parent / "model.json"
     if record.is_file():
         made = read_json(record)["base"]
-        here = fingerprint(name) if Path(name).is_dir() else dict(revision=getattr(model, "commit", None))
-        if all(here.get(key) == made.get(key) for key in ("sha256", "revision")): return
+        here = (
+            fingerprint(name)
+            if Path(name).is_dir()
+            else dict(revision=getattr(model, "commit", None))
+        )
+        if all(here.get(key) == made.get(key) for key in ("sha256", "revision")):
+            return
         why = "its run's record of the base has other hashes or another commit"
-    elif said and resolve(said) == name: return
-    else: why = f"it names {said} as its base"
-    raise UserError(f"the adapter was trained on another base: {why}", f"adapt.continue_from: {folder}", f"model.base: {said}", "set model.base and model.revision to what it was trained on, or begin a new adapter")
+    elif said and resolve(said) == name:
+        return
+    else:
+        why = f"it names {said} as its base"
+    raise UserError(
+        f"the adapter was trained on another base: {why}",
+        f"adapt.continue_from: {folder}",
+        f"model.base: {said}",
+        "set model.base and model.revision to what it was trained on, or begin a new adapter",
+    )
+
 
 def go_on(model, adapt: Adapt):
     "The model with a stored adapter, to be trained further; its form must be the section's."
     folder = adapter_folder(adapt.continue_from)
     check_base(model, folder)
     config = read_json(folder / "adapter_config.json")
-    asked = dict(r=adapt.r, lora_alpha=adapt.alpha, use_dora=adapt.variant == "dora", use_rslora=adapt.variant == "rslora")
+    asked = dict(
+        r=adapt.r,
+        lora_alpha=adapt.alpha,
+        use_dora=adapt.variant == "dora",
+        use_rslora=adapt.variant == "rslora",
+    )
     if other := {k: config[k] for k, v in asked.items() if config[k] != v}:
-        raise UserError(f"the adapter to go on from has another form than the recipe: {other}", f"adapt.continue_from: {folder}", None, f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}" + ", and the same variant" * ("use_dora" in other or "use_rslora" in other))
+        raise UserError(
+            f"the adapter to go on from has another form than the recipe: {other}",
+            f"adapt.continue_from: {folder}",
+            None,
+            f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}"
+            + ", and the same variant" * ("use_dora" in other or "use_rslora" in other),
+        )
     with fits(folder):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
         check_names(adapted, folder)
-    adapted.peft_config["default"].base_model_name_or_path = model.config.name_or_path  # peft looks there for the vocabulary's size
+    adapted.peft_config[
+        "default"
+    ].base_model_name_or_path = (
+        model.config.name_or_path
+    )  # peft looks there for the vocabulary's size
     keep_float32(adapted)
     return adapted
 
 # %% ../../nbs/21_adapt.ipynb #1e5e85c9
-def load_adapters(model, adapters: dict[str, Path] # name -> a run or an adapter's folder
-                 ):
+def load_adapters(
+    model,
+    adapters: dict[str, Path],  # name -> a run or an adapter's folder
+):
     "One base with several adapters on it; the first is active."
     for name, where in adapters.items():
         with fits(folder := adapter_folder(where)):
-            if isinstance(model, PeftModel): model.load_adapter(folder, name)
-            else: model = PeftModel.from_pretrained(model, folder, name)
+            if isinstance(model, PeftModel):
+                model.load_adapter(folder, name)
+            else:
+                model = PeftModel.from_pretrained(model, folder, name)
             check_names(model, folder, name)
     return choose(model, next(iter(adapters)))
 
+
 def choose(model, name: str):
     "The model with one of its adapters active."
-    if name not in model.peft_config: raise UserError(f"there is no adapter {name!r}", None, ", ".join(model.peft_config))
+    if name not in model.peft_config:
+        raise UserError(f"there is no adapter {name!r}", None, ", ".join(model.peft_config))
     model.set_adapter(name, inference_mode=True)
     return model.eval()
 
-def mix(model, weights: dict[str, float], # adapter -> its share
-        name: str = "mixed"):
+
+def mix(
+    model,
+    weights: dict[str, float],  # adapter -> its share
+    name: str = "mixed",
+):
     "A new active adapter: the weighted sum of others' corrections."
-    for one in weights: choose(model, one)
-    if dora := [one for one in weights if model.peft_config[one].use_dora]: raise UserError(f"dora adapters are no sums and cannot be mixed: {', '.join(dora)}", None, None, "merge each into a base of its own")
-    if any(model.peft_config[one].target_parameters for one in weights): raise UserError("adapters of fused experts cannot be mixed", None, None, "peft keeps one adapter for a fused weight: merge them one after the other")
+    for one in weights:
+        choose(model, one)
+    if dora := [one for one in weights if model.peft_config[one].use_dora]:
+        raise UserError(
+            f"dora adapters are no sums and cannot be mixed: {', '.join(dora)}",
+            None,
+            None,
+            "merge each into a base of its own",
+        )
+    if any(model.peft_config[one].target_parameters for one in weights):
+        raise UserError(
+            "adapters of fused experts cannot be mixed",
+            None,
+            None,
+            "peft keeps one adapter for a fused weight: merge them one after the other",
+        )
     model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
     return choose(model, name)
 
 # %% ../../nbs/21_adapt.ipynb #e2ea3631
 def router_options(model) -> dict:
-    "What to add to a forward pass so that the load-balancing loss comes with it; nothing for a dense model."
-    return dict(output_router_logits=True) if expert_count(model) and hasattr(model.config, "router_aux_loss_coef") else {}
+    """What to add to a forward pass so that the load-balancing loss comes with it; nothing for a
+    dense model."""
+    return (
+        dict(output_router_logits=True)
+        if expert_count(model) and hasattr(model.config, "router_aux_loss_coef")
+        else {}
+    )
+
 
 def router_loss(model, outputs) -> torch.Tensor | float:
-    "The load-balancing loss as the model's configuration weighs it, for outputs made with `router_options`; 0 without."
+    """The load-balancing loss as the model's configuration weighs it, for outputs made with
+    `router_options`; 0 without."""
     loss = getattr(outputs, "aux_loss", None)
     return 0.0 if loss is None else model.config.router_aux_loss_coef * loss
 
+
 def balanced(model, objective):
-    "The objective with the load-balancing loss on top while training, as the model's configuration weighs it, by the share of a step's tokens; of a dense model the objective as it is."
-    if not (options := router_options(model)): return objective
+    """The objective with the load-balancing loss on top while training, as the model's
+    configuration weighs it, by the share of a step's tokens; of a dense model the objective as it
+    is."""
+    if not (options := router_options(model)):
+        return objective
     seen = []
-    model.register_forward_pre_hook(lambda module, args, given: (args, given | (options if module.training else {})), with_kwargs=True)
-    model.register_forward_hook(lambda module, args, outputs: seen.append(router_loss(model, outputs)))
+    model.register_forward_pre_hook(
+        lambda module, args, given: (args, given | (options if module.training else {})),
+        with_kwargs=True,
+    )
+    model.register_forward_hook(
+        lambda module, args, outputs: seen.append(router_loss(model, outputs))
+    )
+
     def with_balance(model, batch, items=None):
         seen.clear()
         loss, metrics = objective(model, batch, items)
-        return loss + sum(seen) * (1 if items is None else metrics["tokens"] / items), metrics | dict(balance=sum(seen))
+        return loss + sum(seen) * (
+            1 if items is None else metrics["tokens"] / items
+        ), metrics | dict(balance=sum(seen))
+
     return with_balance
+
 
 @torch.no_grad()
 def expert_load(model, batches: Iterable[dict]) -> dict[str, list[int]]:
     "How many tokens went to each expert, by layer, padding left out."
-    holders = {name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0]) for name in fused_experts(model)}
-    if not holders: raise UserError("the model has no fused experts whose load could be counted", None, None, "expert_load is for mixtures of experts")
+    holders = {
+        name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0])
+        for name in fused_experts(model)
+    }
+    if not holders:
+        raise UserError(
+            "the model has no fused experts whose load could be counted",
+            None,
+            None,
+            "expert_load is for mixtures of experts",
+        )
     load, now = {name: torch.zeros(expert_count(model), dtype=torch.long) for name in holders}, {}
+
     def count(module, args, kwargs, name):
-        index = next(v for v in (*args, *kwargs.values()) if torch.is_tensor(v) and not v.is_floating_point())  # (tokens, chosen experts)
-        load[name] += torch.bincount(index[now["real"]].flatten().cpu(), minlength=expert_count(model))[:expert_count(model)]
-    hooks = [module.register_forward_pre_hook(partial(count, name=name), with_kwargs=True) for name, module in holders.items()]
+        index = next(
+            v for v in (*args, *kwargs.values()) if torch.is_tensor(v) and not v.is_floating_point()
+        )  # (tokens, chosen experts)
+        load[name] += torch.bincount(
+            index[now["real"]].flatten().cpu(), minlength=expert_count(model)
+        )[: expert_count(model)]
+
+    hooks = [
+        module.register_forward_pre_hook(partial(count, name=name), with_kwargs=True)
+        for name, module in holders.items()
+    ]
     try:
         for batch in batches:
-            now["real"] = batch.get("attention_mask", batch["input_ids"] != model.config.pad_token_id).flatten().bool()
+            now["real"] = (
+                batch.get("attention_mask", batch["input_ids"] != model.config.pad_token_id)
+                .flatten()
+                .bool()
+            )
             model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
-    finally: [hook.remove() for hook in hooks]
+    finally:
+        [hook.remove() for hook in hooks]
     return {name: n.tolist() for name, n in load.items()}

@@ -23,108 +23,200 @@ from transformers.masking_utils import sdpa_mask
 from .loss import Unfit, captured
 
 # %% ../../nbs/25_attention.ipynb #7f07ab54
-def document_mask(borders: torch.Tensor,   # int (documents + 1,): where each begins, and the end
-                  n: int,                  # tokens
-                  window: int | None       # a token sees so many at most, itself included; None for all before it
-                 ) -> torch.Tensor:
-    "(n, n), true where a token may look: at itself and before, inside its document. Borders may repeat: an empty document."
+def document_mask(
+    borders: torch.Tensor,  # int (documents + 1,): where each begins, and the end
+    n: int,  # tokens
+    window: int | None,  # a token sees so many at most, itself included; None for all before it
+) -> torch.Tensor:
+    """(n, n), true where a token may look: at itself and before, inside its document. Borders may
+    repeat: an empty document."""
     at = torch.arange(n, device=borders.device)
     document = torch.bucketize(at, borders[1:].to(at.dtype), right=True)
     seen = (document[:, None] == document) & (at[:, None] >= at)
     return seen if window is None else seen & (at[:, None] - at < window)
 
 # %% ../../nbs/25_attention.ipynb #2f2b54e0
-def borders_of(positions: torch.Tensor # (rows, tokens), 0 where a document begins
-              ) -> dict:
-    "What attention by document needs to know of a batch whose rows are laid end to end; nothing where each row is one document."
+def borders_of(
+    positions: torch.Tensor,  # (rows, tokens), 0 where a document begins
+) -> dict:
+    """What attention by document needs to know of a batch whose rows are laid end to end; nothing
+    where each row is one document."""
     starts = torch.nonzero(positions.flatten() == 0).flatten()
-    if len(starts) == len(positions): return {}
-    end = torch.full((max(64, 1 << len(starts).bit_length()) - len(starts),), positions.numel(), device=positions.device)
+    if len(starts) == len(positions):
+        return {}
+    end = torch.full(
+        (max(64, 1 << len(starts).bit_length()) - len(starts),),
+        positions.numel(),
+        device=positions.device,
+    )
     borders, longest = torch.cat([starts, end]).int(), positions.shape[1]
-    return dict(cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest)  # the names that transformers hands on
+    return dict(
+        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest
+    )  # the names that transformers hands on
 
 # %% ../../nbs/25_attention.ipynb #811d7e73
-def by_document(q, k, v,                # (1, heads, tokens, size of a head); keys and values may have fewer heads
-                borders: list[int], window: int | None, scale: float | None) -> torch.Tensor:
+def by_document(
+    q,
+    k,
+    v,  # (1, heads, tokens, size of a head); keys and values may have fewer heads
+    borders: list[int],
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
     "Causal attention inside each document, one document at a time."
+
     def one(lo: int, hi: int):
         part = [t[:, :, lo:hi] for t in (q, k, v)]
-        mask = None if window is None or hi - lo <= window else document_mask(torch.tensor([0, hi - lo], device=q.device), hi - lo, window)
-        return F.scaled_dot_product_attention(*part, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        mask = (
+            None
+            if window is None or hi - lo <= window
+            else document_mask(torch.tensor([0, hi - lo], device=q.device), hi - lo, window)
+        )
+        return F.scaled_dot_product_attention(
+            *part,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
     return torch.cat([one(lo, hi) for lo, hi in zip(borders, borders[1:]) if hi > lo], 2)
 
 # %% ../../nbs/25_attention.ipynb #5535387c
 TAKES = inspect.signature(varlen_attn).parameters
 
-def by_kernel(q, k, v, borders: torch.Tensor, longest: int, window: int | None, scale: float) -> torch.Tensor:
+
+def by_kernel(
+    q, k, v, borders: torch.Tensor, longest: int, window: int | None, scale: float
+) -> torch.Tensor:
     "The same on a GPU, in one kernel; bfloat16 or float16."
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
-    more = dict(window_size=(-1 if window is None else window - 1, 0)) if "window_size" in TAKES else dict(is_causal=True)
-    if "enable_gqa" in TAKES: more["enable_gqa"] = q.shape[1] != k.shape[1]
-    if "scale" in TAKES: more["scale"] = scale
-    else: q = q * (scale * q.shape[-1] ** 0.5)
+    more = (
+        dict(window_size=(-1 if window is None else window - 1, 0))
+        if "window_size" in TAKES
+        else dict(is_causal=True)
+    )
+    if "enable_gqa" in TAKES:
+        more["enable_gqa"] = q.shape[1] != k.shape[1]
+    if "scale" in TAKES:
+        more["scale"] = scale
+    else:
+        q = q * (scale * q.shape[-1] ** 0.5)
     return varlen_attn(q, k, v, borders, borders, longest, longest, **more).transpose(0, 1)[None]
+
 
 def suits_kernel(q, window: int | None) -> bool:
     "Whether `by_kernel` can take it."
-    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= 256 and (window is None or "window_size" in TAKES)
+    return (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.shape[-1] <= 256
+        and (window is None or "window_size" in TAKES)
+    )
 
 # %% ../../nbs/25_attention.ipynb #ae7ea67e
 NAME = "llmtrainer_documents"
 borders_given = ContextVar("borders_given", default=False)
 
+
 def end_to_end(t: torch.Tensor) -> torch.Tensor:
     "(rows, heads, tokens, size) as one row."
     return t.transpose(1, 2).reshape(1, -1, t.shape[1], t.shape[3]).transpose(1, 2)
 
-def attend(module, query, key, value, attention_mask, scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
-           cu_seq_lens_q: torch.Tensor | None = None, max_length_q: int | None = None, **kwargs):
-    "Attention as transformers calls it: by document where the batch says where they begin, else `sdpa`."
+
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs,
+):
+    """Attention as transformers calls it: by document where the batch says where they begin, else
+    `sdpa`."""
     module.window_given, plain = sliding_window, dict(scaling=scaling, dropout=dropout, **kwargs)
-    if cu_seq_lens_q is None or attention_mask is not None: return sdpa_attention_forward(module, query, key, value, attention_mask, **plain)
+    if cu_seq_lens_q is None or attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **plain)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (end_to_end(t) for t in (query, key, value))
-    if not dropout and suits_kernel(q, sliding_window): out = by_kernel(q, k, v, cu_seq_lens_q, max_length_q, sliding_window, scale).transpose(1, 2)
-    elif not dropout and not q.is_cuda and not torch.compiler.is_compiling(): out = by_document(q, k, v, cu_seq_lens_q.tolist(), sliding_window, scale).transpose(1, 2)
-    else: out = sdpa_attention_forward(module, q, k, v, document_mask(cu_seq_lens_q, q.shape[2], sliding_window)[None, None], **plain)[0]
+    if not dropout and suits_kernel(q, sliding_window):
+        out = by_kernel(q, k, v, cu_seq_lens_q, max_length_q, sliding_window, scale).transpose(1, 2)
+    elif not dropout and not q.is_cuda and not torch.compiler.is_compiling():
+        out = by_document(q, k, v, cu_seq_lens_q.tolist(), sliding_window, scale).transpose(1, 2)
+    else:
+        out = sdpa_attention_forward(
+            module,
+            q,
+            k,
+            v,
+            document_mask(cu_seq_lens_q, q.shape[2], sliding_window)[None, None],
+            **plain,
+        )[0]
     return out.reshape(len(query), query.shape[2], *out.shape[2:]), None
+
 
 def mask(*args, **kwargs):
     "The mask that `attend` needs: none where borders are given."
     return None if borders_given.get() else sdpa_mask(*args, **kwargs)
 
+
 AttentionInterface.register(NAME, attend), AttentionMaskInterface.register(NAME, mask)
+
 
 @contextmanager
 def apart(inputs: dict):
     "While a model is called with this batch: no mask is made if it has borders."
     token = borders_given.set("cu_seq_lens_q" in inputs)
-    try: yield
-    finally: borders_given.reset(token)
+    try:
+        yield
+    finally:
+        borders_given.reset(token)
 
 # %% ../../nbs/25_attention.ipynb #319b1263
 KINDS = {"full_attention", "sliding_attention"}
 
+
 def states(base, batch: dict) -> torch.Tensor:
     "The decoder's last hidden states."
-    with apart(batch), captured(base) as kept: base(**batch, use_cache=False)
+    with apart(batch), captured(base) as kept:
+        base(**batch, use_cache=False)
     return kept[0]
+
 
 @torch.no_grad()
 def keep_apart(base) -> None:
-    "Let a model of transformers compute packed batches by document; raises `Unfit` with the reason, and then nothing has changed."
+    """Let a model of transformers compute packed batches by document; raises `Unfit` with the
+    reason, and then nothing has changed."""
     config = base.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
-    if config._attn_implementation != "sdpa": raise Unfit(f"its attention is {config._attn_implementation}")
-    if kinds - KINDS: raise Unfit(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
+    window, kinds = (
+        getattr(config, "sliding_window", None),
+        set(getattr(config, "layer_types", None) or ()),
+    )
+    if config._attn_implementation != "sdpa":
+        raise Unfit(f"its attention is {config._attn_implementation}")
+    if kinds - KINDS:
+        raise Unfit(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
     at = lambda *numbers: torch.tensor(numbers, device=base.device)
     batch = dict(input_ids=at(*range(8))[None], position_ids=at(0, 1, 2, 3, 4, 0, 1, 2)[None])
     known, was = states(base, batch), base.training
     base.eval(), base.set_attn_implementation(NAME)
     found = states(base, batch | borders_of(batch["position_ids"]))
     base.train(was)
-    windows = {m.__dict__.pop("window_given") for m in base.modules() if "window_given" in m.__dict__}
-    far = (found - known).abs().max() > (1e-4 if known.dtype == torch.float32 else 5e-2) * known.abs().max()
+    windows = {
+        m.__dict__.pop("window_given") for m in base.modules() if "window_given" in m.__dict__
+    }
+    far = (found - known).abs().max() > (
+        1e-4 if known.dtype == torch.float32 else 5e-2
+    ) * known.abs().max()
     if far or (window and (not kinds or "sliding_attention" in kinds) and window not in windows):
         base.set_attn_implementation("sdpa")
-        raise Unfit("its documents do not stay apart without a mask" if far else "it has a sliding window that its attention does not know of")
+        raise Unfit(
+            "its documents do not stay apart without a mask"
+            if far
+            else "it has a sliding window that its attention does not know of"
+        )

@@ -13,10 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 # %% ../../nbs/22_fused.ipynb #c2fb800a
-from . import load as _  # first, because it quiets what bitsandbytes says when it is imported
+from llmtrainer.models import (
+    load as _,
+)  # first, because it quiets what bitsandbytes says when it is imported
 from .activations import layers_of
 from .attention import NAME, apart, borders_of, keep_apart
-from .loss import LinearCrossEntropy, LinearLogProbs, Unfit, bucket, captured, head_of
+from llmtrainer.models.loss import (
+    LinearCrossEntropy,
+    LinearLogProbs,
+    Unfit,
+    bucket,
+    captured,
+    head_of,
+)
 from .products import Frozen, frozen, join, lora_product, stored_now
 
 # %% ../../nbs/22_fused.ipynb #8cbbd5da
@@ -32,19 +41,38 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 # %% ../../nbs/22_fused.ipynb #c9f38e30
-def plain_adapter(layer: LoraLayer, x: torch.Tensor, given: bool # further arguments
-                 ) -> str | None:
+def plain_adapter(
+    layer: LoraLayer,
+    x: torch.Tensor,
+    given: bool,  # further arguments
+) -> str | None:
     "The name of the one plain adapter that is active, or None: then peft's own forward is right."
-    if given or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or x.numel() == x.shape[-1]: return None
+    if (
+        given
+        or layer.disable_adapters
+        or layer.merged
+        or len(layer.active_adapters) != 1
+        or x.numel() == x.shape[-1]
+    ):
+        return None
     name = layer.active_adapters[0]
-    return name if name in layer.lora_A and name not in layer.lora_variant and layer.lora_A[name].weight.device == x.device else None
+    return (
+        name
+        if name in layer.lora_A
+        and name not in layer.lora_variant
+        and layer.lora_A[name].weight.device == x.device
+        else None
+    )
+
 
 class FusedLayer:
     "What is put before a class of peft's: the fused product where the adapter is a plain one."
+
     spread = False  # over devices: then nothing may hold the whole weight between the passes
 
     def forward(self, x, *args, **kwargs):
-        if plain_adapter(self, x, bool(args or kwargs)) is None: return super().forward(x, *args, **kwargs)
+        if plain_adapter(self, x, bool(args or kwargs)) is None:
+            return super().forward(x, *args, **kwargs)
         return self.shared.output(self, x)
 
     def dropout(self):
@@ -59,75 +87,140 @@ class FusedLayer:
 
     def let_go(self) -> None:
         "Hold the constants of the weight only: the weight itself will be spread over devices."
-        self.spread, self.frozen, self.shared.joined = True, replace(self.frozen, stored=self.frozen.stored[1:]), None
+        self.spread, self.frozen, self.shared.joined = (
+            True,
+            replace(self.frozen, stored=self.frozen.stored[1:]),
+            None,
+        )
 
     def biased(self, y, name: str):
         "With the biases of the layer and of its adapter."
         for bias in (self.base_layer.bias, self.lora_B[name].bias):
-            if bias is not None: y = y + (bias if bias is self.base_layer.bias else self.scaling[name] * bias).to(y.dtype)
+            if bias is not None:
+                y = y + (bias if bias is self.base_layer.bias else self.scaling[name] * bias).to(
+                    y.dtype
+                )
         return y
 
     def refresh(self, result=None):
         "Read the weight again, after it was moved, merged or put back."
-        if not self.spread: self.frozen, self.shared.joined = frozen(self.base_layer, self.frozen.rows is not None, self.frozen.ahead), None
+        if not self.spread:
+            self.frozen, self.shared.joined = (
+                frozen(self.base_layer, self.frozen.rows is not None, self.frozen.ahead),
+                None,
+            )
         return result
 
-    def _apply(self, *args, **kwargs): return self.refresh(super()._apply(*args, **kwargs))
-    def merge(self, *args, **kwargs): return self.refresh(super().merge(*args, **kwargs))
-    def unmerge(self): return self.refresh(super().unmerge())
+    def _apply(self, *args, **kwargs):
+        return self.refresh(super()._apply(*args, **kwargs))
+
+    def merge(self, *args, **kwargs):
+        return self.refresh(super().merge(*args, **kwargs))
+
+    def unmerge(self):
+        return self.refresh(super().unmerge())
 
 # %% ../../nbs/22_fused.ipynb #f720baaf
 class Shared:
     "Layers that are given the same input: the first that is asked computes for all."
+
     phase = 1.0  # what the scales of an 8-bit weight are multiplied by, drawn for each pass
 
     def __init__(self, layers: list):
         self.layers, self.joined, self.x, self.outputs = layers, None, None, {}
-        for place, layer in enumerate(layers): layer.shared, layer.place = self, place
+        for place, layer in enumerate(layers):
+            layer.shared, layer.place = self, place
 
     def output(self, layer, x):
         "One layer's output."
-        if self.x is not x or layer.place not in self.outputs: self.x, self.outputs = x, self.compute(layer, x)
+        if self.x is not x or layer.place not in self.outputs:
+            self.x, self.outputs = x, self.compute(layer, x)
         y = self.outputs.pop(layer.place)
-        if not self.outputs: self.x = None  # nothing is kept alive
+        if not self.outputs:
+            self.x = None  # nothing is kept alive
         return y
 
     def compute(self, layer, x) -> dict:
-        "{place: output} of all layers that can be computed with this one: dropout gives each adapter an input of its own."
+        """{place: output} of all layers that can be computed with this one: dropout gives each
+        adapter an input of its own."""
         drop = layer.dropout()
-        together = [layer] if drop else [m for m in self.layers if plain_adapter(m, x, False) and not m.dropout()]
+        together = (
+            [layer]
+            if drop
+            else [m for m in self.layers if plain_adapter(m, x, False) and not m.dropout()]
+        )
         kept = len(together) == len(self.layers) and not layer.spread
-        if kept and self.joined is None: self.joined = join([m.weight_now() for m in together])
-        w, names = self.joined if kept else join([m.weight_now() for m in together]), [m.active_adapters[0] for m in together]
-        if w.rows is not None: w = replace(w, rows=w.rows * self.phase if layer.training else None)
+        if kept and self.joined is None:
+            self.joined = join([m.weight_now() for m in together])
+        w, names = (
+            self.joined if kept else join([m.weight_now() for m in together]),
+            [m.active_adapters[0] for m in together],
+        )
+        if w.rows is not None:
+            w = replace(w, rows=w.rows * self.phase if layer.training else None)
         flat = x.reshape(-1, w.shape[0]).to(w.dtype)
-        A, B = zip(*((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names)))
-        y = lora_product(flat, drop(flat) if drop else None, tuple(m.scaling[name] for m, name in zip(together, names)), w, A, B)
-        return {m.place: m.biased(one, name).view(*x.shape[:-1], -1).to(x.dtype) for m, name, one in zip(together, names, y.split(w.shape[3:], 1))}
+        A, B = zip(
+            *((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names))
+        )
+        y = lora_product(
+            flat,
+            drop(flat) if drop else None,
+            tuple(m.scaling[name] for m, name in zip(together, names)),
+            w,
+            A,
+            B,
+        )
+        return {
+            m.place: m.biased(one, name).view(*x.shape[:-1], -1).to(x.dtype)
+            for m, name, one in zip(together, names, y.split(w.shape[3:], 1))
+        }
+
 
 @torch.no_grad()
 def sharing(base, layers: Sequence) -> list[list]:
-    "The layers in groups that were given the same tensor while eight tokens went through the model, and whose matrices can lie below each other."
+    """The layers in groups that were given the same tensor while eight tokens went through the
+    model, and whose matrices can lie below each other."""
     seen, groups = [], {}
-    hooks = [m.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0]))) for m in layers]  # holding the inputs keeps their ids apart
+    hooks = [
+        m.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))
+        for m in layers
+    ]  # holding the inputs keeps their ids apart
     base(input_ids=torch.arange(8, device=base.device)[None], use_cache=False)
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
     for layer, x in seen + [(layer, layer) for layer in layers]:
         w = layer.frozen
-        alike = (w.shape[:3], w.dtype, len(w.stored), w.rows is None) if len(w.stored) > 1 or w.rows is not None else id(layer)  # a 16-bit matrix would be copied
-        if not any(layer in group for group in groups.values()): groups.setdefault((id(x), alike), []).append(layer)
+        alike = (
+            (w.shape[:3], w.dtype, len(w.stored), w.rows is None)
+            if len(w.stored) > 1 or w.rows is not None
+            else id(layer)
+        )  # a 16-bit matrix would be copied
+        if not any(layer in group for group in groups.values()):
+            groups.setdefault((id(x), alike), []).append(layer)
     return list(groups.values())
 
 # %% ../../nbs/22_fused.ipynb #56d6b235
-class FusedLinear4bit(FusedLayer, PeftLinear4bit): "peft's adapter over a 4-bit layer, fused."
-class FusedLinear(FusedLayer, PeftLinear): "peft's adapter over an unquantised layer, fused."
+class FusedLinear4bit(FusedLayer, PeftLinear4bit):
+    "peft's adapter over a 4-bit layer, fused."
+
+
+class FusedLinear(FusedLayer, PeftLinear):
+    "peft's adapter over an unquantised layer, fused."
+
 
 FUSED = {PeftLinear4bit: FusedLinear4bit, PeftLinear: FusedLinear}
 
+
 def fuse_layer(layer: LoraLayer, fp8: bool, ahead: bool = True) -> None:
-    "Make one of peft's layers a fused one, in place; raises `Unfit` with the reason where it must stay."
-    if type(layer) not in FUSED: raise Unfit(f"peft's adapter over {type(layer.base_layer).__name__}")
-    if layer.lora_variant: raise Unfit(f"a variant of LoRA: {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('LinearVariant')}")
+    """Make one of peft's layers a fused one, in place; raises `Unfit` with the reason where it must
+    stay."""
+    if type(layer) not in FUSED:
+        raise Unfit(f"peft's adapter over {type(layer.base_layer).__name__}")
+    if layer.lora_variant:
+        raise Unfit(
+            "a variant of LoRA:"
+            f" {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('LinearVariant')}"
+        )
     layer.frozen = frozen(layer.base_layer, fp8, ahead)
     layer.__class__ = FUSED[type(layer)]
     Shared([layer])
@@ -136,67 +229,115 @@ def fuse_layer(layer: LoraLayer, fp8: bool, ahead: bool = True) -> None:
 @dataclass
 class Fused:
     "What was done to a model, and what was not, with the reasons."
+
     engine: str
-    layers: int = 0                                         # linear layers with adapters that are fused
-    fp8: int = 0                                            # of them, those that multiply in FP8
-    products: int = 0                                       # that they are computed in
-    left: Counter = field(default_factory=Counter)          # reason -> layers left to peft
-    head: tuple[float, float | None] | None = None          # scale and cap of the logits; None: the model computes its own
+    layers: int = 0  # linear layers with adapters that are fused
+    fp8: int = 0  # of them, those that multiply in FP8
+    products: int = 0  # that they are computed in
+    left: Counter = field(default_factory=Counter)  # reason -> layers left to peft
+    head: tuple[float, float | None] | None = (
+        None  # scale and cap of the logits; None: the model computes its own
+    )
     loss: str = "in pieces, trained tokens only"
-    attention: str = "by document"                          # of packed batches
-    compiled: int = 0                                       # decoder layers
-    shapes: set[tuple] = field(default_factory=set)         # of the batches seen
-    hook: RemovableHandle | None = None                     # that draws the phase of the weights' rounding to 8 bits
+    attention: str = "by document"  # of packed batches
+    compiled: int = 0  # decoder layers
+    shapes: set[tuple] = field(default_factory=set)  # of the batches seen
+    hook: RemovableHandle | None = None  # that draws the phase of the weights' rounding to 8 bits
 
     def about(self) -> dict:
         "The report in plain values, with the graphs that were compiled in this process so far."
-        return dict(engine=self.engine, layers=self.layers, fp8=self.fp8, products=self.products, left=dict(self.left), loss=self.loss, attention=self.attention, compiled=self.compiled, shapes=sorted(map(list, self.shapes)), graphs=counters["stats"]["unique_graphs"])
+        return dict(
+            engine=self.engine,
+            layers=self.layers,
+            fp8=self.fp8,
+            products=self.products,
+            left=dict(self.left),
+            loss=self.loss,
+            attention=self.attention,
+            compiled=self.compiled,
+            shapes=sorted(map(list, self.shapes)),
+            graphs=counters["stats"]["unique_graphs"],
+        )
+
 
 def base_of(model) -> torch.nn.Module:
     "The model of transformers inside adapters and wrappers."
     model = extract_model_from_parallel(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
-FASTEST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
+
+FASTEST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]  # one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
+
 
 def compile_layer(layer, backend: str) -> None:
-    "Compile a decoder layer for training and validation; with a cache, when every call has a new shape, it runs as it is."
+    """Compile a decoder layer for training and validation; with a cache, when every call has a new
+    shape, it runs as it is."""
     plain, quick = layer.forward, torch.compile(layer.forward, dynamic=False, backend=backend)
+
     def forward(*args, **kwargs):
         cached = any(isinstance(one, Cache) for one in (*args, *kwargs.values()))
-        with sdpa_kernel(FASTEST, set_priority=True): return (plain if cached else quick)(*args, **kwargs)
+        with sdpa_kernel(FASTEST, set_priority=True):
+            return (plain if cached else quick)(*args, **kwargs)
+
     layer.forward = forward  # the instance's, so that hooks of other libraries stay around it
 
 # %% ../../nbs/22_fused.ipynb #ae78a284
 @torch.no_grad()
 def attention_readers(base, layers: Sequence) -> set[int]:
-    "Ids of the layers that read attention's own input (q, k, v), seen while eight tokens go through the model."
+    """Ids of the layers that read attention's own input (q, k, v), seen while eight tokens go
+    through the model."""
     inputs, found = [], set()
-    def attention(module, args, kwargs): inputs.append(args[0] if args else kwargs["hidden_states"])
+
+    def attention(module, args, kwargs):
+        inputs.append(args[0] if args else kwargs["hidden_states"])
+
     def linear(layer, args):
-        if any(args[0] is x for x in inputs): found.add(id(layer))
-    hooks = [m.register_forward_pre_hook(attention, with_kwargs=True) for block in layers_of(base) for m in block.modules() if hasattr(m, "is_causal")]  # what transformers' kernels ask an attention for
+        if any(args[0] is x for x in inputs):
+            found.add(id(layer))
+
+    hooks = [
+        m.register_forward_pre_hook(attention, with_kwargs=True)
+        for block in layers_of(base)
+        for m in block.modules()
+        if hasattr(m, "is_causal")
+    ]  # what transformers' kernels ask an attention for
     hooks += [layer.register_forward_pre_hook(linear) for layer in layers]
     base(input_ids=torch.arange(8, device=base.device)[None], use_cache=False)
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
     return found
 
 # %% ../../nbs/22_fused.ipynb #d4f201c2
 def rounded_anew(base: torch.nn.Module, groups: Sequence[Shared]) -> RemovableHandle:
-    "Draw the phase of the weights' rounding at every pass of training; the hook that does so. A new tensor, since an earlier pass may not have gone back yet."
+    """Draw the phase of the weights' rounding at every pass of training; the hook that does so. A
+    new tensor, since an earlier pass may not have gone back yet."""
+
     def draw(module, args):
-        if not module.training: return
+        if not module.training:
+            return
         phase = torch.rand((), device=module.device).exp2()
-        for group in groups: group.phase = phase
+        for group in groups:
+            group.phase = phase
+
     return base.register_forward_pre_hook(draw)
 
 # %% ../../nbs/22_fused.ipynb #4d97cd72
-def fuse(model, engine: str,            # reference, fused, fp8
-         backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
-         spread: bool = False,          # will the weights be spread over devices (FSDP)?
-         fp8: str = "gradients"         # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too), both but for queries, keys and values; or all
-        ) -> Fused:
-    "Make a model fast in place; saving, merging and reloading see an ordinary model. Says what was done."
+def fuse(
+    model,
+    engine: str,  # reference, fused, fp8
+    backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
+    spread: bool = False,  # will the weights be spread over devices (FSDP)?
+    # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too), both but for
+    # queries, keys and values; or all
+    fp8: str = "gradients",
+) -> Fused:
+    """Make a model fast in place; saving, merging and reloading see an ordinary model. Says what
+    was done."""
     base, done = base_of(model), Fused(engine)
     if engine == "reference":
         done.loss = done.attention = "the model's own"
@@ -204,56 +345,106 @@ def fuse(model, engine: str,            # reference, fused, fp8
     adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
     exact = attention_readers(base, adapted) if engine == "fp8" and fp8 != "all" else set()
     for layer in adapted:
-        try: fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
-        except Unfit as why: done.left[str(why)] += 1
+        try:
+            fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
+        except Unfit as why:
+            done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
     groups = [Shared(group) for group in sharing(base, fused)]
-    if engine == "fp8": done.hook = rounded_anew(base, groups)
-    for layer in fused if spread else []: layer.let_go()
-    done.layers, done.fp8, done.products = len(fused), sum(m.frozen.rows is not None for m in fused), len(groups)
-    try: done.head = head_of(base)
-    except Unfit as why: done.loss = f"the model's own, because {why}"
-    try: keep_apart(base)
-    except Unfit as why: done.attention = f"the model's own, because {why}"
-    if backend == "auto": backend = "inductor" if base.device.type == "cuda" else None
+    if engine == "fp8":
+        done.hook = rounded_anew(base, groups)
+    for layer in fused if spread else []:
+        layer.let_go()
+    done.layers, done.fp8, done.products = (
+        len(fused),
+        sum(m.frozen.rows is not None for m in fused),
+        len(groups),
+    )
+    try:
+        done.head = head_of(base)
+    except Unfit as why:
+        done.loss = f"the model's own, because {why}"
+    try:
+        keep_apart(base)
+    except Unfit as why:
+        done.attention = f"the model's own, because {why}"
+    if backend == "auto":
+        backend = "inductor" if base.device.type == "cuda" else None
     if backend:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        for layer in layers_of(base): compile_layer(layer, backend)
+        for layer in layers_of(base):
+            compile_layer(layer, backend)
         done.compiled = len(layers_of(base))
     base.fused = done
     return done
+
 
 def unfuse(model) -> None:
     "Take it all back: peft's classes, the model's own loss, nothing compiled."
     back = {ours: theirs for theirs, ours in FUSED.items()}
     for module in model.modules():
-        if type(module) in back: del module.frozen, module.shared, module.place; module.__dict__.pop("spread", None); module.__class__ = back[type(module)]
+        if type(module) in back:
+            del module.frozen, module.shared, module.place
+            module.__dict__.pop("spread", None)
+            module.__class__ = back[type(module)]
     base = base_of(model)
-    for layer in layers_of(base): layer.__dict__.pop("forward", None)
-    if base.config.get_text_config()._attn_implementation == NAME: base.set_attn_implementation("sdpa")
+    for layer in layers_of(base):
+        layer.__dict__.pop("forward", None)
+    if base.config.get_text_config()._attn_implementation == NAME:
+        base.set_attn_implementation("sdpa")
     if hasattr(base, "fused"):
-        if base.fused.hook: base.fused.hook.remove()
+        if base.fused.hook:
+            base.fused.hook.remove()
         del base.fused
 
 # %% ../../nbs/22_fused.ipynb #c18d7be3
 def varlen(inputs: dict, fill: int) -> dict:
-    "The borders of a batch for variable-length kernels: what was filled up is one more row, and the list has a round length."
+    """The borders of a batch for variable-length kernels: what was filled up is one more row, and
+    the list has a round length."""
     borders, end = inputs["cu_seq_lens_q"], inputs["input_ids"].shape[-1] + fill
     borders = F.pad(borders, (0, bucket(len(borders) + 1) - len(borders)), value=end)
     longest = bucket(max(inputs["max_length_q"], fill))
-    return dict(cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest)
+    return dict(
+        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest
+    )
+
 
 def bucketed(inputs: dict) -> dict:
     "A batch with its number of tokens filled up to a `bucket`; what was there is not touched."
-    fill, flat = bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1], "cu_seq_lens_q" in inputs
-    counted = lambda t: (torch.zeros_like(t[:, -1:]) if flat else t[:, -1:] + 1) + torch.arange(fill, device=t.device)
-    after = dict(input_ids=lambda t: t.new_zeros(len(t), fill), position_ids=counted, attention_mask=lambda t: t[:, -1:].expand(-1, fill))
-    return inputs | {name: torch.cat([inputs[name], f(inputs[name])], -1) for name, f in after.items() if name in inputs} | (varlen(inputs, fill) if flat else {})
+    fill, flat = (
+        bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1],
+        "cu_seq_lens_q" in inputs,
+    )
+    counted = lambda t: (
+        (torch.zeros_like(t[:, -1:]) if flat else t[:, -1:] + 1)
+        + torch.arange(fill, device=t.device)
+    )
+    after = dict(
+        input_ids=lambda t: t.new_zeros(len(t), fill),
+        position_ids=counted,
+        attention_mask=lambda t: t[:, -1:].expand(-1, fill),
+    )
+    return (
+        inputs
+        | {
+            name: torch.cat([inputs[name], f(inputs[name])], -1)
+            for name, f in after.items()
+            if name in inputs
+        }
+        | (varlen(inputs, fill) if flat else {})
+    )
+
 
 def prepared(inputs: dict, done: Fused) -> dict:
-    "A batch as a fused model takes it: a round length where layers are compiled, and the borders of its documents where attention goes by them."
+    """A batch as a fused model takes it: a round length where layers are compiled, and the borders
+    of its documents where attention goes by them."""
     inputs = bucketed(inputs) if done.compiled else inputs
-    known = done.attention != "by document" or "position_ids" not in inputs or "attention_mask" in inputs or "cu_seq_lens_q" in inputs
+    known = (
+        done.attention != "by document"
+        or "position_ids" not in inputs
+        or "attention_mask" in inputs
+        or "cu_seq_lens_q" in inputs
+    )
     return inputs if known else inputs | borders_of(inputs["position_ids"])
 
 # %% ../../nbs/22_fused.ipynb #6973874a
@@ -262,9 +453,23 @@ def trained_states(model, done: Fused, inputs: dict, labels: torch.Tensor) -> tu
     at = torch.nonzero(labels.flatten() != -100).flatten()
     done.shapes.add(tuple(inputs["input_ids"].shape))
     base = base_of(model)
-    with apart(inputs), captured(base) as kept: model(**inputs, use_cache=False, logits_to_keep=1)  # the whole model is called, so that every wrapper around it does its work
-    states, head = kept[0][:, :labels.shape[1]], base.get_output_embeddings()
-    return states.reshape(-1, states.shape[-1])[at].to(torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype), head.weight, head.bias, labels.flatten()[at], at
+    with apart(inputs), captured(base) as kept:
+        model(
+            **inputs, use_cache=False, logits_to_keep=1
+        )  # the whole model is called, so that every wrapper around it does its work
+    states, head = kept[0][:, : labels.shape[1]], base.get_output_embeddings()
+    return (
+        states.reshape(-1, states.shape[-1])[at].to(
+            torch.get_autocast_dtype(states.device.type)
+            if torch.is_autocast_enabled(states.device.type)
+            else states.dtype
+        ),
+        head.weight,
+        head.bias,
+        labels.flatten()[at],
+        at,
+    )
+
 
 def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     "(summed cross-entropy of the next token over trained positions, their number)."
@@ -272,16 +477,24 @@ def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
     count, done = (labels != -100).sum(), getattr(base_of(model), "fused", None)
     if done is None or done.head is None:
         logits = model(**inputs, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"), count
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        ), count
     x, w, b, y, _ = trained_states(model, done, prepared(inputs, done), labels)
     return LinearCrossEntropy.apply(x, w, b, y, *done.head), count
 
+
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    "Log-probability of each next token (rows, tokens - 1), zero where it is not trained: what preference objectives are made of."
+    """Log-probability of each next token (rows, tokens - 1), zero where it is not trained: what
+    preference objectives are made of."""
     inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
     done = getattr(base_of(model), "fused", None)
     if done is None or done.head is None:
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
     x, w, b, y, at = trained_states(model, done, prepared(inputs, done), labels)
-    return torch.zeros(labels.numel(), device=labels.device).index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float()).view(labels.shape)
+    return (
+        torch.zeros(labels.numel(), device=labels.device)
+        .index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float())
+        .view(labels.shape)
+    )

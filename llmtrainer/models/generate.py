@@ -22,29 +22,74 @@ from typing import Literal
 # %% ../../nbs/23_generate.ipynb #1c80369e
 import torch
 from pydantic import Field, model_validator
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-from transformers.generation.logits_process import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 # %% ../../nbs/23_generate.ipynb #bb1d91ae
 from ..data.chat import render, set_template, stop_id
 from ..recipe import Section, UserError, load
 
 # %% ../../nbs/23_generate.ipynb #fa87d45e
-PRESETS = {"greedy": {}, "precise": dict(temperature=0.3, top_p=0.9), "balanced": dict(temperature=0.7, top_p=0.95), "creative": dict(temperature=1.0, min_p=0.05), "beams": dict(beams=4)}
+PRESETS = {
+    "greedy": {},
+    "precise": dict(temperature=0.3, top_p=0.9),
+    "balanced": dict(temperature=0.7, top_p=0.95),
+    "creative": dict(temperature=1.0, min_p=0.05),
+    "beams": dict(beams=4),
+}
+
 
 class Generation(Section):
     "How text is generated, the same for evaluation, chat, server and demo."
-    preset: Literal[tuple(PRESETS)] = Field("greedy", description="a usual mixture of the settings below; what is written there goes before it")
+
+    preset: Literal[tuple(PRESETS)] = Field(
+        "greedy",
+        description="a usual mixture of the settings below; what is written there goes before it",
+    )
     max_new_tokens: int = Field(256, gt=0, description="tokens to write at most")
-    min_new_tokens: int = Field(0, ge=0, description="tokens to write at least, whatever would end the answer")
-    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token each time; higher draws more freely")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that hold this share of the probability")
+    min_new_tokens: int = Field(
+        0, ge=0, description="tokens to write at least, whatever would end the answer"
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="0 takes the likeliest token each time; higher draws more freely"
+    )
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="draw from the likeliest tokens that hold this share of the probability",
+    )
     top_k: int = Field(0, ge=0, description="draw from this many likeliest tokens; 0 is all")
-    min_p: float = Field(0.0, ge=0, lt=1, description="draw from tokens that are at least this share as likely as the likeliest")
-    beams: int = Field(1, gt=0, description="beginnings to follow at the same time, of which the likeliest whole is kept")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1 makes tokens already written less likely")
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="draw from tokens that are at least this share as likely as the likeliest",
+    )
+    beams: int = Field(
+        1,
+        gt=0,
+        description="beginnings to follow at the same time, of which the likeliest whole is kept",
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1 makes tokens already written less likely"
+    )
     stop: list[str] = Field([], description="texts that end an answer, and are not part of it")
-    stop_tokens: list[str] = Field([], description="tokens that end an answer, beside the model's and the template's own")
+    stop_tokens: list[str] = Field(
+        [], description="tokens that end an answer, beside the model's and the template's own"
+    )
     n: int = Field(1, gt=0, description="answers to each question")
     seed: int = Field(0, description="of the draws")
 
@@ -52,135 +97,313 @@ class Generation(Section):
     @classmethod
     def filled(cls, given):
         "The preset's values where a key is not given."
-        return PRESETS.get(given.get("preset"), {}) | given if isinstance(given, dict) and isinstance(given.get("preset"), str) else given
+        return (
+            PRESETS.get(given.get("preset"), {}) | given
+            if isinstance(given, dict) and isinstance(given.get("preset"), str)
+            else given
+        )
 
     @model_validator(mode="after")
     def agree(self):
         "Refuse what contradicts itself or would have no effect."
-        idle = [key for key, none in dict(top_p=1, top_k=0, min_p=0).items() if getattr(self, key) != none]
-        if not self.temperature and idle: raise ValueError(f"{' and '.join(idle)} would have no effect at temperature 0; set a temperature, or preset: greedy")
-        if self.temperature and self.beams > 1: raise ValueError("beams follow the likeliest texts and a temperature draws: set one of them")
-        if not self.temperature and self.n > self.beams: raise ValueError(f"n: {self.n} answers would all be the same at temperature 0; set a temperature, or as many beams")
-        if self.min_new_tokens > self.max_new_tokens: raise ValueError("min_new_tokens is above max_new_tokens")
-        if not all(self.stop): raise ValueError("an empty stop text would end every answer before it begins")
+        idle = [
+            key
+            for key, none in dict(top_p=1, top_k=0, min_p=0).items()
+            if getattr(self, key) != none
+        ]
+        if not self.temperature and idle:
+            raise ValueError(
+                f"{' and '.join(idle)} would have no effect at temperature 0; set a temperature, or"
+                " preset: greedy"
+            )
+        if self.temperature and self.beams > 1:
+            raise ValueError(
+                "beams follow the likeliest texts and a temperature draws: set one of them"
+            )
+        if not self.temperature and self.n > self.beams:
+            raise ValueError(
+                f"n: {self.n} answers would all be the same at temperature 0; set a temperature, or"
+                " as many beams"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens is above max_new_tokens")
+        if not all(self.stop):
+            raise ValueError("an empty stop text would end every answer before it begins")
         return self
 
 # %% ../../nbs/23_generate.ipynb #40c175ef
-def change(section: Generation, texts: Sequence[str] # key=value, as in a recipe
-          ) -> Generation:
+def change(
+    section: Generation,
+    texts: Sequence[str],  # key=value, as in a recipe
+) -> Generation:
     "The section with some keys changed and all checked again; a new preset brings its own values."
     values = section.model_dump()
     if any(text.partition("=")[0].strip() == "preset" for text in texts):
         values = {k: v for k, v in values.items() if k not in set().union(*PRESETS.values())}
-    preset = load(Generation, {k: v for k, v in values.items() if k == "preset"}, [t for t in texts if t.partition("=")[0].strip() == "preset"])
+    preset = load(
+        Generation,
+        {k: v for k, v in values.items() if k == "preset"},
+        [t for t in texts if t.partition("=")[0].strip() == "preset"],
+    )
     return load(Generation, PRESETS[preset.preset] | values, texts)
 
 # %% ../../nbs/23_generate.ipynb #4294fe4e
 def stop_ids(model, tokenizer, section: Generation) -> list[int]:
     "The ids that end an answer: the model's own, the template's, and the section's."
-    unknown = [t for t in section.stop_tokens if tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id) and t != tokenizer.unk_token]
-    if unknown: raise UserError(f"the tokenizer has no token {', '.join(unknown)}", "generate.stop_tokens", None, "write a text that is no single token under generate.stop")
+    unknown = [
+        t
+        for t in section.stop_tokens
+        if tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)
+        and t != tokenizer.unk_token
+    ]
+    if unknown:
+        raise UserError(
+            f"the tokenizer has no token {', '.join(unknown)}",
+            "generate.stop_tokens",
+            None,
+            "write a text that is no single token under generate.stop",
+        )
     known = model.generation_config.eos_token_id
-    return sorted({stop_id(tokenizer), tokenizer.eos_token_id, *(known if isinstance(known, list) else [known]), *tokenizer.convert_tokens_to_ids(list(section.stop_tokens))} - {None})
+    return sorted(
+        {
+            stop_id(tokenizer),
+            tokenizer.eos_token_id,
+            *(known if isinstance(known, list) else [known]),
+            *tokenizer.convert_tokens_to_ids(list(section.stop_tokens)),
+        }
+        - {None}
+    )
+
 
 def generation_config(model, tokenizer, section: Generation) -> GenerationConfig:
-    "transformers' configuration: greedy at temperature 0, stopping at the model's own end tokens and the template's."
-    drawing = dict(do_sample=True, temperature=section.temperature, top_p=section.top_p, top_k=section.top_k, min_p=section.min_p or None) if section.temperature else dict(do_sample=False)
-    return GenerationConfig(max_new_tokens=section.max_new_tokens, min_new_tokens=section.min_new_tokens or None, repetition_penalty=section.repetition_penalty, num_beams=section.beams,
-                            eos_token_id=stop_ids(model, tokenizer, section), pad_token_id=tokenizer.pad_token_id, use_cache=True, **drawing)
+    """transformers' configuration: greedy at temperature 0, stopping at the model's own end tokens
+    and the template's."""
+    drawing = (
+        dict(
+            do_sample=True,
+            temperature=section.temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
+            min_p=section.min_p or None,
+        )
+        if section.temperature
+        else dict(do_sample=False)
+    )
+    return GenerationConfig(
+        max_new_tokens=section.max_new_tokens,
+        min_new_tokens=section.min_new_tokens or None,
+        repetition_penalty=section.repetition_penalty,
+        num_beams=section.beams,
+        eos_token_id=stop_ids(model, tokenizer, section),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        **drawing,
+    )
 
 # %% ../../nbs/23_generate.ipynb #86dffb7f
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
-    batch = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False, verbose=False)
+    batch = tokenizer(
+        list(texts),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        verbose=False,
+    )
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit and batch["input_ids"].shape[1] >= limit: raise UserError(f"a prompt has {batch['input_ids'].shape[1]} tokens, and the model reads {limit}", None, None, "shorten it, or take a model with a longer context")
+    if limit and batch["input_ids"].shape[1] >= limit:
+        raise UserError(
+            f"a prompt has {batch['input_ids'].shape[1]} tokens, and the model reads {limit}",
+            None,
+            None,
+            "shorten it, or take a model with a longer context",
+        )
     return {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
 
 # %% ../../nbs/23_generate.ipynb #2650fd00
 class Draw(LogitsProcessor):
     "Noise for each row from a stream of its own, so that the likeliest token is a draw."
-    def __init__(self, seeds: Sequence[int], device): self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __init__(self, seeds: Sequence[int], device):
+        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
     def __call__(self, input_ids, scores):
-        if scores.isnan().any(): raise ValueError("the model's scores are not numbers (nan)")
-        noise = torch.stack([torch.empty(scores.shape[1], device=scores.device).exponential_(generator=g) for g in self.streams])
+        if scores.isnan().any():
+            raise ValueError("the model's scores are not numbers (nan)")
+        noise = torch.stack(
+            [
+                torch.empty(scores.shape[1], device=scores.device).exponential_(generator=g)
+                for g in self.streams
+            ]
+        )
         return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-def drawing(section: Generation, texts: Sequence[str], numbers: Sequence[int], # which of its answers each row is
-            device) -> LogitsProcessorList:
+
+def drawing(
+    section: Generation,
+    texts: Sequence[str],
+    numbers: Sequence[int],  # which of its answers each row is
+    device,
+) -> LogitsProcessorList:
     "What turns the model's scores into a draw; nothing at temperature 0."
-    if not section.temperature: return LogitsProcessorList()
-    seeds = [zlib.crc32(f"{section.seed} {number} {text}".encode()) for text, number in zip(texts, numbers)]
-    wanted = [(TemperatureLogitsWarper, section.temperature, section.temperature != 1), (TopKLogitsWarper, section.top_k, section.top_k), (TopPLogitsWarper, section.top_p, section.top_p < 1), (MinPLogitsWarper, section.min_p, section.min_p)]
-    return LogitsProcessorList([kind(value) for kind, value, wanted in wanted if wanted] + [Draw(seeds, device)])
+    if not section.temperature:
+        return LogitsProcessorList()
+    seeds = [
+        zlib.crc32(f"{section.seed} {number} {text}".encode())
+        for text, number in zip(texts, numbers)
+    ]
+    wanted = [
+        (TemperatureLogitsWarper, section.temperature, section.temperature != 1),
+        (TopKLogitsWarper, section.top_k, section.top_k),
+        (TopPLogitsWarper, section.top_p, section.top_p < 1),
+        (MinPLogitsWarper, section.min_p, section.min_p),
+    ]
+    return LogitsProcessorList(
+        [kind(value) for kind, value, wanted in wanted if wanted] + [Draw(seeds, device)]
+    )
 
 # %% ../../nbs/23_generate.ipynb #aafbdc1e
 class StopText(StoppingCriteria):
     "Stops each row once its newest tokens, read as text, hold one of the stop texts."
-    def __init__(self, tokenizer, stop: Sequence[str], start: int): # tokens of the prompt
-        self.tokenizer, self.stop, self.start, self.window = tokenizer, stop, start, max(len(s.encode()) for s in stop) + 8
+
+    def __init__(self, tokenizer, stop: Sequence[str], start: int):  # tokens of the prompt
+        self.tokenizer, self.stop, self.start, self.window = (
+            tokenizer,
+            stop,
+            start,
+            max(len(s.encode()) for s in stop) + 8,
+        )
+
     def __call__(self, input_ids, scores, **_):
-        tails = self.tokenizer.batch_decode(input_ids[:, max(self.start, input_ids.shape[1] - self.window):], skip_special_tokens=True)
-        return torch.tensor([any(s in tail for s in self.stop) for tail in tails], device=input_ids.device)
+        tails = self.tokenizer.batch_decode(
+            input_ids[:, max(self.start, input_ids.shape[1] - self.window) :],
+            skip_special_tokens=True,
+        )
+        return torch.tensor(
+            [any(s in tail for s in self.stop) for tail in tails], device=input_ids.device
+        )
+
 
 def until(text: str, stop: Sequence[str]) -> str:
     "The text up to the stop text that is complete first."
     whole = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
-    return text[:min(whole)[1]] if whole else text
+    return text[: min(whole)[1]] if whole else text
 
 # %% ../../nbs/23_generate.ipynb #fd8bf1c7
 @dataclass(frozen=True)
 class Answer:
     "What was written to a question."
+
     text: str
     tokens: int
     ended: str  # stop: by a stop token or text; length: cut at max_new_tokens
 
+
 @torch.no_grad()
-def write_batch(model, tokenizer, texts: Sequence[str], numbers: Sequence[int], section: Generation) -> list[Answer]:
-    "The answers to rendered prompts in one batch, `section.n` after each other with beams, else one each."
-    config, batch = generation_config(model, tokenizer, section), encode_prompts(model, tokenizer, texts)
+def write_batch(
+    model, tokenizer, texts: Sequence[str], numbers: Sequence[int], section: Generation
+) -> list[Answer]:
+    """The answers to rendered prompts in one batch, `section.n` after each other with beams, else
+    one each."""
+    config, batch = (
+        generation_config(model, tokenizer, section),
+        encode_prompts(model, tokenizer, texts),
+    )
     start, beams = batch["input_ids"].shape[1], section.n if section.beams > 1 else 1
-    config.do_sample, config.temperature, config.top_p, config.top_k, config.min_p, config.num_return_sequences = False, None, None, None, None, beams
-    criteria = StoppingCriteriaList([StopText(tokenizer, section.stop, start)] if section.stop else [])
-    out = model.generate(**batch, generation_config=config, logits_processor=drawing(section, texts, numbers, model.device), stopping_criteria=criteria)[:, start:]
+    (
+        config.do_sample,
+        config.temperature,
+        config.top_p,
+        config.top_k,
+        config.min_p,
+        config.num_return_sequences,
+    ) = False, None, None, None, None, beams
+    criteria = StoppingCriteriaList(
+        [StopText(tokenizer, section.stop, start)] if section.stop else []
+    )
+    out = model.generate(
+        **batch,
+        generation_config=config,
+        logits_processor=drawing(section, texts, numbers, model.device),
+        stopping_criteria=criteria,
+    )[:, start:]
     ends = torch.isin(out, torch.tensor(config.eos_token_id, device=out.device))
     answers = []
     for row, end, text in zip(out, ends, tokenizer.batch_decode(out, skip_special_tokens=True)):
-        shown, size = until(text, section.stop), int(end.int().argmax()) + 1 if end.any() else int((row != tokenizer.pad_token_id).sum())
-        answers.append(Answer(shown.strip(), size, "stop" if end.any() or shown != text else "length"))
+        shown, size = (
+            until(text, section.stop),
+            int(end.int().argmax()) + 1
+            if end.any()
+            else int((row != tokenizer.pad_token_id).sum()),
+        )
+        answers.append(
+            Answer(shown.strip(), size, "stop" if end.any() or shown != text else "length")
+        )
     return answers
 
-def write(model, tokenizer, conversations: Sequence[list[dict]], # messages, each ending with the user's turn
-          section: Generation = Generation(), batch_size: int = 32,
-          progress: Callable[[int], None] = lambda n: None # told how many more are done
-         ) -> list[list[Answer]]:
-    "`section.n` answers to each conversation, batched by length so that little is padding; in the order asked."
-    texts, each = [render(c, tokenizer, prompt=True) for c in conversations], 1 if section.beams > 1 else section.n
-    jobs = sorted(((i, number) for i in range(len(texts)) for number in range(each)), key=lambda job: -len(texts[job[0]]))
+
+def write(
+    model,
+    tokenizer,
+    conversations: Sequence[list[dict]],  # messages, each ending with the user's turn
+    section: Generation = Generation(),
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda n: None,  # told how many more are done
+) -> list[list[Answer]]:
+    """`section.n` answers to each conversation, batched by length so that little is padding; in the
+    order asked."""
+    texts, each = (
+        [render(c, tokenizer, prompt=True) for c in conversations],
+        1 if section.beams > 1 else section.n,
+    )
+    jobs = sorted(
+        ((i, number) for i in range(len(texts)) for number in range(each)),
+        key=lambda job: -len(texts[job[0]]),
+    )
     answers = [[] for _ in texts]
     for lo in range(0, len(jobs), batch_size):
-        now = jobs[lo:lo + batch_size]
-        written = write_batch(model, tokenizer, [texts[i] for i, _ in now], [number for _, number in now], section)
+        now = jobs[lo : lo + batch_size]
+        written = write_batch(
+            model, tokenizer, [texts[i] for i, _ in now], [number for _, number in now], section
+        )
         per = len(written) // len(now)
-        for k, (i, _) in enumerate(now): answers[i] += written[k * per:(k + 1) * per]
+        for k, (i, _) in enumerate(now):
+            answers[i] += written[k * per : (k + 1) * per]
         progress(len({i for i, number in now if number == each - 1}))
     return answers
 
-def generate(model, tokenizer, conversations: Sequence[list[dict]], section: Generation = Generation(), batch_size: int = 32,
-             progress: Callable[[int], None] = lambda n: None) -> list[str]:
+
+def generate(
+    model,
+    tokenizer,
+    conversations: Sequence[list[dict]],
+    section: Generation = Generation(),
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda n: None,
+) -> list[str]:
     "The text of the first answer to each conversation, in the order asked."
-    return [found[0].text for found in write(model, tokenizer, conversations, section, batch_size, progress)]
+    return [
+        found[0].text
+        for found in write(model, tokenizer, conversations, section, batch_size, progress)
+    ]
 
 # %% ../../nbs/23_generate.ipynb #e525b702
 class StopAsked(StoppingCriteria):
     "Stops every sequence once an event is set: Ctrl-C ends the answer and not the program."
-    def __init__(self, event: Event): self.event = event
-    def __call__(self, input_ids, scores, **_): return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids, scores, **_):
+        return torch.full(
+            (input_ids.shape[0],), self.event.is_set(), dtype=torch.bool, device=input_ids.device
+        )
 
 # %% ../../nbs/23_generate.ipynb #3ebb3bfa
 def held_back(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    "Pieces of text up to a stop text; the beginning of one is kept until it is clear what becomes of it."
+    """Pieces of text up to a stop text; the beginning of one is kept until it is clear what becomes
+    of it."""
     text = ""
     for piece in pieces:
         text += piece
@@ -188,80 +411,159 @@ def held_back(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
             yield whole
             return
         keep = max((k for s in stop for k in range(1, len(s)) if text.endswith(s[:k])), default=0)
-        yield text[:len(text) - keep]
-        text = text[len(text) - keep:]
+        yield text[: len(text) - keep]
+        text = text[len(text) - keep :]
     yield text
 
+
 def start_writing(model, tokenizer, text: str, section: Generation, stop: Event):
-    "(streamer, thread, ends): a thread that writes the answer to a rendered prompt until it ends or `stop` is set, and then puts its tokens, or a fault, into `ends`."
+    """(streamer, thread, ends): a thread that writes the answer to a rendered prompt until it ends
+    or `stop` is set, and then puts its tokens, or a fault, into `ends`."""
     streamer, ends = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), []
-    batch, config = encode_prompts(model, tokenizer, [text]), generation_config(model, tokenizer, section.model_copy(update=dict(temperature=0.0)))
-    rules = [StopAsked(stop)] + ([StopText(tokenizer, section.stop, batch["input_ids"].shape[1])] if section.stop else [])
+    batch, config = (
+        encode_prompts(model, tokenizer, [text]),
+        generation_config(model, tokenizer, section.model_copy(update=dict(temperature=0.0))),
+    )
+    rules = [StopAsked(stop)] + (
+        [StopText(tokenizer, section.stop, batch["input_ids"].shape[1])] if section.stop else []
+    )
+
     def work():
         try:
-            with torch.no_grad(): out = model.generate(**batch, generation_config=config, streamer=streamer, logits_processor=drawing(section, [text], [0], model.device), stopping_criteria=StoppingCriteriaList(rules))
-            ends.append(out[0, batch["input_ids"].shape[1]:].tolist())
+            with torch.no_grad():
+                out = model.generate(
+                    **batch,
+                    generation_config=config,
+                    streamer=streamer,
+                    logits_processor=drawing(section, [text], [0], model.device),
+                    stopping_criteria=StoppingCriteriaList(rules),
+                )
+            ends.append(out[0, batch["input_ids"].shape[1] :].tolist())
         except Exception as error:  # shown in the caller's thread
             ends.append(error)
             streamer.end()
+
     return streamer, Thread(target=work, daemon=True, name="stream"), ends
 
-def stream(model, tokenizer, messages: list[dict], section: Generation = Generation()) -> Iterator[str]:
-    "The answer in pieces, as it is written (with beams, in one piece); its value is how it ended, as in `Answer`. Closing the iterator stops the model."
+
+def stream(
+    model, tokenizer, messages: list[dict], section: Generation = Generation()
+) -> Iterator[str]:
+    """The answer in pieces, as it is written (with beams, in one piece); its value is how it ended,
+    as in `Answer`. Closing the iterator stops the model."""
     if section.beams > 1:
         whole = write(model, tokenizer, [messages], section)[0][0]
         yield whole.text
         return whole.ended
-    streamer, thread, ends = start_writing(model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event())
+    streamer, thread, ends = start_writing(
+        model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event()
+    )
     thread.start()
-    try: yield from (piece for piece in held_back(streamer, section.stop) if piece)
+    try:
+        yield from (piece for piece in held_back(streamer, section.stop) if piece)
     finally:
         stop.set()
         thread.join()
-    if isinstance(ends[0], Exception): raise ends[0]
-    full = len(ends[0]) == section.max_new_tokens and ends[0][-1] not in stop_ids(model, tokenizer, section)
-    return "length" if full and not any(s in tokenizer.decode(ends[0], skip_special_tokens=True) for s in section.stop) else "stop"
+    if isinstance(ends[0], Exception):
+        raise ends[0]
+    full = len(ends[0]) == section.max_new_tokens and ends[0][-1] not in stop_ids(
+        model, tokenizer, section
+    )
+    return (
+        "length"
+        if full
+        and not any(s in tokenizer.decode(ends[0], skip_special_tokens=True) for s in section.stop)
+        else "stop"
+    )
+
 
 def say(pieces: Iterator[str], section: Generation, written: list[str]) -> None:
-    "Print an answer as it is written and, to standard error, that it was cut; its pieces stay in `written` if it is stopped."
+    """Print an answer as it is written and, to standard error, that it was cut; its pieces stay in
+    `written` if it is stopped."""
     ended = None
     with closing(pieces):
         try:
             while True:
                 written.append(next(pieces))
                 print(written[-1], end="", flush=True)
-        except StopIteration as end: ended = end.value
-    if ended == "length": print(f" [cut at max_new_tokens={section.max_new_tokens}]", end="", file=sys.stderr, flush=True)
+        except StopIteration as end:
+            ended = end.value
+    if ended == "length":
+        print(
+            f" [cut at max_new_tokens={section.max_new_tokens}]",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
 # %% ../../nbs/23_generate.ipynb #2aa72f10
 def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:
     "What was written in some time: answers, tokens, tokens a second, and answers that were cut."
     every = [a for each in answers for a in each]
     tokens = sum(a.tokens for a in every)
-    return dict(answers=len(every), tokens=tokens, tokens_per_second=round(tokens / seconds, 1), cut=sum(a.ended == "length" for a in every))
+    return dict(
+        answers=len(every),
+        tokens=tokens,
+        tokens_per_second=round(tokens / seconds, 1),
+        cut=sum(a.ended == "length" for a in every),
+    )
 
 # %% ../../nbs/23_generate.ipynb #a88e09df
 def asked(line: str, where: str) -> list[dict]:
     "The conversation that a line of a file asks for; `UserError` for JSON that is no question."
-    if not line.lstrip().startswith("{"): return [{"role": "user", "content": line.strip()}]
-    try: row = json.loads(line)
-    except ValueError as error: raise UserError(f"this line is no JSON: {error}", where, "a prompt, or a JSON row with messages or prompt") from None
-    if isinstance(row.get("prompt"), str): return [{"role": "user", "content": row["prompt"]}]
+    if not line.lstrip().startswith("{"):
+        return [{"role": "user", "content": line.strip()}]
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"this line is no JSON: {error}",
+            where,
+            "a prompt, or a JSON row with messages or prompt",
+        ) from None
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
     messages = row.get("messages") or row.get("prompt")
-    turns = [i for i, m in enumerate(messages if isinstance(messages, list) else []) if isinstance(m, dict) and m.get("role") == "user"]
-    if not turns: raise UserError("this row has no question", where, "messages with a user's turn, or prompt")
-    return messages[:turns[-1] + 1]
+    turns = [
+        i
+        for i, m in enumerate(messages if isinstance(messages, list) else [])
+        if isinstance(m, dict) and m.get("role") == "user"
+    ]
+    if not turns:
+        raise UserError("this row has no question", where, "messages with a user's turn, or prompt")
+    return messages[: turns[-1] + 1]
+
 
 def questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
     "Conversations of prompts and of a file's lines; `UserError` where there are none."
-    if file and not Path(file).is_file(): raise UserError(f"there is no file {file}", "--file", "a text or JSONL file of prompts")
+    if file and not Path(file).is_file():
+        raise UserError(f"there is no file {file}", "--file", "a text or JSONL file of prompts")
     lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
-    found = [[{"role": "user", "content": p}] for p in prompts] + [asked(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    if not found: raise UserError("there is nothing to answer", "--prompt, --file", None, 'llmtrainer generate RUN --prompt "2 + 3?"')
+    found = [[{"role": "user", "content": p}] for p in prompts] + [
+        asked(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not found:
+        raise UserError(
+            "there is nothing to answer",
+            "--prompt, --file",
+            None,
+            'llmtrainer generate RUN --prompt "2 + 3?"',
+        )
     return found
 
-def ask(model, tokenizer, prompts: Sequence[str], file: Path | None, section: Generation = Generation(), batch_size: int = 32) -> tuple[list[dict], dict]:
+
+def ask(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    file: Path | None,
+    section: Generation = Generation(),
+    batch_size: int = 32,
+) -> tuple[list[dict], dict]:
     "(each prompt with its answers, how fast they were written), in plain values."
     conversations, began = questions(prompts, file), time.perf_counter()
     answers = write(model, tokenizer, conversations, section, batch_size)
-    return [dict(prompt=c[-1]["content"], answers=[asdict(a) for a in each]) for c, each in zip(conversations, answers)], speed(answers, time.perf_counter() - began)
+    return [
+        dict(prompt=c[-1]["content"], answers=[asdict(a) for a in each])
+        for c, each in zip(conversations, answers)
+    ], speed(answers, time.perf_counter() - began)

@@ -25,7 +25,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from tokenizers import Regex, Tokenizer, normalizers
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, logging as transformers_logging
 
@@ -36,44 +45,108 @@ from ..recipe import Section, UserError
 from ..run import sha256
 
 # %% ../../nbs/20_load.ipynb #f30a766f
-# At import bitsandbytes asks for an optional kernel package by a warning; its plain path is the one used here.
+# At import bitsandbytes asks for an optional kernel package by a warning; its plain path is the one
+# used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# And in 8 bits it says in every layer of every pass that inputs are rounded from another format than float16: true, and said once, below.
+# And in 8 bits it says in every layer of every pass that inputs are rounded from another format
+# than float16: true, and said once, below.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 # %% ../../nbs/20_load.ipynb #8c870422
 class Model(Section):
     "Which model, and how its weights are held in memory."
-    base: str = Field(description="a hub name, a folder, or tiny:base, the small model that comes with the package", examples=["meta-llama/Llama-3.1-8B"])
-    quantize: Literal[QUANTIZE] = Field("nf4", description="how the frozen weights are stored: 4-bit NormalFloat or floating point, 8-bit integers or floating point, or as they are")
-    engine: Literal[ENGINES] = Field("auto", description="the kernels: reference is transformers, peft and bitsandbytes as they are; fused is faster with the same numbers, fp8 faster still in 8 bits")
-    fp8: Literal["gradients", "most", "all"] = Field("gradients", description="of engine fp8: what is multiplied in 8 bits: gradients on their way back, but for queries, keys and values; most, inputs too; or all; each is faster and less exact than the one before")
-    attn: Literal[ATTENTION] = Field("auto", description="the attention kernel; auto takes the fastest that can run here")
+
+    base: str = Field(
+        description=(
+            "a hub name, a folder, or tiny:base, the small model that comes with the package"
+        ),
+        examples=["meta-llama/Llama-3.1-8B"],
+    )
+    quantize: Literal[QUANTIZE] = Field(
+        "nf4",
+        description=(
+            "how the frozen weights are stored: 4-bit NormalFloat or floating point, 8-bit integers"
+            " or floating point, or as they are"
+        ),
+    )
+    engine: Literal[ENGINES] = Field(
+        "auto",
+        description=(
+            "the kernels: reference is transformers, peft and bitsandbytes as they are; fused is"
+            " faster with the same numbers, fp8 faster still in 8 bits"
+        ),
+    )
+    fp8: Literal["gradients", "most", "all"] = Field(
+        "gradients",
+        description=(
+            "of engine fp8: what is multiplied in 8 bits: gradients on their way back, but for"
+            " queries, keys and values; most, inputs too; or all; each is faster and less exact"
+            " than the one before"
+        ),
+    )
+    attn: Literal[ATTENTION] = Field(
+        "auto", description="the attention kernel; auto takes the fastest that can run here"
+    )
     revision: str | None = Field(None, description="the commit, tag or branch on the hub")
-    remote_code: bool = Field(False, description="run Python code that comes with the model; said twice, here and in trust")
-    trust: str | None = Field(None, description="with remote_code: the name of the base once more, by whoever has read its code")
+    remote_code: bool = Field(
+        False,
+        description="run Python code that comes with the model; said twice, here and in trust",
+    )
+    trust: str | None = Field(
+        None,
+        description=(
+            "with remote_code: the name of the base once more, by whoever has read its code"
+        ),
+    )
 
     @model_validator(mode="after")
     def said_twice(self):
-        "Foreign code runs only by two words that agree, and from the hub only at a commit that cannot move."
-        if self.remote_code != (self.trust is not None): raise ValueError(f"code of a model runs only when the recipe says so twice: remote_code: true and trust: {self.base}")
-        if self.remote_code and self.trust != self.base: raise ValueError(f"trust names {self.trust}, and the base is {self.base}")
-        if self.remote_code and not is_local(self.base) and not re.fullmatch("[0-9a-f]{40}", self.revision or ""): raise ValueError("code of a model on the hub runs only at a revision of 40 hexadecimal digits, since a branch can move")
+        """Foreign code runs only by two words that agree, and from the hub only at a commit that
+        cannot move."""
+        if self.remote_code != (self.trust is not None):
+            raise ValueError(
+                "code of a model runs only when the recipe says so twice: remote_code: true and"
+                f" trust: {self.base}"
+            )
+        if self.remote_code and self.trust != self.base:
+            raise ValueError(f"trust names {self.trust}, and the base is {self.base}")
+        if (
+            self.remote_code
+            and not is_local(self.base)
+            and not re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        ):
+            raise ValueError(
+                "code of a model on the hub runs only at a revision of 40 hexadecimal digits, since"
+                " a branch can move"
+            )
         return self
 
 # %% ../../nbs/20_load.ipynb #d5463bfc
-def quantization(quantize: str, compute_dtype: torch.dtype,
-                 storage: torch.dtype = torch.uint8 # what packed bytes are called; spread over devices, they must bear the name of the other weights' format
-                ) -> BitsAndBytesConfig | None:
+def quantization(
+    quantize: str,
+    compute_dtype: torch.dtype,
+    # what packed bytes are called; spread over devices, they must bear the name of the other
+    # weights' format
+    storage: torch.dtype = torch.uint8,
+) -> BitsAndBytesConfig | None:
     "bitsandbytes' settings for a word of the recipe; none for what it does not store."
-    if quantize in ("nf4", "fp4"): return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype, bnb_4bit_quant_storage=storage)
+    if quantize in ("nf4", "fp4"):
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantize,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_quant_storage=storage,
+        )
     return BitsAndBytesConfig(load_in_8bit=True) if quantize == "int8" else None
 
 # %% ../../nbs/20_load.ipynb #96f08c03
 F8 = torch.float8_e4m3fn
 
+
 class Unpack8(torch.autograd.Function):
     "x W^T + b for a frozen W in 8 bits, unpacked for the product in both directions."
+
     @staticmethod
     def forward(ctx, x, packed, scale, bias):
         ctx.save_for_backward(packed, scale)
@@ -84,48 +157,94 @@ class Unpack8(torch.autograd.Function):
         packed, scale = ctx.saved_tensors
         return g @ (packed.view(F8).to(g.dtype) * scale.to(g.dtype)), None, None, None
 
+
 class Float8Linear(torch.nn.Linear):
     "A frozen linear layer in 8-bit floating point, with a scale for each row."
+
     @classmethod
     def of(cls, layer: torch.nn.Linear) -> "Float8Linear":
         "The layer, packed."
         new = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        scale = layer.weight.detach().float().abs().amax(1, keepdim=True).clamp(min=1e-12) / torch.finfo(F8).max
+        scale = (
+            layer.weight.detach().float().abs().amax(1, keepdim=True).clamp(min=1e-12)
+            / torch.finfo(F8).max
+        )
         new.register_buffer("scale", scale)
-        new.weight, new.bias = torch.nn.Parameter((layer.weight.detach().float() / scale).to(F8).view(torch.uint8), requires_grad=False), layer.bias
+        new.weight, new.bias = (
+            torch.nn.Parameter(
+                (layer.weight.detach().float() / scale).to(F8).view(torch.uint8),
+                requires_grad=False,
+            ),
+            layer.bias,
+        )
         return new
 
     def forward(self, x):
-        if torch.is_autocast_enabled(x.device.type): x = x.to(torch.get_autocast_dtype(x.device.type))
-        return Unpack8.apply(x, self.weight, self.scale, self.bias if self.bias is None else self.bias.to(x.dtype))
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return Unpack8.apply(
+            x, self.weight, self.scale, self.bias if self.bias is None else self.bias.to(x.dtype)
+        )
 
     def unpacked(self, dtype: torch.dtype) -> torch.nn.Linear:
         "An ordinary layer with the same numbers."
-        plain = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight, plain.bias = torch.nn.Parameter((self.weight.view(F8).float() * self.scale).to(dtype), requires_grad=False), self.bias
+        plain = torch.nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta"
+        )
+        plain.weight, plain.bias = (
+            torch.nn.Parameter(
+                (self.weight.view(F8).float() * self.scale).to(dtype), requires_grad=False
+            ),
+            self.bias,
+        )
         return plain
+
 
 def swap(model, kind: type, change) -> None:
     "Put `change(layer)` in the place of each layer of a kind, the output head left out."
     head = model.get_output_embeddings()
-    for name, layer in [(n, m) for n, m in model.named_modules() if type(m) is kind and m is not head]:
-        model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], change(layer))
+    for name, layer in [
+        (n, m) for n, m in model.named_modules() if type(m) is kind and m is not head
+    ]:
+        model.get_submodule(name.rpartition(".")[0]).register_module(
+            name.rpartition(".")[2], change(layer)
+        )
+
 
 def unpacked(layer, dtype: torch.dtype) -> torch.nn.Linear:
-    "An ordinary layer that computes what one of GPTQ or AWQ does, whatever its format: its answers to the unit vectors are the weight."
-    plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, layer.qweight.device, dtype).requires_grad_(False)
-    if layer.bias is not None: plain.bias.copy_(layer.bias)
-    plain.weight.copy_((layer(torch.eye(layer.in_features, dtype=dtype, device=layer.qweight.device)) - (0 if layer.bias is None else layer.bias)).T)
+    """An ordinary layer that computes what one of GPTQ or AWQ does, whatever its format: its
+    answers to the unit vectors are the weight."""
+    plain = torch.nn.Linear(
+        layer.in_features, layer.out_features, layer.bias is not None, layer.qweight.device, dtype
+    ).requires_grad_(False)
+    if layer.bias is not None:
+        plain.bias.copy_(layer.bias)
+    plain.weight.copy_(
+        (
+            layer(torch.eye(layer.in_features, dtype=dtype, device=layer.qweight.device))
+            - (0 if layer.bias is None else layer.bias)
+        ).T
+    )
     return plain
+
 
 @torch.no_grad()
 def dequantize(model):
     "The model with ordinary layers that hold exactly what the quantised ones stood for."
     packed = {type(m) for m in model.modules() if hasattr(m, "qweight")}  # GPTQ and AWQ
-    for kind in packed: swap(model, kind, lambda layer: unpacked(layer, model.dtype))
-    own = [m for m in model.modules() if type(getattr(m, "weight", None)).__module__.startswith("torchao.")]
-    for layer in own: layer.weight = torch.nn.Parameter(layer.weight.dequantize().to(model.dtype), requires_grad=False)
-    if packed or own: model.hf_quantizer.remove_quantization_config(model)
+    for kind in packed:
+        swap(model, kind, lambda layer: unpacked(layer, model.dtype))
+    own = [
+        m
+        for m in model.modules()
+        if type(getattr(m, "weight", None)).__module__.startswith("torchao.")
+    ]
+    for layer in own:
+        layer.weight = torch.nn.Parameter(
+            layer.weight.dequantize().to(model.dtype), requires_grad=False
+        )
+    if packed or own:
+        model.hf_quantizer.remove_quantization_config(model)
     if getattr(model, "is_float8", False):
         swap(model, Float8Linear, lambda layer: layer.unpacked(model.dtype))
         model.is_float8 = False
@@ -134,20 +253,35 @@ def dequantize(model):
 
 # %% ../../nbs/20_load.ipynb #9fc4a3a8
 def keep_trainable(model) -> None:
-    "Keep quantised layers on a CPU as they are: bitsandbytes would repack those of 4 bits in the first evaluation, and a repacked layer passes no gradient; one of 8 bits can lose its scale."
+    """Keep quantised layers on a CPU as they are: bitsandbytes would repack those of 4 bits in the
+    first evaluation, and a repacked layer passes no gradient; one of 8 bits can lose its scale."""
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
-        if hasattr(module, "init_8bit_state"): module.register_forward_pre_hook(keep_scale)
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state"):
+            module.register_forward_pre_hook(keep_scale)
+
 
 def keep_scale(layer, _) -> None:
-    "8-bit weights that somebody moved come without their scale, and bitsandbytes would take them in so: give it back."
-    if layer.weight.CB is not None and layer.weight.SCB is None: layer.weight.SCB = layer.state.SCB
+    """8-bit weights that somebody moved come without their scale, and bitsandbytes would take them
+    in so: give it back."""
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
 
 # %% ../../nbs/20_load.ipynb #f3080ba4
-RESERVED = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|reserved|>", "<pad>", "[PAD]", "<unk>")
+RESERVED = (
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved|>",
+    "<pad>",
+    "[PAD]",
+    "<unk>",
+)
+
 
 def give_pad(tokenizer) -> str:
-    "Make sure of a pad token that is not the end token: a reserved one where there is one, else a new one. Returns it."
+    """Make sure of a pad token that is not the end token: a reserved one where there is one, else a
+    new one. Returns it."""
     tokenizer.pad_from = "its own"
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         reserved = next((t for t in RESERVED if t in tokenizer.get_vocab()), None)
@@ -158,243 +292,592 @@ def give_pad(tokenizer) -> str:
 # %% ../../nbs/20_load.ipynb #0bb13ab1
 def is_local(base: str) -> bool:
     "Does a name mean something on this machine, and not on the hub?"
-    return base.startswith(("tiny:", ".", "/", "~")) or base.count("/") > 1 or Path(base).expanduser().exists()
+    return (
+        base.startswith(("tiny:", ".", "/", "~"))
+        or base.count("/") > 1
+        or Path(base).expanduser().exists()
+    )
+
 
 def resolve(base: str) -> str:
-    "What transformers loads: the folder behind a `tiny:` name, a checked local folder, or a hub name as it is."
-    if base.startswith("tiny:"): return str(tiny(base.removeprefix("tiny:")))
+    """What transformers loads: the folder behind a `tiny:` name, a checked local folder, or a hub
+    name as it is."""
+    if base.startswith("tiny:"):
+        return str(tiny(base.removeprefix("tiny:")))
     path = Path(base).expanduser()
-    if not is_local(base): return base
-    if not path.is_dir(): raise UserError(f"there is no model folder {base}", "model.base", "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B", "check the path; it is taken from where the command runs")
-    if not (path / "config.json").is_file() and any((path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")): raise UserError(f"{base} is a run or an adapter, and not a model", "model.base", None, "to train it further, name its base here and itself under adapt.continue_from; to talk with it, name the run")
-    if not (path / "config.json").is_file(): raise UserError(f"the folder {base} has no config.json, so it is not a model", "model.base", None, "name the folder that save_pretrained wrote")
+    if not is_local(base):
+        return base
+    if not path.is_dir():
+        raise UserError(
+            f"there is no model folder {base}",
+            "model.base",
+            "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B",
+            "check the path; it is taken from where the command runs",
+        )
+    if not (path / "config.json").is_file() and any(
+        (path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")
+    ):
+        raise UserError(
+            f"{base} is a run or an adapter, and not a model",
+            "model.base",
+            None,
+            "to train it further, name its base here and itself under adapt.continue_from; to talk"
+            " with it, name the run",
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"the folder {base} has no config.json, so it is not a model",
+            "model.base",
+            None,
+            "name the folder that save_pretrained wrote",
+        )
     return str(path)
 
+
 def weight_files(base: str) -> list[Path]:
-    "The weights in a local folder, empty for a hub name; `UserError` for a folder without any: a plan needs none, loading does."
+    """The weights in a local folder, empty for a hub name; `UserError` for a folder without any: a
+    plan needs none, loading does."""
     path = Path(resolve(base))
-    if not path.is_dir(): return []
+    if not path.is_dir():
+        return []
     found = sorted(path.glob("*.safetensors"))
-    if not found: raise UserError(f"the folder {base} has no .safetensors file", "model.base", "weights in safetensors", "pickled weights can run code when loaded; convert them first")
+    if not found:
+        raise UserError(
+            f"the folder {base} has no .safetensors file",
+            "model.base",
+            "weights in safetensors",
+            "pickled weights can run code when loaded; convert them first",
+        )
     return found
 
 # %% ../../nbs/20_load.ipynb #85fa17b4
 def has_tokenizer(folder: str) -> bool:
     "Is it a local folder with a tokenizer? An adapter's folder has one and is no model."
-    return (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "config.json").is_file()
+    return (Path(folder) / "tokenizer_config.json").is_file() and not (
+        Path(folder) / "config.json"
+    ).is_file()
+
 
 def from_hub(load, base: str, **options):
-    "Call a `from_pretrained`, and say in one block what to do when the hub has no such model or refuses it."
-    try: return load(base if has_tokenizer(base) else resolve(base), **dict(trust_remote_code=False) | options)
+    """Call a `from_pretrained`, and say in one block what to do when the hub has no such model or
+    refuses it."""
+    try:
+        return load(
+            base if has_tokenizer(base) else resolve(base),
+            **dict(trust_remote_code=False) | options,
+        )
     except OSError as error:
-        raise UserError(f"{base} could not be loaded: {str(error).splitlines()[0]}", "model.base", "a folder, or a hub name that this machine may read",
-                        "check the name; log in with `hf auth login` where the model is gated") from None
+        raise UserError(
+            f"{base} could not be loaded: {str(error).splitlines()[0]}",
+            "model.base",
+            "a folder, or a hub name that this machine may read",
+            "check the name; log in with `hf auth login` where the model is gated",
+        ) from None
 
 # %% ../../nbs/20_load.ipynb #f1a1eb04
 def commit_of(base: str, revision: str | None = None) -> str | None:
-    "The commit that a hub name and a revision mean now, as the files on this machine say; None for a folder."
-    if Path(resolve(base)).is_dir(): return None
-    file = from_hub(lambda name, **options: cached_file(name, "config.json", revision=revision), base)
+    """The commit that a hub name and a revision mean now, as the files on this machine say; None
+    for a folder."""
+    if Path(resolve(base)).is_dir():
+        return None
+    file = from_hub(
+        lambda name, **options: cached_file(name, "config.json", revision=revision), base
+    )
     return Path(file).parent.name
+
 
 def fingerprint(base: str, revision: str | None = None) -> dict:
     "What identifies the base: hash of each weight file for a folder, the commit for a hub name."
     files = weight_files(base)
-    return dict(base=base, sha256={f.name: sha256(f) for f in files}) if files else dict(base=base, revision=commit_of(base, revision))
+    return (
+        dict(base=base, sha256={f.name: sha256(f) for f in files})
+        if files
+        else dict(base=base, revision=commit_of(base, revision))
+    )
 
 # %% ../../nbs/20_load.ipynb #30b8e620
-KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")  # a name with a slash is downloaded code
+KERNELS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)  # a name with a slash is downloaded code
+
 
 def raw_config(base: str, revision: str | None = None) -> dict:
     "config.json as it stands there; nothing of it is obeyed."
     return from_hub(PreTrainedConfig.get_config_dict, base, revision=revision)[0]
 
+
 def wants_code(raw: dict, tokenizer: dict = {}) -> list[str]:
     "The entries of a configuration that would run code which is not transformers' own."
-    maps = {} if raw.get("model_type") in CONFIG_MAPPING else {"auto_map": raw.get("auto_map"), "its tokenizer's auto_map": tokenizer.get("auto_map")}
-    return [f"{name}: {value}" for name, value in maps.items() if value] + [f"{key}: {raw[key]}" for key in KERNELS if "/" in str(raw.get(key) or "")]
+    maps = (
+        {}
+        if raw.get("model_type") in CONFIG_MAPPING
+        else {
+            "auto_map": raw.get("auto_map"),
+            "its tokenizer's auto_map": tokenizer.get("auto_map"),
+        }
+    )
+    return [f"{name}: {value}" for name, value in maps.items() if value] + [
+        f"{key}: {raw[key]}" for key in KERNELS if "/" in str(raw.get(key) or "")
+    ]
+
 
 def check_code(model: Model, raw: dict) -> None:
     "`UserError` for a model that would run code, unless the recipe allows it twice."
     asked = wants_code(raw, get_tokenizer_config(resolve(model.base), revision=model.revision))
     if asked and not model.remote_code:
-        raise UserError(f"{model.base} wants to run code of its own: {'; '.join(asked)}", "model.base", "models that transformers has a class for",
-                        f"take a model of a known family; or read its code, then set model.remote_code=true and model.trust={model.base}" + ("" if is_local(model.base) else " with model.revision at the commit you have read"))
-    if not asked and not raw.get("model_type"): raise UserError(f"{model.base} does not say what kind of model it is", "model.base", "a config.json with model_type", "is it an adapter? name its base, and the adapter under adapt.continue_from")
-    if not asked and raw["model_type"] not in CONFIG_MAPPING: raise UserError(f"this version of transformers knows no model type {raw['model_type']}", "model.base", None, "pip install -U transformers")
+        raise UserError(
+            f"{model.base} wants to run code of its own: {'; '.join(asked)}",
+            "model.base",
+            "models that transformers has a class for",
+            "take a model of a known family; or read its code, then set model.remote_code=true and"
+            f" model.trust={model.base}"
+            + ("" if is_local(model.base) else " with model.revision at the commit you have read"),
+        )
+    if not asked and not raw.get("model_type"):
+        raise UserError(
+            f"{model.base} does not say what kind of model it is",
+            "model.base",
+            "a config.json with model_type",
+            "is it an adapter? name its base, and the adapter under adapt.continue_from",
+        )
+    if not asked and raw["model_type"] not in CONFIG_MAPPING:
+        raise UserError(
+            f"this version of transformers knows no model type {raw['model_type']}",
+            "model.base",
+            None,
+            "pip install -U transformers",
+        )
 
 # %% ../../nbs/20_load.ipynb #d0a30928
-NEEDS = {"gptq": ("gptqmodel", "gptqmodel optimum"), "awq": ("gptqmodel", "gptqmodel"), "hqq": ("hqq", "hqq"), "bitsandbytes": ("bitsandbytes", "bitsandbytes"), "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
-         "torchao": ("torchao", "torchao"), "quanto": ("optimum.quanto", "optimum-quanto"), "aqlm": ("aqlm", "aqlm[gpu]"), "vptq": ("vptq", "vptq"), "eetq": ("eetq", "eetq"), "auto-round": ("auto_round", "auto-round")}
-TO_TRAIN = {"gptq": dict(backend="auto_trainable"), "awq": dict(backend="auto_trainable"),  # the fastest kernel may have no way back
-            "compressed-tensors": dict(dequantize=True)}  # packed, it has no weight that an adapter could find before its first answer
+NEEDS = {
+    "gptq": ("gptqmodel", "gptqmodel optimum"),
+    "awq": ("gptqmodel", "gptqmodel"),
+    "hqq": ("hqq", "hqq"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
+    "torchao": ("torchao", "torchao"),
+    "quanto": ("optimum.quanto", "optimum-quanto"),
+    "aqlm": ("aqlm", "aqlm[gpu]"),
+    "vptq": ("vptq", "vptq"),
+    "eetq": ("eetq", "eetq"),
+    "auto-round": ("auto_round", "auto-round"),
+}
+TO_TRAIN = {
+    "gptq": dict(backend="auto_trainable"),
+    "awq": dict(backend="auto_trainable"),  # the fastest kernel may have no way back
+    "compressed-tensors": dict(dequantize=True),
+}  # packed, it has no weight that an adapter could find before its first answer
+
 
 def importable(name: str) -> bool:
     "Could it be imported? Asked without importing it."
-    try: return find_spec(name) is not None
-    except ModuleNotFoundError: return False  # the package around it is missing
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False  # the package around it is missing
+
 
 def stored_as(raw: dict) -> str | None:
-    "The word for how a checkpoint is quantised already: nf4, fp4, int8, gptq, awq, hqq and so on; None for plain weights."
+    """The word for how a checkpoint is quantised already: nf4, fp4, int8, gptq, awq, hqq and so on;
+    None for plain weights."""
     how = raw.get("quantization_config")
-    if not how: return None
+    if not how:
+        return None
     method = how.get("quant_method") or "bitsandbytes"
-    if method != "bitsandbytes": return str(method)
+    if method != "bitsandbytes":
+        return str(method)
     return how.get("bnb_4bit_quant_type", "fp4") if how.get("load_in_4bit") else "int8"
+
 
 @contextmanager
 def as_stored(stored: str | None):
-    "Say in one block that quantised weights cannot be had on this machine: too old a library, no GPU, or a format that this version of transformers cannot read."
-    try: yield
+    """Say in one block that quantised weights cannot be had on this machine: too old a library, no
+    GPU, or a format that this version of transformers cannot read."""
+    try:
+        yield
     except (ImportError, NotImplementedError, ValueError, KeyError, RuntimeError) as error:
-        if stored is None: raise
-        raise UserError(f"weights stored as {stored} cannot be loaded here: {type(error).__name__}: {str(error).splitlines()[0]}", "model.base", None, "take the unquantised model, with model.quantize for this machine") from None
+        if stored is None:
+            raise
+        raise UserError(
+            f"weights stored as {stored} cannot be loaded here: {type(error).__name__}:"
+            f" {str(error).splitlines()[0]}",
+            "model.base",
+            None,
+            "take the unquantised model, with model.quantize for this machine",
+        ) from None
+
 
 def check_stored(model: Model, raw: dict) -> None:
     "`UserError` where stored weights cannot be used as the recipe wants them."
     found = stored_as(raw)
-    if found is None: return
-    if model.quantize not in ("none", found): raise UserError(f"the weights of {model.base} are quantised already, as {found}", f"model.quantize: {model.quantize}", "none", "set model.quantize: none, which takes them as they are; or name the unquantised model")
-    module, package = NEEDS.get("bitsandbytes" if found in QUANTIZE and found != "fp8" else found, ("transformers", ""))
-    if not importable(module): raise UserError(f"the weights of {model.base} are stored as {found}, which needs {module}, and it is not installed", "model.base", None, f"pip install {package}")
+    if found is None:
+        return
+    if model.quantize not in ("none", found):
+        raise UserError(
+            f"the weights of {model.base} are quantised already, as {found}",
+            f"model.quantize: {model.quantize}",
+            "none",
+            "set model.quantize: none, which takes them as they are; or name the unquantised model",
+        )
+    module, package = NEEDS.get(
+        "bitsandbytes" if found in QUANTIZE and found != "fp8" else found, ("transformers", "")
+    )
+    if not importable(module):
+        raise UserError(
+            f"the weights of {model.base} are stored as {found}, which needs {module}, and it is"
+            " not installed",
+            "model.base",
+            None,
+            f"pip install {package}",
+        )
 
 # %% ../../nbs/20_load.ipynb #07f76592
 def load_config(model: Model):
     "The model's configuration, after the checks that need nothing else."
     raw = raw_config(model.base, model.revision)
-    check_code(model, raw); check_stored(model, raw)
-    config = from_hub(AutoConfig.from_pretrained, model.base, revision=model.revision, trust_remote_code=model.remote_code)
+    check_code(model, raw)
+    check_stored(model, raw)
+    config = from_hub(
+        AutoConfig.from_pretrained,
+        model.base,
+        revision=model.revision,
+        trust_remote_code=model.remote_code,
+    )
     if not model.remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{model.base} is a {raw['model_type']}, which is no causal language model", "model.base", "a model that continues text, such as Llama, Mistral, Gemma, Qwen or Phi")
+        raise UserError(
+            f"{model.base} is a {raw['model_type']}, which is no causal language model",
+            "model.base",
+            "a model that continues text, such as Llama, Mistral, Gemma, Qwen or Phi",
+        )
     return config
+
 
 def attention_kernels(config) -> tuple[str, ...]:
     "The attention kernels that the model's own code has a path for."
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    flags = dict(eager=True, sdpa=getattr(kind, "_supports_sdpa", True), flash_attention_2=getattr(kind, "_supports_flash_attn", True))
+    flags = dict(
+        eager=True,
+        sdpa=getattr(kind, "_supports_sdpa", True),
+        flash_attention_2=getattr(kind, "_supports_flash_attn", True),
+    )
     return tuple(name for name in ATTENTION if flags.get(name))
+
 
 def traits(config) -> dict[str, str]:
     "What is special about a model, by name, in words."
     c = config.get_text_config()
-    kinds, window = list(getattr(c, "layer_types", None) or []), getattr(c, "sliding_window", None) if getattr(c, "use_sliding_window", True) else None
+    kinds, window = (
+        list(getattr(c, "layer_types", None) or []),
+        getattr(c, "sliding_window", None) if getattr(c, "use_sliding_window", True) else None,
+    )
     sliding = kinds.count("sliding_attention") if kinds else c.num_hidden_layers
-    caps = {key: getattr(c, name, None) for key, name in (("scores", "attn_logit_softcapping"), ("logits", "final_logit_softcapping"))}
-    scaled = next((p for p in (getattr(c, "rope_parameters", None) or {}, *(v for v in (getattr(c, "rope_parameters", None) or {}).values() if isinstance(v, dict))) if p.get("rope_type", "default") != "default"), None)
-    experts = next((getattr(c, key) for key in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(c, key, None)), 0)
-    found = {"family": c.model_type, "embeddings": "tied: one matrix for input and output" if c.tie_word_embeddings else "", "sliding window": f"{sliding} of {c.num_hidden_layers} blocks see the last {window} tokens" if window and sliding else "",
-             "soft caps": ", ".join(f"{key} at {cap:g}" for key, cap in caps.items() if cap), "experts": f"{experts}, of which a token takes {getattr(c, 'num_experts_per_tok', 1)}" if experts else "", "positions": f"rope scaled by {scaled['rope_type']}" if scaled else "",
-             "attention": "" if "sdpa" in attention_kernels(config) else "its code has no path for sdpa"}
+    caps = {
+        key: getattr(c, name, None)
+        for key, name in (
+            ("scores", "attn_logit_softcapping"),
+            ("logits", "final_logit_softcapping"),
+        )
+    }
+    scaled = next(
+        (
+            p
+            for p in (
+                getattr(c, "rope_parameters", None) or {},
+                *(
+                    v
+                    for v in (getattr(c, "rope_parameters", None) or {}).values()
+                    if isinstance(v, dict)
+                ),
+            )
+            if p.get("rope_type", "default") != "default"
+        ),
+        None,
+    )
+    experts = next(
+        (
+            getattr(c, key)
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if getattr(c, key, None)
+        ),
+        0,
+    )
+    found = {
+        "family": c.model_type,
+        "embeddings": "tied: one matrix for input and output" if c.tie_word_embeddings else "",
+        "sliding window": f"{sliding} of {c.num_hidden_layers} blocks see the last {window} tokens"
+        if window and sliding
+        else "",
+        "soft caps": ", ".join(f"{key} at {cap:g}" for key, cap in caps.items() if cap),
+        "experts": f"{experts}, of which a token takes {getattr(c, 'num_experts_per_tok', 1)}"
+        if experts
+        else "",
+        "positions": f"rope scaled by {scaled['rope_type']}" if scaled else "",
+        "attention": "" if "sdpa" in attention_kernels(config) else "its code has no path for sdpa",
+    }
     return {name: words for name, words in found.items() if words}
 
 # %% ../../nbs/20_load.ipynb #300a1f9e
-PROBES = ("Tom has 3 pens.", "a  b   c", "  two in front", "one behind ", "line\n\n  next", "tab\there", "ﬁne café Ｆｕｌｌ", "12345 + 0.67", "日本 ½ 🙂")
+PROBES = (
+    "Tom has 3 pens.",
+    "a  b   c",
+    "  two in front",
+    "one behind ",
+    "line\n\n  next",
+    "tab\there",
+    "ﬁne café Ｆｕｌｌ",
+    "12345 + 0.67",
+    "日本 ½ 🙂",
+)
+
 
 def own_normalizer(proto) -> normalizers.Normalizer:
     "A SentencePiece model's normalisation in the words of `tokenizers`."
     spec = proto.normalizer_spec
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")] if spec.remove_extra_whitespaces else []
-    return normalizers.Sequence(steps + ([normalizers.Prepend("▁")] if spec.add_dummy_prefix else []) + [normalizers.Replace(" ", "▁")])
+    steps = (
+        [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    )
+    steps += (
+        [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        if spec.remove_extra_whitespaces
+        else []
+    )
+    return normalizers.Sequence(
+        steps
+        + ([normalizers.Prepend("▁")] if spec.add_dummy_prefix else [])
+        + [normalizers.Replace(" ", "▁")]
+    )
+
 
 def in_order(backend: Tokenizer, proto) -> Tokenizer:
-    "The same tokenizer with its merges in the order of the model's scores, as SentencePiece joins pieces."
+    """The same tokenizer with its merges in the order of the model's scores, as SentencePiece joins
+    pieces."""
     said, score = json.loads(backend.to_str()), {p.piece: p.score for p in proto.pieces}
-    if said["model"].get("merges"): said["model"]["merges"].sort(key=lambda pair: -score["".join(pair)])
+    if said["model"].get("merges"):
+        said["model"]["merges"].sort(key=lambda pair: -score["".join(pair)])
     return Tokenizer.from_str(json.dumps(said))
+
 
 def unlike(tokenizer, pieces) -> list[str]:
     "The probes that a tokenizer reads otherwise than SentencePiece."
-    return [text for text in PROBES if tokenizer(text, add_special_tokens=False)["input_ids"] != pieces.encode(text)]
+    return [
+        text
+        for text in PROBES
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != pieces.encode(text)
+    ]
+
 
 def from_pieces(tokenizer, file: Path):
-    "A tokenizer that was converted from a SentencePiece model, made equal to it; `UserError` where it cannot be."
-    if not importable("sentencepiece"): raise UserError(f"{file.parent.name} has a slow tokenizer, and sentencepiece, which it is converted with, is not installed", "model.base", None, "pip install sentencepiece protobuf")
-    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2  # here, because most models do without
+    """A tokenizer that was converted from a SentencePiece model, made equal to it; `UserError`
+    where it cannot be."""
+    if not importable("sentencepiece"):
+        raise UserError(
+            f"{file.parent.name} has a slow tokenizer, and sentencepiece, which it is converted"
+            " with, is not installed",
+            "model.base",
+            None,
+            "pip install sentencepiece protobuf",
+        )
+    from sentencepiece import (
+        SentencePieceProcessor,
+        sentencepiece_model_pb2,
+    )  # here, because most models do without
+
     pieces = SentencePieceProcessor(model_file=str(file))
     tokenizer.converted = "converted from a SentencePiece model, which it equals"
-    if not unlike(tokenizer, pieces): return tokenizer
+    if not unlike(tokenizer, pieces):
+        return tokenizer
     proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
     backend = in_order(tokenizer.backend_tokenizer, proto)
     backend.normalizer, backend.pre_tokenizer = own_normalizer(proto), None
     named = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template, model_max_length=tokenizer.model_max_length, clean_up_tokenization_spaces=False, **named)
-    if other := unlike(made, pieces): raise UserError(f"the tokenizer of {file.parent.name} cannot be converted: it reads {other[0]!r} otherwise than SentencePiece", "model.base", None, "take a repository with a tokenizer.json")
-    made.converted = "converted from a SentencePiece model, its spaces mended by the model's own rules"
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=tokenizer.chat_template,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+    if other := unlike(made, pieces):
+        raise UserError(
+            f"the tokenizer of {file.parent.name} cannot be converted: it reads {other[0]!r}"
+            " otherwise than SentencePiece",
+            "model.base",
+            None,
+            "take a repository with a tokenizer.json",
+        )
+    made.converted = (
+        "converted from a SentencePiece model, its spaces mended by the model's own rules"
+    )
     return made
 
 # %% ../../nbs/20_load.ipynb #c14af033
 def has_file(base: str, name: str, revision: str | None) -> bool:
     "Has the model's folder or repository a file of this name?"
     folder = base if has_tokenizer(base) else resolve(base)
-    return Path(folder, name).is_file() if Path(folder).is_dir() else cached_file(folder, name, revision=revision, _raise_exceptions_for_missing_entries=False) is not None
+    return (
+        Path(folder, name).is_file()
+        if Path(folder).is_dir()
+        else cached_file(
+            folder, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        is not None
+    )
+
 
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
-    tokenizer = from_hub(AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code)
-    pieces = Path(tokenizer.name_or_path, "tokenizer.model") if Path(tokenizer.name_or_path).is_dir() else Path(cached_file(base, "tokenizer.model", revision=revision, _raise_exceptions_for_missing_entries=False) or "none")
-    if pieces.is_file() and not has_file(base, "tokenizer.json", revision): tokenizer = from_pieces(tokenizer, pieces)
+    tokenizer = from_hub(
+        AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
+    )
+    pieces = (
+        Path(tokenizer.name_or_path, "tokenizer.model")
+        if Path(tokenizer.name_or_path).is_dir()
+        else Path(
+            cached_file(
+                base,
+                "tokenizer.model",
+                revision=revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            or "none"
+        )
+    )
+    if pieces.is_file() and not has_file(base, "tokenizer.json", revision):
+        tokenizer = from_pieces(tokenizer, pieces)
     give_pad(tokenizer)
     return tokenizer
 
 # %% ../../nbs/20_load.ipynb #6e81a5ec
 def make_plan(model: Model, machine: Machine | None = None, config=None) -> Plan:
-    "What a machine, without one this one, does for a model section: chapter 03's plan, among the kernels that the model's code has a path for."
-    return plan(machine or probe(), model.quantize, model.attn, model.engine, attention_kernels(config or load_config(model)))
+    """What a machine, without one this one, does for a model section: chapter 03's plan, among the
+    kernels that the model's code has a path for."""
+    return plan(
+        machine or probe(),
+        model.quantize,
+        model.attn,
+        model.engine,
+        attention_kernels(config or load_config(model)),
+    )
 
 # %% ../../nbs/20_load.ipynb #f974f076
 BRIEF = 2**30  # bytes of weights that are read and written in a second or two
+
 
 def brief(base: str) -> bool:
     "Does a local model load in a moment? Of one on the hub that is not known."
     return 0 < sum(file.stat().st_size for file in weight_files(base)) < BRIEF
 
+
 @contextmanager
 def no_bars(wanted: bool):
-    "transformers' progress bars off while it runs, where wanted: a bar for a tenth of a second is only noise."
+    """transformers' progress bars off while it runs, where wanted: a bar for a tenth of a second is
+    only noise."""
     shown = transformers_logging.is_progress_bar_enabled()
-    if wanted: transformers_logging.disable_progress_bar()
-    try: yield
+    if wanted:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if shown: transformers_logging.enable_progress_bar()
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 # %% ../../nbs/20_load.ipynb #ef33f020
 def grow(model, tokenizer) -> int:
-    "Rows that the embeddings gain so that every token has one: the mean of the others, the same each time. Returns how many."
+    """Rows that the embeddings gain so that every token has one: the mean of the others, the same
+    each time. Returns how many."""
     missing = len(tokenizer) - model.get_input_embeddings().num_embeddings
     if missing > 0:
         with torch.random.fork_rng(), no_bars(True):
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            for table in {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-                with torch.no_grad(): table[-missing:] = table[:-missing].float().mean(0).to(table.dtype)
+            for table in {
+                id(m.weight): m.weight
+                for m in (model.get_input_embeddings(), model.get_output_embeddings())
+            }.values():
+                with torch.no_grad():
+                    table[-missing:] = table[:-missing].float().mean(0).to(table.dtype)
     return max(0, missing)
 
+
 def described(model, tokenizer) -> dict[str, str]:
-    "What is special about a loaded model: its traits, which token pads, and whether the vocabulary grew."
+    """What is special about a loaded model: its traits, which token pads, and whether the
+    vocabulary grew."""
     grown, converted = getattr(model, "grown", 0), getattr(tokenizer, "converted", None)
-    return traits(model.config) | ({"tokenizer": converted} if converted else {}) | {"pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}", "vocabulary": f"{len(tokenizer):,} tokens" + (f", for which the embeddings gained {grown} row{'s' * (grown > 1)}" if grown else "")}
+    return (
+        traits(model.config)
+        | ({"tokenizer": converted} if converted else {})
+        | {
+            "pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}",
+            "vocabulary": (
+                f"{len(tokenizer):,} tokens"
+                + (
+                    f", for which the embeddings gained {grown} row{'s' * (grown > 1)}"
+                    if grown
+                    else ""
+                )
+            ),
+        }
+    )
+
 
 def check_whole(base: str, missing: Iterable[str], stored: str | None) -> None:
-    "`UserError` where weights are not in the files: transformers only warns, and goes on with random numbers."
+    """`UserError` where weights are not in the files: transformers only warns, and goes on with
+    random numbers."""
     if names := sorted(missing):
-        raise UserError(f"{len(names)} weights of {base} are not in its files and would be random numbers, such as {names[0]}", "model.base", "a whole checkpoint of a causal language model",
-                        f"this version of transformers does not read weights stored as {stored}: take the unquantised model" if stored else "save the model again with save_pretrained, or take another")
+        raise UserError(
+            f"{len(names)} weights of {base} are not in its files and would be random numbers, such"
+            f" as {names[0]}",
+            "model.base",
+            "a whole checkpoint of a causal language model",
+            (
+                f"this version of transformers does not read weights stored as {stored}: take the"
+                " unquantised model"
+                if stored
+                else "save the model again with save_pretrained, or take another"
+            ),
+        )
 
-def load_model(model: Model, plan: Plan,
-               spread: bool = False # its weights will be spread over devices (FSDP)
-              ):
-    "(model, tokenizer) as the plan says: weights quantised or not, on its device, safetensors only, in evaluation mode."
+
+def load_model(
+    model: Model,
+    plan: Plan,
+    spread: bool = False,  # its weights will be spread over devices (FSDP)
+):
+    """(model, tokenizer) as the plan says: weights quantised or not, on its device, safetensors
+    only, in evaluation mode."""
     weight_files(model.base)
-    model = model.model_copy(update=dict(revision=commit_of(model.base, model.revision) or model.revision))  # one commit for all files
+    model = model.model_copy(
+        update=dict(revision=commit_of(model.base, model.revision) or model.revision)
+    )  # one commit for all files
     config, dtype = load_config(model), getattr(torch, plan.dtype)
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
     stored = stored_as(raw_config(model.base, model.revision))
-    if stored in TO_TRAIN: config.quantization_config |= TO_TRAIN[stored]
-    options = dict(config=config, dtype=dtype, attn_implementation=plan.attn, revision=model.revision, use_safetensors=True, trust_remote_code=model.remote_code,
-                   quantization_config=None if stored else quantization(model.quantize, getattr(torch, plan.compute_dtype), dtype if spread else torch.uint8))
-    if plan.device != "cpu": options["device_map"] = {"": plan.device}
-    with no_bars(brief(model.base)), as_stored(stored): loaded, info = from_hub(AutoModelForCausalLM.from_pretrained, model.base, output_loading_info=True, **options)
+    if stored in TO_TRAIN:
+        config.quantization_config |= TO_TRAIN[stored]
+    options = dict(
+        config=config,
+        dtype=dtype,
+        attn_implementation=plan.attn,
+        revision=model.revision,
+        use_safetensors=True,
+        trust_remote_code=model.remote_code,
+        quantization_config=(
+            None
+            if stored
+            else quantization(
+                model.quantize, getattr(torch, plan.compute_dtype), dtype if spread else torch.uint8
+            )
+        ),
+    )
+    if plan.device != "cpu":
+        options["device_map"] = {"": plan.device}
+    with no_bars(brief(model.base)), as_stored(stored):
+        loaded, info = from_hub(
+            AutoModelForCausalLM.from_pretrained, model.base, output_loading_info=True, **options
+        )
     check_whole(model.base, info["missing_keys"], stored)
     if model.quantize == "fp8":
         swap(loaded, torch.nn.Linear, Float8Linear.of)

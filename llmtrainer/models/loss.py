@@ -18,27 +18,38 @@ import torch.nn.functional as F
 class Unfit(ValueError):
     "Why something is left as it is."
 
+
 def logits_of(x, w, b, scale: float, cap: float | None) -> torch.Tensor:
-    "Logits in float32 at least: x W' + b, times Granite's or Cohere's scale, softly capped as Gemma does."
+    """Logits in float32 at least: x W' + b, times Granite's or Cohere's scale, softly capped as
+    Gemma does."""
     z = x @ w.t() if b is None else x @ w.t() + b
     z = z.to(torch.promote_types(z.dtype, torch.float32)) * scale
     return cap * torch.tanh(z / cap) if cap else z
 
+
 def slope(z, lse, y, g, scale: float, cap: float | None) -> torch.Tensor:
     "Gradient of g * log p(y) by the product before scale and cap: onehot - p, back through both."
-    d = ((torch.arange(z.shape[1], device=z.device) == y[:, None]).to(z.dtype) - torch.exp(z - lse[:, None])) * g[:, None]
+    d = (
+        (torch.arange(z.shape[1], device=z.device) == y[:, None]).to(z.dtype)
+        - torch.exp(z - lse[:, None])
+    ) * g[:, None]
     return (d * (1 - (z / cap) ** 2) if cap else d) * scale
+
 
 def scored(x, w, b, y, scale: float, cap: float | None):
     "Log-probabilities of the targets."
     z = logits_of(x, w, b, scale, cap)
     return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - torch.logsumexp(z, -1)
 
+
 def scored_slope(x, w, b, y, g, scale: float, cap: float | None):
-    "(log-probabilities, gradient by the head's product of sum(g * them)), the logits computed once."
+    """(log-probabilities, gradient by the head's product of sum(g * them)), the logits computed
+    once."""
     z = logits_of(x, w, b, scale, cap)
     lse = torch.logsumexp(z, -1)
-    return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - lse, slope(z, lse, y, g, scale, cap).to(x.dtype)
+    return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - lse, slope(z, lse, y, g, scale, cap).to(
+        x.dtype
+    )
 
 # %% ../../nbs/26_loss.ipynb #2c1aed7d
 def bucket(n: int, least: int = 64) -> int:
@@ -46,94 +57,160 @@ def bucket(n: int, least: int = 64) -> int:
     step = max(least, 2 ** max(0, (n - 1).bit_length() - 3))
     return -(-n // step) * step
 
+
 @cache
 def compiled(f):
     "f compiled, once, for each shape it meets."
     return torch.compile(f, dynamic=False)
 
+
 def run_piece(f, x, w, b, y, *more):
-    "f over rows, compiled and filled up to a power of two of them on a GPU; what is per row is cut again."
-    if not x.is_cuda: return f(x, w, b, y, *more)
+    """f over rows, compiled and filled up to a power of two of them on a GPU; what is per row is
+    cut again."""
+    if not x.is_cuda:
+        return f(x, w, b, y, *more)
     n, fill = len(x), max(64, 1 << (len(x) - 1).bit_length()) - len(x)
-    grow = lambda t: F.pad(t, (0, 0) * (t.dim() - 1) + (0, fill)) if isinstance(t, torch.Tensor) else t
+    grow = lambda t: (
+        F.pad(t, (0, 0) * (t.dim() - 1) + (0, fill)) if isinstance(t, torch.Tensor) else t
+    )
     out = compiled(f)(grow(x), w, b, grow(y), *(grow(t) for t in more))
     return tuple(t[:n] for t in out) if isinstance(out, tuple) else out[:n]
 
-def piece_rows(words: int, budget: int = 2 ** 27) -> int:
-    "Rows at once: so many that their logits are an eighth of a billion values, 256 MiB in bfloat16."
+
+def piece_rows(words: int, budget: int = 2**27) -> int:
+    """Rows at once: so many that their logits are an eighth of a billion values, 256 MiB in
+    bfloat16."""
     return max(64, 2 ** ((budget // words).bit_length() - 1))
 
 # %% ../../nbs/26_loss.ipynb #62dc8d8a
 class Grads:
     "Sums of gradients by input, weight and bias, piece by piece; only those that are wanted."
+
     def __init__(self, wanted, x, w, b):
-        self.x, self.w, self.b = (torch.zeros_like(t) if t is not None and needed else None for needed, t in zip(wanted, (x, w, b)))
+        self.x, self.w, self.b = (
+            torch.zeros_like(t) if t is not None and needed else None
+            for needed, t in zip(wanted, (x, w, b))
+        )
 
     def add(self, d, at: slice, x, w) -> None:
-        if self.x is not None: self.x[at] = d @ w.to(d.dtype)
-        if self.w is not None: self.w += d.t() @ x[at]
-        if self.b is not None: self.b += d.sum(0)
+        if self.x is not None:
+            self.x[at] = d @ w.to(d.dtype)
+        if self.w is not None:
+            self.w += d.t() @ x[at]
+        if self.b is not None:
+            self.b += d.sum(0)
+
 
 def pieces(n: int, size: int):
     "Slices that cover n rows, `size` at a time."
     return (slice(lo, min(lo + size, n)) for lo in range(0, n, size))
 
+
 class LinearCrossEntropy(torch.autograd.Function):
-    "Summed cross-entropy of the head's logits, which are never held: loss and gradient in one pass over pieces."
+    """Summed cross-entropy of the head's logits, which are never held: loss and gradient in one
+    pass over pieces."""
+
     @staticmethod
-    def forward(ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None):
-        total, grads, minus = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)), Grads(ctx.needs_input_grad, x, w, b), -torch.ones(len(x), device=x.device)
+    def forward(
+        ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None
+    ):
+        total, grads, minus = (
+            torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)),
+            Grads(ctx.needs_input_grad, x, w, b),
+            -torch.ones(len(x), device=x.device),
+        )
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
         for at in pieces(len(x), size or piece_rows(len(w))):
             if any(ctx.needs_input_grad[:3]):
                 logp, d = run_piece(scored_slope, x[at], *head, y[at], minus[at], scale, cap)
                 grads.add(d, at, x, w)
-            else: logp = run_piece(scored, x[at], *head, y[at], scale, cap)
+            else:
+                logp = run_piece(scored, x[at], *head, y[at], scale, cap)
             total -= logp.sum()
         ctx.save_for_backward(grads.x, grads.w, grads.b)
         return total
 
     @staticmethod
-    def backward(ctx, g): return *(None if t is None else t * g.to(t.dtype) for t in ctx.saved_tensors), None, None, None, None
+    def backward(ctx, g):
+        return (
+            *(None if t is None else t * g.to(t.dtype) for t in ctx.saved_tensors),
+            None,
+            None,
+            None,
+            None,
+        )
 
 # %% ../../nbs/26_loss.ipynb #72104cc4
 class LinearLogProbs(torch.autograd.Function):
-    "Log-probability of each target, for objectives that weigh rows afterwards; the logits are computed again on the way back."
+    """Log-probability of each target, for objectives that weigh rows afterwards; the logits are
+    computed again on the way back."""
+
     @staticmethod
-    def forward(ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None):
+    def forward(
+        ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None
+    ):
         ctx.save_for_backward(x, w, b, y)
         ctx.head = scale, cap, size or piece_rows(len(w))
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
-        found = [run_piece(scored, x[at], *head, y[at], scale, cap) for at in pieces(len(x), ctx.head[2])]
-        return torch.cat(found) if found else x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        found = [
+            run_piece(scored, x[at], *head, y[at], scale, cap) for at in pieces(len(x), ctx.head[2])
+        ]
+        return (
+            torch.cat(found)
+            if found
+            else x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        )
 
     @staticmethod
     def backward(ctx, g):
         x, w, b, y = ctx.saved_tensors
         scale, cap, size = ctx.head
-        grads, head = Grads(ctx.needs_input_grad, x, w, b), [t if t is None else t.to(x.dtype) for t in (w, b)]
-        for at in pieces(len(x), size): grads.add(run_piece(scored_slope, x[at], *head, y[at], g[at], scale, cap)[1], at, x, w)
+        grads, head = (
+            Grads(ctx.needs_input_grad, x, w, b),
+            [t if t is None else t.to(x.dtype) for t in (w, b)],
+        )
+        for at in pieces(len(x), size):
+            grads.add(run_piece(scored_slope, x[at], *head, y[at], g[at], scale, cap)[1], at, x, w)
         return grads.x, grads.w, grads.b, None, None, None, None
 
 # %% ../../nbs/26_loss.ipynb #6028f243
-SCALES = {"logits_scaling": lambda v: 1 / v, "logit_scale": lambda v: v, "lm_head_multiplier": lambda v: v}  # Granite; Cohere; Falcon-H1
+SCALES = {
+    "logits_scaling": lambda v: 1 / v,
+    "logit_scale": lambda v: v,
+    "lm_head_multiplier": lambda v: v,
+}  # Granite; Cohere; Falcon-H1
+
 
 @contextmanager
 def captured(base):
-    "A list that receives the decoder's last hidden states while the model is called in whatever way."
+    """A list that receives the decoder's last hidden states while the model is called in whatever
+    way."""
     kept = []
     hook = base.get_decoder().register_forward_hook(lambda module, args, out: kept.append(out[0]))
-    try: yield kept
-    finally: hook.remove()
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
 
 @torch.no_grad()
 def head_of(base) -> tuple[float, float | None]:
-    "(scale, cap) between a model's head and its logits, tried on eight tokens; raises `Unfit` where that is not all."
+    """(scale, cap) between a model's head and its logits, tried on eight tokens; raises `Unfit`
+    where that is not all."""
     head, config = base.get_output_embeddings(), base.config.get_text_config()
-    if type(head) is not torch.nn.Linear: raise Unfit(f"its head is a {type(head).__name__}")
-    scale = next((f(getattr(config, name)) for name, f in SCALES.items() if getattr(config, name, None)), 1.0)
+    if type(head) is not torch.nn.Linear:
+        raise Unfit(f"its head is a {type(head).__name__}")
+    scale = next(
+        (f(getattr(config, name)) for name, f in SCALES.items() if getattr(config, name, None)), 1.0
+    )
     cap = getattr(config, "final_logit_softcapping", None)
-    with captured(base) as kept: known = base(input_ids=torch.arange(8, device=head.weight.device)[None], use_cache=False).logits
+    with captured(base) as kept:
+        known = base(
+            input_ids=torch.arange(8, device=head.weight.device)[None], use_cache=False
+        ).logits
     ours = logits_of(kept[0].to(head.weight.dtype), head.weight, head.bias, scale, cap)
-    if (ours - known).abs().max() > (1e-4 if known.dtype == torch.float32 else 2e-2) * known.abs().max(): raise Unfit("its logits are not what its head and its configuration say")
+    if (ours - known).abs().max() > (
+        1e-4 if known.dtype == torch.float32 else 2e-2
+    ) * known.abs().max():
+        raise Unfit("its logits are not what its head and its configuration say")
     return scale, cap

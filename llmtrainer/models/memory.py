@@ -38,21 +38,37 @@ from .loss import LinearCrossEntropy, captured
 
 # %% ../../nbs/28_memory.ipynb #974c8db8
 def packed_4bit(n: int) -> tuple[int, int]:
-    "(bytes of weights, of constants): half a byte each; 8 bits a block of 64, a float32 for 256 blocks, tables of 16 and 256 float32 and an offset."
+    """(bytes of weights, of constants): half a byte each; 8 bits a block of 64, a float32 for 256
+    blocks, tables of 16 and 256 float32 and an offset."""
     blocks = -(-n // 64)
     return -(-n // 2), blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
-STORED = {"nf4": lambda w: packed_4bit(w.numel()), "fp4": lambda w: packed_4bit(w.numel()), "int8": lambda w: (w.numel(), 4 * len(w)), "fp8": lambda w: (w.numel(), 4 * len(w))}  # the last two: one float32 scale a row
+
+STORED = {
+    "nf4": lambda w: packed_4bit(w.numel()),
+    "fp4": lambda w: packed_4bit(w.numel()),
+    "int8": lambda w: (w.numel(), 4 * len(w)),
+    "fp8": lambda w: (w.numel(), 4 * len(w)),
+}  # the last two: one float32 scale a row
+
 
 def frozen_linears(model) -> list[torch.nn.Linear]:
     "The linear layers that quantisation takes: frozen, and not the output head."
     head = base_of(model).get_output_embeddings()
-    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head and not any(p.requires_grad for p in m.parameters())]
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, torch.nn.Linear)
+        and m is not head
+        and not any(p.requires_grad for p in m.parameters())
+    ]
+
 
 def stored_bytes(model, quantize: str) -> tuple[int, int]:
     "(bytes of the frozen weights, bytes of their constants); a tied weight counts once."
     frozen, small = sum(p.nbytes for p in model.parameters() if not p.requires_grad), 0
-    if quantize == "none": return frozen, 0
+    if quantize == "none":
+        return frozen, 0
     for layer in frozen_linears(model):
         weights, constants = STORED[quantize](layer.weight)
         frozen, small = frozen + weights - layer.weight.nbytes, small + constants
@@ -63,107 +79,168 @@ def eight_bits(p) -> int:
     "Bytes of bitsandbytes' two means; tensors under 4,096 values stay in 32 bits."
     return 8 * p.numel() if p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256)
 
+
 def projected(p, rank: int = 128) -> int:
-    "Bytes of two means of a matrix's projection, and of the projection; no more directions than the matrix has."
+    """Bytes of two means of a matrix's projection, and of the projection; no more directions than
+    the matrix has."""
     return 4 * min(rank, *p.shape) * (2 * max(p.shape) + min(p.shape))
 
-STATES = {"adamw": lambda p: 8 * p.numel(), "adamw8bit": eight_bits, "paged_adamw8bit": eight_bits, "galore": projected, "apollo": projected,
-          "adafactor": lambda p: 4 * (sum(p.shape[-2:]) * (p.numel() // max(1, p.shape[-1] * p.shape[-2])) if p.dim() > 1 else p.numel())}
+
+STATES = {
+    "adamw": lambda p: 8 * p.numel(),
+    "adamw8bit": eight_bits,
+    "paged_adamw8bit": eight_bits,
+    "galore": projected,
+    "apollo": projected,
+    "adafactor": lambda p: (
+        4
+        * (
+            sum(p.shape[-2:]) * (p.numel() // max(1, p.shape[-1] * p.shape[-2]))
+            if p.dim() > 1
+            else p.numel()
+        )
+    ),
+}
+
 
 def optimiser_bytes(model, word: str) -> int:
-    "Bytes that an optimiser keeps for what is trained; one that projects does so to linear layers, and is AdamW to the rest."
-    tables, linear = ({id(m.weight) for m in model.modules() if isinstance(m, kind)} for kind in (torch.nn.Embedding, torch.nn.Linear))
-    state = lambda p: "adamw" if STATES[word] is projected and id(p) not in linear - tables else word
+    """Bytes that an optimiser keeps for what is trained; one that projects does so to linear
+    layers, and is AdamW to the rest."""
+    tables, linear = (
+        {id(m.weight) for m in model.modules() if isinstance(m, kind)}
+        for kind in (torch.nn.Embedding, torch.nn.Linear)
+    )
+    state = lambda p: (
+        "adamw" if STATES[word] is projected and id(p) not in linear - tables else word
+    )
     return sum(STATES[state(p)](p) for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/28_memory.ipynb #36fc6757
 class Live(TorchDispatchMode):
     "A ledger of tensors: bytes alive now, the most so far, and the floating point operations done."
+
     def __init__(self, besides=()):  # tensors that are counted elsewhere
         super().__init__()
-        self.now, self.most, self.flops, self.known = 0, 0, 0, {t.untyped_storage()._cdata: 0 for t in besides}
+        self.now, self.most, self.flops, self.known = (
+            0,
+            0,
+            0,
+            {t.untyped_storage()._cdata: 0 for t in besides},
+        )
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        if formula := flop_registry.get(operation._overloadpacket): self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if formula := flop_registry.get(operation._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor): self.count(t.untyped_storage())
+            if isinstance(t, torch.Tensor):
+                self.count(t.untyped_storage())
         return out
 
     def count(self, storage) -> None:
         "Enter a block of memory, and strike it out when nobody holds it."
-        if storage._cdata in self.known: return
+        if storage._cdata in self.known:
+            return
         self.known[storage._cdata] = storage.nbytes()
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self.drop, storage._cdata)
 
-    def drop(self, key: int) -> None: self.now -= self.known.pop(key)
+    def drop(self, key: int) -> None:
+        self.now -= self.known.pop(key)
 
 # %% ../../nbs/28_memory.ipynb #17eded27
 @dataclass(frozen=True)
 class Work:
     "What a step does, as far as memory and time depend on it."
-    rows: int = 8               # in a micro-batch
-    length: int = 2048          # tokens in a row
-    recompute: bool = False     # blocks are computed again in the backward pass
-    quantize: str = "nf4"       # storage of the frozen layers
-    mixed: bool = True          # 16-bit weights and autocast, as on a GPU; else float32
-    sliced: bool = False        # the loss never holds all logits
+
+    rows: int = 8  # in a micro-batch
+    length: int = 2048  # tokens in a row
+    recompute: bool = False  # blocks are computed again in the backward pass
+    quantize: str = "nf4"  # storage of the frozen layers
+    mixed: bool = True  # 16-bit weights and autocast, as on a GPU; else float32
+    sliced: bool = False  # the loss never holds all logits
     optimiser: str = "adamw"
-    accumulate: int = 1         # micro-batches in a step
+    accumulate: int = 1  # micro-batches in a step
     attn: str = "sdpa"
-    fp8: bool = False           # products in 8 bits, which keep their inputs so
+    fp8: bool = False  # products in 8 bits, which keep their inputs so
+
 
 class Unpacked(torch.autograd.Function):
     "A product with a matrix that is unpacked for it and not kept, forwards and backwards."
+
     @staticmethod
     def forward(ctx, x, w, b):
         ctx.save_for_backward(w)
         return F.linear(x, w.clone().to(x.dtype), b)
 
     @staticmethod
-    def backward(ctx, g): return g @ ctx.saved_tensors[0].clone().to(g.dtype), None, None
+    def backward(ctx, g):
+        return g @ ctx.saved_tensors[0].clone().to(g.dtype), None, None
+
 
 def pretend(model) -> None:
-    "Turn the tensors of a skeleton into fake ones that say they lie on a CPU; call it under a FakeTensorMode."
+    """Turn the tensors of a skeleton into fake ones that say they lie on a CPU; call it under a
+    FakeTensorMode."""
     twins = {}
     for module in model.modules():
         for name, p in module._parameters.items():
-            if p is not None: module._parameters[name] = twins.setdefault(id(p), torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad))
+            if p is not None:
+                module._parameters[name] = twins.setdefault(
+                    id(p),
+                    torch.nn.Parameter(
+                        torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad
+                    ),
+                )
         for name, b in module._buffers.items():
-            if b is not None: module._buffers[name] = torch.empty_like(b, device="cpu")
+            if b is not None:
+                module._buffers[name] = torch.empty_like(b, device="cpu")
 
 # %% ../../nbs/28_memory.ipynb #6f5b19f6
 def whole_loss(model, batch: dict) -> torch.Tensor:
     "The reference engine's loss: with all logits."
     return token_loss(model, batch)[0]
 
+
 def sliced_loss(model, batch: dict) -> torch.Tensor:
     "The fused engines' loss, as if every token were trained."
     base, inputs = base_of(model), {k: v for k, v in batch.items() if k != "labels"}
-    with captured(base) as kept: model(**inputs, use_cache=False, logits_to_keep=1)
+    with captured(base) as kept:
+        model(**inputs, use_cache=False, logits_to_keep=1)
     x, head = kept[0].flatten(0, 1), base.get_output_embeddings()
-    return LinearCrossEntropy.apply(x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x, head.weight, head.bias, batch["labels"].flatten())
+    return LinearCrossEntropy.apply(
+        x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x,
+        head.weight,
+        head.bias,
+        batch["labels"].flatten(),
+    )
+
 
 def prepare(stack: ExitStack, model, work: Work) -> dict:
     "Dress a skeleton as the model that the trainer calls; returns a batch."
     stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
     if work.quantize != "none":
-        for layer in frozen_linears(model): layer.forward = partial(lambda layer, x: Unpacked.apply(x, layer.weight, layer.bias), layer)
+        for layer in frozen_linears(model):
+            layer.forward = partial(
+                lambda layer, x: Unpacked.apply(x, layer.weight, layer.bias), layer
+            )
         stack.enter_context(disable_input_dtype_casting(model))  # as peft's quantised layers do
     pretend(model)
-    if work.mixed: model.forward = convert_outputs_to_fp32(model.forward)
+    if work.mixed:
+        model.forward = convert_outputs_to_fp32(model.forward)
     ids = torch.zeros(work.rows, work.length, dtype=torch.long)
-    return dict(input_ids=ids, labels=ids, position_ids=ids)  # positions as of packed rows, which a mask keeps apart
+    return dict(
+        input_ids=ids, labels=ids, position_ids=ids
+    )  # positions as of packed rows, which a mask keeps apart
 
 # %% ../../nbs/28_memory.ipynb #7abb3d00
 @dataclass(frozen=True)
 class Pass:
     "Bytes at the moments of a pass besides what stays, and its floating point operations."
-    kept: int   # alive after the last block
-    loss: int   # most until the gradient of the last hidden states is there
-    back: int   # most after that
+
+    kept: int  # alive after the last block
+    loss: int  # most until the gradient of the last hidden states is there
+    back: int  # most after that
     flops: int
 
     def without(self, less: int) -> "Pass":
@@ -172,88 +249,175 @@ class Pass:
 
     def towards(self, other: "Pass", times: int) -> "Pass":
         "This one and `times` the difference to another."
-        return Pass(*(a + times * (b - a) for a, b in zip(vars(self).values(), vars(other).values())))
+        return Pass(
+            *(a + times * (b - a) for a, b in zip(vars(self).values(), vars(other).values()))
+        )
 
-def simulate(model,              # a skeleton; it is used up
-             work: Work, learn: bool = True) -> Pass:
-    "One forward and backward pass that computes nothing; without `learn`, a forward pass of an evaluation."
+
+def simulate(
+    model,  # a skeleton; it is used up
+    work: Work,
+    learn: bool = True,
+) -> Pass:
+    """One forward and backward pass that computes nothing; without `learn`, a forward pass of an
+    evaluation."""
     base, marks = base_of(model.train(learn)), {}
-    if work.recompute and learn: base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
-    def turn(_): marks["loss"], live.most = live.most, live.now
+    if work.recompute and learn:
+        base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
+
+    def turn(_):
+        marks["loss"], live.most = live.most, live.now
+
     def blocks_done(module, args, out):
         marks["kept"] = live.now
-        if out[0].requires_grad: out[0].register_hook(turn)
+        if out[0].requires_grad:
+            out[0].register_hook(turn)
+
     with ExitStack() as stack, one_name():
         batch = prepare(stack, model, work)
         stack.callback(base.get_decoder().register_forward_hook(blocks_done).remove)
         if work.accumulate > 1 and learn:
-            for p in model.parameters(): p.grad = torch.empty_like(p) if p.requires_grad else None
-        live = stack.enter_context(Live([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]))
+            for p in model.parameters():
+                p.grad = torch.empty_like(p) if p.requires_grad else None
+        live = stack.enter_context(
+            Live(
+                [
+                    *model.parameters(),
+                    *model.buffers(),
+                    *(p.grad for p in model.parameters() if p.grad is not None),
+                ]
+            )
+        )
         with torch.set_grad_enabled(learn):
-            with torch.autocast("cpu", torch.bfloat16, enabled=work.mixed): total = (sliced_loss if work.sliced else whole_loss)(model, batch)
-            if learn: total.backward()
-        return Pass(marks["kept"], marks.get("loss", live.most), live.most if learn else 0, live.flops)
+            with torch.autocast("cpu", torch.bfloat16, enabled=work.mixed):
+                total = (sliced_loss if work.sliced else whole_loss)(model, batch)
+            if learn:
+                total.backward()
+        return Pass(
+            marks["kept"], marks.get("loss", live.most), live.most if learn else 0, live.flops
+        )
 
 # %% ../../nbs/28_memory.ipynb #d94a463b
 def cut(config, blocks: int):
     "The configuration with so many blocks, also in its lists of what each block is."
     small, many = copy.deepcopy(config), config.num_hidden_layers
     for key, value in vars(small).items():
-        if isinstance(value, list) and len(value) == many: setattr(small, key, value[:blocks])
+        if isinstance(value, list) and len(value) == many:
+            setattr(small, key, value[:blocks])
     small.num_hidden_layers = blocks
     return small
 
+
 def build(config, section: Adapt, work: Work):
-    "The skeleton with what the section trains; the other variants than dora change numbers and not shapes."
-    form = section.model_copy(update=dict(variant="dora" if section.variant == "dora" else None, continue_from=None))
-    with one_name(): return adapt_model(skeleton(config, torch.bfloat16 if work.mixed else torch.float32, work.attn), form)
+    """The skeleton with what the section trains; the other variants than dora change numbers and
+    not shapes."""
+    form = section.model_copy(
+        update=dict(variant="dora" if section.variant == "dora" else None, continue_from=None)
+    )
+    with one_name():
+        return adapt_model(
+            skeleton(config, torch.bfloat16 if work.mixed else torch.float32, work.attn), form
+        )
+
 
 def count(model, work: Work) -> dict[str, int]:
     "Bytes of a skeleton that stay from step to step, by part."
     weights, constants = stored_bytes(model, work.quantize)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return dict(weights=weights, constants=constants, trained=trained, optimiser=optimiser_bytes(model, work.optimiser), gradients=trained * (work.accumulate > 1))
+    return dict(
+        weights=weights,
+        constants=constants,
+        trained=trained,
+        optimiser=optimiser_bytes(model, work.optimiser),
+        gradients=trained * (work.accumulate > 1),
+    )
+
 
 def remembered(function: Callable) -> Callable:
-    "A function of configurations, sections and other settings that answers the same question only once."
+    """A function of configurations, sections and other settings that answers the same question only
+    once."""
     known = {}
-    def told(x): return (type(x), x.to_json_string(use_diff=False)) if hasattr(x, "to_json_string") else x.model_dump_json() if isinstance(x, Adapt) else x
+
+    def told(x):
+        return (
+            (type(x), x.to_json_string(use_diff=False))
+            if hasattr(x, "to_json_string")
+            else x.model_dump_json()
+            if isinstance(x, Adapt)
+            else x
+        )
+
     @wraps(function)
     def answer(*settings):
-        if (key := tuple(map(told, settings))) not in known: known[key] = function(*settings)
+        if (key := tuple(map(told, settings))) not in known:
+            known[key] = function(*settings)
         return known[key]
+
     return answer
+
 
 @remembered
 def alike(config) -> bool:
     "Are all blocks from the second on of one size?"
-    many, size = config.num_hidden_layers, lambda blocks: sum(p.numel() for p in skeleton(cut(config, blocks)).parameters())
+    many, size = (
+        config.num_hidden_layers,
+        lambda blocks: sum(p.numel() for p in skeleton(cut(config, blocks)).parameters()),
+    )
     return many > 3 and size(2) + (many - 2) * (size(3) - size(2)) == size(many)
 
+
 def uniform(config, section: Adapt) -> bool:
-    "Are all blocks from the second on alike, and the section's wishes too? Only then does a line lead from a few of them to all."
-    plain = isinstance(section.targets, list) and all(re.fullmatch(r"\w+", t) for t in section.targets) or section.targets in ("all-linear", "family")
+    """Are all blocks from the second on alike, and the section's wishes too? Only then does a line
+    lead from a few of them to all."""
+    plain = (
+        isinstance(section.targets, list)
+        and all(re.fullmatch(r"\w+", t) for t in section.targets)
+        or section.targets in ("all-linear", "family")
+    )
     return section.method != "partial" and plain and alike(config)
+
 
 @remembered
 def standing(config, section: Adapt, work: Work) -> dict[str, int]:
     "Bytes that stay from step to step, by part."
-    if not uniform(config, section): return count(build(config, section, work), work)
+    if not uniform(config, section):
+        return count(build(config, section, work), work)
     two, three = (count(build(cut(config, n), section, work), work) for n in (2, 3))
     return {part: n + (config.num_hidden_layers - 2) * (three[part] - n) for part, n in two.items()}
 
+
 @remembered
 def counted(config, section: Adapt) -> dict[str, float]:
-    "What chapter 21's `trainable` will count, without walking through every block where they are alike."
-    if not uniform(config, section): return expected(config, section)
+    """What chapter 21's `trainable` will count, without walking through every block where they are
+    alike."""
+    if not uniform(config, section):
+        return expected(config, section)
     two, three = (expected(cut(config, n), section) for n in (2, 3))
-    counts = {kind: n + (config.num_hidden_layers - 2) * (three[kind] - n) for kind, n in two.items() if kind != "percent"}
+    counts = {
+        kind: n + (config.num_hidden_layers - 2) * (three[kind] - n)
+        for kind, n in two.items()
+        if kind != "percent"
+    }
     return counts | dict(percent=round(100 * counts["all"] / counts["total"], 3))
 
+
 def moving(config, section: Adapt, work: Work, learn: bool = True) -> Pass:
-    "The moments of a pass of the whole model; for a mixture of experts in float32 an upper bound, since PyTorch knows the shapes of its grouped products in 16 bits only."
+    """The moments of a pass of the whole model; for a mixture of experts in float32 an upper bound,
+    since PyTorch knows the shapes of its grouped products in 16 bits only."""
     plain = Work()  # what a pass does not depend on is set alike, so that it is walked through once
-    return walk(config, section, replace(work, optimiser=plain.optimiser, fp8=plain.fp8, quantize=work.quantize if work.quantize == "none" else plain.quantize, accumulate=min(2, work.accumulate)), learn)
+    return walk(
+        config,
+        section,
+        replace(
+            work,
+            optimiser=plain.optimiser,
+            fp8=plain.fp8,
+            quantize=work.quantize if work.quantize == "none" else plain.quantize,
+            accumulate=min(2, work.accumulate),
+        ),
+        learn,
+    )
+
 
 @remembered
 def walk(config, section: Adapt, work: Work, learn: bool) -> Pass:
@@ -261,35 +425,74 @@ def walk(config, section: Adapt, work: Work, learn: bool) -> Pass:
     if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
         half = walk(config, section, replace(work, mixed=True), learn)
         return Pass(2 * half.kept, 2 * half.loss, 2 * half.back, half.flops)
-    if not uniform(config, section): return simulate(build(config, section, work), work, learn)
+    if not uniform(config, section):
+        return simulate(build(config, section, work), work, learn)
     two, three = (simulate(build(cut(config, n), section, work), work, learn) for n in (2, 3))
     return two.towards(three, config.num_hidden_layers - 2)
 
 # %% ../../nbs/28_memory.ipynb #48825d9f
-CONTEXT, GAPS = 600 * 2**20, 0.05  # bytes of CUDA and its libraries; share of what comes and goes that the allocator loses in gaps
-COMPILED = {False: 0.75, True: 0.68}  # of what a layer's own code keeps, a compiled one keeps so much; the second with products in 8 bits
+CONTEXT, GAPS = (
+    600 * 2**20,
+    0.05,
+)  # bytes of CUDA and its libraries; share of what comes and goes that the allocator loses in gaps
+# of what a layer's own code keeps, a compiled one keeps so much; the second with products in 8 bits
+COMPILED = {
+    False: 0.75,
+    True: 0.68,
+}
+
 
 def at_peak(config, section: Adapt, work: Work, stays: dict[str, int]) -> dict[str, int]:
-    "Bytes by part at the peak of a training step, `allocated` their sum, `total` with gaps and CUDA, and the `flops` of a micro-batch."
+    """Bytes by part at the peak of a training step, `allocated` their sum, `total` with gaps and
+    CUDA, and the `flops` of a micro-batch."""
     now = moving(config, section, work)
-    if work.mixed and work.sliced and not work.recompute: now = now.without(int((1 - COMPILED[work.fp8]) * now.kept))
+    if work.mixed and work.sliced and not work.recompute:
+        now = now.without(int((1 - COMPILED[work.fp8]) * now.kept))
     peak = max(now.loss, now.back, stays["trained"] - stays["gradients"])
-    parts = stays | dict(activations=now.kept, logits=max(0, now.loss - now.kept), workspace=peak - max(now.loss, now.kept))
+    parts = stays | dict(
+        activations=now.kept,
+        logits=max(0, now.loss - now.kept),
+        workspace=peak - max(now.loss, now.kept),
+    )
     allocated, lost = sum(parts.values()), int(GAPS * peak + CONTEXT * work.mixed)
-    return parts | dict(allocated=allocated, fragmentation=lost, total=allocated + lost, flops=now.flops)
+    return parts | dict(
+        allocated=allocated, fragmentation=lost, total=allocated + lost, flops=now.flops
+    )
+
 
 def predict(config, section: Adapt = Adapt(), work: Work = Work()) -> dict[str, int]:
     "`at_peak` of a configuration of transformers, and `evaluation`, the peak of a validation pass."
     config = config.get_text_config()
-    parts, checking = at_peak(config, section, work, stays := standing(config, section, work)), moving(config, section, work, False)
+    parts, checking = (
+        at_peak(config, section, work, stays := standing(config, section, work)),
+        moving(config, section, work, False),
+    )
     return parts | dict(evaluation=sum(stays.values()) + checking.loss + parts["fragmentation"])
+
 
 def table(parts: dict[str, int]) -> Table:
     "A prediction, to look at."
-    about = dict(weights="frozen, as they are stored", constants="scales of quantised blocks", trained="adapters or trained weights, float32", optimiser="its running means", gradients="kept between micro-batches",
-                 activations="kept for the backward pass", logits="and their gradients, on top", workspace="gradients, recomputed blocks, unpacked weights at a later moment", fragmentation="gaps, and CUDA itself", total="of training", evaluation="peak of a validation pass")
+    about = dict(
+        weights="frozen, as they are stored",
+        constants="scales of quantised blocks",
+        trained="adapters or trained weights, float32",
+        optimiser="its running means",
+        gradients="kept between micro-batches",
+        activations="kept for the backward pass",
+        logits="and their gradients, on top",
+        workspace="gradients, recomputed blocks, unpacked weights at a later moment",
+        fragmentation="gaps, and CUDA itself",
+        total="of training",
+        evaluation="peak of a validation pass",
+    )
     grid = Table("part", "GiB", "what")
-    for name, words in about.items(): grid.add_row(name, f"{parts[name] / 2**30:.2f}", words, end_section=name in ("gradients", "fragmentation"))
+    for name, words in about.items():
+        grid.add_row(
+            name,
+            f"{parts[name] / 2**30:.2f}",
+            words,
+            end_section=name in ("gradients", "fragmentation"),
+        )
     return grid
 
 # %% ../../nbs/28_memory.ipynb #d3ce9df9
@@ -298,54 +501,126 @@ def need(config, section: Adapt, work: Work) -> int:
     config = config.get_text_config()
     return at_peak(config, section, work, standing(config, section, work))["total"]
 
+
 MOST = 512  # rows where the search ends: nobody needs a larger micro-batch to fill a device
 
-def largest(config, section: Adapt, work: Work, memory: int,  # bytes of the device
-            most: int = MOST) -> int:
-    "The rows of the largest micro-batch that fits, 0 where one row does not; `most` is that or more."
-    before, now = (0, 0), (work.rows, need(config, section, work))  # (rows, bytes) of the last two tries; a line through both tells where to look next
+
+def largest(
+    config,
+    section: Adapt,
+    work: Work,
+    memory: int,  # bytes of the device
+    most: int = MOST,
+) -> int:
+    """The rows of the largest micro-batch that fits, 0 where one row does not; `most` is that or
+    more."""
+    before, now = (
+        (0, 0),
+        (work.rows, need(config, section, work)),
+    )  # (rows, bytes) of the last two tries; a line through both tells where to look next
     fits, too_many = 0, most + 1
     while True:
-        if now[1] <= memory: fits = max(fits, now[0])
-        else: too_many = min(too_many, now[0])
-        there = int(now[0] + (memory - now[1]) * (now[0] - before[0]) / ((now[1] - before[1]) or 1) + 0.01)  # bytes are rounded: what lacks a hundredth of a row is tried
-        if too_many - fits <= 1 or 0 < before[0] < now[0] == fits == there: return fits  # the bytes of a row grow, if they change at all: behind two points the line is too low
+        if now[1] <= memory:
+            fits = max(fits, now[0])
+        else:
+            too_many = min(too_many, now[0])
+        there = int(
+            now[0] + (memory - now[1]) * (now[0] - before[0]) / ((now[1] - before[1]) or 1) + 0.01
+        )  # bytes are rounded: what lacks a hundredth of a row is tried
+        if too_many - fits <= 1 or 0 < before[0] < now[0] == fits == there:
+            # the bytes of a row grow, if they change at all: behind two points the line is too low
+            return fits
         there = min(max(there, fits + 1), too_many - 1)
         before, now = now, (there, need(config, section, replace(work, rows=there)))
 
 # %% ../../nbs/28_memory.ipynb #e06a5107
 def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[list[str], dict, dict]]:
-    "What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the section)."
-    wishes = [([], {}, {}, True), (["train.activations=recompute"], dict(recompute=True), {}, not work.recompute),
-              (["model.engine=fused"], dict(sliced=True), {}, fusable and not work.sliced), (["train.optimiser=adamw8bit"], dict(optimiser="adamw8bit"), {}, section.method == "full" and work.optimiser == "adamw"),
-              (["adapt.method=lora"] + ["adapt.parts=[]"] * bool(section.parts), {}, dict(method="lora", parts=[]), section.method != "lora"), (["model.quantize=nf4"], dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
-              *(([f"data.max_length={work.length // n}"], dict(length=work.length // n), {}, work.length > 128 * n) for n in (2, 4))]
+    """What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the
+    section)."""
+    wishes = [
+        ([], {}, {}, True),
+        (["train.activations=recompute"], dict(recompute=True), {}, not work.recompute),
+        (["model.engine=fused"], dict(sliced=True), {}, fusable and not work.sliced),
+        (
+            ["train.optimiser=adamw8bit"],
+            dict(optimiser="adamw8bit"),
+            {},
+            section.method == "full" and work.optimiser == "adamw",
+        ),
+        (
+            ["adapt.method=lora"] + ["adapt.parts=[]"] * bool(section.parts),
+            {},
+            dict(method="lora", parts=[]),
+            section.method != "lora",
+        ),
+        (["model.quantize=nf4"], dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
+        *(
+            (
+                [f"data.max_length={work.length // n}"],
+                dict(length=work.length // n),
+                {},
+                work.length > 128 * n,
+            )
+            for n in (2, 4)
+        ),
+    ]
     return [(words, keys, wish) for words, keys, wish, applies in wishes if applies]
 
+
 def remedies(config, section: Adapt, work: Work, memory: int, fusable: bool = False) -> list[dict]:
-    "Changes one after the other until the job fits: the change, rows and micro-batches of a step, and the bytes that all so far lead to."
+    """Changes one after the other until the job fits: the change, rows and micro-batches of a step,
+    and the bytes that all so far lead to."""
     done, step = [], work.rows * work.accumulate
     for words, keys, wish in changes(section, work, fusable):
-        section, least = section.model_copy(update=wish), replace(work := replace(work, **keys), rows=1, accumulate=step)
-        rows = max(n for n in range(1, max(1, largest(config, section, least, memory, step)) + 1) if step % n == 0)
+        section, least = (
+            section.model_copy(update=wish),
+            replace(work := replace(work, **keys), rows=1, accumulate=step),
+        )
+        rows = max(
+            n
+            for n in range(1, max(1, largest(config, section, least, memory, step)) + 1)
+            if step % n == 0
+        )
         total = need(config, section, now := replace(least, rows=rows, accumulate=step // rows))
-        done.append(dict(change=words, batch_size=rows, accumulate=now.accumulate, total=total, fits=total <= memory))
-        if done[-1]["fits"]: break
-    return done[done[0]["batch_size"] == work.rows and not done[0]["fits"]:]  # without the first, where it changed nothing
+        done.append(
+            dict(
+                change=words,
+                batch_size=rows,
+                accumulate=now.accumulate,
+                total=total,
+                fits=total <= memory,
+            )
+        )
+        if done[-1]["fits"]:
+            break
+    return done[
+        done[0]["batch_size"] == work.rows and not done[0]["fits"] :
+    ]  # without the first, where it changed nothing
 
 # %% ../../nbs/28_memory.ipynb #68481d76
-SHARES = (0.35, 0.65)  # of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
+SHARES = (
+    0.35,
+    0.65,
+)  # of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
+
 
 def product_speed(plan: Plan, size: int = 0) -> float:
-    "Floating point operations a second of a square product here, in the plan's format; the best of five."
-    size, dtype = size or (8192 if plan.device == "cuda" else 1024), getattr(torch, plan.compute_dtype)
+    """Floating point operations a second of a square product here, in the plan's format; the best
+    of five."""
+    size, dtype = (
+        size or (8192 if plan.device == "cuda" else 1024),
+        getattr(torch, plan.compute_dtype),
+    )
     a, b = (torch.randn(size, size, device=plan.device, dtype=dtype) for _ in range(2))
+
     def once() -> float:
         began = time.perf_counter()
         (a @ b)[0, 0].item()  # waits for a GPU
         return time.perf_counter() - began
+
     once()
-    return 2 * size ** 3 / min(once() for _ in range(5))
+    return 2 * size**3 / min(once() for _ in range(5))
+
 
 def seconds(flops: int, speed: float) -> tuple[float, float]:
     "The range of seconds that so many operations should take."

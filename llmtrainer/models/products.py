@@ -17,113 +17,242 @@ from typing import Optional
 # %% ../../nbs/29_products.ipynb #8832a8a8
 import torch
 from torch.library import wrap_triton
-try: import triton, triton.language as tl
-except ImportError: triton = None
+
+try:
+    import triton, triton.language as tl
+except ImportError:
+    triton = None
 
 # %% ../../nbs/29_products.ipynb #0afd300f
 from .loss import Unfit
 
 # %% ../../nbs/29_products.ipynb #dd21da5e
-def dequantize_plain(packed: torch.Tensor,               # uint8, two values in each
-                     code: torch.Tensor,                 # float32 (16,): the numbers that an index stands for
-                     constants: Sequence[torch.Tensor],  # [absmax], or nested: [uint8 indices, their 256 numbers, float32 scales, offset]
-                     rows: Optional[torch.Tensor],       # scale of each row, which the result is divided by; None for none
-                     n: int, k: int, block: int, block2: int  # rows, columns, values for a constant, constants for a second one
-                     ) -> torch.Tensor:
+def dequantize_plain(
+    packed: torch.Tensor,  # uint8, two values in each
+    code: torch.Tensor,  # float32 (16,): the numbers that an index stands for
+    constants: Sequence[
+        torch.Tensor
+    ],  # [absmax], or nested: [uint8 indices, their 256 numbers, float32 scales, offset]
+    rows: Optional[
+        torch.Tensor
+    ],  # scale of each row, which the result is divided by; None for none
+    n: int,
+    k: int,
+    block: int,
+    block2: int,  # rows, columns, values for a constant, constants for a second one
+) -> torch.Tensor:
     "The matrix (rows, columns) in float32, in plain PyTorch: what the kernel must give."
-    values = code[torch.stack([packed >> 4, packed & 15], -1).flatten().long()][:n * k]
+    values = code[torch.stack([packed >> 4, packed & 15], -1).flatten().long()][: n * k]
     absmax, *second = constants
-    if second: absmax = second[0][absmax.long()] * second[1].repeat_interleave(block2)[:len(absmax)] + second[2]
-    w = (values * absmax.repeat_interleave(block)[:n * k]).view(n, k)
+    if second:
+        absmax = (
+            second[0][absmax.long()] * second[1].repeat_interleave(block2)[: len(absmax)]
+            + second[2]
+        )
+    w = (values * absmax.repeat_interleave(block)[: n * k]).view(n, k)
     return w if rows is None else w / rows[:, None]
 
 # %% ../../nbs/29_products.ipynb #20f14a23
 if triton is not None:
+
     @triton.jit
-    def _dequantize_kernel(PACKED, CODE, ABSMAX, BOOK, SCALES, OFFSET, ROWS, OUT, AT, N, K, STRIDE, NESTED: tl.constexpr, BLOCK: tl.constexpr, BLOCK2: tl.constexpr,
-                           SCALED: tl.constexpr, TRANSPOSE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    def _dequantize_kernel(
+        PACKED,
+        CODE,
+        ABSMAX,
+        BOOK,
+        SCALES,
+        OFFSET,
+        ROWS,
+        OUT,
+        AT,
+        N,
+        K,
+        STRIDE,
+        NESTED: tl.constexpr,
+        BLOCK: tl.constexpr,
+        BLOCK2: tl.constexpr,
+        SCALED: tl.constexpr,
+        TRANSPOSE: tl.constexpr,
+        BN: tl.constexpr,
+        BK: tl.constexpr,
+    ):
         n = tl.program_id(0) * BN + tl.arange(0, BN)
         pair = tl.program_id(1) * (BK // 2) + tl.arange(0, BK // 2)
         at = n[:, None] * (K // 2) + pair[None, :]
         inside = (n[:, None] < N) & (pair[None, :] < K // 2)
         byte = tl.load(PACKED + at, mask=inside, other=0).to(tl.int32)
         block = at // (BLOCK // 2)
-        if NESTED: absmax = tl.load(BOOK + tl.load(ABSMAX + block, mask=inside, other=0).to(tl.int32)) * tl.load(SCALES + block // BLOCK2, mask=inside, other=0) + tl.load(OFFSET)
-        else: absmax = tl.load(ABSMAX + block, mask=inside, other=0)
-        if SCALED: absmax = absmax / tl.load(ROWS + n, mask=n < N, other=1)[:, None]
-        w = tl.reshape(tl.join(tl.load(CODE + (byte >> 4)) * absmax, tl.load(CODE + (byte & 15)) * absmax), [BN, BK])
+        if NESTED:
+            absmax = tl.load(
+                BOOK + tl.load(ABSMAX + block, mask=inside, other=0).to(tl.int32)
+            ) * tl.load(SCALES + block // BLOCK2, mask=inside, other=0) + tl.load(OFFSET)
+        else:
+            absmax = tl.load(ABSMAX + block, mask=inside, other=0)
+        if SCALED:
+            absmax = absmax / tl.load(ROWS + n, mask=n < N, other=1)[:, None]
+        w = tl.reshape(
+            tl.join(tl.load(CODE + (byte >> 4)) * absmax, tl.load(CODE + (byte & 15)) * absmax),
+            [BN, BK],
+        )
         k = tl.program_id(1) * BK + tl.arange(0, BK)
         stored = (n[:, None] < N) & (k[None, :] < K)
-        if TRANSPOSE: tl.store(OUT + AT + k[:, None] * STRIDE + n[None, :], tl.trans(w).to(OUT.dtype.element_ty), mask=tl.trans(stored))
-        else: tl.store(OUT + AT + n[:, None] * STRIDE + k[None, :], w.to(OUT.dtype.element_ty), mask=stored)
+        if TRANSPOSE:
+            tl.store(
+                OUT + AT + k[:, None] * STRIDE + n[None, :],
+                tl.trans(w).to(OUT.dtype.element_ty),
+                mask=tl.trans(stored),
+            )
+        else:
+            tl.store(
+                OUT + AT + n[:, None] * STRIDE + k[None, :], w.to(OUT.dtype.element_ty), mask=stored
+            )
 
 # %% ../../nbs/29_products.ipynb #34938219
 def operation(name: str):
-    "Make a function an operation of PyTorch's: one whose kernels a compiler sees and starts itself."
-    return (torch.library.custom_op if triton is None else torch.library.triton_op)(name, mutates_args=())
+    """Make a function an operation of PyTorch's: one whose kernels a compiler sees and starts
+    itself."""
+    return (torch.library.custom_op if triton is None else torch.library.triton_op)(
+        name, mutates_args=()
+    )
 
 # %% ../../nbs/29_products.ipynb #0bf39f4a
-def dequantize_into(out: torch.Tensor, first: int, # the row of it, or with `transpose` the column, where the matrix begins
-                    stored: Sequence[torch.Tensor], rows: Optional[torch.Tensor], n: int, k: int, block: int, block2: int, transpose: bool) -> None:
+def dequantize_into(
+    out: torch.Tensor,
+    first: int,  # the row of it, or with `transpose` the column, where the matrix begins
+    stored: Sequence[torch.Tensor],
+    rows: Optional[torch.Tensor],
+    n: int,
+    k: int,
+    block: int,
+    block2: int,
+    transpose: bool,
+) -> None:
     "One matrix by the kernel, into its place in a larger one."
     absmax, book, scales, offset = stored[2:] if len(stored) == 6 else (stored[2], *stored[1:2] * 3)
     at = first if transpose else first * out.stride(0)
     wrap_triton(_dequantize_kernel)[(triton.cdiv(n, 64), triton.cdiv(k, 128))](
-        *stored[:2], absmax, book, scales, offset, stored[1] if rows is None else rows, out, at, n, k, out.stride(0), len(stored) == 6, block, block2, rows is not None, transpose, 64, 128, num_warps=4)
+        *stored[:2],
+        absmax,
+        book,
+        scales,
+        offset,
+        stored[1] if rows is None else rows,
+        out,
+        at,
+        n,
+        k,
+        out.stride(0),
+        len(stored) == 6,
+        block,
+        block2,
+        rows is not None,
+        transpose,
+        64,
+        128,
+        num_warps=4,
+    )
+
 
 def each(stored: Sequence[torch.Tensor], count: int) -> list[Sequence[torch.Tensor]]:
     "The tensors of each of `count` matrices."
     size = len(stored) // count
-    return [stored[i * size:(i + 1) * size] for i in range(count)]
+    return [stored[i * size : (i + 1) * size] for i in range(count)]
 
-def dequantize_to(out: torch.Tensor, stored: Sequence[torch.Tensor], rows: Optional[torch.Tensor], shape: Sequence[int], transpose: bool) -> None:
-    "Matrices below each other, or the transpose of that, into the first columns of `out`: by the kernel on a GPU, else `dequantize_plain`."
+
+def dequantize_to(
+    out: torch.Tensor,
+    stored: Sequence[torch.Tensor],
+    rows: Optional[torch.Tensor],
+    shape: Sequence[int],
+    transpose: bool,
+) -> None:
+    """Matrices below each other, or the transpose of that, into the first columns of `out`: by the
+    kernel on a GPU, else `dequantize_plain`."""
     (k, block, block2), sizes, first = shape[:3], shape[3:], 0
     for p, n in zip(each(stored, len(sizes)), sizes):
-        r = None if rows is None else rows[first:first + n]
-        if out.is_cuda: dequantize_into(out, first, p, r, n, k, block, block2, transpose)
-        else: (out[:, first:first + n].t() if transpose else out[first:first + n, :k]).copy_(dequantize_plain(p[0], p[1], p[2:], r, n, k, block, block2))
+        r = None if rows is None else rows[first : first + n]
+        if out.is_cuda:
+            dequantize_into(out, first, p, r, n, k, block, block2, transpose)
+        else:
+            (out[:, first : first + n].t() if transpose else out[first : first + n, :k]).copy_(
+                dequantize_plain(p[0], p[1], p[2:], r, n, k, block, block2)
+            )
         first += n
 
+
 @operation("llmtrainer::dequantize")
-def dequantize(stored: Sequence[torch.Tensor], # of each matrix: packed, code, constants
-               rows: Optional[torch.Tensor],   # scales of all rows
-               shape: Sequence[int],           # columns, values for a constant, constants for a second one, then the rows of each matrix
-               transpose: bool, dtype: torch.dtype) -> torch.Tensor:
+def dequantize(
+    stored: Sequence[torch.Tensor],  # of each matrix: packed, code, constants
+    rows: Optional[torch.Tensor],  # scales of all rows
+    shape: Sequence[
+        int
+    ],  # columns, values for a constant, constants for a second one, then the rows of each matrix
+    transpose: bool,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     "The numbers of stored matrices; an operation of its own, so that a compiler takes it as it is."
     out = dequantized_like(stored, rows, shape, transpose, dtype)
     dequantize_to(out, stored, rows, shape, transpose)
     return out
 
+
 @dequantize.register_fake
 def dequantized_like(stored, rows, shape, transpose, dtype):
     "The result, empty."
-    return stored[0].new_empty((shape[0], sum(shape[3:])) if transpose else (sum(shape[3:]), shape[0]), dtype=dtype)
+    return stored[0].new_empty(
+        (shape[0], sum(shape[3:])) if transpose else (sum(shape[3:]), shape[0]), dtype=dtype
+    )
 
 # %% ../../nbs/29_products.ipynb #93a7b35f
 F8, F8_MAX, TINY = torch.float8_e4m3fn, 448.0, 1e-12
 
+
 @dataclass(frozen=True)
 class Frozen:
     "Frozen matrices with the same columns, as they are stored."
-    stored: tuple[torch.Tensor, ...]  # of each (weight,), or (packed, code, constants ...)
-    shape: tuple[int, ...]            # columns, of 4-bit ones values for a constant and constants for a second one, then the rows of each
-    dtype: torch.dtype                # of the arithmetic
-    rows: torch.Tensor | None = None  # float32 (all rows,): for FP8, what each row is divided by
-    ahead: bool = True                # with rows: are inputs multiplied in FP8 too, or only the gradients that come back?
 
-def matrix(stored: Sequence[torch.Tensor], shape: Sequence[int], rows: torch.Tensor | None, transpose: bool, dtype: torch.dtype) -> torch.Tensor:
+    stored: tuple[torch.Tensor, ...]  # of each (weight,), or (packed, code, constants ...)
+    # columns, of 4-bit ones values for a constant and constants for a second one, then the rows of
+    # each
+    shape: tuple[int, ...]
+    dtype: torch.dtype  # of the arithmetic
+    rows: torch.Tensor | None = None  # float32 (all rows,): for FP8, what each row is divided by
+    ahead: bool = (
+        True  # with rows: are inputs multiplied in FP8 too, or only the gradients that come back?
+    )
+
+
+def matrix(
+    stored: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    rows: torch.Tensor | None,
+    transpose: bool,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     "The numbers of stored matrices below each other, or of the transpose of that."
-    if len(stored) > len(shape) - 3: return dequantize(list(stored), rows, list(shape), transpose, dtype)
+    if len(stored) > len(shape) - 3:
+        return dequantize(list(stored), rows, list(shape), transpose, dtype)
     w = stored[0] if len(stored) == 1 else torch.cat(stored)
     w = (w if rows is None else w.float() / rows[:, None]).to(dtype)
     return w.t().contiguous() if transpose else w
+
 
 def join(parts: Sequence[Frozen]) -> Frozen:
     "Several of them as one."
     one = parts[0]
     rows = None if one.rows is None else torch.cat([p.rows for p in parts])
-    return one if len(parts) == 1 else Frozen(sum((p.stored for p in parts), ()), one.shape[:3] + sum((p.shape[3:] for p in parts), ()), one.dtype, rows, one.ahead)
+    return (
+        one
+        if len(parts) == 1
+        else Frozen(
+            sum((p.stored for p in parts), ()),
+            one.shape[:3] + sum((p.shape[3:] for p in parts), ()),
+            one.dtype,
+            rows,
+            one.ahead,
+        )
+    )
 
 # %% ../../nbs/29_products.ipynb #8704af67
 def stored_now(layer: torch.nn.Module) -> torch.Tensor:
@@ -131,23 +260,56 @@ def stored_now(layer: torch.nn.Module) -> torch.Tensor:
     packed = getattr(layer, "quant_state", None) is not None
     return layer.weight.detach().view(torch.uint8).flatten() if packed else layer.weight.detach()
 
+
 def nf4_parts(weight) -> tuple[tuple, tuple]:
     "(stored, shape) of a bitsandbytes 4-bit weight."
     state = weight.quant_state
-    if state is None: raise Unfit("4-bit weights that are not quantised yet")
+    if state is None:
+        raise Unfit("4-bit weights that are not quantised yet")
     n, k = state.shape
-    if k % 2 or n * k >= 2 ** 31: raise Unfit("an odd number of columns, or more weights than a 32-bit number counts")
-    second = (state.state2.code, state.state2.absmax, state.offset.float().reshape(1)) if state.nested else ()
-    return (weight.data.view(torch.uint8).flatten(), state.code.float(), state.absmax, *second), (k, state.blocksize, state.state2.blocksize if state.nested else 1, n)
+    if k % 2 or n * k >= 2**31:
+        raise Unfit("an odd number of columns, or more weights than a 32-bit number counts")
+    second = (
+        (state.state2.code, state.state2.absmax, state.offset.float().reshape(1))
+        if state.nested
+        else ()
+    )
+    return (weight.data.view(torch.uint8).flatten(), state.code.float(), state.absmax, *second), (
+        k,
+        state.blocksize,
+        state.state2.blocksize if state.nested else 1,
+        n,
+    )
 
-def frozen(layer: torch.nn.Module, # a linear layer of PyTorch or bitsandbytes
-           fp8: bool, ahead: bool = True) -> Frozen:
+
+def frozen(
+    layer: torch.nn.Module,  # a linear layer of PyTorch or bitsandbytes
+    fp8: bool,
+    ahead: bool = True,
+) -> Frozen:
     "A layer's weight as the products below take it; raises `Unfit` for one they cannot."
-    if hasattr(layer.weight, "quant_state"): (stored, shape), dtype = nf4_parts(layer.weight), layer.compute_dtype or layer.weight.quant_state.dtype
-    elif type(layer) is torch.nn.Linear: stored, shape, dtype = (layer.weight.data,), (layer.weight.shape[1], 1, 1, layer.weight.shape[0]), layer.weight.dtype
-    else: raise Unfit(f"{type(layer).__name__}, which is no plain linear layer")
-    if not fp8 or shape[0] % 16 or shape[3] % 16: return Frozen(stored, shape, dtype)
-    return Frozen(stored, shape, dtype, matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY) / F8_MAX, ahead)
+    if hasattr(layer.weight, "quant_state"):
+        (stored, shape), dtype = (
+            nf4_parts(layer.weight),
+            layer.compute_dtype or layer.weight.quant_state.dtype,
+        )
+    elif type(layer) is torch.nn.Linear:
+        stored, shape, dtype = (
+            (layer.weight.data,),
+            (layer.weight.shape[1], 1, 1, layer.weight.shape[0]),
+            layer.weight.dtype,
+        )
+    else:
+        raise Unfit(f"{type(layer).__name__}, which is no plain linear layer")
+    if not fp8 or shape[0] % 16 or shape[3] % 16:
+        return Frozen(stored, shape, dtype)
+    return Frozen(
+        stored,
+        shape,
+        dtype,
+        matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY) / F8_MAX,
+        ahead,
+    )
 
 # %% ../../nbs/29_products.ipynb #2e870ca5
 def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,105 +317,210 @@ def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=TINY) / F8_MAX
     return (x.float() / scale).to(F8).contiguous(), scale
 
-def scaled_product(a: torch.Tensor, b: torch.Tensor,   # FP8: (m, k), (n, k)
-                   sa: torch.Tensor, sb: torch.Tensor, # float32 scales: (m, 1), (1, n)
-                   dtype: torch.dtype) -> torch.Tensor:
+
+def scaled_product(
+    a: torch.Tensor,
+    b: torch.Tensor,  # FP8: (m, k), (n, k)
+    sa: torch.Tensor,
+    sb: torch.Tensor,  # float32 scales: (m, 1), (1, n)
+    dtype: torch.dtype,
+) -> torch.Tensor:
     "a b' with the scales put back; on a GPU one product in FP8, elsewhere its definition."
-    if a.is_cuda: return torch._scaled_mm(a, b.t(), sa, sb, out_dtype=dtype, use_fast_accum=True)
+    if a.is_cuda:
+        return torch._scaled_mm(a, b.t(), sa, sb, out_dtype=dtype, use_fast_accum=True)
     return ((a.float() @ b.float().t()) * sa * sb).to(dtype)
 
-def product(x: torch.Tensor, stored: Sequence[torch.Tensor], shape: Sequence[int], rows: torch.Tensor | None,
-            back: bool # x W instead of x W'
-           ) -> torch.Tensor:
-    "The product with a stored matrix. On the way back the sum runs over its rows, so their scales are folded into x before x is rounded."
-    if rows is None and len(stored) == len(shape) - 3: return x @ (matrix(stored, shape, None, False, x.dtype) if back else matrix(stored, shape, None, False, x.dtype).t())
-    if rows is None: return x @ matrix(stored, shape, None, back, x.dtype).t()  # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all unpacked weights in between
+
+def product(
+    x: torch.Tensor,
+    stored: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    rows: torch.Tensor | None,
+    back: bool,  # x W instead of x W'
+) -> torch.Tensor:
+    """The product with a stored matrix. On the way back the sum runs over its rows, so their scales
+    are folded into x before x is rounded."""
+    if rows is None and len(stored) == len(shape) - 3:
+        return x @ (
+            matrix(stored, shape, None, False, x.dtype)
+            if back
+            else matrix(stored, shape, None, False, x.dtype).t()
+        )
+    # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all
+    # unpacked weights in between
+    if rows is None:
+        return x @ matrix(stored, shape, None, back, x.dtype).t()
     x8, scale = to_fp8(x.float() * rows if back else x)
     w8 = matrix(stored, shape, rows, back, F8)
-    return scaled_product(x8, w8, scale, torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None], x.dtype)
+    return scaled_product(
+        x8,
+        w8,
+        scale,
+        torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None],
+        x.dtype,
+    )
 
 # %% ../../nbs/29_products.ipynb #bfda11f5
-def diagonal(B: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+def diagonal(
+    B: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dtype
+) -> torch.Tensor:
     "(all rows, all ranks): each scale * B in its own block, rounded once."
     return torch.block_diag(*[(scale * b.float()).to(dtype) for scale, b in zip(scales, B)])
 
+
 def added(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    "a + b, rounded once. Written out, so that a compiler joins it with what reads the sum: `addmm` would copy a, then read and write it."
+    """a + b, rounded once. Written out, so that a compiler joins it with what reads the sum:
+    `addmm` would copy a, then read and write it."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) + b.to(wide)).to(a.dtype)
+
 
 def by_rank(d: torch.Tensor, A: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     "The gradient of all A below each other, for each of them."
     return [one.to(a.dtype) for one, a in zip(d.split([len(a) for a in A]), A)]
 
-def blocks(d: torch.Tensor, sizes: Sequence[int], scales: Sequence[float], B: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+
+def blocks(
+    d: torch.Tensor, sizes: Sequence[int], scales: Sequence[float], B: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
     "The blocks of the gradient of `diagonal`, for each B."
     ranks = [b.shape[1] for b in B]
-    return [(scale * rows.split(ranks, 1)[i]).to(b.dtype) for i, (rows, scale, b) in enumerate(zip(d.split(list(sizes)), scales, B))]
+    return [
+        (scale * rows.split(ranks, 1)[i]).to(b.dtype)
+        for i, (rows, scale, b) in enumerate(zip(d.split(list(sizes)), scales, B))
+    ]
+
 
 class LoraProduct(torch.autograd.Function):
-    "x W' + (x A') B' for matrices below each other with an adapter each, W read from its stored form in both directions; B holds the adapters' scales."
+    """x W' + (x A') B' for matrices below each other with an adapter each, W read from its stored
+    form in both directions; B holds the adapters' scales."""
+
     @staticmethod
-    def forward(ctx, x,    # (tokens, columns)
-                dropped,   # the adapter's input where dropout made it another, else None; then there is one matrix
-                scales: tuple, shape: tuple, rows, ahead: bool, *tensors # A of each, B of each, what is stored of each
-               ):
+    def forward(
+        ctx,
+        x,  # (tokens, columns)
+        # the adapter's input where dropout made it another, else None; then there is one matrix
+        dropped,
+        scales: tuple,
+        shape: tuple,
+        rows,
+        ahead: bool,
+        *tensors,  # A of each, B of each, what is stored of each
+    ):
         m, inner = len(scales), x if dropped is None else dropped
-        A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
+        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
         h = inner @ torch.cat(A).to(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
-        return added(product(x, stored, shape, rows if ahead else None, False), h @ diagonal(B, scales, x.dtype).t())
+        return added(
+            product(x, stored, shape, rows if ahead else None, False),
+            h @ diagonal(B, scales, x.dtype).t(),
+        )
 
     @staticmethod
     def backward(ctx, g):
         inner, h, rows, *tensors = ctx.saved_tensors
         m, sizes = len(ctx.scales), ctx.shape[3:]
-        A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
+        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
         a, gh = torch.cat(A).to(g.dtype), g @ diagonal(B, ctx.scales, g.dtype)
         dx = product(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
-        if dx is not None and not ctx.apart: dx = added(dx, gh @ a)
-        return dx, gh @ a if ctx.apart else None, *[None] * 4, *by_rank(gh.t() @ inner, A), *blocks(g.t() @ h, sizes, ctx.scales, B), *[None] * len(stored)
+        if dx is not None and not ctx.apart:
+            dx = added(dx, gh @ a)
+        return (
+            dx,
+            gh @ a if ctx.apart else None,
+            *[None] * 4,
+            *by_rank(gh.t() @ inner, A),
+            *blocks(g.t() @ h, sizes, ctx.scales, B),
+            *[None] * len(stored),
+        )
 
 # %% ../../nbs/29_products.ipynb #ed4333c4
-F8_ROOM, MOST = 128, 128  # columns that the chip takes at once; ranks of the adapters together that may ride along
+F8_ROOM, MOST = (
+    128,
+    128,
+)  # columns that the chip takes at once; ranks of the adapters together that may ride along
+
 
 def room(ranks: int) -> int:
     "Columns that adapters take in a product: three for each rank, in full blocks."
     return -(-3 * ranks // F8_ROOM) * F8_ROOM
 
-def halves(v: torch.Tensor # float32, at most 448
-          ) -> tuple[torch.Tensor, torch.Tensor]:
-    "(high, low): FP8 numbers whose sum is v to one part in 256; the mantissa is rounded to three digits, and the rest of it is the second number."
+
+def halves(
+    v: torch.Tensor,  # float32, at most 448
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(high, low): FP8 numbers whose sum is v to one part in 256; the mantissa is rounded to three
+    digits, and the rest of it is the second number."""
     near = ((v.view(torch.int32) + 0x80000) & -0x100000).view(torch.float32)
     return near.to(F8), (v - near).to(F8)
 
 # %% ../../nbs/29_products.ipynb #d71f4914
-def reach_of(wide: torch.Tensor,              # (outputs, ranks): what h is multiplied by
-             rows: Optional[torch.Tensor]     # scales of the outputs, or None
-            ) -> torch.Tensor:
+def reach_of(
+    wide: torch.Tensor,  # (outputs, ranks): what h is multiplied by
+    rows: Optional[torch.Tensor],  # scales of the outputs, or None
+) -> torch.Tensor:
     "(ranks,) float32: what each column is divided by, so that its largest number becomes 448."
     wide = wide.float() if rows is None else wide.float() / rows[:, None]
     return wide.abs().amax(0).clamp(min=TINY) / F8_MAX
 
-def row_scale(x: torch.Tensor, thin: torch.Tensor, # (tokens, columns), (ranks, columns)
-              reach: torch.Tensor, rows: Optional[torch.Tensor] # scales that are folded into x
-             ) -> torch.Tensor:
-    "(tokens, 1) float32: what a row is divided by, so that neither its numbers nor x thin' * reach exceed 448."
+
+def row_scale(
+    x: torch.Tensor,
+    thin: torch.Tensor,  # (tokens, columns), (ranks, columns)
+    reach: torch.Tensor,
+    rows: Optional[torch.Tensor],  # scales that are folded into x
+) -> torch.Tensor:
+    """(tokens, 1) float32: what a row is divided by, so that neither its numbers nor x thin' *
+    reach exceed 448."""
     v = x.float()
     share = (thin.float().norm(dim=1) * reach).max() * (v * v).sum(-1, keepdim=True).sqrt()
-    return torch.maximum((v if rows is None else v * rows).abs().amax(-1, keepdim=True), share).clamp(min=TINY) / F8_MAX
+    return (
+        torch.maximum((v if rows is None else v * rows).abs().amax(-1, keepdim=True), share).clamp(
+            min=TINY
+        )
+        / F8_MAX
+    )
 
-def tail(t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, # (n, ranks), (ranks,), (n, 1)
-         inputs: bool) -> torch.Tensor:
-    "(n, room): the columns of t * cols / rows in halves: high, low, high for inputs; high, high, low for weights; then zeros."
+
+def tail(
+    t: torch.Tensor,
+    cols: torch.Tensor,
+    rows: torch.Tensor,  # (n, ranks), (ranks,), (n, 1)
+    inputs: bool,
+) -> torch.Tensor:
+    """(n, room): the columns of t * cols / rows in halves: high, low, high for inputs; high, high,
+    low for weights; then zeros."""
     high, low = halves(t.float() * cols / rows)
-    return torch.cat([high, *((low, high) if inputs else (high, low)), high.new_zeros(len(t), room(t.shape[1]) - 3 * t.shape[1])], 1)
+    return torch.cat(
+        [
+            high,
+            *((low, high) if inputs else (high, low)),
+            high.new_zeros(len(t), room(t.shape[1]) - 3 * t.shape[1]),
+        ],
+        1,
+    )
 
 # %% ../../nbs/29_products.ipynb #dfa09489
 if triton is not None:
+
     @triton.jit
-    def _rows_kernel(X, THIN, ROWS, SCALES, OUT, H, M, K, R, STRIDE, SCALED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr):
+    def _rows_kernel(
+        X,
+        THIN,
+        ROWS,
+        SCALES,
+        OUT,
+        H,
+        M,
+        K,
+        R,
+        STRIDE,
+        SCALED: tl.constexpr,
+        BM: tl.constexpr,
+        BK: tl.constexpr,
+        BR: tl.constexpr,
+    ):
         m, r = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64), tl.arange(0, BR)
         inverse = 1.0 / tl.load(SCALES + m, mask=m < M, other=1.0)[:, None]
         h = tl.zeros([BM, BR], tl.float32)
@@ -261,116 +528,306 @@ if triton is not None:
             k = first + tl.arange(0, BK)
             inside = (m[:, None] < M) & (k[None, :] < K)
             x = tl.load(X + m[:, None] * K + k[None, :], mask=inside, other=0.0)
-            h = tl.dot(x, tl.trans(tl.load(THIN + r[:, None] * K + k[None, :], mask=(r[:, None] < R) & (k[None, :] < K), other=0.0)), h)
+            h = tl.dot(
+                x,
+                tl.trans(
+                    tl.load(
+                        THIN + r[:, None] * K + k[None, :],
+                        mask=(r[:, None] < R) & (k[None, :] < K),
+                        other=0.0,
+                    )
+                ),
+                h,
+            )
             v = x.to(tl.float32)
-            if SCALED: v = v * tl.load(ROWS + k, mask=k < K, other=0.0)[None, :]
-            tl.store(OUT + m[:, None] * STRIDE + k[None, :], (v * inverse).to(OUT.dtype.element_ty), mask=inside)
-        tl.store(H + m[:, None] * R + r[None, :], h.to(H.dtype.element_ty), mask=(m[:, None] < M) & (r[None, :] < R))
+            if SCALED:
+                v = v * tl.load(ROWS + k, mask=k < K, other=0.0)[None, :]
+            tl.store(
+                OUT + m[:, None] * STRIDE + k[None, :],
+                (v * inverse).to(OUT.dtype.element_ty),
+                mask=inside,
+            )
+        tl.store(
+            H + m[:, None] * R + r[None, :],
+            h.to(H.dtype.element_ty),
+            mask=(m[:, None] < M) & (r[None, :] < R),
+        )
 
     @triton.jit
-    def _tail_kernel(T, COLS, ROWS, OUT, AT, N, R, STRIDE, ROOM, INPUTS: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, BE: tl.constexpr):
-        n, r, e = (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)[:, None], tl.arange(0, BR)[None, :], tl.arange(0, BE)[None, :]
+    def _tail_kernel(
+        T,
+        COLS,
+        ROWS,
+        OUT,
+        AT,
+        N,
+        R,
+        STRIDE,
+        ROOM,
+        INPUTS: tl.constexpr,
+        BN: tl.constexpr,
+        BR: tl.constexpr,
+        BE: tl.constexpr,
+    ):
+        n, r, e = (
+            (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)[:, None],
+            tl.arange(0, BR)[None, :],
+            tl.arange(0, BE)[None, :],
+        )
         inside = (n < N) & (r < R)
-        v = tl.load(T + n * R + r, mask=inside, other=0.0).to(tl.float32) * tl.load(COLS + r, mask=r < R, other=0.0) / tl.load(ROWS + n, mask=n < N, other=1.0)
+        v = (
+            tl.load(T + n * R + r, mask=inside, other=0.0).to(tl.float32)
+            * tl.load(COLS + r, mask=r < R, other=0.0)
+            / tl.load(ROWS + n, mask=n < N, other=1.0)
+        )
         near = ((v.to(tl.int32, bitcast=True) + 0x80000) & -0x100000).to(tl.float32, bitcast=True)
-        high, low, row = near.to(OUT.dtype.element_ty), (v - near).to(OUT.dtype.element_ty), OUT + AT + n * STRIDE
+        high, low, row = (
+            near.to(OUT.dtype.element_ty),
+            (v - near).to(OUT.dtype.element_ty),
+            OUT + AT + n * STRIDE,
+        )
         tl.store(row + r, high, mask=inside)
         tl.store(row + R + r, low if INPUTS else high, mask=inside)
         tl.store(row + 2 * R + r, high if INPUTS else low, mask=inside)
-        tl.store(row + e, tl.zeros([BN, BE], tl.float32).to(OUT.dtype.element_ty), mask=(n < N) & (e >= 3 * R) & (e < ROOM))
+        tl.store(
+            row + e,
+            tl.zeros([BN, BE], tl.float32).to(OUT.dtype.element_ty),
+            mask=(n < N) & (e >= 3 * R) & (e < ROOM),
+        )
 
 # %% ../../nbs/29_products.ipynb #12273022
-TILE = 32, 256, 4, 1  # tokens and columns of a program, its warps, stages of its pipeline; with 64 tokens and three stages Triton 3.6 takes asynchronous products and reads what is not there yet
+# tokens and columns of a program, its warps, stages of its pipeline; with 64 tokens and three
+# stages Triton 3.6 takes asynchronous products and reads what is not there yet
+TILE = (
+    32,
+    256,
+    4,
+    1,
+)
 
-def tail_to(out: torch.Tensor, t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, inputs: bool) -> None:
+
+def tail_to(
+    out: torch.Tensor, t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, inputs: bool
+) -> None:
     "`tail` into the last columns of a row-major matrix."
     (n, r), wide = t.shape, room(t.shape[1])
-    if not out.is_cuda: out[:, -wide:] = tail(t, cols, rows, inputs); return
-    wrap_triton(_tail_kernel)[(triton.cdiv(n, 32),)](t, cols, rows, out, out.shape[1] - wide, n, r, out.stride(0), wide, inputs, 32, max(16, triton.next_power_of_2(r)), triton.next_power_of_2(wide), num_warps=4)
+    if not out.is_cuda:
+        out[:, -wide:] = tail(t, cols, rows, inputs)
+        return
+    wrap_triton(_tail_kernel)[(triton.cdiv(n, 32),)](
+        t,
+        cols,
+        rows,
+        out,
+        out.shape[1] - wide,
+        n,
+        r,
+        out.stride(0),
+        wide,
+        inputs,
+        32,
+        max(16, triton.next_power_of_2(r)),
+        triton.next_power_of_2(wide),
+        num_warps=4,
+    )
+
 
 @operation("llmtrainer::round_rows")
-def round_rows(x: torch.Tensor, thin: torch.Tensor, reach: torch.Tensor, rows: Optional[torch.Tensor], scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def round_rows(
+    x: torch.Tensor,
+    thin: torch.Tensor,
+    reach: torch.Tensor,
+    rows: Optional[torch.Tensor],
+    scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     "(FP8 (tokens, columns + room): x * rows / scale and the tail of h; h = x thin')."
     (m, k), r, x = x.shape, len(thin), x.contiguous()
     out, h = rounded_like(x, thin, reach, rows, scale)
     if x.is_cuda:
         ranks = max(16, triton.next_power_of_2(r))
-        wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE[0]),)](x, thin, scale if rows is None else rows, scale, out, h, m, k, r, out.stride(0), rows is not None, *TILE[:2], ranks, num_warps=TILE[2], num_stages=TILE[3])
+        wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE[0]),)](
+            x,
+            thin,
+            scale if rows is None else rows,
+            scale,
+            out,
+            h,
+            m,
+            k,
+            r,
+            out.stride(0),
+            rows is not None,
+            *TILE[:2],
+            ranks,
+            num_warps=TILE[2],
+            num_stages=TILE[3],
+        )
     else:
         out[:, :k] = ((x.float() if rows is None else x.float() * rows) * (1 / scale)).to(F8)
         torch.mm(x, thin.t(), out=h)
     tail_to(out, h, reach, scale, True)
     return out, h
 
+
 @round_rows.register_fake
 def rounded_like(x, thin, reach, rows, scale):
     "The results, empty."
-    return x.new_empty(x.shape[0], x.shape[1] + room(thin.shape[0]), dtype=F8), x.new_empty(x.shape[0], thin.shape[0])
+    return x.new_empty(x.shape[0], x.shape[1] + room(thin.shape[0]), dtype=F8), x.new_empty(
+        x.shape[0], thin.shape[0]
+    )
 
 # %% ../../nbs/29_products.ipynb #44a833b8
 @operation("llmtrainer::dequantize_beside")
-def dequantize_beside(stored: Sequence[torch.Tensor], rows: torch.Tensor, shape: Sequence[int], transpose: bool, wide: torch.Tensor, cols: torch.Tensor, tail_rows: torch.Tensor) -> torch.Tensor:
+def dequantize_beside(
+    stored: Sequence[torch.Tensor],
+    rows: torch.Tensor,
+    shape: Sequence[int],
+    transpose: bool,
+    wide: torch.Tensor,
+    cols: torch.Tensor,
+    tail_rows: torch.Tensor,
+) -> torch.Tensor:
     "Stored 4-bit matrices in FP8, with the tail of `wide` beside them."
     out = beside_like(stored, rows, shape, transpose, wide, cols, tail_rows)
     dequantize_to(out, stored, rows, shape, transpose)
     tail_to(out, wide, cols, tail_rows, False)
     return out
 
+
 @dequantize_beside.register_fake
 def beside_like(stored, rows, shape, transpose, wide, cols, tail_rows):
     "The result, empty."
-    return stored[0].new_empty(wide.shape[0], (sum(shape[3:]) if transpose else shape[0]) + room(wide.shape[1]), dtype=F8)
+    return stored[0].new_empty(
+        wide.shape[0], (sum(shape[3:]) if transpose else shape[0]) + room(wide.shape[1]), dtype=F8
+    )
 
-def product_beside(x: torch.Tensor, stored: Sequence[torch.Tensor], shape: Sequence[int], rows: torch.Tensor,
-                   thin: torch.Tensor, wide: torch.Tensor, # (ranks, columns of x), (outputs, ranks)
-                   back: bool) -> tuple[torch.Tensor, ...]:
-    "(x W' + (x thin') wide', or x W + that on the way back, in one FP8 product; x in FP8; its scales; x thin')."
-    thin, wide, out_rows = thin.contiguous(), wide.contiguous(), torch.ones_like(rows[:1]).expand(len(wide)).contiguous() if back else rows
+
+def product_beside(
+    x: torch.Tensor,
+    stored: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    rows: torch.Tensor,
+    thin: torch.Tensor,
+    wide: torch.Tensor,  # (ranks, columns of x), (outputs, ranks)
+    back: bool,
+) -> tuple[torch.Tensor, ...]:
+    """(x W' + (x thin') wide', or x W + that on the way back, in one FP8 product; x in FP8; its
+    scales; x thin')."""
+    thin, wide, out_rows = (
+        thin.contiguous(),
+        wide.contiguous(),
+        torch.ones_like(rows[:1]).expand(len(wide)).contiguous() if back else rows,
+    )
     reach = reach_of(wide, None if back else rows)
     scale = row_scale(x, thin, reach, rows if back else None)
     x8, h = round_rows(x, thin, reach, rows if back else None, scale)
-    if len(stored) > len(shape) - 3: w8 = dequantize_beside(list(stored), rows, list(shape), back, wide, 1 / reach, out_rows[:, None])
-    else: w8 = torch.cat([matrix(stored, shape, rows, back, F8), tail(wide, 1 / reach, out_rows[:, None], False)], 1)
+    if len(stored) > len(shape) - 3:
+        w8 = dequantize_beside(
+            list(stored), rows, list(shape), back, wide, 1 / reach, out_rows[:, None]
+        )
+    else:
+        w8 = torch.cat(
+            [
+                matrix(stored, shape, rows, back, F8),
+                tail(wide, 1 / reach, out_rows[:, None], False),
+            ],
+            1,
+        )
     return scaled_product(x8, w8, scale, out_rows[None], x.dtype), x8, scale, h
 
 # %% ../../nbs/29_products.ipynb #363db987
 if triton is not None:
+
     @triton.jit
-    def _thin_kernel(H, X, SCALES, OUT, M, K, R, STRIDE, CHUNK, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr):
+    def _thin_kernel(
+        H,
+        X,
+        SCALES,
+        OUT,
+        M,
+        K,
+        R,
+        STRIDE,
+        CHUNK,
+        BM: tl.constexpr,
+        BK: tl.constexpr,
+        BR: tl.constexpr,
+    ):
         k, r = tl.program_id(0) * BK + tl.arange(0, BK), tl.arange(0, BR)
         total = tl.zeros([BR, BK], tl.float32)
         begin = tl.program_id(1) * CHUNK
         for first in range(begin, min(begin + CHUNK, M), BM):
             m = (first + tl.arange(0, BM)).to(tl.int64)
-            h = tl.load(H + m[:, None] * R + r[None, :], mask=(m[:, None] < M) & (r[None, :] < R), other=0.0)
+            h = tl.load(
+                H + m[:, None] * R + r[None, :], mask=(m[:, None] < M) & (r[None, :] < R), other=0.0
+            )
             scale = tl.load(SCALES + m, mask=m < M, other=0.0)[:, None]
-            x = tl.load(X + m[:, None] * STRIDE + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0).to(h.dtype)
+            x = tl.load(
+                X + m[:, None] * STRIDE + k[None, :],
+                mask=(m[:, None] < M) & (k[None, :] < K),
+                other=0.0,
+            ).to(h.dtype)
             total = tl.dot(tl.trans((h.to(tl.float32) * scale).to(h.dtype)), x, total)
-        tl.store(OUT + tl.program_id(1) * R * K + r[:, None] * K + k[None, :], total, mask=(r[:, None] < R) & (k[None, :] < K))
+        tl.store(
+            OUT + tl.program_id(1) * R * K + r[:, None] * K + k[None, :],
+            total,
+            mask=(r[:, None] < R) & (k[None, :] < K),
+        )
+
 
 @operation("llmtrainer::thin_gradient")
 def thin_gradient(h: torch.Tensor, x8: torch.Tensor, scale: torch.Tensor, k: int) -> torch.Tensor:
-    "(ranks, k) float32: h' x of an x in FP8 with its scales. Tokens are summed in parts, and the parts in their order, so the result is the same each time."
+    """(ranks, k) float32: h' x of an x in FP8 with its scales. Tokens are summed in parts, and the
+    parts in their order, so the result is the same each time."""
     m, r = h.shape
-    if not h.is_cuda: return (h.float() * scale).to(h.dtype).float().t() @ x8[:, :k].float()
-    parts = max(1, min(triton.cdiv(m, 64), 528 // triton.cdiv(k, 128)))  # four programs for each of 132 multiprocessors
+    if not h.is_cuda:
+        return (h.float() * scale).to(h.dtype).float().t() @ x8[:, :k].float()
+    parts = max(
+        1, min(triton.cdiv(m, 64), 528 // triton.cdiv(k, 128))
+    )  # four programs for each of 132 multiprocessors
     out, ranks = h.new_empty(parts, r, k, dtype=torch.float32), max(16, triton.next_power_of_2(r))
     stages = 2 if ranks <= 32 else 1  # from 64 ranks on the products would be the asynchronous ones
-    wrap_triton(_thin_kernel)[(triton.cdiv(k, 128), parts)](h, x8, scale, out, m, k, r, x8.stride(0), triton.cdiv(m, parts * 64) * 64, 64, 128, ranks, num_warps=4, num_stages=stages)
+    wrap_triton(_thin_kernel)[(triton.cdiv(k, 128), parts)](
+        h,
+        x8,
+        scale,
+        out,
+        m,
+        k,
+        r,
+        x8.stride(0),
+        triton.cdiv(m, parts * 64) * 64,
+        64,
+        128,
+        ranks,
+        num_warps=4,
+        num_stages=stages,
+    )
     return out.sum(0)
 
+
 @thin_gradient.register_fake
-def _(h, x8, scale, k): return h.new_empty(h.shape[1], k, dtype=torch.float32)
+def _(h, x8, scale, k):
+    return h.new_empty(h.shape[1], k, dtype=torch.float32)
 
 # %% ../../nbs/29_products.ipynb #7b7e478e
 class LoraProduct8(torch.autograd.Function):
     "The same sum as `LoraProduct` in FP8, the adapter inside the product."
+
     @staticmethod
-    def forward(ctx, x, scales: tuple, shape: tuple, rows, *tensors # A of each, B of each, what is stored of each
-               ):
+    def forward(
+        ctx,
+        x,
+        scales: tuple,
+        shape: tuple,
+        rows,
+        *tensors,  # A of each, B of each, what is stored of each
+    ):
         m = len(scales)
-        A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
-        y, x8, scale, h = product_beside(x, stored, shape, rows, torch.cat(A).to(x.dtype), diagonal(B, scales, x.dtype), False)
+        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
+        y, x8, scale, h = product_beside(
+            x, stored, shape, rows, torch.cat(A).to(x.dtype), diagonal(B, scales, x.dtype), False
+        )
         ctx.save_for_backward(x8, scale, h, rows, *tensors)
         ctx.scales, ctx.shape = scales, shape
         return y
@@ -379,14 +836,44 @@ class LoraProduct8(torch.autograd.Function):
     def backward(ctx, g):
         x8, scale, h, rows, *tensors = ctx.saved_tensors
         m = len(ctx.scales)
-        A, B, stored = tensors[:m], tensors[m:2 * m], tensors[2 * m:]
-        dx, g8, g_scale, gh = product_beside(g, stored, ctx.shape, rows, diagonal(B, ctx.scales, g.dtype).t(), torch.cat(A).to(g.dtype).t(), True)
-        dA, dB = thin_gradient(gh, x8, scale, ctx.shape[0]), thin_gradient(h, g8, g_scale, len(rows)).t() / rows[:, None]
-        return dx, None, None, None, *by_rank(dA, A), *blocks(dB, ctx.shape[3:], ctx.scales, B), *[None] * len(stored)
+        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
+        dx, g8, g_scale, gh = product_beside(
+            g,
+            stored,
+            ctx.shape,
+            rows,
+            diagonal(B, ctx.scales, g.dtype).t(),
+            torch.cat(A).to(g.dtype).t(),
+            True,
+        )
+        dA, dB = (
+            thin_gradient(gh, x8, scale, ctx.shape[0]),
+            thin_gradient(h, g8, g_scale, len(rows)).t() / rows[:, None],
+        )
+        return (
+            dx,
+            None,
+            None,
+            None,
+            *by_rank(dA, A),
+            *blocks(dB, ctx.shape[3:], ctx.scales, B),
+            *[None] * len(stored),
+        )
 
-def lora_product(x: torch.Tensor,       # (tokens, columns)
-                 dropped: torch.Tensor | None, # the adapter's input where dropout made it another; then there is one matrix
-                 scales: Sequence[float], w: Frozen, A: Sequence[torch.Tensor], B: Sequence[torch.Tensor]) -> torch.Tensor:
+
+def lora_product(
+    x: torch.Tensor,  # (tokens, columns)
+    dropped: torch.Tensor
+    | None,  # the adapter's input where dropout made it another; then there is one matrix
+    scales: Sequence[float],
+    w: Frozen,
+    A: Sequence[torch.Tensor],
+    B: Sequence[torch.Tensor],
+) -> torch.Tensor:
     "x W' + scale (x A') B' for matrices below each other with an adapter each: (tokens, all rows)."
     rides = w.rows is not None and w.ahead and dropped is None and sum(map(len, A)) <= MOST
-    return LoraProduct8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored) if rides else LoraProduct.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
+    return (
+        LoraProduct8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored)
+        if rides
+        else LoraProduct.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
+    )

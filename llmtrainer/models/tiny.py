@@ -27,57 +27,111 @@ from ..run import cache_folder, sha256, write_json
 
 # %% ../../nbs/24_tiny.ipynb #402e8852
 BASE = Path(llmtrainer.__file__).parent / "models" / "base"  # the shipped base
-SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|reserved|>"]
-TEMPLATE = ("{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+SPECIAL = [
+    "<|pad|>",
+    "<|begin|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<|reserved|>",
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content']"
+    " }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 # %% ../../nbs/24_tiny.ipynb #452bb006
 def check_base(folder: Path = BASE) -> dict:
-    "How the shipped base was made; `UserError` where one of its files is not the one that was shipped."
+    """How the shipped base was made; `UserError` where one of its files is not the one that was
+    shipped."""
     made = json.loads((folder / "made.json").read_text())
-    damaged = [name for name, digest in made["sha256"].items() if not (folder / name).is_file() or sha256(folder / name) != digest]
-    if damaged: raise UserError(f"the shipped base is damaged: {', '.join(damaged)}", str(folder.name), None, "install the package again")
+    damaged = [
+        name
+        for name, digest in made["sha256"].items()
+        if not (folder / name).is_file() or sha256(folder / name) != digest
+    ]
+    if damaged:
+        raise UserError(
+            f"the shipped base is damaged: {', '.join(damaged)}",
+            str(folder.name),
+            None,
+            "install the package again",
+        )
     return made
 
 # %% ../../nbs/24_tiny.ipynb #0bf20e30
 def tiny(kind: str) -> Path:
-    "The folder of a tiny model by name: `base`, the shipped trained one, or an untrained one of KINDS, made once and cached."
+    """The folder of a tiny model by name: `base`, the shipped trained one, or an untrained one of
+    KINDS, made once and cached."""
     if kind == "base":
         check_base()
         return BASE
-    if kind not in KINDS: raise UserError(f"there is no tiny model {kind!r}", "model.base", ", ".join(f"tiny:{k}" for k in ("base", *KINDS)))
-    folder = cache_folder() / f"tiny-{kind}-{check_base()['sha256']['tokenizer.json'][:8]}"  # another tokenizer, another model
+    if kind not in KINDS:
+        raise UserError(
+            f"there is no tiny model {kind!r}",
+            "model.base",
+            ", ".join(f"tiny:{k}" for k in ("base", *KINDS)),
+        )
+    folder = (
+        cache_folder() / f"tiny-{kind}-{check_base()['sha256']['tokenizer.json'][:8]}"
+    )  # another tokenizer, another model
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             make_model(kind, tokenizer).save_pretrained(Path(work) / "model")
             tokenizer.save_pretrained(Path(work) / "model")
-            try: (Path(work) / "model").rename(folder)
+            try:
+                (Path(work) / "model").rename(folder)
             except OSError:
-                if not folder.is_dir(): raise  # another process made it first: that is fine
+                if not folder.is_dir():
+                    raise  # another process made it first: that is fine
     return folder
 
 # %% ../../nbs/24_tiny.ipynb #f378bfda
-def make_tokenizer(texts,               # iterator of documents to learn the merges from
-                   vocab_size: int = 1024,
-                   length: int = 512    # model_max_length, tokens
-                  ) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    texts,  # iterator of documents to learn the merges from
+    vocab_size: int = 1024,
+    length: int = 512,  # model_max_length, tokens
+) -> PreTrainedTokenizerFast:
     "A byte-level BPE tokenizer with single digits, its own special tokens and a chat template."
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>", chat_template=TEMPLATE,
-                                   model_max_length=length, clean_up_tokenization_spaces=False)
+    tok.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=TEMPLATE,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
 
 # %% ../../nbs/24_tiny.ipynb #74d8ea4a
 def token_stream(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     "All documents as one row of ids, `<|begin|> … <|end|>` each, and where each of them starts."
     ids, starts = [], []
     for lo in range(0, len(texts), 10_000):
-        for one in tokenizer.backend_tokenizer.encode_batch_fast(texts[lo:lo + 10_000], add_special_tokens=False):
+        for one in tokenizer.backend_tokenizer.encode_batch_fast(
+            texts[lo : lo + 10_000], add_special_tokens=False
+        ):
             starts.append(len(ids))
             ids += [tokenizer.bos_token_id, *one.ids, tokenizer.eos_token_id]
     return torch.tensor(ids, dtype=torch.int16), torch.tensor(starts)
@@ -90,13 +144,39 @@ def windows(stream, starts, batch: int, length: int, generator) -> torch.Tensor:
     return stream[at[:, None] + torch.arange(length + 1, device=starts.device)].long()
 
 # %% ../../nbs/24_tiny.ipynb #7d2eeae8
-SIZE = dict(hidden_size=256, intermediate_size=640, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4, head_dim=32)
-SMALL = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+SIZE = dict(
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=5,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=32,
+)
+SMALL = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+)
 UNTIED = dict(tie_word_embeddings=False)
 KINDS = {  # model_type of transformers, and what makes the small one of its kind
     "llama": ("llama", {}),
     "llama2": ("llama", UNTIED | dict(num_key_value_heads=4)),
-    "llama3": ("llama", dict(rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64))),
+    "llama3": (
+        "llama",
+        dict(
+            rope_parameters=dict(
+                rope_type="llama3",
+                rope_theta=500000.0,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            )
+        ),
+    ),
     "openllama": ("llama", UNTIED | dict(num_key_value_heads=4, rms_norm_eps=1e-6)),
     "mistral": ("mistral", dict(sliding_window=128)),
     "mixtral": ("mixtral", dict(num_local_experts=4, num_experts_per_tok=2)),
@@ -105,8 +185,19 @@ KINDS = {  # model_type of transformers, and what makes the small one of its kin
     "gemma2": ("gemma2", dict(sliding_window=128, query_pre_attn_scalar=16)),
     "qwen": ("qwen3", {}),
     "qwen2": ("qwen2", {}),
-    "qwen2_moe": ("qwen2_moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64)),
-    "qwen3_moe": ("qwen3_moe", dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
+    "qwen2_moe": (
+        "qwen2_moe",
+        dict(
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=64,
+            shared_expert_intermediate_size=64,
+        ),
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64),
+    ),
     "phi": ("phi", UNTIED),
     "phi3": ("phi3", UNTIED),
 }
@@ -115,24 +206,43 @@ KINDS = {  # model_type of transformers, and what makes the small one of its kin
 def make_model(kind: str, tokenizer, size: dict = SMALL, seed: int = 0):
     "An untrained model of a real architecture in float32, small enough to build in a second."
     model_type, extra = KINDS[kind]
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    config = CONFIG_MAPPING[model_type](**dict(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True) | size | ids | extra)
+    ids = dict(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = CONFIG_MAPPING[model_type](
+        **dict(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True)
+        | size
+        | ids
+        | extra
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 # %% ../../nbs/24_tiny.ipynb #18bfbd7b
-def pretrain(model, stream, starts,
-             steps: int, batch: int = 256, length: int = 256, # windows a step, tokens a window
-             lr: float = 3e-3, seed: int = 0,
-             smoothing: float = 0.1, # label smoothing: without it the base is so sure of its texts that nothing new can be taught
-             every: int = 500        # steps between two lines of the log
-            ) -> list[float]:
-    "Next-token training from scratch: AdamW, warm-up, cosine to zero. Returns the loss of every step."
+def pretrain(
+    model,
+    stream,
+    starts,
+    steps: int,
+    batch: int = 256,
+    length: int = 256,  # windows a step, tokens a window
+    lr: float = 3e-3,
+    seed: int = 0,
+    # label smoothing: without it the base is so sure of its texts that nothing new can be taught
+    smoothing: float = 0.1,
+    every: int = 500,  # steps between two lines of the log
+) -> list[float]:
+    """Next-token training from scratch: AdamW, warm-up, cosine to zero. Returns the loss of every
+    step."""
     device, losses = next(model.parameters()).device, []
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
     warm = max(1, steps // 50)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * s / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * s / steps))
+    )
     generator = torch.Generator(device).manual_seed(seed)
     stream, starts = stream.to(device), starts.to(device)
     forward = torch.compile(model) if device.type == "cuda" else model
@@ -141,49 +251,82 @@ def pretrain(model, stream, starts,
         ids = windows(stream, starts, batch, length, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=smoothing)
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=smoothing
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(); schedule.step(); optimizer.zero_grad()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         losses.append(loss.detach())
-        if step % every == 0 or step + 1 == steps: print(f"step {step:6}  loss {loss.item():.4f}  {time.monotonic() - begun:6.0f} s", flush=True)
+        if step % every == 0 or step + 1 == steps:
+            print(
+                f"step {step:6}  loss {loss.item():.4f}  {time.monotonic() - begun:6.0f} s",
+                flush=True,
+            )
     return [l.item() for l in losses]
 
 # %% ../../nbs/24_tiny.ipynb #f4debc79
 @torch.no_grad()
 def plain_accuracy(model, tokenizer, n: int = 500) -> float:
-    "Share of plain problems of the test split whose whole solution the model writes right, greedily."
-    items = sorted(problems(n, "test"), key=lambda p: len(tokenizer(p.plain().split("Solution:")[0]).input_ids))
+    """Share of plain problems of the test split whose whole solution the model writes right,
+    greedily."""
+    items = sorted(
+        problems(n, "test"), key=lambda p: len(tokenizer(p.plain().split("Solution:")[0]).input_ids)
+    )
     right = 0
     for lo in range(0, n, 100):
-        texts = [tokenizer.bos_token + p.plain().split(" " + p.steps[0])[0] for p in items[lo:lo + 100]]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(model.device)
+        texts = [
+            tokenizer.bos_token + p.plain().split(" " + p.steps[0])[0] for p in items[lo : lo + 100]
+        ]
+        batch = tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        ).to(model.device)
         batch.pop("token_type_ids", None)
-        out = model.generate(**batch, max_new_tokens=80, do_sample=False)[:, batch.input_ids.shape[1]:]
+        out = model.generate(**batch, max_new_tokens=80, do_sample=False)[
+            :, batch.input_ids.shape[1] :
+        ]
         said = tokenizer.batch_decode(out, skip_special_tokens=True)
-        right += sum(s.strip().endswith(f"So the answer is {p.answer}.") for s, p in zip(said, items[lo:lo + 100]))
+        right += sum(
+            s.strip().endswith(f"So the answer is {p.answer}.")
+            for s, p in zip(said, items[lo : lo + 100])
+        )
     return right / n
 
 # %% ../../nbs/24_tiny.ipynb #be53947d
-def make_base(out: str | Path,     # folder to write
-              n: int = 2_000_000,  # documents
-              steps: int = 12_000, # optimiser steps
-              batch: int = 256,    # windows of 256 tokens in a step
-              seed: int = 0) -> dict:
-    "Make the small base from nothing: corpus, tokenizer, training, float16 safetensors, and `made.json`, which says how."
+def make_base(
+    out: str | Path,  # folder to write
+    n: int = 2_000_000,  # documents
+    steps: int = 12_000,  # optimiser steps
+    batch: int = 256,  # windows of 256 tokens in a step
+    seed: int = 0,
+) -> dict:
+    """Make the small base from nothing: corpus, tokenizer, training, float16 safetensors, and
+    `made.json`, which says how."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     texts = list(documents(n, seed))
     tokenizer = make_tokenizer(texts[:50_000])
     stream, starts = token_stream(tokenizer, texts)
     model = make_model("llama", tokenizer, SIZE, seed).to(device)
     losses = pretrain(model, stream, starts, steps, batch, seed=seed)
-    model = model.half().float() # measure what is shipped, not what was trained
+    model = model.half().float()  # measure what is shipped, not what was trained
     accuracy = plain_accuracy(model, tokenizer)
     out = Path(out)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    made = dict(seed=seed, documents=n, tokens=len(stream), steps=steps, tokens_seen=steps * batch * 256, final_loss=sum(losses[-100:]) / 100,
-                plain_accuracy=accuracy, parameters=sum(p.numel() for p in model.parameters()), device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                torch=torch.__version__, sha256={f.name: sha256(f) for f in sorted(out.iterdir()) if f.name != "made.json"})
+    made = dict(
+        seed=seed,
+        documents=n,
+        tokens=len(stream),
+        steps=steps,
+        tokens_seen=steps * batch * 256,
+        final_loss=sum(losses[-100:]) / 100,
+        plain_accuracy=accuracy,
+        parameters=sum(p.numel() for p in model.parameters()),
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        torch=torch.__version__,
+        sha256={f.name: sha256(f) for f in sorted(out.iterdir()) if f.name != "made.json"},
+    )
     write_json(out / "made.json", made)
     return made

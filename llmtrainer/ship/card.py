@@ -24,120 +24,246 @@ SECRET = re.compile(r"\b(hf|sk|ghp|gho|github_pat)[_-][A-Za-z0-9_-]{16,}")
 DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|md|parquet|gz)$")
 ABSOLUTE = re.compile(r"(?<![\w:/.<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
+
 def is_local(name: str) -> bool:
-    "Is it a path and not a hub name? A hub name has one slash at most, no ending of a data file, and nothing on this disk is called so."
-    if len(name) > 255 or len(name.split()) != 1 or "://" in name: return False
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or bool(DATA_FILE.search(name)) or Path(name).exists()
+    """Is it a path and not a hub name? A hub name has one slash at most, no ending of a data file,
+    and nothing on this disk is called so."""
+    if len(name) > 255 or len(name.split()) != 1 or "://" in name:
+        return False
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.count("/") > 1
+        or bool(DATA_FILE.search(name))
+        or Path(name).exists()
+    )
+
 
 def public(value):
-    "A value of a recipe without what belongs to the machine: of a path its last part, and no token."
-    if isinstance(value, dict): return {k: public(v) for k, v in value.items()}
-    if isinstance(value, list): return [public(v) for v in value]
-    if not isinstance(value, str): return value
+    """A value of a recipe without what belongs to the machine: of a path its last part, and no
+    token."""
+    if isinstance(value, dict):
+        return {k: public(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [public(v) for v in value]
+    if not isinstance(value, str):
+        return value
     short = Path(value).name if is_local(value) else ABSOLUTE.sub(lambda m: Path(m[0]).name, value)
     return SECRET.sub("[removed]", short)
 
 # %% ../../nbs/53_card.ipynb #b5568b40
 def facts(run: Run) -> dict:
-    "Everything that a card is made from, already `public`; what the run does not hold is an empty dictionary."
+    """Everything that a card is made from, already `public`; what the run does not hold is an empty
+    dictionary."""
     read = lambda name: run.read(name) if (run.path / name).is_file() else {}
-    results = lambda folder: {p.stem: public(run.read(f"{folder}/{p.name}")) for p in sorted((run.path / folder).glob("*.json"))}
-    return dict(name=run.path.resolve().name, full=run.model.is_dir(), recipe=public(run.recipe), hub=[n for n in sources(run.recipe) if not is_local(n)],
-                **{name: public(read(f"{name}.json")) for name in ("env", "data", "model")}, metrics=run.metrics(), after=results("evals"), before=results("evals/base"), exports=results("exports"))
+    results = lambda folder: {
+        p.stem: public(run.read(f"{folder}/{p.name}"))
+        for p in sorted((run.path / folder).glob("*.json"))
+    }
+    return dict(
+        name=run.path.resolve().name,
+        full=run.model.is_dir(),
+        recipe=public(run.recipe),
+        hub=[n for n in sources(run.recipe) if not is_local(n)],
+        **{name: public(read(f"{name}.json")) for name in ("env", "data", "model")},
+        metrics=run.metrics(),
+        after=results("evals"),
+        before=results("evals/base"),
+        exports=results("exports"),
+    )
+
 
 def sources(recipe: dict) -> list[str]:
     "The names of the training data, paths and hub names alike."
     named = recipe.get("data", {}).get("train", [])
-    return [named] if isinstance(named, str) else [n if isinstance(n, str) else n.get("source", "") for n in named]
+    return (
+        [named]
+        if isinstance(named, str)
+        else [n if isinstance(n, str) else n.get("source", "") for n in named]
+    )
 
 # %% ../../nbs/53_card.ipynb #b75a4b9e
 def hub_name(base: str) -> str | None:
     "The base's name if it is one of the hub, else None."
     return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
 
+
 def kind(f: dict) -> str:
     "What was trained, in words."
-    adapt, quantize = f["recipe"].get("adapt", {}), f["recipe"].get("model", {}).get("quantize", "none")
-    if f["full"]: return "A fully fine-tuned model"
-    return f"A {'QLoRA' if quantize != 'none' else 'LoRA'} adapter of rank {adapt.get('r', 'unknown')}"
+    adapt, quantize = (
+        f["recipe"].get("adapt", {}),
+        f["recipe"].get("model", {}).get("quantize", "none"),
+    )
+    if f["full"]:
+        return "A fully fine-tuned model"
+    return (
+        f"A {'QLoRA' if quantize != 'none' else 'LoRA'} adapter of rank {adapt.get('r', 'unknown')}"
+    )
+
 
 def front_matter(f: dict) -> str:
     "The YAML block that the Hub reads; only keys whose value is known."
     base, train = f["recipe"].get("model", {}).get("base", "unknown"), f["recipe"].get("train", {})
-    about = dict(library_name="transformers" if f["full"] else "peft", pipeline_tag="text-generation", base_model=hub_name(base),
-                 datasets=[n.split(":")[0] for n in f["hub"]], tags=["llmtrainer", train.get("objective", "sft"), *([] if f["full"] else ["lora"])])
-    return "---\n" + yaml.safe_dump({k: v for k, v in about.items() if v}, sort_keys=False) + "---\n"
+    about = dict(
+        library_name="transformers" if f["full"] else "peft",
+        pipeline_tag="text-generation",
+        base_model=hub_name(base),
+        datasets=[n.split(":")[0] for n in f["hub"]],
+        tags=["llmtrainer", train.get("objective", "sft"), *([] if f["full"] else ["lora"])],
+    )
+    return (
+        "---\n" + yaml.safe_dump({k: v for k, v in about.items() if v}, sort_keys=False) + "---\n"
+    )
 
 # %% ../../nbs/53_card.ipynb #3e5425bf
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     "A Markdown table; a pipe or line break in a cell cannot break it."
-    line = lambda cells: "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    line = lambda cells: (
+        "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    )
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
 
 def share(result: dict | None) -> str:
     "An accuracy with its interval, or that there is none."
-    return f"{result['accuracy']:.3f} ({result['interval'][0]:.3f} to {result['interval'][1]:.3f})" if result else "not measured"
+    return (
+        f"{result['accuracy']:.3f} ({result['interval'][0]:.3f} to {result['interval'][1]:.3f})"
+        if result
+        else "not measured"
+    )
 
 # %% ../../nbs/53_card.ipynb #7a50e254
 def results_section(f: dict) -> str:
     "Before and after on each task, and the paired test where there is one."
     tasks = {name: r for name, r in f["after"].items() if "accuracy" in r}
-    if not tasks: return "No task was evaluated on this model: nothing is known about its quality but the loss below."
-    text = table(["task", "items", "base", "this model"], [[n, r["n"], share(f["before"].get(n)), share(r)] for n, r in tasks.items()])
-    text += "\n\nExact match, greedy decoding, the model's own chat template; in brackets the 95 % interval."
+    if not tasks:
+        return (
+            "No task was evaluated on this model: nothing is known about its quality but the loss"
+            " below."
+        )
+    text = table(
+        ["task", "items", "base", "this model"],
+        [[n, r["n"], share(f["before"].get(n)), share(r)] for n, r in tasks.items()],
+    )
+    text += (
+        "\n\nExact match, greedy decoding, the model's own chat template; in brackets the 95 %"
+        " interval."
+    )
     if c := f["after"].get("comparison"):
-        text += (f" On {c['task']} the difference to the base is {c['difference']:+.3f} (95 % interval {c['interval'][0]:+.3f} to {c['interval'][1]:+.3f}, paired bootstrap); "
-                 f"McNemar's exact test on the same {c['n']} items gives p = {c['p_value']:.2g}.")
+        text += (
+            f" On {c['task']} the difference to the base is {c['difference']:+.3f} (95 % interval"
+            f" {c['interval'][0]:+.3f} to {c['interval'][1]:+.3f}, paired bootstrap); McNemar's"
+            f" exact test on the same {c['n']} items gives p = {c['p_value']:.2g}."
+        )
     return text
 
 # %% ../../nbs/53_card.ipynb #9ac31414
 def losses(metrics: list[dict], points: int = 8) -> list[list]:
-    "(step, training loss, validation loss) at a few steps spread over the run, and always where validation was measured first and last."
+    """(step, training loss, validation loss) at a few steps spread over the run, and always where
+    validation was measured first and last."""
     merged = {}
     for line in metrics:
-        if "step" in line: merged.setdefault(line["step"], {}).update({k: line[k] for k in ("loss", "eval_loss") if k in line})
+        if "step" in line:
+            merged.setdefault(line["step"], {}).update(
+                {k: line[k] for k in ("loss", "eval_loss") if k in line}
+            )
     steps = [s for s, v in sorted(merged.items()) if v]
-    chosen = {steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)} if steps else set()
+    chosen = (
+        {steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)}
+        if steps
+        else set()
+    )
     validated = [s for s in steps if "eval_loss" in merged[s]]
-    show = lambda value: f"{value:.4f}" if isinstance(value, (int, float)) else value if value else ""
-    return [[s, show(merged[s].get("loss")), show(merged[s].get("eval_loss"))] for s in sorted(chosen | set(validated[:1] + validated[-1:]))]
+    show = lambda value: (
+        f"{value:.4f}" if isinstance(value, (int, float)) else value if value else ""
+    )
+    return [
+        [s, show(merged[s].get("loss")), show(merged[s].get("eval_loss"))]
+        for s in sorted(chosen | set(validated[:1] + validated[-1:]))
+    ]
 
 # %% ../../nbs/53_card.ipynb #ed284173
 def training_section(f: dict) -> str:
     "Settings, cost and loss of the training."
-    train, plan, size = f["recipe"].get("train", {}), f["model"].get("plan", {}), f["model"].get("trainable", {})
+    train, plan, size = (
+        f["recipe"].get("train", {}),
+        f["model"].get("plan", {}),
+        f["model"].get("trainable", {}),
+    )
     seconds = sum(m["train_runtime"] for m in f["metrics"] if "train_runtime" in m)
-    rows = [["objective", train.get("objective", "unknown")], ["steps", max((m.get("step", 0) for m in f["metrics"]), default="unknown")],
-            ["sequences a step", train["batch_size"] * train.get("accumulate", 1) if "batch_size" in train else "unknown"], ["learning rate", f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}"],
-            ["seed", train.get("seed", "unknown")], ["trained weights", f"{size['all']:,} of {size['total']:,}" if size else "unknown"],
-            ["weights held as", plan.get("quantize", "unknown")], ["computed in", plan.get("compute_dtype", "unknown")],
-            ["machine", plan.get("reasons", {}).get("device", "unknown")], ["time in the loop", f"{seconds:.0f} s" if seconds else "unknown"]]
+    rows = [
+        ["objective", train.get("objective", "unknown")],
+        ["steps", max((m.get("step", 0) for m in f["metrics"]), default="unknown")],
+        [
+            "sequences a step",
+            train["batch_size"] * train.get("accumulate", 1)
+            if "batch_size" in train
+            else "unknown",
+        ],
+        ["learning rate", f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}"],
+        ["seed", train.get("seed", "unknown")],
+        ["trained weights", f"{size['all']:,} of {size['total']:,}" if size else "unknown"],
+        ["weights held as", plan.get("quantize", "unknown")],
+        ["computed in", plan.get("compute_dtype", "unknown")],
+        ["machine", plan.get("reasons", {}).get("device", "unknown")],
+        ["time in the loop", f"{seconds:.0f} s" if seconds else "unknown"],
+    ]
     curve = losses(f["metrics"])
-    return table(["setting", "value"], rows) + "\n\n" + (table(["step", "loss", "validation loss"], curve) if curve else "No loss was logged.")
+    return (
+        table(["setting", "value"], rows)
+        + "\n\n"
+        + (table(["step", "loss", "validation loss"], curve) if curve else "No loss was logged.")
+    )
 
 # %% ../../nbs/53_card.ipynb #154692cc
 def data_section(f: dict) -> str:
     "Rows, rejects and tokens of the data."
     names, d = ", ".join(f"`{public(n)}`" for n in sources(f["recipe"])) or "unknown", f["data"]
-    if not d: return f"Trained on {names}. The run holds no record of its rows."
+    if not d:
+        return f"Trained on {names}. The run holds no record of its rows."
     rows, tokens = d["rows"], d["tokens"]
     reasons = "; ".join(f"{n} x {why}" for why, n in rows["reasons"].items())
-    return (f"Trained on {names}: {rows['read']:,} rows read, {rows['kept']:,} kept, {rows['rejected']:,} rejected{f' ({reasons})' if reasons else ''}; "
-            f"{tokens['total']:,} tokens, of which {tokens['trained']:,} are trained (mask: {f['recipe'].get('data', {}).get('mask', 'unknown')}). "
-            f"Validation: {d['validation']['rows']:,} rows, {d['validation']['source']}. Format {d['format']}, chat template: {d['template']}.")
+    return (
+        f"Trained on {names}: {rows['read']:,} rows read, {rows['kept']:,} kept,"
+        f" {rows['rejected']:,} rejected{f' ({reasons})' if reasons else ''}; {tokens['total']:,}"
+        f" tokens, of which {tokens['trained']:,} are trained (mask:"
+        f" {f['recipe'].get('data', {}).get('mask', 'unknown')}). Validation:"
+        f" {d['validation']['rows']:,} rows, {d['validation']['source']}. Format {d['format']},"
+        f" chat template: {d['template']}."
+    )
 
 # %% ../../nbs/53_card.ipynb #437523ac
 def exports_section(f: dict) -> str:
     "What was shipped beside the trained weights, and how far each form is from them."
     rows, nothing = [], "This run was neither merged nor exported."
     if m := f["exports"].get("merge"):
-        rows.append([f"merged ({m['how']} base, {m['dtype']})", "the trained model", f"{m['max_abs_logit_diff']:.2g}", f"{m['mean_kl']:.2g}", "equal" if m["same_greedy"] else "different"])
+        rows.append(
+            [
+                f"merged ({m['how']} base, {m['dtype']})",
+                "the trained model",
+                f"{m['max_abs_logit_diff']:.2g}",
+                f"{m['mean_kl']:.2g}",
+                "equal" if m["same_greedy"] else "different",
+            ]
+        )
     if o := f["exports"].get("onnx"):
-        rows.append(["ONNX (float32)", "the model folder", f"{o['max_abs_logit_diff']:.2g}", "not measured", "equal" if o["same_text"] else "different"])
-    return table(["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows) if rows else nothing
+        rows.append(
+            [
+                "ONNX (float32)",
+                "the model folder",
+                f"{o['max_abs_logit_diff']:.2g}",
+                "not measured",
+                "equal" if o["same_text"] else "different",
+            ]
+        )
+    return (
+        table(["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows)
+        if rows
+        else nothing
+    )
 
 # %% ../../nbs/53_card.ipynb #9b680a63
-ADAPTER_USE = '''from transformers import AutoTokenizer
+ADAPTER_USE = """from transformers import AutoTokenizer
 from llmtrainer.device import plan, probe
 from llmtrainer.models.adapt import load_adapter
 from llmtrainer.models.generate import generate
@@ -146,50 +272,102 @@ from llmtrainer.models.load import Model, load_model
 base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})  # as in training: another number format is another model
 model, _ = load_model(base, plan(probe(), base.quantize))
 model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
-print(generate(model, tokenizer, [[{{"role": "user", "content": "What is 2 plus 3?"}}]])[0])'''
+print(generate(model, tokenizer, [[{{"role": "user", "content": "What is 2 plus 3?"}}]])[0])"""
 
-FOLDER_USE = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+FOLDER_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
 chat = tokenizer.apply_chat_template([{{"role": "user", "content": "What is 2 plus 3?"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(chat["input_ids"], attention_mask=chat["attention_mask"], max_new_tokens=64)
-print(tokenizer.decode(answer[0, chat["input_ids"].shape[1]:], skip_special_tokens=True))'''
+print(tokenizer.decode(answer[0, chat["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
 
 def use_section(f: dict) -> str:
     "Python that runs in the folder of this card."
     model, code = f["recipe"].get("model", {}), lambda text: f"```python\n{text}\n```"
-    if f["full"]: return code(FOLDER_USE.format(folder="model"))
-    text = code(ADAPTER_USE.format(base=model.get("base"), quantize=model.get("quantize", "none"), revision=model.get("revision")))
-    return text + ("\n\nOr the merged model, with transformers alone:\n\n" + code(FOLDER_USE.format(folder="exports/merged")) if "merge" in f["exports"] else "")
+    if f["full"]:
+        return code(FOLDER_USE.format(folder="model"))
+    text = code(
+        ADAPTER_USE.format(
+            base=model.get("base"),
+            quantize=model.get("quantize", "none"),
+            revision=model.get("revision"),
+        )
+    )
+    return text + (
+        "\n\nOr the merged model, with transformers alone:\n\n"
+        + code(FOLDER_USE.format(folder="exports/merged"))
+        if "merge" in f["exports"]
+        else ""
+    )
 
 # %% ../../nbs/53_card.ipynb #bc6917aa
 def unknown_section(f: dict) -> str:
     "What nobody measured or wrote down, as a list."
     base = f["recipe"].get("model", {}).get("base", "unknown")
-    gaps = [f"Licence: not recorded. The terms of the base ({base}) and of the data apply.", "Languages, intended use and who is behind the data: not recorded.",
-            "Bias, toxicity, memorised text and safety: not measured."]
-    if not any("accuracy" in r for r in f["after"].values()): gaps.append("Quality on any task: not measured.")
-    elif not f["before"]: gaps.append("The base on the same tasks: not measured, so nothing is known about what the training changed.")
-    if not f["data"].get("validation", {}).get("rows"): gaps.append("Loss on rows outside the training set: not measured.")
+    gaps = [
+        f"Licence: not recorded. The terms of the base ({base}) and of the data apply.",
+        "Languages, intended use and who is behind the data: not recorded.",
+        "Bias, toxicity, memorised text and safety: not measured.",
+    ]
+    if not any("accuracy" in r for r in f["after"].values()):
+        gaps.append("Quality on any task: not measured.")
+    elif not f["before"]:
+        gaps.append(
+            "The base on the same tasks: not measured, so nothing is known about what the training"
+            " changed."
+        )
+    if not f["data"].get("validation", {}).get("rows"):
+        gaps.append("Loss on rows outside the training set: not measured.")
     return "\n".join(f"- {gap}" for gap in gaps)
 
 # %% ../../nbs/53_card.ipynb #809e12ae
 def reproduce_section(f: dict) -> str:
     "The recipe, the versions and what identifies the base."
     base, env = f["model"].get("base", {}), f["env"]
-    identity = f"revision {base['revision']}" if base.get("revision") else ", ".join(f"{n} sha256 {h}" for n, h in base.get("sha256", {}).items()) or "not recorded"
-    versions = ", ".join(f"{n} {v}" for n, v in env.get("packages", {}).items() if v) or "not recorded"
-    return (f"```yaml\n{yaml.safe_dump(f['recipe'], sort_keys=False)}```\n\nBase weights: {identity}. Python {env.get('python', 'unknown')} on {env.get('platform', 'unknown')}; {versions}; "
-            f"commit {env.get('commit') or 'not recorded'}. Paths are shortened to their last part.")
+    identity = (
+        f"revision {base['revision']}"
+        if base.get("revision")
+        else ", ".join(f"{n} sha256 {h}" for n, h in base.get("sha256", {}).items())
+        or "not recorded"
+    )
+    versions = (
+        ", ".join(f"{n} {v}" for n, v in env.get("packages", {}).items() if v) or "not recorded"
+    )
+    return (
+        f"```yaml\n{yaml.safe_dump(f['recipe'], sort_keys=False)}```\n\nBase weights: {identity}."
+        f" Python {env.get('python', 'unknown')} on {env.get('platform', 'unknown')}; {versions};"
+        f" commit {env.get('commit') or 'not recorded'}. Paths are shortened to their last part."
+    )
 
 # %% ../../nbs/53_card.ipynb #fbabbd09
-SECTIONS = {"Use": use_section, "Results": results_section, "Training": training_section, "Data": data_section, "Merged and exported": exports_section,
-            "Not known": unknown_section, "Reproduce": reproduce_section}
+SECTIONS = {
+    "Use": use_section,
+    "Results": results_section,
+    "Training": training_section,
+    "Data": data_section,
+    "Merged and exported": exports_section,
+    "Not known": unknown_section,
+    "Reproduce": reproduce_section,
+}
+
 
 def card(f: dict) -> str:
     "The whole card as Markdown."
-    opening = f"{kind(f)} on `{f['recipe'].get('model', {}).get('base', 'unknown')}`, made with [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from the run's own files."
-    return "\n".join([front_matter(f), f"# {f['name']}\n", opening + "\n", *(f"## {title}\n\n{write(f)}\n" for title, write in SECTIONS.items())])
+    opening = (
+        f"{kind(f)} on `{f['recipe'].get('model', {}).get('base', 'unknown')}`, made with"
+        " [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from"
+        " the run's own files."
+    )
+    return "\n".join(
+        [
+            front_matter(f),
+            f"# {f['name']}\n",
+            opening + "\n",
+            *(f"## {title}\n\n{write(f)}\n" for title, write in SECTIONS.items()),
+        ]
+    )
+
 
 def write_card(run: Run) -> Path:
     "Write README.md into the run from what lies there; the same run gives the same card."

@@ -24,103 +24,258 @@ from ..recipe import UserError, load
 # %% ../../nbs/55_demo.ipynb #5d986242
 def text_of(content) -> str:
     "The text of a message as Gradio stores it: a string, or a list of parts."
-    if isinstance(content, str): return content
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in (content if isinstance(content, list) else [content]))
+    if isinstance(content, str):
+        return content
+    return "".join(
+        part if isinstance(part, str) else part.get("text", "")
+        for part in (content if isinstance(content, list) else [content])
+    )
+
 
 FAILED = "This answer failed"
 
+
 def conversation(history: list[dict]) -> list[dict]:
-    "What the model is told of a pane's history: role and text, without failed answers and the questions before them, and without empty answers."
+    """What the model is told of a pane's history: role and text, without failed answers and the
+    questions before them, and without empty answers."""
     messages = []
     for m in history:
         text, failed = text_of(m["content"]), (m.get("metadata") or {}).get("title") == FAILED
-        if m["role"] == "assistant" and (failed or not text): messages = messages[:-1]
-        else: messages.append({"role": m["role"], "content": text})
+        if m["role"] == "assistant" and (failed or not text):
+            messages = messages[:-1]
+        else:
+            messages.append({"role": m["role"], "content": text})
     return messages
 
 # %% ../../nbs/55_demo.ipynb #ac6fb585
 def finish(history: list[dict]) -> list[dict]:
-    "A history that can be gone on with: a question without an answer, as after an early Stop, is taken out."
+    """A history that can be gone on with: a question without an answer, as after an early Stop, is
+    taken out."""
     return history[:-1] if history and history[-1]["role"] == "user" else list(history)
 
 # %% ../../nbs/55_demo.ipynb #2092a9ea
-def respond(model, tokenizer, section: Generation, history: list[dict], temperature: float, max_new_tokens: int) -> Iterator[list[dict]]:
-    "A pane's history again and again, each time with more of the answer; a fault becomes a message in the pane."
-    settings = section.model_copy(update=dict(temperature=float(temperature), max_new_tokens=int(max_new_tokens)))
+def respond(
+    model,
+    tokenizer,
+    section: Generation,
+    history: list[dict],
+    temperature: float,
+    max_new_tokens: int,
+) -> Iterator[list[dict]]:
+    """A pane's history again and again, each time with more of the answer; a fault becomes a
+    message in the pane."""
+    settings = section.model_copy(
+        update=dict(temperature=float(temperature), max_new_tokens=int(max_new_tokens))
+    )
     answer = ""
     try:
-        with contextlib.closing(stream(model, tokenizer, conversation(history), settings)) as pieces:
-            for piece in pieces: yield history + [{"role": "assistant", "content": (answer := answer + piece)}]
-        if not answer: yield history + [{"role": "assistant", "content": "(the model ended its answer at once)", "metadata": {"title": FAILED}}]
+        with contextlib.closing(
+            stream(model, tokenizer, conversation(history), settings)
+        ) as pieces:
+            for piece in pieces:
+                yield history + [{"role": "assistant", "content": (answer := answer + piece)}]
+        if not answer:
+            yield history + [
+                {
+                    "role": "assistant",
+                    "content": "(the model ended its answer at once)",
+                    "metadata": {"title": FAILED},
+                }
+            ]
     except Exception as error:  # the page is where its reader looks
-        yield history + [{"role": "assistant", "content": f"{answer}\n\n{type(error).__name__}: {error}".strip(), "metadata": {"title": FAILED}}]
+        yield history + [
+            {
+                "role": "assistant",
+                "content": f"{answer}\n\n{type(error).__name__}: {error}".strip(),
+                "metadata": {"title": FAILED},
+            }
+        ]
 
 # %% ../../nbs/55_demo.ipynb #e05a0890
 KEEP = {"__type__": "update"}  # to Gradio: leave this part of the page as it is
 
-def respond_all(models: Sequence[tuple], section: Generation, question: str, *rest) -> Iterator[tuple]:
-    "(question box, history of each pane) again and again while all models answer; `rest` is the histories, the temperature and the tokens."
+
+def respond_all(
+    models: Sequence[tuple], section: Generation, question: str, *rest
+) -> Iterator[tuple]:
+    """(question box, history of each pane) again and again while all models answer; `rest` is the
+    histories, the temperature and the tokens."""
     *histories, temperature, tokens = rest
-    if not question.strip(): return
+    if not question.strip():
+        return
     histories = [finish(h) + [{"role": "user", "content": question.strip()}] for h in histories]
     yield "", *histories
     with contextlib.ExitStack() as opened:
-        running = {i: opened.enter_context(contextlib.closing(respond(*models[i], section, h, temperature, tokens))) for i, h in enumerate(histories)}
+        running = {
+            i: opened.enter_context(
+                contextlib.closing(respond(*models[i], section, h, temperature, tokens))
+            )
+            for i, h in enumerate(histories)
+        }
         while running:
             for i, answers in list(running.items()):
                 longer = next(answers, None)
-                if longer is None: del running[i]
-                else: histories[i] = longer
+                if longer is None:
+                    del running[i]
+                else:
+                    histories[i] = longer
             yield KEEP, *histories
 
 # %% ../../nbs/55_demo.ipynb #62343ddc
 def load_gradio():
-    "The gradio module, told not to report anything to anyone; `UserError` with the line to type where it is missing."
-    if find_spec("gradio") is None: raise UserError("the demo needs gradio, which is not installed", None, None, 'pip install "llmtrainer[app]"')
+    """The gradio module, told not to report anything to anyone; `UserError` with the line to type
+    where it is missing."""
+    if find_spec("gradio") is None:
+        raise UserError(
+            "the demo needs gradio, which is not installed",
+            None,
+            None,
+            'pip install "llmtrainer[app]"',
+        )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     return import_module("gradio")
 
 # %% ../../nbs/55_demo.ipynb #ebbed8ee
-EXAMPLES = ("A shop has 85 seeds. It sells 48 seeds. How many seeds are left?", "Hugo shares 90 pears equally among 6 friends. How many pears does each friend get?",
-            "There are 5 trays with 9 pies each and 11 more pies on the floor. How many pies are there?")
-STYLE = ".gradio-container {max-width: 1200px !important; margin: auto} footer {display: none !important}"
+EXAMPLES = (
+    "A shop has 85 seeds. It sells 48 seeds. How many seeds are left?",
+    "Hugo shares 90 pears equally among 6 friends. How many pears does each friend get?",
+    "There are 5 trays with 9 pies each and 11 more pies on the floor. How many pies are there?",
+)
+STYLE = (
+    ".gradio-container {max-width: 1200px !important; margin: auto} footer {display: none"
+    " !important}"
+)
 
-def build_demo(models: dict[str, tuple], # name -> (model, tokenizer), a pane each
-               section: Generation = Generation(), examples: Sequence[str] = EXAMPLES):
-    "A page where every model answers every question, each in its own pane and with its own history."
+
+def build_demo(
+    models: dict[str, tuple],  # name -> (model, tokenizer), a pane each
+    section: Generation = Generation(),
+    examples: Sequence[str] = EXAMPLES,
+):
+    """A page where every model answers every question, each in its own pane and with its own
+    history."""
     gr = load_gradio()
     with gr.Blocks(analytics_enabled=False, title="llmtrainer") as demo:
-        gr.Markdown(f"## {' and '.join(models)}\nEvery question goes to {'each model' if len(models) > 1 else 'the model'} with its own history.")
+        gr.Markdown(
+            f"## {' and '.join(models)}\nEvery question goes to"
+            f" {'each model' if len(models) > 1 else 'the model'} with its own history."
+        )
         with gr.Row():
-            panes = [gr.Chatbot(label=name, height=420, layout="bubble", buttons=[], allow_tags=True, render_markdown=False, placeholder=f"{name}: no question yet") for name in models]
+            panes = [
+                gr.Chatbot(
+                    label=name,
+                    height=420,
+                    layout="bubble",
+                    buttons=[],
+                    allow_tags=True,
+                    render_markdown=False,
+                    placeholder=f"{name}: no question yet",
+                )
+                for name in models
+            ]
         with gr.Row():
-            box = gr.Textbox(placeholder="Ask something, then Enter", show_label=False, scale=8, autofocus=True, max_lines=6)
-            send, stop, clear = gr.Button("Send", variant="primary", min_width=80), gr.Button("Stop", variant="stop", min_width=80), gr.Button("Clear", min_width=80)
+            box = gr.Textbox(
+                placeholder="Ask something, then Enter",
+                show_label=False,
+                scale=8,
+                autofocus=True,
+                max_lines=6,
+            )
+            send, stop, clear = (
+                gr.Button("Send", variant="primary", min_width=80),
+                gr.Button("Stop", variant="stop", min_width=80),
+                gr.Button("Clear", min_width=80),
+            )
         gr.Examples([[e] for e in examples], box, label="Try")
         with gr.Row():
-            temperature = gr.Slider(0, 2, section.temperature, step=0.05, label="Temperature", info="0: always the likeliest token")
-            tokens = gr.Slider(1, max(1024, section.max_new_tokens), section.max_new_tokens, step=1, label="Tokens at most", info="of each answer")
-            formatted = gr.Checkbox(False, label="Show Markdown formatted", info="Off: exactly what the model wrote", min_width=120)
-        answering = gr.on([box.submit, send.click], partial(respond_all, list(models.values()), section), [box, *panes, temperature, tokens], [box, *panes],
-                          api_name="chat", show_progress="hidden", trigger_mode="once")
+            temperature = gr.Slider(
+                0,
+                2,
+                section.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0: always the likeliest token",
+            )
+            tokens = gr.Slider(
+                1,
+                max(1024, section.max_new_tokens),
+                section.max_new_tokens,
+                step=1,
+                label="Tokens at most",
+                info="of each answer",
+            )
+            formatted = gr.Checkbox(
+                False,
+                label="Show Markdown formatted",
+                info="Off: exactly what the model wrote",
+                min_width=120,
+            )
+        answering = gr.on(
+            [box.submit, send.click],
+            partial(respond_all, list(models.values()), section),
+            [box, *panes, temperature, tokens],
+            [box, *panes],
+            api_name="chat",
+            show_progress="hidden",
+            trigger_mode="once",
+        )
         stop.click(None, cancels=answering, api_name=False)
-        formatted.change(lambda on: [gr.update(render_markdown=on)] * len(panes) if len(panes) > 1 else gr.update(render_markdown=on), formatted, panes, api_name=False, queue=False)
-        clear.click(lambda: ("", *([] for _ in panes)), None, [box, *panes], cancels=answering, api_name=False)
+        formatted.change(
+            lambda on: (
+                [gr.update(render_markdown=on)] * len(panes)
+                if len(panes) > 1
+                else gr.update(render_markdown=on)
+            ),
+            formatted,
+            panes,
+            api_name=False,
+            queue=False,
+        )
+        clear.click(
+            lambda: ("", *([] for _ in panes)),
+            None,
+            [box, *panes],
+            cancels=answering,
+            api_name=False,
+        )
     return demo
 
 # %% ../../nbs/55_demo.ipynb #dcc6ab08
-def launch_demo(demo, port: int | None = 7860,               # None: the first free one from 7860
-                share: bool = False,                         # a public address through Gradio's servers
-                wait: bool = True,                           # until Ctrl-C; a notebook never waits
-                inline: bool | None = None                   # below the cell; None: where there is a cell
-               ) -> str:
-    "Serve the page on this machine alone, and return its address; in a notebook and in Colab it opens below the cell."
+def launch_demo(
+    demo,
+    port: int | None = 7860,  # None: the first free one from 7860
+    share: bool = False,  # a public address through Gradio's servers
+    wait: bool = True,  # until Ctrl-C; a notebook never waits
+    inline: bool | None = None,  # below the cell; None: where there is a cell
+) -> str:
+    """Serve the page on this machine alone, and return its address; in a notebook and in Colab it
+    opens below the cell."""
     gr = load_gradio()
-    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no fonts from elsewhere
-    try: _, local, public = demo.queue().launch(server_name="127.0.0.1", server_port=port, share=share, theme=theme, css=STYLE, ssr_mode=False, show_error=True,
-                                                prevent_thread_lock=True, footer_links=[], inline=inline)
-    except OSError: raise UserError(f"port {port or '7860 and the hundred after it'} is taken", None, None, "name another one with --port, or stop what uses it") from None
-    if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules: demo.block_thread()
+    theme = gr.themes.Soft(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )  # no fonts from elsewhere
+    try:
+        _, local, public = demo.queue().launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            theme=theme,
+            css=STYLE,
+            ssr_mode=False,
+            show_error=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            inline=inline,
+        )
+    except OSError:
+        raise UserError(
+            f"port {port or '7860 and the hundred after it'} is taken",
+            None,
+            None,
+            "name another one with --port, or stop what uses it",
+        ) from None
+    if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules:
+        demo.block_thread()
     return public or local
 
 # %% ../../nbs/55_demo.ipynb #7d75d5a9
@@ -132,13 +287,21 @@ HELP = """/system TEXT     what the model is told before everything
 /help            this
 /quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
 
+
 def pairs(turns: Sequence[dict]) -> str:
     "How many questions were answered, in words."
-    return "1 question and its answer" if len(turns) == 2 else f"{len(turns) // 2} questions and their answers"
+    return (
+        "1 question and its answer"
+        if len(turns) == 2
+        else f"{len(turns) // 2} questions and their answers"
+    )
+
 
 class Chat:
     "A conversation in the terminal: its messages, its settings, and the commands that change them."
-    def __init__(self, section: Generation): self.section, self.system, self.turns, self.over = section, None, [], False
+
+    def __init__(self, section: Generation):
+        self.section, self.system, self.turns, self.over = section, None, [], False
 
     @property
     def messages(self) -> list[dict]:
@@ -148,8 +311,19 @@ class Chat:
     def command(self, line: str) -> str:
         "Obey a line that begins with a slash, and say what was done."
         word, _, rest = line[1:].partition(" ")
-        known = dict(system=self.set_system, set=self.set, undo=self.undo, save=self.save, reset=self.reset, help=lambda _: HELP, quit=self.quit)
-        if word not in known: raise UserError(f"there is no command /{word}", None, ", ".join(f"/{name}" for name in known))
+        known = dict(
+            system=self.set_system,
+            set=self.set,
+            undo=self.undo,
+            save=self.save,
+            reset=self.reset,
+            help=lambda _: HELP,
+            quit=self.quit,
+        )
+        if word not in known:
+            raise UserError(
+                f"there is no command /{word}", None, ", ".join(f"/{name}" for name in known)
+            )
         return known[word](rest.strip())
 
     def set_system(self, text: str) -> str:
@@ -159,23 +333,42 @@ class Chat:
 
     def set(self, wish: str) -> str:
         "Change settings, checked like a recipe; without any, tell them."
-        if not wish: return ", ".join(f"{k}={v}" for k, v in self.section.model_dump().items())
-        self.section = change(self.section, wish.split() if " " in wish and all("=" in w for w in wish.split()) else [wish])
+        if not wish:
+            return ", ".join(f"{k}={v}" for k, v in self.section.model_dump().items())
+        self.section = change(
+            self.section,
+            wish.split() if " " in wish and all("=" in w for w in wish.split()) else [wish],
+        )
         return f"{wish} is set"
 
     def undo(self, _="") -> str:
         "Take back the last question and what followed."
-        if not self.turns: return "there is nothing to take back"
-        del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user"):]
+        if not self.turns:
+            return "there is nothing to take back"
+        del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user") :]
         return f"taken back; left: {pairs(self.turns)}"
 
     def save(self, name: str) -> str:
-        "Append the conversation to a file of rows, as `data.train` reads them; an answer that was wrong can be put right there."
-        if not name or not self.turns: raise UserError("there is nothing to save" if name else "a file is wanted", None, None, "/save good.jsonl, after an answer")
+        """Append the conversation to a file of rows, as `data.train` reads them; an answer that was
+        wrong can be put right there."""
+        if not name or not self.turns:
+            raise UserError(
+                "there is nothing to save" if name else "a file is wanted",
+                None,
+                None,
+                "/save good.jsonl, after an answer",
+            )
         row = dict(messages=self.messages, settings=self.section.model_dump())
         try:
-            with open(Path(name).expanduser(), "a", encoding="utf-8") as file: file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        except OSError as error: raise UserError(f"{name} cannot be written: {error.strerror}", None, None, "the conversation goes on: /save it under another name") from None
+            with open(Path(name).expanduser(), "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{name} cannot be written: {error.strerror}",
+                None,
+                None,
+                "the conversation goes on: /save it under another name",
+            ) from None
         return f"{pairs(self.turns)} added to {name}"
 
     def reset(self, _="") -> str:
@@ -190,36 +383,56 @@ class Chat:
 
 # %% ../../nbs/55_demo.ipynb #ab61d14f
 def answer(chat: Chat, model, tokenizer, question: str) -> None:
-    "Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in the conversation."
+    """Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in
+    the conversation."""
     chat.turns.append({"role": "user", "content": question})
     written = []
-    try: say(stream(model, tokenizer, chat.messages, chat.section), chat.section, written)
-    except KeyboardInterrupt: print(" [stopped]", end="", file=sys.stderr)
+    try:
+        say(stream(model, tokenizer, chat.messages, chat.section), chat.section, written)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="", file=sys.stderr)
     except BaseException:
         chat.undo()
         raise
     print("\n", flush=True)
-    if said := "".join(written).strip(): chat.turns.append({"role": "assistant", "content": said})
-    else: chat.undo()
+    if said := "".join(written).strip():
+        chat.turns.append({"role": "assistant", "content": said})
+    else:
+        chat.undo()
 
 # %% ../../nbs/55_demo.ipynb #74e96cc0
 def typed() -> Iterator[str]:
     "Lines from the keyboard until Ctrl-D; Ctrl-C drops a line begun."
-    with contextlib.suppress(ImportError): import_module("readline")  # arrow keys and history, where the system has them
+    with contextlib.suppress(ImportError):
+        import_module("readline")  # arrow keys and history, where the system has them
     print("Type a question, or /help. Ctrl-D ends.", file=sys.stderr)
     while True:
-        try: yield input("> ")
-        except EOFError: return
-        except KeyboardInterrupt: print("\n(/quit or Ctrl-D ends)", file=sys.stderr)
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n(/quit or Ctrl-D ends)", file=sys.stderr)
 
-def terminal_chat(model, tokenizer, section: Generation = Generation(), lines: Iterable[str] | None = None # None asks the keyboard
-                 ) -> None:
-    "Answer line after line: answers to standard output, each ended by an empty line, everything else to standard error."
+
+def terminal_chat(
+    model,
+    tokenizer,
+    section: Generation = Generation(),
+    lines: Iterable[str] | None = None,  # None asks the keyboard
+) -> None:
+    """Answer line after line: answers to standard output, each ended by an empty line, everything
+    else to standard error."""
     chat = Chat(section)
     for line in typed() if lines is None else lines:
-        if not (line := line.strip()): continue
+        if not (line := line.strip()):
+            continue
         try:
-            if line.startswith("/"): print(chat.command(line), file=sys.stderr)
-            else: answer(chat, model, tokenizer, line)
-        except UserError as error: print(error, file=sys.stderr)
-        if chat.over: return
+            if line.startswith("/"):
+                print(chat.command(line), file=sys.stderr)
+            else:
+                answer(chat, model, tokenizer, line)
+        except UserError as error:
+            print(error, file=sys.stderr)
+        if chat.over:
+            return

@@ -29,75 +29,138 @@ from .merge import PROMPTS, Different, quiet, staging
 # %% ../../nbs/52_export.ipynb #2f586090
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
+
 def need_onnx(needed: Sequence[str] = NEEDED) -> None:
     "`UserError` with the line to type where a library for ONNX is missing."
     missing = [name for name in needed if find_spec(name) is None]
-    if missing: raise UserError(f"ONNX export needs {', '.join(missing)}, which is not installed", None, None, 'pip install "llmtrainer[export]"')
+    if missing:
+        raise UserError(
+            f"ONNX export needs {', '.join(missing)}, which is not installed",
+            None,
+            None,
+            'pip install "llmtrainer[export]"',
+        )
+
 
 def model_folder(folder: Path) -> Path:
     "The folder, if it holds a whole model."
     folder = Path(folder)
-    if (folder / "adapter_config.json").is_file(): raise UserError(f"{folder} holds an adapter, not a whole model", None, None, "merge it first: llmtrainer merge RUN")
-    if not (folder / "config.json").is_file(): raise UserError(f"{folder} holds no model: there is no config.json", None, None, "merge the run first: llmtrainer merge RUN")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter, not a whole model",
+            None,
+            None,
+            "merge it first: llmtrainer merge RUN",
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds no model: there is no config.json",
+            None,
+            None,
+            "merge the run first: llmtrainer merge RUN",
+        )
     return folder
 
 # %% ../../nbs/52_export.ipynb #da85cdf4
 def load_float32(folder: Path):
     "(model, tokenizer) in float32 on the CPU: the form that onnxruntime computes everywhere."
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True)
-    if getattr(model, "_can_set_experts_implementation", lambda: False)(): model.set_experts_implementation("batched_mm")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+    )
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        model.set_experts_implementation("batched_mm")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 # %% ../../nbs/52_export.ipynb #6bcd433e
-SAMPLE = ["One two three four five.", "One."]  # of different lengths: without padding, attention_mask would be left out of the graph
+SAMPLE = [
+    "One two three four five.",
+    "One.",
+]  # of different lengths: without padding, attention_mask would be left out of the graph
+
 
 def trace(model, tokenizer):
     "The graph of one step that takes new tokens and the cache of the old ones, both of any length."
-    from transformers.exporters import OnnxConfig, OnnxExporter  # here, because they take 0.8 s, which no other command should pay
+    from transformers.exporters import (
+        OnnxConfig,
+        OnnxExporter,
+    )  # here, because they take 0.8 s, which no other command should pay
     from transformers.exporters.utils import decompose_for_generation
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # its name before transformers 5.24
-    sample = encode_prompts(model, tokenizer, SAMPLE) | {name: DynamicCache()}  # a plain cache: sliding layers keep everything, and mask
+
+    name = (
+        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    )  # its name before transformers 5.24
+    sample = encode_prompts(model, tokenizer, SAMPLE) | {
+        name: DynamicCache()
+    }  # a plain cache: sliding layers keep everything, and mask
     step, inputs = decompose_for_generation(model, sample, multi_token_decode=True)["decode"]
     return OnnxExporter().export(step, inputs, OnnxConfig(dynamic=True)).program
 
 # %% ../../nbs/52_export.ipynb #6da5096c
-AXES = {"input_ids": ("batch_size", "sequence_length"), "attention_mask": ("batch_size", "total_sequence_length"),
-        "past_key_values.0.key": (None, None, "past_sequence_length", None)}
+AXES = {
+    "input_ids": ("batch_size", "sequence_length"),
+    "attention_mask": ("batch_size", "total_sequence_length"),
+    "past_key_values.0.key": (None, None, "past_sequence_length", None),
+}
+
 
 def optimum_name(name: str) -> str:
     "Optimum's name for an input or output of transformers' exporter."
-    return re.sub(r"^(in|out)put\.(?:past_key_values|cache)\.layers\.(\d+)\.(key|value)s$", lambda m: f"{'past_key_values' if m[1] == 'in' else 'present'}.{m[2]}.{m[3]}", name)
+    return re.sub(
+        r"^(in|out)put\.(?:past_key_values|cache)\.layers\.(\d+)\.(key|value)s$",
+        lambda m: f"{'past_key_values' if m[1] == 'in' else 'present'}.{m[2]}.{m[3]}",
+        name,
+    )
 
 # %% ../../nbs/52_export.ipynb #e2854dcc
 def all_values(graph) -> list:
     "Every value of a graph: inputs, outputs, and what nodes pass on."
     return [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]
 
+
 def rename(program) -> None:
     "Give inputs, outputs and axes Optimum's names, and drop the traces of the exporting machine."
     graph, symbols = program.graph, {}
-    for value in [*graph.inputs, *graph.outputs]: value.name = optimum_name(value.name)
+    for value in [*graph.inputs, *graph.outputs]:
+        value.name = optimum_name(value.name)
     for value in graph.inputs:
-        symbols |= {str(old): new for old, new in zip(value.shape, AXES.get(value.name, ())) if new and not str(old).isdigit()}
+        symbols |= {
+            str(old): new
+            for old, new in zip(value.shape, AXES.get(value.name, ()))
+            if new and not str(old).isdigit()
+        }
     word = lambda size: re.sub(r"s\d+", lambda m: symbols.get(m[0], m[0]), str(size))
     for value in all_values(graph):
-        if value.shape is not None: value.shape = type(value.shape)([int(w) if (w := word(d)).isdigit() else w for d in value.shape])
+        if value.shape is not None:
+            value.shape = type(value.shape)(
+                [int(w) if (w := word(d)).isdigit() else w for d in value.shape]
+            )
         value.metadata_props.clear()
-    for node in graph: node.metadata_props.clear(); node.doc_string = None
-    program.metadata_props.clear(); graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    program.metadata_props.clear()
+    graph.metadata_props.clear()
 
 # %% ../../nbs/52_export.ipynb #87fa5767
 LARGE = 1_800_000_000  # bytes: one protobuf file ends at 2 GiB
 
+
 def save_graph(program, path: Path) -> None:
-    "The graph as one file, or with its weights beside it in `model.onnx_data` where they are too large for one."
+    """The graph as one file, or with its weights beside it in `model.onnx_data` where they are too
+    large for one."""
     import onnx_ir  # here, as above
-    size = sum(v.const_value.nbytes for v in program.graph.initializers.values() if v.const_value is not None)
+
+    size = sum(
+        v.const_value.nbytes
+        for v in program.graph.initializers.values()
+        if v.const_value is not None
+    )
     onnx_ir.save(program, path, external_data=f"{path.name}_data" if size > LARGE else None)
 
 # %% ../../nbs/52_export.ipynb #0cdbb4de
 def export_onnx(model_dir: Path, out: Path) -> dict:
-    "Write a model folder as ONNX in float32 under Optimum's names, with configuration and tokenizer beside it."
+    """Write a model folder as ONNX in float32 under Optimum's names, with configuration and
+    tokenizer beside it."""
     need_onnx()
     model_dir = model_folder(model_dir)
     with quiet(), staging(Path(out)) as staged:
@@ -105,36 +168,74 @@ def export_onnx(model_dir: Path, out: Path) -> dict:
         program = trace(model, tokenizer)
         rename(program)
         save_graph(program, staged / "model.onnx")
-        for part in (model.config, model.generation_config, tokenizer): part.save_pretrained(staged)
+        for part in (model.config, model.generation_config, tokenizer):
+            part.save_pretrained(staged)
         size = sum(f.stat().st_size for f in staged.glob("model.onnx*"))
-        return dict(format="onnx", dtype="float32", bytes=size, opset=program.opset_imports[""], inputs=[v.name for v in program.graph.inputs])
+        return dict(
+            format="onnx",
+            dtype="float32",
+            bytes=size,
+            opset=program.opset_imports[""],
+            inputs=[v.name for v in program.graph.inputs],
+        )
 
 # %% ../../nbs/52_export.ipynb #d195fe89
 class OnnxModel:
     "A model folder run by onnxruntime alone: logits, and greedy text with a cache."
+
     def __init__(self, folder: Path):
         need_onnx()
         import onnxruntime  # here, as above
+
         folder = Path(folder)
-        if not (folder / "model.onnx").is_file(): raise UserError(f"there is no model.onnx in {folder}", None, None, "write it first: llmtrainer export RUN --to onnx")
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        if not (folder / "model.onnx").is_file():
+            raise UserError(
+                f"there is no model.onnx in {folder}",
+                None,
+                None,
+                "write it first: llmtrainer export RUN --to onnx",
+            )
+        self.session = onnxruntime.InferenceSession(
+            folder / "model.onnx", providers=["CPUExecutionProvider"]
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         stops = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
-        self.stops = {stop_id(self.tokenizer), *(stops if isinstance(stops, list) else [stops])} - {None}
+        self.stops = {stop_id(self.tokenizer), *(stops if isinstance(stops, list) else [stops])} - {
+            None
+        }
         self.outputs = [o.name for o in self.session.get_outputs()]
-        self.caches = {i.name: i.shape for i in self.session.get_inputs() if i.name.startswith("past_key_values")}
+        self.caches = {
+            i.name: i.shape
+            for i in self.session.get_inputs()
+            if i.name.startswith("past_key_values")
+        }
 
     def empty(self, batch: int) -> dict[str, np.ndarray]:
         "A cache of no tokens: (batch, heads, 0, size) for each layer's keys and values."
-        return {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in self.caches.items()}
+        return {
+            name: np.zeros((batch, shape[1], 0, shape[3]), np.float32)
+            for name, shape in self.caches.items()
+        }
 
-    def step(self, ids: np.ndarray, # (batch, new tokens)
-             mask: np.ndarray,      # (batch, old and new tokens), 0 for padding
-             cache: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def step(
+        self,
+        ids: np.ndarray,  # (batch, new tokens)
+        mask: np.ndarray,  # (batch, old and new tokens), 0 for padding
+        cache: dict[str, np.ndarray],
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         "(logits of the new tokens, the cache with them in it)."
-        positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, -ids.shape[1]:]
-        out = dict(zip(self.outputs, self.session.run(None, dict(input_ids=ids, attention_mask=mask, position_ids=positions) | cache)))
-        return out.pop("logits"), {name.replace("present", "past_key_values"): value for name, value in out.items()}
+        positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, -ids.shape[1] :]
+        out = dict(
+            zip(
+                self.outputs,
+                self.session.run(
+                    None, dict(input_ids=ids, attention_mask=mask, position_ids=positions) | cache
+                ),
+            )
+        )
+        return out.pop("logits"), {
+            name.replace("present", "past_key_values"): value for name, value in out.items()
+        }
 
     def logits(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         "Logits (batch, tokens, vocabulary) of left-padded ids."
@@ -148,50 +249,100 @@ class OnnxModel:
         for _ in range(max_new_tokens):
             scores, cache = self.step(new, mask, cache)
             new = scores[:, -1].argmax(-1)[:, None]
-            for i in np.flatnonzero(running): answers[i].append(int(new[i, 0]))
+            for i in np.flatnonzero(running):
+                answers[i].append(int(new[i, 0]))
             running &= ~np.isin(new[:, 0], list(self.stops))
-            if not running.any(): break
+            if not running.any():
+                break
             mask = np.concatenate([mask, np.ones_like(new)], 1)
         return answers
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         "Left-padded (ids, mask) of what users say, in the model's chat template."
-        texts = [render([{"role": "user", "content": p}], self.tokenizer, prompt=True) for p in prompts]
-        batch = self.tokenizer(texts, return_tensors="np", padding=True, padding_side="left", add_special_tokens=False)
+        texts = [
+            render([{"role": "user", "content": p}], self.tokenizer, prompt=True) for p in prompts
+        ]
+        batch = self.tokenizer(
+            texts, return_tensors="np", padding=True, padding_side="left", add_special_tokens=False
+        )
         return batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64)
 
-    def generate(self, prompts: Sequence[str], # what users say, one conversation each
-                 max_new_tokens: int = 64) -> list[str]:
+    def generate(
+        self,
+        prompts: Sequence[str],  # what users say, one conversation each
+        max_new_tokens: int = 64,
+    ) -> list[str]:
         "The greedy answer to each prompt."
         answers = self.answer_ids(*self.encode(prompts), max_new_tokens)
-        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        ]
 
 # %% ../../nbs/52_export.ipynb #6a712466
 PARITY = 1e-3  # largest difference of a logit in float32
 
+
 @torch.no_grad()
-def torch_answers(model, ids: np.ndarray, mask: np.ndarray, max_new_tokens: int, stops: set[int]) -> list[list[int]]:
+def torch_answers(
+    model, ids: np.ndarray, mask: np.ndarray, max_new_tokens: int, stops: set[int]
+) -> list[list[int]]:
     "What transformers' own `generate` continues each row with, up to and with its stop token."
-    out = model.generate(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(stops))
-    rows = out[:, ids.shape[1]:].tolist()
+    out = model.generate(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stops),
+    )
+    rows = out[:, ids.shape[1] :].tolist()
     ends = [next((i + 1 for i, t in enumerate(row) if t in stops), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends)]
 
 # %% ../../nbs/52_export.ipynb #efe98c5a
 @torch.no_grad()
-def check_parity(model_dir: Path, folder: Path, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 48) -> dict:
-    "Compare an exported graph with the model it came from: logits over prompts and answers, and greedy answers token by token; raises `Different`."
+def check_parity(
+    model_dir: Path, folder: Path, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 48
+) -> dict:
+    """Compare an exported graph with the model it came from: logits over prompts and answers, and
+    greedy answers token by token; raises `Different`."""
     with quiet():
         model, _ = load_float32(model_folder(model_dir))
         graph = OnnxModel(folder)
         ids, mask = graph.encode(prompts)
-        expected, found = torch_answers(model, ids, mask, max_new_tokens, graph.stops), graph.answer_ids(ids, mask, max_new_tokens)
+        expected, found = (
+            torch_answers(model, ids, mask, max_new_tokens, graph.stops),
+            graph.answer_ids(ids, mask, max_new_tokens),
+        )
         longest = max(map(len, expected))
-        ids = np.concatenate([ids, np.array([a + [graph.tokenizer.pad_token_id] * (longest - len(a)) for a in expected])], 1)
-        mask = np.concatenate([mask, np.array([[1] * len(a) + [0] * (longest - len(a)) for a in expected])], 1)
+        ids = np.concatenate(
+            [
+                ids,
+                np.array(
+                    [a + [graph.tokenizer.pad_token_id] * (longest - len(a)) for a in expected]
+                ),
+            ],
+            1,
+        )
+        mask = np.concatenate(
+            [mask, np.array([[1] * len(a) + [0] * (longest - len(a)) for a in expected])], 1
+        )
         positions = np.maximum(mask.cumsum(-1) - 1, 0)
-        wanted = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), position_ids=torch.from_numpy(positions), use_cache=False).logits.numpy()
-    parity = dict(max_abs_logit_diff=float(np.abs(wanted - graph.logits(ids, mask))[mask == 1].max()), same_text=expected == found)
-    if parity["same_text"] and parity["max_abs_logit_diff"] <= PARITY: return parity
-    raise Different(f"the graph is not the model: largest logit difference {parity['max_abs_logit_diff']:.2g}, greedy text {'equal' if parity['same_text'] else 'different'}",
-                    str(folder), f"a difference up to {PARITY:g} and the same tokens", "export again; if it stays, report it with the model's name")
+        wanted = model(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(positions),
+            use_cache=False,
+        ).logits.numpy()
+    parity = dict(
+        max_abs_logit_diff=float(np.abs(wanted - graph.logits(ids, mask))[mask == 1].max()),
+        same_text=expected == found,
+    )
+    if parity["same_text"] and parity["max_abs_logit_diff"] <= PARITY:
+        return parity
+    raise Different(
+        f"the graph is not the model: largest logit difference {parity['max_abs_logit_diff']:.2g},"
+        f" greedy text {'equal' if parity['same_text'] else 'different'}",
+        str(folder),
+        f"a difference up to {PARITY:g} and the same tokens",
+        "export again; if it stays, report it with the model's name",
+    )

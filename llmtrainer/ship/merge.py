@@ -19,7 +19,11 @@ from typing import Literal
 # %% ../../nbs/50_merge.ipynb #2cd616c6
 import torch
 from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 # %% ../../nbs/50_merge.ipynb #71c3418d
 from ..data.chat import render, set_template
@@ -33,94 +37,148 @@ from ..train.checkpoint import commit
 # %% ../../nbs/50_merge.ipynb #a456954e
 How = Literal["dequantized", "original"]
 
-def merge_adapter(trained,                # the base with its adapter, as load_adapter gives it
-                  model: Model, plan: Plan, adapter: Path,
-                  how: How = "dequantized" # into the weights that training saw, or into the unquantised ones
-                 ):
+
+def merge_adapter(
+    trained,  # the base with its adapter, as load_adapter gives it
+    model: Model,
+    plan: Plan,
+    adapter: Path,
+    how: How = "dequantized",  # into the weights that training saw, or into the unquantised ones
+):
     "A plain model with the adapter folded into its weights."
-    if how == "original" and model.quantize != "none": base = load_model(model.model_copy(update=dict(quantize="none")), plan)[0]
-    else: base = trained.unload()
+    if how == "original" and model.quantize != "none":
+        base = load_model(model.model_copy(update=dict(quantize="none")), plan)[0]
+    else:
+        base = trained.unload()
     return load_adapter(dequantize(base), adapter).merge_and_unload()
 
 # %% ../../nbs/50_merge.ipynb #0f96896f
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    "Keep the libraries' progress bars, log lines and warnings back; an exception goes through, with what they printed as its note."
+    """Keep the libraries' progress bars, log lines and warnings back; an exception goes through,
+    with what they printed as its note."""
     bars, level, said = is_progress_bar_enabled(), logging.root.manager.disable, io.StringIO()
     disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(said): yield
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(said):
+            yield
     except Exception as error:
-        if said.getvalue().strip(): error.add_note(said.getvalue())
+        if said.getvalue().strip():
+            error.add_note(said.getvalue())
         raise
     finally:
         logging.disable(level)
-        if bars: enable_progress_bar()
+        if bars:
+            enable_progress_bar()
 
 # %% ../../nbs/50_merge.ipynb #a8c0124e
 @torch.no_grad()
-def logits(model, tokenizer, texts: Sequence[str] # rendered conversations
-          ) -> torch.Tensor:
-    "The model's logits (tokens, vocabulary) at every token of the texts, padding left out; float32 on the CPU."
+def logits(
+    model,
+    tokenizer,
+    texts: Sequence[str],  # rendered conversations
+) -> torch.Tensor:
+    """The model's logits (tokens, vocabulary) at every token of the texts, padding left out;
+    float32 on the CPU."""
     batch = encode_prompts(model, tokenizer, texts)
     return model(**batch, use_cache=False).logits[batch["attention_mask"].bool()].float().cpu()
 
 # %% ../../nbs/50_merge.ipynb #79c49bcd
-PROMPTS = ("What is 17 plus 26?", "Tom has 3 boxes with 12 pens each and gives 7 pens away. How many pens are left?",
-           "Write one sentence about the sea.", "Which is larger, 0.9 or 0.11, and why?")
+PROMPTS = (
+    "What is 17 plus 26?",
+    "Tom has 3 boxes with 12 pens each and gives 7 pens away. How many pens are left?",
+    "Write one sentence about the sea.",
+    "Which is larger, 0.9 or 0.11, and why?",
+)
 
-def observe(model, tokenizer, prompts: Sequence[str] = PROMPTS, # what a user would say
-            tokens: int = 32 # of each answer
-           ) -> tuple[list[str], list[str]]:
+
+def observe(
+    model,
+    tokenizer,
+    prompts: Sequence[str] = PROMPTS,  # what a user would say
+    tokens: int = 32,  # of each answer
+) -> tuple[list[str], list[str]]:
     "(greedy answer to each prompt, prompt and answer as one rendered text)."
     conversations = [[{"role": "user", "content": p}] for p in prompts]
     answers = generate(model, tokenizer, conversations, Generation(max_new_tokens=tokens))
     return answers, [render(c, tokenizer, prompt=True) + a for c, a in zip(conversations, answers)]
 
 # %% ../../nbs/50_merge.ipynb #d4726c4b
-def difference(trained: torch.Tensor, shipped: torch.Tensor # logits (tokens, vocabulary)
-              ) -> dict[str, float]:
-    "How far two models are apart on the same tokens: the largest difference of a logit, and the mean Kullback-Leibler divergence in nats."
+def difference(
+    trained: torch.Tensor,
+    shipped: torch.Tensor,  # logits (tokens, vocabulary)
+) -> dict[str, float]:
+    """How far two models are apart on the same tokens: the largest difference of a logit, and the
+    mean Kullback-Leibler divergence in nats."""
     p, q = trained.double().log_softmax(-1), shipped.double().log_softmax(-1)
-    return dict(max_abs_logit_diff=(trained - shipped).abs().max().item(), mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item())
+    return dict(
+        max_abs_logit_diff=(trained - shipped).abs().max().item(),
+        mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item(),
+    )
 
 # %% ../../nbs/50_merge.ipynb #7c82033e
-TOLERANCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 2e-3}  # mean KL that the number format explains, with room
-INT8 = 5e-3       # int8 layers also round their inputs, which no merged model does
+TOLERANCE = {
+    "float32": 1e-5,
+    "float16": 1e-4,
+    "bfloat16": 2e-3,
+}  # mean KL that the number format explains, with room
+INT8 = 5e-3  # int8 layers also round their inputs, which no merged model does
 OTHER_BASE = 0.1  # merged into other weights than training saw
+
 
 def tolerance_of(model: Model, plan: Plan, how: How) -> float:
     "The mean KL up to which a merge counts as faithful."
-    if model.quantize == "none": return TOLERANCE[plan.dtype]
-    if how == "original": return OTHER_BASE
+    if model.quantize == "none":
+        return TOLERANCE[plan.dtype]
+    if how == "original":
+        return OTHER_BASE
     return INT8 if model.quantize == "int8" else TOLERANCE[plan.dtype]
+
 
 class Different(UserError):
     "What was written is not the model that was trained."
+
     exit_code = 1
 
 
 def refuse(found: dict, limit: float) -> None:
     "Raise `Different` where two models are further apart than `limit`."
     if not found["mean_kl"] <= limit:  # so written, a NaN is refused too
-        raise Different(f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
-                        None, f"mean KL up to {limit:g}", "merge into the dequantized base, or serve base and adapter unmerged")
+        raise Different(
+            f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest"
+            f" logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
+            None,
+            f"mean KL up to {limit:g}",
+            "merge into the dequantized base, or serve base and adapter unmerged",
+        )
 
 # %% ../../nbs/50_merge.ipynb #0e4f8e05
 def save_model(model, tokenizer, folder: Path) -> None:
-    "A model folder that any server loads: safetensors, tokenizer with template, and a generation configuration that stops where the template does."
+    """A model folder that any server loads: safetensors, tokenizer with template, and a generation
+    configuration that stops where the template does."""
     config = generation_config(model, tokenizer, Generation())
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = config.eos_token_id, config.pad_token_id
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        config.eos_token_id,
+        config.pad_token_id,
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/50_merge.ipynb #18c56c68
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    "A folder to write into, which becomes `out` when the block ends well and is gone when it does not; only a folder made this way is replaced."
-    if out.exists() and not (out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))):
-        raise UserError(f"{out} exists and was not written by this command, so it is not replaced", None, "a new or empty folder", "name another folder")
+    """A folder to write into, which becomes `out` when the block ends well and is gone when it does
+    not; only a folder made this way is replaced."""
+    if out.exists() and not (
+        out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))
+    ):
+        raise UserError(
+            f"{out} exists and was not written by this command, so it is not replaced",
+            None,
+            "a new or empty folder",
+            "name another folder",
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     staged = out.with_name(f".{out.name}.staging")
     shutil.rmtree(staged, ignore_errors=True)
@@ -128,28 +186,47 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         yield staged
         commit(staged, out)
-    finally: shutil.rmtree(staged, ignore_errors=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 # %% ../../nbs/50_merge.ipynb #49d00514
 def check_adapter(adapter: Path) -> None:
     "`UserError` where there is no adapter to merge."
-    if (adapter / "adapter_model.safetensors").is_file(): return
-    if (adapter.parent / "model" / "config.json").is_file(): raise UserError("there is nothing to merge: this run trained every weight", str(adapter), None, "its model folder is whole already; export or serve that")
-    raise UserError(f"there is no adapter in {adapter}", None, None, "has the run finished training?")
+    if (adapter / "adapter_model.safetensors").is_file():
+        return
+    if (adapter.parent / "model" / "config.json").is_file():
+        raise UserError(
+            "there is nothing to merge: this run trained every weight",
+            str(adapter),
+            None,
+            "its model folder is whole already; export or serve that",
+        )
+    raise UserError(
+        f"there is no adapter in {adapter}", None, None, "has the run finished training?"
+    )
+
 
 def own_tokenizer(adapter: Path, otherwise):
     "The tokenizer that was saved with the adapter, where one was, with a chat template."
-    tokenizer = AutoTokenizer.from_pretrained(adapter) if (adapter / "tokenizer_config.json").is_file() else otherwise
+    tokenizer = (
+        AutoTokenizer.from_pretrained(adapter)
+        if (adapter / "tokenizer_config.json").is_file()
+        else otherwise
+    )
     set_template(tokenizer)
     return tokenizer
 
 # %% ../../nbs/50_merge.ipynb #81695a81
-def merge(model: Model, adapter: Path, out: Path,
-          prompts: list[str] | None = None,  # what to compare the two models on
-          how: How = "dequantized",
-          tolerance: float | None = None     # mean KL; by default what was measured for the number format
-         ) -> dict:
-    "Merge, write, load what was written, and compare it with the trained model; refuses when they differ."
+def merge(
+    model: Model,
+    adapter: Path,
+    out: Path,
+    prompts: list[str] | None = None,  # what to compare the two models on
+    how: How = "dequantized",
+    tolerance: float | None = None,  # mean KL; by default what was measured for the number format
+) -> dict:
+    """Merge, write, load what was written, and compare it with the trained model; refuses when they
+    differ."""
     check_adapter(adapter := Path(adapter))
     with quiet(), staging(Path(out)) as staged:
         chosen = make_plan(model)
@@ -163,4 +240,9 @@ def merge(model: Model, adapter: Path, out: Path,
         found = difference(before, logits(shipped, tokenizer, texts))
         refuse(found, tolerance or tolerance_of(model, chosen, how))
         said = observe(shipped, tokenizer, prompts or PROMPTS)[0]
-        return found | dict(same_greedy=said == answers, how=how, dtype=chosen.dtype, parameters=sum(p.numel() for p in shipped.parameters()))
+        return found | dict(
+            same_greedy=said == answers,
+            how=how,
+            dtype=chosen.dtype,
+            parameters=sum(p.numel() for p in shipped.parameters()),
+        )

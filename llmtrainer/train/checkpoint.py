@@ -19,62 +19,97 @@ from ..recipe import UserError
 from ..run import read_json, seal, sha256, sync, verify, write_json
 
 # %% ../../nbs/40_checkpoint.ipynb #34c59630
-def commit(staged: Path,  # a folder written by anyone, in the same file system
-           final: Path    # where it becomes a checkpoint
-          ) -> Path:
-    "Turn a folder into a checkpoint in one step: sync, manifest, rename. Before the rename there is none; after it, all of it."
+def commit(
+    staged: Path,  # a folder written by anyone, in the same file system
+    final: Path,  # where it becomes a checkpoint
+) -> Path:
+    """Turn a folder into a checkpoint in one step: sync, manifest, rename. Before the rename there
+    is none; after it, all of it."""
     seal(staged)
-    for path in [*staged.rglob("*"), staged]: sync(path)
+    for path in [*staged.rglob("*"), staged]:
+        sync(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists(): remove(final)  # a damaged one of the same step, or it would have been resumed from
+    if final.exists():
+        remove(final)  # a damaged one of the same step, or it would have been resumed from
     staged.rename(final)
     sync(final.parent)
     return final
 
 # %% ../../nbs/40_checkpoint.ipynb #79001eb7
-def point(folder: Path # a checkpoint
-         ) -> None:
-    "Leave `latest.json` beside a checkpoint: name, step, SHA-256 of its manifest. Nothing here reads it; without room for it the old one stays."
-    try: write_json(folder.parent / "latest.json", dict(name=folder.name, step=int(folder.name.removeprefix("step-")), manifest=sha256(folder / "manifest.json")))
+def point(
+    folder: Path,  # a checkpoint
+) -> None:
+    """Leave `latest.json` beside a checkpoint: name, step, SHA-256 of its manifest. Nothing here
+    reads it; without room for it the old one stays."""
+    try:
+        write_json(
+            folder.parent / "latest.json",
+            dict(
+                name=folder.name,
+                step=int(folder.name.removeprefix("step-")),
+                manifest=sha256(folder / "manifest.json"),
+            ),
+        )
     except OSError as error:
-        if error.errno not in FULL: raise
+        if error.errno not in FULL:
+            raise
 
 # %% ../../nbs/40_checkpoint.ipynb #c0f589ae
 def steps(root: Path) -> list[Path]:
     "The folders `step-N` of a run, newest first."
-    return sorted((d for d in root.glob("step-*") if d.name.removeprefix("step-").isdigit()), key=lambda d: -int(d.name.removeprefix("step-")))
+    return sorted(
+        (d for d in root.glob("step-*") if d.name.removeprefix("step-").isdigit()),
+        key=lambda d: -int(d.name.removeprefix("step-")),
+    )
+
 
 def newest(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
-    "(the newest checkpoint that verifies, the damaged ones that were passed over with what is wrong)."
+    """(the newest checkpoint that verifies, the damaged ones that were passed over with what is
+    wrong)."""
     damaged = {}
     for folder in steps(root):
-        if not (faults := verify(folder)): return folder, damaged
+        if not (faults := verify(folder)):
+            return folder, damaged
         damaged[folder.name] = faults
     return None, damaged
 
 # %% ../../nbs/40_checkpoint.ipynb #40a55f32
 def score(folder: Path) -> float | None:
     "The validation loss that a checkpoint was saved with, if it was measured at that step."
-    try: return read_json(folder / "progress.json").get("eval_loss")
-    except UserError: return None  # of another writer
+    try:
+        return read_json(folder / "progress.json").get("eval_loss")
+    except UserError:
+        return None  # of another writer
+
 
 def best(root: Path) -> Path | None:
     "The whole checkpoint with the lowest validation loss."
-    scored = [(found, -i, folder) for i, folder in enumerate(steps(root)) if isinstance(found := score(folder), float) and not verify(folder)]
+    scored = [
+        (found, -i, folder)
+        for i, folder in enumerate(steps(root))
+        if isinstance(found := score(folder), float) and not verify(folder)
+    ]
     return min(scored)[2] if scored else None
 
-def prune(root: Path, keep: int, # newest whole checkpoints to keep
-          best_too: bool = False # and the best one, however old
-         ) -> list[str]:
-    "Remove the other whole checkpoints; a damaged one is left for a person to look at and never counts."
+
+def prune(
+    root: Path,
+    keep: int,  # newest whole checkpoints to keep
+    best_too: bool = False,  # and the best one, however old
+) -> list[str]:
+    """Remove the other whole checkpoints; a damaged one is left for a person to look at and never
+    counts."""
     whole = [folder for folder in steps(root) if not verify(folder)]
     kept = {*whole[:keep], best(root) if best_too else None}
     gone = [folder for folder in whole if folder not in kept]
-    for folder in gone: remove(folder)
+    for folder in gone:
+        remove(folder)
     return [folder.name for folder in gone]
 
+
 def remove(folder: Path) -> None:
-    "Take a checkpoint away so that a kill in between leaves none, and not a damaged one: without its manifest and name it is nothing."
+    """Take a checkpoint away so that a kill in between leaves none, and not a damaged one: without
+    its manifest and name it is nothing."""
     away = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(away, ignore_errors=True)
     folder.rename(away)
@@ -83,64 +118,94 @@ def remove(folder: Path) -> None:
 # %% ../../nbs/40_checkpoint.ipynb #73f1530b
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota, a limit on the size of a file
 
-def no_room(folder: Path, size: int # bytes
-           ) -> OSError | None:
+
+def no_room(
+    folder: Path,
+    size: int,  # bytes
+) -> OSError | None:
     "Why so many bytes cannot be written here, or None."
-    if shutil.disk_usage(folder).free < size: return OSError(errno.ENOSPC, "No space left on device", str(folder))
+    if shutil.disk_usage(folder).free < size:
+        return OSError(errno.ENOSPC, "No space left on device", str(folder))
     probe = folder / f".room-{threading.get_ident()}"
     try:
-        with open(probe, "wb") as file: file.write(bytes(min(size, 2**20)))  # a quota shows itself only to who writes
-    except OSError as error: return OSError(error.errno, error.strerror, str(folder)) if error.errno in FULL else None
-    finally: probe.unlink(missing_ok=True)
+        with open(probe, "wb") as file:
+            file.write(bytes(min(size, 2**20)))  # a quota shows itself only to who writes
+    except OSError as error:
+        return OSError(error.errno, error.strerror, str(folder)) if error.errno in FULL else None
+    finally:
+        probe.unlink(missing_ok=True)
+
 
 @contextmanager
-def full_disk_named(folder: Path, # where is being written
-                    least: int = 2 ** 20 # bytes that must have room, or it counts as full
-                   ):
+def full_disk_named(
+    folder: Path,  # where is being written
+    least: int = 2**20,  # bytes that must have room, or it counts as full
+):
     "Whatever error a library gives when the disk is full becomes the OSError that it is."
-    try: yield
+    try:
+        yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL: raise
-        if (reason := no_room(folder, least)) is None: raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        if (reason := no_room(folder, least)) is None:
+            raise
         raise reason from error
 
 # %% ../../nbs/40_checkpoint.ipynb #19a722fb
 class Saver:
-    "Writes checkpoints in a thread, one after the other, and removes those that are too old. A full disk keeps the older ones, is said, and stops nothing."
-    def __init__(self, root: Path, keep: int = 2, best_too: bool = False, say: Callable[[str], None] = print):
+    """Writes checkpoints in a thread, one after the other, and removes those that are too old. A
+    full disk keeps the older ones, is said, and stops nothing."""
+
+    def __init__(
+        self, root: Path, keep: int = 2, best_too: bool = False, say: Callable[[str], None] = print
+    ):
         self.root, self.keep, self.best_too, self.say = root, keep, best_too, say
         self.thread, self.fault, self.failed = None, None, []  # failed: steps that found no room
 
-    def save(self, step: int, write: Callable[[Path], None], # writes a state that nobody changes any more into a folder
-             size: int = 0                                   # bytes it will take
-            ) -> None:
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],  # writes a state that nobody changes any more into a folder
+        size: int = 0,  # bytes it will take
+    ) -> None:
         "Begin to write; raises what went wrong with the one before."
         self.wait()
-        self.thread = threading.Thread(target=self._work, args=(step, write, size), name=f"save step {step}")
+        self.thread = threading.Thread(
+            target=self._work, args=(step, write, size), name=f"save step {step}"
+        )
         self.thread.start()
 
     def wait(self) -> None:
         "Until nothing is being written; raises what went wrong, a full disk excepted."
-        if self.thread: self.thread.join()
+        if self.thread:
+            self.thread.join()
         self.thread, fault, self.fault = None, self.fault, None
-        if fault: raise fault
+        if fault:
+            raise fault
 
     def _work(self, step, write, size) -> None:
         staged = self.root / ".staging" / f"step-{step}"
-        try: self._write(staged, step, write, size)
+        try:
+            self._write(staged, step, write, size)
         except Exception as error:  # it is the main thread's to raise
             shutil.rmtree(staged, ignore_errors=True)
-            if not (isinstance(error, OSError) and error.errno in FULL): self.fault = error
+            if not (isinstance(error, OSError) and error.errno in FULL):
+                self.fault = error
             else:
                 self.failed.append(step)
                 found = newest(self.root)[0]
-                self.say(f"step {step} could not be saved: {error.strerror.lower()}. The training goes on; the newest checkpoint is {found.name if found else 'none yet'}. Free some space under {self.root}.")
+                self.say(
+                    f"step {step} could not be saved: {error.strerror.lower()}. The training goes"
+                    f" on; the newest checkpoint is {found.name if found else 'none yet'}. Free"
+                    f" some space under {self.root}."
+                )
 
     def _write(self, staged, step, write, size) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         with full_disk_named(self.root, 2**20 + size // 8):
-            if reason := no_room(self.root, size + size // 20): raise reason
+            if reason := no_room(self.root, size + size // 20):
+                raise reason
             write(staged)
             point(commit(staged, self.root / f"step-{step}"))
         prune(self.root, self.keep, self.best_too)

@@ -32,27 +32,68 @@ from transformers import PrinterCallback, TrainerCallback
 from ..recipe import UserError
 from ..run import Run, Stopped, read_json
 from .checkpoint import FULL, Saver, best, commit, newest, point, prune
-from .state import Average, copied, load_weights, random_state, refuse_other, size_of, weights_of
-from .together import agreed, average_gradients, averaged_after, highest, of_all, rank, world
+from llmtrainer.train.state import (
+    Average,
+    copied,
+    load_weights,
+    random_state,
+    refuse_other,
+    size_of,
+    weights_of,
+)
+from llmtrainer.train.together import (
+    agreed,
+    average_gradients,
+    averaged_after,
+    highest,
+    of_all,
+    rank,
+    world,
+)
 
 # %% ../../nbs/49_durable.ipynb #9a494f6f
-UNITS = {"step": "step", "epoch": "epoch", "token": "tokens", "min": "minutes", "minute": "minutes", "hour": "minutes", "h": "minutes"}
+UNITS = {
+    "step": "step",
+    "epoch": "epoch",
+    "token": "tokens",
+    "min": "minutes",
+    "minute": "minutes",
+    "hour": "minutes",
+    "h": "minutes",
+}
 SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
 
 def period(text: str) -> tuple[float, str]:
     "(number, unit) of words such as `30 min`, `0.5 epochs`, `2M tokens`."
-    found = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMG]?)\s*({'|'.join(UNITS)})s?\s*", text)
-    if not found or float(found[1]) <= 0: raise ValueError(f"{text!r} is no period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens")
-    return float(found[1]) * SIZES[found[2]] * (60 if found[3] in ("hour", "h") else 1), UNITS[found[3]]
+    found = re.fullmatch(
+        rf"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMG]?)\s*({'|'.join(UNITS)})s?\s*", text
+    )
+    if not found or float(found[1]) <= 0:
+        raise ValueError(
+            f"{text!r} is no period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens"
+        )
+    return float(found[1]) * SIZES[found[2]] * (60 if found[3] in ("hour", "h") else 1), UNITS[
+        found[3]
+    ]
+
 
 class Every:
     "Says when a period has come round."
-    def __init__(self, text: str): self.length, self.unit = period(text)
-    def turn(self, now: dict[str, float]) -> int: return int(now[self.unit] / self.length + 1e-9)
-    def start(self, now: dict[str, float] # step, epoch, tokens, minutes
-             ) -> None:
+
+    def __init__(self, text: str):
+        self.length, self.unit = period(text)
+
+    def turn(self, now: dict[str, float]) -> int:
+        return int(now[self.unit] / self.length + 1e-9)
+
+    def start(
+        self,
+        now: dict[str, float],  # step, epoch, tokens, minutes
+    ) -> None:
         "Count from here."
         self.at = self.turn(now)
+
     def due(self, now: dict[str, float]) -> bool:
         "Has another one begun?"
         before, self.at = self.at, self.turn(now)
@@ -60,64 +101,95 @@ class Every:
 
 # %% ../../nbs/49_durable.ipynb #307ea7c3
 class Signals:
-    "SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; another one, a second later, is obeyed at once."
-    def __init__(self): self.asked, self.gentle, self.before, self.since, self.began = None, False, {}, None, time.monotonic()
+    """SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; another one,
+    a second later, is obeyed at once."""
+
+    def __init__(self):
+        self.asked, self.gentle, self.before, self.since, self.began = (
+            None,
+            False,
+            {},
+            None,
+            time.monotonic(),
+        )
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread(): self.before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {
+                s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_):
-        for s, old in self.before.items(): signal.signal(s, old)
+        for s, old in self.before.items():
+            signal.signal(s, old)
 
     def handle(self, number, _) -> None:
-        first, self.asked, self.since = self.since is None, signal.Signals(number).name, self.since or time.monotonic()
-        if time.monotonic() - self.since > 1: raise KeyboardInterrupt  # sooner it is the same wish, which came on two ways
-        if first and not self.gentle: raise Stopped(f"stopped by {self.asked} outside of the training's steps; the same command goes on")
+        first, self.asked, self.since = (
+            self.since is None,
+            signal.Signals(number).name,
+            self.since or time.monotonic(),
+        )
+        if time.monotonic() - self.since > 1:
+            raise KeyboardInterrupt  # sooner it is the same wish, which came on two ways
+        if first and not self.gentle:
+            raise Stopped(
+                f"stopped by {self.asked} outside of the training's steps; the same command goes on"
+            )
 
 # %% ../../nbs/49_durable.ipynb #7ddb5ea3
 class Ended(Exception):
     "There is no step left to take: the last one was taken before the resume."
 
+
 class Diverged(Exception):
     "A number of the step is none: nothing of it was applied."
+
     exit_code = 1
+
 
 @dataclass
 class Progress:
     "How far a training has come, beside step and epoch."
-    tokens: int = 0                 # trained so far
-    read: int = 0                   # with what is only read, and padding
-    seconds: float = 0.0            # of training, over all resumes
-    split: int = 1                  # pieces of a micro-batch, after memory has ended
-    skipped: int = 0                # steps left out because a number was none
+
+    tokens: int = 0  # trained so far
+    read: int = 0  # with what is only read, and padding
+    seconds: float = 0.0  # of training, over all resumes
+    split: int = 1  # pieces of a micro-batch, after memory has ended
+    skipped: int = 0  # steps left out because a number was none
     eval_loss: float | None = None  # measured at this very step
-    best: float | None = None       # lowest validation loss
+    best: float | None = None  # lowest validation loss
     best_step: int = 0
-    worse: int = 0                  # validations in a row that were not better
-    ended: str | None = None        # why it is over before its last step
-    owed: bool = False              # is a validation of this very step left out, for it was told to stop?
-    steps: int = 0                  # taken: without those that were left out
-    loss: float = 0.0               # summed over the steps that are in the log
-    unlogged: list = field(default_factory=list) # of each device, the losses of the steps since the last line of the log
-    lines: int | None = None        # of the log, when this was saved
-    data: dict = field(default_factory=dict) # where a stream stands
+    worse: int = 0  # validations in a row that were not better
+    ended: str | None = None  # why it is over before its last step
+    owed: bool = False  # is a validation of this very step left out, for it was told to stop?
+    steps: int = 0  # taken: without those that were left out
+    loss: float = 0.0  # summed over the steps that are in the log
+    unlogged: list = field(
+        default_factory=list
+    )  # of each device, the losses of the steps since the last line of the log
+    lines: int | None = None  # of the log, when this was saved
+    data: dict = field(default_factory=dict)  # where a stream stands
+
 
 @dataclass
 class Keeping:
     "What makes a training durable."
+
     run: Run
     save: str = "100 steps"
-    evaluate: str | None = None             # period between validations; without one there are none but the trainer's own
-    keep: int = 2                           # newest checkpoints that stay
-    final: str = "last"                     # or best: whose weights the run ends with
-    patience: int | None = None             # validations without a better one after which it is over
-    average: float | None = None            # decay of the average of the weights
-    not_finite: str = "stop"                # or skip
+    evaluate: str | None = (
+        None  # period between validations; without one there are none but the trainer's own
+    )
+    keep: int = 2  # newest checkpoints that stay
+    final: str = "last"  # or best: whose weights the run ends with
+    patience: int | None = None  # validations without a better one after which it is over
+    average: float | None = None  # decay of the average of the weights
+    not_finite: str = "stop"  # or skip
     max_skipped: int = 3
-    seconds: float | None = None            # after which it stops, resumable
+    seconds: float | None = None  # after which it stops, resumable
     identity: dict = field(default_factory=dict)
-    accept: Collection[str] = ()            # parts of the identity that may differ
+    accept: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
     say: Callable[[str], None] = print
     running: Callable = lambda accelerator: None  # called before the first step
@@ -126,151 +198,273 @@ class Keeping:
 # %% ../../nbs/49_durable.ipynb #78c6fa7f
 class Keeper(TrainerCallback):
     "Saves, logs and stops a training; its state is in every checkpoint."
+
     def __init__(self, trainer, keeping: Keeping):
         self.trainer, self.keeping, self.progress = trainer, keeping, Progress()
         self.save, self.evaluate = Every(keeping.save), keeping.evaluate and Every(keeping.evaluate)
-        self.saver = Saver(keeping.run.checkpoints, keeping.keep, keeping.final == "best", keeping.say)
-        self.due, self.training, self.stopped, self.slowest, self.unlogged, self.lines = False, False, None, 0.0, [], 0
+        self.saver = Saver(
+            keeping.run.checkpoints, keeping.keep, keeping.final == "best", keeping.say
+        )
+        self.due, self.training, self.stopped, self.slowest, self.unlogged, self.lines = (
+            False,
+            False,
+            None,
+            0.0,
+            [],
+            0,
+        )
         self.began = self.last = keeping.clock()
-        self.average, self.meter, self.before = None, None, time.monotonic() - keeping.signals.began  # seconds in which data and model were prepared
+        self.average, self.meter, self.before = (
+            None,
+            None,
+            time.monotonic() - keeping.signals.began,
+        )  # seconds in which data and model were prepared
 
     # when
     def now(self, state) -> dict[str, float]:
         "Where the training is, in every unit."
-        return dict(step=state.global_step, epoch=state.epoch or 0, tokens=self.progress.tokens, minutes=(self.keeping.clock() - self.began) / 60)
+        return dict(
+            step=state.global_step,
+            epoch=state.epoch or 0,
+            tokens=self.progress.tokens,
+            minutes=(self.keeping.clock() - self.began) / 60,
+        )
 
     def on_train_begin(self, args, state, control, **_):
         self.keeping.running(self.trainer.accelerator)
         self.training, self.last = True, self.keeping.clock()
         for every in (self.save, self.evaluate):
-            if every: every.start(self.now(state))
+            if every:
+                every.start(self.now(state))
 
-    def on_pre_optimizer_step(self, args, state, control, **_): self.trainer.guard()
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.trainer.guard()
 
     def on_step_end(self, args, state, control, **_):
         now = self.keeping.clock()
-        self.progress.seconds, self.slowest, self.last = self.progress.seconds + now - self.last, max(self.slowest, now - self.last), now
+        self.progress.seconds, self.slowest, self.last = (
+            self.progress.seconds + now - self.last,
+            max(self.slowest, now - self.last),
+            now,
+        )
         self.progress.eval_loss = None
-        if self.meter: self.meter.tick()
-        if self.average: self.average.update(state.global_step)
-        stop, save, evaluate, split = highest([bool(self.wanted()), self.save.due(self.now(state)), bool(self.evaluate and self.evaluate.due(self.now(state))), self.progress.split], args.device)
-        if split > self.progress.split: self.trainer.in_more_pieces(split, "on another device ")
+        if self.meter:
+            self.meter.tick()
+        if self.average:
+            self.average.update(state.global_step)
+        stop, save, evaluate, split = highest(
+            [
+                bool(self.wanted()),
+                self.save.due(self.now(state)),
+                bool(self.evaluate and self.evaluate.due(self.now(state))),
+                self.progress.split,
+            ],
+            args.device,
+        )
+        if split > self.progress.split:
+            self.trainer.in_more_pieces(split, "on another device ")
         over = state.global_step >= state.max_steps
         self.due = save or over or stop
         if stop and not over:
             self.stop(control, owed=bool(evaluate))
             evaluate = False
         control.should_evaluate = control.should_evaluate or evaluate
-        if not (control.should_evaluate or control.should_log): self.store(state, control)
+        if not (control.should_evaluate or control.should_log):
+            self.store(state, control)
 
-    def stop(self, control, owed: bool # is a validation of this step due, which the resume makes up for?
-            ) -> None:
+    def stop(
+        self,
+        control,
+        owed: bool,  # is a validation of this step due, which the resume makes up for?
+    ) -> None:
         "End here, resumable."
-        self.due, self.progress.owed, self.stopped, control.should_training_stop = True, owed, self.wanted() or "another process", True
+        self.due, self.progress.owed, self.stopped, control.should_training_stop = (
+            True,
+            owed,
+            self.wanted() or "another process",
+            True,
+        )
 
     def make_up(self) -> None:
-        "The validation that a stop has left out; `Ended` where the training should have been over with it."
-        if not self.progress.owed or self.stopped: return
+        """The validation that a stop has left out; `Ended` where the training should have been over
+        with it."""
+        if not self.progress.owed or self.stopped:
+            return
         self.progress.owed = False
         self.trainer.evaluate()
-        if self.progress.ended and self.training: raise Ended
+        if self.progress.ended and self.training:
+            raise Ended
 
     def on_step_begin(self, args, state, control, **_):
         self.make_up()
-        if state.global_step >= state.max_steps: raise Ended  # resumed from its last step, the Trainer would take another one
+        if state.global_step >= state.max_steps:
+            raise Ended  # resumed from its last step, the Trainer would take another one
 
     def wanted(self) -> str | None:
-        "Why it should stop now; before a time limit there must be time for one more step and a save."
-        if self.keeping.signals.asked: return self.keeping.signals.asked
-        if self.keeping.seconds and self.before + self.keeping.clock() - self.began + 1.5 * self.slowest > self.keeping.seconds: return "train.max_hours is over"
+        """Why it should stop now; before a time limit there must be time for one more step and a
+        save."""
+        if self.keeping.signals.asked:
+            return self.keeping.signals.asked
+        if (
+            self.keeping.seconds
+            and self.before + self.keeping.clock() - self.began + 1.5 * self.slowest
+            > self.keeping.seconds
+        ):
+            return "train.max_hours is over"
         return None
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
         loss, progress = (metrics or {}).get("eval_loss"), self.progress
-        if not self.training or loss is None: return
+        if not self.training or loss is None:
+            return
         progress.eval_loss = loss
-        if progress.best is None or loss < progress.best: progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
-        else: progress.worse += 1
+        if progress.best is None or loss < progress.best:
+            progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
+        else:
+            progress.worse += 1
         if self.keeping.patience and progress.worse >= self.keeping.patience:
-            progress.ended = f"no better validation than {progress.best:.4f} of step {progress.best_step} in {progress.worse} of them"
+            progress.ended = (
+                f"no better validation than {progress.best:.4f} of step {progress.best_step} in"
+                f" {progress.worse} of them"
+            )
             control.should_training_stop = True
-        self.due = self.due or bool(progress.ended) or (self.keeping.final == "best" and progress.worse == 0)
+        self.due = (
+            self.due
+            or bool(progress.ended)
+            or (self.keeping.final == "best" and progress.worse == 0)
+        )
         self.store(state, control)
 
     def on_train_end(self, args, state, control, **_):
         self.training = False
-        if not self.progress.ended: self.make_up()  # where no step was left
+        if not self.progress.ended:
+            self.make_up()  # where no step was left
 
     # what
     def store(self, state, control) -> None:
         "Save if it is due."
-        if not self.due: return
+        if not self.due:
+            return
         self.trainer.store_flos()
-        self.due, self.progress.unlogged, self.progress.lines = False, of_all(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []), self.lines
-        if self.trainer.sharded: control.should_save = True  # the Trainer's own save, turned into a checkpoint below
-        else: self.save_copy(state)
+        self.due, self.progress.unlogged, self.progress.lines = (
+            False,
+            of_all(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []),
+            self.lines,
+        )
+        if self.trainer.sharded:
+            control.should_save = True  # the Trainer's own save, turned into a checkpoint below
+        else:
+            self.save_copy(state)
 
     def save_copy(self, state) -> None:
         "Copy all that decides the future, and have it written."
         numbers, trainer = of_all(random_state()), self.trainer
-        if rank() != 0: return
+        if rank() != 0:
+            return
         weights, write = weights_of(trainer.model)
-        held = copied({"optimizer.pt": trainer.optimizer.state_dict(), "scheduler.pt": trainer.lr_scheduler.state_dict()} | ({"scaler.pt": trainer.accelerator.scaler.state_dict()} if trainer.accelerator.scaler else {}))
-        held |= {f"rng_state_{i}.pth" if world() > 1 else "rng_state.pth": one for i, one in enumerate(numbers)}
-        weights, mean, notes = copied(weights), self.average and copied(self.average.mean), self.notes(state)
+        held = copied(
+            {
+                "optimizer.pt": trainer.optimizer.state_dict(),
+                "scheduler.pt": trainer.lr_scheduler.state_dict(),
+            }
+            | (
+                {"scaler.pt": trainer.accelerator.scaler.state_dict()}
+                if trainer.accelerator.scaler
+                else {}
+            )
+        )
+        held |= {
+            f"rng_state_{i}.pth" if world() > 1 else "rng_state.pth": one
+            for i, one in enumerate(numbers)
+        }
+        weights, mean, notes = (
+            copied(weights),
+            self.average and copied(self.average.mean),
+            self.notes(state),
+        )
+
         def into(folder: Path) -> None:
             refuse_not_finite(weights, state_step)
             write(folder, weights)
-            for name, value in held.items(): torch.save(value, folder / name)
-            if mean: save_file(mean, folder / "average.safetensors")
-            for name, text in notes.items(): (folder / name).write_text(text, encoding="utf-8")
+            for name, value in held.items():
+                torch.save(value, folder / name)
+            if mean:
+                save_file(mean, folder / "average.safetensors")
+            for name, text in notes.items():
+                (folder / name).write_text(text, encoding="utf-8")
+
         state_step = state.global_step
         self.saver.save(state_step, into, size_of(weights) + size_of(held) + size_of(mean or {}))
 
     def notes(self, state) -> dict[str, str]:
         "The small files of a checkpoint."
         plain, self.progress.data = dict(indent=1, sort_keys=True), self.trainer.position()
-        return {"trainer_state.json": json.dumps(dataclasses.asdict(state), **plain), "progress.json": json.dumps(dataclasses.asdict(self.progress), **plain), "identity.json": json.dumps(self.keeping.identity, **plain)}
+        return {
+            "trainer_state.json": json.dumps(dataclasses.asdict(state), **plain),
+            "progress.json": json.dumps(dataclasses.asdict(self.progress), **plain),
+            "identity.json": json.dumps(self.keeping.identity, **plain),
+        }
 
     def on_save(self, args, state, control, **_):
         "After the Trainer's own save of a state that is spread over devices."
-        if world() > 1: dist.barrier()  # each device writes its random numbers itself: sealed before the last of them, a checkpoint would never verify
+        if world() > 1:
+            # each device writes its random numbers itself: sealed before the last of them, a
+            # checkpoint would never verify
+            dist.barrier()
         if rank() == 0:
             staged = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens, and that nothing here reads
-            for name, text in self.notes(state).items(): (staged / name).write_text(text, encoding="utf-8")
+            (staged / "training_args.bin").unlink(
+                missing_ok=True
+            )  # a pickle that can hold tokens, and that nothing here reads
+            for name, text in self.notes(state).items():
+                (staged / name).write_text(text, encoding="utf-8")
             point(commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}"))
             prune(self.keeping.run.checkpoints, self.keeping.keep, self.keeping.final == "best")
-        if world() > 1: dist.barrier()
+        if world() > 1:
+            dist.barrier()
 
     # and the log
     def on_log(self, args, state, control, logs=None, **_):
-        if self.stopped and "train_runtime" in logs: return  # it is not over: the line comes when it is
+        if self.stopped and "train_runtime" in logs:
+            return  # it is not over: the line comes when it is
         self.note(state.global_step, **logs, **(self.meter.figures() if self.meter else {}))
-        if self.training and not control.should_evaluate: self.store(state, control)
+        if self.training and not control.should_evaluate:
+            self.store(state, control)
 
     def note(self, step: int, **values) -> None:
         "A line in metrics.jsonl; on a full disk it waits in memory for the next one."
-        if rank() != 0: return
+        if rank() != 0:
+            return
         self.lines += 1
-        self.unlogged.append(dict(step=step, time=round(time.time(), 3), tokens=self.progress.tokens, **values))
+        self.unlogged.append(
+            dict(step=step, time=round(time.time(), 3), tokens=self.progress.tokens, **values)
+        )
         try:
             while self.unlogged:
                 self.keeping.run.log(**self.unlogged[0])
                 self.unlogged.pop(0)
         except OSError as error:
-            if error.errno not in FULL: raise
+            if error.errno not in FULL:
+                raise
 
 # %% ../../nbs/49_durable.ipynb #833db441
 def refuse_not_finite(weights: dict[str, torch.Tensor], step: int) -> None:
     "`Diverged` where a weight is no number: such a state is never saved."
     for name, t in weights.items():
-        if t.is_floating_point() and not t.isfinite().all(): raise Diverged(f"{name} is not finite after step {step}: it was not saved. The newest checkpoint is whole; lower train.lr and begin another run")
+        if t.is_floating_point() and not t.isfinite().all():
+            raise Diverged(
+                f"{name} is not finite after step {step}: it was not saved. The newest checkpoint"
+                " is whole; lower train.lr and begin another run"
+            )
 
-def left_out(engine # of DeepSpeed, which has stepped on the way back already, or not
-            ) -> bool:
-    "Did DeepSpeed leave out the step because its gradient is no number? In float16 it does so to find its scale."
+
+def left_out(
+    engine,  # of DeepSpeed, which has stepped on the way back already, or not
+) -> bool:
+    """Did DeepSpeed leave out the step because its gradient is no number? In float16 it does so to
+    find its scale."""
     return engine.optimizer.overflow and engine.optimizer.dtype != torch.float16
+
 
 def out_of_memory(error: RuntimeError) -> bool:
     "Did memory end?"
@@ -278,7 +472,9 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 # %% ../../nbs/49_durable.ipynb #5fcc8e2b
 class Durable:
-    "A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable, SomeTrainer)`."
+    """A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable,
+    SomeTrainer)`."""
+
     def __init__(self, *args, keeping: Keeping, **kw):
         super().__init__(*args, **kw)
         self.keeping, self.window, self.losses, self.applied, self.read = keeping, [], [], [], 0
@@ -286,38 +482,57 @@ class Durable:
         self.add_callback(self.keeper)
         self.remove_callback(PrinterCallback)
         self.args.save_strategy = "no"  # the keeper says when
-        if keeping.average: self.keeper.average = Average(self.model, keeping.average)
+        if keeping.average:
+            self.keeper.average = Average(self.model, keeping.average)
 
-    sharded = property(lambda self: self.is_fsdp_enabled or self.is_deepspeed_enabled, doc="Is the state spread over devices?")
+    sharded = property(
+        lambda self: self.is_fsdp_enabled or self.is_deepspeed_enabled,
+        doc="Is the state spread over devices?",
+    )
 
     def batch_of(self, ids: Sequence[int]) -> dict:
-        "The batch of sequences by their numbers; a trainer that offers it can go on in smaller pieces when memory ends."
+        """The batch of sequences by their numbers; a trainer that offers it can go on in smaller
+        pieces when memory ends."""
         raise NotImplementedError
 
     def position(self) -> dict:
         "Where the data stands after the steps so far, if step and seed do not say it."
         return {}
 
-    def go_to(self, position: dict) -> None: "Let the data begin there."
+    def go_to(self, position: dict) -> None:
+        "Let the data begin there."
 
     def places(self, ids: Sequence[int]) -> list[str]:
         "Where the rows of sequences stand."
         return [f"sequence {i}" for i in ids]
 
     def save_model(self, output_dir=None, _internal_call=False):
-        "The Trainer's; of spread weights with adapters only what is trained is gathered, and not the base."
-        if not (self.is_fsdp_enabled and isinstance(self.model, PeftModel)): return super().save_model(output_dir, _internal_call)
-        own = {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
+        """The Trainer's; of spread weights with adapters only what is trained is gathered, and not
+        the base."""
+        if not (self.is_fsdp_enabled and isinstance(self.model, PeftModel)):
+            return super().save_model(output_dir, _internal_call)
+        own = {
+            name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu()
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
         self._save(output_dir, state_dict=own)
 
     # a step
     def training_step(self, model, inputs, num_items_in_batch=None):
         ids = inputs.pop("ids", None)
         self.window.append(ids)
-        self.alone = averaged_after(model)  # then no device waits for another on the way back, and each may begin again
-        with model.no_sync() if self.alone else nullcontext(): loss = self.within_memory(model, inputs, ids, num_items_in_batch)
-        if self.alone and self.accelerator.sync_gradients: average_gradients(model)
-        self.items, self.read = num_items_in_batch, self.read + inputs["input_ids"].numel() * world() if "input_ids" in inputs else 0
+        self.alone = averaged_after(
+            model
+        )  # then no device waits for another on the way back, and each may begin again
+        with model.no_sync() if self.alone else nullcontext():
+            loss = self.within_memory(model, inputs, ids, num_items_in_batch)
+        if self.alone and self.accelerator.sync_gradients:
+            average_gradients(model)
+        self.items, self.read = (
+            num_items_in_batch,
+            self.read + inputs["input_ids"].numel() * world() if "input_ids" in inputs else 0,
+        )
         self.losses.append(loss)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.keeping.not_finite == "skip" else loss
 
@@ -326,10 +541,14 @@ class Durable:
         again = False
         while True:
             try:
-                for earlier in self.window[:-1] if again else []: self.in_pieces(model, self.pieces(earlier), items)
-                return self.in_pieces(model, [inputs] if self.keeper.progress.split == 1 else self.pieces(ids), items)
+                for earlier in self.window[:-1] if again else []:
+                    self.in_pieces(model, self.pieces(earlier), items)
+                return self.in_pieces(
+                    model, [inputs] if self.keeper.progress.split == 1 else self.pieces(ids), items
+                )
             except RuntimeError as error:
-                if not out_of_memory(error): raise
+                if not out_of_memory(error):
+                    raise
                 self.halve(error)
             again, inputs = True, None
             model.zero_grad()
@@ -341,64 +560,118 @@ class Durable:
     def pieces(self, ids: Sequence[int]) -> list[dict]:
         "The batches of a micro-batch that was divided."
         size = max(1, -(-len(ids) // self.keeper.progress.split))
-        return [self.batch_of(ids[lo:lo + size]) for lo in range(0, len(ids), size)]
+        return [self.batch_of(ids[lo : lo + size]) for lo in range(0, len(ids), size)]
 
     def halve(self, error: RuntimeError) -> None:
         "Half the micro-batch from here on, and say so; `UserError` where it cannot be halved."
         progress, ids, micro = self.keeper.progress, self.window[-1], self.args.train_batch_size
         if ids is None or (world() > 1 and not self.alone) or progress.split >= micro:
-            raise UserError("out of memory" + (" with one sequence in a micro-batch" if progress.split >= micro else f" with micro-batches of {micro}"), f"step {self.state.global_step + 1}", None,
-                            ("halve train.batch_size and double train.accumulate, which gives the same steps" if progress.split < micro else "set train.activations=recompute, a smaller data.max_length or adapt.r, or model.quantize=nf4") + "; `llmtrainer plan RECIPE` says what each saves") from error
+            raise UserError(
+                "out of memory"
+                + (
+                    " with one sequence in a micro-batch"
+                    if progress.split >= micro
+                    else f" with micro-batches of {micro}"
+                ),
+                f"step {self.state.global_step + 1}",
+                None,
+                (
+                    "halve train.batch_size and double train.accumulate, which gives the same steps"
+                    if progress.split < micro
+                    else (
+                        "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
+                        " model.quantize=nf4"
+                    )
+                )
+                + "; `llmtrainer plan RECIPE` says what each saves",
+            ) from error
         self.in_more_pieces(min(2 * progress.split, micro))
 
     def in_more_pieces(self, split: int, where: str = "") -> None:
         "Divide every micro-batch from here on, and say so."
         micro, self.keeper.progress.split = self.args.train_batch_size, split
-        self.keeping.say(f"out of memory {where}at step {self.state.global_step + (not where)}: from here on {split} pieces of {-(-micro // split)} instead of a micro-batch of {micro}; tokens and order of each step stay the same")
+        self.keeping.say(
+            f"out of memory {where}at step {self.state.global_step + (not where)}: from here on"
+            f" {split} pieces of {-(-micro // split)} instead of a micro-batch of {micro}; tokens"
+            " and order of each step stay the same"
+        )
         self.keeper.note(self.state.global_step, event="out of memory", pieces=split)
 
     def guard(self) -> None:
         "Called before the optimiser step: every loss and the gradient must be finite."
-        losses, window, self.losses, self.window = torch.stack([l.float() for l in self.losses]), self.window, [], []
+        losses, window, self.losses, self.window = (
+            torch.stack([l.float() for l in self.losses]),
+            self.window,
+            [],
+            [],
+        )
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads) if not self.accelerator.scaler else losses.new_zeros(())  # a scaler makes and handles infinite ones
+        norm = (
+            torch.nn.utils.get_total_norm(grads)
+            if not self.accelerator.scaler
+            else losses.new_zeros(())
+        )  # a scaler makes and handles infinite ones
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if self.is_deepspeed_enabled and left_out(self.deepspeed): norm = norm.new_tensor(torch.inf)
-        if not agreed([not bool(torch.isfinite(losses).all() & torch.isfinite(norm))], self.args.device)[0]:
+        if self.is_deepspeed_enabled and left_out(self.deepspeed):
+            norm = norm.new_tensor(torch.inf)
+        if not agreed(
+            [not bool(torch.isfinite(losses).all() & torch.isfinite(norm))], self.args.device
+        )[0]:
             self.applied.append(losses.sum())
             self.keeper.progress.steps += 1
             self.keeper.progress.tokens += int(self.items or 0)
             self.keeper.progress.read, self.read = self.keeper.progress.read + self.read, 0
             return
         self.not_finite(losses.tolist(), window)
-        for p in self.model.parameters(): p.grad = None
+        for p in self.model.parameters():
+            p.grad = None
 
     def not_finite(self, losses: list[float], window: list) -> None:
-        "A step that must not be taken: `Diverged`, or noted and left out while the recipe allows it."
+        """A step that must not be taken: `Diverged`, or noted and left out while the recipe allows
+        it."""
         step, progress = self.state.global_step + 1, self.keeper.progress
         bad = [(loss, ids) for loss, ids in zip(losses, window) if not np.isfinite(loss)]
-        rows = self.places([i for ids in ([ids for _, ids in bad] or window) if ids is not None for i in ids])
+        rows = self.places(
+            [i for ids in [ids for _, ids in bad] or window if ids is not None for i in ids]
+        )
         what = f"the loss is {bad[0][0]}" if bad else "the gradient is not finite"
-        said = f"{what} at step {step}: nothing of this step was applied. Its rows: {', '.join(rows[:8])}{' ...' * (len(rows) > 8)}" if rows else f"{what} at step {step}: nothing of this step was applied"
+        said = (
+            f"{what} at step {step}: nothing of this step was applied. Its rows:"
+            f" {', '.join(rows[:8])}{' ...' * (len(rows) > 8)}"
+            if rows
+            else f"{what} at step {step}: nothing of this step was applied"
+        )
         progress.skipped += 1
         self.keeper.note(step, event="not finite", loss=sum(losses), rows=rows[:64])
-        if self.keeping.not_finite != "skip": raise Diverged(f"{said}. Lower train.lr, or look at these rows")
-        if progress.skipped > self.keeping.max_skipped: raise Diverged(f"{said}. It is the {progress.skipped}th such step, and train.max_skipped is {self.keeping.max_skipped}")
+        if self.keeping.not_finite != "skip":
+            raise Diverged(f"{said}. Lower train.lr, or look at these rows")
+        if progress.skipped > self.keeping.max_skipped:
+            raise Diverged(
+                f"{said}. It is the {progress.skipped}th such step, and train.max_skipped is"
+                f" {self.keeping.max_skipped}"
+            )
         self.keeping.say(f"{said}. Left out, {progress.skipped} of {self.keeping.max_skipped}")
 
     # the log
     def log(self, logs, start_time=None):
         progress = self.keeper.progress
-        if "loss" in logs: logs["loss"] = self.logged()
+        if "loss" in logs:
+            logs["loss"] = self.logged()
         if "train_runtime" in logs:  # of the whole training, and not of what came after a resume
             self.logged()
             faster = logs["train_runtime"] / progress.seconds if progress.seconds else 1.0
-            logs |= dict(train_runtime=round(progress.seconds, 4), train_loss=self.mean_loss()) | {name: round(logs[name] * faster, 3) for name in ("train_samples_per_second", "train_steps_per_second") if name in logs}
+            logs |= dict(train_runtime=round(progress.seconds, 4), train_loss=self.mean_loss()) | {
+                name: round(logs[name] * faster, 3)
+                for name in ("train_samples_per_second", "train_steps_per_second")
+                if name in logs
+            }
         super().log(logs, start_time)
 
     def logged(self) -> float:
-        "The mean loss, over all devices, of the steps taken since the last line of the log; where there was none, it is no number."
-        if not self.applied: return float("nan")
+        """The mean loss, over all devices, of the steps taken since the last line of the log; where
+        there was none, it is no number."""
+        if not self.applied:
+            return float("nan")
         own, count, self.applied = torch.stack(self.applied).mean(), len(self.applied), []
         mean = self.accelerator.reduce(own, "mean").item()
         self.keeper.progress.loss += mean * count
@@ -406,59 +679,93 @@ class Durable:
 
     def mean_loss(self) -> float | None:
         "Of all steps that were taken and are in the log."
-        return self.keeper.progress.loss / self.keeper.progress.steps if self.keeper.progress.steps else None
+        return (
+            self.keeper.progress.loss / self.keeper.progress.steps
+            if self.keeper.progress.steps
+            else None
+        )
 
     # the whole
     def resume_point(self) -> Path | None:
         "The newest whole checkpoint, checked to be this job's."
         run, say = self.keeping.run, self.keeping.say if rank() == 0 else lambda text: None
         if rank() == 0:
-            for left in run.checkpoints.glob(".*"): shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in run.checkpoints.glob(".*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         found, damaged = newest(run.checkpoints)
-        for name, faults in damaged.items(): say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
+        for name, faults in damaged.items():
+            say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
         if not found:
-            if rank() == 0: run.rewind(0, 0)
+            if rank() == 0:
+                run.rewind(0, 0)
             return None
-        if (found / "optimizer.pt").is_file() == self.sharded: raise UserError(f"{found.name} was saved with weights that were {'whole on each device' if self.sharded else 'spread over devices'}, and its optimiser cannot be read into the other form", str(found), None, "set launch.strategy as it was, or begin another run with --run")
+        if (found / "optimizer.pt").is_file() == self.sharded:
+            raise UserError(
+                f"{found.name} was saved with weights that were"
+                f" {'whole on each device' if self.sharded else 'spread over devices'}, and its"
+                " optimiser cannot be read into the other form",
+                str(found),
+                None,
+                "set launch.strategy as it was, or begin another run with --run",
+            )
         accepted = refuse_other(found, self.keeping.identity, self.keeping.accept)
         self.keeper.progress = progress = Progress(**read_json(found / "progress.json"))
         self.applied = self.shares(progress.unlogged)
         self.go_to(progress.data)
-        if self.keeper.average: self.keeper.average.load(found / "average.safetensors")
+        if self.keeper.average:
+            self.keeper.average.load(found / "average.safetensors")
         if rank() == 0:
             run.rewind(int(found.name.removeprefix("step-")), progress.lines)
             self.keeper.lines = sum("step" in line for line in run.metrics())
-            for key, there, here in accepted: self.keeper.note(int(found.name.removeprefix("step-")), event="accepted", key=key, there=there, now=here)
+            for key, there, here in accepted:
+                self.keeper.note(
+                    int(found.name.removeprefix("step-")),
+                    event="accepted",
+                    key=key,
+                    there=there,
+                    now=here,
+                )
         say(f"resuming from {found.name}")
         return found
 
-    def shares(self, each: Sequence[Sequence[float]] # of each device that saved, the losses of some steps
-              ) -> list[torch.Tensor]:
+    def shares(
+        self,
+        each: Sequence[Sequence[float]],  # of each device that saved, the losses of some steps
+    ) -> list[torch.Tensor]:
         "This device's part of them; on another number of devices each takes the mean."
         losses = torch.tensor(each, dtype=torch.float32, device=self.args.device)
         return list(losses[rank()] if len(each) == world() else losses.mean(0)) if each else []
 
     def go(self) -> None:
-        "Train to the end from the newest whole checkpoint; raises `Stopped` when it was asked to stop."
+        """Train to the end from the newest whole checkpoint; raises `Stopped` when it was asked to
+        stop."""
         resume, signals = self.resume_point(), self.keeping.signals
         if resume and self.keeper.progress.ended:
             self.logged()
             load_weights(self.model, resume)
             return
         signals.gentle = True
-        try: self.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
         except Ended:
             self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
             self.callback_handler.on_train_end(self.args, self.state, self.control)
-        finally: self.keeper.saver.wait()
+        finally:
+            self.keeper.saver.wait()
         signals.gentle = False
         if self.keeper.stopped and of_all("saved"):  # process 0 has written it
             found = newest(self.keeping.run.checkpoints)[0]
-            raise Stopped(f"stopped at step {self.state.global_step} of {self.state.max_steps} ({self.keeper.stopped}); the same command goes on from {found.name if found else 'the beginning'}")
+            raise Stopped(
+                f"stopped at step {self.state.global_step} of {self.state.max_steps}"
+                f" ({self.keeper.stopped}); the same command goes on from"
+                f" {found.name if found else 'the beginning'}"
+            )
 
     def settle(self) -> None:
         "After the last step: give the model the weights that the run ends with."
         if self.keeping.final == "best" and (found := best(self.keeping.run.checkpoints)):
             load_weights(self.model, found)
-            if self.keeper.average: self.keeper.average.load(found / "average.safetensors")
-        if self.keeper.average: self.keeper.average.swap()
+            if self.keeper.average:
+                self.keeper.average.load(found / "average.safetensors")
+        if self.keeper.average:
+            self.keeper.average.swap()

@@ -39,48 +39,134 @@ from .together import of_all, rank, world
 # %% ../../nbs/46_launch.ipynb #5c455290
 class Launch(Section):
     "On how many devices the job runs."
+
     gpus: int = Field(1, gt=0, description="devices of a machine; processes where there is no GPU")
-    nodes: int = Field(1, gt=0, description="machines; each gets the same command, with launch.node of its own")
-    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field("ddp", description="every device holds the whole model, or they share its weights")
+    nodes: int = Field(
+        1, gt=0, description="machines; each gets the same command, with launch.node of its own"
+    )
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        "ddp", description="every device holds the whole model, or they share its weights"
+    )
     head: str | None = Field(None, description="with several machines, name:port of the first")
     node: int = Field(0, ge=0, description="with several machines, the number of this one")
+
 
 def devices(launch: Launch) -> int:
     "Processes that train together."
     return launch.gpus * launch.nodes
 
+
 def spread(launch: Launch) -> bool:
     "Does each device hold a part of every weight only?"
     return launch.strategy != "ddp" and devices(launch) > 1
 
-def check_launch(launch: Launch, machine: Machine, quantize: str = "none", engine: str = "auto") -> None:
-    "`UserError` where this machine cannot give what was asked for: never something else in its place."
-    if machine.kind == "cuda" and launch.gpus > machine.count: raise UserError(f"there are {machine.count} GPUs here", f"launch.gpus: {launch.gpus}", f"1 to {machine.count}", f"set launch.gpus={machine.count}")
-    if launch.strategy != "ddp" and devices(launch) == 1: raise UserError(f"{launch.strategy} shares weights between devices, and one was asked for", f"launch.strategy: {launch.strategy}", "ddp", "set launch.gpus, or launch.strategy=ddp")
-    if launch.strategy != "ddp" and machine.kind != "cuda": raise UserError(f"{launch.strategy} needs GPUs, and there are none here", f"launch.strategy: {launch.strategy}", "ddp", "set launch.strategy=ddp")
-    if launch.strategy == "deepspeed" and find_spec("deepspeed") is None: raise UserError("the package deepspeed is not installed", "launch.strategy: deepspeed", None, "pip install deepspeed, or launch.strategy=fsdp")
-    if launch.strategy != "ddp" and quantize not in ("none", "nf4", "fp4")[:3 if launch.strategy == "fsdp" else 1]:
-        raise UserError(f"{launch.strategy} cannot share weights held as {quantize} between devices", f"model.quantize: {quantize}", "none" + ", nf4, fp4" * (launch.strategy == "fsdp"), "set launch.strategy=ddp (each device holds the small weights), or model.quantize as above")
-    if launch.strategy == "deepspeed" and engine in ("fused", "fp8"): raise UserError(f"the engine {engine} reads weights that deepspeed has not gathered", f"model.engine: {engine}", "auto, reference", "set model.engine=auto, or launch.strategy=fsdp")
-    if launch.nodes > 1 and not launch.head: raise UserError("several machines must know the first one", "launch.head", "name:port", "set launch.head=NAME:29500, the same on each machine")
-    if launch.node >= launch.nodes: raise UserError("machines are counted from 0", f"launch.node: {launch.node}", f"0 to {launch.nodes - 1}")
+
+def check_launch(
+    launch: Launch, machine: Machine, quantize: str = "none", engine: str = "auto"
+) -> None:
+    """`UserError` where this machine cannot give what was asked for: never something else in its
+    place."""
+    if machine.kind == "cuda" and launch.gpus > machine.count:
+        raise UserError(
+            f"there are {machine.count} GPUs here",
+            f"launch.gpus: {launch.gpus}",
+            f"1 to {machine.count}",
+            f"set launch.gpus={machine.count}",
+        )
+    if launch.strategy != "ddp" and devices(launch) == 1:
+        raise UserError(
+            f"{launch.strategy} shares weights between devices, and one was asked for",
+            f"launch.strategy: {launch.strategy}",
+            "ddp",
+            "set launch.gpus, or launch.strategy=ddp",
+        )
+    if launch.strategy != "ddp" and machine.kind != "cuda":
+        raise UserError(
+            f"{launch.strategy} needs GPUs, and there are none here",
+            f"launch.strategy: {launch.strategy}",
+            "ddp",
+            "set launch.strategy=ddp",
+        )
+    if launch.strategy == "deepspeed" and find_spec("deepspeed") is None:
+        raise UserError(
+            "the package deepspeed is not installed",
+            "launch.strategy: deepspeed",
+            None,
+            "pip install deepspeed, or launch.strategy=fsdp",
+        )
+    if (
+        launch.strategy != "ddp"
+        and quantize not in ("none", "nf4", "fp4")[: 3 if launch.strategy == "fsdp" else 1]
+    ):
+        raise UserError(
+            f"{launch.strategy} cannot share weights held as {quantize} between devices",
+            f"model.quantize: {quantize}",
+            "none" + ", nf4, fp4" * (launch.strategy == "fsdp"),
+            "set launch.strategy=ddp (each device holds the small weights), or model.quantize as"
+            " above",
+        )
+    if launch.strategy == "deepspeed" and engine in ("fused", "fp8"):
+        raise UserError(
+            f"the engine {engine} reads weights that deepspeed has not gathered",
+            f"model.engine: {engine}",
+            "auto, reference",
+            "set model.engine=auto, or launch.strategy=fsdp",
+        )
+    if launch.nodes > 1 and not launch.head:
+        raise UserError(
+            "several machines must know the first one",
+            "launch.head",
+            "name:port",
+            "set launch.head=NAME:29500, the same on each machine",
+        )
+    if launch.node >= launch.nodes:
+        raise UserError(
+            "machines are counted from 0", f"launch.node: {launch.node}", f"0 to {launch.nodes - 1}"
+        )
 
 # %% ../../nbs/46_launch.ipynb #ba1dfee2
 ENDED = "LLMTRAINER_ENDED"  # the variable with the file for the exit code
 ENTRY = "from llmtrainer.cli import main; main()"
 
+
 def inside() -> bool:
     "Is this one of torchrun's processes?"
     return "TORCHELASTIC_RUN_ID" in os.environ
 
-def command(launch: Launch, arguments: Sequence[str] # of llmtrainer
-           ) -> list[str]:
+
+def command(
+    launch: Launch,
+    arguments: Sequence[str],  # of llmtrainer
+) -> list[str]:
     "The torchrun line."
-    meet = ["--standalone"] if launch.nodes == 1 else [f"--nnodes={launch.nodes}", f"--node_rank={launch.node}", f"--master_addr={launch.head.rpartition(':')[0]}", f"--master_port={launch.head.rpartition(':')[2]}"]
-    return [sys.executable, "-m", "torch.distributed.run", *meet, f"--nproc_per_node={launch.gpus}", "--no-python", "--", sys.executable, "-c", ENTRY, *arguments]
+    meet = (
+        ["--standalone"]
+        if launch.nodes == 1
+        else [
+            f"--nnodes={launch.nodes}",
+            f"--node_rank={launch.node}",
+            f"--master_addr={launch.head.rpartition(':')[0]}",
+            f"--master_port={launch.head.rpartition(':')[2]}",
+        ]
+    )
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meet,
+        f"--nproc_per_node={launch.gpus}",
+        "--no-python",
+        "--",
+        sys.executable,
+        "-c",
+        ENTRY,
+        *arguments,
+    ]
+
 
 def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int, str]:
-    "Run torchrun to its end, passing on SIGINT and SIGTERM once; (exit code of the job, what it said last)."
+    """Run torchrun to its end, passing on SIGINT and SIGTERM once; (exit code of the job, what it
+    said last)."""
     hidden = {sys.executable: "python", "-m": "", "torch.distributed.run": "torchrun"}
     say("starting: " + shlex.join([shown for a in line[1:] if (shown := hidden.get(a, a))]))
     with tempfile.TemporaryDirectory() as folder:
@@ -88,69 +174,164 @@ def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int,
         variables = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {ENDED: str(ended)}
         process = subprocess.Popen(line, env=variables, start_new_session=True)
         asked = []
+
         def pass_on(*_) -> None:
             asked.append(time.monotonic())
             process.send_signal(signal.SIGTERM)
+
         before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = process.wait()
-            while asked and not ended.is_file() and time.monotonic() < asked[0] + 60: time.sleep(0.1)  # torchrun gives up at a second signal; its processes save all the same
+            while asked and not ended.is_file() and time.monotonic() < asked[0] + 60:
+                time.sleep(
+                    0.1
+                )  # torchrun gives up at a second signal; its processes save all the same
         finally:
-            for s, old in before.items(): signal.signal(s, old)
-        if ended.is_file(): return tuple(json.loads(ended.read_text()))
-    return (0, "") if code == 0 else (1, "a process of the job died; what it said stands above. The same command goes on from the newest checkpoint")
+            for s, old in before.items():
+                signal.signal(s, old)
+        if ended.is_file():
+            return tuple(json.loads(ended.read_text()))
+    return (
+        (0, "")
+        if code == 0
+        else (
+            1,
+            (
+                "a process of the job died; what it said stands above. The same command goes on"
+                " from the newest checkpoint"
+            ),
+        )
+    )
 
 # %% ../../nbs/46_launch.ipynb #be85f3fe
-def join(launch: Launch, device: str # of the plan
-        ) -> None:
+def join(
+    launch: Launch,
+    device: str,  # of the plan
+) -> None:
     "Become one of the job's processes; `UserError` where they are not as many as asked for."
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate has no other word for it
-    if inside() and not dist.is_initialized(): PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
+    warnings.filterwarnings(
+        "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+    )  # accelerate has no other word for it
+    if inside() and not dist.is_initialized():
+        PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
     if world() != devices(launch):
-        raise UserError(f"{world()} processes run, and the recipe asks for {devices(launch)}", f"launch: gpus {launch.gpus}, nodes {launch.nodes}", None, "start it with `llmtrainer train`, which starts as many as are needed")
+        raise UserError(
+            f"{world()} processes run, and the recipe asks for {devices(launch)}",
+            f"launch: gpus {launch.gpus}, nodes {launch.nodes}",
+            None,
+            "start it with `llmtrainer train`, which starts as many as are needed",
+        )
 
-KINDS = {"ddp": {DistributedType.MULTI_GPU, DistributedType.MULTI_CPU}, "fsdp": {DistributedType.FSDP}, "deepspeed": {DistributedType.DEEPSPEED}}
 
-def check_running(launch: Launch, accelerator: Accelerator, model=None # to look whether FSDP has spread its weights
-                 ) -> None:
+KINDS = {
+    "ddp": {DistributedType.MULTI_GPU, DistributedType.MULTI_CPU},
+    "fsdp": {DistributedType.FSDP},
+    "deepspeed": {DistributedType.DEEPSPEED},
+}
+
+
+def check_running(
+    launch: Launch,
+    accelerator: Accelerator,
+    model=None,  # to look whether FSDP has spread its weights
+) -> None:
     "`UserError` where another strategy runs than was asked for."
     wanted = KINDS[launch.strategy] if devices(launch) > 1 else {DistributedType.NO}
     if accelerator.distributed_type not in wanted or accelerator.num_processes != devices(launch):
-        raise UserError(f"asked for: {launch.strategy} on {devices(launch)}; what runs: {accelerator.distributed_type.value} on {accelerator.num_processes}", "launch.strategy", None, "nothing was trained; this is a fault of the set-up and not of the recipe")
-    whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)] if model is not None and accelerator.distributed_type == DistributedType.FSDP else []
-    if whole: raise UserError(f"asked for: fsdp; what runs: {len(whole)} weights are whole on each device, such as {whole[0]}", "launch.strategy", None, "nothing was trained; model.quantize=none is spread in any case")
+        raise UserError(
+            f"asked for: {launch.strategy} on {devices(launch)}; what runs:"
+            f" {accelerator.distributed_type.value} on {accelerator.num_processes}",
+            "launch.strategy",
+            None,
+            "nothing was trained; this is a fault of the set-up and not of the recipe",
+        )
+    whole = (
+        [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
+        if model is not None and accelerator.distributed_type == DistributedType.FSDP
+        else []
+    )
+    if whole:
+        raise UserError(
+            f"asked for: fsdp; what runs: {len(whole)} weights are whole on each device, such as"
+            f" {whole[0]}",
+            "launch.strategy",
+            None,
+            "nothing was trained; model.quantize=none is spread in any case",
+        )
+
 
 def options(launch: Launch) -> dict:
     "What TrainingArguments take for a strategy."
-    if launch.strategy == "fsdp": return dict(fsdp=True, fsdp_config=dict(version=2, reshard_after_forward=True, state_dict_type="FULL_STATE_DICT", auto_wrap_policy="TRANSFORMER_BASED_WRAP", cpu_ram_efficient_loading=False))
-    if launch.strategy == "deepspeed": return dict(deepspeed={"zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, "communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})
+    if launch.strategy == "fsdp":
+        return dict(
+            fsdp=True,
+            fsdp_config=dict(
+                version=2,
+                reshard_after_forward=True,
+                state_dict_type="FULL_STATE_DICT",
+                auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+                cpu_ram_efficient_loading=False,
+            ),
+        )
+    if launch.strategy == "deepspeed":
+        return dict(
+            deepspeed={
+                "zero_optimization": {
+                    "stage": 3,
+                    "stage3_gather_16bit_weights_on_model_save": True,
+                },
+                "communication_data_type": "fp32",
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": "auto",
+                "bf16": {"enabled": "auto"},
+                "fp16": {"enabled": "auto"},
+            }
+        )
     return {}
 
 # %% ../../nbs/46_launch.ipynb #0c4a5183
 class Reader(Run):
     "A run as seen by a process that does not write it."
-    def write(self, name: str, obj) -> None: "Left to process 0."
-    def log(self, **values) -> None: "Left to process 0."
+
+    def write(self, name: str, obj) -> None:
+        "Left to process 0."
+
+    def log(self, **values) -> None:
+        "Left to process 0."
+
 
 def first_then_all(first: Callable[[], Run], path: Path) -> Run:
     "Process 0 does it, and the others read what it made; its fault is everybody's."
     made = fault = None
     if rank() == 0:
-        try: made = first()
-        except Exception as error: fault = error  # raised below, when the others know
+        try:
+            made = first()
+        except Exception as error:
+            fault = error  # raised below, when the others know
     said = of_all(str(fault) if fault else None)[0]
-    if fault: raise fault
-    if said: raise UserError(said)
+    if fault:
+        raise fault
+    if said:
+        raise UserError(said)
     return made or Reader(path)
 
+
 def leave(code: int, text: str) -> None:
-    "Leave the exit code of the job for who started it; the first process to say it is believed, for it may take the others with it."
-    if ENDED in os.environ and not Path(os.environ[ENDED]).exists(): write_json(os.environ[ENDED], [code, text])
+    """Leave the exit code of the job for who started it; the first process to say it is believed,
+    for it may take the others with it."""
+    if ENDED in os.environ and not Path(os.environ[ENDED]).exists():
+        write_json(os.environ[ENDED], [code, text])
 
 # %% ../../nbs/46_launch.ipynb #22911805
 def slurm(launch: Launch, arguments: str) -> str:
-    "A batch file: a signal five minutes before the end, so that it saves; exit code 75 puts the job back into the queue."
-    line = f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$head:29500 launch.node=$SLURM_NODEID"
+    """A batch file: a signal five minutes before the end, so that it saves; exit code 75 puts the
+    job back into the queue."""
+    line = (
+        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
+        f" launch.strategy={launch.strategy} launch.head=$head:29500 launch.node=$SLURM_NODEID"
+    )
     return f"""#!/bin/bash
 #SBATCH --job-name=llmtrainer
 #SBATCH --nodes={launch.nodes}
@@ -167,21 +348,82 @@ code=$?
 exit $code
 """
 
+
 def kubernetes(launch: Launch, arguments: str) -> str:
     "A PyTorchJob of the Kubeflow training operator, which starts anew after exit code 75."
-    line = f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$MASTER_ADDR:$MASTER_PORT launch.node=$RANK"
+    line = (
+        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
+        f" launch.strategy={launch.strategy} launch.head=$MASTER_ADDR:$MASTER_PORT"
+        " launch.node=$RANK"
+    )
+
     def replica(count: int) -> dict:
-        container = dict(name="pytorch", image="YOUR_IMAGE_WITH_LLMTRAINER", command=["bash", "-c", f"env -u WORLD_SIZE {line}"], resources=dict(limits={"nvidia.com/gpu": launch.gpus}),
-                         workingDir="/runs", volumeMounts=[dict(name="runs", mountPath="/runs"), dict(name="shm", mountPath="/dev/shm")])
-        volumes = [dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM")), dict(name="shm", emptyDir=dict(medium="Memory"))]  # a pod's own 64 MiB are too few for NCCL
+        container = dict(
+            name="pytorch",
+            image="YOUR_IMAGE_WITH_LLMTRAINER",
+            command=["bash", "-c", f"env -u WORLD_SIZE {line}"],
+            resources=dict(limits={"nvidia.com/gpu": launch.gpus}),
+            workingDir="/runs",
+            volumeMounts=[
+                dict(name="runs", mountPath="/runs"),
+                dict(name="shm", mountPath="/dev/shm"),
+            ],
+        )
+        volumes = [
+            dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM")),
+            dict(name="shm", emptyDir=dict(medium="Memory")),
+        ]  # a pod's own 64 MiB are too few for NCCL
         pod = dict(terminationGracePeriodSeconds=300, containers=[container], volumes=volumes)
         return dict(replicas=count, restartPolicy="OnFailure", template=dict(spec=pod))
-    parts = dict(Master=replica(1)) | (dict(Worker=replica(launch.nodes - 1)) if launch.nodes > 1 else {})
-    return json.dumps(dict(apiVersion="kubeflow.org/v1", kind="PyTorchJob", metadata=dict(name="llmtrainer"), spec=dict(pytorchReplicaSpecs=parts)), indent=1) + "\n"
+
+    parts = dict(Master=replica(1)) | (
+        dict(Worker=replica(launch.nodes - 1)) if launch.nodes > 1 else {}
+    )
+    return (
+        json.dumps(
+            dict(
+                apiVersion="kubeflow.org/v1",
+                kind="PyTorchJob",
+                metadata=dict(name="llmtrainer"),
+                spec=dict(pytorchReplicaSpecs=parts),
+            ),
+            indent=1,
+        )
+        + "\n"
+    )
+
 
 def skypilot(launch: Launch, arguments: str) -> str:
-    "A task for `sky jobs launch`, which brings a job back after its spot machines went away or exit code 75; the recipe and its data are taken from where it is given."
-    run = f'llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes} launch.strategy={launch.strategy} launch.head=$(echo "$SKYPILOT_NODE_IPS" | head -n1):29500 launch.node=$SKYPILOT_NODE_RANK'
-    return json.dumps(dict(name="llmtrainer", num_nodes=launch.nodes, resources=dict(accelerators=f"H100:{launch.gpus}", use_spot=True, job_recovery=dict(max_restarts_on_errors=10)), workdir=".", file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")}, setup="pip install llmtrainer", run=run), indent=1) + "\n"
+    """A task for `sky jobs launch`, which brings a job back after its spot machines went away or
+    exit code 75; the recipe and its data are taken from where it is given."""
+    run = (
+        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
+        f' launch.strategy={launch.strategy} launch.head=$(echo "$SKYPILOT_NODE_IPS" | head'
+        " -n1):29500 launch.node=$SKYPILOT_NODE_RANK"
+    )
+    return (
+        json.dumps(
+            dict(
+                name="llmtrainer",
+                num_nodes=launch.nodes,
+                resources=dict(
+                    accelerators=f"H100:{launch.gpus}",
+                    use_spot=True,
+                    job_recovery=dict(max_restarts_on_errors=10),
+                ),
+                workdir=".",
+                file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")},
+                setup="pip install llmtrainer",
+                run=run,
+            ),
+            indent=1,
+        )
+        + "\n"
+    )
 
-CLUSTERS = {"slurm": ("job.sbatch", slurm), "kubernetes": ("job.k8s.json", kubernetes), "skypilot": ("job.sky.yaml", skypilot)}  # JSON is YAML, too
+
+CLUSTERS = {
+    "slurm": ("job.sbatch", slurm),
+    "kubernetes": ("job.k8s.json", kubernetes),
+    "skypilot": ("job.sky.yaml", skypilot),
+}  # JSON is YAML, too

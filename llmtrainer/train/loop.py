@@ -37,99 +37,244 @@ from .checkpoint import commit, full_disk_named
 from .durable import Durable, Keeping, Signals, period
 from .state import shape_of, tokenizer_digest
 from .together import agreed, of_all, rank, world
-from .watch import Bar, Curve, Meter, Tracked, chosen_trackers, flops_of, in_notebook, peak_of
+from llmtrainer.train.watch import (
+    Bar,
+    Curve,
+    Meter,
+    Tracked,
+    chosen_trackers,
+    flops_of,
+    in_notebook,
+    peak_of,
+)
 
 # %% ../../nbs/41_train.ipynb #b688e141
 SCHEDULES = {  # word -> (transformers' name, what it takes)
-    "cosine": ("cosine_with_min_lr", lambda floor: dict(min_lr_rate=floor)), "linear": ("linear", lambda floor: {}), "constant": ("constant_with_warmup", lambda floor: {}),
-    "inverse_sqrt": ("inverse_sqrt", lambda floor: {}), "stable": ("warmup_stable_decay", lambda floor: dict(min_lr_ratio=floor)),
+    "cosine": ("cosine_with_min_lr", lambda floor: dict(min_lr_rate=floor)),
+    "linear": ("linear", lambda floor: {}),
+    "constant": ("constant_with_warmup", lambda floor: {}),
+    "inverse_sqrt": ("inverse_sqrt", lambda floor: {}),
+    "stable": ("warmup_stable_decay", lambda floor: dict(min_lr_ratio=floor)),
 }
+
 
 class Train(Section):
     "How long, how fast and in what order the model is trained."
-    objective: Literal["sft", "pretrain"] = Field("sft", description="what is learned: answers in conversations, or plain text")
+
+    objective: Literal["sft", "pretrain"] = Field(
+        "sft", description="what is learned: answers in conversations, or plain text"
+    )
     epochs: float = Field(1.0, gt=0, description="times through the data")
-    max_steps: int | None = Field(None, gt=0, description="optimiser steps at most, whatever the epochs")
+    max_steps: int | None = Field(
+        None, gt=0, description="optimiser steps at most, whatever the epochs"
+    )
     batch_size: int = Field(8, gt=0, description="sequences in a micro-batch")
     accumulate: int = Field(1, gt=0, description="micro-batches in a step")
     lr: float = Field(2e-4, gt=0, description="the highest learning rate")
-    schedule: Literal[tuple(SCHEDULES)] = Field("cosine", description="how the learning rate goes after warm-up; stable stays high and falls in the last fifth")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    lr_floor: float = Field(0.0, ge=0, lt=1, description="the share of lr at which cosine and stable end")
-    weight_decay: float = Field(0.0, ge=0, description="pull of the weights towards zero; biases and norms are left alone")
-    optimiser: Literal[tuple(OPTIMISERS)] = Field("adamw", description="how gradients become steps; the others need less memory than adamw")
+    schedule: Literal[tuple(SCHEDULES)] = Field(
+        "cosine",
+        description=(
+            "how the learning rate goes after warm-up; stable stays high and falls in the last"
+            " fifth"
+        ),
+    )
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises"
+    )
+    lr_floor: float = Field(
+        0.0, ge=0, lt=1, description="the share of lr at which cosine and stable end"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="pull of the weights towards zero; biases and norms are left alone"
+    )
+    optimiser: Literal[tuple(OPTIMISERS)] = Field(
+        "adamw", description="how gradients become steps; the others need less memory than adamw"
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each target that is spread over all tokens")
-    neftune: float | None = Field(None, gt=0, description="noise on the embeddings while training (NEFTune); 5 is usual")
-    average: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which validations and the result then use; 0.99 is usual")
-    not_finite: Literal["stop", "skip"] = Field("stop", description="what happens to a step whose loss or gradient is no number")
-    max_skipped: int = Field(3, ge=0, description="such steps that may be left out before it stops all the same")
-    activations: Literal[POLICIES] = Field("auto", description="what the way back needs: kept, computed again (a third more time), or offloaded to the host; auto takes what fits")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target that is spread over all tokens"
+    )
+    neftune: float | None = Field(
+        None, gt=0, description="noise on the embeddings while training (NEFTune); 5 is usual"
+    )
+    average: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "decay of a moving average of the weights, which validations and the result then use;"
+            " 0.99 is usual"
+        ),
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what happens to a step whose loss or gradient is no number"
+    )
+    max_skipped: int = Field(
+        3, ge=0, description="such steps that may be left out before it stops all the same"
+    )
+    activations: Literal[POLICIES] = Field(
+        "auto",
+        description=(
+            "what the way back needs: kept, computed again (a third more time), or offloaded to the"
+            " host; auto takes what fits"
+        ),
+    )
     seed: int = Field(0, description="of adapters, order and dropout")
     log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
-    eval_steps: int | None = Field(None, gt=0, description="steps between two validations; where no period is given, as save_steps")
-    eval_every: str | None = Field(None, description="instead of eval_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
-    save_steps: int | None = Field(None, gt=0, description="steps between two checkpoints; 100 where no period is given")
-    save_every: str | None = Field(None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens")
+    eval_steps: int | None = Field(
+        None,
+        gt=0,
+        description="steps between two validations; where no period is given, as save_steps",
+    )
+    eval_every: str | None = Field(
+        None, description="instead of eval_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens"
+    )
+    save_steps: int | None = Field(
+        None, gt=0, description="steps between two checkpoints; 100 where no period is given"
+    )
+    save_every: str | None = Field(
+        None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens"
+    )
     keep: int = Field(2, gt=0, description="whole checkpoints to keep")
-    final: Literal["last", "best"] = Field("last", description="whose weights the run ends with: the last step's, or those of the lowest validation loss, which is then kept")
-    patience: int | None = Field(None, gt=0, description="validations in a row without a lower loss after which it is over")
-    mirror: str | None = Field(None, description="a second place for the run, such as a folder on a mounted drive: sent there in the background and read back")
-    max_hours: float | None = Field(None, gt=0, description="save and stop, resumable, before this time is over; it begins with the command")
-    track: str | list[str] = Field("auto", description="trackers by name; auto takes trackio where it is installed and something is shown; metrics.jsonl is written always")
-    accept: list[str] = Field([], description="parts of a checkpoint's identity that may differ at a resume, such as tokenizer; noted in the run")
+    final: Literal["last", "best"] = Field(
+        "last",
+        description=(
+            "whose weights the run ends with: the last step's, or those of the lowest validation"
+            " loss, which is then kept"
+        ),
+    )
+    patience: int | None = Field(
+        None, gt=0, description="validations in a row without a lower loss after which it is over"
+    )
+    mirror: str | None = Field(
+        None,
+        description=(
+            "a second place for the run, such as a folder on a mounted drive: sent there in the"
+            " background and read back"
+        ),
+    )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "save and stop, resumable, before this time is over; it begins with the command"
+        ),
+    )
+    track: str | list[str] = Field(
+        "auto",
+        description=(
+            "trackers by name; auto takes trackio where it is installed and something is shown;"
+            " metrics.jsonl is written always"
+        ),
+    )
+    accept: list[str] = Field(
+        [],
+        description=(
+            "parts of a checkpoint's identity that may differ at a resume, such as tokenizer; noted"
+            " in the run"
+        ),
+    )
 
     @field_validator("eval_every", "save_every")
     @classmethod
     def is_a_period(cls, text, info):
         "Words that `period` understands, and no number of steps beside them."
-        if text is None: return None
+        if text is None:
+            return None
         period(text)
-        if steps := info.data.get(name := info.field_name.replace("every", "steps")): raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
+        if steps := info.data.get(name := info.field_name.replace("every", "steps")):
+            raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
         return text
 
     @model_validator(mode="after")
     def has_one_period_each(self):
         "What is left open is written down, so that a run says it."
-        if not self.eval_every and not self.eval_steps: object.__setattr__(self, "eval_steps", self.save_steps or 100)
-        if not self.save_every and not self.save_steps: object.__setattr__(self, "save_steps", 100)
+        if not self.eval_every and not self.eval_steps:
+            object.__setattr__(self, "eval_steps", self.save_steps or 100)
+        if not self.save_every and not self.save_steps:
+            object.__setattr__(self, "save_steps", 100)
         return self
 
-FREE = {"launch", *(f"train.{key}" for key in ("log_steps", "save_steps", "save_every", "keep", "mirror", "max_hours", "track", "accept"))}  # what a resumed run may change: nothing of it decides what is learned
+
+FREE = {
+    "launch",
+    *(
+        f"train.{key}"
+        for key in (
+            "log_steps",
+            "save_steps",
+            "save_every",
+            "keep",
+            "mirror",
+            "max_hours",
+            "track",
+            "accept",
+        )
+    ),
+}  # what a resumed run may change: nothing of it decides what is learned
 
 # %% ../../nbs/41_train.ipynb #210d0c73
-def next_token(model, batch: dict[str, torch.Tensor], # collated sequences
-               items: torch.Tensor | None = None      # trained tokens of the whole step; without it, of this batch
-              ) -> tuple[torch.Tensor, dict]:
-    "Cross-entropy of the next token over the trained ones: sum / items, so that every trained token of a step weighs the same."
+def next_token(
+    model,
+    batch: dict[str, torch.Tensor],  # collated sequences
+    items: torch.Tensor
+    | None = None,  # trained tokens of the whole step; without it, of this batch
+) -> tuple[torch.Tensor, dict]:
+    """Cross-entropy of the next token over the trained ones: sum / items, so that every trained
+    token of a step weighs the same."""
     total, count = token_loss(model, batch)
     return total / (count if items is None else items), {"tokens": count}
 
 # %% ../../nbs/41_train.ipynb #b00c754f
-def smoothed(share: float # of each target
-            ) -> Callable:
+def smoothed(
+    share: float,  # of each target
+) -> Callable:
     "`next_token` with label smoothing. It holds all logits in memory."
+
     def objective(model, batch, items=None):
         inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
         logits, count = model(**inputs, use_cache=False).logits[:, :-1], (labels != -100).sum()
-        total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum", label_smoothing=share)
+        total = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=-100,
+            reduction="sum",
+            label_smoothing=share,
+        )
         return total / (count if items is None else items), {"tokens": count}
+
     return objective
 
 # %% ../../nbs/41_train.ipynb #f07bad9e
 def shared(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
-    "(sequences in a micro-batch, micro-batches of each device in a step), so that a step has batch_size * accumulate sequences; `UserError` where that cannot be."
+    """(sequences in a micro-batch, micro-batches of each device in a step), so that a step has
+    batch_size * accumulate sequences; `UserError` where that cannot be."""
     whole = batch_size * accumulate
     for micro in range(batch_size, 0, -1):
-        if whole % (micro * devices) == 0: return micro, whole // (micro * devices)
+        if whole % (micro * devices) == 0:
+            return micro, whole // (micro * devices)
     times = devices // math.gcd(batch_size, devices)
-    raise UserError(f"a step of {whole} sequences cannot be shared by {devices} devices", "train.batch_size * train.accumulate", f"a multiple of {devices}", f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a run that was begun keeps its step")
+    raise UserError(
+        f"a step of {whole} sequences cannot be shared by {devices} devices",
+        "train.batch_size * train.accumulate",
+        f"a multiple of {devices}",
+        f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a"
+        " run that was begun keeps its step",
+    )
 
 # %% ../../nbs/41_train.ipynb #da32a529
 class Steps:
-    "The micro-batches of one device in an epoch, as sequence numbers; `~i` is sequence i without targets."
+    """The micro-batches of one device in an epoch, as sequence numbers; `~i` is sequence i without
+    targets."""
+
     def __init__(self, order, micro: int, accumulate: int, rank: int = 0, world: int = 1):
-        self.order, self.micro, self.accumulate, self.rank, self.world = order, micro, accumulate, rank, world
+        self.order, self.micro, self.accumulate, self.rank, self.world = (
+            order,
+            micro,
+            accumulate,
+            rank,
+            world,
+        )
         self.step = micro * accumulate * world
 
     def __len__(self) -> int:
@@ -139,46 +284,84 @@ class Steps:
     def __iter__(self) -> Iterator[list[int]]:
         order = iter(self.order)  # it may have no end
         while some := list(islice(order, self.step)):
-            batches = [some[i:i + self.micro] for i in range(0, len(some), self.micro)]
-            while len(batches) % self.world: batches.append([~some[0]])
-            yield from batches[self.rank::self.world]
+            batches = [some[i : i + self.micro] for i in range(0, len(some), self.micro)]
+            while len(batches) % self.world:
+                batches.append([~some[0]])
+            yield from batches[self.rank :: self.world]
 
     def set_epoch(self, epoch: int) -> None:
         "Which epoch comes next."
         self.order.set_epoch(epoch)
 
+
 class Numbered(Dataset):
     "Sequences that come with their numbers."
-    def __init__(self, sequences: Sequences): self.sequences = sequences
-    def __len__(self) -> int: return len(self.sequences)
+
+    def __init__(self, sequences: Sequences):
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
     def __getitem__(self, i: int) -> tuple[int, dict]:
-        if i >= 0: return i, self.sequences[i]
+        if i >= 0:
+            return i, self.sequences[i]
         row = self.sequences[~i]
         return i, row | dict(labels=np.full_like(row["labels"], -100))
 
+
 class Loader(DataLoader):
-    "A DataLoader that takes nothing from torch's random numbers, so that a validation or a resume changes none of them."
-    def __init__(self, *args, **kw): super().__init__(*args, generator=torch.Generator(), **kw)
+    """A DataLoader that takes nothing from torch's random numbers, so that a validation or a resume
+    changes none of them."""
+
+    def __init__(self, *args, **kw):
+        super().__init__(*args, generator=torch.Generator(), **kw)
+
     def set_epoch(self, epoch: int) -> None:
         "Which epoch comes next."
         self.batch_sampler.set_epoch(epoch)
 
 # %% ../../nbs/41_train.ipynb #03e0b80a
 class DurableTrainer(Durable, Trainer):
-    "transformers.Trainer with an exact order, an objective as a function, a true validation loss, and all that `Durable` gives."
-    def __init__(self, *args, objective: Callable, judge: Callable | None = None, sources=None, **kw):
+    """transformers.Trainer with an exact order, an objective as a function, a true validation loss,
+    and all that `Durable` gives."""
+
+    def __init__(
+        self, *args, objective: Callable, judge: Callable | None = None, sources=None, **kw
+    ):
         super().__init__(*args, **kw)
         self.objective, self.judge, self.sources = objective, judge or objective, sources
-        self.model_accepts_loss_kwargs = True  # so that the Trainer counts a step's trained tokens for us
+        self.model_accepts_loss_kwargs = (
+            True  # so that the Trainer counts a step's trained tokens for us
+        )
         self.rows = Numbered(self.train_dataset)
         self.args.ignore_data_skip = self.train_dataset.endless  # a stream goes to its place itself
 
-    def position(self): return self.train_dataset.position(self.state.global_step * self.args.train_batch_size * self.args.gradient_accumulation_steps * world())
-    def go_to(self, position): self.train_dataset.seek(position)
+    def position(self):
+        return self.train_dataset.position(
+            self.state.global_step
+            * self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * world()
+        )
+
+    def go_to(self, position):
+        self.train_dataset.seek(position)
 
     def get_train_dataloader(self):
-        steps = Steps(self.train_dataset.sampler(self.args.seed), self.args.train_batch_size, self.args.gradient_accumulation_steps, rank(), world())
-        return Loader(self.rows, batch_sampler=steps, collate_fn=self.collated, pin_memory=self.args.device.type == "cuda")
+        steps = Steps(
+            self.train_dataset.sampler(self.args.seed),
+            self.args.train_batch_size,
+            self.args.gradient_accumulation_steps,
+            rank(),
+            world(),
+        )
+        return Loader(
+            self.rows,
+            batch_sampler=steps,
+            collate_fn=self.collated,
+            pin_memory=self.args.device.type == "cuda",
+        )
 
     def collated(self, pairs: list[tuple[int, dict]]) -> dict:
         "A batch with the numbers of its sequences."
@@ -193,158 +376,375 @@ class DurableTrainer(Durable, Trainer):
         return self.train_dataset.places([i for i in ids if i >= 0], self.sources)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        if self.args.lr_scheduler_type == "warmup_stable_decay": self.args.lr_scheduler_kwargs = self.args.lr_scheduler_kwargs | dict(num_decay_steps=max(1, num_training_steps // 5))  # the fall is a fifth of it
+        if self.args.lr_scheduler_type == "warmup_stable_decay":
+            self.args.lr_scheduler_kwargs = self.args.lr_scheduler_kwargs | dict(
+                num_decay_steps=max(1, num_training_steps // 5)
+            )  # the fall is a fifth of it
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self.objective(model, inputs, num_items_in_batch)[0] * world()  # devices average their gradients, and items are those of all
+        return (
+            self.objective(model, inputs, num_items_in_batch)[0] * world()
+        )  # devices average their gradients, and items are those of all
 
     @torch.no_grad()
     def validation(self, sequences) -> tuple[float, int]:
-        "(summed loss, trained tokens) of this device's share of the sequences; where weights are spread, nobody can read a batch without the others."
+        """(summed loss, trained tokens) of this device's share of the sequences; where weights are
+        spread, nobody can read a batch without the others."""
         total, tokens, rows = 0, 0, Numbered(sequences)
         size = max(1, self.args.eval_batch_size // self.keeper.progress.split)
-        batches = [range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)]
-        while self.sharded and len(batches) % world(): batches.append([~0])
-        for ids in batches[rank()::world()]:
+        batches = [
+            range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)
+        ]
+        while self.sharded and len(batches) % world():
+            batches.append([~0])
+        for ids in batches[rank() :: world()]:
             asked = bool(self.keeping.signals.asked and self.keeper.training)
-            if agreed([asked], self.args.device)[0] if self.sharded else asked: break
+            if agreed([asked], self.args.device)[0] if self.sharded else asked:
+                break
             batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
-            with self.compute_loss_context_manager(): loss, metrics = self.judge(self.model, batch)
-            if metrics["tokens"]: total, tokens = total + loss.item() * metrics["tokens"].item(), tokens + metrics["tokens"].item()
+            with self.compute_loss_context_manager():
+                loss, metrics = self.judge(self.model, batch)
+            if metrics["tokens"]:
+                total, tokens = (
+                    total + loss.item() * metrics["tokens"].item(),
+                    tokens + metrics["tokens"].item(),
+                )
         return total, tokens
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         average = self.keeper.average
         if average and self.keeper.training:
-            with average.used(): each = self.measured()
-        else: each = self.measured()
+            with average.used():
+                each = self.measured()
+        else:
+            each = self.measured()
         if each is None:  # somebody wants it to stop
             self.keeper.stop(self.control, owed=True)
             self.keeper.store(self.state, self.control)
             return {}
-        whole = sum(total for total, _ in each.values()) / sum(tokens for _, tokens in each.values())
-        found = {f"{metric_key_prefix}_loss": whole} | ({f"{metric_key_prefix}_{task}_loss": total / tokens for task, (total, tokens) in each.items()} if len(each) > 1 else {})
+        whole = sum(total for total, _ in each.values()) / sum(
+            tokens for _, tokens in each.values()
+        )
+        found = {f"{metric_key_prefix}_loss": whole} | (
+            {
+                f"{metric_key_prefix}_{task}_loss": total / tokens
+                for task, (total, tokens) in each.items()
+            }
+            if len(each) > 1
+            else {}
+        )
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
     def measured(self) -> dict[str, tuple[float, int]] | None:
-        "(summed loss, tokens) of each task over all devices; None where the measuring was broken off."
+        """(summed loss, tokens) of each task over all devices; None where the measuring was broken
+        off."""
         self.model.eval()
         each = {task: self.validation(sequences) for task, sequences in self.eval_dataset.items()}
-        sums = self.accelerator.reduce(torch.tensor(list(each.values()), dtype=torch.float64, device=self.args.device), "sum").tolist()
-        broken = agreed([self.keeper.training and bool(self.keeping.signals.asked)], self.args.device)[0]
-        return None if broken else {task: (total, tokens) for task, (total, tokens) in zip(each, sums)}
+        sums = self.accelerator.reduce(
+            torch.tensor(list(each.values()), dtype=torch.float64, device=self.args.device), "sum"
+        ).tolist()
+        broken = agreed(
+            [self.keeper.training and bool(self.keeping.signals.asked)], self.args.device
+        )[0]
+        return (
+            None if broken else {task: (total, tokens) for task, (total, tokens) in zip(each, sums)}
+        )
 
 # %% ../../nbs/41_train.ipynb #287d9a08
-def arguments(section: Train, plan: Plan, folder: Path, adapt: Adapt = Adapt(), **more # such as fsdp and fsdp_config
-             ) -> TrainingArguments:
+def arguments(
+    section: Train,
+    plan: Plan,
+    folder: Path,
+    adapt: Adapt = Adapt(),
+    **more,  # such as fsdp and fsdp_config
+) -> TrainingArguments:
     "The section as transformers' TrainingArguments, for this process of those that train together."
     micro, accumulate = shared(section.batch_size, section.accumulate, world())
     schedule, options = SCHEDULES[section.schedule]
     args = TrainingArguments(
-        output_dir=str(folder), num_train_epochs=section.epochs, max_steps=section.max_steps or -1, per_device_train_batch_size=micro, per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulate, learning_rate=section.lr, lr_scheduler_type=schedule, lr_scheduler_kwargs=options(section.lr_floor), warmup_steps=section.warmup, weight_decay=section.weight_decay,
-        max_grad_norm=section.clip, neftune_noise_alpha=section.neftune, seed=section.seed, data_seed=section.seed, logging_steps=section.log_steps, logging_first_step=True,
-        logging_nan_inf_filter=False, save_strategy="no", eval_strategy="no", use_cpu=plan.device == "cpu", ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
-        bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16", fp16=plan.device == "cuda" and plan.compute_dtype == "float16", report_to="none", disable_tqdm=True, remove_unused_columns=False, **optimiser(section.optimiser, adapt, plan.device), **more)
-    args._n_gpu = min(1, args.n_gpu)  # with one process and several GPUs the Trainer would split each batch among all of them (DataParallel), unasked
-    if args.fsdp and (args.bf16 or args.fp16):  # gradients are summed over micro-batches and devices in float32, as without FSDP
+        output_dir=str(folder),
+        num_train_epochs=section.epochs,
+        max_steps=section.max_steps or -1,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=section.lr,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=options(section.lr_floor),
+        warmup_steps=section.warmup,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.clip,
+        neftune_noise_alpha=section.neftune,
+        seed=section.seed,
+        data_seed=section.seed,
+        logging_steps=section.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        use_cpu=plan.device == "cpu",
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        bf16=plan.device == "cuda" and plan.compute_dtype == "bfloat16",
+        fp16=plan.device == "cuda" and plan.compute_dtype == "float16",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **optimiser(section.optimiser, adapt, plan.device),
+        **more,
+    )
+    # with one process and several GPUs the Trainer would split each batch among all of them
+    # (DataParallel), unasked
+    args._n_gpu = min(1, args.n_gpu)
+    if args.fsdp and (
+        args.bf16 or args.fp16
+    ):  # gradients are summed over micro-batches and devices in float32, as without FSDP
         half = getattr(torch, plan.compute_dtype)
-        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=half)
+        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=half, reduce_dtype=torch.float32, output_dtype=half
+        )
     return args
+
 
 def stepper(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
     "What the Trainer takes for an optimiser whose groups are ours; nothing where its own do."
-    if adapt.variant != "lora+": return {}
+    if adapt.variant != "lora+":
+        return {}
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    return dict(optimizer_cls_and_kwargs=(kind, options | dict(params=parameter_groups(model, adapt, section.lr, section.weight_decay))))
+    return dict(
+        optimizer_cls_and_kwargs=(
+            kind,
+            options | dict(params=parameter_groups(model, adapt, section.lr, section.weight_decay)),
+        )
+    )
 
 # %% ../../nbs/41_train.ipynb #ee7a30b8
-def save_final(model, tokenizer, run: Run, base: str, stored: bool = False # by all devices together, in `.final`
-              ) -> Path:
-    "The trained adapter or model, with its tokenizer, under its name in the run; whole or not at all."
+def save_final(
+    model,
+    tokenizer,
+    run: Run,
+    base: str,
+    stored: bool = False,  # by all devices together, in `.final`
+) -> Path:
+    """The trained adapter or model, with its tokenizer, under its name in the run; whole or not at
+    all."""
     adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
-    if not stored: shutil.rmtree(staged, ignore_errors=True)
+    if not stored:
+        shutil.rmtree(staged, ignore_errors=True)
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens
-    if stored: pass
-    elif adapter: save_adapter(model, staged, base)  # with the recipe's name of the base, not this machine's folder
-    else: model.save_pretrained(staged)
+    if stored:
+        pass
+    elif adapter:
+        save_adapter(
+            model, staged, base
+        )  # with the recipe's name of the base, not this machine's folder
+    else:
+        model.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
     return commit(staged, run.adapter if adapter else run.model)
 
 # %% ../../nbs/41_train.ipynb #3ef2ab50
-def keeping(section: Train, run: Run, identity: dict, validate: bool, signals: Signals, quiet: bool, running: Callable) -> Keeping:
+def keeping(
+    section: Train,
+    run: Run,
+    identity: dict,
+    validate: bool,
+    signals: Signals,
+    quiet: bool,
+    running: Callable,
+) -> Keeping:
     "What the section says of saving, stopping and resuming."
     every = section.eval_every or f"{section.eval_steps} steps"
-    return Keeping(run, section.save_every or f"{section.save_steps} steps", every if validate else None, section.keep, section.final if validate else "last", section.patience, section.average,
-                   section.not_finite, section.max_skipped, section.max_hours and 3600 * section.max_hours, identity, section.accept, signals, print if not quiet and rank() == 0 else warn, running)
+    return Keeping(
+        run,
+        section.save_every or f"{section.save_steps} steps",
+        every if validate else None,
+        section.keep,
+        section.final if validate else "last",
+        section.patience,
+        section.average,
+        section.not_finite,
+        section.max_skipped,
+        section.max_hours and 3600 * section.max_hours,
+        identity,
+        section.accept,
+        signals,
+        print if not quiet and rank() == 0 else warn,
+        running,
+    )
+
 
 def warn(text: str) -> None:
     "Say what must be heard even where all is quiet."
-    if rank() == 0 and not text.startswith("resuming from"): print(text)
+    if rank() == 0 and not text.startswith("resuming from"):
+        print(text)
 
-def identity_of(model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict) -> dict:
+
+def identity_of(
+    model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict
+) -> dict:
     "What a checkpoint must have in common with the run that goes on from it."
-    order = dict(seed=section.seed, sizes=list(train.sizes), counts=list(train.counts), step=section.batch_size * section.accumulate)
-    return known | tokenizer_digest(tokenizer) | dict(adapter=shape_of(model) | dict(alpha=adapt.alpha, variant=adapt.variant) if adapt.method == "lora" else shape_of(model), order=order)
+    order = dict(
+        seed=section.seed,
+        sizes=list(train.sizes),
+        counts=list(train.counts),
+        step=section.batch_size * section.accumulate,
+    )
+    return (
+        known
+        | tokenizer_digest(tokenizer)
+        | dict(
+            adapter=(
+                shape_of(model) | dict(alpha=adapt.alpha, variant=adapt.variant)
+                if adapt.method == "lora"
+                else shape_of(model)
+            ),
+            order=order,
+        )
+    )
+
 
 def watchers(trainer: DurableTrainer, section: Train, plan: Plan, run: Run, quiet: bool) -> None:
     "Put on a trainer what shows how it goes."
     chip = torch.cuda.get_device_name() if plan.device == "cuda" else ""
-    meter = Meter(lambda: trainer.keeper.progress.read, flops_of(trainer.model), peak_of(chip) and peak_of(chip) * world())
+    meter = Meter(
+        lambda: trainer.keeper.progress.read,
+        flops_of(trainer.model),
+        peak_of(chip) and peak_of(chip) * world(),
+    )
     trainer.keeper.meter = meter
-    if rank() != 0: return
-    if not quiet: trainer.add_callback((Curve if in_notebook() else Bar)(meter))
-    if names := chosen_trackers("none" if quiet and section.track == "auto" else section.track): trainer.add_callback(Tracked(names, run.path, section.model_dump()))
+    if rank() != 0:
+        return
+    if not quiet:
+        trainer.add_callback((Curve if in_notebook() else Bar)(meter))
+    if names := chosen_trackers("none" if quiet and section.track == "auto" else section.track):
+        trainer.add_callback(Tracked(names, run.path, section.model_dump()))
 
-def fit(model, tokenizer, train: Sequences, val: dict[str, Sequences], # by task
-        section: Train, plan: Plan, run: Run, objective: Callable = next_token,
-        base: str = "",      # the recipe's name of the base, for the adapter's configuration
-        adapt: Adapt = Adapt(),
-        quiet: bool = False,
-        known: dict = {},    # of the identity, what is not seen here: base, data, quantisation
-        sources=None,        # what knows the file and line of the training rows
-        signals: Signals | None = None, # where the caller already listens to them
-        running: Callable = lambda accelerator: None, # checks, before the first step, that what was asked for is what runs
-        **more               # for TrainingArguments: how several devices share the work
-       ) -> dict:
-    "Train to the end, from the newest whole checkpoint where there is one; the result lies in the run. Raises `Stopped` when interrupted."
-    if more and (section.average or section.final == "best"): raise UserError("weights that are spread over devices are neither averaged nor taken from an earlier step in this version", "train.average, train.final", "null, last", "set launch.strategy=ddp")
-    if train.endless: check_endless(section)
-    if not val: check_unjudged(section)
+
+def fit(
+    model,
+    tokenizer,
+    train: Sequences,
+    val: dict[str, Sequences],  # by task
+    section: Train,
+    plan: Plan,
+    run: Run,
+    objective: Callable = next_token,
+    base: str = "",  # the recipe's name of the base, for the adapter's configuration
+    adapt: Adapt = Adapt(),
+    quiet: bool = False,
+    known: dict = {},  # of the identity, what is not seen here: base, data, quantisation
+    sources=None,  # what knows the file and line of the training rows
+    signals: Signals | None = None,  # where the caller already listens to them
+    running: Callable = lambda accelerator: (
+        None
+    ),  # checks, before the first step, that what was asked for is what runs
+    **more,  # for TrainingArguments: how several devices share the work
+) -> dict:
+    """Train to the end, from the newest whole checkpoint where there is one; the result lies in the
+    run. Raises `Stopped` when interrupted."""
+    if more and (section.average or section.final == "best"):
+        raise UserError(
+            "weights that are spread over devices are neither averaged nor taken from an earlier"
+            " step in this version",
+            "train.average, train.final",
+            "null, last",
+            "set launch.strategy=ddp",
+        )
+    if train.endless:
+        check_endless(section)
+    if not val:
+        check_unjudged(section)
     with nullcontext(signals) if signals else Signals() as signals:
         args = arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
-        durable = keeping(section, run, identity_of(model, tokenizer, train, section, adapt, known), bool(val), signals, quiet, running)
-        trainer = DurableTrainer(model, args, train_dataset=train, eval_dataset=val or None, objective=taught(section, objective), judge=objective, sources=sources, keeping=durable,
-                                 data_collator=collator(plan.attn, tokenizer.pad_token_id), **stepper(model, section, adapt, args))
+        durable = keeping(
+            section,
+            run,
+            identity_of(model, tokenizer, train, section, adapt, known),
+            bool(val),
+            signals,
+            quiet,
+            running,
+        )
+        trainer = DurableTrainer(
+            model,
+            args,
+            train_dataset=train,
+            eval_dataset=val or None,
+            objective=taught(section, objective),
+            judge=objective,
+            sources=sources,
+            keeping=durable,
+            data_collator=collator(plan.attn, tokenizer.pad_token_id),
+            **stepper(model, section, adapt, args),
+        )
         watchers(trainer, section, plan, run, quiet)
-        with full_disk_named(run.path): trainer.go()
+        with full_disk_named(run.path):
+            trainer.go()
         trainer.settle()
         found = trainer.evaluate() if val else {}
         with full_disk_named(run.path):
-            if trainer.sharded: trainer.save_model(str(run.path / ".final"))  # all must take part
-            if rank() == 0: save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
+            if trainer.sharded:
+                trainer.save_model(str(run.path / ".final"))  # all must take part
+            if rank() == 0:
+                save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
         of_all("done")  # nobody leaves before the result is there
-        if signals.asked: raise Stopped(f"stopped by {signals.asked} after the last step: the result is saved, and the same command does what is left")
+        if signals.asked:
+            raise Stopped(
+                f"stopped by {signals.asked} after the last step: the result is saved, and the same"
+                " command does what is left"
+            )
         shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
         ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
         return dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **found, **ended)
 
+
 def check_unjudged(section: Train) -> None:
     "`UserError` for what cannot be had without validation rows."
-    for key, value, fix in (("patience", section.patience, "null"), ("final", section.final if section.final == "best" else None, "last")):
-        if value: raise UserError(f"train.{key} goes by the validation loss, and there are no validation rows", f"train.{key}: {value}", fix, f"name a file in data.val, or set train.{key}={fix}")
+    for key, value, fix in (
+        ("patience", section.patience, "null"),
+        ("final", section.final if section.final == "best" else None, "last"),
+    ):
+        if value:
+            raise UserError(
+                f"train.{key} goes by the validation loss, and there are no validation rows",
+                f"train.{key}: {value}",
+                fix,
+                f"name a file in data.val, or set train.{key}={fix}",
+            )
+
 
 def check_endless(section: Train) -> None:
     "`UserError` for what needs to know where an epoch ends."
-    if not section.max_steps: raise UserError("a stream has no last step", "train.max_steps: null", "a number", "set train.max_steps, or data.stream=false")
+    if not section.max_steps:
+        raise UserError(
+            "a stream has no last step",
+            "train.max_steps: null",
+            "a number",
+            "set train.max_steps, or data.stream=false",
+        )
     for key in ("eval_every", "save_every"):
-        if (text := getattr(section, key)) and period(text)[1] == "epoch": raise UserError("a stream does not know how long an epoch is", f"train.{key}: {text}", "steps, minutes, hours, tokens")
+        if (text := getattr(section, key)) and period(text)[1] == "epoch":
+            raise UserError(
+                "a stream does not know how long an epoch is",
+                f"train.{key}: {text}",
+                "steps, minutes, hours, tokens",
+            )
+
 
 def taught(section: Train, objective: Callable) -> Callable:
-    "The objective that is trained, smoothed where the section says so; `UserError` where it cannot be."
-    if not section.label_smoothing: return objective
-    if objective is not next_token: raise UserError("label smoothing is for next tokens", f"train.objective: {section.objective}", "sft, pretrain", "set train.label_smoothing=0")
+    """The objective that is trained, smoothed where the section says so; `UserError` where it
+    cannot be."""
+    if not section.label_smoothing:
+        return objective
+    if objective is not next_token:
+        raise UserError(
+            "label smoothing is for next tokens",
+            f"train.objective: {section.objective}",
+            "sft, pretrain",
+            "set train.label_smoothing=0",
+        )
     return smoothed(section.label_smoothing)

@@ -31,9 +31,14 @@ from .checkpoint import FULL, newest, steps
 
 # %% ../../nbs/47_mirror.ipynb #5a3817e7
 class FolderPlace:
-    "A folder on another file system, such as a mounted drive. Names are paths relative to it; faults are OSErrors."
-    def __init__(self, root: str | Path): self.root = Path(root)
-    def __str__(self) -> str: return str(self.root)
+    """A folder on another file system, such as a mounted drive. Names are paths relative to it;
+    faults are OSErrors."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     def put(self, file: Path, name: str) -> None:
         "Copy a file here, whole or not at all."
@@ -45,19 +50,30 @@ class FolderPlace:
             sync(part)
             os.replace(part, target)
         except OSError:
-            with contextlib.suppress(OSError): part.unlink(missing_ok=True)  # on a full drive it would take the room of what comes next
+            with contextlib.suppress(OSError):
+                part.unlink(
+                    missing_ok=True
+                )  # on a full drive it would take the room of what comes next
             raise
 
     def digest(self, name: str) -> str | None:
         "The SHA-256 of what is really there, read anew; None where nothing is."
-        if not (self.root / name).is_file(): return None
+        if not (self.root / name).is_file():
+            return None
         with open(self.root / name, "rb") as file:
-            if hasattr(os, "posix_fadvise"): os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from this machine's memory
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(
+                    file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
+                )  # not from this machine's memory
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def names(self) -> list[str]:
         "All files here, but those that are being written."
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file() and not p.name.endswith(".part"))
+        return sorted(
+            p.relative_to(self.root).as_posix()
+            for p in self.root.rglob("*")
+            if p.is_file() and not p.name.endswith(".part")
+        )
 
     def fetch(self, name: str, to: Path) -> None:
         "Copy a file from here."
@@ -69,71 +85,113 @@ class FolderPlace:
         os.truncate(self.root / name, 0)
         (self.root / name).unlink()
         for folder in (self.root / name).parents:  # nor are empty folders left
-            if folder == self.root or any(folder.iterdir()): break
+            if folder == self.root or any(folder.iterdir()):
+                break
             folder.rmdir()
 
 # %% ../../nbs/47_mirror.ipynb #cf8f5c63
 @contextmanager
 def as_oserror(where: str):
     "A network's faults as the OSErrors that a mirror expects."
-    try: yield
-    except OSError: raise
-    except (HfHubHTTPError, HTTPError, RuntimeError) as error: raise OSError(errno.EIO, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", where) from error
+    try:
+        yield
+    except OSError:
+        raise
+    except (HfHubHTTPError, HTTPError, RuntimeError) as error:
+        raise OSError(
+            errno.EIO,
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            where,
+        ) from error
+
 
 class HubPlace:
     "A repository of the Hub. Names are paths in it; faults are OSErrors."
-    def __init__(self, repo: str, # user/name
-                 api: HfApi | None = None):
+
+    def __init__(
+        self,
+        repo: str,  # user/name
+        api: HfApi | None = None,
+    ):
         self.repo, self.api, self.made = repo, api or HfApi(), False
-    def __str__(self) -> str: return f"hf://{self.repo}"
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}"
 
     def put(self, file: Path, name: str) -> None:
         "Upload a file; the repository is made private where there is none."
         with as_oserror(str(self)):
-            if not self.made: self.api.create_repo(self.repo, private=True, exist_ok=True)
+            if not self.made:
+                self.api.create_repo(self.repo, private=True, exist_ok=True)
             self.made = True
-            self.api.upload_file(path_or_fileobj=str(file), path_in_repo=name, repo_id=self.repo, commit_message=f"{name}")
+            self.api.upload_file(
+                path_or_fileobj=str(file),
+                path_in_repo=name,
+                repo_id=self.repo,
+                commit_message=f"{name}",
+            )
 
     def digest(self, name: str) -> str | None:
         "The SHA-256 of what comes down; None where nothing is."
-        if name not in self.names(): return None
-        with tempfile.TemporaryDirectory() as folder: return sha256(self.down(name, Path(folder)))
+        if name not in self.names():
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return sha256(self.down(name, Path(folder)))
 
     def down(self, name: str, folder: Path) -> Path:
         "A file, downloaded anew."
-        with as_oserror(str(self)): return Path(self.api.hf_hub_download(self.repo, name, local_dir=folder, force_download=True))
+        with as_oserror(str(self)):
+            return Path(
+                self.api.hf_hub_download(self.repo, name, local_dir=folder, force_download=True)
+            )
 
     def names(self) -> list[str]:
         "All files of the repository but its own."
         with as_oserror(str(self)):
-            if not self.api.repo_exists(self.repo): return []
+            if not self.api.repo_exists(self.repo):
+                return []
             return sorted(n for n in self.api.list_repo_files(self.repo) if n != ".gitattributes")
 
     def fetch(self, name: str, to: Path) -> None:
         "Copy a file from there."
         to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder: shutil.copyfile(self.down(name, Path(folder)), to)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copyfile(self.down(name, Path(folder)), to)
 
     def remove(self, name: str) -> None:
         "Remove a file; the repository's history keeps it until it is squashed."
-        with as_oserror(str(self)): self.api.delete_file(name, self.repo)
+        with as_oserror(str(self)):
+            self.api.delete_file(name, self.repo)
+
 
 def place_of(target: str | Path):
     "The place that a recipe names: `hf://user/name`, or a folder."
-    if not str(target).startswith("hf://"): return FolderPlace(target)
+    if not str(target).startswith("hf://"):
+        return FolderPlace(target)
     repo = str(target).removeprefix("hf://")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo): raise UserError(f"{target} names no repository", "train.mirror", "hf://user/name, or a folder")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(
+            f"{target} names no repository", "train.mirror", "hf://user/name, or a folder"
+        )
     return HubPlace(repo)
 
 # %% ../../nbs/47_mirror.ipynb #0124e85c
 def in_order(run: Path) -> list[str]:
-    "The files of a run in the order in which they are sent: checkpoints, the newest first, then the rest; of every folder the manifest last."
+    """The files of a run in the order in which they are sent: checkpoints, the newest first, then
+    the rest; of every folder the manifest last."""
     files = [p.relative_to(run) for p in run.rglob("*") if p.is_file()]
     files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
+
     def rank(p: Path):
-        step = int(p.parts[1].removeprefix("step-")) if p.parts[0] == "checkpoints" and len(p.parts) > 2 else -1
+        step = (
+            int(p.parts[1].removeprefix("step-"))
+            if p.parts[0] == "checkpoints" and len(p.parts) > 2
+            else -1
+        )
         return -step, p.parts[:-1] == (), str(p.parent), p.name == "manifest.json", p.name
+
     return [p.as_posix() for p in sorted(files, key=rank)]
+
 
 def step_of(name: str) -> int | None:
     "The step of a checkpoint's file."
@@ -142,87 +200,144 @@ def step_of(name: str) -> int | None:
 
 # %% ../../nbs/47_mirror.ipynb #9a0a573f
 class Mirror:
-    "Sends a run to a second place in the background, knows what has arrived, and outlives the place."
-    def __init__(self, run: Path, place, # a FolderPlace, or what has its methods
-                 keep: int = 2,          # newest checkpoints that stay there, beside those that are here
-                 every: float = 5.0,     # seconds between two looks
-                 say: Callable[[str], None] = lambda text: None
-                ):
+    """Sends a run to a second place in the background, knows what has arrived, and outlives the
+    place."""
+
+    def __init__(
+        self,
+        run: Path,
+        place,  # a FolderPlace, or what has its methods
+        keep: int = 2,  # newest checkpoints that stay there, beside those that are here
+        every: float = 5.0,  # seconds between two looks
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self.run, self.place, self.keep, self.every, self.say = Path(run), place, keep, every, say
         self.sent, self.durable, self.cleared, self.fault = {}, set(), None, None
-        self.ending, self.thread = threading.Event(), threading.Thread(target=self._work, daemon=True)
+        self.ending, self.thread = (
+            threading.Event(),
+            threading.Thread(target=self._work, daemon=True),
+        )
 
     def waiting(self) -> list[str]:
         "What has not arrived as it is now."
         return [name for name in in_order(self.run) if self.sent.get(name) != self._mark(name)]
 
     def _mark(self, name: str) -> tuple[int, int] | None:
-        try: stat = (self.run / name).stat()
-        except FileNotFoundError: return None  # removed since it was listed: an old checkpoint
+        try:
+            stat = (self.run / name).stat()
+        except FileNotFoundError:
+            return None  # removed since it was listed: an old checkpoint
         return stat.st_size, stat.st_mtime_ns
 
     def send(self, name: str) -> None:
-        "Send a file, if it is not there already, and read it back; OSError where it does not arrive."
+        """Send a file, if it is not there already, and read it back; OSError where it does not
+        arrive."""
         mark = self._mark(name)
-        if mark is None: return
+        if mark is None:
+            return
         wanted = sha256(self.run / name)
         if self.place.digest(name) != wanted:
             self.place.put(self.run / name, name)
-            if self.place.digest(name) != wanted and self._mark(name) == mark: raise OSError(errno.EIO, "what was sent does not read back", f"{self.place}/{name}")
+            if self.place.digest(name) != wanted and self._mark(name) == mark:
+                raise OSError(errno.EIO, "what was sent does not read back", f"{self.place}/{name}")
         self.sent[name] = mark
 
     def sync(self) -> None:
-        "Send all that waits, and remove what is too old there; OSError where the place does not answer."
+        """Send all that waits, and remove what is too old there; OSError where the place does not
+        answer."""
         for name in self.waiting():
             self.send(name)
-            if (step := step_of(name)) is not None and name.endswith("manifest.json") and step not in self.durable:
+            if (
+                (step := step_of(name)) is not None
+                and name.endswith("manifest.json")
+                and step not in self.durable
+            ):
                 self.durable.add(step)
                 self.say(f"step {step} is durable in {self.place}")
         here = {folder.name for folder in steps(self.run / "checkpoints")}
-        if self.cleared != (self.durable, here): self.clear(here)
+        if self.cleared != (self.durable, here):
+            self.clear(here)
 
-    def clear(self, here: set[str] # checkpoints
-             ) -> None:
+    def clear(
+        self,
+        here: set[str],  # checkpoints
+    ) -> None:
         "Remove what is no longer kept here, whoever sent it, once enough newer ones have arrived."
-        safe = sorted(self.durable)[-self.keep:]
-        old = [name for name in self.place.names() if (step := step_of(name)) is not None and f"step-{step}" not in here and len(safe) == self.keep and step < safe[0]]
-        for name in sorted(old, key=lambda n: not n.endswith("manifest.json")): self.place.remove(name)  # without its manifest it is no checkpoint
+        safe = sorted(self.durable)[-self.keep :]
+        old = [
+            name
+            for name in self.place.names()
+            if (step := step_of(name)) is not None
+            and f"step-{step}" not in here
+            and len(safe) == self.keep
+            and step < safe[0]
+        ]
+        for name in sorted(old, key=lambda n: not n.endswith("manifest.json")):
+            self.place.remove(name)  # without its manifest it is no checkpoint
         self.durable -= {step_of(name) for name in old}
         self.cleared = (set(self.durable), here)
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
         before = self.fault
-        try: self.sync()
-        except OSError as fault: self.fault = fault
-        else: self.fault = None
-        if bool(before) != bool(self.fault): self.say(f"{self.place} {'is full' if self.fault.errno in FULL else 'does not answer'} ({self.fault}): the training goes on, and what waits is sent when it is back" if self.fault else f"{self.place} is back")
+        try:
+            self.sync()
+        except OSError as fault:
+            self.fault = fault
+        else:
+            self.fault = None
+        if bool(before) != bool(self.fault):
+            self.say(
+                f"{self.place} {'is full' if self.fault.errno in FULL else 'does not answer'}"
+                f" ({self.fault}): the training goes on, and what waits is sent when it is back"
+                if self.fault
+                else f"{self.place} is back"
+            )
         self.note()
         return self.fault is None and not self.waiting()
 
     def status(self) -> dict:
         "The newest step here, the newest that is safe there, and what waits."
-        here = [int(folder.name.removeprefix("step-")) for folder in steps(self.run / "checkpoints")]
-        return dict(place=str(self.place), local=max(here, default=None), durable=max(self.durable, default=None), waiting=len(self.waiting()), fault=self.fault and str(self.fault))
+        here = [
+            int(folder.name.removeprefix("step-")) for folder in steps(self.run / "checkpoints")
+        ]
+        return dict(
+            place=str(self.place),
+            local=max(here, default=None),
+            durable=max(self.durable, default=None),
+            waiting=len(self.waiting()),
+            fault=self.fault and str(self.fault),
+        )
 
     def note(self) -> None:
         "Leave the status where others can read it: `.mirror.json`, which is not sent."
-        try: write_json(self.run / ".mirror.json", self.status())
+        try:
+            write_json(self.run / ".mirror.json", self.status())
         except OSError as error:  # a full disk must not stop the sending
-            if error.errno not in FULL: raise
+            if error.errno not in FULL:
+                raise
 
     def _work(self) -> None:
         pause = self.every
-        while not self.ending.wait(pause): pause = self.every if self.try_once() or not self.fault else min(60, 2 * pause)
+        while not self.ending.wait(pause):
+            pause = self.every if self.try_once() or not self.fault else min(60, 2 * pause)
 
     def close(self, patience: float = 300) -> bool:
-        "Stop the background work, and try until everything arrived or `patience` seconds are over; whether it arrived."
+        """Stop the background work, and try until everything arrived or `patience` seconds are
+        over; whether it arrived."""
         self.ending.set()
-        if self.thread.ident: self.thread.join()
+        if self.thread.ident:
+            self.thread.join()
         until, pause, told = time.monotonic() + patience, min(1.0, self.every), False
         while not self.try_once():
-            if time.monotonic() + pause > until: return False
-            if not told: self.say(f"{len(self.waiting())} files wait for {self.place}, which is tried for {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is whole in {self.run}, and the same command sends them")
+            if time.monotonic() + pause > until:
+                return False
+            if not told:
+                self.say(
+                    f"{len(self.waiting())} files wait for {self.place}, which is tried for"
+                    f" {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is"
+                    f" whole in {self.run}, and the same command sends them"
+                )
             told = True
             time.sleep(pause)
             pause = min(30, 2 * pause)
@@ -230,29 +345,46 @@ class Mirror:
 
 # %% ../../nbs/47_mirror.ipynb #e49c0d14
 @contextmanager
-def mirrored(run: Path, target: str | Path | None, # the second place; without one nothing happens
-             keep: int = 2, patience: float = 300, every: float = 5.0, say: Callable[[str], None] = lambda text: None):
+def mirrored(
+    run: Path,
+    target: str | Path | None,  # the second place; without one nothing happens
+    keep: int = 2,
+    patience: float = 300,
+    every: float = 5.0,
+    say: Callable[[str], None] = lambda text: None,
+):
     "While it lasts the run is sent to `target`; at the end `Stopped` where not all of it arrived."
     if target is None:
         yield None
         return
     mirror = Mirror(run, place_of(target), keep, every, say)
     mirror.thread.start()
-    try: yield mirror
+    try:
+        yield mirror
     except BaseException:
-        mirror.close(min(patience, 30))  # what is saved should arrive, but nobody waits long for it now
+        mirror.close(
+            min(patience, 30)
+        )  # what is saved should arrive, but nobody waits long for it now
         raise
-    if not mirror.close(patience): raise Stopped(f"the run is whole in {run}, but {len(mirror.waiting())} of its files have not arrived in {target} ({mirror.fault}); the same command sends them")
+    if not mirror.close(patience):
+        raise Stopped(
+            f"the run is whole in {run}, but {len(mirror.waiting())} of its files have not arrived"
+            f" in {target} ({mirror.fault}); the same command sends them"
+        )
 
 # %% ../../nbs/47_mirror.ipynb #1eeb8552
 def restore(place, run: Path) -> bool:
-    "Fetch a run that is not here from its second place, whole or not at all; whether there was one."
-    if (run / "recipe.yaml").exists() or "recipe.yaml" not in (names := place.names()): return False
+    """Fetch a run that is not here from its second place, whole or not at all; whether there was
+    one."""
+    if (run / "recipe.yaml").exists() or "recipe.yaml" not in (names := place.names()):
+        return False
     work = run.with_name(f".{run.name}.fetched")
     shutil.rmtree(work, ignore_errors=True)
-    for name in names: place.fetch(name, work / name)
+    for name in names:
+        place.fetch(name, work / name)
     for folder in steps(work / "checkpoints"):
-        if verify(folder): shutil.rmtree(folder)  # it had not arrived whole
+        if verify(folder):
+            shutil.rmtree(folder)  # it had not arrived whole
     run.parent.mkdir(parents=True, exist_ok=True)
     work.rename(run)
     return True

@@ -27,85 +27,162 @@ from ..run import read_json
 from .together import world
 
 # %% ../../nbs/38_state.ipynb #8945b98e
-def copied(value, seen: dict | None = None # copies made so far, by where their original lies
-          ):
-    "A copy in main memory of the tensors in lists and dictionaries; what shared memory shares it again."
+def copied(
+    value,
+    seen: dict | None = None,  # copies made so far, by where their original lies
+):
+    """A copy in main memory of the tensors in lists and dictionaries; what shared memory shares it
+    again."""
     seen = {} if seen is None else seen
     if torch.is_tensor(value):
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if key not in seen or not value.numel(): seen[key] = value.detach().to("cpu", copy=True)
+        if key not in seen or not value.numel():
+            seen[key] = value.detach().to("cpu", copy=True)
         return seen[key]
-    if isinstance(value, dict): return {k: copied(v, seen) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return type(value)([copied(v, seen) for v in value])
+    if isinstance(value, dict):
+        return {k: copied(v, seen) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([copied(v, seen) for v in value])
     return copy.deepcopy(value)
+
 
 def size_of(value) -> int:
     "Bytes of the tensors in lists and dictionaries, shared ones once."
-    if torch.is_tensor(value): return value.numel() * value.element_size()
-    if isinstance(value, dict): value = {id(v): v for v in value.values()}.values()
+    if torch.is_tensor(value):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = {id(v): v for v in value.values()}.values()
     return sum(map(size_of, value)) if isinstance(value, (list, tuple, type({}.values()))) else 0
 
 # %% ../../nbs/38_state.ipynb #d3b3c20d
 def random_state() -> dict:
     "The sources of random numbers of this process, as transformers' Trainer stores them."
-    numbers = dict(python=random.getstate(), numpy=np.random.get_state(), cpu=torch.random.get_rng_state())
-    if torch.cuda.is_available(): numbers["cuda"] = torch.cuda.random.get_rng_state_all() if world() > 1 else torch.cuda.random.get_rng_state()
+    numbers = dict(
+        python=random.getstate(), numpy=np.random.get_state(), cpu=torch.random.get_rng_state()
+    )
+    if torch.cuda.is_available():
+        numbers["cuda"] = (
+            torch.cuda.random.get_rng_state_all()
+            if world() > 1
+            else torch.cuda.random.get_rng_state()
+        )
     return numbers
+
 
 def weights_of(model) -> tuple[dict, Callable[[Path, dict], None]]:
     "(the tensors of a model that a checkpoint holds, what writes a copy of them into a folder)."
-    if not isinstance(model, PeftModel): return model.state_dict(), lambda folder, tensors: model.save_pretrained(folder, state_dict=tensors)
+    if not isinstance(model, PeftModel):
+        return model.state_dict(), lambda folder, tensors: model.save_pretrained(
+            folder, state_dict=tensors
+        )
     config = copy.deepcopy(model.peft_config[model.active_adapter])
+
     def write(folder: Path, tensors: dict) -> None:
         config.save_pretrained(folder)
-        save_file({name: t.clone().contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors", metadata=dict(format="pt"))
-    return get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False), write
+        save_file(
+            {name: t.clone().contiguous() for name, t in tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata=dict(format="pt"),
+        )
+
+    return get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    ), write
+
 
 def load_weights(model, folder: Path) -> None:
     "Give a model the weights of a checkpoint."
-    if isinstance(model, PeftModel): set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), adapter_name=model.active_adapter)
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(
+            model,
+            load_file(folder / "adapter_model.safetensors"),
+            adapter_name=model.active_adapter,
+        )
     else:
-        for file in sorted(folder.glob("model*.safetensors")): model.load_state_dict(load_file(file), strict=False)  # tied weights have one name
+        for file in sorted(folder.glob("model*.safetensors")):
+            model.load_state_dict(load_file(file), strict=False)  # tied weights have one name
 
 # %% ../../nbs/38_state.ipynb #188a2df2
 def tokenizer_digest(tokenizer) -> dict[str, str]:
     "Hashes of what a tokenizer makes of text, and of its chat template."
-    words = json.dumps([sorted(tokenizer.get_vocab().items()), {k: str(v) for k, v in tokenizer.special_tokens_map.items()}], ensure_ascii=False)
-    rules = tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "backend_tokenizer", None) is not None else ""
+    words = json.dumps(
+        [
+            sorted(tokenizer.get_vocab().items()),
+            {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        ],
+        ensure_ascii=False,
+    )
+    rules = (
+        tokenizer.backend_tokenizer.to_str()
+        if getattr(tokenizer, "backend_tokenizer", None) is not None
+        else ""
+    )
     short = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
     return dict(tokenizer=short(words + rules), template=short(str(tokenizer.chat_template)))
 
-def shape_of(model) -> dict:
-    "What of a model is trained: number of weights, and a hash of their names, shapes and formats; and how the others are held."
-    trained = sorted((name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters() if p.requires_grad)
-    held = sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad})
-    return dict(trained=sum(int(np.prod(s)) for _, s, _ in trained), shapes=hashlib.sha256(json.dumps(trained).encode()).hexdigest()[:16], frozen=", ".join(held))
 
-def refuse_other(checkpoint: Path, now: dict, accept: Collection[str] # names of the identity that may differ
-                ) -> list[tuple]:
-    "What differs between a checkpoint's identity and the run's, and is accepted; `UserError` with the difference where something is not."
-    if not (checkpoint / "identity.json").is_file(): return []
+def shape_of(model) -> dict:
+    """What of a model is trained: number of weights, and a hash of their names, shapes and formats;
+    and how the others are held."""
+    trained = sorted(
+        (name, tuple(p.shape), str(p.dtype))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    )
+    held = sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad})
+    return dict(
+        trained=sum(int(np.prod(s)) for _, s, _ in trained),
+        shapes=hashlib.sha256(json.dumps(trained).encode()).hexdigest()[:16],
+        frozen=", ".join(held),
+    )
+
+
+def refuse_other(
+    checkpoint: Path,
+    now: dict,
+    accept: Collection[str],  # names of the identity that may differ
+) -> list[tuple]:
+    """What differs between a checkpoint's identity and the run's, and is accepted; `UserError` with
+    the difference where something is not."""
+    if not (checkpoint / "identity.json").is_file():
+        return []
     changed = differences(read_json(checkpoint / "identity.json"), json.loads(json.dumps(now)))
     named = lambda key: key in accept or key.split(".")[0] in accept
     if refused := [c for c in changed if not named(c[0])]:
         table = "".join(f"\n    {key}: {there} -> {here}" for key, there, here in refused)
-        raise UserError(f"{checkpoint.name} does not belong to this job (there -> now):{table}", str(checkpoint), None,
-                        f"restore what was changed, or begin another run with --run; to go on all the same, which is noted in the run: train.accept=[{', '.join(dict.fromkeys(k.split('.')[0] for k, *_ in refused))}]")
+        raise UserError(
+            f"{checkpoint.name} does not belong to this job (there -> now):{table}",
+            str(checkpoint),
+            None,
+            "restore what was changed, or begin another run with --run; to go on all the same,"
+            " which is noted in the run:"
+            f" train.accept=[{', '.join(dict.fromkeys(k.split('.')[0] for k, *_ in refused))}]",
+        )
     return changed
 
 # %% ../../nbs/38_state.ipynb #d00bdc01
 class Average:
     "An exponential moving average of the trained weights."
-    def __init__(self, model, decay: float # nearer to 1 is a longer memory
-                ):
-        self.decay, self.live = decay, {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def __init__(
+        self,
+        model,
+        decay: float,  # nearer to 1 is a longer memory
+    ):
+        self.decay, self.live = (
+            decay,
+            {name: p for name, p in model.named_parameters() if p.requires_grad},
+        )
         self.mean = {name: p.detach().clone().float() for name, p in self.live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        "Take in the weights after a step; the first steps count more, or the average would remember the beginning."
+        """Take in the weights after a step; the first steps count more, or the average would
+        remember the beginning."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.mean.values()), [p.detach().float() for p in self.live.values()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.mean.values()), [p.detach().float() for p in self.live.values()], 1 - decay
+        )
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -124,5 +201,7 @@ class Average:
     def used(self):
         "While it lasts, the model has the averaged weights."
         self.swap()
-        try: yield
-        finally: self.swap()
+        try:
+            yield
+        finally:
+            self.swap()

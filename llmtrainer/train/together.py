@@ -18,24 +18,31 @@ def world() -> int:
     "Processes that train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+
 def rank() -> int:
     "The number of this process; 0 writes."
     return dist.get_rank() if world() > 1 else 0
 
+
 def highest(numbers: Sequence[int], device="cpu") -> list[int]:
     "The highest of each that any process says."
-    if world() == 1: return [int(n) for n in numbers]
+    if world() == 1:
+        return [int(n) for n in numbers]
     said = torch.tensor([int(n) for n in numbers], device=device)
     dist.all_reduce(said, dist.ReduceOp.MAX)
     return said.tolist()
 
+
 def agreed(flags: Sequence[bool], device="cpu") -> list[bool]:
-    "What any process says, all say: a signal reaches one of them, and they must stop at the same step."
+    """What any process says, all say: a signal reaches one of them, and they must stop at the same
+    step."""
     return [bool(n) for n in highest([bool(f) for f in flags], device)]
+
 
 def of_all(value) -> list:
     "Every process's value, in the order of their numbers."
-    if world() == 1: return [value]
+    if world() == 1:
+        return [value]
     values = [None] * world()
     dist.all_gather_object(values, value)
     return values
@@ -43,17 +50,30 @@ def of_all(value) -> list:
 # %% ../../nbs/39_together.ipynb #2b446a53
 APART = 2**30  # bytes of gradients up to which they are averaged after the way back
 
+
 def averaged_after(model) -> bool:
-    "Is it DDP with gradients so small, as an adapter's are, that little is lost by averaging them after the way back?"
-    return isinstance(model, DistributedDataParallel) and sum(p.nbytes for p in model.parameters() if p.requires_grad) <= APART
+    """Is it DDP with gradients so small, as an adapter's are, that little is lost by averaging them
+    after the way back?"""
+    return (
+        isinstance(model, DistributedDataParallel)
+        and sum(p.nbytes for p in model.parameters() if p.requires_grad) <= APART
+    )
+
 
 @torch.no_grad()
 def average_gradients(model) -> None:
     "Average the gradients of all processes, those of one format in one sum."
     weights = [p for p in model.parameters() if p.requires_grad]
-    for p in weights: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    for p in weights:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     for dtype in dict.fromkeys(p.dtype for p in weights):
         grads = [p.grad for p in weights if p.dtype == dtype]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip((flat / world()).split([g.numel() for g in grads]), grads)])
+        torch._foreach_copy_(
+            grads,
+            [
+                part.view_as(g)
+                for part, g in zip((flat / world()).split([g.numel() for g in grads]), grads)
+            ],
+        )

@@ -28,22 +28,60 @@ from transformers import TrainerCallback
 from ..recipe import UserError
 
 # %% ../../nbs/48_watch.ipynb #1441aa99
-PEAKS = {  # FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from NVIDIA's data sheets
-    "B200": 2250e12, "H200 NVL": 836e12, "H200": 989e12, "GH200": 990e12, "H100 PCIe": 756e12, "H100 NVL": 836e12, "H100": 989e12, "H20": 148e12,
-    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX A6000": 155e12, "RTX 6000 Ada": 364e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
-    "V100S": 130e12, "V100-PCIE": 112e12, "V100": 125e12, "T4": 65e12, "5090": 210e12, "4090": 165e12, "3090 Ti": 80e12, "3090": 71e12,
+# FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from
+# NVIDIA's data sheets
+PEAKS = {
+    "B200": 2250e12,
+    "H200 NVL": 836e12,
+    "H200": 989e12,
+    "GH200": 990e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 836e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX A6000": 155e12,
+    "RTX 6000 Ada": 364e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100S": 130e12,
+    "V100-PCIE": 112e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "5090": 210e12,
+    "4090": 165e12,
+    "3090 Ti": 80e12,
+    "3090": 71e12,
 }
 
+
 def peak_of(chip: str) -> float | None:
-    "FLOP/s that a chip could do in 16 bits, where its name is known; a laptop's chip has the name of another."
-    return next((flops for name, flops in PEAKS.items() if re.search(rf"\b{name}\b", chip)), None) if "Laptop" not in chip else None
+    """FLOP/s that a chip could do in 16 bits, where its name is known; a laptop's chip has the name
+    of another."""
+    return (
+        next((flops for name, flops in PEAKS.items() if re.search(rf"\b{name}\b", chip)), None)
+        if "Laptop" not in chip
+        else None
+    )
+
 
 class Meter:
     "Tokens a second over the last steps, the share of the chip that they take, and memory."
-    def __init__(self, tokens: Callable[[], int],     # read so far, padding included
-                 flops: float = 0.0,                  # of one token, forward and backward
-                 peak: float | None = None,           # FLOP/s of all devices
-                 window: int = 20, clock: Callable[[], float] = time.monotonic):
+
+    def __init__(
+        self,
+        tokens: Callable[[], int],  # read so far, padding included
+        flops: float = 0.0,  # of one token, forward and backward
+        peak: float | None = None,  # FLOP/s of all devices
+        window: int = 20,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.tokens, self.flops, self.peak, self.clock = tokens, flops, peak, clock
         self.seen = deque(maxlen=window + 1)
 
@@ -56,112 +94,229 @@ class Meter:
         found = {"memory_gib": memory()}
         if len(self.seen) > 1 and (seconds := self.seen[-1][0] - self.seen[0][0]) > 0:
             found["tokens_per_second"] = (self.seen[-1][1] - self.seen[0][1]) / seconds
-            if self.peak and self.flops: found["mfu"] = found["tokens_per_second"] * self.flops / self.peak
+            if self.peak and self.flops:
+                found["mfu"] = found["tokens_per_second"] * self.flops / self.peak
         return {name: float(f"{value:.4g}") for name, value in found.items()}
+
 
 def memory() -> float:
     "GiB: the most that a GPU has held, or this process on a CPU."
-    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 2**30
+    )
+
 
 def flops_of(model) -> float:
-    "FLOPs of one token, forward and backward: 4 for each weight that is passed, and 2 more where its own gradient is computed."
-    size = lambda p: p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
-    table = {id(p) for p in model.get_input_embeddings().parameters()} - {id(p) for p in model.get_output_embeddings().parameters()}
-    return float(sum(size(p) * (6 if p.requires_grad else 4) for p in model.parameters() if id(p) not in table))  # looking up is no arithmetic
+    """FLOPs of one token, forward and backward: 4 for each weight that is passed, and 2 more where
+    its own gradient is computed."""
+    size = lambda p: (
+        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
+    )
+    table = {id(p) for p in model.get_input_embeddings().parameters()} - {
+        id(p) for p in model.get_output_embeddings().parameters()
+    }
+    return float(
+        sum(
+            size(p) * (6 if p.requires_grad else 4)
+            for p in model.parameters()
+            if id(p) not in table
+        )
+    )  # looking up is no arithmetic
 
 # %% ../../nbs/48_watch.ipynb #14e7866d
 def said(figures: dict[str, float]) -> str:
     "Figures in a few words."
-    forms = dict(loss="loss {:.4f}", eval_loss="eval {:.4f}", tokens_per_second="{:,.0f} tokens/s", mfu="MFU {:.1%}", memory_gib="{:.1f} GiB")
-    return "  ".join(form.format(figures[name]) for name, form in forms.items() if isinstance(figures.get(name), (int, float)))
+    forms = dict(
+        loss="loss {:.4f}",
+        eval_loss="eval {:.4f}",
+        tokens_per_second="{:,.0f} tokens/s",
+        mfu="MFU {:.1%}",
+        memory_gib="{:.1f} GiB",
+    )
+    return "  ".join(
+        form.format(figures[name])
+        for name, form in forms.items()
+        if isinstance(figures.get(name), (int, float))
+    )
+
 
 class Bar(TrainerCallback):
     "A progress bar with losses, tokens a second, MFU, memory and the time left."
+
     def __init__(self, meter: Meter):
         self.meter, self.losses = meter, {}
-        self.bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
 
     def on_train_begin(self, args, state, control, **_):
-        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, said="")
+        self.task = self.bar.add_task(
+            "training", total=state.max_steps, completed=state.global_step, said=""
+        )
         self.bar.start()
 
-    def on_log(self, args, state, control, logs=None, **_): self.losses |= {k: v for k, v in logs.items() if k in ("loss", "eval_loss")}
-    def on_step_end(self, args, state, control, **_): self.bar.update(self.task, completed=state.global_step, said=said(self.losses | self.meter.figures()))
-    def on_train_end(self, args, state, control, **_): self.bar.stop()
+    def on_log(self, args, state, control, logs=None, **_):
+        self.losses |= {k: v for k, v in logs.items() if k in ("loss", "eval_loss")}
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update(
+            self.task, completed=state.global_step, said=said(self.losses | self.meter.figures())
+        )
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.stop()
 
 # %% ../../nbs/48_watch.ipynb #0fd43948
-def curve(lines: dict[str, list[tuple[float, float]]], # name -> (step, value)
-          width: int = 560, height: int = 200) -> str:
+def curve(
+    lines: dict[str, list[tuple[float, float]]],  # name -> (step, value)
+    width: int = 560,
+    height: int = 200,
+) -> str:
     "Lines over steps as SVG."
     points = [p for line in lines.values() for p in line]
-    if not points: return "<svg/>"
+    if not points:
+        return "<svg/>"
     (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points))
     x = lambda step: 40 + (width - 50) * (step - left) / max(right - left, 1)
     y = lambda value: height - 20 - (height - 40) * (value - low) / max(high - low, 1e-9)
     drawn = []
     for (name, line), colour in zip(lines.items(), ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")):
-        drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in line)}"/>')
-        drawn.append(f'<text x="{width - 10}" y="{14 * len(drawn) / 2 + 4:.0f}" fill="{colour}" font-size="11" text-anchor="end">{name} {line[-1][1]:.4f}</text>' if line else "")
-    marks = f'<text x="2" y="{y(low):.0f}" font-size="10">{low:.3g}</text><text x="2" y="{y(high):.0f}" font-size="10">{high:.3g}</text><text x="{width - 10}" y="{height - 4}" font-size="10" text-anchor="end">step {right:.0f}</text>'
-    return f'<svg width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg">{"".join(drawn)}{marks}</svg>'
+        drawn.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5"'
+            f' points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in line)}"/>'
+        )
+        drawn.append(
+            f'<text x="{width - 10}" y="{14 * len(drawn) / 2 + 4:.0f}" fill="{colour}"'
+            f' font-size="11" text-anchor="end">{name} {line[-1][1]:.4f}</text>'
+            if line
+            else ""
+        )
+    marks = (
+        f'<text x="2" y="{y(low):.0f}" font-size="10">{low:.3g}</text><text x="2" y="{y(high):.0f}"'
+        f' font-size="10">{high:.3g}</text><text x="{width - 10}" y="{height - 4}" font-size="10"'
+        f' text-anchor="end">step {right:.0f}</text>'
+    )
+    return (
+        f'<svg width="{width}" height="{height}"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(drawn)}{marks}</svg>'
+    )
+
 
 class Curve(TrainerCallback):
     "The losses as a curve that grows under the cell."
+
     def __init__(self, meter: Meter):
         from ipywidgets import HTML  # only where there is a notebook
+
         self.meter, self.lines, self.widget = meter, {"loss": [], "eval_loss": []}, HTML()
 
     def on_train_begin(self, args, state, control, **_):
         from IPython.display import display
+
         display(self.widget)
 
     def on_log(self, args, state, control, logs=None, **_):
         for name, line in self.lines.items():
-            if isinstance(value := (logs or {}).get(name), float) and value == value: line.append((state.global_step, value))
-        self.widget.value = curve(self.lines) + f"<div>step {state.global_step} of {state.max_steps}  {said(self.meter.figures())}</div>"
+            if isinstance(value := (logs or {}).get(name), float) and value == value:
+                line.append((state.global_step, value))
+        self.widget.value = (
+            curve(self.lines) + f"<div>step {state.global_step} of {state.max_steps} "
+            f" {said(self.meter.figures())}</div>"
+        )
+
 
 def in_notebook() -> bool:
     "Does a person look at a notebook's cell?"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell") and find_spec("ipywidgets") is not None
+    return (
+        type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
+        and find_spec("ipywidgets") is not None
+    )
 
 # %% ../../nbs/48_watch.ipynb #e5c89e47
 def chosen_trackers(wanted: str | list[str]) -> list[str]:
     "Names of trackers; `UserError` for one that cannot be had."
-    if wanted == "auto": return ["trackio"] if find_spec("trackio") else []
+    if wanted == "auto":
+        return ["trackio"] if find_spec("trackio") else []
     names = [n for n in ([wanted] if isinstance(wanted, str) else wanted) if n != "none"]
     for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS: raise UserError(f"there is no tracker {name!r}", "train.track", f"auto, none, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
-        if find_spec(name) is None: raise UserError(f"the tracker {name} is not installed", "train.track", None, f"pip install {name}, or train.track=none")
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(
+                f"there is no tracker {name!r}",
+                "train.track",
+                f"auto, none, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}",
+            )
+        if find_spec(name) is None:
+            raise UserError(
+                f"the tracker {name} is not installed",
+                "train.track",
+                None,
+                f"pip install {name}, or train.track=none",
+            )
     return names
 
+
+# forgets the run, or the end of the program would finish it aloud once more
 class Tracked(TrainerCallback):
     "Sends what is logged to trackers."
+
     def __init__(self, names: list[str], run: Path, recipe: dict):
-        options = dict(trackio=dict(name=run.name, embed=False, resume="allow", auto_log_gpu=False, auto_log_cpu=False))
+        options = dict(
+            trackio=dict(
+                name=run.name, embed=False, resume="allow", auto_log_gpu=False, auto_log_cpu=False
+            )
+        )
         kinds = {name: LOGGER_TYPE_TO_CLASS[name] for name in names}
-        places = lambda name, kind: (options.get(name) or {}) | (dict(logging_dir=run / "tracking") if kind.requires_logging_directory else {})
-        self.trackers, self.recipe = [kind(run.parent.name or "llmtrainer", **places(name, kind)) for name, kind in kinds.items()], flat(recipe)
+        places = lambda name, kind: (
+            (options.get(name) or {})
+            | (dict(logging_dir=run / "tracking") if kind.requires_logging_directory else {})
+        )
+        self.trackers, self.recipe = (
+            [
+                kind(run.parent.name or "llmtrainer", **places(name, kind))
+                for name, kind in kinds.items()
+            ],
+            flat(recipe),
+        )
 
     def on_train_begin(self, args, state, control, **_):
         with contextlib.redirect_stdout(io.StringIO()):  # what they say is not about this training
             for tracker in self.trackers:
-                if hasattr(tracker, "start"): tracker.start()
+                if hasattr(tracker, "start"):
+                    tracker.start()
                 tracker.store_init_configuration(self.recipe)
 
     def on_log(self, args, state, control, logs=None, **_):
-        for tracker in self.trackers: tracker.log({k: v for k, v in logs.items() if isinstance(v, (int, float))}, step=state.global_step)
+        for tracker in self.trackers:
+            tracker.log(
+                {k: v for k, v in logs.items() if isinstance(v, (int, float))},
+                step=state.global_step,
+            )
 
     def on_train_end(self, args, state, control, **_):
         with contextlib.redirect_stdout(io.StringIO()):
-            for tracker in self.trackers: tracker.finish()
-            if any(tracker.name == "trackio" for tracker in self.trackers): sys.modules["trackio"].finish()  # forgets the run, or the end of the program would finish it aloud once more
+            for tracker in self.trackers:
+                tracker.finish()
+            if any(tracker.name == "trackio" for tracker in self.trackers):
+                sys.modules["trackio"].finish()
+
 
 def flat(values: dict, before: str = "") -> dict[str, str | int | float | bool]:
     "A recipe as dotted keys with plain values, as trackers take them."
     found = {}
     for key, value in values.items():
-        if isinstance(value, dict): found |= flat(value, f"{before}{key}.")
-        else: found[before + key] = value if isinstance(value, (str, int, float, bool)) else str(value)
+        if isinstance(value, dict):
+            found |= flat(value, f"{before}{key}.")
+        else:
+            found[before + key] = (
+                value if isinstance(value, (str, int, float, bool)) else str(value)
+            )
     return found
