@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmtrainer.data.chat import Encoded
-from llmtrainer.data.pack import collator, sequences
+from llmtrainer.data.loss_mask import Encoded
+from llmtrainer.data.packing import collator, sequences
 from llmtrainer.device import Plan
-from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, layers_of
 from llmtrainer.models.memory import Work, predict
 from llmtrainer.run import Run
 from llmtrainer.train.durable import Keeping
-from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token, stepper
+from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token, stepper
 
 import bitsandbytes as bnb
 from qlora_gpu import SHAPES, quicken

@@ -19,11 +19,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.initialization import no_init_weights
 
-from llmtrainer.data.chat import Encoded
-from llmtrainer.data.pack import padded, sequences
-from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.data.loss_mask import Encoded
+from llmtrainer.data.packing import padded, sequences
+from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.activations import arrange, disarrange, layers_of
-from llmtrainer.models.fused import fuse, token_loss
+from llmtrainer.models.engines import fuse, token_loss
 from llmtrainer.models.load import keep_trainable
 
 HEADS = dict(

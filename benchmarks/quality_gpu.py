@@ -21,8 +21,8 @@ from qlora_gpu import pack, quicken
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.data.prepare import prepare
-from llmtrainer.models.adapt import Adapt, adapt_model
-from llmtrainer.models.fused import fuse, token_loss
+from llmtrainer.models.lora import Adapt, adapt_model
+from llmtrainer.models.engines import fuse, token_loss
 from llmtrainer.models.load import load_tokenizer
 from llmtrainer.pipeline import read_recipe
 

@@ -1,4 +1,4 @@
-"""How training speeds up on two GPUs of one machine: tokens a second of one process (single), of two by DDP, by FSDP2 and by DeepSpeed's ZeRO-3, each with LoRA over 16 bits and with QLoRA, through the loop of chapter 41.
+"""How training speeds up on two GPUs of one machine: tokens a second of one process (single), of two by DDP, by FSDP2 and by DeepSpeed's ZeRO-3, each with LoRA over 16 bits and with QLoRA, through the loop of chapter 31.
 
     python benchmarks/scaling.py [--shapes 1B,8B] [--strategies single,ddp,fsdp,deepspeed] [--weights lora,qlora] [--rows 4] [--length 2048] [--engine reference] [--seconds 230]
 
@@ -67,7 +67,7 @@ class Random:
         return dict(input_ids=ids, position_ids=np.arange(self.length), labels=ids)
 
     def sampler(self, seed):
-        from llmtrainer.data.pack import Order
+        from llmtrainer.data.packing import Order
 
         return Order([self.count], [self.count], seed)
 
@@ -78,16 +78,16 @@ def work(case: Case, given, folder: Path) -> None:
     import torch
     import torch.distributed as dist
     from transformers import TrainerCallback
-    from llmtrainer.data.pack import collator
+    from llmtrainer.data.packing import collator
     from llmtrainer.device import plan, probe
     from llmtrainer.models.activations import arrange, layers_of
-    from llmtrainer.models.adapt import Adapt, adapt_model
-    from llmtrainer.models.fused import fuse
+    from llmtrainer.models.lora import Adapt, adapt_model
+    from llmtrainer.models.engines import fuse
     from llmtrainer.run import Run
     from llmtrainer.train.durable import Keeping
     from llmtrainer.train.launch import Launch, check_running, join, options, spread
-    from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token
-    from llmtrainer.train.together import of_all, rank, world
+    from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token
+    from llmtrainer.train.distributed import of_all, rank, world
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists():

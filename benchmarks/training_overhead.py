@@ -1,4 +1,4 @@
-"""What the loop of chapter 41 costs over a bare PyTorch loop on the same batches, and how long a save stops it, on the small base on a CPU.
+"""What the loop of chapter 31 costs over a bare PyTorch loop on the same batches, and how long a save stops it, on the small base on a CPU.
 
     python benchmarks/training_overhead.py [--steps 60] [--json]
 
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import llmtrainer.models.load  # first, for it silences a warning of bitsandbytes
 import torch
-from llmtrainer.data.pack import collator, padded
+from llmtrainer.data.packing import collator, padded
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan, probe
-from llmtrainer.models.adapt import Adapt, adapt_model
+from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
 from llmtrainer.train.durable import Keeping
-from llmtrainer.train.state import copied, weights_of
-from llmtrainer.train.loop import DurableTrainer, Train, arguments, next_token
+from llmtrainer.train.resume import copied, weights_of
+from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token
 
 
 def made(folder: Path):
