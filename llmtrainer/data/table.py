@@ -273,7 +273,7 @@ def identity(source: Source, encoder: Encoder) -> str | None:
     )
     code = [
         sha256(find_spec(f"llmtrainer.data.{module}").origin)
-        for module in ("files", "rows", "template", "chat", "table")
+        for module in ("files", "rows", "templates", "loss_mask", "table")
     ]
     return hashlib.sha256(
         json.dumps(
