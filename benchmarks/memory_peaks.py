@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.data.packing import collator, sequences
-from llmtrainer.device import Plan
+from llmtrainer.data.packing import collator, make_sequences
+from llmtrainer.device import DevicePlan
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.activations import arrange, layers_of
-from llmtrainer.models.memory import Work, predict
+from llmtrainer.models.activations import apply_activation_checkpointing, decoder_layers
+from llmtrainer.models.memory import StepShape, predict_memory
 from llmtrainer.run import Run
-from llmtrainer.train.durable import Keeping
-from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token, stepper
+from llmtrainer.train.durable import CheckpointConfig
+from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token, custom_optimizer
 
 import bitsandbytes as bnb
 from qlora_gpu import SHAPES, quicken
@@ -118,14 +118,14 @@ def packed_rows(rows: int, length: int, vocabulary: int, steps: int):
         Encoded(generator.integers(3, vocabulary, piece).tolist(), [(1, piece)])
         for _ in range(4 * rows * steps)
     ]
-    return sequences(texts, [piece] * len(texts), length)
+    return make_sequences(texts, [piece] * len(texts), length)
 
 
 def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     "Peak memory of the trainer's steps beside the prediction."
     size, blocks, (method, quantize), rows, length, recompute, engine = case
     config, section, began = shape(size, blocks), Adapt(method=method), time.perf_counter()
-    work = Work(
+    work = StepShape(
         rows,
         length,
         recompute,
@@ -134,13 +134,13 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
         sliced=engine != "reference",
         fp8=engine in ("fp8:most", "fp8:all"),
     )
-    said = predict(config, section, work)
+    said = predict_memory(config, section, work)
     dtype = "bfloat16" if device == "cuda" else "float32"
-    plan = Plan(device, dtype, dtype, "sdpa", engine, quantize, {})
+    plan = DevicePlan(device, dtype, dtype, "sdpa", engine, quantize, {})
     model = adapt_model(make(config, quantize, device), section)
     quicken(model, engine)
     if recompute:
-        arrange(layers_of(model), "recompute")
+        apply_activation_checkpointing(decoder_layers(model), "recompute")
     if device == "cuda":
         gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     recipe, adapt = (
@@ -154,9 +154,9 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
         section,
     )
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(recipe, plan, Path(folder), adapt)
+        args = training_arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
-        keeping = Keeping(Run(Path(folder)), save="1000000 steps", say=lambda text: None)
+        keeping = CheckpointConfig(Run(Path(folder)), save="1000000 steps", say=lambda text: None)
         trainer = DurableTrainer(
             model,
             args,
@@ -164,7 +164,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
             objective=next_token,
             keeping=keeping,
             data_collator=collator("sdpa", 0),
-            **stepper(model, recipe, adapt, args),
+            **custom_optimizer(model, recipe, adapt, args),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.keeper.store = lambda *_: None  # what is measured is the steps

@@ -32,9 +32,9 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }
 def prepare(base: str, rows: int, out: Path) -> None:
     "The model as a folder, and the rows in each tool's form."
     from llmtrainer.data.synthetic import problems
-    from llmtrainer.models.load import load_tokenizer, resolve
+    from llmtrainer.models.load import load_tokenizer, resolve_base
 
-    shutil.copytree(resolve(base), out / "base", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(resolve_base(base), out / "base", ignore=shutil.ignore_patterns(".*"))
     tokenizer = load_tokenizer(str(out / "base"))
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.initialization import no_init_weights
 
 from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.data.packing import padded, sequences
+from llmtrainer.data.packing import pad_batch, make_sequences
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.activations import arrange, disarrange, layers_of
-from llmtrainer.models.engines import fuse, token_loss
+from llmtrainer.models.activations import apply_activation_checkpointing, remove_activation_checkpointing, decoder_layers
+from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import keep_trainable
 
 HEADS = dict(
@@ -133,7 +133,7 @@ def make(shape: str, rank: int, device: str, method: str = "lora"):
 def quicken(model, engine: str):
     "An engine by its name; `fp8:all` says what is in 8 bits."
     name, _, fp8 = engine.partition(":")
-    return fuse(model, name, **(dict(fp8=fp8) if fp8 else {}))
+    return fuse_model(model, name, **(dict(fp8=fp8) if fp8 else {}))
 
 
 def texts_of(file: str, words: int) -> list[Encoded]:
@@ -157,8 +157,8 @@ def batches(words: int, rows: int, length: int, mix: str | None):
             labels=found,
         )
     texts = texts_of(mix, words)
-    packed = sequences(texts, [len(text) for text in texts], length)
-    return lambda number: padded(
+    packed = make_sequences(texts, [len(text) for text in texts], length)
+    return lambda number: pad_batch(
         [packed[(number * rows + i) % len(packed)] for i in range(rows)], 0
     )
 
@@ -177,8 +177,8 @@ def measure(
 ) -> dict:
     "Tokens a second, peak memory and the first step's time; a step is `accumulate` batches."
     policy, _, count = activations.partition(":")
-    layers, batch_of = layers_of(model), batches(words, rows, length, mix)
-    arrange(layers, policy, int(count) if count else None)
+    layers, batch_of = decoder_layers(model), batches(words, rows, length, mix)
+    apply_activation_checkpointing(layers, policy, int(count) if count else None)
     weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
     optimiser, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
 
@@ -217,7 +217,7 @@ def measure(
             ),
             flush=True,
         )
-    disarrange(layers)
+    remove_activation_checkpointing(layers)
     speed = lambda tokens: round(
         statistics.median(n / t for n, t in list(zip(tokens, seconds))[3 : steps + 3])
     )

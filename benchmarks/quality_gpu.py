@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.data.prepare import prepare
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.engines import fuse, token_loss
+from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import load_tokenizer
 from llmtrainer.pipeline import read_recipe
 
@@ -91,7 +91,7 @@ def pretrain(
     model, ids: np.ndarray, seconds: float, rows: int, length: int, device: str
 ) -> list[float]:
     "Next-token training on plain text for so many seconds after compilation; the rate falls along a cosine."
-    fuse(model, "fused")
+    fuse_model(model, "fused")
     optimiser, draw, losses, began = (
         torch.optim.AdamW(
             model.parameters(), 1e-3, (0.9, 0.95), weight_decay=0.1, fused=device == "cuda"

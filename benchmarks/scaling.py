@@ -67,9 +67,9 @@ class Random:
         return dict(input_ids=ids, position_ids=np.arange(self.length), labels=ids)
 
     def sampler(self, seed):
-        from llmtrainer.data.packing import Order
+        from llmtrainer.data.packing import EpochSampler
 
-        return Order([self.count], [self.count], seed)
+        return EpochSampler([self.count], [self.count], seed)
 
 
 def work(case: Case, given, folder: Path) -> None:
@@ -79,34 +79,34 @@ def work(case: Case, given, folder: Path) -> None:
     import torch.distributed as dist
     from transformers import TrainerCallback
     from llmtrainer.data.packing import collator
-    from llmtrainer.device import plan, probe
-    from llmtrainer.models.activations import arrange, layers_of
+    from llmtrainer.device import plan_device, probe
+    from llmtrainer.models.activations import apply_activation_checkpointing, decoder_layers
     from llmtrainer.models.lora import Adapt, adapt_model
-    from llmtrainer.models.engines import fuse
+    from llmtrainer.models.engines import fuse_model
     from llmtrainer.run import Run
-    from llmtrainer.train.durable import Keeping
-    from llmtrainer.train.launch import Launch, check_running, join, options, spread
-    from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token
-    from llmtrainer.train.distributed import of_all, rank, world
+    from llmtrainer.train.durable import CheckpointConfig
+    from llmtrainer.train.launch import Launch, check_strategy, init_distributed, strategy_arguments, sharded
+    from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token
+    from llmtrainer.train.distributed import all_gather, rank, world_size
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists():
         time.sleep(0.05)
     began, marks = time.perf_counter(), {}
     mark = lambda name: marks.__setitem__(name, round(time.perf_counter() - began, 1))
-    here = plan(probe(), "nf4" if case.weights == "qlora" else "none")
+    here = plan_device(probe(), "nf4" if case.weights == "qlora" else "none")
     cuda = here.device == "cuda"
     launch = Launch(gpus=case.gpus, strategy="ddp" if case.strategy == "single" else case.strategy)
-    join(launch, here.device)
+    init_distributed(launch, here.device)
     mark("joined")
     model = blank(case.shape, here.device)
     if case.weights == "qlora":
-        model = pack(model, spread(launch))
+        model = pack(model, sharded(launch))
     model = adapt_model(model, Adapt(r=16), 0).train()
     mark("made")
-    fuse(model, given.engine, "auto" if given.compile else None, spread=spread(launch))
+    fuse_model(model, given.engine, "auto" if given.compile else None, spread=sharded(launch))
     if case.shape == "8B":
-        arrange(layers_of(model), "recompute")
+        apply_activation_checkpointing(decoder_layers(model), "recompute")
     whole, ends, found = sum(p.nbytes for p in model.parameters()), [], case.about()
 
     class Clock(TrainerCallback):
@@ -121,7 +121,7 @@ def work(case: Case, given, folder: Path) -> None:
 
     def running(accelerator) -> None:
         "Does that run which was asked for?"
-        check_running(launch, accelerator, model)
+        check_strategy(launch, accelerator, model)
         held = sum(
             (p.to_local() if hasattr(p, "to_local") else getattr(p, "ds_tensor", p)).nbytes
             for p in model.parameters()
@@ -145,12 +145,12 @@ def work(case: Case, given, folder: Path) -> None:
         track="none",
     )
     (folder / "run").mkdir(exist_ok=True)
-    keeping = Keeping(
+    keeping = CheckpointConfig(
         Run(folder / "run"), save="1000000 steps", say=lambda text: None, running=running
     )
     trainer = DurableTrainer(
         model,
-        arguments(section, here, folder / f"x{rank()}", **options(launch)),
+        training_arguments(section, here, folder / f"x{rank()}", **strategy_arguments(launch)),
         train_dataset=Random(
             given.rows * case.gpus * 4, given.length, SHAPES[case.shape]["vocab_size"]
         ),
@@ -163,10 +163,10 @@ def work(case: Case, given, folder: Path) -> None:
     done = trainer.train()
     mark("trained")
     seconds = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))
-    peaks = of_all(round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0)
+    peaks = all_gather(round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0)
     found |= dict(
         engine=given.engine,
-        tokens_per_second=round(given.rows * given.length * world() / seconds),
+        tokens_per_second=round(given.rows * given.length * world_size() / seconds),
         step_s=round(seconds, 3),
         peak_gib=peaks,
         loss=round(done.training_loss, 4),

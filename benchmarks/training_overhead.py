@@ -16,16 +16,16 @@ from pathlib import Path
 
 import llmtrainer.models.load  # first, for it silences a warning of bitsandbytes
 import torch
-from llmtrainer.data.packing import collator, padded
+from llmtrainer.data.packing import collator, pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
-from llmtrainer.train.durable import Keeping
-from llmtrainer.train.resume import copied, weights_of
-from llmtrainer.train.trainer import DurableTrainer, Train, arguments, next_token
+from llmtrainer.train.durable import CheckpointConfig
+from llmtrainer.train.resume import copy_to_host, checkpoint_weights
+from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token
 
 
 def made(folder: Path):
@@ -33,7 +33,7 @@ def made(folder: Path):
     rows = folder / "rows.jsonl"
     if not rows.exists():
         rows.write_text("".join(json.dumps(p.gsm8k()) + "\n" for p in problems(2000, "train")))
-    model, tokenizer = load_model(Model(base="tiny:base"), plan(probe()))
+    model, tokenizer = load_model(Model(base="tiny:base"), plan_device(probe()))
     data = prepare(Data(train=str(rows), max_length=256), tokenizer)
     return adapt_model(model, Adapt()), tokenizer, data.train
 
@@ -56,7 +56,7 @@ def bare(model, tokenizer, train, section: Train) -> list[float]:
         begun = time.perf_counter()
         rows = [train[order[i % len(order)]] for i in range(step * size, (step + 1) * size)]
         micro = [
-            padded(rows[lo : lo + section.batch_size], tokenizer.pad_token_id)
+            pad_batch(rows[lo : lo + section.batch_size], tokenizer.pad_token_id)
             for lo in range(0, size, section.batch_size)
         ]
         items = sum((b["labels"][:, 1:] != -100).sum() for b in micro)
@@ -78,10 +78,10 @@ def ours(
     run, ends, pauses, copies = Run.open(folder, section), [], [], []
     trainer = DurableTrainer(
         model,
-        arguments(section, plan(probe()), folder / "x"),
+        training_arguments(section, plan_device(probe()), folder / "x"),
         train_dataset=train,
         objective=next_token,
-        keeping=Keeping(run, save=save, say=lambda text: None),
+        keeping=CheckpointConfig(run, save=save, say=lambda text: None),
         data_collator=collator("sdpa", tokenizer.pad_token_id),
     )
     end, store = trainer.keeper.on_step_end, trainer.keeper.save_copy
@@ -93,7 +93,7 @@ def ours(
     def timed_store(state):
         trainer.keeper.saver.wait()  # a machine this small may still be writing the last one: that is counted apart
         begun = time.perf_counter()
-        held = copied([weights_of(trainer.model)[0], trainer.optimizer.state_dict()])
+        held = copy_to_host([checkpoint_weights(trainer.model)[0], trainer.optimizer.state_dict()])
         copies.append(time.perf_counter() - begun)
         del held
         begun = time.perf_counter()

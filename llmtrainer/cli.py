@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "BEGAN",
-    "USUAL",
+    "GC_THRESHOLD",
     "app",
     "RunName",
     "RecipeFile",
@@ -16,15 +16,15 @@ __all__ = [
     "missing_package",
     "main",
     "stoppable",
-    "usual_collection",
-    "left",
+    "restore_gc",
+    "report_in_worker",
     "fail",
     "init",
     "data",
     "doctor",
-    "plan",
+    "plan_device",
     "train",
-    "go_on",
+    "continue_run",
     "launch",
     "fail_under",
     "generation_of",
@@ -58,7 +58,7 @@ import typer
 
 # %% ../nbs/system/84_cli.ipynb #b0f0daaa
 BEGAN = time.monotonic()
-USUAL = gc.get_threshold()
+GC_THRESHOLD = gc.get_threshold()
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 RunName = Annotated[
     str,
@@ -101,7 +101,7 @@ def main() -> None:
     interruption 75."""
     # imports make a million objects that stay, and looking through them again for every 700 new
     # ones is a quarter of the start
-    gc.set_threshold(20_000, *USUAL[1:])
+    gc.set_threshold(20_000, *GC_THRESHOLD[1:])
     try:
         app()
     except ModuleNotFoundError as error:
@@ -120,7 +120,7 @@ def main() -> None:
         if not hasattr(error, "exit_code"):
             raise  # a fault of ours: the traceback is wanted
         if "LLMTRAINER_ENDED" in os.environ:
-            left(error)
+            report_in_worker(error)
         fail(str(error), error.exit_code)
 
 
@@ -149,18 +149,18 @@ def stoppable():
             signal.signal(s, old)
 
 
-def usual_collection() -> None:
+def restore_gc() -> None:
     """Everything is imported, and training begins: memory in reference cycles is found as soon as
     in any other program."""
-    gc.set_threshold(*USUAL)
+    gc.set_threshold(*GC_THRESHOLD)
 
 
-def left(error: Exception) -> None:
+def report_in_worker(error: Exception) -> None:
     """In one of several processes: who started them says it, once; a job that stopped is no failure
     to torchrun."""
-    from llmtrainer.train.launch import leave
+    from llmtrainer.train.launch import exit_worker
 
-    leave(error.exit_code, str(error))
+    exit_worker(error.exit_code, str(error))
     raise SystemExit(0 if error.exit_code == 75 else error.exit_code)
 
 
@@ -175,14 +175,14 @@ def fail(text: str, code: int) -> None:
 def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.yaml")):
     "Write a commented recipe."
     from llmtrainer.pipeline import Recipe
-    from llmtrainer.recipe import UserError, commented
+    from llmtrainer.recipe import UserError, commented_recipe
     from llmtrainer.run import write_atomic
 
     if file.exists():
         raise UserError(
             f"{file} exists already", None, None, "name another file; nothing is ever overwritten"
         )
-    write_atomic(file, commented(Recipe))
+    write_atomic(file, commented_recipe(Recipe))
     print(f"wrote {file}: set model.base and data.train, then run: llmtrainer data {file}")
 
 
@@ -209,8 +209,8 @@ def data(
     "The ledger, statistics, leaks, and which tokens are trained."
     from rich.console import Console
     from llmtrainer.data.loss_mask import xray, xray_html
-    from llmtrainer.data.prepare import prepare, statistics
-    from llmtrainer.data.statistics import report_html, table
+    from llmtrainer.data.prepare import prepare, data_statistics
+    from llmtrainer.data.statistics import report_html, statistics_table
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.run import write_atomic
@@ -218,7 +218,7 @@ def data(
     job = read_recipe(recipe, changes or [])
     tokenizer = load_tokenizer(job.model.base, job.model.revision)
     found = prepare(job.data, tokenizer, job.train.seed, quiet=as_json)
-    stats = statistics(found, tokenizer, job.data, benchmark or ())
+    stats = data_statistics(found, tokenizer, job.data, benchmark or ())
     if html:
         write_atomic(
             html,
@@ -232,7 +232,7 @@ def data(
         return say_json(found.about | {"statistics": stats})
     console = Console()
     console.print_json(json.dumps(found.about))
-    console.print(table(stats), "\nGreen is trained, grey is only read:")
+    console.print(statistics_table(stats), "\nGreen is trained, grey is only read:")
     for one in found.encoded[:rows]:
         console.print(xray(one, tokenizer), "")
 
@@ -244,11 +244,11 @@ def doctor(as_json: AsJson = False):
     from dataclasses import asdict
     from rich.console import Console
     from rich.table import Table
-    from llmtrainer.device import plan, probe, table
+    from llmtrainer.device import plan_device, probe, plan_table
 
     machine = probe()
     if as_json:
-        return say_json(asdict(machine) | {"plan": asdict(plan(machine))})
+        return say_json(asdict(machine) | {"plan": asdict(plan_device(machine))})
     libraries = Table(
         "library",
         "version",
@@ -256,12 +256,12 @@ def doctor(as_json: AsJson = False):
     )
     for name, version in machine.libraries.items():
         libraries.add_row(name, version or "[yellow]not installed[/yellow]")
-    Console().print(libraries, table(plan(machine)))
+    Console().print(libraries, plan_table(plan_device(machine)))
 
 
 # %% ../nbs/system/84_cli.ipynb #2f3b5120
 @app.command()
-def plan(
+def plan_device(
     recipe: RecipeFile,
     changes: Overrides = None,
     as_json: AsJson = False,
@@ -283,8 +283,8 @@ def plan(
     from llmtrainer import device
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.preflight import (
-        check_flight,
-        flight_table,
+        check_preflight,
+        preflight_table,
         forecast,
         forecast_tables,
         preflight,
@@ -297,7 +297,7 @@ def plan(
             "--measure",
             "--gpu NAME for a plan, or --measure for this machine",
         )
-    machine = device.gpu(gpu) if gpu else None
+    machine = device.known_gpu(gpu) if gpu else None
     job = read_recipe(recipe, changes or [], machine)
     said = forecast(job, machine)
     report = preflight(job) if measure else None
@@ -309,10 +309,10 @@ def plan(
         )
     else:
         Console().print(
-            *forecast_tables(said), *([flight_table(report)] if report else []), sep="\n"
+            *forecast_tables(said), *([preflight_table(report)] if report else []), sep="\n"
         )
     if report:
-        check_flight(report)
+        check_preflight(report)
 
 
 # %% ../nbs/system/84_cli.ipynb #7da482e4
@@ -326,31 +326,35 @@ def train(
     ] = None,
 ):
     "Train, evaluate and write the card. The same command resumes."
-    from llmtrainer.pipeline import missed, read_recipe, stored_result, train
+    from llmtrainer.pipeline import unmet_requirements, read_recipe, stored_result, train
     from llmtrainer.run import Run
-    from llmtrainer.train.launch import command, devices, inside, start
+    from llmtrainer.train.launch import torchrun_command, process_count, is_worker, run_torchrun
 
-    usual_collection()
+    restore_gc()
     job, folder = read_recipe(recipe, changes or []), run or Path("runs") / recipe.stem
-    if devices(job.launch) > 1 and not inside():
-        code, said = start(
-            command(job.launch, ["train", str(recipe), *(changes or []), "--run", str(folder)])
+    if process_count(job.launch) > 1 and not is_worker():
+        code, said = run_torchrun(
+            torchrun_command(
+                job.launch, ["train", str(recipe), *(changes or []), "--run", str(folder)]
+            )
         )
         if code:
             fail(said, code)
     else:
         train(job, folder)
-    if inside():
+    if is_worker():
         return
     print(f"done: {folder}")
     fail_under(
-        missed([stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require)
+        unmet_requirements(
+            [stored_result(Run.load(folder), t) for t in job.eval.tasks], job.eval.require
+        )
     )
 
 
 @app.command("continue")
 @stoppable()
-def go_on(
+def continue_run(
     place: Annotated[
         str,
         typer.Argument(
@@ -370,18 +374,18 @@ def go_on(
     ] = None,
 ):
     "Go on with a run from its newest checkpoint, on this machine or another one."
-    from llmtrainer.pipeline import fetched, train
-    from llmtrainer.recipe import load
+    from llmtrainer.pipeline import fetch_recipe, train
+    from llmtrainer.recipe import load_recipe
 
-    usual_collection()
+    restore_gc()
     here = run or (
         Path(place)
         if (Path(place) / ".lock").exists()
         else Path("runs") / Path(place.removeprefix("hf://")).name
     )  # a mirror holds no lock
-    recipe = fetched(place, here)
+    recipe = fetch_recipe(place, here)
     if changes:
-        recipe = load(type(recipe), recipe.model_dump(), changes)
+        recipe = load_recipe(type(recipe), recipe.model_dump(), changes)
     print(f"done: {train(recipe, here).path}")
 
 
@@ -398,13 +402,13 @@ def launch(
     "Write the file that runs a recipe on a cluster."
     import shlex
     from llmtrainer.pipeline import Recipe
-    from llmtrainer.recipe import UserError, load
+    from llmtrainer.recipe import UserError, load_recipe
     from llmtrainer.run import write_atomic
     from llmtrainer.train.launch import CLUSTERS
 
     if to not in CLUSTERS:
         raise UserError(f"there is no cluster called {to!r}", "--to", ", ".join(CLUSTERS))
-    job, (name, write) = load(Recipe, recipe, changes or []), CLUSTERS[to]
+    job, (name, write) = load_recipe(Recipe, recipe, changes or []), CLUSTERS[to]
     target, rest = out or Path(name), [c for c in changes or [] if not c.startswith("launch.")]
     if target.exists():
         raise UserError(
@@ -441,13 +445,13 @@ def fail_under(misses: list[str]) -> None:
 # %% ../nbs/system/84_cli.ipynb #ad02c552
 def generation_of(name: str, changes: list[str] | None):
     "How a run or model writes: the run's own section, changed; a new preset brings its own values."
-    from llmtrainer.models.generate import Generation, change
+    from llmtrainer.models.generate import Generation, override_section
     from llmtrainer.pipeline import is_run
-    from llmtrainer.recipe import load
+    from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run
 
-    own = load(Generation, Run.load(name).recipe.get("generate", {}) if is_run(name) else {})
-    return change(own, [c.removeprefix("generate.") for c in changes or []])
+    own = load_recipe(Generation, Run.load(name).recipe.get("generate", {}) if is_run(name) else {})
+    return override_section(own, [c.removeprefix("generate.") for c in changes or []])
 
 
 @app.command("eval")
@@ -462,11 +466,11 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
     from llmtrainer.evals.tasks import Eval, find_task
-    from llmtrainer.pipeline import evaluate_tasks, is_run, missed, open_model
-    from llmtrainer.recipe import load
+    from llmtrainer.pipeline import evaluate_tasks, is_run, unmet_requirements, open_model
+    from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run
 
-    section = load(
+    section = load_recipe(
         Eval,
         {"tasks": tasks.split(",")},
         [c.removeprefix("eval.") for c in changes or [] if not c.startswith("generate.")],
@@ -490,7 +494,7 @@ def evaluate(
                 f"{r.flexible:.3f}",
             )
         Console().print(figures)
-    fail_under(missed(results, section.require))
+    fail_under(unmet_requirements(results, section.require))
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
@@ -504,7 +508,7 @@ def compare(
     "Is B better than A? Paired, on the same items."
     from dataclasses import asdict
     from rich.console import Console
-    from llmtrainer.evals.compare import compare, table
+    from llmtrainer.evals.compare import compare, comparison_table
     from llmtrainer.pipeline import stored_result
     from llmtrainer.run import Run
 
@@ -513,7 +517,7 @@ def compare(
     if as_json:
         say_json(asdict(found))
     else:
-        Console().print(table(found, left, right, (a, b)))
+        Console().print(comparison_table(found, left, right, (a, b)))
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8
@@ -585,15 +589,17 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="answers written at the same time")] = 32,
 ):
     "Answer prompts. KEY=VALUE are of the section generate: preset=creative temperature=0.7 n=3."
-    from llmtrainer.models.generate import ask, say, stream
+    from llmtrainer.models.generate import answer_questions, print_stream, stream_answer
 
     model, tokenizer, section = run_generation(run, changes)
     if prompt and len(prompt) == 1 and not file and not as_json and section.n == 1:
-        say(
-            stream(model, tokenizer, [{"role": "user", "content": prompt[0]}], section), section, []
+        print_stream(
+            stream_answer(model, tokenizer, [{"role": "user", "content": prompt[0]}], section),
+            section,
+            [],
         )
         return print()
-    answers, speed = ask(model, tokenizer, prompt or [], file, section, batch_size)
+    answers, speed = answer_questions(model, tokenizer, prompt or [], file, section, batch_size)
     if as_json:
         return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
     for one in answers:

@@ -10,14 +10,14 @@ __all__ = [
     "QUANTIZE",
     "ENGINES",
     "FASTEST",
-    "installed",
+    "is_installed",
     "Machine",
     "probe",
-    "gpu",
-    "Plan",
-    "plan",
-    "table",
-    "skeleton",
+    "known_gpu",
+    "DevicePlan",
+    "plan_device",
+    "plan_table",
+    "meta_model",
 ]
 
 # %% ../nbs/internals/94_device.ipynb #3816fa0d
@@ -46,7 +46,7 @@ LIBRARIES = (
 )
 
 
-def installed(
+def is_installed(
     name: str,  # as it is imported: "flash_attn"
 ) -> str | None:  # its version, "unknown" without one, None where it is not importable
     "Whether a library could be imported, found out without importing it."
@@ -84,7 +84,7 @@ def _cpu_memory():
 
 def probe() -> Machine:
     "The machine that this process runs on."
-    libraries = {name: installed(name) for name in LIBRARIES}
+    libraries = {name: is_installed(name) for name in LIBRARIES}
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         weakest = min(gpus, key=lambda gpu: (gpu.major, gpu.minor))
@@ -119,7 +119,7 @@ GPUS = {
 }  # capability, GiB that a program can have
 
 
-def gpu(
+def known_gpu(
     name: str,  # one of GPUS, or several of it: "4xH100"
 ) -> Machine:
     """A machine with the usual GPUs, to plan for: the libraries of this environment, and Triton,
@@ -138,8 +138,8 @@ def gpu(
         capability,
         int(gib * 2**30),
         int(count or 1),
-        {name: installed(name) for name in LIBRARIES}
-        | dict(triton=installed("triton") or "(of PyTorch)"),
+        {name: is_installed(name) for name in LIBRARIES}
+        | dict(triton=is_installed("triton") or "(of PyTorch)"),
     )
 
 
@@ -233,7 +233,7 @@ def _attention(machine, attn, kernels=ATTENTION):
 
 # %% ../nbs/internals/94_device.ipynb #60829e9d
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     "How a model is loaded and computed here, with the reason for each choice."
 
     device: str  # "cuda", "mps", "cpu"
@@ -249,7 +249,7 @@ class Plan:
 QUANTIZE, ENGINES = ("none", "nf4", "fp4", "int8", "fp8"), ("auto", "reference", "fused", "fp8")
 
 
-def _known(key, value, options):
+def _check_word(key, value, options):
     "Refuse a word that is none of the options."
     if value not in options:
         raise UserError(
@@ -339,17 +339,17 @@ def _engine(machine, engine, quantize="nf4"):
 
 
 # %% ../nbs/internals/94_device.ipynb #80156480
-def plan(
+def plan_device(
     machine: Machine,
     quantize: str = "nf4",  # none, nf4, fp4, int8, fp8
     attn: str = "auto",  # auto, eager, sdpa, flash_attention_2
     engine: str = "auto",  # auto, reference, fused, fp8
     kernels=ATTENTION,  # the attention kernels that the model's own code has a path for
-) -> Plan:
+) -> DevicePlan:
     "Choose formats and kernels for a machine; refuse what it cannot do."
-    _known("quantize", quantize, QUANTIZE)
-    _known("attn", attn, ATTENTION)
-    _known("engine", engine, ENGINES)
+    _check_word("quantize", quantize, QUANTIZE)
+    _check_word("attn", attn, ATTENTION)
+    _check_word("engine", engine, ENGINES)
     dtype, why = _number_format(machine)
     kernel, kernel_why = _attention(machine, attn, kernels)
     chosen, engine_why = _engine(machine, engine, quantize)
@@ -362,11 +362,11 @@ def plan(
         "engine": engine_why,
         "quantize": _quantization(machine, quantize),
     }
-    return Plan(machine.kind, dtype, dtype, kernel, chosen, quantize, reasons)
+    return DevicePlan(machine.kind, dtype, dtype, kernel, chosen, quantize, reasons)
 
 
 # %% ../nbs/internals/94_device.ipynb #b1d0412e
-def table(plan: Plan) -> Table:
+def plan_table(plan: DevicePlan) -> Table:
     "A plan as a table with its reasons."
     grid = Table("choice", "value", "because")
     for name, reason in plan.reasons.items():
@@ -375,7 +375,7 @@ def table(plan: Plan) -> Table:
 
 
 # %% ../nbs/internals/94_device.ipynb #c6a7a22c
-def skeleton(
+def meta_model(
     config,  # a transformers configuration
     dtype: torch.dtype | None = None,  # of all weights; without one, the default
     attn: str | None = None,  # attention kernel

@@ -5,31 +5,31 @@
 # %% auto #0
 __all__ = [
     "OBJECTIVES",
-    "JUDGED",
-    "PREPARED",
+    "JUDGED_FORMATS",
+    "FILES_BEFORE_TRAINING",
     "Recipe",
     "read_recipe",
     "check_objective",
     "record_data",
-    "progress",
+    "progress_bar",
     "evaluate_tasks",
     "stored_result",
-    "missed",
+    "unmet_requirements",
     "is_run",
-    "with_template",
+    "ensure_template",
     "open_model",
-    "finished",
-    "pinned",
-    "some_batches",
+    "is_finished",
+    "pin_model",
+    "sample_batches",
     "record_experts",
-    "check_names_of",
-    "work_of",
+    "check_target_names",
+    "step_shape",
     "choose_activations",
-    "quicken",
-    "learn",
-    "folder_free_again",
-    "opened",
-    "fetched",
+    "apply_engine",
+    "run_training",
+    "release_unused_run",
+    "open_or_fetch",
+    "fetch_recipe",
     "train",
     "merge_run",
     "export_run",
@@ -59,59 +59,70 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.data.prepare import Data, Prepared, prepare
-from llmtrainer.data.streaming import stream
+from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.templates import set_template
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import Machine, Plan, probe
-from llmtrainer.evals.compare import compare, table
+from llmtrainer.device import Machine, DevicePlan, probe
+from llmtrainer.evals.compare import compare, comparison_table
 from llmtrainer.evals.tasks import Eval, Result, evaluate, find_task, read_result
 from llmtrainer.models.lora import (
     Adapt,
     adapt_model,
-    balanced,
+    with_router_loss,
     check_storage,
     expert_load,
     fused_experts,
     load_adapter,
-    optimiser,
-    table as trained_table,
-    trainable,
+    optimizer_arguments,
+    trainable_table as trained_table,
+    count_trainable,
 )
-from llmtrainer.models.activations import arrange, choose, layers_of
-from llmtrainer.models.engines import fuse
+from llmtrainer.models.activations import (
+    apply_activation_checkpointing,
+    choose_policy,
+    decoder_layers,
+)
+from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
     Model,
-    brief,
-    described,
+    is_small,
+    describe_model,
     fingerprint,
     load_config,
     load_model,
     load_tokenizer,
-    make_plan,
-    no_bars,
+    plan_model,
+    hide_progress_bars,
 )
-from llmtrainer.models.memory import Work, counted, predict
-from llmtrainer.recipe import Section, UserError, load
+from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
+from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card
-from llmtrainer.ship.export import check_parity, export_onnx, need_onnx
+from llmtrainer.ship.export import check_parity, export_onnx, require_onnx
 from llmtrainer.ship.merge import merge
-from llmtrainer.train.checkpoints import full_disk_named
+from llmtrainer.train.checkpoints import explain_full_disk
 from llmtrainer.train.durable import Signals
 from llmtrainer.train.launch import (
     Launch,
     check_launch,
-    check_running,
-    first_then_all,
-    join,
-    options,
-    spread,
+    check_strategy,
+    main_process_first,
+    init_distributed,
+    strategy_arguments,
+    sharded,
 )
-from llmtrainer.train.trainer import FREE, Train, check_endless, check_unjudged, fit, next_token
-from llmtrainer.train.mirror import mirrored, place_of, restore
+from llmtrainer.train.trainer import (
+    RESUME_MAY_CHANGE,
+    Train,
+    check_streaming,
+    check_needs_validation,
+    fit,
+    next_token,
+)
+from llmtrainer.train.mirror import mirrored, open_place, restore
 from llmtrainer.train.distributed import rank
-from llmtrainer.train.monitor import chosen_trackers
+from llmtrainer.train.monitor import resolve_trackers
 
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
@@ -134,7 +145,7 @@ def read_recipe(
     machine: Machine | None = None,  # where the job is to run; without one, here
 ) -> Recipe:
     "A recipe from YAML and overrides, with all faults at once, those between sections too."
-    recipe, machine = load(Recipe, source, overrides), machine or probe()
+    recipe, machine = load_recipe(Recipe, source, overrides), machine or probe()
     if recipe.adapt.method != "lora" and recipe.model.quantize != "none":
         raise UserError(
             "quantised weights cannot be trained themselves",
@@ -145,12 +156,12 @@ def read_recipe(
     check_storage(
         recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8"
     )
-    optimiser(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
+    optimizer_arguments(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
     check_launch(recipe.launch, machine, recipe.model.quantize, recipe.model.engine)
     if recipe.data.stream:
-        check_endless(recipe.train)
+        check_streaming(recipe.train)
     if recipe.data.val is None:
-        check_unjudged(recipe.train)
+        check_needs_validation(recipe.train)
     for name in recipe.eval.tasks:
         find_task(name)
     return recipe
@@ -162,7 +173,7 @@ OBJECTIVES = {
     "pretrain": next_token,
 }  # the word of the recipe -> loss; which tokens are trained is the data's business
 
-JUDGED = {"preference", "kto"}  # formats whose rows say which answers are worse
+JUDGED_FORMATS = {"preference", "kto"}  # formats whose rows say which answers are worse
 
 
 def check_objective(
@@ -171,12 +182,14 @@ def check_objective(
 ) -> None:
     "`UserError` where the objective and the rows do not belong together."
     found = set(formats.split(", "))
-    if {"sft": not found & JUDGED and found != {"text"}, "pretrain": found == {"text"}}[objective]:
+    if {"sft": not found & JUDGED_FORMATS and found != {"text"}, "pretrain": found == {"text"}}[
+        objective
+    ]:
         return
     fix = (
         "no objective of this version learns from judged answers: prepare rows with the good"
         " answers only"
-        if found & JUDGED
+        if found & JUDGED_FORMATS
         else f"set train.objective={'pretrain' if found == {'text'} else 'sft'}"
     )
     raise UserError(
@@ -210,7 +223,7 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
 
 # %% ../nbs/system/80_pipeline.ipynb #28d6808c
 @contextmanager
-def progress(what: str, total: int, quiet: bool = False):
+def progress_bar(what: str, total: int, quiet: bool = False):
     "A bar for work that is counted; gives the function that advances it."
     with Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet
@@ -232,7 +245,7 @@ def evaluate_tasks(
     results = []
     for name in section.tasks:
         task = find_task(name)
-        with progress(name, len(task.items(section.data_dir, section.limit)), quiet) as advance:
+        with progress_bar(name, len(task.items(section.data_dir, section.limit)), quiet) as advance:
             results.append(
                 evaluate(
                     model,
@@ -261,7 +274,7 @@ def stored_result(run: Run, task: str, folder: str = "evals") -> Result:
     return read_result(run.read(f"{folder}/{task}.json"))
 
 
-def missed(results: list[Result], require: dict[str, float]) -> list[str]:
+def unmet_requirements(results: list[Result], require: dict[str, float]) -> list[str]:
     "The tasks whose accuracy is under what the recipe requires, in words."
     return [
         f"{r.task}: {r.accuracy:.3f} is under the required {require[r.task]}"
@@ -276,7 +289,7 @@ def is_run(name: str) -> bool:
     return (Path(name) / "recipe.yaml").is_file()
 
 
-def with_template(model, tokenizer, name: str = "auto"):
+def ensure_template(model, tokenizer, name: str = "auto"):
     """(model, tokenizer) that can be asked: a base without a chat template has the one that
     training would give it, and says so."""
     own, found = bool(tokenizer.chat_template), set_template(tokenizer, name)
@@ -296,13 +309,13 @@ def open_model(
     "(model, tokenizer) of whatever can be talked to."
     if not is_run(name):
         section = Model(base=name, quantize="none")
-        return with_template(*load_model(section, make_plan(section)))
+        return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
-    recipe = load(Recipe, run.recipe)
-    section = pinned(run, recipe.model)
+    recipe = load_recipe(Recipe, run.recipe)
+    section = pin_model(run, recipe.model)
     if not tuned:
-        return with_template(*load_model(section, make_plan(section)), recipe.data.template)
-    if not finished(run):
+        return ensure_template(*load_model(section, plan_model(section)), recipe.data.template)
+    if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
             None,
@@ -311,19 +324,19 @@ def open_model(
         )
     if run.model.is_dir():
         section = Model(base=str(run.model), quantize="none", attn=section.attn)
-        return load_model(section, make_plan(section))
-    model, _ = load_model(section, make_plan(section))
+        return load_model(section, plan_model(section))
+    model, _ = load_model(section, plan_model(section))
     return load_adapter(model, run.adapter), load_tokenizer(str(run.adapter))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0358910e
-def finished(run: Run) -> bool:
+def is_finished(run: Run) -> bool:
     "Has the run its final adapter or model?"
     return run.adapter.is_dir() or run.model.is_dir()
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
-def pinned(run: Run, model: Model) -> Model:
+def pin_model(run: Run, model: Model) -> Model:
     """The section at the commit that the run began with; `UserError` where a folder's weights are
     others now."""
     if not (run.path / "model.json").is_file():
@@ -331,7 +344,7 @@ def pinned(run: Run, model: Model) -> Model:
     known = run.read("model.json")["base"]
     if "sha256" not in known:
         return model.model_copy(update=dict(revision=known["revision"]))
-    if not finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]:
+    if not is_finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]:
         raise UserError(
             "the base model is not the one this run began with",
             str(run.path),
@@ -341,8 +354,8 @@ def pinned(run: Run, model: Model) -> Model:
     return model
 
 
-def some_batches(
-    train: Sequences, rows: int, plan: Plan, pad_id: int, count: int = 8
+def sample_batches(
+    train: Sequences, rows: int, plan: DevicePlan, pad_id: int, count: int = 8
 ) -> Iterator[dict]:
     """A few batches from all over the data, made as they are asked for: what EVA looks at, and what
     the experts' load is counted on."""
@@ -370,18 +383,18 @@ def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: b
 
 
 # %% ../nbs/system/80_pipeline.ipynb #f69c7845
-def check_names_of(model: Model, adapt: Adapt) -> None:
+def check_target_names(model: Model, adapt: Adapt) -> None:
     """`UserError` for layers that the recipe names and the model has not, from the configuration
     alone: before a weight is fetched and a row is read."""
     config = load_config(model)
     if not model.remote_code and config.get_text_config() is config:
-        counted(config, adapt)
+        count_trainable_from_config(config, adapt)
 
 
-def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
+def step_shape(recipe: Recipe, chosen: DevicePlan, recompute: bool) -> StepShape:
     "What a step of the recipe does here, as the memory plan wants to know it."
     t = recipe.train
-    return Work(
+    return StepShape(
         t.batch_size,
         recipe.data.max_length,
         recompute,
@@ -398,7 +411,7 @@ def work_of(recipe: Recipe, chosen: Plan, recompute: bool) -> Work:
 def choose_activations(
     recipe: Recipe,
     config,
-    chosen: Plan,
+    chosen: DevicePlan,
     machine=None,  # a `Machine`; without one, this one
 ) -> tuple[str, int | None]:
     """(policy, layers that compute again; None is all): the recipe's word, or the fastest that the
@@ -409,38 +422,45 @@ def choose_activations(
         return "keep", 0
     budget, peak = (
         int(0.95 * (machine or probe()).memory),
-        lambda again: predict(config, recipe.adapt, work_of(recipe, chosen, again))["total"],
+        lambda again: predict_memory(config, recipe.adapt, step_shape(recipe, chosen, again))[
+            "total"
+        ],
     )
     if (kept := peak(False)) <= budget:
         return "keep", 0
-    return choose(kept, peak(True), config.get_text_config().num_hidden_layers, budget)
+    return choose_policy(kept, peak(True), config.get_text_config().num_hidden_layers, budget)
 
 
-def quicken(model, recipe: Recipe, chosen: Plan) -> dict:
+def apply_engine(model, recipe: Recipe, chosen: DevicePlan) -> dict:
     "Set the kernels and what the way back keeps, in place; what was done, for the run."
     engine = (
         "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine
     )  # what deepspeed has not gathered can only be read by the model's own layers
     fused, (policy, count) = (
-        fuse(model, engine, spread=spread(recipe.launch), fp8=recipe.model.fp8),
+        fuse_model(model, engine, spread=sharded(recipe.launch), fp8=recipe.model.fp8),
         choose_activations(recipe, load_config(recipe.model), chosen),
     )
     return dict(
         engine=fused.about(),
-        activations=dict(policy=policy, layers=arrange(layers_of(model), policy, count)),
+        activations=dict(
+            policy=policy,
+            layers=apply_activation_checkpointing(decoder_layers(model), policy, count),
+        ),
     )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #91e02f05
-def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals | None = None):
+def run_training(
+    recipe: Recipe, run: Run, chosen: DevicePlan, quiet: bool, signals: Signals | None = None
+):
     "(model, tokenizer) after training; the trained weights lie in the run."
-    chosen_trackers(
+    resolve_trackers(
         recipe.train.track
     )  # one that cannot be had is named now, and not after the data
     seed_everything(recipe.train.seed)
-    section = pinned(run, recipe.model)
-    model, tokenizer = load_model(section, chosen, spread(recipe.launch))
-    data = (stream if recipe.data.stream else prepare)(
+    section = pin_model(run, recipe.model)
+    model, tokenizer = load_model(section, chosen, sharded(recipe.launch))
+    data = (prepare_stream if recipe.data.stream else prepare)(
         recipe.data, tokenizer, recipe.train.seed, quiet
     )
     check_objective(recipe.train.objective, data.about["format"])
@@ -448,10 +468,10 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
     if not quiet:
         print(data.said)
     batches = partial(
-        some_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id
+        sample_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
-    speed = quicken(model, recipe, chosen)
+    speed = apply_engine(model, recipe, chosen)
     known = dict(
         base=fingerprint(section.base, section.revision),
         quantize=recipe.model.quantize,
@@ -461,23 +481,25 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
         "model.json",
         dict(
             base=known["base"],
-            family=described(model, tokenizer),
+            family=describe_model(model, tokenizer),
             plan=asdict(chosen),
-            trainable=trainable(model),
+            trainable=count_trainable(model),
         )
         | speed,
     )
-    facts = described(model, tokenizer) | (
+    facts = describe_model(model, tokenizer) | (
         {"chat template": data.about["template"]} if data.about["format"] != "text" else {}
     )
     if not quiet:
         Console().print(
-            trained_table(trainable(model)),
+            trained_table(count_trainable(model)),
             *(f"{name}: {words}" for name, words in facts.items()),
             sep="\n",
         )
     record_experts(run, model, batches(), "before", quiet)
-    with no_bars(brief(section.base)):  # a checkpoint of a small model is written in a blink
+    with hide_progress_bars(
+        is_small(section.base)
+    ):  # a checkpoint of a small model is written in a blink
         fit(
             model,
             tokenizer,
@@ -486,15 +508,15 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
             recipe.train,
             chosen,
             run,
-            balanced(model, OBJECTIVES[recipe.train.objective]),
+            with_router_loss(model, OBJECTIVES[recipe.train.objective]),
             recipe.model.base,
             recipe.adapt,
             quiet,
             known,
             data.sources,
             signals,
-            lambda accelerator: check_running(recipe.launch, accelerator, model),
-            **options(recipe.launch),
+            lambda accelerator: check_strategy(recipe.launch, accelerator, model),
+            **strategy_arguments(recipe.launch),
         )
     if recipe.data.stream:
         record_data(run, data, recipe.train.accept)  # now its rows are counted
@@ -504,7 +526,7 @@ def learn(recipe: Recipe, run: Run, chosen: Plan, quiet: bool, signals: Signals 
 
 # what lies in a run before its first step; with a mirror there is more, and a second place that
 # knows it
-PREPARED = {
+FILES_BEFORE_TRAINING = {
     "recipe.yaml",
     "env.json",
     "data.json",
@@ -516,30 +538,32 @@ PREPARED = {
 
 
 @contextmanager
-def folder_free_again(run: Run) -> Iterator[None]:
+def release_unused_run(run: Run) -> Iterator[None]:
     """A job that is refused before its first step leaves its folder to the recipe put right, since
     nothing in it was learned."""
     try:
         yield
     except UserError:
-        if rank() == 0 and {p.name for p in run.path.iterdir()} <= PREPARED | {".lock"}:
-            for name in PREPARED:
+        if rank() == 0 and {p.name for p in run.path.iterdir()} <= FILES_BEFORE_TRAINING | {
+            ".lock"
+        }:
+            for name in FILES_BEFORE_TRAINING:
                 (run.path / name).unlink(missing_ok=True)
         raise
 
 
-def opened(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
+def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     "The run to write, fetched from its second place where it is not here."
     mirror = recipe.train.mirror
-    if mirror and restore(place_of(mirror), Path(path)) and not quiet:
+    if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         print(f"the run was fetched from {mirror}")
-    return Run.open(path, recipe, FREE)
+    return Run.open(path, recipe, RESUME_MAY_CHANGE)
 
 
-def fetched(place: str, path: Path) -> Recipe:
+def fetch_recipe(place: str, path: Path) -> Recipe:
     """The recipe of a run that lies in a second place, fetched to `path` where it is not here; it
     is mirrored there again."""
-    if not (path / "recipe.yaml").is_file() and not restore(place_of(place), path):
+    if not (path / "recipe.yaml").is_file() and not restore(open_place(place), path):
         raise UserError(
             f"there is no run in {place}",
             None,
@@ -558,13 +582,13 @@ def train(
 ) -> Run:
     """From a recipe to a run with the trained model, its evaluation and its card. The same call
     resumes, and does only what is not done."""
-    chosen, mirror = make_plan(recipe.model), recipe.train.mirror
-    check_names_of(recipe.model, recipe.adapt)
-    join(recipe.launch, chosen.device)
-    run = first_then_all(lambda: opened(path, recipe, quiet), Path(path))
+    chosen, mirror = plan_model(recipe.model), recipe.train.mirror
+    check_target_names(recipe.model, recipe.adapt)
+    init_distributed(recipe.launch, chosen.device)
+    run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
     with (
         Signals() as signals,
-        folder_free_again(run),
+        release_unused_run(run),
         mirrored(
             run.path,
             mirror if rank() == 0 else None,
@@ -573,7 +597,9 @@ def train(
         ),
     ):
         trained = (
-            None if finished(run) else learn(recipe, run, chosen, quiet or rank() > 0, signals)
+            None
+            if is_finished(run)
+            else run_training(recipe, run, chosen, quiet or rank() > 0, signals)
         )
         if rank() > 0:
             return run  # the rest is for one
@@ -603,8 +629,8 @@ def merge_run(run: Run, how: str = "dequantized") -> dict:
         )
     if not run.adapter.is_dir():
         raise UserError(f"{run.path} has no adapter yet", None, None, "finish its training first")
-    section = pinned(run, load(Recipe, run.recipe).model)
-    with full_disk_named(run.path):
+    section = pin_model(run, load_recipe(Recipe, run.recipe).model)
+    with explain_full_disk(run.path):
         found = merge(section, run.adapter, run.exports / "merged", how=how)
     run.write("exports/merge.json", found)
     return found
@@ -615,7 +641,7 @@ def export_run(run: Run, prompts: Sequence[str]) -> dict:
     if not run.model.is_dir() and not (run.exports / "merged").is_dir():
         merge_run(run)
     source = run.model if run.model.is_dir() else run.exports / "merged"
-    with full_disk_named(run.path):
+    with explain_full_disk(run.path):
         found = export_onnx(source, run.exports / "onnx") | check_parity(
             source, run.exports / "onnx", list(prompts)
         )
@@ -688,7 +714,7 @@ def quickstart(
     began, out, console = began or time.monotonic(), Path(out), Console(highlight=False)
     stage = Stages(console)
     stage.seconds["imports"] = round(time.monotonic() - began, 1)
-    need_onnx()  # now, and not after the training
+    require_onnx()  # now, and not after the training
     recipe = quickstart_recipe(out, seed)
     run = Run.open(out, recipe)
     with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):
@@ -709,7 +735,7 @@ def quickstart(
     after = stored_result(run, "word_problems")
     comparison = compare(before, after)
     run.write("evals/comparison.json", asdict(comparison))
-    console.print(table(comparison, before, after))
+    console.print(comparison_table(comparison, before, after))
     with stage("merge", "4/6  Merging the adapter, and measuring what that changes"):
         merged = merge_run(run)
     with stage("onnx", "5/6  Exporting to ONNX, and reading the same text from it"):

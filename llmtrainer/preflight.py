@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = [
-    "step_of",
+    "planned_step_shape",
     "forecast",
-    "time_of",
-    "size_of",
-    "advice",
-    "batch_of",
-    "verdict",
+    "predict_time",
+    "format_bytes",
+    "format_suggestions",
+    "batch_overrides",
+    "format_verdict",
     "forecast_tables",
-    "longest",
-    "few",
-    "measured",
-    "reloaded",
-    "logits_on",
-    "steps_of",
+    "longest_sequences",
+    "longest_validation",
+    "measure_peak",
+    "reload_model",
+    "logits_on_cpu",
+    "total_steps",
     "step_seconds",
     "preflight",
-    "check_flight",
-    "flight_table",
+    "check_preflight",
+    "preflight_table",
 ]
 
 # %% ../nbs/system/81_preflight.ipynb #95eef218
@@ -42,28 +42,33 @@ from rich.table import Table
 # %% ../nbs/system/81_preflight.ipynb #13fcd85e
 from llmtrainer.data.packing import Bins, Sequences, collator
 from llmtrainer.data.prepare import Prepared, prepare
-from llmtrainer.device import Machine, Plan, probe, table as device_table
-from llmtrainer.models.lora import adapt_model, load_adapter, table as trained_table, trainable
-from llmtrainer.models.load import Model, load_config, load_model, make_plan, traits
+from llmtrainer.device import Machine, DevicePlan, probe, plan_table as device_table
+from llmtrainer.models.lora import (
+    adapt_model,
+    load_adapter,
+    trainable_table as trained_table,
+    count_trainable,
+)
+from llmtrainer.models.load import Model, load_config, load_model, plan_model, model_traits
 from llmtrainer.models.memory import (
-    MOST,
-    Live,
-    Work,
-    counted,
-    largest,
-    predict,
-    product_speed,
-    remedies,
-    seconds,
-    table as memory_table,
+    MAX_ROWS,
+    MemoryTracker,
+    StepShape,
+    count_trainable_from_config,
+    largest_batch_size,
+    predict_memory,
+    matmul_speed,
+    suggestions,
+    step_time_range,
+    memory_table as memory_table,
 )
 from llmtrainer.pipeline import (
     OBJECTIVES,
     Recipe,
     check_objective,
     choose_activations,
-    quicken,
-    work_of,
+    apply_engine,
+    step_shape,
 )
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, seed_everything
@@ -71,9 +76,11 @@ from llmtrainer.train.trainer import fit
 
 
 # %% ../nbs/system/81_preflight.ipynb #32eeb8d1
-def step_of(recipe: Recipe, config, chosen: Plan, machine=None) -> Work:
+def planned_step_shape(recipe: Recipe, config, chosen: DevicePlan, machine=None) -> StepShape:
     "What a step of the recipe does, with the activations that it will keep."
-    return work_of(recipe, chosen, choose_activations(recipe, config, chosen, machine)[0] != "keep")
+    return step_shape(
+        recipe, chosen, choose_activations(recipe, config, chosen, machine)[0] != "keep"
+    )
 
 
 def forecast(
@@ -83,34 +90,34 @@ def forecast(
     """What the job is and needs, from the configuration alone: choices, family, trained parameters,
     bytes by part, rows that fit, changes where the job does not, and the time."""
     here, config = machine or probe(), load_config(recipe.model)
-    chosen, text = make_plan(recipe.model, here, config), config.get_text_config()
-    work = step_of(recipe, config, chosen, here)
-    parts = predict(text, recipe.adapt, work)
+    chosen, text = plan_model(recipe.model, here, config), config.get_text_config()
+    work = planned_step_shape(recipe, config, chosen, here)
+    parts = predict_memory(text, recipe.adapt, work)
     fits = parts["total"] <= here.memory
     return dict(
         plan=asdict(chosen),
-        family=traits(config),
-        trainable=counted(text, recipe.adapt),
+        family=model_traits(config),
+        trainable=count_trainable_from_config(text, recipe.adapt),
         bytes=parts,
         memory=here.memory,
         fits=fits,
-        largest_batch_size=largest(text, recipe.adapt, work, here.memory),
+        largest_batch_size=largest_batch_size(text, recipe.adapt, work, here.memory),
         changes=[]
         if fits
-        else remedies(text, recipe.adapt, work, here.memory, chosen.device == "cuda"),
-        time=time_of(recipe, work, parts["flops"], None if machine else product_speed(chosen)),
+        else suggestions(text, recipe.adapt, work, here.memory, chosen.device == "cuda"),
+        time=predict_time(recipe, work, parts["flops"], None if machine else matmul_speed(chosen)),
     )
 
 
-def time_of(
+def predict_time(
     recipe: Recipe,
-    work: Work,
+    work: StepShape,
     flops: int,  # of a micro-batch
     speed: float | None,  # operations a second; None where nobody measured
 ) -> dict:
     """Tokens of a step, the range of seconds that it should take, and of the hours of the job where
     the recipe says how many steps."""
-    step, steps = speed and seconds(flops * work.accumulate, speed), recipe.train.max_steps
+    step, steps = speed and step_time_range(flops * work.accumulate, speed), recipe.train.max_steps
     return dict(
         seconds_per_step=step,
         tokens_per_step=work.rows * work.length * work.accumulate,
@@ -119,16 +126,16 @@ def time_of(
 
 
 # %% ../nbs/system/81_preflight.ipynb #474f68c9
-def size_of(n: int) -> str:
+def format_bytes(n: int) -> str:
     "Bytes in words."
     return f"{n / 2**30:.2f} GiB" if n > 2**29 else f"{n / 2**20:.1f} MiB"
 
 
-def advice(changes: list[dict], memory: int) -> list[str]:
+def format_suggestions(changes: list[dict], memory: int) -> list[str]:
     "What to change until the job fits, in lines; the last is what a command takes."
     lines = [
-        f"  {'and ' * (i > 0)}{' '.join([*one['change'], *batch_of(one)])}:"
-        f" {size_of(one['total'])}, {'fits' if one['fits'] else 'not yet'}"
+        f"  {'and ' * (i > 0)}{' '.join([*one['change'], *batch_overrides(one)])}:"
+        f" {format_bytes(one['total'])}, {'fits' if one['fits'] else 'not yet'}"
         for i, one in enumerate(changes)
     ]
     if not changes or not changes[-1]["fits"]:
@@ -136,31 +143,33 @@ def advice(changes: list[dict], memory: int) -> list[str]:
             *lines,
             (
                 "nothing in the recipe makes it fit: take a smaller model, or a device with more"
-                f" than {size_of(memory)}"
+                f" than {format_bytes(memory)}"
             ),
         ]
     return [
         *lines,
         "together: "
-        + " ".join([*(word for one in changes for word in one["change"]), *batch_of(changes[-1])]),
+        + " ".join(
+            [*(word for one in changes for word in one["change"]), *batch_overrides(changes[-1])]
+        ),
     ]
 
 
-def batch_of(one: dict) -> list[str]:
+def batch_overrides(one: dict) -> list[str]:
     "A change's micro-batches, in words of the recipe."
     return [f"train.batch_size={one['batch_size']}", f"train.accumulate={one['accumulate']}"]
 
 
-def verdict(said: dict) -> list[str]:
+def format_verdict(said: dict) -> list[str]:
     "What a forecast comes to, in lines."
     parts, (step, tokens, hours) = said["bytes"], said["time"].values()
     lines = [
-        f"{'fits' if said['fits'] else 'does not fit'}: {size_of(parts['total'])} of"
-        f" {size_of(said['memory'])}; the largest train.batch_size that fits is"
-        f" {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MOST)}"
+        f"{'fits' if said['fits'] else 'does not fit'}: {format_bytes(parts['total'])} of"
+        f" {format_bytes(said['memory'])}; the largest train.batch_size that fits is"
+        f" {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MAX_ROWS)}"
     ]
     if not said["fits"]:
-        lines += advice(said["changes"], said["memory"])
+        lines += format_suggestions(said["changes"], said["memory"])
     if step:
         lines += [
             "a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step)
@@ -176,16 +185,16 @@ def forecast_tables(said: dict) -> list:
     for name, words in said["family"].items():
         facts.add_row(name, words)
     return [
-        device_table(Plan(**said["plan"])),
+        device_table(DevicePlan(**said["plan"])),
         facts,
         trained_table(said["trainable"]),
         memory_table(said["bytes"]),
-        *verdict(said),
+        *format_verdict(said),
     ]
 
 
 # %% ../nbs/system/81_preflight.ipynb #618b4173
-def longest(found: Sequences, rows: int, among: int = 5000) -> Sequences:
+def longest_sequences(found: Sequences, rows: int, among: int = 5000) -> Sequences:
     "The longest sequences, as data of their own."
     some = range(0, len(found), 1 + len(found) // among)
     chosen = sorted(some, key=lambda i: -len(found[i]["input_ids"]))[:rows]
@@ -196,13 +205,13 @@ def longest(found: Sequences, rows: int, among: int = 5000) -> Sequences:
     )
 
 
-def few(val: dict[str, Sequences], rows: int) -> dict[str, Sequences]:
+def longest_validation(val: dict[str, Sequences], rows: int) -> dict[str, Sequences]:
     "The longest validation sequences of each task."
-    return {task: longest(found, rows) for task, found in val.items()}
+    return {task: longest_sequences(found, rows) for task, found in val.items()}
 
 
 # %% ../nbs/system/81_preflight.ipynb #c0daf90d
-def measured(
+def measure_peak(
     device: str,
     work: Callable,
     besides=(),  # on a CPU: tensors that lay there before
@@ -213,12 +222,12 @@ def measured(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return work(), torch.cuda.max_memory_allocated()
-    with Live(besides) as live:
+    with MemoryTracker(besides) as live:
         out = work()
     return out, live.most
 
 
-def reloaded(recipe: Recipe, chosen: Plan, run: Run):
+def reload_model(recipe: Recipe, chosen: DevicePlan, run: Run):
     "A fresh model with what the run stored."
     if run.model.is_dir():
         return load_model(
@@ -228,7 +237,7 @@ def reloaded(recipe: Recipe, chosen: Plan, run: Run):
 
 
 @torch.no_grad()
-def logits_on(model, batch: dict) -> torch.Tensor:
+def logits_on_cpu(model, batch: dict) -> torch.Tensor:
     "A model's logits on a batch, on the CPU."
     return (
         model.eval()(
@@ -244,7 +253,7 @@ def logits_on(model, batch: dict) -> torch.Tensor:
     )
 
 
-def steps_of(recipe: Recipe, sequences: int) -> int:
+def total_steps(recipe: Recipe, sequences: int) -> int:
     "Optimiser steps that the job will take."
     whole = math.ceil(
         recipe.train.epochs
@@ -262,22 +271,22 @@ def step_seconds(run: Run) -> float:
 def preflight(recipe: Recipe, quiet: bool = True) -> dict:
     """The job in small: render, two steps on the longest batch, validation, save, load, compare;
     predicted beside measured. Raises what the job would raise."""
-    chosen, steps = make_plan(recipe.model), 2
+    chosen, steps = plan_model(recipe.model), 2
     seed_everything(recipe.train.seed)
     model, tokenizer = load_model(recipe.model, chosen)
     data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
     check_objective(recipe.train.objective, data.about["format"])
-    worst = longest(data.train, recipe.train.batch_size * recipe.train.accumulate)
+    worst = longest_sequences(data.train, recipe.train.batch_size * recipe.train.accumulate)
     batch = collator(chosen.attn, tokenizer.pad_token_id)(
         [worst[i] for i in range(min(len(worst), recipe.train.batch_size))]
     )
     work = replace(
-        step_of(recipe, load_config(recipe.model), chosen),
+        planned_step_shape(recipe, load_config(recipe.model), chosen),
         rows=len(batch["input_ids"]),
         length=batch["input_ids"].shape[1],
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches=[batch])
-    quicken(model, recipe, chosen)
+    apply_engine(model, recipe, chosen)
     section = recipe.train.model_copy(
         update=dict(
             max_steps=steps,
@@ -292,13 +301,13 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", recipe)
         began = time.perf_counter()
-        done, peak = measured(
+        done, peak = measure_peak(
             chosen.device,
             lambda: fit(
                 model,
                 tokenizer,
                 worst,
-                few(data.val, recipe.train.batch_size),
+                longest_validation(data.val, recipe.train.batch_size),
                 section,
                 chosen,
                 run,
@@ -313,11 +322,17 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
             time.perf_counter() - began,
             sum(f.stat().st_size for f in run.checkpoints.rglob("*") if f.is_file()),
         )
-        trained, counts, each = logits_on(model, batch), trainable(model), step_seconds(run)
+        trained, counts, each = (
+            logits_on_cpu(model, batch),
+            count_trainable(model),
+            step_seconds(run),
+        )
         del model  # the stored one must find its place
         gc.collect(), torch.cuda.empty_cache()
-        apart = (trained - logits_on(reloaded(recipe, chosen, run), batch)).abs().max().item()
-    said = predict(load_config(recipe.model), recipe.adapt, work)
+        apart = (
+            (trained - logits_on_cpu(reload_model(recipe, chosen, run), batch)).abs().max().item()
+        )
+    said = predict_memory(load_config(recipe.model), recipe.adapt, work)
     standing = (
         0 if chosen.device == "cuda" else said["weights"] + said["constants"] + said["trained"]
     )  # lay there before the ledger was opened
@@ -329,7 +344,7 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
         + 2 * said["optimiser"]
         + said["weights"] * (recipe.adapt.method == "partial")
     )  # a save copies in main memory what it writes
-    total = steps_of(recipe, len(data.train))
+    total = total_steps(recipe, len(data.train))
     return dict(
         rows=data.about["rows"],
         tokens=data.about["tokens"],
@@ -351,7 +366,7 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
 
 
 # %% ../nbs/system/81_preflight.ipynb #d390b016
-def check_flight(report: dict, tolerance: float = 1e-3) -> None:
+def check_preflight(report: dict, tolerance: float = 1e-3) -> None:
     "`UserError` where what was stored is not what was trained."
     if not report["reload_difference"] <= tolerance:
         raise UserError(
@@ -364,7 +379,7 @@ def check_flight(report: dict, tolerance: float = 1e-3) -> None:
         )
 
 
-def flight_table(report: dict) -> Table:
+def preflight_table(report: dict) -> Table:
     "A preflight, to look at."
     validation = (
         "no validation rows" if report["validation"] is None else f"loss {report['validation']:.4f}"
@@ -388,13 +403,13 @@ def flight_table(report: dict) -> Table:
             ),
         ),
         ("validate", validation),
-        ("save", f"a checkpoint of {size_of(report['checkpoint_bytes'])}"),
+        ("save", f"a checkpoint of {format_bytes(report['checkpoint_bytes'])}"),
         ("load and compare", f"largest difference of a logit {report['reload_difference']:.1e}"),
         (
             "memory",
             (
-                f"predicted {size_of(report['predicted_bytes'])}, measured"
-                f" {size_of(report['measured_bytes'])}"
+                f"predicted {format_bytes(report['predicted_bytes'])}, measured"
+                f" {format_bytes(report['measured_bytes'])}"
             ),
         ),
         (

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = [
     "UserError",
-    "parse",
+    "parse_yaml",
     "Section",
-    "describe",
-    "keys",
-    "nearest",
+    "describe_type",
+    "recipe_keys",
+    "nearest_key",
     "Fault",
     "RecipeError",
-    "check",
-    "load",
-    "differences",
-    "dump",
-    "commented",
+    "validate",
+    "load_recipe",
+    "recipe_differences",
+    "dump_section",
+    "commented_recipe",
 ]
 
 # %% ../nbs/internals/90_config.ipynb #fbfdab26
@@ -187,7 +187,7 @@ def _unreadable(name, error):
 
 
 # %% ../nbs/internals/90_config.ipynb #8901b0e4
-def parse(
+def parse_yaml(
     text: str,  # YAML
     name: str = "recipe",  # how errors call it
 ) -> tuple[dict, dict]:  # the values; {dotted key: [lines]}
@@ -239,11 +239,11 @@ _NESTED = {
     Literal: lambda *options: (
         "one of " + ", ".join(map(_show, options)) if options[1:] else _show(options[0])
     ),
-    Union: lambda *kinds: " or ".join(map(describe, kinds)),
-    UnionType: lambda *kinds: " or ".join(map(describe, kinds)),
-    list: lambda item: f"a list, each item {describe(item)}",
-    tuple: lambda item, *_: f"a list, each item {describe(item)}",
-    dict: lambda _, value: f"a mapping, each value {describe(value)}",
+    Union: lambda *kinds: " or ".join(map(describe_type, kinds)),
+    UnionType: lambda *kinds: " or ".join(map(describe_type, kinds)),
+    list: lambda item: f"a list, each item {describe_type(item)}",
+    tuple: lambda item, *_: f"a list, each item {describe_type(item)}",
+    dict: lambda _, value: f"a mapping, each value {describe_type(value)}",
 }
 
 
@@ -252,14 +252,14 @@ def _is_section(kind):
 
 
 # %% ../nbs/internals/90_config.ipynb #e4436ed3
-def describe(
+def describe_type(
     kind,  # an annotation: int, Literal["a", "b"], list[str] | None, a Section, ...
     limits=(),  # pydantic's metadata: Gt(0), MinLen(1), ...
 ) -> str:
     "What an annotation allows, in plain words."
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return describe(
+        return describe_type(
             inside[0],
             [m for info in inside[1:] for m in getattr(info, "metadata", [info])] + list(limits),
         )
@@ -283,7 +283,7 @@ def _sections(kind):
     return [section for inside in get_args(kind) for section in _sections(inside)]
 
 
-def keys(
+def recipe_keys(
     schema: type[Section],
     prefix: str = "",
 ) -> dict:  # {dotted key: field}
@@ -292,12 +292,12 @@ def keys(
     for name, field in schema.model_fields.items():
         found[prefix + name] = field
         for section in _sections(field.annotation):
-            found |= keys(section, f"{prefix}{name}.")
+            found |= recipe_keys(section, f"{prefix}{name}.")
     return found
 
 
 # %% ../nbs/internals/90_config.ipynb #816d5c72
-def nearest(
+def nearest_key(
     key: str,  # a dotted key that does not exist
     known: dict,  # {dotted key: field} of those that do
 ) -> str | None:
@@ -429,7 +429,7 @@ def _likely(kind, value):
     "The allowed value that was probably meant."
     kinds = (kind, *get_args(kind))
     if not isinstance(value, (list, dict)) and any(
-        get_origin(k) is list and not check(k, [value])[1] for k in kinds
+        get_origin(k) is list and not validate(k, [value])[1] for k in kinds
     ):
         return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True).strip()
     if bool in kinds:
@@ -450,7 +450,11 @@ def _unknown(key, value, known):
     ]
     allowed = f"one of {', '.join(beside)}" if beside else None
     return Fault(
-        key, value, f"is not a known key; its value is {_show(value)}", allowed, nearest(key, known)
+        key,
+        value,
+        f"is not a known key; its value is {_show(value)}",
+        allowed,
+        nearest_key(key, known),
     )
 
 
@@ -459,7 +463,7 @@ def _fault(error, kind, limits, value, key, known):
     code = error["type"]
     if code == "extra_forbidden":
         return _unknown(key, value, known)
-    allowed = describe(kind, limits)
+    allowed = describe_type(kind, limits)
     if code == "missing":
         return Fault(key, None, "is required", allowed)
     if code in ("value_error", "assertion_error") and _is_section(kind):
@@ -478,7 +482,7 @@ def _fault(error, kind, limits, value, key, known):
 
 
 # %% ../nbs/internals/90_config.ipynb #4cc6b802
-def check(
+def validate(
     kind,  # a Section, or any annotation
     value,  # plain values from YAML
     key: str = "",  # dotted key of the value
@@ -495,7 +499,7 @@ def check(
         place = ".".join(filter(None, [key, *path]))
         member = _meant(inner, part)
         faults = (
-            check(member, part, place, known)[1]
+            validate(member, part, place, known)[1]
             if member
             else [_fault(error, inner, limits, part, place, known or {})]
         )
@@ -512,7 +516,7 @@ def _override(values, text):
         raise UserError(
             f"The override {text!r} has no '='.", allowed="key=value, as in train.lr=2e-4"
         )
-    read, lines = parse("value:\n" + textwrap.indent(value, "  "), f"The override {text!r}")
+    read, lines = parse_yaml("value:\n" + textwrap.indent(value, "  "), f"The override {text!r}")
     if twice := [name for name, at in lines.items() if len(at) > 1]:
         raise UserError(
             f"The override {text!r} gives {twice[0].removeprefix('value.')} twice.",
@@ -549,7 +553,7 @@ def _read(source):
         raise UserError(
             f"{path} cannot be read as text: {why}.", allowed="a YAML recipe in UTF-8"
         ) from None
-    return *parse(text, path.name), path.name
+    return *parse_yaml(text, path.name), path.name
 
 
 # %% ../nbs/internals/90_config.ipynb #bd73f7a8
@@ -564,7 +568,7 @@ def _where(key, lines, given):
 
 
 # %% ../nbs/internals/90_config.ipynb #b46f96d6
-def load(
+def load_recipe(
     schema: type[Section],
     source: str | Path | Mapping,  # a file, or values that are already read
     overrides: Sequence[str] = (),  # "train.lr=2e-4"
@@ -596,7 +600,7 @@ def load(
                     where=f"override {text}",
                 )
             )
-    section, more = check(schema, values, known=keys(schema))
+    section, more = validate(schema, values, known=recipe_keys(schema))
     faults += [replace(fault, where=_where(fault.key, lines, given)) for fault in more]
     if faults:
         raise RecipeError(name, faults)
@@ -616,7 +620,7 @@ def _flat(values, prefix=""):
     return found
 
 
-def differences(old: Mapping, new: Mapping) -> list[tuple]:
+def recipe_differences(old: Mapping, new: Mapping) -> list[tuple]:
     "(dotted key, old, new) wherever two recipes differ; a missing key counts as 'absent'."
     old, new = _flat(old), _flat(new)
     pairs = [
@@ -626,7 +630,7 @@ def differences(old: Mapping, new: Mapping) -> list[tuple]:
 
 
 # %% ../nbs/internals/90_config.ipynb #95294b0e
-def dump(section: Section) -> str:
+def dump_section(section: Section) -> str:
     "A section as YAML that loads to an equal section."
     return _yaml(section.model_dump(), flow=False) + "\n"
 
@@ -634,7 +638,7 @@ def dump(section: Section) -> str:
 # %% ../nbs/internals/90_config.ipynb #4986e2cf
 def _entry(name, field, value):
     "One commented key of a recipe."
-    kind = describe(field.annotation, field.metadata)
+    kind = describe_type(field.annotation, field.metadata)
     about = (
         f"{field.description or ''} [{kind}{'; required' if field.is_required() else ''}]".strip()
     )
@@ -655,7 +659,7 @@ def _start(field):
 
 
 # %% ../nbs/internals/90_config.ipynb #0667ad94
-def commented(
+def commented_recipe(
     schema: type[Section],
     values: Section = None,  # show these instead of the defaults
 ) -> str:
@@ -667,7 +671,7 @@ def commented(
         inner = value if isinstance(value, type) else type(value)
         if _is_section(inner):
             body = textwrap.indent(
-                commented(inner, None if isinstance(value, type) else value), "  "
+                commented_recipe(inner, None if isinstance(value, type) else value), "  "
             )
             about = field.description or (inner.__doc__ or "").splitlines()[0]
             parts.append(f"# {about}\n{name}:\n{body}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "PACKAGES",
-    "sync",
+    "fsync_path",
     "write_atomic",
     "write_json",
     "read_json",
@@ -43,14 +43,21 @@ from itertools import count
 from pathlib import Path
 
 # %% ../nbs/internals/91_run.ipynb #2767e7e8
-from llmtrainer.recipe import Section, UserError, _show, differences, dump, parse
+from llmtrainer.recipe import (
+    Section,
+    UserError,
+    _show,
+    recipe_differences,
+    dump_section,
+    parse_yaml,
+)
 
 # %% ../nbs/internals/91_run.ipynb #a909b40d
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF}
 
 
-def sync(path: str | Path) -> None:
+def fsync_path(path: str | Path) -> None:
     """Put a file's bytes or a folder's names on the disk, where its file system can: a mounted
     drive may refuse, and then has its own way."""
     handle = os.open(path, os.O_RDONLY)
@@ -81,7 +88,7 @@ def write_atomic(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
 # %% ../nbs/internals/91_run.ipynb #fd270516
@@ -295,8 +302,8 @@ def _changes(path, recipe):
     "(key, there, now) wherever the recipe differs from that of the run at `path`."
     if not (path / "recipe.yaml").exists():
         return []
-    old = parse((path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
-    return differences(old, parse(dump(recipe))[0])
+    old = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
+    return recipe_differences(old, parse_yaml(dump_section(recipe))[0])
 
 
 def _refuse_other(path, recipe, free=()):
@@ -382,7 +389,7 @@ class _Files:
     @property
     def recipe(self) -> dict:
         "The resolved recipe."
-        return parse((self.path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
+        return parse_yaml((self.path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
 
 
 # %% ../nbs/internals/91_run.ipynb #72de6c4f
@@ -407,9 +414,9 @@ class Run(_Files):
                     run.path / "changes.jsonl",
                     dict(time=round(time.time(), 3), key=key, there=there, now=now),
                 )
-            write_atomic(run.path / "recipe.yaml", dump(recipe))
+            write_atomic(run.path / "recipe.yaml", dump_section(recipe))
         if not (run.path / "recipe.yaml").exists():
-            write_atomic(run.path / "recipe.yaml", dump(recipe))
+            write_atomic(run.path / "recipe.yaml", dump_section(recipe))
         if not (run.path / "env.json").exists():
             run.write("env.json", environment())
         return run

@@ -42,7 +42,7 @@ import signal
 import termios
 import llmtrainer.pipeline as pipeline
 from llmtrainer.models.lora import Adapt, adapt_model, save_adapter
-from llmtrainer.models.load import Model, load_model, make_plan
+from llmtrainer.models.load import Model, load_model, plan_model
 
 
 def recipe_in(folder, **data):
@@ -66,7 +66,7 @@ def recipe_in(folder, **data):
 def other_adapter(folder):
     "The folder of an adapter that was trained on another base."
     model = adapt_model(
-        load_model(section := Model(base="tiny:llama"), make_plan(section))[0], Adapt()
+        load_model(section := Model(base="tiny:llama"), plan_model(section))[0], Adapt()
     )
     save_adapter(model, folder / "other", "tiny:llama")
     return folder / "other"
@@ -164,7 +164,8 @@ def test_memory_is_collected_as_usual_while_training(tmp_path):
     recipe = recipe_in(tmp_path)
     assert run_cli("plan", recipe)[0] == 0 and gc.get_threshold()[0] == 20_000
     assert (
-        run_cli("train", recipe, "--run", tmp_path / "run")[0] == 0 and gc.get_threshold() == USUAL
+        run_cli("train", recipe, "--run", tmp_path / "run")[0] == 0
+        and gc.get_threshold() == GC_THRESHOLD
     )
 
 

@@ -32,17 +32,17 @@ def _zst(data):
 
 def test_decode_and_parse():
     for data, reason in {b"\xff": "not UTF-8", b"a\0b": "NUL byte"}.items():
-        with pytest.raises(Bad, match=reason):
+        with pytest.raises(BadRecord, match=reason):
             decode(data)
     for text in ("", "{", "[" * 100_000, "1" * 5000):
-        with pytest.raises(Bad, match="not JSON"):
+        with pytest.raises(BadRecord, match="not JSON"):
             parse_json(text)
     assert decode("\ufeffé".encode()) == "é" and decode("a\ufeffb".encode(), False) == "a\ufeffb"
-    with pytest.raises(Bad, match="byte-order mark"):
+    with pytest.raises(BadRecord, match="byte-order mark"):
         decode("\ufeff{}".encode(), False)
-    with pytest.raises(Bad, match="broken Unicode"):
+    with pytest.raises(BadRecord, match="broken Unicode"):
         parse_json(r'{"a": ["\uD83D"]}')
-    with pytest.raises(Bad, match="NUL"):
+    with pytest.raises(BadRecord, match="NUL"):
         parse_json(r'"\\\u0000"')
 
 
@@ -134,11 +134,13 @@ def test_a_line_over_the_limit_is_named_and_never_held():
         c_csv=b"text\n" + huge,
         d_json=b"[" + huge,
     )
-    assert [(n, str(r) if isinstance(r, Bad) else r) for n, r in read_file(folder / "a.jsonl")] == [
+    assert [
+        (n, str(r) if isinstance(r, BadRecord) else r) for n, r in read_file(folder / "a.jsonl")
+    ] == [
         (1, "a line over 32 MiB"),
         (2, {"text": "b"}),
     ]
-    assert [n for n, r in read_file(folder / "b.txt") if isinstance(r, Bad)] == [1]
+    assert [n for n, r in read_file(folder / "b.txt") if isinstance(r, BadRecord)] == [1]
     with pytest.raises(UserError, match="over 32 MiB"):
         list(read_file(folder / "c.csv"))
     with pytest.raises(UserError, match="over 32 MiB|not JSON"):
@@ -208,12 +210,12 @@ def test_paths():
         "x": [],
         "x*": [],
     }.items():
-        assert [f.name for f in files_of(folder / path)] == names
+        assert [f.name for f in expand_path(folder / path)] == names
     with pytest.raises(UserError, match="holds no files"):
-        files_of(Path(_folder()))
-    assert "Did you mean a.jsonl" in str(missing(folder / "a.json")) and "check the path" in str(
-        missing(Path("no/such.csv"))
-    )
+        expand_path(Path(_folder()))
+    assert "Did you mean a.jsonl" in str(
+        missing_path_error(folder / "a.json")
+    ) and "check the path" in str(missing_path_error(Path("no/such.csv")))
 
 
 def test_reading_does_not_hold_the_file():

@@ -69,10 +69,10 @@ def test_packs_are_within_the_proved_bound_of_the_best(lengths):
 
 
 def test_labels_and_positions_by_hand():
-    batch = padded(
+    batch = pad_batch(
         [
-            sequence([Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(0, 2)])]),
-            sequence([Encoded([8, 9], [(1, 2)])]),
+            build_sequence([Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(0, 2)])]),
+            build_sequence([Encoded([8, 9], [(1, 2)])]),
         ],
         pad_id=1,
     )
@@ -87,8 +87,10 @@ def test_labels_and_positions_by_hand():
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_both_batches_hold_the_same_tokens(lengths):
-    packs = [sequence([Encoded(list(range(1, n + 1)), [(0, n)]) for n in one]) for one in lengths]
-    rectangle, line = padded(packs, 0), joined(packs, 0)
+    packs = [
+        build_sequence([Encoded(list(range(1, n + 1)), [(0, n)]) for n in one]) for one in lengths
+    ]
+    rectangle, line = pad_batch(packs, 0), flatten_batch(packs, 0)
     real = rectangle["input_ids"] != 0
     for name in ("input_ids", "position_ids", "labels"):
         assert torch.equal(rectangle[name][real], line[name][0])
@@ -169,7 +171,7 @@ def _logits(model, bins, attention):
     batch = {
         k: v.to(model.device) if torch.is_tensor(v) else v
         for k, v in collator("flash" if attention == "by_borders" else attention, 0)(
-            [sequence([ROWS[i] for i in one]) for one in bins]
+            [build_sequence([ROWS[i] for i in one]) for one in bins]
         ).items()
         if k != "labels"
     }
@@ -213,7 +215,7 @@ def test_the_gradient_of_a_pack_is_that_of_its_rows():
     def gradient(bins):
         model.zero_grad()
         for one in bins:
-            out = model(**padded([sequence([ROWS[i] for i in one])], 0), use_cache=False)
+            out = model(**pad_batch([build_sequence([ROWS[i] for i in one])], 0), use_cache=False)
             (out.loss * sum(hi - max(lo, 1) for i in one for lo, hi in ROWS[i].runs)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -231,15 +233,17 @@ def test_compiled_flex_attention_keeps_rows_apart(name):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 60), st.lists(st.integers(-(2**40), 2**70), max_size=3))
 def test_a_shuffle_is_a_permutation_and_pure(n, seeds):
-    found = shuffled(n, *seeds)
-    assert sorted(found.tolist()) == list(range(n)) and np.array_equal(found, shuffled(n, *seeds))
+    found = seeded_permutation(n, *seeds)
+    assert sorted(found.tolist()) == list(range(n)) and np.array_equal(
+        found, seeded_permutation(n, *seeds)
+    )
 
 
 def test_shuffles_are_even_and_always_the_same():
-    assert shuffled(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1], (
+    assert seeded_permutation(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1], (
         "a resumed run depends on these numbers"
     )
-    places = np.stack([shuffled(10, seed) for seed in range(5000)])
+    places = np.stack([seeded_permutation(10, seed) for seed in range(5000)])
     counts = np.stack([np.bincount(places[:, i], minlength=10) for i in range(10)])
     assert np.abs(counts - 500).max() < 5 * math.sqrt(500), (
         "every number is everywhere equally often"
@@ -259,8 +263,10 @@ def test_an_epoch_holds_what_was_asked_for(sources, seed, epochs):
     sizes, counts = zip(*sources)
     starts, seen = np.cumsum([0, *sizes]), np.zeros(sum(sizes), dtype=int)
     for epoch in range(epochs):
-        one = order(sizes, counts, seed, epoch)
-        assert np.array_equal(one, order(sizes, counts, seed, epoch)) and len(one) == sum(counts)
+        one = epoch_order(sizes, counts, seed, epoch)
+        assert np.array_equal(one, epoch_order(sizes, counts, seed, epoch)) and len(one) == sum(
+            counts
+        )
         seen += np.bincount(one, minlength=len(seen))
     for lo, hi, count in zip(starts, starts[1:], counts):
         assert seen[lo:hi].sum() == epochs * count and seen[lo:hi].max() - seen[lo:hi].min() <= 1, (
@@ -276,10 +282,10 @@ def test_an_epoch_holds_what_was_asked_for(sources, seed, epochs):
     st.sampled_from(["all", "first"]),
 )
 def test_shares_and_draws(sizes, temperature, cap, stop):
-    share = shares(sizes, [None] * len(sizes), Mix(temperature=temperature, cap=cap))
+    share = mixture_weights(sizes, [None] * len(sizes), Mix(temperature=temperature, cap=cap))
     by_hand = [min(n, cap or n) ** (1 / temperature) for n in sizes]
     np.testing.assert_allclose(share, np.array(by_hand) / sum(by_hand))
-    counts = draws(sizes, share, stop)
+    counts = epoch_counts(sizes, share, stop)
     if stop == "all":
         assert all(c >= n for c, n in zip(counts, sizes)) and any(
             c == n for c, n in zip(counts, sizes)
@@ -288,20 +294,20 @@ def test_shares_and_draws(sizes, temperature, cap, stop):
         assert all(c <= n for c, n in zip(counts, sizes)) and any(
             c == n for c, n in zip(counts, sizes)
         )
-    assert draws(sizes, shares(sizes, [None] * len(sizes), Mix()), stop) == sizes, (
+    assert epoch_counts(sizes, mixture_weights(sizes, [None] * len(sizes), Mix()), stop) == sizes, (
         "as they are: every sequence once"
     )
 
 
 def test_half_given_weights_are_refused():
     with pytest.raises(UserError, match="some sources have a weight and some have none"):
-        shares([5, 5], [1.0, None], Mix())
+        mixture_weights([5, 5], [1.0, None], Mix())
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4))
 def test_processes_share_the_order_as_accelerate_deals_it(n, batch, world):
-    whole = order([n], [n], 0, 0).tolist()
+    whole = epoch_order([n], [n], 0, 0).tolist()
     steps = n // (
         batch * world
     )  # whole steps; the rest of an epoch accelerate fills up from its start
@@ -311,9 +317,11 @@ def test_processes_share_the_order_as_accelerate_deals_it(n, batch, world):
                 BatchSampler(whole, batch, drop_last=False), world, rank, even_batches=True
             )
         )
-        assert of_rank(whole, batch, rank, world)[:steps] == dealt[:steps]
+        assert rank_batches(whole, batch, rank, world)[:steps] == dealt[:steps]
     together = [
-        of_rank(whole, batch, rank, world)[step] for step in range(steps) for rank in range(world)
+        rank_batches(whole, batch, rank, world)[step]
+        for step in range(steps)
+        for rank in range(world)
     ]
     assert list(itertools.chain(*together)) == whole[: steps * batch * world], (
         "a step's batches are one slice of the order"
@@ -322,7 +330,7 @@ def test_processes_share_the_order_as_accelerate_deals_it(n, batch, world):
 
 def test_a_run_goes_on_where_it_stopped():
     rows = [Encoded([i] * 3, [(1, 3)]) for i in range(20)]
-    mixed_in = Sequences(rows, bins_of(np.arange(20)), sizes=[15, 5], counts=[10, 8])
+    mixed_in = Sequences(rows, make_bins(np.arange(20)), sizes=[15, 5], counts=[10, 8])
 
     def loader(epoch):
         sampler = mixed_in.sampler(7)
@@ -334,7 +342,7 @@ def test_a_run_goes_on_where_it_stopped():
 
     for epoch in (0, 2):
         assert loader(epoch) == loader(epoch) and loader(epoch)[3:] == loader(epoch)[3:]
-        assert sum(loader(epoch), []) == order([15, 5], [10, 8], 7, epoch).tolist()
+        assert sum(loader(epoch), []) == epoch_order([15, 5], [10, 8], 7, epoch).tolist()
     assert loader(0) != loader(2) and len(mixed_in.sampler(7)) == 18
     with pytest.raises(IndexError):
         mixed_in[20]

@@ -3,13 +3,13 @@ import pytest
 from llmtrainer.data.prepare import *
 from llmtrainer.data.prepare import (
     Encoded,
+    EncodedSources,
+    EncodedTable,
     Encoder,
-    Encodings,
     Ledger,
     Path,
     Section,
     Source,
-    Table,
     UserError,
     as_sources,
     encode_sources,
@@ -28,8 +28,8 @@ import pytest
 from collections import Counter
 from hypothesis import given, settings, strategies as st
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.table import SCHEMA, as_batch
-from llmtrainer.recipe import Section, UserError, load
+from llmtrainer.data.table import SCHEMA, to_record_batch
+from llmtrainer.recipe import Section, UserError, load_recipe
 from pathlib import Path
 from transformers import AutoTokenizer
 
@@ -59,12 +59,12 @@ def test_recipe_so_far():
         "data: {train: train.jsonl, val: auto, format: auto, template: auto, mask: assistant,"
         " max_length: 2048, too_long: raise, packing: true}"
     )
-    assert load(Recipe, path).data == Data(train="train.jsonl")
-    assert load(Recipe, path, ["data.val=null"]).data.val is None
+    assert load_recipe(Recipe, path).data == Data(train="train.jsonl")
+    assert load_recipe(Recipe, path, ["data.val=null"]).data.val is None
     path.write_text(
         "data: {train: [a.jsonl, {path: b.jsonl, weight: 3, limit: 100}], mix: {stop: first}}"
     )
-    assert load(Recipe, path).data.train[1].weight == 3
+    assert load_recipe(Recipe, path).data.train[1].weight == 3
     for wrong in (
         "data.max_length=4",
         "data.too_long=cut",
@@ -73,7 +73,7 @@ def test_recipe_so_far():
         "data.mix.temperature=0",
     ):
         with pytest.raises(UserError, match=wrong.split("=")[0]):
-            load(Recipe, path, [wrong])
+            load_recipe(Recipe, path, [wrong])
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -82,14 +82,14 @@ def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
     path = Path(tempfile.mkdtemp()) / "table.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write(
-            as_batch(
+            to_record_batch(
                 [Encoded(list(range(n)), [(0, n)]) for n in lengths],
                 [dict(text="", source="a", line=i, key=i) for i in range(len(lengths))],
                 {},
             )
         )
-    found = Encodings(Table([path]), [Source(path="a")], [dict(files=["a"])])
-    fitted = fit_rows(
+    found = EncodedSources(EncodedTable([path]), [Source(path="a")], [dict(files=["a"])])
+    fitted = fit_to_length(
         found, np.arange(len(lengths)), Data(train="a", max_length=capacity), None, Ledger()
     )
     targets = Counter(
@@ -167,10 +167,12 @@ def test_beside_takes_the_usual_names_only():
     folder = Path(tempfile.mkdtemp())
     for name in ("a_train.jsonl", "a_val.jsonl", "train.csv", "b.jsonl"):
         (folder / name).touch()
-    assert beside(str(folder / "a_train.jsonl")) == str(folder / "a_val.jsonl")
+    assert sibling_validation_file(str(folder / "a_train.jsonl")) == str(folder / "a_val.jsonl")
     assert (
-        beside(str(folder / "train.csv")) is None is beside(str(folder / "b.jsonl"))
-        and beside("openai/gsm8k") is None
+        sibling_validation_file(str(folder / "train.csv"))
+        is None
+        is sibling_validation_file(str(folder / "b.jsonl"))
+        and sibling_validation_file("openai/gsm8k") is None
     )
 
 
@@ -194,20 +196,20 @@ def test_the_splits_of_a_folder_are_kept_apart():
 @given(st.lists(st.integers(0, 60), max_size=120), st.integers(0, 5))
 def test_no_group_is_on_both_sides(numbers, seed):
     groups = np.array(numbers, dtype=int)
-    held = hold_out(groups, seed)
+    held = hold_out_groups(groups, seed)
     assert not set(groups[held]) & set(groups[~held]) and ((~held).any() or not numbers)
     assert held.sum() <= max(1, round(0.05 * len(groups))) and (len(groups) >= 32 or not held.any())
-    assert np.array_equal(held, hold_out(groups, seed)), "the same seed, the same split"
+    assert np.array_equal(held, hold_out_groups(groups, seed)), "the same seed, the same split"
 
 
 def test_a_group_of_copies_does_not_become_the_validation_set():
     groups = np.array([0] * 60 + list(range(1, 41)))
-    held = hold_out(groups, 0)
+    held = hold_out_groups(groups, 0)
     assert (
         held.sum() == 5
         and not held[:60].any()
-        and not hold_out(np.zeros(50), 0).any()
-        and hold_out(np.arange(100_000), 0).sum() == 2000
+        and not hold_out_groups(np.zeros(50), 0).any()
+        and hold_out_groups(np.arange(100_000), 0).sum() == 2000
     )
 
 
@@ -409,7 +411,7 @@ def test_statistics_see_a_leak_and_the_rows_of_the_table():
         Data(train=path, max_rejects=0.1, max_length=512, val=None),
         str(Path(folder) / "bench.jsonl"),
     )
-    stats = statistics(prepare(data, tokenizer), tokenizer, data, named=bench)
+    stats = data_statistics(prepare(data, tokenizer), tokenizer, data, named=bench)
     assert (
         stats["rows"] == 52
         and list(stats["leakage"]) == ["bench"]
@@ -417,11 +419,15 @@ def test_statistics_see_a_leak_and_the_rows_of_the_table():
     )
     data = data.model_copy(update=dict(val=bench))
     assert (
-        statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"]
+        data_statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"][
+            "leaked"
+        ]
         == 2
     )
     data = data.model_copy(update=dict(val="auto"))
     assert (
-        statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"]["leaked"]
+        data_statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"][
+            "leaked"
+        ]
         == 0
     ), "near-copies are never on both sides"

@@ -196,16 +196,17 @@ def test_languages_of_plain_sentences():
         fr="Il fait beau aujourd'hui, nous allons au lac.",
         ru="Сегодня хорошая погода, и мы идём на озеро.",
     ).items():
-        assert language(_row(text, assistant="1 + 1 = 2")) == code
+        assert detect_language(_row(text, assistant="1 + 1 = 2")) == code
     for text in ("", "42", "```print('guten Tag')```"):
-        assert language({"text": text}) == "unsure"
+        assert detect_language({"text": text}) == "unsure"
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("code", "bn de en es fr ja ru sw te th zh".split())
 def test_languages_of_mgsm(realdata, code):
     found = [
-        language(row) for row in load_rows(str(realdata / f"data/multilingual/mgsm_{code}.tsv"))[0]
+        detect_language(row)
+        for row in load_rows(str(realdata / f"data/multilingual/mgsm_{code}.tsv"))[0]
     ]
     assert len(found) == 250 and found.count(code) >= 247
 
@@ -225,7 +226,7 @@ def test_describe_counts_what_was_made():
     offsets = np.cumsum([0, *sizes])
     ids = np.array([rng.randrange(900) for _ in range(offsets[-1])], np.int32)
     trained = np.array([i % 4 == 0 for i in range(len(ids))])
-    found = describe(
+    found = describe_data(
         iter(rows), ids, offsets, trained, vocabulary=1000, unknown=7, max_length=150, sample=50
     )
     assert (
@@ -261,7 +262,7 @@ def test_describe_takes_every_kind_of_row_and_an_empty_set():
         {"prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant")},
         {"prompt": turn("user"), "completion": turn("assistant"), "label": True},
     ]
-    found = describe(
+    found = describe_data(
         rows, np.array([1, 1, 2], np.int32), np.array([0, 1, 2, 3]), np.zeros(3, bool), vocabulary=3
     )
     assert (
@@ -270,10 +271,12 @@ def test_describe_takes_every_kind_of_row_and_an_empty_set():
         and found["duplicates"]["exact"] == 1
         and found["tokens"]["untrained_rows"] == 3
     )
-    nothing = describe([], np.zeros(0, np.int32), np.array([0]), np.zeros(0, bool), vocabulary=3)
+    nothing = describe_data(
+        [], np.zeros(0, np.int32), np.array([0]), np.zeros(0, bool), vocabulary=3
+    )
     assert nothing["rows"] == 0 and report_html(nothing) and json.dumps(nothing)
     with pytest.raises(ValueError, match="2 rows, but offsets for 3"):
-        describe(
+        describe_data(
             rows[:2],
             np.array([1, 1, 2], np.int32),
             np.array([0, 1, 2, 3]),
@@ -286,7 +289,7 @@ def test_the_page_stands_alone_and_escapes_what_the_data_says():
     evil = "<script>alert('x')</script>&.jsonl"
     rows = [_row("How are you today?", evil, i) for i in range(40)]
     offsets = np.arange(41) * 5
-    found = describe(
+    found = describe_data(
         rows,
         np.arange(200, dtype=np.int32) % 50,
         offsets,
@@ -310,7 +313,7 @@ def test_the_page_stands_alone_and_escapes_what_the_data_says():
 
 def test_the_table_says_the_same():
     rows = [_row("How are you today?", "[red]a.jsonl", i) for i in range(40)]
-    found = describe(
+    found = describe_data(
         rows,
         np.arange(200, dtype=np.int32) % 50,
         np.arange(41) * 5,
@@ -319,7 +322,7 @@ def test_the_table_says_the_same():
         max_length=4,
     )
     console = Console(width=100, record=True, file=io.StringIO(), force_jupyter=False)
-    console.print(table(found | {"leakage": leakage(rows, {"test": rows[:2]})}))
+    console.print(statistics_table(found | {"leakage": leakage(rows, {"test": rows[:2]})}))
     shown = console.export_text()
     for words in (
         "40 of 2",

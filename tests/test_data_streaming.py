@@ -52,7 +52,7 @@ def content(stream, i):
 def test_every_sequence_of_an_epoch_comes_once_and_holds_every_row_once(tmp_path, words, packing):
     section = made(tmp_path, packing=packing)
     train, whole = (
-        stream(section, words).train,
+        prepare_stream(section, words).train,
         prepare(section.model_copy(update=dict(stream=False)), words),
     )
     order, ids, n = iter(train.sampler(3)), [], 0
@@ -72,17 +72,17 @@ def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it
     tmp_path, words
 ):
     section = made(tmp_path)
-    straight = stream(section, words).train
+    straight = prepare_stream(section, words).train
     order = iter(straight.sampler(1))
     ids = [next(order) for _ in range(500)]
     epochs = {mark.epoch for mark, _ in straight.trail}
     assert max(epochs) >= 2, "three epochs were seen"
     for stop in (0, 1, 63, 130, 250, 251, 400):
-        begun = stream(section, words).train
+        begun = prepare_stream(section, words).train
         some, ran_ahead = iter(begun.sampler(1)), 5
         taken = [next(some) for _ in range(stop + ran_ahead)][:stop]
         place = json.loads(json.dumps(begun.position(stop)))
-        resumed = stream(section, words).train
+        resumed = prepare_stream(section, words).train
         resumed.seek(place)
         rest = iter(resumed.sampler(1))
         assert taken + [next(rest) for _ in range(500 - stop)] == ids, stop
@@ -94,12 +94,14 @@ def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it
 
 
 def test_sequences_of_blocks_long_gone_can_still_be_had_with_their_places(tmp_path, words):
-    train = stream(made(tmp_path, block=64, max_rejects=0.05), words).train
+    train = prepare_stream(made(tmp_path, block=64, max_rejects=0.05), words).train
     order = iter(train.sampler(0))
     ids = [next(order) for _ in range(120)]
     assert len(train.known) > 4 and 0 not in train.blocks
     before = content(train, 0)
-    assert before == content(stream(made(tmp_path, block=64, max_rejects=0.05), words).train, 0)
+    assert before == content(
+        prepare_stream(made(tmp_path, block=64, max_rejects=0.05), words).train, 0
+    )
     file, line = train.places([0])[0].split(":")
     assert file == "train.jsonl" and 1 <= int(line) <= 65
 
@@ -114,7 +116,7 @@ def test_several_files_end_within_a_block_and_an_exact_multiple_makes_no_sequenc
             train=[str(tmp_path / "a" / "train.jsonl"), str(tmp_path / "b" / "train.jsonl")]
         )
     )
-    train = stream(section, words).train
+    train = prepare_stream(section, words).train
     order, ids = iter(train.sampler(0)), []
     while not train.trail or train.trail[-1][0].epoch == 0:
         ids.append(next(order))
@@ -133,14 +135,16 @@ def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, words):
             Data(**dict(train="x.jsonl", stream=True, val=None, duplicates="keep") | wish)
     section = made(tmp_path)
     with pytest.raises(UserError, match="not mixed by weights"):
-        stream(section.model_copy(update=dict(train=[Source(path=section.train, weight=1)])), words)
+        prepare_stream(
+            section.model_copy(update=dict(train=[Source(path=section.train, weight=1)])), words
+        )
     bad = made(tmp_path / "bad", broken=range(150, 200))
-    order = iter(stream(bad, words).train.sampler(0))
+    order = iter(prepare_stream(bad, words).train.sampler(0))
     with pytest.raises(UserError, match="rows cannot be used"):
         [next(order) for _ in range(300)]
     with pytest.raises(UserError, match="have more than 64 tokens"):
-        stream(made(tmp_path, max_length=64), words)
-    short = stream(made(tmp_path, max_length=64, too_long="drop"), words)
+        prepare_stream(made(tmp_path, max_length=64), words)
+    short = prepare_stream(made(tmp_path, max_length=64, too_long="drop"), words)
     assert short.ledger.reasons["too long"] > 0
 
 
@@ -148,13 +152,13 @@ MEASURED = """
 import json, sys
 from pathlib import Path
 from llmtrainer.data.prepare import Data
-from llmtrainer.data.streaming import stream
+from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.models.load import load_tokenizer
 def memory(name): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)) / 1024
 tokenizer, kept = load_tokenizer("tiny:llama"), []
 Path("/proc/self/clear_refs").write_text("5")  # the largest memory counts from here
 before = memory("VmRSS")
-data = stream(Data(train=sys.argv[1], stream=True, block=1000, val=None, duplicates="keep", max_length=256), tokenizer)
+data = prepare_stream(Data(train=sys.argv[1], stream=True, block=1000, val=None, duplicates="keep", max_length=256), tokenizer)
 order, tokens = iter(data.train.sampler(0)), 0
 while not data.train.trail or data.train.trail[-1][0].epoch == 0:
     one = data.train[next(order)]

@@ -74,7 +74,7 @@ def test_no_question_is_in_two_splits_whatever_the_seed():
     }
     assert sum(map(len, found.values())) == len(set().union(*found.values()))
     assert all(
-        pool(question) == split for split, questions in found.items() for question in questions
+        split_for(question) == split for split, questions in found.items() for question in questions
     )
     assert sorted(slot for slots in POOLS.values() for slot in slots) == list(range(16))
 

@@ -48,8 +48,8 @@ def _table(encoded, per_batch=2, plain=()):
             for i, one in enumerate(encoded)
         ]
         for some in (numbered[i : i + per_batch] for i in range(0, len(numbered), per_batch)):
-            writer.write(as_batch([one for _, one in some], [row for row, _ in some], {}))
-    return Table([path])
+            writer.write(to_record_batch([one for _, one in some], [row for row, _ in some], {}))
+    return EncodedTable([path])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -84,7 +84,7 @@ def test_a_table_gives_back_what_went_in(ids, chance):
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
 def test_work_ahead_changes_nothing(items, n):
-    pairs = list(ahead(in_batches(items, n), lambda batch: [-i for i in batch]))
+    pairs = list(prefetch_map(batched(items, n), lambda batch: [-i for i in batch]))
     assert sum((batch for batch, _ in pairs), []) == items and sum(
         (done for _, done in pairs), []
     ) == [-i for i in items]
@@ -98,7 +98,7 @@ def test_a_fault_in_the_work_is_raised_here():
         return batch
 
     with pytest.raises(UserError, match="five"):
-        list(ahead(in_batches(range(9), 2), work))
+        list(prefetch_map(batched(range(9), 2), work))
 
 
 def test_the_cache_is_used_and_changes_are_seen(monkeypatch, tmp_path):
@@ -148,10 +148,10 @@ def test_a_kill_while_writing_leaves_no_table(monkeypatch, tmp_path):
 
 def test_what_cannot_be_named_is_not_cached(_=None):
     assert (
-        content(Source(path="some/set")) is None
-        and content(Source(path="some/set", revision="main")) is None
+        source_fingerprint(Source(path="some/set")) is None
+        and source_fingerprint(Source(path="some/set", revision="main")) is None
     )
-    assert content(Source(path="some/set", revision="a" * 40))[-1] == "a" * 40
+    assert source_fingerprint(Source(path="some/set", revision="a" * 40))[-1] == "a" * 40
 
 
 def test_rows_are_read_again_in_the_tables_order():
@@ -166,7 +166,7 @@ def test_rows_are_read_again_in_the_tables_order():
     found = encode_sources(
         as_sources([path, path]), "auto", Encoder(AutoTokenizer.from_pretrained(_BASE), "assistant")
     )
-    again = list(read_again(found))
+    again = list(reread_rows(found))
     assert [(r["source"], r["line"]) for r in again] == found.places(np.arange(104)) and again[50][
         "messages"
     ][1]["content"] == "2"

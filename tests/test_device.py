@@ -9,16 +9,16 @@ import sys
 import tempfile
 import pytest
 from transformers import LlamaConfig, Qwen2Config
-from llmtrainer.recipe import UserError, parse
+from llmtrainer.recipe import UserError, parse_yaml
 
 
 def test_asking_never_imports(tmp_path, monkeypatch):
     (tmp_path / "explosive.py").write_text("raise SystemExit('imported!')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert installed("explosive") == "unknown" and "explosive" not in sys.modules
+    assert is_installed("explosive") == "unknown" and "explosive" not in sys.modules
     assert (
-        installed("pydantic") == metadata.version("pydantic")
-        and installed("no_such_library") is None
+        is_installed("pydantic") == metadata.version("pydantic")
+        and is_installed("no_such_library") is None
     )
 
 
@@ -58,14 +58,19 @@ def test_probe_finds_apple_and_cpu(monkeypatch):
 
 
 def test_a_described_gpu_is_a_machine():
-    assert (gpu("T4").capability, gpu("T4").count, gpu("2xL4").count, gpu("2xL4").memory) == (
+    assert (
+        known_gpu("T4").capability,
+        known_gpu("T4").count,
+        known_gpu("2xL4").count,
+        known_gpu("2xL4").memory,
+    ) == (
         (7, 5),
         1,
         2,
         22 * 2**30,
     )
     with pytest.raises(UserError, match="GTX1080") as error:
-        gpu("GTX1080")
+        known_gpu("GTX1080")
     assert "A100-80GB" in str(error.value)
 
 
@@ -119,12 +124,12 @@ def test_a_wish_is_met_or_refused_never_replaced():
         (_machine(capability=(9, 0)), "pip install flash-attn"),
     ):
         with pytest.raises(UserError) as caught:
-            plan(machine, attn="flash_attention_2")
+            plan_device(machine, attn="flash_attention_2")
         assert words in str(caught.value)
         for attn in ("eager", "sdpa"):
-            assert plan(machine, attn=attn).attn == attn
+            assert plan_device(machine, attn=attn).attn == attn
     assert (
-        plan(_machine(capability=(9, 0), flash_attn="2"), attn="flash_attention_2").attn
+        plan_device(_machine(capability=(9, 0), flash_attn="2"), attn="flash_attention_2").attn
         == "flash_attention_2"
     )
 
@@ -132,21 +137,21 @@ def test_a_wish_is_met_or_refused_never_replaced():
 def test_a_model_without_a_path_for_a_kernel_is_never_given_it():
     capped, newest = ("eager", "flash_attention_2"), _machine(capability=(9, 0), flash_attn="2.8.3")
     assert (
-        plan(_machine("cpu"), kernels=capped).attn == "eager"
-        and "soft-capped" in plan(_machine("cpu"), kernels=capped).reasons["attn"]
+        plan_device(_machine("cpu"), kernels=capped).attn == "eager"
+        and "soft-capped" in plan_device(_machine("cpu"), kernels=capped).reasons["attn"]
     )
     assert (
-        plan(newest, kernels=capped).attn == "flash_attention_2"
-        and plan(newest, kernels=("eager", "sdpa")).attn == "sdpa"
+        plan_device(newest, kernels=capped).attn == "flash_attention_2"
+        and plan_device(newest, kernels=("eager", "sdpa")).attn == "sdpa"
     )
     for attn, kernels in (("sdpa", capped), ("flash_attention_2", ("eager", "sdpa"))):
         with pytest.raises(UserError) as caught:
-            plan(newest, attn=attn, kernels=kernels)
+            plan_device(newest, attn=attn, kernels=kernels)
         assert caught.value.where == "model.attn" and "eager" in caught.value.allowed
 
 
 def test_engines_by_facts():
-    chosen = lambda engine, **facts: plan(_machine(**facts), engine=engine).engine
+    chosen = lambda engine, **facts: plan_device(_machine(**facts), engine=engine).engine
     assert [
         chosen("auto", capability=c, triton="3.6")
         for c in ((7, 5), (8, 0), (8, 9), (9, 0), (12, 0))
@@ -169,11 +174,11 @@ def test_engines_by_facts():
         with pytest.raises(UserError) as caught:
             chosen(engine, **facts)
         assert words in str(caught.value)
-    assert "triton" in plan(_machine(capability=(9, 0))).reasons["engine"]
-    stored8 = plan(_machine(capability=(9, 0), triton="3.6"), quantize="fp8")
+    assert "triton" in plan_device(_machine(capability=(9, 0))).reasons["engine"]
+    stored8 = plan_device(_machine(capability=(9, 0), triton="3.6"), quantize="fp8")
     assert stored8.engine == "reference" and "reference engine only" in stored8.reasons["engine"]
     with pytest.raises(UserError, match="fp8"):
-        plan(_machine(capability=(9, 0), triton="3.6"), quantize="fp8", engine="fused")
+        plan_device(_machine(capability=(9, 0), triton="3.6"), quantize="fp8", engine="fused")
 
 
 def test_the_whole_table_of_machines():
@@ -185,7 +190,7 @@ def test_the_whole_table_of_machines():
         "H200": ((9, 0), "bfloat16", "flash_attention_2"),
     }
     for name, (capability, dtype, attn) in rows.items():
-        made = plan(replace(_machine(capability=capability, flash_attn="2.8.3"), name=name))
+        made = plan_device(replace(_machine(capability=capability, flash_attn="2.8.3"), name=name))
         assert (
             made.device,
             made.dtype,
@@ -199,7 +204,7 @@ def test_the_whole_table_of_machines():
             and name in made.reasons["device"]
         )
     for kind in ("cpu", "mps"):
-        made = plan(_machine(kind, flash_attn="2.8.3"))
+        made = plan_device(_machine(kind, flash_attn="2.8.3"))
         assert (made.device, made.compute_dtype, made.attn, made.quantize) == (
             kind,
             "float32",
@@ -211,13 +216,15 @@ def test_the_whole_table_of_machines():
 def test_words_and_libraries_that_are_missing():
     for wrong in ({"quantize": "int3"}, {"attn": "flash"}, {"engine": "warp"}):
         with pytest.raises(UserError) as caught:
-            plan(_machine("cpu"), **wrong)
+            plan_device(_machine("cpu"), **wrong)
         assert next(iter(wrong.values())) in str(caught.value) and "allowed" in str(caught.value)
     with pytest.raises(UserError, match="needs bitsandbytes"):
-        plan(_machine("cpu", bitsandbytes=None))
+        plan_device(_machine("cpu", bitsandbytes=None))
     for quantize in ("none", "fp8"):
-        assert plan(_machine("cpu", bitsandbytes=None), quantize=quantize).quantize == quantize
-    assert all(value is not None for value in vars(plan(probe(), quantize="none")).values())
+        assert (
+            plan_device(_machine("cpu", bitsandbytes=None), quantize=quantize).quantize == quantize
+        )
+    assert all(value is not None for value in vars(plan_device(probe(), quantize="none")).values())
 
 
 def _by_hand(c, qkv_bias):
@@ -251,15 +258,15 @@ def test_parameters_agree_with_arithmetic_by_hand():
         tie_word_embeddings=True,
     )
     for config, bias in ((big, 0), (small, 1)):
-        assert sum(p.numel() for p in skeleton(config).parameters()) == _by_hand(config, bias)
+        assert sum(p.numel() for p in meta_model(config).parameters()) == _by_hand(config, bias)
     assert _by_hand(big, 0) == 8_030_261_248  # the published size of Llama 3 8B
-    assert all(p.device.type == "meta" for p in skeleton(big).parameters())
+    assert all(p.device.type == "meta" for p in meta_model(big).parameters())
 
 
 def test_recipe_so_far():
-    made = plan(
+    made = plan_device(
         _machine(capability=(7, 5)),
-        **parse("model: {quantize: nf4, attn: auto, engine: auto}")[0]["model"],
+        **parse_yaml("model: {quantize: nf4, attn: auto, engine: auto}")[0]["model"],
     )
     assert (made.quantize, made.attn, made.engine) == ("nf4", "sdpa", "reference")
 

@@ -122,7 +122,7 @@ def test_different_items_are_refused():
 def test_table_says_all_figures():
     a, b = _result([1] * 10 + [0] * 10), _result([1] * 18 + [0] * 2)
     console = Console(width=100, file=io.StringIO(), force_jupyter=False)
-    console.print(table(compare(a, b), a, b, ("base", "tuned")))
+    console.print(comparison_table(compare(a, b), a, b, ("base", "tuned")))
     text = " ".join(console.file.getvalue().split())
     for words in (
         "exact match on 20 items",

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtrainer.data.loss_mask import encode, render
 from llmtrainer.data.synthetic import problems
-from llmtrainer.recipe import RecipeError, UserError, load
+from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
@@ -27,7 +27,7 @@ def _model():
 
 
 def test_recipe_so_far():
-    section = load(
+    section = load_recipe(
         Eval,
         {"tasks": ["word_problems", "gsm8k"], "data_dir": None, "require": {"gsm8k": 0.4}},
         ["limit=100"],
@@ -39,7 +39,7 @@ def test_recipe_so_far():
         {"limit": 0},
     ):
         with pytest.raises(RecipeError):
-            load(Eval, values)
+            load_recipe(Eval, values)
 
 
 def test_items_are_known_by_their_question():

@@ -51,7 +51,9 @@ def test_every_policy_has_the_gradients_of_keeping_to_the_bit(policy, count, fro
     for p in model.get_input_embeddings().parameters():
         p.requires_grad_(not frozen)  # as under adapters
     known = step(model)
-    assert arrange(model.model.layers, policy, count) == (3 if count is None else count)
+    assert apply_activation_checkpointing(model.model.layers, policy, count) == (
+        3 if count is None else count
+    )
     for _ in range(passes):  # a second step meets the buffers of the first
         loss, grads = step(model)
         assert (
@@ -59,7 +61,7 @@ def test_every_policy_has_the_gradients_of_keeping_to_the_bit(policy, count, fro
             and len(grads) == len(known[1])
             and all(torch.equal(a, b) for a, b in zip(grads, known[1]))
         )
-    disarrange(model.model.layers)
+    remove_activation_checkpointing(model.model.layers)
     assert all("forward" not in layer.__dict__ for layer in model.model.layers)
 
 
@@ -78,7 +80,7 @@ def test_less_is_left_behind_and_nothing_stays_in_the_store(monkeypatch):
     monkeypatch.setattr(
         HostStore, "__init__", lambda self, device: (make(self, device), stores.append(self))[0]
     )
-    arrange(model.model.layers, "offload")
+    apply_activation_checkpointing(model.model.layers, "offload")
     lean, loss = saved(model)
     assert lean < whole / 2 and len(stores[0].held) == 3
     loss.backward()
@@ -92,17 +94,17 @@ def test_another_family_has_other_names_and_the_same_layers():
     ).train()  # its list is called h; with dropout
     known = step(model)
     for policy in ("recompute", "offload"):
-        assert arrange(layers_of(model), policy) == 2
+        assert apply_activation_checkpointing(decoder_layers(model), policy) == 2
         loss, grads = step(model)
         assert loss == known[0] and all(torch.equal(a, b) for a, b in zip(grads, known[1]))
-        disarrange(layers_of(model))
+        remove_activation_checkpointing(decoder_layers(model))
     with pytest.raises(UserError, match="train.activations=keep"):
-        arrange(layers_of(torch.nn.Linear(2, 2)), "recompute")
+        apply_activation_checkpointing(decoder_layers(torch.nn.Linear(2, 2)), "recompute")
 
 
 def test_no_gradient_no_second_computation():
     model, calls = small(), []
-    arrange(model.model.layers, "recompute")
+    apply_activation_checkpointing(model.model.layers, "recompute")
     for layer in model.model.layers:
         layer.self_attn.register_forward_hook(lambda *a: calls.append(1))
     with torch.no_grad():
@@ -124,7 +126,7 @@ def test_offloading_on_a_gpu_is_keeping():
         return torch.cuda.max_memory_allocated(), [p.grad.clone() for p in model.parameters()]
 
     peak, known = run()
-    arrange(model.model.layers, "offload")
+    apply_activation_checkpointing(model.model.layers, "offload")
     for _ in range(3):
         lean, grads = run()
         assert lean < peak and all(
@@ -139,7 +141,7 @@ def test_offloading_on_a_gpu_is_keeping():
     budget=st.integers(1, 2 * 10**12),
 )
 def test_what_is_chosen_fits_and_one_layer_less_would_not(lean, more, layers, budget):
-    policy, n = choose(lean + more, lean, layers, budget)
+    policy, n = choose_policy(lean + more, lean, layers, budget)
     peak = lambda count: lean + more - more * count / layers
     if policy == "keep":
         assert lean + more <= budget and n == 0

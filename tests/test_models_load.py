@@ -9,7 +9,7 @@ from llmtrainer.models.load import (
     Tokenizer,
     UserError,
     json,
-    plan,
+    plan_device,
     probe,
     torch,
 )
@@ -50,19 +50,19 @@ def made_of(*tokens):
 
 def test_pad_is_reserved_before_it_is_new_and_never_the_end():
     assert (
-        give_pad(made_of("a", "</s>", "<|reserved_special_token_0|>", "<unk>"))
+        ensure_pad_token(made_of("a", "</s>", "<|reserved_special_token_0|>", "<unk>"))
         == "<|reserved_special_token_0|>"
     )
-    assert give_pad(made_of("<unk>", "</s>")) == "<unk>"
+    assert ensure_pad_token(made_of("<unk>", "</s>")) == "<unk>"
     new = made_of("a", "</s>")
-    assert give_pad(new) == "<|pad|>" and len(new) == 3
+    assert ensure_pad_token(new) == "<|pad|>" and len(new) == 3
     assert (
         new.pad_from == "added to its vocabulary"
-        and (give_pad(old := made_of("<unk>", "</s>")), old.pad_from)[1]
+        and (ensure_pad_token(old := made_of("<unk>", "</s>")), old.pad_from)[1]
         == "reserved in its vocabulary"
     )
     for t in (new, made_of("<unk>", "</s>")):
-        assert (give_pad(t), t.pad_token_id != t.eos_token_id)[1]
+        assert (ensure_pad_token(t), t.pad_token_id != t.eos_token_id)[1]
 
 
 import shutil
@@ -70,7 +70,7 @@ import shutil
 
 def test_fingerprint_follows_the_bytes(tmp_path):
     folder = tmp_path / "copy"
-    shutil.copytree(resolve("tiny:base"), folder)
+    shutil.copytree(resolve_base("tiny:base"), folder)
     same = fingerprint(str(folder))["sha256"]
     assert same == fingerprint("tiny:base")["sha256"]
     data = bytearray((folder / "model.safetensors").read_bytes())
@@ -79,7 +79,7 @@ def test_fingerprint_follows_the_bytes(tmp_path):
     assert fingerprint(str(folder))["sha256"] != same
 
 
-def refusal(base, ask=resolve):
+def refusal(base, ask=resolve_base):
     try:
         ask(base)
     except UserError as error:
@@ -95,13 +95,13 @@ def test_every_wrong_name_is_explained(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    for ask in (fingerprint, lambda base: load_model(Model(base=base), plan(probe()))):
+    for ask in (fingerprint, lambda base: load_model(Model(base=base), plan_device(probe()))):
         assert ".safetensors" in refusal(str(tmp_path), ask)
-    assert resolve(str(tmp_path)) == str(
+    assert resolve_base(str(tmp_path)) == str(
         tmp_path
     )  # its configuration can be read: a plan needs no weights
     assert "tiny:base" in refusal("tiny:gpt5")
-    assert resolve("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+    assert resolve_base("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
 
 
 def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
@@ -116,7 +116,7 @@ def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
 
 import random
 import pytest
-from llmtrainer.recipe import RecipeError, UserError, load
+from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 
 CODE = """
@@ -131,7 +131,7 @@ class MyModel(LlamaForCausalLM): config_class = MyConfig
 
 def with_code(folder, **more):
     "A copy of a tiny model whose configuration asks for the Python beside it."
-    shutil.copytree(resolve("tiny:llama"), folder)
+    shutil.copytree(resolve_base("tiny:llama"), folder)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps(
@@ -149,7 +149,7 @@ def with_code(folder, **more):
 
 def test_code_of_a_model_runs_only_when_the_recipe_says_so_twice(tmp_path):
     model = with_code(tmp_path / "strange")
-    for call in (load_config, lambda m: load_model(m, plan(probe(), quantize="none"))):
+    for call in (load_config, lambda m: load_model(m, plan_device(probe(), quantize="none"))):
         with pytest.raises(UserError) as caught:
             call(model)
         assert (
@@ -162,14 +162,14 @@ def test_code_of_a_model_runs_only_when_the_recipe_says_so_twice(tmp_path):
         tmp_path / "known", model_type="llama"
     )  # transformers has a class for it: that one, and no foreign file
     assert (
-        type(load_model(known, plan(probe(), quantize="none"))[0]).__module__.startswith(
+        type(load_model(known, plan_device(probe(), quantize="none"))[0]).__module__.startswith(
             "transformers."
         )
         and not (tmp_path / "mark").exists()
     )
     twice = model.model_copy(update=dict(remote_code=True, trust=model.base))
     assert (
-        type(load_model(twice, plan(probe(), quantize="none"))[0]).__name__ == "MyModel"
+        type(load_model(twice, plan_device(probe(), quantize="none"))[0]).__name__ == "MyModel"
         and (tmp_path / "mark").exists()
     )
 
@@ -195,10 +195,10 @@ def test_the_two_words_must_agree_and_the_commit_must_stand_still():
         (dict(remote_code=True, trust="a/b", revision="main"), "40 hexadecimal"),
     ):
         with pytest.raises(RecipeError) as caught:
-            load(Model, dict(base="a/b") | keys)
+            load_recipe(Model, dict(base="a/b") | keys)
         assert words in str(caught.value)
     assert (
-        load(
+        load_recipe(
             Model, dict(base="a/b", remote_code=True, trust="a/b", revision="0123456789" * 4)
         ).trust
         == "a/b"
@@ -208,13 +208,13 @@ def test_the_two_words_must_agree_and_the_commit_must_stand_still():
 def test_quantised_checkpoints_are_taken_as_they_are_or_refused_with_the_cause(
     tmp_path, monkeypatch
 ):
-    quantised, _ = load_model(Model(base="tiny:llama2"), plan(probe()))
+    quantised, _ = load_model(Model(base="tiny:llama2"), plan_device(probe()))
     quantised.save_pretrained(tmp_path / "nf4")
     load_tokenizer("tiny:llama2").save_pretrained(tmp_path / "nf4")
     ids = torch.arange(4, 30)[None]
     for word in ("none", "nf4"):
         again, _ = load_model(
-            Model(base=str(tmp_path / "nf4"), quantize=word), plan(probe(), quantize=word)
+            Model(base=str(tmp_path / "nf4"), quantize=word), plan_device(probe(), quantize=word)
         )
         with torch.no_grad():
             assert type(again.model.layers[0].mlp.up_proj).__name__ == "Linear4bit" and torch.equal(
@@ -242,22 +242,22 @@ def test_quantised_checkpoints_are_taken_as_they_are_or_refused_with_the_cause(
 
 
 def test_a_format_that_this_machine_cannot_read_is_one_block(tmp_path, monkeypatch):
-    shutil.copytree(resolve("tiny:llama2"), tmp_path / "m")
+    shutil.copytree(resolve_base("tiny:llama2"), tmp_path / "m")
     raw = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(
         json.dumps(raw | dict(quantization_config=dict(quant_method="awq", bits=4, group_size=64)))
     )
     monkeypatch.setattr(
-        "llmtrainer.models.load.importable", lambda name: True
+        "llmtrainer.models.load.is_importable", lambda name: True
     )  # as where the library is there and transformers wants more
     with pytest.raises(UserError, match="stored as awq cannot be loaded here") as caught:
-        load_model(section := Model(base=str(tmp_path / "m"), quantize="none"), make_plan(section))
+        load_model(section := Model(base=str(tmp_path / "m"), quantize="none"), plan_model(section))
     assert "unquantised" in caught.value.fix
 
 
 def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():
     about = {
-        kind: traits(load_config(Model(base=f"tiny:{kind}")))
+        kind: model_traits(load_config(Model(base=f"tiny:{kind}")))
         for kind in ("mistral", "gemma2", "qwen2_moe", "llama3", "phi")
     }
     assert (
@@ -275,9 +275,9 @@ def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():
         load_config(Model(base="tiny:gemma"))
     )
     with pytest.raises(UserError, match="no path"):
-        plan(probe(), attn="sdpa", kernels=capped)
+        plan_device(probe(), attn="sdpa", kernels=capped)
     model, _ = load_model(
-        Model(base="tiny:gemma2", quantize="none"), plan(probe(), "none", kernels=capped)
+        Model(base="tiny:gemma2", quantize="none"), plan_device(probe(), "none", kernels=capped)
     )
     with torch.no_grad():
         for p in model.parameters():
@@ -287,7 +287,7 @@ def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():
 
 def test_sliding_windows_hide_what_lies_before_them():
     model, _ = load_model(
-        Model(base="tiny:mistral", quantize="none"), plan(probe(), quantize="none")
+        Model(base="tiny:mistral", quantize="none"), plan_device(probe(), quantize="none")
     )
     one = torch.arange(4, 304)[None]
     other = one.clone()
@@ -372,18 +372,18 @@ def test_a_slow_tokenizer_is_made_equal_to_its_own_model(tmp_path):
         pieces = pytest.importorskip("sentencepiece").SentencePieceProcessor(
             model_file=str(folder / "tokenizer.model")
         )
-        assert unlike(AutoTokenizer.from_pretrained(folder), pieces), (
+        assert mismatched_probes(AutoTokenizer.from_pretrained(folder), pieces), (
             "the plain conversion is right: the care is not needed any more"
         )
         made = load_tokenizer(str(folder))
         assert (
-            not unlike(made, pieces)
+            not mismatched_probes(made, pieces)
             and made("Tom")["input_ids"][0] == made.bos_token_id
             and made.pad_token == "<unk>"
         )
         made.save_pretrained(folder / "saved")
         again = load_tokenizer(str(folder / "saved"))
-        assert not unlike(again, pieces) and again.pad_token == "<unk>"
+        assert not mismatched_probes(again, pieces) and again.pad_token == "<unk>"
 
 
 @pytest.mark.realdata
@@ -412,21 +412,23 @@ def test_llama_2s_own_tokenizer_is_read_as_sentencepiece_reads_it(realdata, tmp_
 
 def test_a_slow_tokenizer_without_its_library_is_said(tmp_path, monkeypatch):
     folder = slow_model(tmp_path / "slow")
-    monkeypatch.setattr("llmtrainer.models.load.importable", lambda name: False)
+    monkeypatch.setattr("llmtrainer.models.load.is_importable", lambda name: False)
     with pytest.raises(UserError, match="sentencepiece") as caught:
-        from_pieces(load_tokenizer("tiny:base"), folder / "tokenizer.model")
+        tokenizer_from_sentencepiece(load_tokenizer("tiny:base"), folder / "tokenizer.model")
     assert "pip install sentencepiece" in caught.value.fix
 
 
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.tiny import KINDS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 
 def test_nf4_holds_what_bitsandbytes_says_and_costs_a_quarter():
-    a, _ = load_model(Model(base="tiny:base"), plan(probe()))
-    b, _ = load_model(Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none"))
+    a, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
+    b, _ = load_model(
+        Model(base="tiny:base", quantize="none"), plan_device(probe(), quantize="none")
+    )
     linear = [n for n, m in b.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
     assert len(linear) == 35 and all(
         type(a.get_submodule(n)).__name__ == "Linear4bit" for n in linear
@@ -447,22 +449,22 @@ def without(folder, *names):
 
 def test_weights_that_are_missing_are_never_made_up(tmp_path):
     shutil.copytree(
-        resolve("tiny:llama"), tmp_path / "m"
+        resolve_base("tiny:llama"), tmp_path / "m"
     )  # its head is its embedding, and is not missing
     section = Model(base=str(tmp_path / "m"), quantize="none")
-    assert load_model(section, make_plan(section))
+    assert load_model(section, plan_model(section))
     without(tmp_path / "m", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(
         UserError,
         match="1 weights of .* would be random numbers, such as model.layers.1.mlp.up_proj.weight",
     ) as caught:
-        load_model(section, make_plan(section))
+        load_model(section, plan_model(section))
     assert "save_pretrained" in caught.value.fix
 
 
 def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
     hqq = pytest.importorskip("hqq.core.quantize")
-    shutil.copytree(resolve("tiny:llama"), tmp_path / "m")
+    shutil.copytree(resolve_base("tiny:llama"), tmp_path / "m")
     names = [
         n for n in load_file(tmp_path / "m" / "model.safetensors") if n.endswith("_proj.weight")
     ]
@@ -507,7 +509,7 @@ def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
         Model(base="tiny:llama", quantize="none"),
     )
     try:
-        model = load_model(section, make_plan(section))[0]
+        model = load_model(section, plan_model(section))[0]
     except UserError as error:
         assert "14 weights" in str(error) and "stored as hqq" in error.fix
     else:
@@ -515,7 +517,7 @@ def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
         assert (
             F.cosine_similarity(
                 model(ids).logits.flatten(),
-                load_model(plain, make_plan(plain))[0](ids).logits.flatten(),
+                load_model(plain, plan_model(plain))[0](ids).logits.flatten(),
                 dim=0,
             )
             > 0.95
@@ -526,10 +528,12 @@ def test_every_storage_costs_what_it_should_and_stays_near_the_weights():
     ids, sizes, far = torch.tensor([[1, 20, 30, 40, 50]]), {}, {}
     with torch.no_grad():
         exact = load_model(
-            Model(base="tiny:base", quantize="none"), plan(probe(), quantize="none")
+            Model(base="tiny:base", quantize="none"), plan_device(probe(), quantize="none")
         )[0](ids).logits.log_softmax(-1)
     for word in ("nf4", "fp4", "int8", "fp8"):
-        model, _ = load_model(Model(base="tiny:base", quantize=word), plan(probe(), quantize=word))
+        model, _ = load_model(
+            Model(base="tiny:base", quantize=word), plan_device(probe(), quantize=word)
+        )
         sizes[word] = model.get_memory_footprint()
         with torch.no_grad():
             found = model(ids).logits.log_softmax(-1)
@@ -546,11 +550,11 @@ def test_every_storage_costs_what_it_should_and_stays_near_the_weights():
 
 
 def test_a_token_without_a_row_gets_the_mean_of_the_others(tmp_path):
-    shutil.copytree(resolve("tiny:phi"), tmp_path / "m")
+    shutil.copytree(resolve_base("tiny:phi"), tmp_path / "m")
     tokenizer = load_tokenizer("tiny:phi")
     tokenizer.add_tokens(["<new>", "<newer>"])
     tokenizer.save_pretrained(tmp_path / "m")
-    model, tokenizer = load_model(Model(base=str(tmp_path / "m")), plan(probe()))
+    model, tokenizer = load_model(Model(base=str(tmp_path / "m")), plan_device(probe()))
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
         assert (
             len(table) == len(tokenizer)
@@ -558,10 +562,10 @@ def test_a_token_without_a_row_gets_the_mean_of_the_others(tmp_path):
             and torch.equal(table[-1], table[-2])
         )
     assert (
-        "gained 2 rows" in described(model, tokenizer)["vocabulary"]
-        and described(model, tokenizer)["pad token"] == "<|pad|>, its own"
+        "gained 2 rows" in describe_model(model, tokenizer)["vocabulary"]
+        and describe_model(model, tokenizer)["pad token"] == "<|pad|>, its own"
     )
-    again, _ = load_model(Model(base=str(tmp_path / "m")), plan(probe()))
+    again, _ = load_model(Model(base=str(tmp_path / "m")), plan_device(probe()))
     assert torch.equal(
         again.get_input_embeddings().weight, model.get_input_embeddings().weight
     ) and model.config.vocab_size == len(tokenizer)
@@ -579,8 +583,8 @@ def gradient_after(model, evaluations):
 
 
 def test_evaluating_first_does_not_change_the_gradient():
-    fresh, _ = load_model(Model(base="tiny:base"), plan(probe()))
-    used, _ = load_model(Model(base="tiny:base"), plan(probe()))
+    fresh, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
+    used, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
     a, b = gradient_after(fresh, 0), gradient_after(used, 3)
     assert a.norm() > 0 and torch.equal(a, b)
     for layer in used.modules():
@@ -592,7 +596,9 @@ def test_evaluating_first_does_not_change_the_gradient():
 
 
 def test_answers_in_8_bits_come_without_a_warning_for_each_layer(caplog):
-    model, _ = load_model(Model(base="tiny:llama", quantize="int8"), plan(probe(), quantize="int8"))
+    model, _ = load_model(
+        Model(base="tiny:llama", quantize="int8"), plan_device(probe(), quantize="int8")
+    )
     with torch.no_grad():
         model(torch.tensor([[1, 20, 30]]))
     assert not [r for r in caplog.records if r.name.startswith("bitsandbytes")]
@@ -602,7 +608,7 @@ def test_dora_on_8_bits_is_dora_on_the_numbers_they_stand_for():
     ids, found = torch.tensor([[1, 20, 30, 40, 50, 60]]), []
     for plain in (False, True):
         model, _ = load_model(
-            Model(base="tiny:phi", quantize="int8"), plan(probe(), quantize="int8")
+            Model(base="tiny:phi", quantize="int8"), plan_device(probe(), quantize="int8")
         )
         if plain:
             model = dequantize(model)
@@ -629,10 +635,10 @@ def test_unquantised_equals_transformers_for_every_architecture():
     for kind in KINDS:
         section = Model(base=f"tiny:{kind}", quantize="none")
         ours, tokenizer = load_model(
-            section, plan(probe(), "none", kernels=attention_kernels(load_config(section)))
+            section, plan_device(probe(), "none", kernels=attention_kernels(load_config(section)))
         )
         theirs = AutoModelForCausalLM.from_pretrained(
-            resolve(f"tiny:{kind}"), dtype=torch.float32
+            resolve_base(f"tiny:{kind}"), dtype=torch.float32
         ).eval()
         with torch.no_grad():
             assert torch.equal(
@@ -644,10 +650,10 @@ def test_unquantised_equals_transformers_for_every_architecture():
         )
 
 
-from llmtrainer.recipe import load
+from llmtrainer.recipe import load_recipe
 
 
 def test_recipe_section():
-    assert load(Model, {"base": "meta-llama/Meta-Llama-3-8B"}) == Model(
+    assert load_recipe(Model, {"base": "meta-llama/Meta-Llama-3-8B"}) == Model(
         base="meta-llama/Meta-Llama-3-8B", quantize="nf4", engine="auto", attn="auto", revision=None
     )

@@ -5,7 +5,7 @@ from llmtrainer.models.lora import (
     Path,
     UserError,
     fingerprint,
-    no_bars,
+    hide_progress_bars,
     torch,
     warnings,
     write_json,
@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
-from llmtrainer.device import plan, probe
-from llmtrainer.models.load import Model, load_model, make_plan
+from llmtrainer.device import plan_device, probe
+from llmtrainer.models.load import Model, load_model, plan_model
 
 
 IDS = torch.arange(4, 60).reshape(2, 28)
 
 
 def open_tiny(kind="llama", quantize="none"):
-    return load_model(section := Model(base=f"tiny:{kind}", quantize=quantize), make_plan(section))[
-        0
-    ]
+    return load_model(
+        section := Model(base=f"tiny:{kind}", quantize=quantize), plan_model(section)
+    )[0]
 
 
 class Written(torch.nn.Module):
@@ -106,11 +106,11 @@ def test_each_target_must_find_something():
     assert find_targets(model, Adapt(targets=r".*\.1\..*_proj")) == [
         n for n in linear_layers(model) if ".1." in n
     ]
-    assert short(find_targets(model, Adapt(targets="family"))) == ["q_proj", "v_proj"]
+    assert suffixes(find_targets(model, Adapt(targets="family"))) == ["q_proj", "v_proj"]
 
 
 def test_counts_by_kind_add_up_and_know_fused_experts():
-    counts = trainable(adapt_model(open_tiny("mixtral", "nf4"), Adapt(r=4)))
+    counts = count_trainable(adapt_model(open_tiny("mixtral", "nf4"), Adapt(r=4)))
     kinds = {k: v for k, v in counts.items() if k not in ("all", "total", "percent")}
     assert (
         sum(kinds.values()) == counts["all"]
@@ -118,7 +118,7 @@ def test_counts_by_kind_add_up_and_know_fused_experts():
         and "gate" not in kinds
     )
     assert kinds["down_proj"] == 2 * 4 * 4 * (64 + 128)  # layers, experts, rank, in + out
-    dense = trainable(adapt_model(open_tiny(), Adapt(r=2)))
+    dense = count_trainable(adapt_model(open_tiny(), Adapt(r=2)))
     assert abs(dense["percent"] - 100 * dense["all"] / dense["total"]) < 1e-3
 
 
@@ -271,12 +271,20 @@ def test_groups_are_those_of_the_papers_authors():
 
 def test_parts_are_what_their_words_say():
     model = open_tiny()
-    assert part(model, "last-1") == {n for n, _ in model.named_parameters() if ".layers.1." in n}
-    assert part(model, "norms") == {n for n, _ in model.named_parameters() if "norm" in n}
-    assert part(model, "head") == part(model, "embeddings") == {"model.embed_tokens.weight"}
+    assert match_weights(model, "last-1") == {
+        n for n, _ in model.named_parameters() if ".layers.1." in n
+    }
+    assert match_weights(model, "norms") == {n for n, _ in model.named_parameters() if "norm" in n}
+    assert (
+        match_weights(model, "head")
+        == match_weights(model, "embeddings")
+        == {"model.embed_tokens.weight"}
+    )
     one = adapt_model(open_tiny(), Adapt(method="partial", parts=["last-1"]))
-    assert {n for n, p in one.named_parameters() if p.requires_grad} == part(model, "last-1")
-    counts = trainable(adapt_model(open_tiny(), Adapt(method="full")))
+    assert {n for n, p in one.named_parameters() if p.requires_grad} == match_weights(
+        model, "last-1"
+    )
+    counts = count_trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
     for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])):
         refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
@@ -309,7 +317,9 @@ def test_what_is_expected_is_what_comes():
             Adapt(method="partial", parts=["last-1"]),
         ):
             model = open_tiny(kind)
-            assert expected(model.config, section) == trainable(adapt_model(model, section)), (
+            assert expected_trainable(model.config, section) == count_trainable(
+                adapt_model(model, section)
+            ), (
                 kind,
                 section,
             )
@@ -321,18 +331,18 @@ from transformers import Trainer, TrainingArguments
 
 
 def test_words_of_optimisers_are_names_that_transformers_knows():
-    for word, (name, _, _) in OPTIMISERS.items():
+    for word, (name, _, _) in OPTIMIZERS.items():
         assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
-    refused(lambda: optimiser("adam"), "adafactor")
-    refused(lambda: optimiser("galore"), "method: full")
-    refused(lambda: optimiser("paged_adamw8bit", device="cpu"), "GPU")
+    refused(lambda: optimizer_arguments("adam"), "adafactor")
+    refused(lambda: optimizer_arguments("galore"), "method: full")
+    refused(lambda: optimizer_arguments("paged_adamw8bit", device="cpu"), "GPU")
 
 
 @pytest.mark.parametrize("word", ["galore", "apollo"])
 def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(
     word, tmp_path, monkeypatch
 ):
-    pytest.importorskip(OPTIMISERS[word][1])
+    pytest.importorskip(OPTIMIZERS[word][1])
     losses = {}
 
     def run(name, steps, resume=None):
@@ -350,10 +360,10 @@ def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(
         )
         trainer = Trainer(
             adapt_model(open_tiny(), Adapt(method="full")),
-            TrainingArguments(**keys | optimiser(word, Adapt(method="full"))),
+            TrainingArguments(**keys | optimizer_arguments(word, Adapt(method="full"))),
             train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS],
         )
-        with no_bars(True):
+        with hide_progress_bars(True):
             trainer.train(resume_from_checkpoint=resume)
         return [
             h["loss"] for h in trainer.state.log_history if "loss" in h
@@ -363,7 +373,7 @@ def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(
     again = run("again", 8, str(tmp_path / "once" / "checkpoint-4"))
     assert losses[-1] < 0.7 * losses[0] and again[0] == losses
     assert all(torch.equal(t, again[1][name]) for name, t in once.items())
-    monkeypatch.setattr("llmtrainer.models.lora.let_read", lambda *names: None)
+    monkeypatch.setattr("llmtrainer.models.lora.allow_globals", lambda *names: None)
     torch.serialization.clear_safe_globals()
     with pytest.raises(pickle.UnpicklingError, match="Projector"):
         run("not told", 8, str(tmp_path / "once" / "checkpoint-4"))
@@ -416,17 +426,17 @@ def test_a_mixture_is_the_sum_of_corrections():
             )
         model = load_adapters(open_tiny(), {n: str(Path(runs) / n) for n in "ab"})
         alone = logits(load_adapter(open_tiny(), Path(runs) / "b"))
-    assert torch.equal(logits(choose(model, "b")), alone) and not any(
+    assert torch.equal(logits(activate_adapter(model, "b")), alone) and not any(
         p.requires_grad for p in model.parameters()
     )
-    mix(model, dict(a=0.3, b=0.7))
+    combine_adapters(model, dict(a=0.3, b=0.7))
     layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
     assert torch.allclose(
         layer.get_delta_weight("mixed"),
         0.3 * layer.get_delta_weight("a") + 0.7 * layer.get_delta_weight("b"),
         atol=1e-6,
     )
-    refused(lambda: choose(model, "c"), "'c'", "mixed")
+    refused(lambda: activate_adapter(model, "c"), "'c'", "mixed")
 
 
 def test_the_load_is_what_the_router_says():
@@ -483,7 +493,7 @@ def test_an_objective_keeps_the_balance_while_training_and_only_then():
         ),
         dict(tokens=torch.tensor(10)),
     )
-    objective = balanced(model, alone)
+    objective = with_router_loss(model, alone)
     loss, metrics = objective(model, batch)
     assert (
         torch.allclose(loss, expected_loss + metrics["balance"], atol=1e-5)
@@ -494,7 +504,7 @@ def test_an_objective_keeps_the_balance_while_training_and_only_then():
     model.eval()
     assert (
         objective(model, batch)[1]["balance"] == 0
-        and balanced(dense := adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
+        and with_router_loss(dense := adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
     )
 
 
@@ -508,10 +518,10 @@ def test_routers_are_frozen_unless_asked_for():
         and not any(".gate." in n for n in trained)
         and sum("experts" in n for n in trained) == 2 * 2 * 2
     )
-    routed = trainable(adapt_model(open_tiny("mixtral"), Adapt(r=4, routers=True)))
+    routed = count_trainable(adapt_model(open_tiny("mixtral"), Adapt(r=4, routers=True)))
     assert (
         sum(routed[k] for k in routed if k not in ("all", "total", "percent"))
-        > trainable(model)["all"]
+        > count_trainable(model)["all"]
     )
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(variant="dora")), "fused", "q_proj")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(dropout=0.1)), "adapt.dropout")
@@ -545,7 +555,7 @@ def shared_experts():
 
 def test_shared_experts_and_their_gate():
     model = adapt_model(shared_experts(), Adapt(r=4))
-    counts = trainable(model)
+    counts = count_trainable(model)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {"gate_up_proj", "down_proj", "q_proj"} <= set(counts) and any(
         "shared_expert.gate_proj" in n for n in trained
@@ -563,7 +573,7 @@ def test_shared_experts_and_their_gate():
 import pytest
 from llmtrainer.models.generate import Generation, generate
 from llmtrainer.data.synthetic import problems
-from llmtrainer.models.load import dequantize, load_tokenizer, no_bars
+from llmtrainer.models.load import dequantize, load_tokenizer, hide_progress_bars
 from llmtrainer.models.tiny import KINDS, SMALL, make_model
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.merge import merge
@@ -590,7 +600,7 @@ METHODS = {
 def allowed(model, section, name):
     "May this weight move?"
     if section.method == "partial":
-        return name in part(model, "last-1") | part(model, "norms")
+        return name in match_weights(model, "last-1") | match_weights(model, "norms")
     return section.method == "full" or "lora_" in name or ".modules_to_save." in name
 
 
@@ -649,12 +659,12 @@ def check_one(kind, method, quantize, section, folder):
             Model(base=f"tiny:{kind}", quantize=quantize), folder / "adapter", folder / "merged"
         )["max_abs_logit_diff"]
     else:
-        with no_bars(True):
+        with hide_progress_bars(True):
             model.save_pretrained(folder / "model")
         load_tokenizer(f"tiny:{kind}").save_pretrained(folder / "model")
         section = Model(base=str(folder / "model"), quantize="none")
-        with no_bars(True):
-            again, merged = load_model(section, make_plan(section))[0], None
+        with hide_progress_bars(True):
+            again, merged = load_model(section, plan_model(section))[0], None
     shipped = folder / ("merged" if section_is_lora else "model")
     one, two = (
         generate(
@@ -667,7 +677,7 @@ def check_one(kind, method, quantize, section, folder):
             again,
             load_model(
                 Model(base=str(shipped), quantize="none"),
-                make_plan(Model(base=str(shipped), quantize="none")),
+                plan_model(Model(base=str(shipped), quantize="none")),
             )[0],
         )
     )
@@ -782,9 +792,9 @@ def check_packed(folder, inputs=0):
     FOLDER/plain; `inputs`: what rounding those does to a logit."""
     section, wide = (
         Model(base=str(folder / "packed"), quantize="none"),
-        lambda name: load_model(s := Model(base=str(folder / name), quantize="none"), make_plan(s))[
-            0
-        ],
+        lambda name: load_model(
+            s := Model(base=str(folder / name), quantize="none"), plan_model(s)
+        )[0],
     )
     model, plain = wide("packed"), wide("plain")
     base = logits(model)
@@ -794,7 +804,7 @@ def check_packed(folder, inputs=0):
     ), "other weights, and nearly the same"
     assert torch.allclose(logits(dequantize(wide("packed"))), base, atol=2e-3 + inputs)
     adapted = adapt_model(model, Adapt(r=4))
-    counts = trainable(adapted)
+    counts = count_trainable(adapted)
     assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(
         p.numel() for p in plain.parameters()
     )
@@ -830,7 +840,7 @@ def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, mo
     work.save(str(tmp_path / "packed"))
     check_packed(tmp_path)
     model = lambda: load_model(
-        s := Model(base=str(tmp_path / "packed"), quantize="none"), make_plan(s)
+        s := Model(base=str(tmp_path / "packed"), quantize="none"), plan_model(s)
     )[0]
     for variant in ("dora", "loftq"):
         refused(lambda: adapt_model(model(), Adapt(variant=variant)), "unquantised")
@@ -893,11 +903,11 @@ def test_an_adapter_on_weights_of_torchao(how, inputs, tmp_path):
     check_packed(tmp_path, inputs)
 
 
-from llmtrainer.recipe import RecipeError, load
+from llmtrainer.recipe import RecipeError, load_recipe
 
 
 def test_recipe_section():
-    assert load(Adapt, {}) == Adapt(
+    assert load_recipe(Adapt, {}) == Adapt(
         method="lora", r=16, alpha=32, targets="all-linear", variant=None, dropout=0.0
     )
     for bad, faults, words in (
@@ -910,7 +920,7 @@ def test_recipe_section():
         ({"rank": 8}, 1, "rank"),
     ):
         try:
-            load(Adapt, bad)
+            load_recipe(Adapt, bad)
         except RecipeError as error:
             assert len(error.faults) == faults and words in str(error) and error.exit_code == 2, (
                 str(error)

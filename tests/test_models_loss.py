@@ -74,19 +74,19 @@ def test_a_bucket_wastes_at_most_a_quarter_beyond_the_smallest(n):
     assert n <= bucket(n) < max(n + 64, 1.25 * n) and bucket(bucket(n)) == bucket(n)
 
 
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model
 
 
 def test_a_head_that_is_more_than_a_matrix_is_found_out():
-    model = load_model(Model(base="tiny:llama", quantize="none"), plan(probe(), "none"))[0]
-    assert head_of(model) == (1.0, None)
+    model = load_model(Model(base="tiny:llama", quantize="none"), plan_device(probe(), "none"))[0]
+    assert head_scaling(model) == (1.0, None)
     model.config.final_logit_softcapping = (
         5.0  # what the configuration says, and the model does not do
     )
-    with pytest.raises(Unfit):
-        head_of(model)
+    with pytest.raises(Unsupported):
+        head_scaling(model)
     model.config.final_logit_softcapping = None
     model.get_output_embeddings().register_forward_hook(lambda module, args, out: out + 0.5)
-    with pytest.raises(Unfit):
-        head_of(model)
+    with pytest.raises(Unsupported):
+        head_scaling(model)

@@ -27,8 +27,8 @@ def quantised(n, k, nested=True, block=64, device="cpu", seed=0):
 
 def numbers_of(layer):
     "A layer's weights by the plain version."
-    one = frozen(layer, fp8=False)
-    return matrix(one.stored, one.shape, None, False, torch.float32)
+    one = freeze_weight(layer, fp8=False)
+    return dequantized_matrix(one.stored, one.shape, None, False, torch.float32)
 
 
 def test_plain_dequantisation_is_bitsandbytes_own():
@@ -40,14 +40,15 @@ def test_plain_dequantisation_is_bitsandbytes_own():
         (300, 64, True, 64),
     ):
         layer, _ = quantised(n, k, nested, block)
-        one = frozen(layer, fp8=False)
+        one = freeze_weight(layer, fp8=False)
         assert torch.allclose(
             numbers_of(layer),
             bnb.dequantize_4bit(layer.weight, layer.weight.quant_state),
             atol=1e-8,
         )
         assert torch.equal(
-            matrix(one.stored, one.shape, None, True, torch.float32), numbers_of(layer).t()
+            dequantized_matrix(one.stored, one.shape, None, True, torch.float32),
+            numbers_of(layer).t(),
         )
 
 
@@ -78,12 +79,14 @@ def test_every_shape_comes_back_within_half_a_step_of_nf4(n, k, nested):
 @settings(max_examples=80, deadline=None)
 def test_the_kernel_gives_what_the_plain_version_gives(n, k, nested, block, transpose, fp8):
     layer, _ = quantised(n, 2 * k, nested, block, "cuda", seed=n + k)
-    one = frozen(layer, fp8=False)
-    both = join([one, frozen(quantised(2 * n, 2 * k, nested, block, "cuda", seed=n)[0], fp8=False)])
+    one = freeze_weight(layer, fp8=False)
+    both = stack_weights(
+        [one, freeze_weight(quantised(2 * n, 2 * k, nested, block, "cuda", seed=n)[0], fp8=False)]
+    )
     known = torch.cat(
         [
             dequantize_plain(p[0], p[1], p[2:], None, r, 2 * k, *both.shape[1:3])
-            for p, r in zip(each(both.stored, 2), (n, 2 * n))
+            for p, r in zip(split_stored(both.stored, 2), (n, 2 * n))
         ]
     )
     rows = known.abs().amax(1).clamp(min=TINY) / F8_MAX if fp8 else None
@@ -111,7 +114,7 @@ def test_the_kernel_gives_what_the_plain_version_gives(n, k, nested, block, tran
 def test_fp8_products_keep_two_digits_whatever_the_size(m, n, k, size, outlier, zero):
     layer, _ = quantised(16 * n, 16 * k, seed=m)
     w = numbers_of(layer)
-    one = frozen(layer, fp8=True)
+    one = freeze_weight(layer, fp8=True)
     x, g = torch.randn(m, 16 * k) * 10**size, torch.randn(m, 16 * n) * 10**size
     if outlier:
         x[0, 3] *= 1000
@@ -123,13 +126,13 @@ def test_fp8_products_keep_two_digits_whatever_the_size(m, n, k, size, outlier, 
         (x, False, x.double() @ w.double().t()),
         (g, True, g.double() @ w.double()),
     ):
-        y = product(a, one.stored, one.shape, one.rows, back).double()
+        y = matmul_stored(a, one.stored, one.shape, one.rows, back).double()
         size_of = a.double().abs() @ (w.double().abs() if back else w.double().abs().t())
         assert torch.isfinite(y).all() and ((y - known).abs() <= 0.13 * size_of + 1e-12).all()
 
 
 def test_a_number_that_is_none_stays_visible_in_fp8():
-    values, scale = to_fp8(torch.tensor([[1.0, float("nan")], [2.0, -2.0]]))
+    values, scale = quantize_fp8(torch.tensor([[1.0, float("nan")], [2.0, -2.0]]))
     assert (values.float() * scale)[0].isnan().any() and (values.float() * scale)[1].tolist() == [
         2.0,
         -2.0,
@@ -142,7 +145,7 @@ def problem(n, k, m, r, nested=True, apart=False, fp8=False, size=1.0):
     torch.manual_seed(n + k + m)
     sizes, scales = ([n], [2.0]) if apart else ([n, 16 if fp8 else 3, 2 * n], [2.0, 0.3, 1.0])
     layers = [quantised(rows, k, nested, seed=i)[0] for i, rows in enumerate(sizes)]
-    w = join([frozen(layer, fp8) for layer in layers])
+    w = stack_weights([freeze_weight(layer, fp8) for layer in layers])
     x, g = torch.randn(m, k), torch.randn(m, sum(sizes))
     A, B = (
         [torch.randn(r + i, k) / (k**0.5 if fp8 else 1) for i in range(len(sizes))],
@@ -161,9 +164,9 @@ def problem(n, k, m, r, nested=True, apart=False, fp8=False, size=1.0):
 
 
 def both(w, scales, x, dropped, g, A, B, weights):
-    "(output and gradients by `lora_product`, the same by the formula in float64)."
+    "(output and gradients by `lora_linear`, the same by the formula in float64)."
     leaves = [t.requires_grad_() for t in ([x] if dropped is None else [x, dropped]) + A + B]
-    y = lora_product(x, dropped, tuple(scales), w, A, B)
+    y = lora_linear(x, dropped, tuple(scales), w, A, B)
     exact = [t.detach().double().requires_grad_() for t in leaves]
     x_, inner, a, b = (
         exact[0],
@@ -290,7 +293,7 @@ def test_nothing_overflows_when_the_adapter_is_all():
 @settings(max_examples=100, deadline=None)
 def test_two_halves_are_the_number(values):
     v = torch.tensor(values)
-    high, low = (t.float() for t in halves(v))
+    high, low = (t.float() for t in split_fp8(v))
     assert (
         (high + low - v).abs() <= v.abs() / 256 + 2**-9
     ).all()  # each is off by half of the least step, 1/512
@@ -315,8 +318,8 @@ def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, sca
     reach = torch.rand(r) / 10
     given_ = x, thin, reach, rows, row_scale(x, thin, reach, rows)
     (x8, h), (known8, known) = (
-        round_rows(*(None if t is None else t.cuda() for t in given_)),
-        round_rows(*given_),
+        quantize_rows(*(None if t is None else t.cuda() for t in given_)),
+        quantize_rows(*given_),
     )
     near = lambda a, b: (
         torch.allclose(a.float().cpu(), b.float(), rtol=0.13, atol=2**-8)
@@ -328,16 +331,19 @@ def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, sca
     assert torch.allclose(
         h.float().cpu(), known.float(), atol=0.02 * known.abs().max().item()
     ) and near(x8[:, : 16 * k], known8[:, : 16 * k])
-    v, out = h.float().cpu() * reach / given_[4], torch.empty(m, room(r), dtype=F8, device="cuda")
+    v, out = (
+        h.float().cpu() * reach / given_[4],
+        torch.empty(m, adapter_columns(r), dtype=F8, device="cuda"),
+    )
     assert (
         torch.allclose(whole(x8[:, 16 * k :], True), v, rtol=1 / 128, atol=2**-8)
         and (x8[:, 16 * k + 3 * r :].float() == 0).all()
     )
     t = torch.randn(m, r).bfloat16()
-    tail_to(out, t.cuda(), reach.cuda(), given_[4].cuda() * 10, inputs)
+    write_tail(out, t.cuda(), reach.cuda(), given_[4].cuda() * 10, inputs)
     assert torch.allclose(
         whole(out, inputs),
-        whole(tail(t, reach, given_[4] * 10, inputs), inputs),
+        whole(adapter_tail(t, reach, given_[4] * 10, inputs), inputs),
         rtol=1 / 64,
         atol=2**-8,
     )
@@ -366,11 +372,11 @@ def layer_on(device, fp8):
             torch.randn(1024, 16) / 50,
         )
     ]
-    y = lora_product(
+    y = lora_linear(
         leaves[0].bfloat16(),
         None,
         (2.0, 2.0),
-        join([frozen(layer, fp8) for layer in layers]),
+        stack_weights([freeze_weight(layer, fp8) for layer in layers]),
         leaves[1:3],
         leaves[3:],
     )

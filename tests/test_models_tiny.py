@@ -22,7 +22,7 @@ def test_tokenizer_is_lossless_and_splits_digits():
 def test_windows_start_with_a_document_and_repeat_by_seed():
     tok = make_tokenizer(documents(300))
     stream, starts = token_stream(tok, list(documents(300)))
-    draw = lambda: windows(stream, starts, 16, 32, torch.Generator().manual_seed(7))
+    draw = lambda: sample_windows(stream, starts, 16, 32, torch.Generator().manual_seed(7))
     assert draw().shape == (16, 33) and draw().dtype == torch.int64
     assert (draw()[:, 0] == tok.bos_token_id).all() and torch.equal(draw(), draw())
     assert int((stream == tok.eos_token_id).sum()) == 300
@@ -76,10 +76,12 @@ def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights():
 
 
 def test_the_shipped_base_can_do_its_arithmetic_and_an_untrained_one_cannot():
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny("base"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_folder("base"))
     assert (
         plain_accuracy(
-            AutoModelForCausalLM.from_pretrained(tiny("base"), dtype=torch.float32), tokenizer, 50
+            AutoModelForCausalLM.from_pretrained(tiny_folder("base"), dtype=torch.float32),
+            tokenizer,
+            50,
         )
         >= 0.96
     )
@@ -94,10 +96,10 @@ from llmtrainer.run import read_json
 def test_base_in_small_and_its_hash(tmp_path):
     folder = tmp_path
     made = make_base(folder / "small", n=300, steps=1, batch=4)
-    assert made["parameters"] > 3_000_000 and check_base(folder / "small") == made
+    assert made["parameters"] > 3_000_000 and check_shipped_base(folder / "small") == made
     (folder / "small" / "config.json").write_text("{}")
     try:
-        check_base(folder / "small")
+        check_shipped_base(folder / "small")
     except UserError as error:
         assert "config.json" in str(error)
     else:
@@ -105,7 +107,7 @@ def test_base_in_small_and_its_hash(tmp_path):
 
 
 def test_shipped_base_is_the_one_described():
-    made = check_base()
+    made = check_shipped_base()
     assert sum(f.stat().st_size for f in BASE.iterdir()) < 8_000_000
     assert 2_000_000 <= made["parameters"] <= 5_000_000
     assert made["plain_accuracy"] >= 0.95 and made["seed"] == 0
@@ -114,7 +116,10 @@ def test_shipped_base_is_the_one_described():
 
 def test_untrained_models_are_made_once_and_load():
     for kind in KINDS:
-        folder = tiny(kind)
+        folder = tiny_folder(kind)
         stamp = (folder / "model.safetensors").stat().st_mtime_ns
-        assert tiny(kind) == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
+        assert (
+            tiny_folder(kind) == folder
+            and (folder / "model.safetensors").stat().st_mtime_ns == stamp
+        )
         assert read_json(folder / "config.json")["model_type"] == KINDS[kind][0]

@@ -11,7 +11,6 @@ from llmtrainer.pipeline import (
     UserError,
     fingerprint,
     json,
-    load,
     load_tokenizer,
     problems,
     sys,
@@ -36,11 +35,11 @@ from pathlib import Path
 from transformers import LlamaConfig
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.generate import generate
-from llmtrainer.models.load import fingerprint, resolve
-from llmtrainer.device import Machine, plan
-from llmtrainer.recipe import commented, dump
+from llmtrainer.models.load import fingerprint, resolve_base
+from llmtrainer.device import Machine, plan_device
+from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
-from llmtrainer.train.checkpoints import newest
+from llmtrainer.train.checkpoints import newest_checkpoint
 
 
 LEAST = {"model": {"base": "tiny:base"}, "data": {"train": "train.jsonl"}}
@@ -85,7 +84,7 @@ launch: {gpus: 1, nodes: 1, strategy: ddp}
     assert read_recipe(tmp_path / "a.yaml") == read_recipe(
         {"model": {"base": "meta-llama/Llama-3.1-8B"}, "data": {"train": "train.jsonl"}}
     )
-    (tmp_path / "b.yaml").write_text(commented(Recipe))
+    (tmp_path / "b.yaml").write_text(commented_recipe(Recipe))
     assert read_recipe(tmp_path / "b.yaml") == read_recipe(tmp_path / "a.yaml")
 
 
@@ -179,7 +178,7 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path, monkeypatch):
 
     def chosen(gib):
         monkeypatch.setattr("llmtrainer.pipeline.probe", lambda: machine(gib))
-        return choose_activations(recipe, config, plan(machine(gib), "nf4", engine="fused"))
+        return choose_activations(recipe, config, plan_device(machine(gib), "nf4", engine="fused"))
 
     machine = lambda gib: Machine(
         "cuda", "a GPU", (9, 0), gib * 2**30, 1, {"bitsandbytes": "0", "triton": "3"}
@@ -190,7 +189,9 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path, monkeypatch):
         "the more memory, the fewer layers compute again"
     )
     assert choose_activations(
-        read_recipe(recipe.model_dump(), ["train.activations=offload"]), config, plan(machine(1000))
+        read_recipe(recipe.model_dump(), ["train.activations=offload"]),
+        config,
+        plan_device(machine(1000)),
     ) == ("offload", None)
 
 
@@ -335,7 +336,9 @@ def test_a_streamed_run_counts_every_row_and_needs_its_last_step_named(tmp_path)
         run.read("data.json")["rows"] == dict(read=120, kept=120, rejected=0, reasons={})
         and run.adapter.is_dir()
     )
-    place = json.loads((newest(run.checkpoints)[0] / "progress.json").read_text())["data"]
+    place = json.loads((newest_checkpoint(run.checkpoints)[0] / "progress.json").read_text())[
+        "data"
+    ]
     assert place["epoch"] >= 1 and place["tally"]["read"] == 120
 
 
@@ -464,7 +467,7 @@ def test_eva_sees_the_training_data(tmp_path):
 
 
 def test_a_run_keeps_to_the_base_it_began_with(tmp_path, monkeypatch):
-    shutil.copytree(resolve("tiny:llama"), tmp_path / "base")
+    shutil.copytree(resolve_base("tiny:llama"), tmp_path / "base")
     recipe = small_job(tmp_path, base=str(tmp_path / "base"))
     run = train(recipe, tmp_path / "run", quiet=True)
     shutil.rmtree(run.adapter)  # as if it had been stopped before the end
@@ -480,7 +483,7 @@ def hub_with(folder, monkeypatch, **commits):
     last one is main."""
     repository = folder / "models--org--m"
     for commit, kind in commits.items():
-        shutil.copytree(resolve(f"tiny:{kind}"), repository / "snapshots" / (commit * 40))
+        shutil.copytree(resolve_base(f"tiny:{kind}"), repository / "snapshots" / (commit * 40))
     (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / "main").write_text(list(commits)[-1] * 40)
     for module in ("huggingface_hub.constants", "transformers.utils.hub"):
@@ -524,7 +527,7 @@ def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_pa
         open_model(str(run.path), tuned=False)[0], "peft_config"
     )
     assert open_model("tiny:base")[1].chat_template
-    shutil.copytree(resolve("tiny:llama"), tmp_path / "bare")
+    shutil.copytree(resolve_base("tiny:llama"), tmp_path / "bare")
     (tmp_path / "bare" / "chat_template.jinja").unlink()
     assert (
         load_tokenizer(str(tmp_path / "bare")).chat_template is None
@@ -558,9 +561,9 @@ def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_pa
         raise AssertionError("it invented a result")
     low = stored_result(run, "word_problems")
     assert (
-        missed([low], {"word_problems": 1.01})
-        and not missed([low], {"word_problems": 0.0})
-        and not missed([low], {})
+        unmet_requirements([low], {"word_problems": 1.01})
+        and not unmet_requirements([low], {"word_problems": 0.0})
+        and not unmet_requirements([low], {})
     )
 
 

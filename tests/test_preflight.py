@@ -12,8 +12,8 @@ import torch
 from llmtrainer import preflight as preflight_module
 from llmtrainer.data.prepare import prepare
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import Machine, gpu
-from llmtrainer.models.load import load_tokenizer, resolve
+from llmtrainer.device import Machine, known_gpu
+from llmtrainer.models.load import load_tokenizer, resolve_base
 from llmtrainer.pipeline import read_recipe
 from llmtrainer.recipe import UserError
 
@@ -44,19 +44,19 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     )
     assert roomy["fits"] and roomy["changes"] == [] and roomy["largest_batch_size"] > 100
     assert (
-        "does not fit" in verdict(tight)[0]
-        and "train.activations=recompute" in "".join(verdict(tight))
-        and verdict(roomy)[0].startswith("fits")
+        "does not fit" in format_verdict(tight)[0]
+        and "train.activations=recompute" in "".join(format_verdict(tight))
+        and format_verdict(roomy)[0].startswith("fits")
     )
     assert (
         not tight["fits"]
         and tight["largest_batch_size"] == 0
-        and verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
+        and format_verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
     )
     snug = forecast(recipe, Machine("cpu", "snug", None, 2**29, 1, LIBRARIES))
     assert (
-        verdict(roomy)[0].endswith("that fits is 512 or more")
-        and verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}")
+        format_verdict(roomy)[0].endswith("that fits is 512 or more")
+        and format_verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}")
         and 2 < snug["largest_batch_size"] < 512
     )
     here = forecast(recipe)["time"]
@@ -66,7 +66,7 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
         and here["hours"][0] == pytest.approx(5 * low / 3600)
         and roomy["time"]["seconds_per_step"] is None
     )
-    shutil.copy(Path(resolve("tiny:base")) / "config.json", tmp_path)
+    shutil.copy(Path(resolve_base("tiny:base")) / "config.json", tmp_path)
     assert (
         forecast(
             small(tmp_path, model=dict(base=str(tmp_path))),
@@ -74,7 +74,7 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
         )["bytes"]
         == roomy["bytes"]
     )  # a folder without weights
-    tiny = verdict(forecast(recipe, Machine("cpu", "tiny", None, 2**10, 1, LIBRARIES)))
+    tiny = format_verdict(forecast(recipe, Machine("cpu", "tiny", None, 2**10, 1, LIBRARIES)))
     assert tiny[0].startswith("does not fit") and tiny[-1].startswith(
         "nothing in the recipe makes it fit"
     )
@@ -84,7 +84,7 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
 
 def test_the_advice_is_what_a_recipe_takes_and_then_it_fits(tmp_path):
     machine = Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES)
-    last = verdict(forecast(small(tmp_path), machine))[-1]
+    last = format_verdict(forecast(small(tmp_path), machine))[-1]
     assert last.startswith("together: train.activations=recompute ")
     better = forecast(
         read_recipe(small(tmp_path).model_dump(), last.removeprefix("together: ").split()), machine
@@ -96,7 +96,9 @@ def test_the_advice_is_what_a_recipe_takes_and_then_it_fits(tmp_path):
 
 def test_a_job_is_planned_for_a_gpu_that_is_not_here(tmp_path):
     said = {
-        name: forecast(read_recipe(small(tmp_path).model_dump(), machine=gpu(name)), gpu(name))
+        name: forecast(
+            read_recipe(small(tmp_path).model_dump(), machine=known_gpu(name)), known_gpu(name)
+        )
         for name in ("T4", "H100")
     }
     assert [s["plan"]["engine"] for s in said.values()] == ["reference", "fused"] and [
@@ -104,13 +106,15 @@ def test_a_job_is_planned_for_a_gpu_that_is_not_here(tmp_path):
     ] == ["float16", "bfloat16"]
     assert (
         all(
-            s["time"]["seconds_per_step"] is None and "takes" not in "".join(verdict(s))
+            s["time"]["seconds_per_step"] is None and "takes" not in "".join(format_verdict(s))
             for s in said.values()
         )
         and said["H100"]["memory"] > 5 * said["T4"]["memory"]
     )
     with pytest.raises(UserError, match="capability"):
-        forecast(small(tmp_path, model=dict(base="tiny:base", attn="flash_attention_2")), gpu("T4"))
+        forecast(
+            small(tmp_path, model=dict(base="tiny:base", attn="flash_attention_2")), known_gpu("T4")
+        )
 
 
 def test_the_longest_batch_is_the_longest(tmp_path):
@@ -118,14 +122,14 @@ def test_the_longest_batch_is_the_longest(tmp_path):
         small(tmp_path, data=dict(packing=False)).data, load_tokenizer("tiny:base")
     ).train
     sizes = sorted((len(found[i]["input_ids"]) for i in range(len(found))), reverse=True)
-    assert [len(s["input_ids"]) for s in (longest(found, 3)[i] for i in range(3))] == sizes[
-        :3
-    ] and len(longest(found, 10**6)) == len(found)
+    assert [
+        len(s["input_ids"]) for s in (longest_sequences(found, 3)[i] for i in range(3))
+    ] == sizes[:3] and len(longest_sequences(found, 10**6)) == len(found)
 
 
 def test_a_preflight_tries_everything_and_its_prediction_holds(tmp_path):
     report = preflight(small(tmp_path))
-    assert report["reload_difference"] == 0 and check_flight(report) is None
+    assert report["reload_difference"] == 0 and check_preflight(report) is None
     assert report["rows"]["read"] == 60
     assert report["job_steps"] == 5 and report["seconds_per_step"] > 0
     assert (
@@ -144,14 +148,14 @@ def test_a_preflight_tries_everything_and_its_prediction_holds(tmp_path):
 
 def test_a_stored_adapter_that_is_another_is_found(tmp_path, monkeypatch):
     def broken(recipe, chosen, run):
-        model = reloaded(recipe, chosen, run)
+        model = reload_model(recipe, chosen, run)
         with torch.no_grad():
             next(p for n, p in model.named_parameters() if "lora_B" in n).add_(0.1)
         return model
 
-    monkeypatch.setattr(preflight_module, "reloaded", broken)
+    monkeypatch.setattr(preflight_module, "reload_model", broken)
     with pytest.raises(UserError, match="not the trained one"):
-        check_flight(preflight_module.preflight(small(tmp_path)))
+        check_preflight(preflight_module.preflight(small(tmp_path)))
 
 
 def test_what_would_stop_the_job_stops_the_preflight(tmp_path):

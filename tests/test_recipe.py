@@ -81,9 +81,9 @@ def test_bad_yaml_names_line_and_cause():
         "[" * 5000: "nested too deeply",
     }.items():
         with pytest.raises(UserError) as caught:
-            parse(text)
+            parse_yaml(text)
         assert words in str(caught.value), text
-    assert parse("") == parse("# only a comment") == ({}, {})
+    assert parse_yaml("") == parse_yaml("# only a comment") == ({}, {})
 
 
 class Source(Section):
@@ -123,19 +123,22 @@ class Small(Section):
 
 
 def test_describe_reads_any_annotation_aloud():
-    assert describe(Literal["a"]) == "a" and describe(Literal["a", None]) == "one of a, null"
-    assert describe(Annotated[int, Field(ge=1)] | None) == "a whole number, at least 1 or null"
     assert (
-        describe(dict[str, list[int]]) == "a mapping, each value a list, each item a whole number"
+        describe_type(Literal["a"]) == "a" and describe_type(Literal["a", None]) == "one of a, null"
+    )
+    assert describe_type(Annotated[int, Field(ge=1)] | None) == "a whole number, at least 1 or null"
+    assert (
+        describe_type(dict[str, list[int]])
+        == "a mapping, each value a list, each item a whole number"
     )
     assert (
-        describe(Steps) == "a section with lr, method, max_steps, shuffle, require"
-        and describe(Any) == "anything"
+        describe_type(Steps) == "a section with lr, method, max_steps, shuffle, require"
+        and describe_type(Any) == "anything"
     )
 
 
 def test_nearest_prefers_the_same_word_then_a_similar_one_then_the_description():
-    known = keys(Small)
+    known = recipe_keys(Small)
     expected = {
         "lr": "steps.lr",
         "words.method": "steps.method",
@@ -147,17 +150,17 @@ def test_nearest_prefers_the_same_word_then_a_similar_one_then_the_description()
         "steps.zzz": None,
         "": None,
     }
-    assert {wrong: nearest(wrong, known) for wrong in expected} == expected and nearest(
+    assert {wrong: nearest_key(wrong, known) for wrong in expected} == expected and nearest_key(
         "a", {}
     ) is None
     assert [
-        nearest(f"{place}.ratez", {"a.ratex": Field(), "b.ratey": Field()}) for place in "ab"
+        nearest_key(f"{place}.ratez", {"a.ratex": Field(), "b.ratey": Field()}) for place in "ab"
     ] == ["a.ratex", "b.ratey"]
 
 
 def _faults(values, overrides=()):
     with pytest.raises(RecipeError) as caught:
-        load(Small, values, overrides)
+        load_recipe(Small, values, overrides)
     return {fault.key: fault for fault in caught.value.faults}
 
 
@@ -165,7 +168,7 @@ def test_every_fault_comes_at_once_with_its_place():
     path = Path(tempfile.mkdtemp()) / "bad.yaml"
     path.write_text("words:\n  length: '9'\nsteps:\n  lr: 1\n  lr: -2\n  r: 1\ntop: 1\n")
     with pytest.raises(RecipeError) as caught:
-        load(Small, path, ["steps.method=fulll", "oops"])
+        load_recipe(Small, path, ["steps.method=fulll", "oops"])
     assert {(fault.key, fault.where) for fault in caught.value.faults} == {
         ("words.train", "line 1"),
         ("words.length", "line 2"),
@@ -184,7 +187,7 @@ def test_every_fault_comes_at_once_with_its_place():
 
 
 def _faults_of(kind, value):
-    return check(kind, value, "key")[1]
+    return validate(kind, value, "key")[1]
 
 
 def test_a_fault_says_value_allowed_and_nearest():
@@ -215,15 +218,20 @@ def test_a_fault_says_value_allowed_and_nearest():
 
 def test_overrides_win_and_do_not_touch_the_source():
     values = {"words": {"train": "a"}, "steps": {"lr": 1.0}}
-    small = load(Small, values, ["steps.lr=2e-4", "steps.require.gsm8k=1", "steps.max_steps="])
+    small = load_recipe(
+        Small, values, ["steps.lr=2e-4", "steps.require.gsm8k=1", "steps.max_steps="]
+    )
     assert (
         small.steps.lr == 2e-4
         and small.steps.require == {"gsm8k": 1.0}
         and values["steps"] == {"lr": 1.0}
     )
-    assert load(Small, values, ["words.train=[{path: a}, {path: b}]"]).words.train[1].path == "b"
     assert (
-        load(Small, values, ["steps={lr: 3}", "steps.lr=4.0"]).steps.lr == 4.0
+        load_recipe(Small, values, ["words.train=[{path: a}, {path: b}]"]).words.train[1].path
+        == "b"
+    )
+    assert (
+        load_recipe(Small, values, ["steps={lr: 3}", "steps.lr=4.0"]).steps.lr == 4.0
     )  # the last one wins
     assert _faults(values, ["steps.lr=fast"])["steps.lr"].where == "override steps.lr=fast"
     for wrong, words in {
@@ -247,13 +255,13 @@ def test_files_that_are_not_recipes():
         "recipe.yaml/x": "Not a directory",
     }.items():
         with pytest.raises(UserError) as caught:
-            load(Small, folder / name)
+            load_recipe(Small, folder / name)
         assert words in str(caught.value), name
 
 
 def test_differences_sees_change_addition_and_removal():
-    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
-    assert differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [
+    assert recipe_differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
+    assert recipe_differences({"a": 1, "b": {"c": 2}}, {"a": 3, "b": {}}) == [
         ("a", 1, 3),
         ("b.c", 2, "absent"),
         ("b", "absent", {}),
@@ -261,9 +269,11 @@ def test_differences_sees_change_addition_and_removal():
 
 
 def test_commented_recipe_loads_to_the_defaults():
-    assert load(Small, parse(commented(Small))[0]) == Small(words=Words(train="train.jsonl"))
+    assert load_recipe(Small, parse_yaml(commented_recipe(Small))[0]) == Small(
+        words=Words(train="train.jsonl")
+    )
     for word in ("Learning rate at its peak.", "one of lora, full", "required"):
-        assert word in commented(Small)
+        assert word in commented_recipe(Small)
 
 
 _sources = st.builds(Source, path=st.text(), weight=st.floats(min_value=1e-9, allow_nan=False))
@@ -289,8 +299,8 @@ _smalls = st.builds(
 @given(_smalls)
 @example(Small(words=Words(train="a\x85b", languages=["\u2028", "\ufeff", "2e-4", "\r\n"])))
 def test_round_trip_of_any_values(small):
-    assert load(Small, parse(dump(small))[0]) == small
-    assert load(Small, parse(commented(Small, small))[0]) == small
+    assert load_recipe(Small, parse_yaml(dump_section(small))[0]) == small
+    assert load_recipe(Small, parse_yaml(commented_recipe(Small, small))[0]) == small
 
 
 _junk = st.recursive(
@@ -308,7 +318,7 @@ _junk = st.recursive(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(["words", "steps", "other"]), _junk, max_size=3))
 def test_check_agrees_with_pydantic(values):
-    section, faults = check(Small, values, known=keys(Small))
+    section, faults = validate(Small, values, known=recipe_keys(Small))
     try:
         expected = Small.model_validate_json(json.dumps(values))
     except ValidationError:
@@ -318,9 +328,9 @@ def test_check_agrees_with_pydantic(values):
 
 
 def test_recipe_so_far():
-    small = load(
+    small = load_recipe(
         Small,
-        parse(
+        parse_yaml(
             "words: {train: [{path: a.jsonl, weight: 2}, {path: b.jsonl}], length: 64}\nsteps: {lr:"
             " 2e-4, max_steps: 100}"
         )[0],

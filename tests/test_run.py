@@ -14,7 +14,7 @@ from llmtrainer.run import (
     math,
     metadata,
     os,
-    parse,
+    parse_yaml,
     platform,
     random,
     re,
@@ -411,5 +411,5 @@ def test_a_run_seals_and_verifies_itself(tmp_path):
 
 
 def test_recipe_so_far(tmp_path):
-    toy = Toy.model_validate(parse("lr: 1e-4\nseed: 3")[0])
+    toy = Toy.model_validate(parse_yaml("lr: 1e-4\nseed: 3")[0])
     assert Run.open(tmp_path / "run", toy).recipe["seed"] == 3

@@ -12,11 +12,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from pydantic import Field
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import Section
-from llmtrainer.ship.merge import PROMPTS, merge, quiet
+from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
 
 
 class Rows(Section):
@@ -128,10 +128,10 @@ def test_public_keeps_what_is_public():
         True,
         2e-4,
     ):
-        assert public(value) == value
-    assert public({"a": ["/x/y/z.json", {"b": "~/m"}]}) == {"a": ["z.json", {"b": "m"}]}
-    assert public("x" * 5000 + " /srv/secret/rows.csv") == "x" * 5000 + " rows.csv"
-    assert "ghp_" not in public("token ghp_" + "a" * 36)
+        assert public_value(value) == value
+    assert public_value({"a": ["/x/y/z.json", {"b": "~/m"}]}) == {"a": ["z.json", {"b": "m"}]}
+    assert public_value("x" * 5000 + " /srv/secret/rows.csv") == "x" * 5000 + " rows.csv"
+    assert "ghp_" not in public_value("token ghp_" + "a" * 36)
 
 
 def test_the_hub_can_read_the_header(tmp_path):
@@ -139,7 +139,7 @@ def test_the_hub_can_read_the_header(tmp_path):
         model=Model(base="meta-llama/Llama-3.1-8B"),
         data=Rows(train=["openai/gsm8k:main", "/srv/secret/own.jsonl"]),
     )
-    about = ModelCard(front_matter(facts(small_run(tmp_path / "run", job)))).data.to_dict()
+    about = ModelCard(front_matter(card_facts(small_run(tmp_path / "run", job)))).data.to_dict()
     assert (about["base_model"], about["library_name"], about["datasets"]) == (
         "meta-llama/Llama-3.1-8B",
         "peft",
@@ -154,7 +154,7 @@ def test_the_hub_can_read_the_header(tmp_path):
 
 
 def test_a_table_cannot_be_broken():
-    assert table(["a"], [["x | y\nz"]]) == "| a |\n| --- |\n| x \\| y z |"
+    assert markdown_table(["a"], [["x | y\nz"]]) == "| a |\n| --- |\n| x \\| y z |"
 
 
 def test_losses_are_thinned_and_keep_the_ends():
@@ -163,7 +163,7 @@ def test_losses_are_thinned_and_keep_the_ends():
         dict(step=900, eval_loss="NaN"),
         dict(epoch=1),
     ]
-    rows = losses(lines)
+    rows = sample_losses(lines)
     assert (
         rows[0][0] == 1
         and rows[-1][0] == 1000
@@ -171,19 +171,21 @@ def test_losses_are_thinned_and_keep_the_ends():
         and [900, "0.0011", "NaN"] in rows
         and len(rows) <= 10
     )
-    assert losses([]) == [] and losses([dict(step=1, loss=2.0)]) == [[1, "2.0000", ""]]
+    assert sample_losses([]) == [] and sample_losses([dict(step=1, loss=2.0)]) == [
+        [1, "2.0000", ""]
+    ]
 
 
 def test_what_was_not_measured_is_said(tmp_path):
     run = small_run(tmp_path / "run")
     assert (
-        "No task was evaluated" in card(facts(run))
-        and "Quality on any task: not measured" in card(facts(run))
-        and "neither merged nor exported" in card(facts(run))
+        "No task was evaluated" in card(card_facts(run))
+        and "Quality on any task: not measured" in card(card_facts(run))
+        and "neither merged nor exported" in card(card_facts(run))
     )
     measured(run)
     (run.path / "evals" / "base" / "word_problems.json").unlink()
-    text = card(facts(run))
+    text = card(card_facts(run))
     assert (
         "| word_problems | 256 | not measured | 0.898 (0.848 to 0.948) |" in text
         and "nothing is known about what the training changed" in text
@@ -192,8 +194,8 @@ def test_what_was_not_measured_is_said(tmp_path):
 
 def test_the_snippets_run(tmp_path, monkeypatch):
     run, section = small_run(tmp_path / "run"), Model(base="tiny:base")
-    with quiet():
-        base, tokenizer = load_model(section, plan(probe()))
+    with quiet_libraries():
+        base, tokenizer = load_model(section, plan_device(probe()))
     adapt_model(base, Adapt(r=4)).save_pretrained(run.adapter, save_embedding_layers=False)
     tokenizer.save_pretrained(run.adapter)
     run.write(
@@ -232,6 +234,6 @@ def test_an_almost_empty_run_has_a_card(tmp_path):
 
 
 def test_recipe_so_far(tmp_path):
-    text = card(facts(small_run(tmp_path / "run")))
+    text = card(card_facts(small_run(tmp_path / "run")))
     shown = yaml.safe_load(text[text.index("```yaml") + 7 :].split("```")[0])
     assert shown["model"]["base"] == "tiny:base" and shown["data"]["train"] == "train.jsonl"

@@ -3,11 +3,11 @@ import pytest
 from llmtrainer.ship.export import *
 from llmtrainer.ship.export import (
     AutoTokenizer,
-    Different,
+    MergeMismatch,
     Path,
     UserError,
     np,
-    quiet,
+    quiet_libraries,
     shutil,
     stop_id,
 )
@@ -17,23 +17,23 @@ import functools
 import tempfile
 import onnx_ir
 import pytest
-from llmtrainer.models.tiny import tiny
+from llmtrainer.models.tiny import tiny_folder
 
 
 @functools.cache
 def exported(kind):
     "The ONNX folder of a tiny model, written once."
     folder = Path(tempfile.mkdtemp()) / "onnx"
-    with quiet():
-        model = tiny(kind)
+    with quiet_libraries():
+        model = tiny_folder(kind)
     export_onnx(model, folder)
     return folder
 
 
 def test_a_missing_library_is_named():
-    need_onnx()
+    require_onnx()
     with pytest.raises(UserError, match="needs no_such_library") as caught:
-        need_onnx(("onnx", "no_such_library"))
+        require_onnx(("onnx", "no_such_library"))
     assert caught.value.fix == 'pip install "llmtrainer[export]"'
 
 
@@ -106,17 +106,17 @@ def spoil(folder, by=1.01):
 
 def test_a_changed_weight_fails(tmp_path):
     shutil.copytree(exported("llama"), tmp_path / "onnx")
-    check_parity(tiny("llama"), tmp_path / "onnx", ["Hello"], 8)
+    check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
     spoil(tmp_path / "onnx", 1.5)
-    with pytest.raises(Different, match="is not the model"):
-        check_parity(tiny("llama"), tmp_path / "onnx", ["Hello"], 8)
+    with pytest.raises(MergeMismatch, match="is not the model"):
+        check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "mixtral"])
 def test_architectures(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
     assert OnnxModel(exported(kind)).encode(prompts)[0].shape[1] > 128
-    assert check_parity(tiny(kind), exported(kind), prompts, 6)["same_text"]
+    assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
 
 
 def test_what_is_no_model_is_named(tmp_path):
@@ -134,11 +134,11 @@ def test_what_is_no_model_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["mistral", "qwen"])
 def test_more_architectures(kind):
     assert check_parity(
-        tiny(kind), exported(kind), ["One two three four five six seven. " * 12, "Hi"], 6
+        tiny_folder(kind), exported(kind), ["One two three four five six seven. " * 12, "Hi"], 6
     )["same_text"]
 
 
 def test_recipe_so_far():
     assert OnnxModel(exported("llama")).stops == {
-        stop_id(AutoTokenizer.from_pretrained(tiny("llama")))
+        stop_id(AutoTokenizer.from_pretrained(tiny_folder("llama")))
     }

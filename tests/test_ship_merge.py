@@ -9,7 +9,7 @@ from llmtrainer.ship.merge import (
     load_adapter,
     load_model,
     logging,
-    plan,
+    plan_device,
     probe,
     shutil,
     torch,
@@ -24,14 +24,14 @@ from dataclasses import replace
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.ship.merge import quiet
+from llmtrainer.ship.merge import quiet_libraries
 
 
 def random_adapter(folder, quantize="nf4", strength=0.05, **adapt):
     "An adapter on the small base whose random numbers change its answers, stored in `folder`."
     section = Model(base="tiny:base", quantize=quantize)
-    with quiet():
-        base, tokenizer = load_model(section, plan(probe(), quantize))
+    with quiet_libraries():
+        base, tokenizer = load_model(section, plan_device(probe(), quantize))
     adapted = adapt_model(base, Adapt(r=8, **adapt))
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
@@ -44,7 +44,7 @@ def random_adapter(folder, quantize="nf4", strength=0.05, **adapt):
 
 def test_quiet_hides_chatter_but_no_failure(capsys):
     before = logging.root.manager.disable, is_progress_bar_enabled()
-    with pytest.raises(ValueError) as caught, quiet():
+    with pytest.raises(ValueError) as caught, quiet_libraries():
         print("chatter")
         logging.getLogger("some.library").warning("chatter")
         warnings.warn("chatter")
@@ -65,34 +65,34 @@ def test_kl_is_that_of_torch():
 
 
 def test_padding_is_never_compared():
-    with quiet():
+    with quiet_libraries():
         model, tokenizer = load_model(
-            Model(base="tiny:base", quantize="none"), plan(probe(), "none")
+            Model(base="tiny:base", quantize="none"), plan_device(probe(), "none")
         )
     short, long = "1 + 1", "1 + 2 = 3, 2 + 2 = 4"
     together, alone = (
-        logits(model, tokenizer, [long, short]),
-        torch.cat([logits(model, tokenizer, [t]) for t in (long, short)]),
+        model_logits(model, tokenizer, [long, short]),
+        torch.cat([model_logits(model, tokenizer, [t]) for t in (long, short)]),
     )
     assert together.shape == alone.shape and (together - alone).abs().max() < 1e-3
 
 
 def test_a_wrong_scaling_is_refused(tmp_path):
-    section, chosen = random_adapter(tmp_path / "right"), plan(probe())
+    section, chosen = random_adapter(tmp_path / "right"), plan_device(probe())
     shutil.copytree(tmp_path / "right", tmp_path / "wrong")
     config = json.loads((tmp_path / "wrong" / "adapter_config.json").read_text())
     (tmp_path / "wrong" / "adapter_config.json").write_text(
         json.dumps(config | dict(lora_alpha=config["lora_alpha"] * 1.05))
     )
-    with quiet():
+    with quiet_libraries():
         base, tokenizer = load_model(section, chosen)
         trained = load_adapter(base, tmp_path / "right")
-        texts = observe(trained, tokenizer, PROMPTS[:2])[1]
-        before = logits(trained, tokenizer, texts)
+        texts = observe_answers(trained, tokenizer, PROMPTS[:2])[1]
+        before = model_logits(trained, tokenizer, texts)
         found = {
             name: difference(
                 before,
-                logits(
+                model_logits(
                     merge_adapter(
                         load_adapter(load_model(section, chosen)[0], tmp_path / name),
                         section,
@@ -106,15 +106,15 @@ def test_a_wrong_scaling_is_refused(tmp_path):
             for name in ("right", "wrong")
         }
     limit = tolerance_of(section, chosen, "dequantized")
-    refuse(found["right"], limit)
-    with pytest.raises(Different, match="is not the trained one"):
-        refuse(found["wrong"], limit)
+    check_difference(found["right"], limit)
+    with pytest.raises(MergeMismatch, match="is not the trained one"):
+        check_difference(found["wrong"], limit)
 
 
 def test_a_difference_that_is_not_a_number_is_refused():
-    with pytest.raises(Different):
-        refuse(dict(mean_kl=math.nan, max_abs_logit_diff=math.nan), 1)
-    assert Different.exit_code == 1
+    with pytest.raises(MergeMismatch):
+        check_difference(dict(mean_kl=math.nan, max_abs_logit_diff=math.nan), 1)
+    assert MergeMismatch.exit_code == 1
 
 
 def test_staging_is_all_or_nothing(tmp_path):
@@ -146,7 +146,7 @@ def test_merge_is_refused_where_nothing_can_be_merged(tmp_path):
 
 def test_a_refused_merge_leaves_nothing(tmp_path):
     section = random_adapter(tmp_path / "adapter")
-    with pytest.raises(Different):
+    with pytest.raises(MergeMismatch):
         merge(section, tmp_path / "adapter", tmp_path / "out", list(PROMPTS[:1]), tolerance=1e-15)
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
@@ -176,8 +176,8 @@ def test_merged_equals_adapter(tmp_path, variant):
 def test_merged_weights_are_the_formula(tmp_path):
     section, name = random_adapter(tmp_path / "adapter"), "model.layers.0.self_attn.q_proj"
     merge(section, tmp_path / "adapter", tmp_path / "merged", list(PROMPTS[:1]))
-    with quiet():
-        W = dict(load_model(section, plan(probe()))[0].dequantize().named_parameters())[
+    with quiet_libraries():
+        W = dict(load_model(section, plan_device(probe()))[0].dequantize().named_parameters())[
             f"{name}.weight"
         ]
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as f:
@@ -198,16 +198,16 @@ def test_unquantised_and_original_bases(tmp_path):
         four, tmp_path / "four", tmp_path / "b", list(PROMPTS[:1]), how="original", tolerance=10
     )
     assert other["how"] == "original" and other["mean_kl"] > 1e-4
-    with quiet():
+    with quiet_libraries():
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").dtype == torch.float32
 
 
-from llmtrainer.recipe import load
+from llmtrainer.recipe import load_recipe
 
 
 def test_recipe_so_far():
-    section = load(Model, {"base": "meta-llama/Llama-3.1-8B", "quantize": "nf4"})
+    section = load_recipe(Model, {"base": "meta-llama/Llama-3.1-8B", "quantize": "nf4"})
     assert (
-        tolerance_of(section, plan(probe()), "dequantized") in TOLERANCE.values()
-        and tolerance_of(section, plan(probe()), "original") == OTHER_BASE
+        tolerance_of(section, plan_device(probe()), "dequantized") in TOLERANCE.values()
+        and tolerance_of(section, plan_device(probe()), "original") == OTHER_BASE_TOLERANCE
     )

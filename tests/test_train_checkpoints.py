@@ -24,7 +24,7 @@ def write_some(folder, step):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llmtrainer.train.checkpoints import commit, point, prune
+from llmtrainer.train.checkpoints import commit, write_pointer, prune_checkpoints
 root, fatal, seen = Path(sys.argv[1]), int(sys.argv[2]), 0
 def hook(event, args):
     global seen
@@ -32,8 +32,8 @@ def hook(event, args):
         seen += 1
         if seen == fatal: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-point(commit(root / ".staging" / "work", root / "step-2"))
-prune(root, keep=1)
+write_pointer(commit(root / ".staging" / "work", root / "step-2"))
+prune_checkpoints(root, keep=1)
 print("finished", seen)
 """
 
@@ -44,7 +44,7 @@ def test_killed_at_every_file_system_event_the_old_or_the_new_checkpoint_is_whol
         fatal += 1
         shutil.rmtree(root)
         root.mkdir()
-        point(commit(write_some(root / ".staging" / "work", 1), root / "step-1"))
+        write_pointer(commit(write_some(root / ".staging" / "work", 1), root / "step-1"))
         write_some(root / ".staging" / "work", 2)
         out = subprocess.run(
             [sys.executable, "-c", KILLED, str(root), str(fatal)], capture_output=True, text=True
@@ -53,7 +53,7 @@ def test_killed_at_every_file_system_event_the_old_or_the_new_checkpoint_is_whol
         if not finished:
             assert out.returncode == -9, out.stderr
         killed += not finished
-        found, damaged = newest(root)
+        found, damaged = newest_checkpoint(root)
         assert (
             found.name == ("step-2" if (root / "step-2").exists() else "step-1")
             and not damaged
@@ -67,7 +67,7 @@ def test_killed_at_every_file_system_event_the_old_or_the_new_checkpoint_is_whol
         ("step-1", "step-2"),
         ("step-2", "step-2"),
     }, "old, stale and new were seen"
-    assert killed == int(out.stdout.split()[1]) >= 25 and [p.name for p in steps(root)] == [
+    assert killed == int(out.stdout.split()[1]) >= 25 and [p.name for p in list_steps(root)] == [
         "step-2"
     ]
     shutil.rmtree(root)
@@ -95,14 +95,16 @@ def test_every_damage_to_every_file_is_named_and_the_one_before_is_used(tmp_path
                 not (root / "step-2" / victim).exists()
                 or (root / "step-2" / victim).read_bytes() != before
             )
-            found, damaged = newest(root)
+            found, damaged = newest_checkpoint(root)
             assert found.name == "step-1" and list(damaged) == ["step-2"], (how, victim)
             assert Path(victim).name in " ".join(damaged["step-2"]) and (root / "step-2").is_dir()
 
 
 def test_a_pointer_that_is_stale_missing_or_damaged_changes_nothing(tmp_path):
     for step in (1, 2, 3):
-        point(commit(write_some(tmp_path / ".staging" / "work", step), tmp_path / f"step-{step}"))
+        write_pointer(
+            commit(write_some(tmp_path / ".staging" / "work", step), tmp_path / f"step-{step}")
+        )
     pointer, hint = tmp_path / "latest.json", json.loads((tmp_path / "latest.json").read_text())
     assert hint == dict(
         name="step-3", step=3, manifest=sha256(tmp_path / "step-3" / "manifest.json")
@@ -119,15 +121,15 @@ def test_a_pointer_that_is_stale_missing_or_damaged_changes_nothing(tmp_path):
         pointer.unlink(missing_ok=True)
         if content is not None:
             pointer.write_bytes(content)
-        assert newest(tmp_path) == (tmp_path / "step-3", {}) and [
-            p.name for p in steps(tmp_path)
+        assert newest_checkpoint(tmp_path) == (tmp_path / "step-3", {}) and [
+            p.name for p in list_steps(tmp_path)
         ] == ["step-3", "step-2", "step-1"]
-    point(tmp_path / "step-3")
+    write_pointer(tmp_path / "step-3")
     (tmp_path / "step-3" / "adapter_model.safetensors").write_bytes(b"")
-    assert newest(tmp_path)[0].name == "step-2" and json.loads(pointer.read_text()) == hint, (
-        "what it names is damaged, and is not taken"
-    )
-    Saver(tmp_path, keep=1)._write(
+    assert (
+        newest_checkpoint(tmp_path)[0].name == "step-2" and json.loads(pointer.read_text()) == hint
+    ), "what it names is damaged, and is not taken"
+    AsyncSaver(tmp_path, keep=1)._write(
         tmp_path / ".staging" / "step-4",
         4,
         lambda folder: (folder / "weights").write_bytes(b"4"),
@@ -153,10 +155,10 @@ def test_pruning_never_removes_the_newest_whole_one_nor_any_damaged_one(whole, k
         folder = commit(write_some(root / ".staging" / "work", i), root / f"step-{i}")
         if not good:
             (folder / "adapter_model.safetensors").unlink()
-    first = newest(root)[0]
-    prune(root, keep)
-    left = {int(p.name.removeprefix("step-")) for p in steps(root)}
-    assert newest(root)[0] == first
+    first = newest_checkpoint(root)[0]
+    prune_checkpoints(root, keep)
+    left = {int(p.name.removeprefix("step-")) for p in list_steps(root)}
+    assert newest_checkpoint(root)[0] == first
     assert left == {i for i, good in enumerate(whole, 1) if not good} | set(
         [i for i, good in enumerate(whole, 1) if good][-keep:]
     )
@@ -169,7 +171,7 @@ import errno
 def test_only_on_a_full_disk_an_error_gets_that_name(tmp_path):
     for least, kind in ((2**62, OSError), (1, RuntimeError)):
         try:
-            with full_disk_named(tmp_path, least):
+            with explain_full_disk(tmp_path, least):
                 raise RuntimeError("unexpected pos")
         except Exception as error:
             assert type(error) is kind and (kind is RuntimeError or error.errno == errno.ENOSPC)
@@ -184,7 +186,7 @@ import pytest
 
 
 def test_the_work_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_path):
-    saver, release, begun, order = Saver(tmp_path), threading.Event(), threading.Event(), []
+    saver, release, begun, order = AsyncSaver(tmp_path), threading.Event(), threading.Event(), []
 
     def slow(folder):
         begun.set()
@@ -193,41 +195,45 @@ def test_the_work_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits(
         order.append("first")
 
     saver.save(1, slow)
-    assert begun.wait(60) and newest(tmp_path)[0] is None, "it is being written, and we are here"
+    assert begun.wait(60) and newest_checkpoint(tmp_path)[0] is None, (
+        "it is being written, and we are here"
+    )
     threading.Timer(0.05, release.set).start()
     saver.save(2, lambda folder: (order.append("second"), (folder / "weights").write_bytes(b"2")))
     saver.wait()
     assert (
         order == ["first", "second"]
-        and [p.name for p in steps(tmp_path)] == ["step-2", "step-1"]
+        and [p.name for p in list_steps(tmp_path)] == ["step-2", "step-1"]
         and not saver.failed
     )
 
 
 def test_a_fault_that_is_not_a_full_disk_reaches_the_training(tmp_path):
-    saver = Saver(tmp_path)
+    saver = AsyncSaver(tmp_path)
     saver.save(1, lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         saver.wait()
     saver.save(2, lambda folder: (folder / "weights").write_bytes(b"2"))
     saver.wait()
-    assert newest(tmp_path)[0].name == "step-2" and not list((tmp_path / ".staging").iterdir())
+    assert newest_checkpoint(tmp_path)[0].name == "step-2" and not list(
+        (tmp_path / ".staging").iterdir()
+    )
 
 
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from llmtrainer.train.checkpoints import Saver, newest
-saver = Saver(Path(sys.argv[1]))
+from llmtrainer.train.checkpoints import AsyncSaver, newest_checkpoint
+saver = AsyncSaver(Path(sys.argv[1]))
 kinds = {"plain": lambda f: (f / "weights").write_bytes(bytes(200_000)), "torch": lambda f: torch.save(torch.zeros(50_000), f / "optimizer.pt"), "safetensors": lambda f: save_file({"a": torch.zeros(50_000)}, f / "adapter.safetensors")}
 saver.save(1, kinds[sys.argv[2]]); saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 saver.save(2, kinds[sys.argv[2]]); saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert newest(saver.root)[0].name == "step-1"
+assert newest_checkpoint(saver.root)[0].name == "step-1"
 saver.save(3, kinds[sys.argv[2]]); saver.wait()
-print(saver.failed, newest(saver.root)[0].name)
+print(saver.failed, newest_checkpoint(saver.root)[0].name)
 """
 
 
@@ -244,19 +250,19 @@ def test_a_limit_on_files_keeps_the_old_one_and_the_next_save_goes_through(tmp_p
 
 def test_no_space_is_seen_before_anything_is_written(tmp_path):
     said, written = [], []
-    saver = Saver(tmp_path, say=said.append)
+    saver = AsyncSaver(tmp_path, say=said.append)
     saver.save(1, lambda folder: (folder / "weights").write_bytes(b"1"))
     saver.save(2, written.append, size=2**62)
     saver.wait()
     assert (
         saver.failed == [2] and not written and "no space left" in said[0] and "step-1" in said[0]
     )
-    assert newest(tmp_path)[0].name == "step-1"
+    assert newest_checkpoint(tmp_path)[0].name == "step-1"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_while_it_is_written_to(tmp_path, code):
-    saver = Saver(tmp_path, say=lambda text: None)
+    saver = AsyncSaver(tmp_path, say=lambda text: None)
     saver.save(1, lambda folder: (folder / "weights").write_bytes(b"1"))
 
     def fills(folder):
@@ -267,7 +273,7 @@ def test_a_disk_that_fills_up_while_it_is_written_to(tmp_path, code):
     saver.wait()
     assert (
         saver.failed == [2]
-        and newest(tmp_path)[0].name == "step-1"
+        and newest_checkpoint(tmp_path)[0].name == "step-1"
         and not (tmp_path / ".staging" / "step-2").exists()
     )
 
@@ -278,12 +284,12 @@ def test_the_best_stays_and_never_instead_of_the_newest(tmp_path):
         if loss:
             (staged / "progress.json").write_text(json.dumps({"eval_loss": loss}))
         commit(staged, tmp_path / f"step-{step}")
-        prune(tmp_path, keep=1, best_too=True)
-    assert [p.name for p in steps(tmp_path)] == ["step-5", "step-2"] and best(
+        prune_checkpoints(tmp_path, keep=1, best_too=True)
+    assert [p.name for p in list_steps(tmp_path)] == ["step-5", "step-2"] and best_checkpoint(
         tmp_path
     ).name == "step-2"
     (tmp_path / "step-2" / "progress.json").unlink()
-    assert best(tmp_path).name == "step-5", "one that does not verify is not the best"
+    assert best_checkpoint(tmp_path).name == "step-5", "one that does not verify is not the best"
 
 
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -335,7 +341,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def rotate(self):
         kept = {*sorted(self.whole)[-self.keep :], self.best()} - {None}
-        assert {int(n[5:]) for n in prune(self.root, self.keep, best_too=True)} == set(
+        assert {int(n[5:]) for n in prune_checkpoints(self.root, self.keep, best_too=True)} == set(
             self.whole
         ) - kept
         self.whole = {s: l for s, l in self.whole.items() if s in kept}
@@ -357,13 +363,13 @@ class Life(RuleBasedStateMachine):
     def what_is_found_is_true(self):
         if not hasattr(self, "root"):
             return
-        found, passed = newest(self.root)
+        found, passed = newest_checkpoint(self.root)
         assert (found and int(found.name[5:])) == max(self.whole, default=None)
         assert {int(n[5:]) for n in passed} == {
             s for s in self.damaged if s > max(self.whole, default=0)
         }
-        assert {int(p.name[5:]) for p in steps(self.root)} == set(self.whole) | self.damaged
-        kept = best(self.root)
+        assert {int(p.name[5:]) for p in list_steps(self.root)} == set(self.whole) | self.damaged
+        kept = best_checkpoint(self.root)
         assert (kept and int(kept.name[5:])) == self.best()
 
     def teardown(self):

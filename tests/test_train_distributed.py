@@ -13,10 +13,10 @@ from pathlib import Path
 TWO = """
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
-from llmtrainer.train.distributed import agreed, average_gradients, averaged_after, highest, of_all, rank, world
+from llmtrainer.train.distributed import any_rank, average_gradients, averages_after_backward, all_reduce_max, all_gather, rank, world_size
 dist.init_process_group("gloo")
-assert world() == 2 and of_all(rank()) == [0, 1]
-assert highest([rank(), 5 - rank()]) == [1, 5] and agreed([rank() == 1, False, None]) == [True, False, False]
+assert world_size() == 2 and all_gather(rank()) == [0, 1]
+assert all_reduce_max([rank(), 5 - rank()]) == [1, 5] and any_rank([rank() == 1, False, None]) == [True, False, False]
 class Two(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ def gradients(after):
     x = torch.arange(8.0).reshape(2, 4)[rank():rank() + 1]
     if not after: model(x).sum().backward()
     else:
-        assert averaged_after(model)
+        assert averages_after_backward(model)
         with model.no_sync(): model(x).sum().backward()
         average_gradients(model)
     return [p.grad.clone() for p in model.parameters()]
@@ -37,7 +37,7 @@ one = DDP(torch.nn.Linear(2, 1))
 if rank() == 0: one.module.weight.grad = torch.full((1, 2), 4.0)
 average_gradients(one)
 assert one.module.weight.grad.tolist() == [[2.0, 2.0]] and one.module.bias.grad.tolist() == [0.0]
-assert not averaged_after(one.module)
+assert not averages_after_backward(one.module)
 dist.destroy_process_group()
 """
 

@@ -58,7 +58,7 @@ def test_what_cannot_be_given_is_refused_and_never_replaced():
         with pytest.raises(UserError, match=f"{strategy} cannot share weights held as {quantize}"):
             check_launch(Launch(gpus=2, strategy=strategy), GPUS, quantize)
     with pytest.raises(UserError, match="1 processes run, and the recipe asks for 2"):
-        join(Launch(gpus=2), "cpu")
+        init_distributed(Launch(gpus=2), "cpu")
 
 
 def test_the_files_for_clusters_can_be_read_and_start_the_same_command():
@@ -101,9 +101,9 @@ def test_the_files_for_clusters_can_be_read_and_start_the_same_command():
         "launch.head=node-a:29500",
         "launch.node=1",
     ]
-    assert "--nnodes=2" in command(
+    assert "--nnodes=2" in torchrun_command(
         Launch(gpus=8, nodes=2, head="h:1"), ["train"]
-    ) and "--standalone" in command(Launch(gpus=2), ["train"])
+    ) and "--standalone" in torchrun_command(Launch(gpus=2), ["train"])
 
 
 JOB = """
@@ -113,29 +113,29 @@ import llmtrainer.models.load
 import torch
 import torch.distributed as dist
 from llmtrainer.data.prepare import Data, prepare
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
-from llmtrainer.train.checkpoints import newest
-from llmtrainer.train.launch import Launch, check_running, first_then_all, join, options, spread
+from llmtrainer.train.checkpoints import newest_checkpoint
+from llmtrainer.train.launch import Launch, check_strategy, main_process_first, init_distributed, strategy_arguments, sharded
 from llmtrainer.train.trainer import DurableTrainer, Train, fit, next_token
-from llmtrainer.train.distributed import rank, world
+from llmtrainer.train.distributed import rank, world_size
 folder, run, gpus, kill, full, strategy, quantize = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:8]
-join(launch := Launch(gpus=gpus, strategy=strategy), "cpu")
-PLAN = plan(probe(), quantize)
+init_distributed(launch := Launch(gpus=gpus, strategy=strategy), "cpu")
+PLAN = plan_device(probe(), quantize)
 if strategy == "fsdp" and rank() == 1:  # a slow disk: what this process writes into a checkpoint comes last
     save_late = DurableTrainer._save_rng_state
     DurableTrainer._save_rng_state = lambda self, folder: (time.sleep(0.3), save_late(self, folder))[1]
-model, tokenizer = load_model(Model(base="tiny:llama", quantize=quantize), PLAN, spread(launch))
+model, tokenizer = load_model(Model(base="tiny:llama", quantize=quantize), PLAN, sharded(launch))
 data = prepare(Data(train=str(folder / "rows.jsonl"), max_length=160), tokenizer)
 section = Train(max_steps=9, epochs=9, batch_size=4, accumulate=1, lr=1e-3, save_steps=3, log_steps=1, eval_steps=4)
-run, seen, began = first_then_all(lambda: Run.open(run, section), run), [], time.time()
+run, seen, began = main_process_first(lambda: Run.open(run, section), run), [], time.time()
 def objective(model, batch, items=None):
     if model.training: seen.append(1)
-    if model.training and len(seen) == kill and rank() == world() - 1:
-        while not newest(run.checkpoints)[0]:
-            assert time.time() < began + 120, newest(run.checkpoints)
+    if model.training and len(seen) == kill and rank() == world_size() - 1:
+        while not newest_checkpoint(run.checkpoints)[0]:
+            assert time.time() < began + 120, newest_checkpoint(run.checkpoints)
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     loss, metrics = next_token(model, batch, items)
@@ -149,7 +149,7 @@ def objective(model, batch, items=None):
     return loss, metrics
 inner = lambda model: [p for n, p in model.named_parameters() if "layers.0" in n and p.requires_grad]
 model = adapt_model(model, Adapt(r=4))
-fit(model, tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_running(launch, a, model), quiet=True, **options(launch))
+fit(model, tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_strategy(launch, a, model), quiet=True, **strategy_arguments(launch))
 if strategy == "deepspeed": os._exit(0)  # groups that it made over gloo have threads, and some of them outlive the interpreter
 if dist.is_initialized(): dist.destroy_process_group()
 """
@@ -213,7 +213,7 @@ def same(a, b, tolerance=1e-6):
 
 from llmtrainer.data.synthetic import problems
 from llmtrainer.run import read_lines
-from llmtrainer.train.checkpoints import newest, steps
+from llmtrainer.train.checkpoints import newest_checkpoint, list_steps
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_two_processes_give_the_weights_of_one_and_a_killed_one_resumes_on_two_o
         assert killed.returncode != 0 and not (tmp_path / name / "adapter").exists(), (
             "a process was killed"
         )
-        assert newest(tmp_path / name / "checkpoints")[0].name == "step-3"
+        assert newest_checkpoint(tmp_path / name / "checkpoints")[0].name == "step-3"
         resumed = run_job(tmp_path, name, gpus)
         assert resumed.returncode == 0, resumed.stderr[-3000:]
         assert same(adapter(tmp_path / name), adapter(tmp_path / "two")), name
@@ -272,8 +272,8 @@ import torch, torch.distributed as dist
 from pathlib import Path
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
-from llmtrainer.data.packing import padded
-from llmtrainer.train.trainer import Steps, next_token
+from llmtrainer.data.packing import pad_batch
+from llmtrainer.train.trainer import MicroBatchSampler, next_token
 out, many = Path(sys.argv[1]), "RANK" in __import__("os").environ
 if many: dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
@@ -287,9 +287,9 @@ rows = [dict(input_ids=(i := torch.randint(64, (n,))).numpy(), position_ids=torc
 blank = lambda row: row | dict(labels=row["labels"] * 0 - 100)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 accumulate = 2 // world
-batches = list(Steps(range(7), 2, accumulate, rank, world))
+batches = list(MicroBatchSampler(range(7), 2, accumulate, rank, world))
 for lo in range(0, len(batches), accumulate):
-    micro = [padded([rows[i] if i >= 0 else blank(rows[~i]) for i in ids], 0) for ids in batches[lo:lo + accumulate]]
+    micro = [pad_batch([rows[i] if i >= 0 else blank(rows[~i]) for i in ids], 0) for ids in batches[lo:lo + accumulate]]
     items = torch.tensor(sum((m["labels"][:, 1:] != -100).sum() for m in micro))
     if many: dist.all_reduce(items)
     for m in micro: (next_token(model, m, items)[0] * world).backward()
@@ -324,33 +324,33 @@ import llmtrainer.models.load
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from llmtrainer.data.packing import padded
-from llmtrainer.device import plan, probe
-from llmtrainer.models.activations import layers_of
+from llmtrainer.data.packing import pad_batch
+from llmtrainer.device import plan_device, probe
+from llmtrainer.models.activations import decoder_layers
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.engines import fuse
+from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.load import Model, load_model
-from llmtrainer.train.trainer import Steps, next_token
+from llmtrainer.train.trainer import MicroBatchSampler, next_token
 out, engine, many = sys.argv[1], sys.argv[2], "RANK" in os.environ
 if many: dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
-model, _ = load_model(Model(base="tiny:llama"), plan(probe()), spread=many)
+model, _ = load_model(Model(base="tiny:llama"), plan_device(probe()), spread=many)
 model = adapt_model(model, Adapt(r=4)).train()
 with torch.random.fork_rng():
     torch.manual_seed(1)
     for name, p in model.named_parameters():
         if "lora_B" in name: p.data.normal_(std=0.02)  # zeros would give half of the adapters no gradient
-fuse(model, engine, spread=many)
+fuse_model(model, engine, spread=many)
 packed = lambda: [p for n, p in model.named_parameters() if n.endswith("base_layer.weight")]
 whole = sum(p.nbytes for p in packed())
 if many:
-    for layer in layers_of(model): fully_shard(layer)
+    for layer in decoder_layers(model): fully_shard(layer)
     fully_shard(model)
     assert all(isinstance(p, DTensor) for p in model.parameters())
 held = sum(p.to_local().nbytes if many else p.nbytes for p in packed())
 torch.manual_seed(0)
 rows = [dict(input_ids=(i := torch.randint(200, (n,))).numpy(), position_ids=torch.arange(n).numpy(), labels=i.numpy()) for n in (15, 9, 17, 12)]
-batches = [padded([rows[i] for i in ids], 0) for ids in Steps(range(4), 1, 4 // world, rank, world)]
+batches = [pad_batch([rows[i] for i in ids], 0) for ids in MicroBatchSampler(range(4), 1, 4 // world, rank, world)]
 items, total = torch.tensor(sum(len(r["labels"]) - 1 for r in rows)), torch.zeros(())
 for batch in batches:
     loss = next_token(model, batch, items)[0]
@@ -405,7 +405,7 @@ def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weigh
     assert (
         killed.returncode != 0
         and not (tmp_path / "two" / "adapter").exists()
-        and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3"
+        and newest_checkpoint(tmp_path / "two" / "checkpoints")[0].name == "step-3"
     ), killed.stderr[-3000:]
     other = run_job(tmp_path, "two", 2, quantize="nf4")
     assert (
@@ -420,7 +420,7 @@ def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weigh
         for n in ("one", "two")
     ]
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
-    files = {p.name for p in newest(tmp_path / "two" / "checkpoints")[0].iterdir()}
+    files = {p.name for p in newest_checkpoint(tmp_path / "two" / "checkpoints")[0].iterdir()}
     assert {
         "optimizer.bin",
         "rng_state_0.pth",
@@ -440,7 +440,7 @@ def test_deepspeed_gives_the_weights_of_one_process_is_killed_and_resumes(tmp_pa
     assert (
         killed.returncode != 0
         and not (tmp_path / "two" / "adapter").exists()
-        and newest(tmp_path / "two" / "checkpoints")[0].name == "step-3"
+        and newest_checkpoint(tmp_path / "two" / "checkpoints")[0].name == "step-3"
     ), killed.stderr[-3000:]
     resumed = run_job(tmp_path, "two", 2, strategy="deepspeed")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -450,7 +450,7 @@ def test_deepspeed_gives_the_weights_of_one_process_is_killed_and_resumes(tmp_pa
         for n in ("one", "two")
     ]
     assert len(evals[0]) == len(evals[1]) > 1 and max(abs(a - b) for a, b in zip(*evals)) < 1e-5
-    files = {p.name for p in newest(tmp_path / "two" / "checkpoints")[0].rglob("*")}
+    files = {p.name for p in newest_checkpoint(tmp_path / "two" / "checkpoints")[0].rglob("*")}
     assert {
         "zero_pp_rank_0_mp_rank_00_optim_states.pt",
         "zero_pp_rank_1_mp_rank_00_optim_states.pt",
@@ -467,7 +467,7 @@ def test_deepspeed_leaves_out_a_gradient_that_is_no_number_and_the_guard_says_so
         and "the gradient is not finite at step 6: nothing of this step was applied" in out.stderr
     ), out.stderr[-3000:]
     assert (
-        newest(tmp_path / "bad" / "checkpoints")[0].name == "step-3"
+        newest_checkpoint(tmp_path / "bad" / "checkpoints")[0].name == "step-3"
         and not (tmp_path / "bad" / "adapter").exists()
     )
 
@@ -476,14 +476,14 @@ SILENT = """
 import llmtrainer.models.load
 from transformers import TrainingArguments
 from accelerate import Accelerator
-from llmtrainer.train.launch import Launch, check_running
+from llmtrainer.train.launch import Launch, check_strategy
 from llmtrainer.recipe import UserError
 import torch.distributed as dist
 accelerator = Accelerator(cpu=True)
-check_running(Launch(gpus=2), accelerator)
-try: check_running(Launch(gpus=2, strategy="fsdp"), accelerator)
+check_strategy(Launch(gpus=2), accelerator)
+try: check_strategy(Launch(gpus=2, strategy="fsdp"), accelerator)
 except UserError as error: print("REFUSED", error.what)
-try: check_running(Launch(gpus=4), accelerator)
+try: check_strategy(Launch(gpus=4), accelerator)
 except UserError as error: print("REFUSED", error.what)
 dist.destroy_process_group()
 """

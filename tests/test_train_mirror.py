@@ -7,9 +7,9 @@ from llmtrainer.train.mirror import (
     Stopped,
     UserError,
     errno,
-    newest,
+    list_steps,
+    newest_checkpoint,
     shutil,
-    steps,
     time,
     verify,
 )
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from llmtrainer.train.checkpoints import commit, newest, steps
+from llmtrainer.train.checkpoints import commit, newest_checkpoint, list_steps
 
 
 def write_some(folder, step):
@@ -92,12 +92,12 @@ def test_nothing_is_called_durable_that_is_not_there(tmp_path, kind):
         "the fault happened and was seen"
     )
     assert (
-        not any(not verify(folder) for folder in steps(tmp_path / "drive" / "checkpoints"))
+        not any(not verify(folder) for folder in list_steps(tmp_path / "drive" / "checkpoints"))
         or not mirror.durable
     )
     place.on = False
     assert mirror.close(patience=5) and mirror.durable == {1, 2} and not mirror.fault
-    for name in in_order(run):
+    for name in send_order(run):
         assert (run / name).read_bytes() == (tmp_path / "drive" / name).read_bytes()
 
 
@@ -108,7 +108,7 @@ def test_a_dead_mount_does_not_stop_the_work_and_the_backlog_is_sent_on_its_retu
     a_run(run, [2, 3])  # the training goes on and saves
     while place.count < 2:
         time.sleep(0.01)
-    assert newest(run / "checkpoints")[0].name == "step-3" and not mirror.durable
+    assert newest_checkpoint(run / "checkpoints")[0].name == "step-3" and not mirror.durable
     place.on = False
     assert mirror.close(patience=5) and mirror.durable == {1, 2, 3}
 
@@ -144,7 +144,9 @@ def test_an_end_without_the_place_is_said_and_resumable(tmp_path):
     with pytest.raises(Stopped, match="have not arrived in .*drive") as stopped:
         with mirrored(run, tmp_path / "drive", patience=0.1, every=0.01):
             pass
-    assert stopped.value.exit_code == 75 and newest(run / "checkpoints")[0].name == "step-2"
+    assert (
+        stopped.value.exit_code == 75 and newest_checkpoint(run / "checkpoints")[0].name == "step-2"
+    )
     (tmp_path / "drive").unlink()
     with mirrored(run, tmp_path / "drive", every=0.01) as mirror:
         pass
@@ -155,7 +157,7 @@ def test_a_fault_of_the_training_is_passed_on_and_what_is_saved_arrives(tmp_path
     with pytest.raises(KeyError):
         with mirrored(a_run(tmp_path / "run"), tmp_path / "drive", every=0.01):
             raise KeyError("training")
-    assert newest(tmp_path / "drive" / "checkpoints")[0].name == "step-2"
+    assert newest_checkpoint(tmp_path / "drive" / "checkpoints")[0].name == "step-2"
 
 
 import inspect
@@ -228,16 +230,16 @@ def test_the_hub_is_a_place_like_any_other(tmp_path):
         and "me/first" in str(mirror.place)
     )
     assert "hf://me/first is back" in said and "step 2 is durable in hf://me/first" in said
-    assert {step_of(n) for n in hub.files} == {None, 2} and ".mirror.json" not in hub.files
+    assert {checkpoint_step(n) for n in hub.files} == {None, 2} and ".mirror.json" not in hub.files
     assert (
         restore(HubPlace("me/first", hub), tmp_path / "back")
-        and newest(tmp_path / "back" / "checkpoints")[0].name == "step-2"
+        and newest_checkpoint(tmp_path / "back" / "checkpoints")[0].name == "step-2"
     )
-    assert isinstance(place_of("hf://me/first"), HubPlace) and isinstance(
-        place_of("/content/drive"), FolderPlace
+    assert isinstance(open_place("hf://me/first"), HubPlace) and isinstance(
+        open_place("/content/drive"), FolderPlace
     )
     with pytest.raises(UserError, match="no repository"):
-        place_of("hf://nobody")
+        open_place("hf://nobody")
 
 
 SENDING = """
@@ -274,7 +276,7 @@ def test_killed_at_every_moment_of_sending_the_place_holds_a_whole_checkpoint(tm
         kills += not finished
         assert finished or out.returncode == -9, out.stderr
         assert restore(FolderPlace(drive), tmp_path / f"back-{fatal}")
-        found, damaged = newest(tmp_path / f"back-{fatal}" / "checkpoints")
+        found, damaged = newest_checkpoint(tmp_path / f"back-{fatal}" / "checkpoints")
         assert found is not None and not damaged
     assert kills >= 10 and found.name == "step-2"
 
@@ -289,11 +291,11 @@ def test_what_is_sent_is_not_sent_again_and_what_changed_is(tmp_path):
             self.puts.append(name), super().put(file, name)
 
     place = Counting(tmp_path / "drive")
-    assert Mirror(run, place).try_once() and len(place.puts) == len(in_order(run))
+    assert Mirror(run, place).try_once() and len(place.puts) == len(send_order(run))
     again = Mirror(run, place)  # a new process
-    assert again.try_once() and len(place.puts) == len(in_order(run)) and again.durable == {1, 2}
+    assert again.try_once() and len(place.puts) == len(send_order(run)) and again.durable == {1, 2}
     (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    assert again.try_once() and place.puts[len(in_order(run)) :] == ["metrics.jsonl"]
+    assert again.try_once() and place.puts[len(send_order(run)) :] == ["metrics.jsonl"]
 
 
 def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
@@ -305,7 +307,7 @@ def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
     assert (
         mirror.try_once()
         and mirror.durable == {2, 3}
-        and {step_of(name) for name in place.names()} == {None, 2, 3}
+        and {checkpoint_step(name) for name in place.names()} == {None, 2, 3}
     )
     assert not (tmp_path / "drive" / "checkpoints" / "step-1").exists(), (
         "no empty folder is left either"
@@ -314,7 +316,9 @@ def test_old_checkpoints_leave_the_place_after_newer_ones_arrived(tmp_path):
 
 def test_the_place_keeps_what_is_kept_here_and_is_cleared_of_what_a_killed_process_left(tmp_path):
     run, place = a_run(tmp_path / "run", [1, 2, 3]), FolderPlace(tmp_path / "drive")
-    assert Mirror(run, place, keep=2).try_once() and {step_of(name) for name in place.names()} == {
+    assert Mirror(run, place, keep=2).try_once() and {
+        checkpoint_step(name) for name in place.names()
+    } == {
         None,
         1,
         2,
@@ -325,7 +329,12 @@ def test_the_place_keeps_what_is_kept_here_and_is_cleared_of_what_a_killed_proce
     )  # by a process that was killed before it could tell the place
     a_run(run, [4])
     mirror = Mirror(run, place, keep=2)
-    assert mirror.try_once() and {step_of(name) for name in place.names()} == {None, 1, 3, 4}
+    assert mirror.try_once() and {checkpoint_step(name) for name in place.names()} == {
+        None,
+        1,
+        3,
+        4,
+    }
 
 
 def test_a_run_that_is_here_is_never_replaced(tmp_path):

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def test_the_rate_is_of_the_last_steps_and_mfu_is_of_the_peak():
     done, now = [0], [0.0]
-    meter = Meter(lambda: done[0], flops=2e9, peak=1e13, window=2, clock=lambda: now[0])
+    meter = ThroughputMeter(lambda: done[0], flops=2e9, peak=1e13, window=2, clock=lambda: now[0])
     assert set(meter.figures()) == {"memory_gib"} and meter.figures()["memory_gib"] > 0
     for seconds in (1, 1, 1, 10, 10):
         done[0], now[0] = done[0] + 1000, now[0] + seconds
@@ -45,14 +45,14 @@ def test_the_peak_is_that_of_the_very_chip():
         "NVIDIA GeForce RTX 3090 Ti": 80,
         "NVIDIA RTX A6000": 155,
     }.items():
-        assert peak_of(chip) == flops * 1e12, chip
+        assert peak_flops(chip) == flops * 1e12, chip
     for unknown in (
         "some CPU",
         "NVIDIA T400 4GB",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA A1000",
     ):
-        assert peak_of(unknown) is None, unknown
+        assert peak_flops(unknown) is None, unknown
 
 
 def test_flops_are_counted_as_torch_counts_them():
@@ -70,16 +70,16 @@ def test_flops_are_counted_as_torch_counts_them():
     ids = torch.zeros(1, 8, dtype=torch.long)  # short, so that attention's own share is small
     with FlopCounterMode(display=False) as counted:
         model(input_ids=ids, labels=ids).loss.backward()
-    assert counted.get_total_flops() / 8 == pytest.approx(flops_of(model), rel=0.03)
+    assert counted.get_total_flops() / 8 == pytest.approx(flops_per_token(model), rel=0.03)
     model.requires_grad_(False)
-    assert flops_of(model) < 0.67 * counted.get_total_flops() / 8
+    assert flops_per_token(model) < 0.67 * counted.get_total_flops() / 8
 
 
 import xml.etree.ElementTree as xml
 
 
 def test_the_curve_is_well_formed_and_lies_within_its_frame():
-    text = curve({"loss": [(1, 5.0), (2, 3.0), (10, 1.0)], "eval_loss": [(5, 2.0)], "none": []})
+    text = loss_svg({"loss": [(1, 5.0), (2, 3.0), (10, 1.0)], "eval_loss": [(5, 2.0)], "none": []})
     lines = [e for e in xml.fromstring(text) if e.tag.endswith("polyline")]
     points = [tuple(map(float, p.split(","))) for e in lines for p in e.get("points").split()]
     assert (
@@ -88,12 +88,15 @@ def test_the_curve_is_well_formed_and_lies_within_its_frame():
         and all(0 <= x <= 560 and 0 <= y <= 200 for x, y in points)
     )
     assert points[0][1] < points[1][1] < points[2][1], "a lower loss is drawn lower"
-    assert curve({}) == "<svg/>"
+    assert loss_svg({}) == "<svg/>"
 
 
 def test_the_notebooks_curve_grows_with_the_log():
     pytest.importorskip("ipywidgets")
-    watch, state = Curve(Meter(lambda: 0)), SimpleNamespace(global_step=3, max_steps=9)
+    watch, state = (
+        LossCurve(ThroughputMeter(lambda: 0)),
+        SimpleNamespace(global_step=3, max_steps=9),
+    )
     watch.on_log(None, state, None, logs={"loss": 2.0})
     watch.on_log(
         None, SimpleNamespace(global_step=4, max_steps=9), None, logs={"loss": float("nan")}
@@ -117,10 +120,10 @@ TRACKING = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from llmtrainer.train.monitor import Tracked
+from llmtrainer.train.monitor import TrackerCallback
 from accelerate import PartialState
 PartialState(cpu=True)  # a Trainer has made one by then
-track = Tracked([sys.argv[2]], Path(sys.argv[1]) / "runs" / "first", {"train": {"lr": 0.001, "clip": None}})
+track = TrackerCallback([sys.argv[2]], Path(sys.argv[1]) / "runs" / "first", {"train": {"lr": 0.001, "clip": None}})
 track.on_train_begin(None, None, None)
 for step, loss in ((1, 2.0), (2, 1.5)): track.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss, "note": "text"})
 track.on_train_end(None, None, None)
@@ -147,13 +150,13 @@ def test_what_is_logged_arrives_in_the_tracker(tmp_path, name):
 
 
 def test_a_tracker_that_is_not_there_is_an_error_and_none_is_fine():
-    assert chosen_trackers("none") == [] and chosen_trackers([]) == []
+    assert resolve_trackers("none") == [] and resolve_trackers([]) == []
     with pytest.raises(UserError, match="no tracker"):
-        chosen_trackers("wandbb")
+        resolve_trackers("wandbb")
     missing = [n for n in ("aim", "comet_ml", "clearml") if importlib.util.find_spec(n) is None][0]
     with pytest.raises(UserError, match="not installed"):
-        chosen_trackers([missing])
-    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {
+        resolve_trackers([missing])
+    assert flatten_recipe({"a": {"b": 1, "c": {"d": None}}, "e": "x"}) == {
         "a.b": 1,
         "a.c.d": "None",
         "e": "x",

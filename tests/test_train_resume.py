@@ -10,10 +10,10 @@ from pathlib import Path
 import llmtrainer.models.load
 from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 
 
-PLAN = plan(probe())
+PLAN = plan_device(probe())
 
 
 def small(dropout=0.0, **adapt):
@@ -30,7 +30,7 @@ def test_a_copy_is_a_copy_and_what_is_shared_stays_shared():
         "n": {"x": torch.zeros(0), "y": torch.zeros(0)},
         "v": weights.t(),
     }
-    found = copied(state)
+    found = copy_to_host(state)
     weights += 100
     assert found["a"] is found["b"] and found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert (
@@ -38,7 +38,7 @@ def test_a_copy_is_a_copy_and_what_is_shared_stays_shared():
         and found["t"][1] == 3
         and found["v"].tolist() == [[0, 3], [1, 4], [2, 5]]
     )
-    assert size_of({"a": found["a"], "b": found["b"]}) == 24
+    assert tensor_bytes({"a": found["a"], "b": found["b"]}) == 24
 
 
 def test_weights_come_back_adapter_or_whole_model(tmp_path):
@@ -48,10 +48,10 @@ def test_weights_come_back_adapter_or_whole_model(tmp_path):
         dict(method="partial", parts=["last-1"]),
     ):
         model, _ = small(**adapt)
-        tensors, write = weights_of(model)
+        tensors, write = checkpoint_weights(model)
         folder = tmp_path / adapt["method"]
         folder.mkdir()
-        write(folder, copied(tensors))
+        write(folder, copy_to_host(tensors))
         before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for p in model.parameters():
@@ -70,31 +70,33 @@ from llmtrainer.run import write_json
 def test_every_part_of_the_identity_is_refused_by_its_name_unless_it_is_accepted(tmp_path):
     model, tokenizer = small()
     now = tokenizer_digest(tokenizer) | dict(
-        model=shape_of(model), base=dict(sha256={"model.safetensors": "aa"}), order=dict(seed=0)
+        model=model_signature(model),
+        base=dict(sha256={"model.safetensors": "aa"}),
+        order=dict(seed=0),
     )
     write_json(tmp_path / "identity.json", now)
-    assert refuse_other(tmp_path, now, ()) == []
+    assert check_identity(tmp_path, now, ()) == []
     rank8, _ = small(r=8)
     renamed = small()[1]
     renamed.chat_template = "{{ messages }}"
     longer = small()[1]
     longer.add_tokens(["<new>"])
     for key, other in {
-        "model": dict(model=shape_of(rank8)),
+        "model": dict(model=model_signature(rank8)),
         "template": tokenizer_digest(renamed),
         "tokenizer": tokenizer_digest(longer),
         "base": dict(base=dict(sha256={"model.safetensors": "bb"})),
         "order": dict(order=dict(seed=1)),
     }.items():
         with pytest.raises(UserError, match=rf"(?s)does not belong.*{key}.*accept=\[{key}\]"):
-            refuse_other(tmp_path, now | other, ())
-        assert {k.split(".")[0] for k, *_ in refuse_other(tmp_path, now | other, [key])} == {key}
+            check_identity(tmp_path, now | other, ())
+        assert {k.split(".")[0] for k, *_ in check_identity(tmp_path, now | other, [key])} == {key}
 
 
 def test_the_average_is_the_average_and_is_given_back():
     model, _ = small()
     average, name = (
-        Average(model, 0.5),
+        WeightAverage(model, 0.5),
         next(n for n, p in model.named_parameters() if p.requires_grad),
     )
     p, by_hand = (

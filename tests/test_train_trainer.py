@@ -3,8 +3,8 @@ import pytest
 from llmtrainer.train.trainer import *
 from llmtrainer.train.trainer import (
     Adapt,
+    CheckpointConfig,
     F,
-    Keeping,
     Path,
     Run,
     Signals,
@@ -12,11 +12,9 @@ from llmtrainer.train.trainer import (
     UserError,
     collator,
     np,
-    period,
     rank,
     shutil,
     torch,
-    world,
 )
 
 
@@ -38,23 +36,23 @@ import torch.nn.functional as F
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from llmtrainer.data.packing import bins_of, padded
+from llmtrainer.data.packing import make_bins, pad_batch
 from llmtrainer.data.prepare import Data, prepare
-from llmtrainer.data.streaming import stream
+from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
 from llmtrainer.train import trainer as trainer_module
-from llmtrainer.train.checkpoints import Saver, newest, steps
-from llmtrainer.train.durable import Diverged, Keeper, Keeping, Signals
+from llmtrainer.train.checkpoints import AsyncSaver, newest_checkpoint, list_steps
+from llmtrainer.train.durable import Diverged, CheckpointCallback, CheckpointConfig, Signals
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 
-PLAN = plan(probe())
+PLAN = plan_device(probe())
 
 
 def job(folder, base="tiny:llama", rows=80, dropout=0.0, here=PLAN, **data):
@@ -87,7 +85,7 @@ def test_accumulation_packing_and_padding_give_one_gradient():
         rows = list(data.train)[:8]
         items = torch.tensor(int(sum((s["labels"] != -100).sum() for s in rows)))
         for lo in range(0, 8, batch):
-            next_token(model, padded(rows[lo : lo + batch], tokenizer.pad_token_id), items)[
+            next_token(model, pad_batch(rows[lo : lo + batch], tokenizer.pad_token_id), items)[
                 0
             ].backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
@@ -112,7 +110,7 @@ def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing
     for batch, accumulate in ((8, 1), (4, 2), (2, 4), (1, 8)):
         model, tokenizer, data, run = job(tmp_path / f"{batch}", rows=40, packing=packing)
         train = (
-            replace(data.train, bins=bins_of(np.arange(11)), sizes=[11], counts=[11])
+            replace(data.train, bins=make_bins(np.arange(11)), sizes=[11], counts=[11])
             if not packing
             else data.train
         )
@@ -136,7 +134,7 @@ def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing
 
 def test_label_smoothing_is_its_formula_in_float64():
     model, tokenizer, data, _ = job(Path(tempfile.mkdtemp()))
-    batch = padded(list(data.train)[:3], tokenizer.pad_token_id)
+    batch = pad_batch(list(data.train)[:3], tokenizer.pad_token_id)
     logits = (
         model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         .logits.double()
@@ -161,14 +159,15 @@ def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_o
     n, batch, times, world
 ):
     accumulate = times * world  # so that it can be shared
-    one = list(Steps(range(n), batch, accumulate))
-    micro, each = shared(batch, accumulate, world)
-    parts = [list(Steps(range(n), micro, each, rank, world)) for rank in range(world)]
+    one = list(MicroBatchSampler(range(n), batch, accumulate))
+    micro, each = split_batch(batch, accumulate, world)
+    parts = [list(MicroBatchSampler(range(n), micro, each, rank, world)) for rank in range(world)]
     assert (
         len({len(p) for p in parts})
         == 1
         == len(
-            {len(Steps(range(n), micro, each, r, world)) for r in range(world)} | {len(parts[0])}
+            {len(MicroBatchSampler(range(n), micro, each, r, world)) for r in range(world)}
+            | {len(parts[0])}
         )
     )
     for step in range(-(-len(parts[0]) // each)):
@@ -183,15 +182,15 @@ def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_o
 
 def test_a_step_that_cannot_be_shared_is_refused():
     assert (
-        shared(8, 1, 2) == (4, 1)
-        and shared(8, 3, 2) == (6, 2)
-        or shared(8, 3, 2)[0] * shared(8, 3, 2)[1] * 2 == 24
+        split_batch(8, 1, 2) == (4, 1)
+        and split_batch(8, 3, 2) == (6, 2)
+        or split_batch(8, 3, 2)[0] * split_batch(8, 3, 2)[1] * 2 == 24
     )
     for batch, accumulate, devices in ((3, 1, 2), (8, 1, 16), (5, 5, 2), (8, 3, 5)):
         with pytest.raises(UserError, match="cannot be shared") as refused:
-            shared(batch, accumulate, devices)
+            split_batch(batch, accumulate, devices)
         advised = int(re.search(r"train.accumulate=(\d+)", str(refused.value))[1])
-        assert np.prod(shared(batch, advised, devices)) * devices == batch * advised, (
+        assert np.prod(split_batch(batch, advised, devices)) * devices == batch * advised, (
             "the advice is followed"
         )
 
@@ -205,7 +204,7 @@ def plain_loop(model, tokenizer, sequences, section):
     for _ in range(section.max_steps):
         rows = [sequences[i] for i in order[at : at + section.batch_size * section.accumulate]]
         at += len(rows)
-        batch = padded(rows, tokenizer.pad_token_id)
+        batch = pad_batch(rows, tokenizer.pad_token_id)
         logits = model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).logits
@@ -349,7 +348,7 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
     )
     assert out.returncode == -9, out.stderr
     model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
-    assert newest(run.checkpoints)[0].name == "step-5"
+    assert newest_checkpoint(run.checkpoints)[0].name == "step-5"
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
     assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
@@ -368,7 +367,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
         fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(8), quiet=True)
     except Stopped:
         pass
-    victim = newest(run.checkpoints)[0] / "optimizer.pt"
+    victim = newest_checkpoint(run.checkpoints)[0] / "optimizer.pt"
     victim.write_bytes(victim.read_bytes()[:-1])
     model, tokenizer, data, run = job(tmp_path / "damaged")
     fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
@@ -419,7 +418,7 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
                 not (here / "step-4" / name).exists()
                 or (here / "step-4" / name).read_bytes() != before
             ), "it was damaged"
-            found, damaged = newest(here)
+            found, damaged = newest_checkpoint(here)
             assert (
                 found.name == "step-2"
                 and name in " ".join(damaged["step-4"])
@@ -442,12 +441,12 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
 
 
 PHASES = {
-    "optimiser": (Keeper, "on_pre_optimizer_step"),
-    "after the step": (Keeper, "on_step_end"),
+    "optimiser": (CheckpointCallback, "on_pre_optimizer_step"),
+    "after the step": (CheckpointCallback, "on_step_end"),
     "validation": (DurableTrainer, "validation"),
-    "copying": (Keeper, "save_copy"),
-    "writing": (Saver, "_write"),
-    "logging": (Keeper, "note"),
+    "copying": (CheckpointCallback, "save_copy"),
+    "writing": (AsyncSaver, "_write"),
+    "logging": (CheckpointCallback, "note"),
 }
 
 
@@ -478,16 +477,16 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
     with pytest.raises(Stopped, match="SIGTERM") as stopped:
         fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
-    assert stopped.value.exit_code == 75 and len(seen) >= 2 and newest(run.checkpoints)[0], (
-        "it came, and was saved"
-    )
+    assert (
+        stopped.value.exit_code == 75 and len(seen) >= 2 and newest_checkpoint(run.checkpoints)[0]
+    ), "it came, and was saved"
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
 
 
 def streamed(folder, tokenizer):
-    return stream(
+    return prepare_stream(
         Data(
             train=str(folder / "rows.jsonl"),
             max_length=160,
@@ -510,7 +509,7 @@ def epoch_of(train):
 
 TAKEN = {
     "mapped": lambda data, folder, tokenizer: replace(
-        data.train, bins=bins_of(np.arange(9)), sizes=[9], counts=[9]
+        data.train, bins=make_bins(np.arange(9)), sizes=[9], counts=[9]
     ),
     "packed": lambda data, *_: data.train,
     "streamed": lambda data, folder, tokenizer: streamed(folder, tokenizer),
@@ -596,14 +595,14 @@ def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_
 
 def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
     model, tokenizer, data, run = job(tmp_path)
-    plain = Keeper.on_step_end
+    plain = CheckpointCallback.on_step_end
 
     def late(self, args, state, control, **kw):
         if state.global_step == 3:
             signal.raise_signal(signal.SIGTERM)
         plain(self, args, state, control, **kw)
 
-    monkeypatch.setattr(Keeper, "on_step_end", late)
+    monkeypatch.setattr(CheckpointCallback, "on_step_end", late)
     with pytest.raises(Stopped, match="the result is saved"):
         fit(
             model,
@@ -615,7 +614,7 @@ def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
             run,
             quiet=True,
         )
-    assert run.adapter.is_dir() and newest(run.checkpoints)[0].name == "step-3"
+    assert run.adapter.is_dir() and newest_checkpoint(run.checkpoints)[0].name == "step-3"
 
 
 def test_saving_changes_nothing_of_the_training(tmp_path):
@@ -634,7 +633,7 @@ def test_saving_changes_nothing_of_the_training(tmp_path):
             run,
             quiet=True,
         )
-        assert len(steps(run.checkpoints)) == (6 if save == 1 else 1)
+        assert len(list_steps(run.checkpoints)) == (6 if save == 1 else 1)
         found.add(adapter_hash(run))
     assert len(found) == 1
 
@@ -739,7 +738,8 @@ def in_float16(folder, seen, stop):
     until, saved = (
         0,
         torch.load(
-            newest(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt", weights_only=True
+            newest_checkpoint(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt",
+            weights_only=True,
         ),
     )
     broken = run_of("broken")
@@ -852,7 +852,10 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path):
         and "newest checkpoint is step-2" in out.stdout
     ), out.stdout
     run = Run(tmp_path / "a" / "run")
-    assert [p.name for p in steps(run.checkpoints)] == ["step-8", "step-6"] and run.adapter.is_dir()
+    assert [p.name for p in list_steps(run.checkpoints)] == [
+        "step-8",
+        "step-6",
+    ] and run.adapter.is_dir()
     assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), (
         "the log is whole, too"
     )
@@ -929,7 +932,7 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     ):
         with pytest.raises(UserError, match=f"(?s)does not belong to this job.*{key}"):
             again(**change)
-    assert not calls and newest(run.checkpoints)[0].name == "step-2"
+    assert not calls and newest_checkpoint(run.checkpoints)[0].name == "step-2"
     again(
         known=dict(base="one", data="bb", quantize="none"),
         section=section.model_copy(update=dict(accept=["data"])),
@@ -960,7 +963,7 @@ def test_the_time_limit_saves_and_stops(tmp_path):
         assert "max_hours" in str(stopped) and stopped.exit_code == 75
     else:
         raise AssertionError("it went on")
-    assert newest(run.checkpoints)[0].name == "step-1" and not run.adapter.exists()
+    assert newest_checkpoint(run.checkpoints)[0].name == "step-1" and not run.adapter.exists()
 
 
 def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_by_the_hour(
@@ -973,8 +976,8 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
         now[0] += 600  # a step takes ten minutes
         return next_token(model, batch, items)
 
-    args = arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
-    keep = Keeping(
+    args = training_arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
+    keep = CheckpointConfig(
         run,
         save="1 hour",
         keep=9,
@@ -995,7 +998,7 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
     assert trainer.state.global_step == 17 and now[0] < 3 * 3600, (
         "another step would have gone beyond it"
     )
-    assert [p.name for p in steps(run.checkpoints)] == ["step-17", "step-12", "step-6"]
+    assert [p.name for p in list_steps(run.checkpoints)] == ["step-17", "step-12", "step-6"]
     late, now[0] = job(tmp_path / "late"), 0.0
     keep = replace(keep, run=late[-1], signals=(signals := Signals()))
     signals.began -= 3600  # preparing the data took an hour
@@ -1037,7 +1040,7 @@ def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
         assert "step 3" in str(error)
     else:
         raise AssertionError("it went on")
-    assert len(calls) == 3 and newest(run.checkpoints)[0].name == "step-2"
+    assert len(calls) == 3 and newest_checkpoint(run.checkpoints)[0].name == "step-2"
     assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
 
 
@@ -1091,7 +1094,7 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_rows(tmp_path):
             data.train.rows.rows[np.concatenate([data.train.bins[i] for i in ids])]
         )
     ]
-    assert [Path(r).name for r in noted["rows"]] == rows and newest(run.checkpoints)[
+    assert [Path(r).name for r in noted["rows"]] == rows and newest_checkpoint(run.checkpoints)[
         0
     ].name == "step-1"
     assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
@@ -1168,7 +1171,7 @@ def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
         and "4 pieces of 1" in said
         and [r["pieces"] for r in run.metrics() if r.get("event") == "out of memory"] == [2, 4]
     )
-    assert read_json(newest(run.checkpoints)[0] / "progress.json")["split"] == 4, (
+    assert read_json(newest_checkpoint(run.checkpoints)[0] / "progress.json")["split"] == 4, (
         "a resume begins with it"
     )
 
@@ -1239,10 +1242,10 @@ def judged(losses):
 
 
 def test_what_goes_by_the_validation_loss_is_refused_where_there_is_none():
-    check_unjudged(Train())
+    check_needs_validation(Train())
     for wish in (dict(patience=2), dict(final="best")):
         with pytest.raises(UserError, match="no validation rows"):
-            check_unjudged(Train(**wish))
+            check_needs_validation(Train(**wish))
 
 
 def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
@@ -1275,7 +1278,7 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     assert (
         done["steps"] == 10
         and "step 4" in done["ended"]
-        and [p.name for p in steps(run.checkpoints)] == ["step-10", "step-4"]
+        and [p.name for p in list_steps(run.checkpoints)] == ["step-10", "step-4"]
     )
     assert read_json(run.checkpoints / "step-4" / "progress.json")["eval_loss"] == 2.0
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
@@ -1369,7 +1372,7 @@ def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
         assert adapter_hash(run) == adapter_hash(straight), schedule
         last = run.metrics()[-1]["eval_loss"]
         assert last == straight.metrics()[-1]["eval_loss"]
-    live = load_file(newest(run.checkpoints)[0] / "adapter_model.safetensors")
+    live = load_file(newest_checkpoint(run.checkpoints)[0] / "adapter_model.safetensors")
     assert any(
         not torch.equal(live[n], t)
         for n, t in load_file(run.adapter / "adapter_model.safetensors").items()
@@ -1382,10 +1385,10 @@ def test_biases_and_norms_do_not_decay(tmp_path):
     data = job(tmp_path)[2]
     trainer = DurableTrainer(
         model,
-        arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")),
+        training_arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")),
         train_dataset=data.train,
         objective=next_token,
-        keeping=Keeping(Run(tmp_path / "run")),
+        keeping=CheckpointConfig(Run(tmp_path / "run")),
         data_collator=collator("sdpa", 0),
     )
     decay = {
@@ -1416,7 +1419,7 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
     tokens = {r["step"]: r["tokens"] for r in run.metrics() if "loss" in r}
     period = float(section.save_every.split()[0])
-    assert [int(p.name[5:]) for p in steps(run.checkpoints)][::-1] == sorted(
+    assert [int(p.name[5:]) for p in list_steps(run.checkpoints)][::-1] == sorted(
         {s for s in range(1, 13) if tokens[s] // period > tokens.get(s - 1, 0) // period} | {12}
     )
     half = -(-len(data.train) // 2) / 2
@@ -1434,18 +1437,18 @@ def test_lora_plus_trains_b_faster_than_a(tmp_path):
         Adapt(r=4, variant="lora+", b_speed=16),
         Train(max_steps=3, batch_size=2, lr=1e-3, warmup=0, schedule="constant"),
     )
-    args = arguments(section, PLAN, tmp_path / "x", adapt)
+    args = training_arguments(section, PLAN, tmp_path / "x", adapt)
     trainer = DurableTrainer(
         model,
         args,
         train_dataset=data.train,
         objective=next_token,
-        keeping=Keeping(run),
+        keeping=CheckpointConfig(run),
         data_collator=collator("sdpa", tokenizer.pad_token_id),
-        **stepper(model, section, adapt, args),
+        **custom_optimizer(model, section, adapt, args),
     )
     rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
-    assert rates == {1e-3, 16e-3} and stepper(model, section, Adapt(r=4), args) == {}
+    assert rates == {1e-3, 16e-3} and custom_optimizer(model, section, Adapt(r=4), args) == {}
     fit(model, tokenizer, data.train, {}, section, PLAN, run, adapt=adapt, quiet=True)
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
@@ -1458,23 +1461,23 @@ def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
         assert len(val) == 6
         trainer = DurableTrainer(
             model,
-            arguments(Train(batch_size=size), PLAN, tmp_path / "x"),
+            training_arguments(Train(batch_size=size), PLAN, tmp_path / "x"),
             train_dataset=data.train,
-            keeping=Keeping(run),
+            keeping=CheckpointConfig(run),
             eval_dataset=data.val,
             objective=next_token,
             data_collator=collator("sdpa", tokenizer.pad_token_id),
         )
         found.append(trainer.evaluate()["eval_loss"])
     total = sum(
-        next_token(model.eval(), padded([s], 0))[0].item() * (s["labels"] != -100).sum()
+        next_token(model.eval(), pad_batch([s], 0))[0].item() * (s["labels"] != -100).sum()
         for s in val
     )
     exact = total / sum((s["labels"] != -100).sum() for s in val)
     assert max(abs(f - exact) for f in found) < 1e-5
 
 
-from llmtrainer.models.engines import fuse
+from llmtrainer.models.engines import fuse_model
 from safetensors.torch import load_file
 
 
@@ -1484,7 +1487,7 @@ def adapter_by(engine, folder, stop_at=None):
     for attempt in range(2 if stop_at else 1):
         if attempt:
             model, tokenizer, data, _ = job(folder / "again", rows=60)
-        fuse(model, engine)
+        fuse_model(model, engine)
         try:
             fit(
                 model,
@@ -1583,12 +1586,12 @@ def test_real_model_on_real_data(realdata, tmp_path):
     assert len(losses) >= 3 and losses[-1] < losses[0] - 0.1
 
 
-from llmtrainer.recipe import RecipeError, load
+from llmtrainer.recipe import RecipeError, load_recipe
 
 
 def test_recipe_section():
     assert (
-        load(
+        load_recipe(
             Train,
             dict(
                 objective="sft",
@@ -1605,7 +1608,7 @@ def test_recipe_section():
         == Train()
     )
     try:
-        load(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
+        load_recipe(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
     except RecipeError as error:
         assert len(error.faults) == 3 and "batch_size" in str(error)
     else:
@@ -1618,10 +1621,10 @@ def test_two_answers_to_one_question_are_refused_with_both_names():
             RecipeError,
             match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too",
         ):
-            load(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
+            load_recipe(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
     timed, plain = (
-        load(Train, dict(save_every="30 min", eval_steps=7)),
-        load(Train, dict(save_steps=20)),
+        load_recipe(Train, dict(save_every="30 min", eval_steps=7)),
+        load_recipe(Train, dict(save_steps=20)),
     )
     assert (
         timed.save_steps,
@@ -1631,4 +1634,7 @@ def test_two_answers_to_one_question_are_refused_with_both_names():
         Train(save_every="1 h").eval_steps,
         Train(eval_every="1 h").eval_steps,
     ) == (None, 7, 20, 100, 100, None)
-    assert load(Train, plain.model_dump()) == plain and load(Train, timed.model_dump()) == timed
+    assert (
+        load_recipe(Train, plain.model_dump()) == plain
+        and load_recipe(Train, timed.model_dump()) == timed
+    )

@@ -7,37 +7,37 @@ __all__ = [
     "LINE_LIMIT",
     "ESCAPED_NUL",
     "SPACE",
-    "BLOCK",
-    "MARK",
-    "DAMAGE",
-    "PACKED",
+    "CHUNK_SIZE",
+    "END_OF_TEXT",
+    "DAMAGE_MESSAGES",
+    "OPENERS",
     "READERS",
-    "Bad",
+    "BadRecord",
     "open_bytes",
     "decode",
     "parse_json",
-    "lines_of",
+    "iter_lines",
     "read_jsonl",
-    "fetch",
-    "one_value",
+    "read_chunk",
+    "scan_value",
     "read_list",
-    "squad",
+    "squad_records",
     "records_in",
-    "read_json",
-    "is_row",
+    "read_json_records",
+    "is_first_row",
     "text_lines",
-    "quoting_of",
+    "csv_dialect",
     "read_csv",
-    "gap_of",
-    "pieces_of",
-    "document",
+    "document_separator",
+    "document_pieces",
+    "make_document",
     "read_text",
     "read_parquet",
-    "guarded",
+    "guard_records",
     "read_file",
-    "is_local",
-    "missing",
-    "files_of",
+    "looks_like_path",
+    "missing_path_error",
+    "expand_path",
 ]
 
 # %% ../../nbs/internals/92_files.ipynb #08aebad8
@@ -60,7 +60,7 @@ from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/internals/92_files.ipynb #9f53e8bd
-class Bad(ValueError):
+class BadRecord(ValueError):
     "A record that cannot become a row; the message is the reason in the ledger."
 
 
@@ -82,15 +82,15 @@ def decode(
     data: bytes,
     first: bool = True,  # is it the start of the file?
 ) -> str:
-    "UTF-8 text; `Bad` where it is something else."
+    "UTF-8 text; `BadRecord` where it is something else."
     try:
         text = data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError:
-        raise Bad("not UTF-8")
+        raise BadRecord("not UTF-8")
     if "\0" in text:
-        raise Bad("NUL byte")
+        raise BadRecord("NUL byte")
     if text.startswith("\ufeff"):
-        raise Bad("byte-order mark inside the file")
+        raise BadRecord("byte-order mark inside the file")
     return text
 
 
@@ -99,64 +99,64 @@ ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def parse_json(text: str):
-    """The value of one JSON text; `Bad` where it is not JSON, or escapes hide half a character or a
+    """The value of one JSON text; `BadRecord` where it is not JSON, or escapes hide half a character or a
     NUL."""
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise Bad("broken Unicode")
+        raise BadRecord("broken Unicode")
     except (ValueError, RecursionError):
-        raise Bad("not JSON")
+        raise BadRecord("not JSON")
     if "\\u0000" in text and ESCAPED_NUL.search(text):
-        raise Bad("NUL byte")
+        raise BadRecord("NUL byte")
     return value
 
 
 # %% ../../nbs/internals/92_files.ipynb #c0fb9b67
-def lines_of(file: io.BufferedReader) -> Iterator[tuple[int, bytes | Bad]]:
-    "(number, line) of a stream; a line over `LINE_LIMIT` comes as its `Bad`, and is never held."
+def iter_lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes | BadRecord]]:
+    "(number, line) of a stream; a line over `LINE_LIMIT` comes as its `BadRecord`, and is never held."
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
         too_long = len(line) > LINE_LIMIT
         while line and not line.endswith(b"\n") and too_long:
             line = file.readline(LINE_LIMIT)
-        yield number, Bad(f"a line over {LINE_LIMIT >> 20} MiB") if too_long else line
+        yield number, BadRecord(f"a line over {LINE_LIMIT >> 20} MiB") if too_long else line
 
 
 # %% ../../nbs/internals/92_files.ipynb #238f3d6b
 def read_jsonl(path: Path) -> Iterator[tuple[int, object]]:
-    "(line number, record) of a JSON-lines file; a line that cannot be read comes as its `Bad`."
+    "(line number, record) of a JSON-lines file; a line that cannot be read comes as its `BadRecord`."
     with open_bytes(path) as file:
-        for number, line in lines_of(file):
-            if isinstance(line, Bad):
+        for number, line in iter_lines(file):
+            if isinstance(line, BadRecord):
                 yield number, line
             elif not line.isspace():
                 try:
                     record = parse_json(decode(line, number == 1))
-                except Bad as fault:
+                except BadRecord as fault:
                     record = fault
                 yield number, record
 
 
 # %% ../../nbs/internals/92_files.ipynb #62a7c9f1
 SPACE = re.compile(r"[ \t\r\n]*")
-BLOCK = 1 << 20  # characters
+CHUNK_SIZE = 1 << 20  # characters
 
 
-def fetch(file: io.TextIOBase, size: int = BLOCK) -> str:
-    "The next characters; `Bad` at the end of the file or where they hold a NUL."
+def read_chunk(file: io.TextIOBase, size: int = CHUNK_SIZE) -> str:
+    "The next characters; `BadRecord` at the end of the file or where they hold a NUL."
     text = file.read(size)
     if "\0" in text:
-        raise Bad("NUL byte")
+        raise BadRecord("NUL byte")
     if not text or size > LINE_LIMIT:
-        raise Bad("not JSON" if not text else f"a value over {LINE_LIMIT >> 20} MiB")
+        raise BadRecord("not JSON" if not text else f"a value over {LINE_LIMIT >> 20} MiB")
     return text
 
 
-def one_value(text: str, at: int) -> tuple[object, int]:
+def scan_value(text: str, at: int) -> tuple[object, int]:
     """(value, position of the comma or bracket behind it); position -1 where the text ends too
     early."""
     try:
@@ -164,7 +164,7 @@ def one_value(text: str, at: int) -> tuple[object, int]:
     except ValueError:
         return None, -1
     except RecursionError:
-        raise Bad("not JSON")
+        raise BadRecord("not JSON")
     stop = SPACE.match(text, end).end()
     return value, stop if text[stop : stop + 1] in (",", "]") and stop < len(text) else -1
 
@@ -172,13 +172,15 @@ def one_value(text: str, at: int) -> tuple[object, int]:
 # %% ../../nbs/internals/92_files.ipynb #f99ad1a9
 def read_list(file: io.TextIOBase) -> Iterator[tuple[int, object]]:
     "(position, record) of a JSON list, with one block of it in memory."
-    text, number = fetch(file), 0
+    text, number = read_chunk(file), 0
     at = text.index("[") + 1
     while True:
         at = SPACE.match(text, at).end()
-        value, stop = (None, at) if not number and text[at : at + 1] == "]" else one_value(text, at)
+        value, stop = (
+            (None, at) if not number and text[at : at + 1] == "]" else scan_value(text, at)
+        )
         if stop < 0:
-            text, at = text[at:] + fetch(file, max(BLOCK, len(text) - at)), 0
+            text, at = text[at:] + read_chunk(file, max(CHUNK_SIZE, len(text) - at)), 0
             continue
         if stop > at:
             try:
@@ -186,17 +188,17 @@ def read_list(file: io.TextIOBase) -> Iterator[tuple[int, object]]:
                     (number := number + 1),
                     parse_json(text[at:stop]) if "\\u" in text[at:stop] else value,
                 )
-            except Bad as fault:
+            except BadRecord as fault:
                 yield number, fault
         if text[stop] == "]":
             break
         at = stop + 1
-    if (text[stop + 1 :] + file.read(BLOCK)).strip():
-        raise Bad("not JSON")
+    if (text[stop + 1 :] + file.read(CHUNK_SIZE)).strip():
+        raise BadRecord("not JSON")
 
 
 # %% ../../nbs/internals/92_files.ipynb #5a78e57a
-def squad(articles: list) -> list[dict]:
+def squad_records(articles: list) -> list[dict]:
     "SQuAD's nested articles as records: context, question, answers."
     try:
         return [
@@ -206,7 +208,7 @@ def squad(articles: list) -> list[dict]:
             for qa in p["qas"]
         ]
     except (KeyError, TypeError):
-        raise Bad("an article without context and questions")
+        raise BadRecord("an article without context and questions")
 
 
 def records_in(value) -> list:
@@ -215,7 +217,9 @@ def records_in(value) -> list:
         return [value]
     if isinstance(data := value.get("data"), list):
         return (
-            squad(data) if data and isinstance(data[0], dict) and "paragraphs" in data[0] else data
+            squad_records(data)
+            if data and isinstance(data[0], dict) and "paragraphs" in data[0]
+            else data
         )
     return (
         list(value.values())
@@ -224,7 +228,7 @@ def records_in(value) -> list:
     )
 
 
-def read_json(path: Path) -> Iterator[tuple[int, object]]:
+def read_json_records(path: Path) -> Iterator[tuple[int, object]]:
     """(position, record) of a JSON file: a list, a table of records, or JSON lines under the name
     .json."""
     with open_bytes(path) as file:
@@ -234,7 +238,7 @@ def read_json(path: Path) -> Iterator[tuple[int, object]]:
         else:
             try:
                 records = records_in(parse_json(decode(file.read())))
-            except Bad:
+            except BadRecord:
                 if start != b"{":
                     raise
                 records = None
@@ -242,7 +246,7 @@ def read_json(path: Path) -> Iterator[tuple[int, object]]:
 
 
 # %% ../../nbs/internals/92_files.ipynb #00a3b6b1
-def is_row(cells: list[str]) -> bool:
+def is_first_row(cells: list[str]) -> bool:
     """Is the first line of a two-column table a row? Then it holds a number or a sentence, which no
     header does."""
     return len(cells) == 2 and any(
@@ -252,13 +256,13 @@ def is_row(cells: list[str]) -> bool:
 
 def text_lines(file: io.BufferedReader) -> Iterator[str]:
     "The lines of a file that stands or falls as a whole."
-    for number, line in lines_of(file):
-        if isinstance(line, Bad):
+    for number, line in iter_lines(file):
+        if isinstance(line, BadRecord):
             raise line
         yield decode(line, number == 1)
 
 
-def quoting_of(path: Path, delimiter: str) -> int:
+def csv_dialect(path: Path, delimiter: str) -> int:
     "How a table quotes: by the rules of CSV or, where a TSV file breaks them, not at all."
     if delimiter == ",":
         return csv.QUOTE_MINIMAL
@@ -278,15 +282,15 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with open_bytes(path) as file:
         rows = csv.reader(
-            text_lines(file), delimiter=delimiter, quoting=quoting_of(path, delimiter), strict=True
+            text_lines(file), delimiter=delimiter, quoting=csv_dialect(path, delimiter), strict=True
         )
         header, line = next(rows, []), rows.line_num
-        if is_row(header):
+        if is_first_row(header):
             first, header = header, ["question", "answer"]
         else:
             first = None
         if len(set(header)) < len(header):
-            raise Bad("two columns have the same name")
+            raise BadRecord("two columns have the same name")
         if first:
             yield 1, dict(zip(header, first))
         for cells in rows:
@@ -296,66 +300,72 @@ def read_csv(path: Path) -> Iterator[tuple[int, object]]:
                     number,
                     dict(zip(header, cells))
                     if len(cells) <= len(header)
-                    else Bad("more fields than the header"),
+                    else BadRecord("more fields than the header"),
                 )
 
 
 # %% ../../nbs/internals/92_files.ipynb #7cb1f1ff
-MARK = b"<|endoftext|>"
+END_OF_TEXT = b"<|endoftext|>"
 
 
-def gap_of(path: Path) -> bytes:
+def document_separator(path: Path) -> bytes:
     "What parts the documents of a text file: the mark, an empty line, or each line break."
     begun = empty = paragraphs = False
     with open_bytes(path) as file:
-        for _, line in lines_of(file):
-            if isinstance(line, Bad):
+        for _, line in iter_lines(file):
+            if isinstance(line, BadRecord):
                 continue
-            if MARK in line:
-                return MARK
+            if END_OF_TEXT in line:
+                return END_OF_TEXT
             blank = not line.strip()
             paragraphs |= begun and empty and not blank
             begun, empty = begun or not blank, blank
     return b"\n\n" if paragraphs else b"\n"
 
 
-def pieces_of(file: io.BufferedReader, gap: bytes) -> Iterator[tuple[int, bytes | Bad, bool]]:
+def document_pieces(
+    file: io.BufferedReader, gap: bytes
+) -> Iterator[tuple[int, bytes | BadRecord, bool]]:
     "(line number, bytes, does a document end here?) of a text file."
-    for number, line in lines_of(file):
-        *closed, rest = line.split(MARK) if gap == MARK and not isinstance(line, Bad) else [line]
+    for number, line in iter_lines(file):
+        *closed, rest = (
+            line.split(END_OF_TEXT)
+            if gap == END_OF_TEXT and not isinstance(line, BadRecord)
+            else [line]
+        )
         for piece in closed:
             yield number, piece, True
         yield (
             number,
             rest,
-            isinstance(rest, Bad) or gap == b"\n" or gap == b"\n\n" and not rest.strip(),
+            isinstance(rest, BadRecord) or gap == b"\n" or gap == b"\n\n" and not rest.strip(),
         )
 
 
 # %% ../../nbs/internals/92_files.ipynb #ecd3ac98
-def document(pieces: list[bytes | Bad], first: bool) -> dict | Bad:
+def make_document(pieces: list[bytes | BadRecord], first: bool) -> dict | BadRecord:
     "The record of one document."
     try:
-        return next((p for p in pieces if isinstance(p, Bad)), None) or {
+        return next((p for p in pieces if isinstance(p, BadRecord)), None) or {
             "text": decode(b"".join(pieces), first).replace("\r\n", "\n").strip("\n")
         }
-    except Bad as fault:
+    except BadRecord as fault:
         return fault
 
 
 def read_text(path: Path) -> Iterator[tuple[int, object]]:
     "(line number, {'text'}) of each document of a text file."
-    gap, pieces, start = gap_of(path), [], 1
+    gap, pieces, start = document_separator(path), [], 1
     with open_bytes(path) as file:
-        for number, piece, ends in pieces_of(file, gap):
-            if isinstance(piece, Bad) or piece.strip() or pieces:
+        for number, piece, ends in document_pieces(file, gap):
+            if isinstance(piece, BadRecord) or piece.strip() or pieces:
                 start = start if pieces else number
                 pieces.append(piece)
             if ends and pieces:
-                yield start, document(pieces, start == 1)
+                yield start, make_document(pieces, start == 1)
                 pieces = []
     if pieces:
-        yield start, document(pieces, start == 1)
+        yield start, make_document(pieces, start == 1)
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
@@ -367,8 +377,8 @@ def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
 
 
 # %% ../../nbs/internals/92_files.ipynb #74f85b06
-DAMAGE = {  # exception -> what is wrong with the file
-    Bad: "{}",
+DAMAGE_MESSAGES = {  # exception -> what is wrong with the file
+    BadRecord: "{}",
     EOFError: "the packed file breaks off",
     zlib.error: "the packed file is damaged",
     gzip.BadGzipFile: "not a gzip file",
@@ -377,23 +387,27 @@ DAMAGE = {  # exception -> what is wrong with the file
     pyarrow.ArrowInvalid: "not Parquet",
     OSError: "{0.strerror}",
 }
-PACKED = {
+OPENERS = {
     "Truncated": "the packed file breaks off",
     "ZSTD": "not a zstd file, or a damaged one",
 }  # how pyarrow begins to complain -> the same
 
 
-def guarded(label: str, records: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
+def guard_records(
+    label: str, records: Iterable[tuple[int, object]]
+) -> Iterator[tuple[int, object]]:
     """The records; `UserError` where the file is damaged, for nobody can count the rows behind the
     damage."""
     line = 0
     try:
         for line, record in records:
             yield line, record
-    except tuple(DAMAGE) as fault:
+    except tuple(DAMAGE_MESSAGES) as fault:
         what = next(
-            (text for word, text in PACKED.items() if str(fault).startswith(word)), None
-        ) or next(text for kind, text in DAMAGE.items() if isinstance(fault, kind)).format(fault)
+            (text for word, text in OPENERS.items() if str(fault).startswith(word)), None
+        ) or next(text for kind, text in DAMAGE_MESSAGES.items() if isinstance(fault, kind)).format(
+            fault
+        )
         raise UserError(
             f"{label} cannot be read: {what}",
             f"{label}, after line {line}",
@@ -406,7 +420,7 @@ def guarded(label: str, records: Iterable[tuple[int, object]]) -> Iterator[tuple
 READERS = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
-    ".json": read_json,
+    ".json": read_json_records,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".txt": read_text,
@@ -428,11 +442,11 @@ def read_file(
             ", ".join(READERS) + ", each also with .gz or .zst",
             "convert the file to JSON lines",
         )
-    return guarded(label or path.name, READERS[kind](path))
+    return guard_records(label or path.name, READERS[kind](path))
 
 
 # %% ../../nbs/internals/92_files.ipynb #3fc022e1
-def is_local(path: str) -> bool:
+def looks_like_path(path: str) -> bool:
     "Does it look like a path? A slip in a path should not be sent over the network as a hub name."
     return (
         path.startswith((".", "/", "~"))
@@ -443,7 +457,7 @@ def is_local(path: str) -> bool:
     )
 
 
-def missing(path: Path) -> UserError:
+def missing_path_error(path: Path) -> UserError:
     "The error for a path that is not there, with the nearest name in its folder."
     names = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, 1)
@@ -457,7 +471,7 @@ def missing(path: Path) -> UserError:
     )
 
 
-def files_of(path: Path) -> list[Path]:
+def expand_path(path: Path) -> list[Path]:
     "The files that a path stands for: itself, those of a folder, or those that a glob finds."
     found = (
         path.iterdir()

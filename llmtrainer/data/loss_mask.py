@@ -4,35 +4,35 @@
 
 # %% auto #0
 __all__ = [
-    "place",
-    "wanted",
-    "spans",
-    "length_of",
-    "text_and_spans",
+    "location",
+    "trained_turns",
+    "trained_spans",
+    "prefix_length",
+    "render_with_spans",
     "Encoded",
     "special_ids",
-    "Known",
-    "turn_end",
-    "runs_of",
-    "apart",
+    "TokenizerInfo",
+    "trim_turn_end",
+    "token_runs",
+    "tokenize_in_parts",
     "Renderer",
-    "faults",
-    "Marks",
-    "places_of",
-    "runs_by_marks",
-    "all_runs",
-    "encoded_text",
-    "encoded_row",
-    "no_collection",
+    "contract_violations",
+    "SpecialTokenSpans",
+    "token_positions",
+    "runs_from_special_tokens",
+    "batch_runs",
+    "encode_plain_text",
+    "encode_rendered",
+    "gc_paused",
     "Encoder",
-    "encoder_of",
+    "get_encoder",
     "encode",
     "stop_id",
     "check_contract",
-    "pieces",
+    "trained_pieces",
     "xray",
     "xray_html",
-    "cut",
+    "truncate",
 ]
 
 # %% ../../nbs/data/12_loss_mask.ipynb #2160a64d
@@ -50,17 +50,17 @@ from jinja2.exceptions import TemplateError
 from rich.text import Text
 
 # %% ../../nbs/data/12_loss_mask.ipynb #9093c325
-from llmtrainer.data.rows import Bad
+from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import (
-    Blindfold,
-    Drawn,
+    BlindEnvironment,
+    RenderedRow,
     Hole,
-    Layout,
-    Looked,
-    Refused,
-    Unseen,
-    find_in,
-    left_out,
+    ConversationLayout,
+    ContentInspected,
+    TemplateRefused,
+    HoledText,
+    find_prefix,
+    check_nothing_left_out,
     render,
     set_template,
 )
@@ -68,13 +68,13 @@ from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #b830f1d4
-def place(row: dict) -> str:
+def location(row: dict) -> str:
     "Where a row stands: `train.jsonl:17`."
     return f"{row.get('source', 'row')}:{row.get('line', '?')}"
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #5b9208ac
-def wanted(
+def trained_turns(
     messages: Sequence[dict],
     mask: str,  # assistant, last, or completion
 ) -> list[int]:
@@ -93,7 +93,7 @@ def wanted(
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #989c2526
-def spans(
+def trained_spans(
     messages: Sequence[dict],
     mask: str,
     draw: Callable,  # (messages, prompt) -> text
@@ -104,7 +104,7 @@ def spans(
     whole = draw(messages, False)
     at = lambda count, prompt: find(whole, draw(messages[:count], prompt))
     if mask != "all":
-        return whole, [(at(i, True), at(i + 1, False)) for i in wanted(messages, mask)]
+        return whole, [(at(i, True), at(i + 1, False)) for i in trained_turns(messages, mask)]
     kept = [m["role"] != "tool" and m.get("trained", True) for m in messages]
     found = []
     for kind, group in itertools.groupby(range(len(messages)), kept.__getitem__):
@@ -123,7 +123,7 @@ def spans(
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #4f881198
-def length_of(
+def prefix_length(
     whole: str,
     beginning: str,
     closing: str | None = None,  # what may close a finished conversation, as Phi 3's EOS does
@@ -147,13 +147,13 @@ def length_of(
     )
 
 
-def text_and_spans(row: dict, tokenizer, mask: str) -> tuple[str, list[tuple[int, int]]]:
+def render_with_spans(row: dict, tokenizer, mask: str) -> tuple[str, list[tuple[int, int]]]:
     "A row's text and the characters to train in it, by rendering every prefix."
-    text, found = spans(
+    text, found = trained_spans(
         row["messages"],
         mask,
         lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")),
-        functools.partial(length_of, closing=tokenizer.eos_token),
+        functools.partial(prefix_length, closing=tokenizer.eos_token),
     )
     return text, [(start or 0, len(text) if end is None else end) for start, end in found]
 
@@ -187,7 +187,7 @@ def special_ids(tokenizer) -> set[int]:
     )
 
 
-class Known:
+class TokenizerInfo:
     "What is looked up once for a tokenizer."
 
     def __init__(self, tokenizer):
@@ -238,7 +238,7 @@ class Known:
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #92332245
-def turn_end(known: Known, ids: list[int], start: int, end: int) -> int:
+def trim_turn_end(known: TokenizerInfo, ids: list[int], start: int, end: int) -> int:
     "The end of a run without the white space that a template writes after the stop token."
     last = end
     while last > start + 1 and known.blank(ids[last - 1]):
@@ -246,8 +246,8 @@ def turn_end(known: Known, ids: list[int], start: int, end: int) -> int:
     return last if ids[last - 1] in known.special else end
 
 
-def runs_of(
-    known: Known,
+def token_runs(
+    known: TokenizerInfo,
     encoding,
     ids: list[int],  # `encoding.ids`, which builds a new list at each call
     spans: list[tuple[int, int]],
@@ -264,14 +264,17 @@ def runs_of(
         if tokens and ids[start - len(tokens) : start] != tokens:
             return None
         runs.append(
-            (start, end + 1 if ids[end] in known.special else turn_end(known, ids, start, end + 1))
+            (
+                start,
+                end + 1 if ids[end] in known.special else trim_turn_end(known, ids, start, end + 1),
+            )
         )
     return runs
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #7259b0fd
-def apart(known: Known, text: str, spans: list[tuple[int, int]]) -> Encoded:
-    """Tokenise a text in parts, so that no token crosses the border of a span; `Bad` where the
+def tokenize_in_parts(known: TokenizerInfo, text: str, spans: list[tuple[int, int]]) -> Encoded:
+    """Tokenise a text in parts, so that no token crosses the border of a span; `BadRecord` where the
     tokenizer cannot."""
     borders = sorted({0, len(text), *(border for span in spans for border in span)})
     parts = known.ids([text[a:b] for a, b in zip(borders, borders[1:])])
@@ -280,11 +283,13 @@ def apart(known: Known, text: str, spans: list[tuple[int, int]]) -> Encoded:
         dict(zip(borders, itertools.accumulate(map(len, parts), initial=0))),
     )
     if known.tokenizer.decode(ids) != known.tokenizer.decode(known.ids([text])[0]):
-        raise Bad(
+        raise BadRecord(
             "a token lies across the border between prompt and answer, and this tokenizer cannot"
             " cut it there: begin the answer without a space or line break"
         )
-    return Encoded(ids, [(place[a], turn_end(known, ids, place[a], place[b])) for a, b in spans])
+    return Encoded(
+        ids, [(place[a], trim_turn_end(known, ids, place[a], place[b])) for a, b in spans]
+    )
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #607479bb
@@ -295,8 +300,8 @@ class Renderer:
     def __init__(self, tokenizer, mask: str):
         self.tokenizer, self.mask, self.layouts, self.woven = tokenizer, mask, {}, {}
         try:
-            self.program = Blindfold().compiled(tokenizer.get_chat_template())
-        except (Looked, TemplateError, ValueError):
+            self.program = BlindEnvironment().compiled(tokenizer.get_chat_template())
+        except (ContentInspected, TemplateError, ValueError):
             self.program = None  # ValueError: the tokenizer has no template
 
     def weave(self, messages: list[dict], prompt: bool) -> str:
@@ -305,7 +310,7 @@ class Renderer:
         if key not in self.woven:
             self.woven[key] = self.program.render(
                 messages=[
-                    {"role": m["role"], "content": Unseen([Hole(i)])}
+                    {"role": m["role"], "content": HoledText([Hole(i)])}
                     for i, m in enumerate(messages)
                 ],
                 tools=None,
@@ -315,18 +320,18 @@ class Renderer:
             )
         return self.woven[key]
 
-    def layout(self, messages: list[dict]) -> Layout | None:
+    def layout(self, messages: list[dict]) -> ConversationLayout | None:
         "The layout of all conversations of this shape, tried on this one."
         try:
-            one = Layout(*spans(messages, self.mask, self.weave, find_in))
-        except (Looked, TemplateError, TypeError):
+            one = ConversationLayout(*trained_spans(messages, self.mask, self.weave, find_prefix))
+        except (ContentInspected, TemplateError, TypeError):
             return None
         same = one.fill([m["content"] for m in messages]).text == render(messages, self.tokenizer)
         return (
             one if same and len({message for _, message, _ in one.holes}) == len(messages) else None
         )
 
-    def fast(self, row: dict) -> Drawn | None:
+    def fast(self, row: dict) -> RenderedRow | None:
         "The row by the layout of its shape."
         messages = row["messages"]
         try:
@@ -347,23 +352,23 @@ class Renderer:
             self.layouts[roles] = self.layout(messages)
         return self.layouts[roles] and self.layouts[roles].fill(contents)
 
-    def __call__(self, row: dict) -> Drawn:
-        "The row's text and spans; `Bad` where the template refuses it or leaves something out."
+    def __call__(self, row: dict) -> RenderedRow:
+        "The row's text and spans; `BadRecord` where the template refuses it or leaves something out."
         drawn = self.fast(row)
         if drawn:
             return drawn
         try:
-            text, found = text_and_spans(row, self.tokenizer, self.mask)
-            left_out(row, text, self.tokenizer)
-        except Refused as error:
-            raise Bad(error.what) from None
+            text, found = render_with_spans(row, self.tokenizer, self.mask)
+            check_nothing_left_out(row, text, self.tokenizer)
+        except TemplateRefused as error:
+            raise BadRecord(error.what) from None
         except UserError as error:
-            raise UserError(error.what, place(row), error.allowed, error.fix) from None
-        return Drawn(text, found, [text[max(0, start - 200) : start] for start, _ in found])
+            raise UserError(error.what, location(row), error.allowed, error.fix) from None
+        return RenderedRow(text, found, [text[max(0, start - 200) : start] for start, _ in found])
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #1fb32ba0
-def faults(
+def contract_violations(
     row: dict,
     encoded: Encoded,
     stops: dict[int, str],  # ids at which a server stops, with their texts
@@ -411,10 +416,10 @@ def faults(
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #63fb59e9
-class Marks:
+class SpecialTokenSpans:
     "Where the answers of a layout are, told by the numbers of special tokens alone."
 
-    def __init__(self, known: Known, layout: Layout):
+    def __init__(self, known: TokenizerInfo, layout: ConversationLayout):
         ids = dict(zip(literals := [p for p in layout.pieces if p], known.ids(literals)))
         # of each answer: the tokens of its prompt from a special one on, which such token that is,
         # its stop token, which that is
@@ -440,14 +445,16 @@ class Marks:
         }
 
 
-def places_of(token: int, ids: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def token_positions(
+    token: int, ids: np.ndarray, borders: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "(places of a token in rows end to end, where those of each row begin among them)."
     places = np.flatnonzero(ids == token)
     return places, np.searchsorted(places, borders)
 
 
-def runs_by_marks(
-    marks: Marks,
+def runs_from_special_tokens(
+    marks: SpecialTokenSpans,
     rows: np.ndarray,  # of this layout
     ids: np.ndarray,
     borders: np.ndarray,
@@ -476,51 +483,58 @@ def runs_by_marks(
     )
 
 
-def all_runs(marks: list[Marks], ids: list[list[int]]) -> list[list[tuple[int, int]] | None]:
+def batch_runs(
+    marks: list[SpecialTokenSpans], ids: list[list[int]]
+) -> list[list[tuple[int, int]] | None]:
     """The runs of rows by their marks, all rows of a layout at once; None where the tokens are not
     as the literals say."""
     borders, groups, runs = np.cumsum([0, *map(len, ids)]), {}, [None] * len(ids)
     flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, borders[-1])
     for row, one in enumerate(marks):
         groups.setdefault(one, []).append(row)
-    places = {i: places_of(i, flat, borders) for i in {i for one in groups for i in one.counts}}
+    places = {
+        i: token_positions(i, flat, borders) for i in {i for one in groups for i in one.counts}
+    }
     for one, rows in groups.items():
         for row, start, end in zip(
-            *map(np.ndarray.tolist, runs_by_marks(one, np.array(rows), flat, borders, places))
+            *map(
+                np.ndarray.tolist,
+                runs_from_special_tokens(one, np.array(rows), flat, borders, places),
+            )
         ):
             runs[row] = list(zip(start, end))
     return runs
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #3bb1f19e
-def encoded_text(known: Known, ids: list[int]) -> Encoded:
+def encode_plain_text(known: TokenizerInfo, ids: list[int]) -> Encoded:
     "A plain text between begin and end, trained whole."
     ids = [i for i in (known.bos, *ids, known.eos) if i is not None]
     return Encoded(ids, [(0, len(ids))])
 
 
-def encoded_row(
-    known: Known,
-    drawn: Drawn,
+def encode_rendered(
+    known: TokenizerInfo,
+    drawn: RenderedRow,
     encoding,  # None where there is no fast tokenizer
-) -> Encoded | Bad:
+) -> Encoded | BadRecord:
     "Ids and runs of a drawn row."
     text, where, prompts, _ = drawn
     ids = encoding.ids if encoding else known.ids([text])[0]
     if where is None:
-        return encoded_text(known, ids)
+        return encode_plain_text(known, ids)
     if not all(start < end for start, end in where) or not where:
-        return Bad("no turn of the assistant is trained")
-    runs = runs_of(known, encoding, ids, where, prompts) if encoding else None
+        return BadRecord("no turn of the assistant is trained")
+    runs = token_runs(known, encoding, ids, where, prompts) if encoding else None
     try:
-        return Encoded(ids, runs) if runs else apart(known, text, where)
-    except Bad as bad:
+        return Encoded(ids, runs) if runs else tokenize_in_parts(known, text, where)
+    except BadRecord as bad:
         return bad
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #577899ed
 @contextmanager
-def no_collection():
+def gc_paused():
     "Let the garbage collector rest."
     was = gc.isenabled()
     gc.disable()
@@ -536,7 +550,11 @@ class Encoder:
     "Rows to ids and trained runs, for one tokenizer and mask."
 
     def __init__(self, tokenizer, mask: str = "assistant"):  # assistant, last, completion, or all
-        self.known, self.renderer, self.marks = Known(tokenizer), Renderer(tokenizer, mask), {}
+        self.known, self.renderer, self.marks = (
+            TokenizerInfo(tokenizer),
+            Renderer(tokenizer, mask),
+            {},
+        )
 
     @functools.cached_property
     def stop(self) -> int:
@@ -573,22 +591,22 @@ class Encoder:
     def _stop_texts(self) -> dict[int, str]:
         return {i: self.known.tokenizer.convert_ids_to_tokens(i) for i in self.stops}
 
-    def draw(self, row: dict) -> Drawn | Bad:
+    def draw(self, row: dict) -> RenderedRow | BadRecord:
         "Text and spans of a row, or why there are none."
         try:
-            return Drawn(row["text"], None, []) if "text" in row else self.renderer(row)
-        except Bad as bad:
+            return RenderedRow(row["text"], None, []) if "text" in row else self.renderer(row)
+        except BadRecord as bad:
             return bad
 
-    @no_collection()
+    @gc_paused()
     def encode(
         self,
         rows: Sequence[dict],
         check: bool = True,  # hold each row to the contract
-    ) -> list[Encoded | Bad]:
+    ) -> list[Encoded | BadRecord]:
         "Each row's ids and runs, or why there are none."
         drawn = [self.draw(row) for row in rows]
-        out = [d if isinstance(d, Bad) else None for d in drawn]
+        out = [d if isinstance(d, BadRecord) else None for d in drawn]
         for work in (self.quick, self.placed) if self.known.backend else ():
             left = [
                 n
@@ -598,7 +616,7 @@ class Encoder:
             for n, one in zip(left, work([drawn[n] for n in left])):
                 out[n] = one
         out = [
-            encoded_row(self.known, drawn[n], None) if one is None else one
+            encode_rendered(self.known, drawn[n], None) if one is None else one
             for n, one in enumerate(out)
         ]
         for row, one in zip(rows, out):
@@ -606,33 +624,35 @@ class Encoder:
                 self.check(row, one)
         return out
 
-    def marked(self, drawn: Drawn) -> bool:
+    def marked(self, drawn: RenderedRow) -> bool:
         "Can the row do without places?"
         if drawn.spans is None or drawn.layout is None:
             return drawn.spans is None
         if drawn.layout not in self.marks:
-            self.marks[drawn.layout] = Marks(self.known, drawn.layout)
+            self.marks[drawn.layout] = SpecialTokenSpans(self.known, drawn.layout)
         return bool(self.marks[drawn.layout].found)
 
-    def quick(self, drawn: list[Drawn]) -> list[Encoded | None]:
+    def quick(self, drawn: list[RenderedRow]) -> list[Encoded | None]:
         "Rows whose runs follow from their ids; None where they do not."
         ids = [e.ids for e in self.known.batch([d.text for d in drawn], places=False)]
         talks = [n for n, d in enumerate(drawn) if d.layout]
         runs = dict(
             zip(
                 talks,
-                all_runs([self.marks[drawn[n].layout] for n in talks], [ids[n] for n in talks]),
+                batch_runs([self.marks[drawn[n].layout] for n in talks], [ids[n] for n in talks]),
             )
         )
         return [
-            encoded_text(self.known, one) if n not in runs else runs[n] and Encoded(one, runs[n])
+            encode_plain_text(self.known, one)
+            if n not in runs
+            else runs[n] and Encoded(one, runs[n])
             for n, one in enumerate(ids)
         ]
 
-    def placed(self, drawn: list[Drawn]) -> list[Encoded | Bad]:
+    def placed(self, drawn: list[RenderedRow]) -> list[Encoded | BadRecord]:
         "Rows whose runs follow from the places of characters."
         return [
-            encoded_row(self.known, d, e)
+            encode_rendered(self.known, d, e)
             for d, e in zip(drawn, self.known.batch([d.text for d in drawn]))
         ]
 
@@ -643,19 +663,19 @@ class Encoder:
             if "text" in row
             else self._stop_texts
         )
-        for what, fix in faults(row, encoded, stops, self.known.bos, self.known.pad):
-            raise UserError(what, place(row), None, fix)
+        for what, fix in contract_violations(row, encoded, stops, self.known.bos, self.known.pad):
+            raise UserError(what, location(row), None, fix)
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #fbfe9542
 @functools.lru_cache(8)
-def _encoder(tokenizer, mask: str, *state) -> Encoder:
+def _cached_encoder(tokenizer, mask: str, *state) -> Encoder:
     return Encoder(tokenizer, mask)
 
 
-def encoder_of(tokenizer, mask: str = "assistant") -> Encoder:
+def get_encoder(tokenizer, mask: str = "assistant") -> Encoder:
     "An encoder, kept for as long as the tokenizer stays as it is."
-    return _encoder(
+    return _cached_encoder(
         tokenizer,
         mask,
         str(tokenizer.chat_template),
@@ -672,28 +692,30 @@ def encode(
     mask: str = "assistant",  # assistant, last, completion, or all
 ) -> Encoded:
     "Ids and trained runs of one canonical row; `UserError` where it has none."
-    one = encoder_of(tokenizer, mask).encode([row], check=False)[0]
-    if isinstance(one, Bad):
-        raise UserError(str(one), place(row), None, "change the row or the template")
+    one = get_encoder(tokenizer, mask).encode([row], check=False)[0]
+    if isinstance(one, BadRecord):
+        raise UserError(str(one), location(row), None, "change the row or the template")
     return one
 
 
 def stop_id(tokenizer) -> int:
     """The token that ends an assistant's turn in this template; `UserError` where the template
     writes none."""
-    return encoder_of(tokenizer).stop
+    return get_encoder(tokenizer).stop
 
 
 def check_contract(row: dict, encoded: Encoded, tokenizer, stops: set[int]) -> None:
     """`UserError` naming the row and the first term of the contract that it breaks; `stops` are the
     ids at which a server stops."""
     texts = {i: tokenizer.convert_ids_to_tokens(i) for i in stops}
-    for what, fix in faults(row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id):
-        raise UserError(what, place(row), None, fix)
+    for what, fix in contract_violations(
+        row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id
+    ):
+        raise UserError(what, location(row), None, fix)
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #5d2304f2
-def pieces(
+def trained_pieces(
     encoded: Encoded,
     tokenizer,
     each: bool = False,  # every token a piece of its own
@@ -724,7 +746,7 @@ def xray(
     return Text.assemble(
         *(
             (text, style[t] + " underline" * (each and n % 2))
-            for n, (text, t) in enumerate(pieces(encoded, tokenizer, each))
+            for n, (text, t) in enumerate(trained_pieces(encoded, tokenizer, each))
         )
     )
 
@@ -742,14 +764,14 @@ def xray_html(
         "<pre style='white-space:pre-wrap'>"
         + "".join(
             f"<span style='{style[t]}{line}'>{html.escape(text)}</span>"
-            for text, t in pieces(encoded, tokenizer, each)
+            for text, t in trained_pieces(encoded, tokenizer, each)
         )
         + "</pre>"
     )
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #b5997e92
-def _without_end(
+def _truncate_end(
     ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]
 ) -> tuple[Encoded, int]:
     """The row up to the last answer that fits, or a first answer with its tail cut, and how many
@@ -768,7 +790,7 @@ def _without_end(
     return Encoded([*ids[: room - 1], ids[end - 1]], [(start, room)]), len(runs)
 
 
-def _without_start(
+def _truncate_start(
     ids: list[int], runs: list[tuple[int, int]], room: int, stops: set[int]
 ) -> tuple[Encoded, int]:
     "The row's first token and its end up to the last answer, and how many answers are not whole."
@@ -783,7 +805,7 @@ def _without_start(
     )
 
 
-def cut(
+def truncate(
     encoded: Encoded,
     max_length: int,
     side: str,  # end or start: where tokens are taken away
@@ -796,5 +818,5 @@ def cut(
         return encoded, 0, 0
     if not runs:
         return Encoded([], []), size, 0
-    kept = (_without_end if side == "end" else _without_start)(ids, runs, max_length, stops)
+    kept = (_truncate_end if side == "end" else _truncate_start)(ids, runs, max_length, stops)
     return kept[0], size - len(kept[0]), kept[1]

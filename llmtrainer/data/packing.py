@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = [
     "Bins",
-    "bins_of",
+    "make_bins",
     "pack",
-    "numbers",
-    "sequence",
-    "padded",
-    "joined",
+    "iter_lengths",
+    "build_sequence",
+    "pad_batch",
+    "flatten_batch",
     "collator",
-    "mixed",
-    "shuffled",
+    "splitmix64",
+    "seeded_permutation",
     "Mix",
-    "shares",
-    "draws",
-    "drawn",
-    "order",
-    "of_rank",
-    "Order",
+    "mixture_weights",
+    "epoch_counts",
+    "epoch_subset",
+    "epoch_order",
+    "rank_batches",
+    "EpochSampler",
     "Sequences",
-    "sequences",
+    "make_sequences",
 ]
 
 # %% ../../nbs/data/13_packing.ipynb #c6cea3fd
@@ -57,7 +57,7 @@ class Bins:
         return self.rows[self.starts[i] : self.starts[i + 1]]
 
 
-def bins_of(
+def make_bins(
     places: np.ndarray,  # the sequence of each row
 ) -> Bins:
     "The sequences, given where each row went."
@@ -80,7 +80,7 @@ def pack(
     places, count = np.zeros(len(lengths), dtype=np.int32), 0
     having = [[] for _ in range(capacity + 1)]  # sequences by their free tokens
     rooms = 0  # bit n is set where some sequence has n free tokens
-    for row, n in numbers(np.argsort(-lengths, kind="stable"), lengths):
+    for row, n in iter_lengths(np.argsort(-lengths, kind="stable"), lengths):
         if fits := rooms >> n:
             free = (
                 n + (fits & -fits).bit_length() - 1
@@ -94,10 +94,10 @@ def pack(
         if left := free - n:
             having[left].append(place)
             rooms |= 1 << left
-    return bins_of(places)
+    return make_bins(places)
 
 
-def numbers(
+def iter_lengths(
     rows: np.ndarray, lengths: np.ndarray, block: int = 1 << 16
 ) -> Iterator[tuple[int, int]]:
     """(row, its length) as plain integers, a block at a time: a list of them all would be larger
@@ -107,7 +107,7 @@ def numbers(
 
 
 # %% ../../nbs/data/13_packing.ipynb #969f3496
-def sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
+def build_sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
     """One training sequence of several rows, int64: positions start again at each row, and no row's
     first token is a target."""
     ids, labels, start = np.concatenate([r.ids for r in rows]).astype(np.int64), [], 0
@@ -123,7 +123,7 @@ def sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
 
 
 # %% ../../nbs/data/13_packing.ipynb #9a4eaab3
-def padded(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
+def pad_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
     """A batch (sequences, tokens) of int64, padded on the right; padding counts its own positions
     from 0, so it is a row of its own."""
     longest = max(len(s["input_ids"]) for s in sequences)
@@ -141,7 +141,7 @@ def padded(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 # %% ../../nbs/data/13_packing.ipynb #3346cbac
-def joined(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
+def flatten_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
     """A batch (1, tokens) of all sequences end to end, with the borders of its rows as flash
     attention's variable-length kernels take them. Nothing is padded."""
     batch = {
@@ -162,11 +162,11 @@ def collator(
     pad_id: int,
 ) -> Callable[[Sequence[dict]], dict]:
     "What makes a batch of sequences, in the form that keeps rows apart in this attention kernel."
-    return partial(joined if attn.startswith("flash") else padded, pad_id=pad_id)
+    return partial(flatten_batch if attn.startswith("flash") else pad_batch, pad_id=pad_id)
 
 
 # %% ../../nbs/data/13_packing.ipynb #54249326
-def mixed(keys: np.ndarray) -> np.ndarray:
+def splitmix64(keys: np.ndarray) -> np.ndarray:
     """64-bit numbers scrambled so that equal steps between them leave no trace: the finaliser of
     SplitMix64 (Steele et al., 2014)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -174,14 +174,14 @@ def mixed(keys: np.ndarray) -> np.ndarray:
     return keys ^ (keys >> np.uint64(31))
 
 
-def shuffled(n: int, *seeds: int) -> np.ndarray:
+def seeded_permutation(n: int, *seeds: int) -> np.ndarray:
     """The numbers below `n` in an order that is a pure function of n and the seeds, on every
     machine and in every version."""
     key = np.zeros(1, dtype=np.uint64)
     for seed in seeds:
-        key = mixed(key + np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64))
+        key = splitmix64(key + np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64))
     return np.argsort(
-        mixed(key + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n + 1, dtype=np.uint64)),
+        splitmix64(key + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, n + 1, dtype=np.uint64)),
         kind="stable",
     )
 
@@ -215,7 +215,7 @@ class Mix(Section):
 
 
 # %% ../../nbs/data/13_packing.ipynb #f7ee093d
-def shares(
+def mixture_weights(
     sizes: Sequence[int],  # sequences of each source
     weights: Sequence[float | None],
     mix: Mix,
@@ -236,7 +236,7 @@ def shares(
     return base / base.sum()
 
 
-def draws(sizes: Sequence[int], share: np.ndarray, stop: str) -> list[int]:
+def epoch_counts(sizes: Sequence[int], share: np.ndarray, stop: str) -> list[int]:
     """How many sequences of each source make an epoch, so that all sources (or the first) are just
     seen whole."""
     epoch = (max if stop == "all" else min)(n / p for n, p in zip(sizes, share))
@@ -244,15 +244,15 @@ def draws(sizes: Sequence[int], share: np.ndarray, stop: str) -> list[int]:
 
 
 # %% ../../nbs/data/13_packing.ipynb #5484b42e
-def drawn(n: int, count: int, epoch: int, *seeds: int) -> np.ndarray:
+def epoch_subset(n: int, count: int, epoch: int, *seeds: int) -> np.ndarray:
     """Which `count` of a source's `n` sequences an epoch takes: the endless stream of its shuffled
     passes goes on where the epoch before ended."""
     first, last = epoch * count, (epoch + 1) * count
-    passes = [shuffled(n, *seeds, k) for k in range(first // n, -(-last // n))]
+    passes = [seeded_permutation(n, *seeds, k) for k in range(first // n, -(-last // n))]
     return np.concatenate(passes)[first % n :][:count] if passes else np.zeros(0, dtype=np.int64)
 
 
-def order(
+def epoch_order(
     sizes: Sequence[int],  # sequences of each source, which stand one source after the other
     counts: Sequence[
         int
@@ -264,23 +264,23 @@ def order(
     starts = np.cumsum([0, *sizes])
     taken = np.concatenate(
         [
-            start + drawn(n, count, epoch, seed, task)
+            start + epoch_subset(n, count, epoch, seed, task)
             for task, (start, n, count) in enumerate(zip(starts, sizes, counts))
         ]
     )
-    return taken[shuffled(len(taken), seed, epoch)]
+    return taken[seeded_permutation(len(taken), seed, epoch)]
 
 
 # %% ../../nbs/data/13_packing.ipynb #294066cd
-def of_rank(indices: Sequence[int], batch: int, rank: int, world: int) -> list:
+def rank_batches(indices: Sequence[int], batch: int, rank: int, world: int) -> list:
     """The batches that one of `world` processes takes: of every `world` batches in a row, the one
     with its number, as accelerate deals them."""
     return [list(indices[i : i + batch]) for i in range(rank * batch, len(indices), world * batch)]
 
 
 # %% ../../nbs/data/13_packing.ipynb #df75c578
-class Order(Sampler):
-    "`order` as a sampler: `set_epoch` is all its state."
+class EpochSampler(Sampler):
+    "`epoch_order` as a sampler: `set_epoch` is all its state."
 
     def __init__(self, sizes: Sequence[int], counts: Sequence[int], seed: int):
         self.sizes, self.counts, self.seed, self.epoch = sizes, counts, seed, 0
@@ -289,7 +289,7 @@ class Order(Sampler):
         return sum(self.counts)
 
     def __iter__(self):
-        return iter(order(self.sizes, self.counts, self.seed, self.epoch).tolist())
+        return iter(epoch_order(self.sizes, self.counts, self.seed, self.epoch).tolist())
 
     def set_epoch(self, epoch: int) -> None:
         "Which epoch comes next."
@@ -315,11 +315,11 @@ class Sequences(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return sequence([self.rows[row] for row in self.bins[i]])
+        return build_sequence([self.rows[row] for row in self.bins[i]])
 
-    def sampler(self, seed: int) -> Order:
+    def sampler(self, seed: int) -> EpochSampler:
         "The order of an epoch."
-        return Order(self.sizes, self.counts, seed)
+        return EpochSampler(self.sizes, self.counts, seed)
 
     # what a stream must answer, too
     endless = False  # the order says where an epoch ends
@@ -348,8 +348,10 @@ class Sequences(Dataset):
         )
 
 
-def sequences(
+def make_sequences(
     rows: Sequence[Encoded], lengths: Sequence[int], capacity: int, packing: bool = True
 ) -> Sequences:
     "Rows as training sequences: packed up to `capacity` tokens, or one each."
-    return Sequences(rows, pack(lengths, capacity) if packing else bins_of(np.arange(len(lengths))))
+    return Sequences(
+        rows, pack(lengths, capacity) if packing else make_bins(np.arange(len(lengths)))
+    )

@@ -8,32 +8,32 @@ __all__ = [
     "VALIDATION_NAMES",
     "NEAR_LIMIT",
     "Data",
-    "pieces",
-    "View",
-    "Fitted",
-    "reject",
-    "too_long",
-    "fit_rows",
-    "cut_rows",
-    "without_duplicates",
-    "beside",
-    "split_of",
-    "splits",
-    "hold_out",
-    "flat",
-    "groups_of",
-    "refuse_both",
-    "held_out",
-    "validation",
-    "as_sequences",
+    "text_chunks",
+    "RowView",
+    "FittedRows",
+    "reject_rows",
+    "too_long_error",
+    "fit_to_length",
+    "truncation_report",
+    "drop_duplicates",
+    "sibling_validation_file",
+    "split_from_name",
+    "separate_splits",
+    "hold_out_groups",
+    "flatten_rows",
+    "duplicate_groups",
+    "check_disjoint_paths",
+    "choose_held_out",
+    "make_validation",
+    "to_sequences",
     "Prepared",
-    "by_source",
+    "source_of_rows",
     "source_table",
-    "facts",
-    "digest_of",
+    "count_tokens",
+    "data_digest",
     "prepare",
     "validation_sequences",
-    "statistics",
+    "data_statistics",
 ]
 
 # %% ../../nbs/data/14_prepare.ipynb #e1dc00ae
@@ -50,12 +50,21 @@ import numpy as np
 from pydantic import Field, model_validator
 
 # %% ../../nbs/data/14_prepare.ipynb #2b8d2663
-from llmtrainer.data.loss_mask import Encoded, Encoder, cut
-from llmtrainer.data.files import files_of
-from llmtrainer.data.packing import Bins, Mix, Sequences, bins_of, draws, pack, shares, shuffled
+from llmtrainer.data.loss_mask import Encoded, Encoder, truncate
+from llmtrainer.data.files import expand_path
+from llmtrainer.data.packing import (
+    Bins,
+    Mix,
+    Sequences,
+    make_bins,
+    epoch_counts,
+    pack,
+    mixture_weights,
+    seeded_permutation,
+)
 from llmtrainer.data.rows import FORMATS, Ledger, Reject, Source, as_sources, check_rejects
-from llmtrainer.data.statistics import benchmarks, describe, leakage, near_duplicates
-from llmtrainer.data.table import Encodings, Table, encode_sources, read_again
+from llmtrainer.data.statistics import load_benchmarks, describe_data, leakage, near_duplicates
+from llmtrainer.data.table import EncodedSources, EncodedTable, encode_sources, reread_rows
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError
 
@@ -158,7 +167,7 @@ class Data(Section):
 
 
 # %% ../../nbs/data/14_prepare.ipynb #a5e918e2
-def pieces(
+def text_chunks(
     lengths: np.ndarray,  # tokens of each plain text
     capacity: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,11 +185,11 @@ def pieces(
 
 # %% ../../nbs/data/14_prepare.ipynb #f57a0fd1
 @dataclass
-class View(Sequence):
+class RowView(Sequence):
     """The rows that are used, each within max_length: chosen from a table, and cut where they are
     too long."""
 
-    table: Table
+    table: EncodedTable
     rows: np.ndarray  # the table's row of each
     begins: (
         np.ndarray
@@ -204,30 +213,30 @@ class View(Sequence):
 
     def cut(self, one: Encoded) -> tuple[Encoded, int, int]:
         "(a conversation within the capacity, tokens lost, answers that lost some)."
-        return cut(Encoded(one.ids.tolist(), one.runs), self.capacity, self.side, self.stops)
+        return truncate(Encoded(one.ids.tolist(), one.runs), self.capacity, self.side, self.stops)
 
-    def only(self, keep: np.ndarray) -> "View":
+    def only(self, keep: np.ndarray) -> "RowView":
         "Some of the rows."
         return replace(self, rows=self.rows[keep], begins=self.begins[keep])
 
 
 # %% ../../nbs/data/14_prepare.ipynb #c93c8f12
 @dataclass
-class Fitted:
+class FittedRows:
     "Rows within max_length, with what each has, and what was done for it."
 
-    view: View
+    view: RowView
     lengths: np.ndarray  # tokens of each
     trained: np.ndarray  # trained tokens of each
     cut: dict  # rows and answers that were cut, tokens that were lost
 
 
-def reject(found: Encodings, rows: np.ndarray, reason: str, ledger: Ledger) -> None:
+def reject_rows(found: EncodedSources, rows: np.ndarray, reason: str, ledger: Ledger) -> None:
     "Enter rows of a table into the ledger, each row of the source once."
     ledger.rejects += [Reject(*place, reason) for place in dict.fromkeys(found.places(rows))]
 
 
-def too_long(
+def too_long_error(
     lengths: np.ndarray,
     limit: int,
     place: tuple[str, int],  # of the first
@@ -244,28 +253,28 @@ def too_long(
     )
 
 
-def fit_rows(
-    found: Encodings,
+def fit_to_length(
+    found: EncodedSources,
     rows: np.ndarray,
     data: Data,
     encoder: Encoder,
     ledger: Ledger,  # takes the rows that are dropped
-) -> Fitted:
+) -> FittedRows:
     """Deal with rows over max_length as the section says; plain text is cut into pieces, and
     nothing of it is lost."""
     plain, limit = found.table.column("plain")[rows].astype(bool), data.max_length
     long = ~plain & (found.table.lengths[rows] > limit)
     if long.any() and data.too_long == "raise":
-        raise too_long(found.table.lengths[rows], limit, found.places(rows[long][:1])[0])
+        raise too_long_error(found.table.lengths[rows], limit, found.places(rows[long][:1])[0])
     if data.too_long == "drop":
         long = np.isin(
             found.origin()[rows], found.origin()[rows[long]]
         )  # of a preference both answers go, or none
-        reject(found, rows[long], "too long", ledger)
+        reject_rows(found, rows[long], "too long", ledger)
         rows, plain = rows[~long], plain[~long]
     stops = set() if plain.all() else encoder.stops
-    text, begins = pieces(np.where(plain, found.table.lengths[rows], np.int32(1)), limit)
-    view = View(
+    text, begins = text_chunks(np.where(plain, found.table.lengths[rows], np.int32(1)), limit)
+    view = RowView(
         found.table,
         rows[text],
         np.where(plain[text], begins, np.int32(-1)),
@@ -279,13 +288,15 @@ def fit_rows(
         found.table.lengths[view.rows],
     )
     trained = np.where(plain[text], lengths - 1, found.table.trained[view.rows])
-    fitted = cut_rows(Fitted(view, lengths, trained, dict(rows=0, answers=0, tokens=0)))
+    fitted = truncation_report(
+        FittedRows(view, lengths, trained, dict(rows=0, answers=0, tokens=0))
+    )
     empty = fitted.lengths == 0
-    reject(found, fitted.view.rows[empty], "too long", ledger)
-    return Fitted(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
+    reject_rows(found, fitted.view.rows[empty], "too long", ledger)
+    return FittedRows(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
 
 
-def cut_rows(fitted: Fitted) -> Fitted:
+def truncation_report(fitted: FittedRows) -> FittedRows:
     """The lengths of rows that will be cut, 0 where no answer fits behind its prompt; and the
     account of what that loses."""
     view, count = fitted.view, fitted.cut
@@ -302,12 +313,12 @@ def cut_rows(fitted: Fitted) -> Fitted:
 
 
 # %% ../../nbs/data/14_prepare.ipynb #e23f04b6
-def without_duplicates(found: Encodings, ledger: Ledger) -> np.ndarray:
+def drop_duplicates(found: EncodedSources, ledger: Ledger) -> np.ndarray:
     "The rows whose content did not stand there before; the others go into the ledger."
     origin = found.origin()
     _, first, same = np.unique(found.table.column("key"), return_index=True, return_inverse=True)
     keep = origin == origin[first][same]
-    reject(found, np.flatnonzero(~keep), "duplicate", ledger)
+    reject_rows(found, np.flatnonzero(~keep), "duplicate", ledger)
     return np.flatnonzero(keep).astype(np.int32)
 
 
@@ -315,7 +326,7 @@ def without_duplicates(found: Encodings, ledger: Ledger) -> np.ndarray:
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
-def beside(train: str) -> str | None:
+def sibling_validation_file(train: str) -> str | None:
     """A validation file beside the training file by its usual name: `x_train.jsonl` has
     `x_val.jsonl`, `train.csv` has `dev.csv`."""
     path = Path(train)
@@ -323,7 +334,7 @@ def beside(train: str) -> str | None:
     return next((str(path.with_name(n)) for n in names if path.with_name(n).is_file()), None)
 
 
-def split_of(file: Path) -> str | None:
+def split_from_name(file: Path) -> str | None:
     "Which split a file's name says it is: train, validation, test, or nothing."
     words = re.split(r"[^a-z]+", file.name.lower())
     return next(
@@ -338,7 +349,7 @@ def split_of(file: Path) -> str | None:
     )
 
 
-def splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
+def separate_splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
     """(training sources, validation sources): a folder with a file for each split gives its own,
     and of its test files neither; a file may have one beside it."""
     train, val = [], []
@@ -348,8 +359,8 @@ def splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
             {
                 split: [
                     source.model_copy(update=dict(path=str(f), name=source.task))
-                    for f in files_of(path)
-                    if split_of(f) == split
+                    for f in expand_path(path)
+                    if split_from_name(f) == split
                 ]
                 for split in ("train", "validation")
             }
@@ -359,13 +370,13 @@ def splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
         train += files["train"] if files.get("train") else [source]
         if files.get("train"):
             val += files["validation"]
-        elif found := beside(source.path):
+        elif found := sibling_validation_file(source.path):
             val.append(source.model_copy(update=dict(path=found, limit=None)))
     return train, val
 
 
 # %% ../../nbs/data/14_prepare.ipynb #b67b510d
-def hold_out(
+def hold_out_groups(
     groups: np.ndarray,  # rows with the same number stay on one side
     seed: int,
     share: float = 0.05,
@@ -375,7 +386,11 @@ def hold_out(
     "Which rows are held out: whole groups, drawn in a seeded order, until the share is reached."
     kinds, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     wanted, chosen = min(most, max(1, round(share * len(groups)))), []
-    for g in shuffled(len(kinds), seed).tolist() if len(groups) >= least and len(kinds) > 1 else []:
+    for g in (
+        seeded_permutation(len(kinds), seed).tolist()
+        if len(groups) >= least and len(kinds) > 1
+        else []
+    ):
         if sizes[g] <= wanted:
             wanted -= sizes[g]
             chosen.append(g)
@@ -388,7 +403,7 @@ def hold_out(
 NEAR_LIMIT = 200_000  # rows up to which near-duplicates are looked for
 
 
-def flat(rows: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flatten_rows(rows: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "(ids, offsets of rows, trained) of encoded rows, end to end."
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows], dtype=np.int64)])
     trained = np.zeros(offsets[-1], dtype=bool)
@@ -402,16 +417,16 @@ def flat(rows: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def groups_of(found: Encodings, rows: np.ndarray) -> np.ndarray:
+def duplicate_groups(found: EncodedSources, rows: np.ndarray) -> np.ndarray:
     "A number for each row, equal for near-duplicates; in very large sets for exact ones only."
     if len(rows) > NEAR_LIMIT:
         return found.table.column("key")[rows]
-    ids, offsets, _ = flat([found.table[i] for i in rows.tolist()])
+    ids, offsets, _ = flatten_rows([found.table[i] for i in rows.tolist()])
     return near_duplicates(ids, offsets, sources=found.of_source()[rows])
 
 
 # %% ../../nbs/data/14_prepare.ipynb #a3c9d5ac
-def refuse_both(train: list[Source], val: list[Source]) -> None:
+def check_disjoint_paths(train: list[Source], val: list[Source]) -> None:
     "`UserError` where a path is named for training and for validation."
     if both := {s.path for s in train} & {s.path for s in val}:
         raise UserError(
@@ -422,42 +437,42 @@ def refuse_both(train: list[Source], val: list[Source]) -> None:
         )
 
 
-def held_out(
-    found: Encodings, rows: np.ndarray, seed: int, least: int = 32
+def choose_held_out(
+    found: EncodedSources, rows: np.ndarray, seed: int, least: int = 32
 ) -> tuple[np.ndarray, str]:
     "(which of the rows are held out, in words where validation is from)."
     if len(rows) < least:
         return np.zeros(len(rows), dtype=bool), f"none: fewer than {least} rows"
-    held = hold_out(groups_of(found, rows), seed)
+    held = hold_out_groups(duplicate_groups(found, rows), seed)
     return held, "held out of train" if held.any() else "none: too many rows are nearly equal"
 
 
-def validation(
+def make_validation(
     data: Data,
     beside: list[Source],  # found by their names
-    found: Encodings,
+    found: EncodedSources,
     rows: np.ndarray,  # of the training sources
     encoder: Encoder,
     seed: int,
     quiet: bool,
-) -> tuple[np.ndarray, Encodings, np.ndarray, str]:
+) -> tuple[np.ndarray, EncodedSources, np.ndarray, str]:
     """(training rows, what validation is taken from, its rows, in words where they are from) by the
     section's `val`."""
     if data.val is None:
         return rows, found, rows[:0], "none: the recipe says so"
     sources = beside if data.val == "auto" else as_sources(data.val)
     if not sources:
-        held, where = held_out(found, rows, seed)
+        held, where = choose_held_out(found, rows, seed)
         return rows[~held], found, rows[held], where
-    refuse_both(found.sources, sources)
+    check_disjoint_paths(found.sources, sources)
     val = encode_sources(sources, data.format, encoder, quiet)
     check_rejects(val.ledger, data.max_rejects)
     return rows, val, np.arange(len(val.table)), ", ".join(sorted(s.path for s in sources))
 
 
 # %% ../../nbs/data/14_prepare.ipynb #e3bfaae3
-def as_sequences(
-    fitted: Fitted,
+def to_sequences(
+    fitted: FittedRows,
     source: np.ndarray,  # the number of each row's source
     sources: list[Source],
     data: Data,
@@ -466,7 +481,7 @@ def as_sequences(
     bins = lambda some: (
         pack(fitted.lengths[some], data.max_length)
         if data.packing
-        else bins_of(np.arange(len(some)))
+        else make_bins(np.arange(len(some)))
     )
     if not data.mix.asked and all(s.weight is None for s in sources):
         return Sequences(fitted.view, bins(np.arange(len(source))))
@@ -489,7 +504,9 @@ def as_sequences(
         fitted.view,
         joined,
         sizes,
-        draws(sizes, shares(sizes, [s.weight for s in sources], data.mix), data.mix.stop),
+        epoch_counts(
+            sizes, mixture_weights(sizes, [s.weight for s in sources], data.mix), data.mix.stop
+        ),
     )
 
 
@@ -501,12 +518,12 @@ class Prepared:
     train: Sequences
     val: dict[str, Sequences]  # task -> its validation sequences
     ledger: Ledger  # of the training sources
-    encoded: View  # the training rows before packing
+    encoded: RowView  # the training rows before packing
     about: dict  # rows, format, template, tokens, lengths, validation, sources, sequences
     held: list[tuple[str, int]]  # (file, line) of the training rows that are held out
     digest: str  # a hash of all sequences
-    sources: Encodings  # what the training rows were chosen from
-    val_sources: Encodings  # what the validation rows were chosen from
+    sources: EncodedSources  # what the training rows were chosen from
+    val_sources: EncodedSources  # what the validation rows were chosen from
 
     @property
     def said(self) -> str:
@@ -521,14 +538,14 @@ class Prepared:
         return self.about
 
 
-def by_source(found: Encodings, fitted: Fitted) -> np.ndarray:
+def source_of_rows(found: EncodedSources, fitted: FittedRows) -> np.ndarray:
     "The number of each used row's source."
     return found.of_source()[fitted.view.rows]
 
 
-def source_table(found: Encodings, fitted: Fitted, sequences: Sequences) -> list[dict]:
+def source_table(found: EncodedSources, fitted: FittedRows, sequences: Sequences) -> list[dict]:
     "Rows, tokens and share of each source."
-    of = by_source(found, fitted)
+    of = source_of_rows(found, fitted)
     counted = [
         dict(
             name=s.task,
@@ -551,7 +568,7 @@ def source_table(found: Encodings, fitted: Fitted, sequences: Sequences) -> list
     ]
 
 
-def facts(data: Data, fitted: Fitted, sequences: Sequences) -> dict:
+def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
     "Tokens, lengths and sequences, counted."
     lengths, total = fitted.lengths, int(fitted.lengths.sum())
     percentiles = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (50, 90, 99)}
@@ -568,7 +585,9 @@ def facts(data: Data, fitted: Fitted, sequences: Sequences) -> dict:
     )
 
 
-def digest_of(found: list[Encodings], sequences: list[Sequences], data: Data, seed: int) -> str:
+def data_digest(
+    found: list[EncodedSources], sequences: list[Sequences], data: Data, seed: int
+) -> str:
     "A hash of everything that decides which tokens are trained in which order."
     settings = [
         [a["digest"] for one in found for a in one.accounts],
@@ -589,26 +608,26 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     or in the ledger."""
     template = set_template(tokenizer, data.template)
     encoder = Encoder(tokenizer, data.mask)
-    sources, beside = splits(as_sources(data.train))
+    sources, beside = separate_splits(as_sources(data.train))
     found = encode_sources(sources, data.format, encoder, quiet)
     ledger = found.ledger
     check_rejects(ledger, data.max_rejects)
     rows = (
-        without_duplicates(found, ledger)
+        drop_duplicates(found, ledger)
         if data.duplicates == "drop"
         else np.arange(len(found.table), dtype=np.int32)
     )
-    rows, other, val_rows, where = validation(data, beside, found, rows, encoder, seed, quiet)
-    fitted = fit_rows(found, rows, data, encoder, ledger)
+    rows, other, val_rows, where = make_validation(data, beside, found, rows, encoder, seed, quiet)
+    fitted = fit_to_length(found, rows, data, encoder, ledger)
     if not len(fitted.view):
         raise UserError(
             "no row is left to train on", "data.train", None, f"reasons: {ledger.reasons}"
         )
     val_ledger = ledger if other is found else other.ledger
-    held = fit_rows(other, val_rows, data, encoder, val_ledger)
+    held = fit_to_length(other, val_rows, data, encoder, val_ledger)
     used = np.unique(held.view.rows)
     train, val = (
-        as_sequences(fitted, by_source(found, fitted), found.sources, data),
+        to_sequences(fitted, source_of_rows(found, fitted), found.sources, data),
         validation_sequences(other, held, data),
     )
     about = dict(
@@ -616,7 +635,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         format=", ".join(sorted(set(ledger.formats.values()))),
         why=ledger.why,
         template=template,
-        **facts(data, fitted, train),
+        **count_tokens(data, fitted, train),
         validation=dict(
             rows=len(used),
             source=where,
@@ -631,21 +650,23 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         fitted.view,
         about,
         found.places(used) if other is found else [],
-        digest_of([found, other], [train, *val.values()], data, seed),
+        data_digest([found, other], [train, *val.values()], data, seed),
         found,
         other,
     )
 
 
-def validation_sequences(found: Encodings, fitted: Fitted, data: Data) -> dict[str, Sequences]:
+def validation_sequences(
+    found: EncodedSources, fitted: FittedRows, data: Data
+) -> dict[str, Sequences]:
     "The validation rows of each task as sequences; tasks without rows are left out."
-    task = np.array([s.task for s in found.sources])[by_source(found, fitted)]
+    task = np.array([s.task for s in found.sources])[source_of_rows(found, fitted)]
 
     def one(some):
         bins = (
             pack(fitted.lengths[some], data.max_length)
             if data.packing
-            else bins_of(np.arange(len(some)))
+            else make_bins(np.arange(len(some)))
         )
         return Sequences(fitted.view, Bins(some[bins.rows], bins.starts))
 
@@ -653,7 +674,7 @@ def validation_sequences(found: Encodings, fitted: Fitted, data: Data) -> dict[s
 
 
 # %% ../../nbs/data/14_prepare.ipynb #8c02d524
-def statistics(
+def data_statistics(
     prepared: Prepared,
     tokenizer,
     data: Data,
@@ -662,20 +683,20 @@ def statistics(
     """Everything worth knowing about the training sources: duplicates and long rows
     included, and what of validation or benchmarks they hold."""
     found, held = prepared.sources, set(prepared.held)
-    stats = describe(
-        read_again(found),
-        *flat(found.table),
+    stats = describe_data(
+        reread_rows(found),
+        *flatten_rows(found.table),
         len(tokenizer),
         tokenizer.unk_token_id,
         data.max_length,
     )
     validation = [
         r
-        for r in read_again(prepared.val_sources)
+        for r in reread_rows(prepared.val_sources)
         if prepared.val_sources is not found or (r["source"], r["line"]) in held
     ]
     others = ({"validation": validation} if prepared.val else {}) | (
-        benchmarks(as_sources(named)) if named else {}
+        load_benchmarks(as_sources(named)) if named else {}
     )
-    learned = (r for r in read_again(found) if (r["source"], r["line"]) not in held)
+    learned = (r for r in reread_rows(found) if (r["source"], r["line"]) not in held)
     return stats | dict(leakage=leakage(learned, others) if others else {})

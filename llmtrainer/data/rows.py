@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "NOT_DAMAGE",
+    "HARMLESS_REASONS",
     "KINDS",
     "ROLES",
     "SPEAKERS",
@@ -14,57 +14,57 @@ __all__ = [
     "ALPACA",
     "FORMATS",
     "JUDGED",
-    "TURNS",
-    "MESSAGE",
+    "TURN_COLUMNS",
+    "MESSAGE_KEYS",
     "Reject",
     "Ledger",
-    "text_of",
+    "column_text",
     "turn",
-    "content_of",
-    "unquoted",
-    "one_call",
-    "calls_of",
-    "tools_of",
-    "trained_of",
-    "message",
-    "turns",
-    "dialogue",
-    "opening",
-    "conversation",
-    "earlier",
-    "pair",
-    "alpaca",
-    "choice",
-    "position",
-    "stem",
+    "message_text",
+    "parse_json_text",
+    "parse_tool_call",
+    "tool_calls_of",
+    "offered_tools",
+    "trained_flag",
+    "parse_message",
+    "parse_turns",
+    "parse_dialogue",
+    "system_turn",
+    "turns_converter",
+    "alpaca_history",
+    "pair_converter",
+    "alpaca_prompt",
+    "choice_converter",
+    "label_position",
+    "question_stem",
     "cloze",
     "transcript",
-    "spoken",
-    "asked",
-    "preference",
-    "judged",
+    "column_turns",
+    "prompt_turns",
+    "preference_row",
+    "kto_converter",
     "Shape",
-    "qa",
-    "first_answer",
-    "contexts",
-    "fits",
+    "question_answer_shape",
+    "squad_answer",
+    "pubmedqa_prompt",
+    "matches_shape",
     "Match",
-    "why",
-    "candidates",
-    "recognise",
+    "explain_match",
+    "matching_shapes",
+    "detect_format",
     "Source",
-    "one_source",
+    "parse_source",
     "as_sources",
     "read_hub",
     "read_object",
-    "parts_of",
-    "convert",
-    "match_of",
-    "matches_of",
+    "source_files",
+    "convert_rows",
+    "detect_file_format",
+    "detect_source_formats",
     "read_rows",
     "load_rows",
     "check_rejects",
-    "key",
+    "row_key",
 ]
 
 # %% ../../nbs/data/10_rows.ipynb #0f980744
@@ -87,11 +87,18 @@ from datasets.exceptions import DatasetNotFoundError
 from pydantic import Field
 
 # %% ../../nbs/data/10_rows.ipynb #1e58f06e
-from llmtrainer.data.files import Bad, files_of, guarded, is_local, missing, read_file
+from llmtrainer.data.files import (
+    BadRecord,
+    expand_path,
+    guard_records,
+    looks_like_path,
+    missing_path_error,
+    read_file,
+)
 from llmtrainer.recipe import Section, UserError
 
 # %% ../../nbs/data/10_rows.ipynb #159fbd17
-NOT_DAMAGE = {"duplicate", "too long"}  # reasons of rows that are sound but not wanted
+HARMLESS_REASONS = {"duplicate", "too long"}  # reasons of rows that are sound but not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class Ledger:
     @property
     def damaged(self) -> int:
         "Rows that cannot be used."
-        return sum(r.reason not in NOT_DAMAGE for r in self.rejects)
+        return sum(r.reason not in HARMLESS_REASONS for r in self.rejects)
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -150,21 +157,21 @@ KINDS = {  # what a column may hold, in words -> the check
 }
 
 
-def text_of(
+def column_text(
     record: dict,
     key: str,  # column
     empty: bool = False,  # may it be empty
 ) -> str:
-    "The text in a column, a number as text; `Bad` where it is absent, something else, or empty."
+    "The text in a column, a number as text; `BadRecord` where it is absent, something else, or empty."
     value = record.get(key)
     if value is None:
-        raise Bad(f"no {key}")
+        raise BadRecord(f"no {key}")
     if not KINDS["text or a number"](value):
-        raise Bad(f"{key} is not text")
+        raise BadRecord(f"{key} is not text")
     if not isinstance(value, str):
         return str(int(value) if value == value // 1 else value)
     if not empty and not value.strip():
-        raise Bad(f"empty {key}")
+        raise BadRecord(f"empty {key}")
     return value
 
 
@@ -195,56 +202,56 @@ def turn(role: str, content: str) -> dict:
     return {"role": role, "content": content}
 
 
-def content_of(value) -> str:
+def message_text(value) -> str:
     "A message's text, which may come in parts."
     if isinstance(value, list) and all(isinstance(p, dict) for p in value):
         if any(p.get("type") != "text" or not isinstance(p.get("text"), str) for p in value):
-            raise Bad("a message with parts that are not text")
+            raise BadRecord("a message with parts that are not text")
         return "".join(p["text"] for p in value)
     if value is None:
-        raise Bad("no content")
+        raise BadRecord("no content")
     if not isinstance(value, str):
-        raise Bad("content is not text")
+        raise BadRecord("content is not text")
     return value
 
 
 # %% ../../nbs/data/10_rows.ipynb #7712e5f4
-def unquoted(value, what: str):
+def parse_json_text(value, what: str):
     "The value of a JSON text; any other value as it is."
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise Bad(f"{what} are not JSON")
+        raise BadRecord(f"{what} are not JSON")
 
 
-def one_call(value) -> dict:
+def parse_tool_call(value) -> dict:
     "One tool call as {'type', 'function': {'name', 'arguments'}}, its arguments an object."
     inner = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise Bad("a tool call without a name")
-    arguments = unquoted(inner.get("arguments") or {}, "tool arguments")
+        raise BadRecord("a tool call without a name")
+    arguments = parse_json_text(inner.get("arguments") or {}, "tool arguments")
     if not isinstance(arguments, dict):
-        raise Bad("tool arguments are not an object")
+        raise BadRecord("tool arguments are not an object")
     return {"type": "function", "function": {"name": inner["name"], "arguments": arguments}} | (
         {"id": value["id"]} if value.get("id") else {}
     )
 
 
-def calls_of(message: dict) -> list[dict]:
+def tool_calls_of(message: dict) -> list[dict]:
     "The tool calls of a message in OpenAI's, the older OpenAI's or ShareGPT's spelling."
     calls = message.get("tool_calls") or message.get("function_call") or []
     if message.get("from") == "function_call":
-        calls = unquoted(message.get("value"), "tool calls")
-    return [one_call(c) for c in (calls if isinstance(calls, list) else [calls])]
+        calls = parse_json_text(message.get("value"), "tool calls")
+    return [parse_tool_call(c) for c in (calls if isinstance(calls, list) else [calls])]
 
 
-def tools_of(record: dict) -> dict:
+def offered_tools(record: dict) -> dict:
     "{'tools': [...]} of a record that offers tools, else nothing."
-    tools = unquoted(record.get("tools") or record.get("functions") or [], "tools")
+    tools = parse_json_text(record.get("tools") or record.get("functions") or [], "tools")
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
-        raise Bad("tools are not a list of objects")
+        raise BadRecord("tools are not a list of objects")
     return (
         {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]}
         if tools
@@ -253,29 +260,29 @@ def tools_of(record: dict) -> dict:
 
 
 # %% ../../nbs/data/10_rows.ipynb #4f1c0818
-def trained_of(message: dict) -> dict:
+def trained_flag(message: dict) -> dict:
     "{'trained': ...} where a message says whether it is to be learned."
     value = next(
         (message[k] for k in ("trained", "train", "weight") if message.get(k) is not None), None
     )
     if value not in (None, 0, 1):
-        raise Bad("trained is not true or false")
+        raise BadRecord("trained is not true or false")
     return {} if value is None else {"trained": bool(value)}
 
 
-def message(m) -> dict:
-    "One turn in canonical form; `Bad` where its role, text or calls are wrong."
+def parse_message(m) -> dict:
+    "One turn in canonical form; `BadRecord` where its role, text or calls are wrong."
     if not isinstance(m, dict):
-        raise Bad("a message is not an object")
+        raise BadRecord("a message is not an object")
     said = m.get("role", m.get("from"))
     role = ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise Bad("unknown role")
+        raise BadRecord("unknown role")
     value = m.get("content", m.get("value"))
-    calls = calls_of(m) if len(m) > 2 or value is None or said == "function_call" else []
-    content = "" if said == "function_call" or calls and value is None else content_of(value)
+    calls = tool_calls_of(m) if len(m) > 2 or value is None or said == "function_call" else []
+    content = "" if said == "function_call" or calls and value is None else message_text(value)
     more = (
-        trained_of(m) | {k: m[k] for k in ("name", "tool_call_id") if isinstance(m.get(k), str)}
+        trained_flag(m) | {k: m[k] for k in ("name", "tool_call_id") if isinstance(m.get(k), str)}
         if len(m) > 2
         else {}
     )
@@ -285,12 +292,12 @@ def message(m) -> dict:
         and not calls
         and more.get("trained") is not False
     ):
-        raise Bad("empty answer")
+        raise BadRecord("empty answer")
     return turn(role, content) | ({"tool_calls": calls} if calls else {}) | more
 
 
 # %% ../../nbs/data/10_rows.ipynb #709c5b97
-def turns(said: list) -> list[dict]:
+def parse_turns(said: list) -> list[dict]:
     "Turns in canonical form. Nearly all are plain already, and pass through the quick test."
     return [
         m
@@ -300,72 +307,72 @@ def turns(said: list) -> list[dict]:
         and type(text := m.get("content")) is str
         and text
         and not text.isspace()
-        else message(m)
+        else parse_message(m)
         for m in said
     ]
 
 
-def dialogue(said: list) -> list[dict]:
+def parse_dialogue(said: list) -> list[dict]:
     "Turns to learn from, in a sensible order."
-    done = turns(said)
+    done = parse_turns(said)
     roles = [m["role"] for m in done]
     if "assistant" not in roles:
-        raise Bad("no assistant turn")
+        raise BadRecord("no assistant turn")
     if "tool" in roles and any(
         b == "tool" and a not in ("assistant", "tool") for a, b in zip([None, *roles], roles)
     ):
-        raise Bad("a tool result without a call")
+        raise BadRecord("a tool result without a call")
     return done
 
 
-def opening(record: dict) -> list[dict]:
+def system_turn(record: dict) -> list[dict]:
     "The system turn that a column holds, if it does."
     text = record.get("system") or record.get("system_prompt")
-    return [turn("system", text_of({"system": text}, "system"))] if text else []
+    return [turn("system", column_text({"system": text}, "system"))] if text else []
 
 
-def conversation(column: str) -> Callable[[dict], dict]:
+def turns_converter(column: str) -> Callable[[dict], dict]:
     """A converter for turns in a column, after the system prompt and with the tools that stand
     beside them."""
     return lambda record: (
-        {"messages": dialogue(opening(record) + record[column])} | tools_of(record)
+        {"messages": parse_dialogue(system_turn(record) + record[column])} | offered_tools(record)
     )
 
 
 # %% ../../nbs/data/10_rows.ipynb #5bcbb15b
-def earlier(record: dict) -> list[dict]:
+def alpaca_history(record: dict) -> list[dict]:
     "The turns of Alpaca's column `history`, a list of [question, answer]."
     pairs = record.get("history") or []
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise Bad("history is not a list of pairs")
+        raise BadRecord("history is not a list of pairs")
     return [
-        turn(role, text_of({role: text}, role))
+        turn(role, column_text({role: text}, role))
         for p in pairs
         for role, text in zip(("user", "assistant"), p)
     ]
 
 
-def pair(asked: str, answered: str, *before: str) -> Callable[[dict], dict]:
+def pair_converter(asked: str, answered: str, *before: str) -> Callable[[dict], dict]:
     """A converter for what is asked, after the columns before it, and what is answered; system,
     history and tools where there are some."""
 
     def convert(record: dict) -> dict:
         parts = [
-            text_of(record, c, empty=c != asked)
+            column_text(record, c, empty=c != asked)
             for c in (*before, asked)
             if record.get(c) is not None or c == asked
         ]
         question = turn("user", "\n\n".join(p for p in parts if p.strip()))
         return {
-            "messages": opening(record)
-            + earlier(record)
-            + [question, turn("assistant", text_of(record, answered))]
-        } | tools_of(record)
+            "messages": system_turn(record)
+            + alpaca_history(record)
+            + [question, turn("assistant", column_text(record, answered))]
+        } | offered_tools(record)
 
     return convert
 
 
-def alpaca(record: dict) -> dict:
+def alpaca_prompt(record: dict) -> dict:
     """Alpaca's instruction with its input behind it; the only instance of Self-Instruct's seed
     tasks."""
     if "instances" in record:
@@ -374,27 +381,27 @@ def alpaca(record: dict) -> dict:
             if len(record["instances"]) == 1 and isinstance(record["instances"][0], dict)
             else {}
         )
-    extra = text_of(record, "input", empty=True) if record.get("input") is not None else ""
-    return pair("instruction", "output")(
+    extra = column_text(record, "input", empty=True) if record.get("input") is not None else ""
+    return pair_converter("instruction", "output")(
         record
         | {
-            "instruction": text_of(record, "instruction")
+            "instruction": column_text(record, "instruction")
             + (f"\n\n{extra}" if extra.strip() else "")
         }
     )
 
 
 # %% ../../nbs/data/10_rows.ipynb #404c1465
-def choice(question: str, choices: list, right: int) -> dict:
+def choice_converter(question: str, choices: list, right: int) -> dict:
     "A question with lettered choices; the answer is letter and text."
     if (
         not choices
         or len(choices) > 26
         or not all(isinstance(c, str) and c.strip() for c in choices)
     ):
-        raise Bad("choices are not 1 to 26 texts")
+        raise BadRecord("choices are not 1 to 26 texts")
     if not 0 <= right < len(choices):
-        raise Bad("the answer is not among the choices")
+        raise BadRecord("the answer is not among the choices")
     lettered = [f"{letter}. {text.strip()}" for letter, text in zip(ascii_uppercase, choices)]
     printed = [c.strip() for c in choices] == list(
         ascii_uppercase[: len(choices)]
@@ -408,21 +415,21 @@ def choice(question: str, choices: list, right: int) -> dict:
     }
 
 
-def position(labels: Iterable, answer) -> int:
+def label_position(labels: Iterable, answer) -> int:
     "Where the answer's label stands among the labels; -1 where it does not."
     labels = list(labels)
     return labels.index(answer) if answer in labels else -1
 
 
-def stem(record: dict) -> dict:
+def question_stem(record: dict) -> dict:
     "CommonsenseQA and ARC: the question holds its stem and the labelled choices."
     question, choices = record["question"], record["question"].get("choices")
     if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
-        raise Bad("choices are not a list of objects")
-    return choice(
-        text_of(question, "stem"),
+        raise BadRecord("choices are not a list of objects")
+    return choice_converter(
+        column_text(question, "stem"),
         [c.get("text") for c in choices],
-        position((c.get("label") for c in choices), record["answerKey"]),
+        label_position((c.get("label") for c in choices), record["answerKey"]),
     )
 
 
@@ -430,10 +437,10 @@ def cloze(record: dict) -> dict:
     "Winogrande: the beginnings differ in one name, the end is shared; the name becomes a gap."
     options = record["context_options"]
     if not all(isinstance(o, str) for o in options):
-        raise Bad("choices are not 1 to 26 texts")
+        raise BadRecord("choices are not 1 to 26 texts")
     start = os.path.commonprefix(options).rpartition(" ")[0]
-    return choice(
-        f"{start} _ {text_of(record, 'continuation')}",
+    return choice_converter(
+        f"{start} _ {column_text(record, 'continuation')}",
         [o[len(start) :] for o in options],
         int(record["gold"]),
     )
@@ -448,24 +455,24 @@ def transcript(text: str) -> list[dict]:
     before, *parts = re.split(r"\n\n(Human|Assistant): ?", "\n\n" + text.lstrip())
     said = [turn(SPEAKER[who], words.strip()) for who, words in zip(parts[::2], parts[1::2])]
     if before.strip() or any(a["role"] == b["role"] for a, b in zip(said, said[1:])):
-        raise Bad("a transcript whose turns do not alternate")
+        raise BadRecord("a transcript whose turns do not alternate")
     return said
 
 
-def spoken(record: dict, column: str, role: str) -> list[dict]:
+def column_turns(record: dict, column: str, role: str) -> list[dict]:
     "The turns in a column: a text of that role, a transcript, one turn or several."
     value = record[column]
     if not isinstance(value, str):
-        return turns(value if isinstance(value, list) else [value])
+        return parse_turns(value if isinstance(value, list) else [value])
     return (
         transcript(value)
         if value.lstrip().startswith("Human: ")
-        else [turn(role, text_of(record, column))]
+        else [turn(role, column_text(record, column))]
     )
 
 
 # %% ../../nbs/data/10_rows.ipynb #c8ecd1e9
-def asked(record: dict) -> list[dict]:
+def prompt_turns(record: dict) -> list[dict]:
     """The prompt that stands beside judged answers, after the system prompt; empty where the
     answers repeat it."""
     column = next(
@@ -479,18 +486,18 @@ def asked(record: dict) -> list[dict]:
     if not column:
         return []
     prompt = (
-        alpaca(record | {"output": "-", "history": record.get("history")})["messages"][:-1]
+        alpaca_prompt(record | {"output": "-", "history": record.get("history")})["messages"][:-1]
         if column == "instruction"
-        else opening(record) + spoken(record, column, "user")
+        else system_turn(record) + column_turns(record, column, "user")
     )
     return prompt[:-1] if prompt[-1:] == [turn("assistant", "")] else prompt
 
 
-def preference(record: dict) -> dict:
+def preference_row(record: dict) -> dict:
     "A prompt, the chosen and the rejected answer, each as turns."
-    chosen, rejected = (spoken(record, c, "assistant") for c in ("chosen", "rejected"))
+    chosen, rejected = (column_turns(record, c, "assistant") for c in ("chosen", "rejected"))
     if chosen == rejected:
-        raise Bad("chosen and rejected are the same")
+        raise BadRecord("chosen and rejected are the same")
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b),
         min(len(chosen), len(rejected)),
@@ -499,27 +506,27 @@ def preference(record: dict) -> dict:
     prompt, chosen, rejected = (
         (chosen[:shared], chosen[shared:], rejected[shared:])
         if whole
-        else (asked(record), chosen, rejected)
+        else (prompt_turns(record), chosen, rejected)
     )
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
-        raise Bad("no prompt before the answers")
+        raise BadRecord("no prompt before the answers")
     for column, answer in (("chosen", chosen), ("rejected", rejected)):
         if (
             not answer
             or answer[0]["role"] != "assistant"
             or not any(m["content"].strip() or m.get("tool_calls") for m in answer[-1:])
         ):
-            raise Bad(f"empty {column}")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | tools_of(record)
+            raise BadRecord(f"empty {column}")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | offered_tools(record)
 
 
-def judged(convert: Callable[[dict], dict], column: str) -> Callable[[dict], dict]:
+def kto_converter(convert: Callable[[dict], dict], column: str) -> Callable[[dict], dict]:
     "A converter for KTO: a conversation whose last answer a column calls good or bad."
 
     def judge(record: dict) -> dict:
         *prompt, answer = (row := convert(record))["messages"]
         if answer["role"] != "assistant" or not prompt:
-            raise Bad("no prompt before the answer")
+            raise BadRecord("no prompt before the answer")
         return row | {
             "prompt": prompt,
             "completion": [answer],
@@ -544,16 +551,16 @@ BESIDE, SAID = ("system", "system_prompt", "tools", "functions"), "text or turns
 ALPACA = ("input", "history", *BESIDE)
 
 
-def qa(asked: str, answered: str, *before: str) -> Shape:
+def question_answer_shape(asked: str, answered: str, *before: str) -> Shape:
     "The shape of a question in one column and its answer in another, with context columns."
     return Shape(
         {c: "text" for c in before} | {asked: "text", answered: "text or a number"},
-        pair(asked, answered, *before),
+        pair_converter(asked, answered, *before),
         ("history", *BESIDE),
     )
 
 
-def first_answer(record: dict) -> dict:
+def squad_answer(record: dict) -> dict:
     "SQuAD: the first of the answers, after the context."
     answers = record["answers"]
     text = (
@@ -561,83 +568,87 @@ def first_answer(record: dict) -> dict:
         if isinstance(answers, dict)
         else [a.get("text") for a in answers if isinstance(a, dict)]
     )
-    return pair("question", "answer", "context")(
+    return pair_converter("question", "answer", "context")(
         record | {"answer": text[0] if isinstance(text, list) and text else None}
     )
 
 
-def contexts(record: dict) -> dict:
+def pubmedqa_prompt(record: dict) -> dict:
     "PubMedQA: the paragraphs of an abstract, a question, and its decision."
     if not all(isinstance(c, str) for c in record["CONTEXTS"]):
-        raise Bad("CONTEXTS are not texts")
-    return pair("QUESTION", "final_decision", "context")(
+        raise BadRecord("CONTEXTS are not texts")
+    return pair_converter("QUESTION", "final_decision", "context")(
         record | {"context": "\n\n".join(record["CONTEXTS"])}
     )
 
 
 # %% ../../nbs/data/10_rows.ipynb #48fef129
 FORMATS: dict[str, list[Shape]] = {
-    "messages": [Shape({"messages": "a list"}, conversation("messages"), BESIDE)],
-    "sharegpt": [Shape({"conversations": "a list"}, conversation("conversations"), BESIDE)],
+    "messages": [Shape({"messages": "a list"}, turns_converter("messages"), BESIDE)],
+    "sharegpt": [Shape({"conversations": "a list"}, turns_converter("conversations"), BESIDE)],
     "alpaca": [
-        Shape({"instruction": "text", "output": "text"}, alpaca, ALPACA),
-        Shape({"instruction": "text", "instances": "a list"}, alpaca, ALPACA),
-        qa("instruction", "response"),
-        qa("instruction", "response", "context"),
+        Shape({"instruction": "text", "output": "text"}, alpaca_prompt, ALPACA),
+        Shape({"instruction": "text", "instances": "a list"}, alpaca_prompt, ALPACA),
+        question_answer_shape("instruction", "response"),
+        question_answer_shape("instruction", "response", "context"),
     ],
     "prompt_completion": [
         Shape(
             {"prompt": SAID, "completion": SAID},
             lambda r: (
                 {
-                    "messages": dialogue(
-                        opening(r)
-                        + spoken(r, "prompt", "user")
-                        + spoken(r, "completion", "assistant")
+                    "messages": parse_dialogue(
+                        system_turn(r)
+                        + column_turns(r, "prompt", "user")
+                        + column_turns(r, "completion", "assistant")
                     )
                 }
-                | tools_of(r)
+                | offered_tools(r)
             ),
             BESIDE,
         ),
-        qa("prompt", "response"),
-        qa("inputs", "targets"),
-        qa("prompt", "canonical_solution"),
+        question_answer_shape("prompt", "response"),
+        question_answer_shape("inputs", "targets"),
+        question_answer_shape("prompt", "canonical_solution"),
     ],
     "question_answer": [
-        qa("question", "answer"),
-        qa("question", "answer", "context"),
-        qa("query", "response"),
-        qa("problem", "solution"),
-        qa("input", "target"),
-        qa("Question", "Best Answer"),
-        qa("sQuestion", "lSolutions", "Body"),
-        Shape({"context": "text", "question": "text", "answers": "a list"}, first_answer),
-        Shape({"context": "text", "question": "text", "answers": "an object"}, first_answer),
-        Shape({"QUESTION": "text", "CONTEXTS": "a list", "final_decision": "text"}, contexts),
+        question_answer_shape("question", "answer"),
+        question_answer_shape("question", "answer", "context"),
+        question_answer_shape("query", "response"),
+        question_answer_shape("problem", "solution"),
+        question_answer_shape("input", "target"),
+        question_answer_shape("Question", "Best Answer"),
+        question_answer_shape("sQuestion", "lSolutions", "Body"),
+        Shape({"context": "text", "question": "text", "answers": "a list"}, squad_answer),
+        Shape({"context": "text", "question": "text", "answers": "an object"}, squad_answer),
+        Shape(
+            {"QUESTION": "text", "CONTEXTS": "a list", "final_decision": "text"}, pubmedqa_prompt
+        ),
     ],
     "multiple_choice": [
         Shape(
             {"query": "text", "choices": "a list", "gold": "a whole number"},
-            lambda r: choice(r["query"], r["choices"], int(r["gold"])),
+            lambda r: choice_converter(r["query"], r["choices"], int(r["gold"])),
         ),
         Shape(
             {"question": "text", "choices": "a list", "answer": "a whole number"},
-            lambda r: choice(r["question"], r["choices"], int(r["answer"])),
+            lambda r: choice_converter(r["question"], r["choices"], int(r["answer"])),
         ),
-        Shape({"question": "an object", "answerKey": "text"}, stem),
+        Shape({"question": "an object", "answerKey": "text"}, question_stem),
         Shape(
             {"question": "text", "choices": "an object", "answerKey": "text"},
-            lambda r: choice(
+            lambda r: choice_converter(
                 r["question"],
                 r["choices"].get("text"),
-                position(r["choices"].get("label") or (), r["answerKey"]),
+                label_position(r["choices"].get("label") or (), r["answerKey"]),
             ),
         ),
         Shape(
             {"question": "text", "options": "an object", "answer": "text", "answer_idx": "text"},
-            lambda r: choice(
-                r["question"], list(r["options"].values()), position(r["options"], r["answer_idx"])
+            lambda r: choice_converter(
+                r["question"],
+                list(r["options"].values()),
+                label_position(r["options"], r["answer_idx"]),
             ),
         ),
         Shape(
@@ -649,7 +660,7 @@ FORMATS: dict[str, list[Shape]] = {
                 "ans2": "text",
                 "label": "a whole number",
             },
-            lambda r: choice(
+            lambda r: choice_converter(
                 f"{r['context']} {r['question']}",
                 [r["ans0"], r["ans1"], r["ans2"]],
                 int(r["label"]),
@@ -663,7 +674,7 @@ FORMATS: dict[str, list[Shape]] = {
                 "question": "text",
                 "label": "a whole number",
             },
-            lambda r: choice(
+            lambda r: choice_converter(
                 f"{r['premise']}\n\n{'What was the cause?' if r['question'] == 'cause' else 'What happened as a result?'}",
                 [r["choice1"], r["choice2"]],
                 int(r["label"]),
@@ -674,19 +685,19 @@ FORMATS: dict[str, list[Shape]] = {
         ),
     ],
     "preference": [
-        Shape({c: SAID for c in (*prompt, "chosen", "rejected")}, preference, ALPACA)
+        Shape({c: SAID for c in (*prompt, "chosen", "rejected")}, preference_row, ALPACA)
         for prompt in ((), ("prompt",), ("conversations",), ("instruction",), ("question",))
     ],
     "kto": [
         Shape(
             {"prompt": SAID, "completion": SAID, "label": "true or false"},
-            judged(lambda r: FORMATS["prompt_completion"][0].convert(r), "label"),
+            kto_converter(lambda r: FORMATS["prompt_completion"][0].convert(r), "label"),
             BESIDE,
         ),
         *(
             Shape(
                 {column: "a list", label: "true or false"},
-                judged(conversation(column), label),
+                kto_converter(turns_converter(column), label),
                 BESIDE,
             )
             for column in ("messages", "conversations")
@@ -695,18 +706,18 @@ FORMATS: dict[str, list[Shape]] = {
         *(
             Shape(
                 {"instruction": "text", "output": "text", label: "true or false"},
-                judged(alpaca, label),
+                kto_converter(alpaca_prompt, label),
                 ALPACA,
             )
             for label in ("tag", "label", "kto_tag")
         ),
     ],
-    "text": [Shape({"text": "text"}, lambda r: {"text": text_of(r, "text")})],
+    "text": [Shape({"text": "text"}, lambda r: {"text": column_text(r, "text")})],
 }
 
 
 # %% ../../nbs/data/10_rows.ipynb #94cd4df4
-def fits(shape: Shape, record: dict) -> bool:
+def matches_shape(shape: Shape, record: dict) -> bool:
     "Has the record every column of the shape, with the right kind?"
     return all(KINDS[kind](record.get(column)) for column, kind in shape.columns.items())
 
@@ -727,8 +738,8 @@ JUDGED = {
     "tag": "true or false",
     "kto_tag": "true or false",
 }  # columns that mark an answer as worse
-TURNS = {"messages", "conversations", "prompt", "completion", "chosen", "rejected"}
-MESSAGE = {
+TURN_COLUMNS = {"messages", "conversations", "prompt", "completion", "chosen", "rejected"}
+MESSAGE_KEYS = {
     "role",
     "from",
     "content",
@@ -743,18 +754,18 @@ MESSAGE = {
 }  # what is used of a turn
 
 
-def why(name: str, shape: Shape, records: list[dict]) -> str:
+def explain_match(name: str, shape: Shape, records: list[dict]) -> str:
     "Why a format was taken, in one line."
-    n, hits = len(records), sum(fits(shape, r) for r in records)
+    n, hits = len(records), sum(matches_shape(shape, r) for r in records)
     columns = ", ".join(f"{c} ({kind})" for c, kind in shape.columns.items())
     inside = {
         f"{c}.{k}"[:40]
         for r in records
         for c in shape.columns
-        if c in TURNS and isinstance(r.get(c), list)
+        if c in TURN_COLUMNS and isinstance(r.get(c), list)
         for m in r[c]
         if isinstance(m, dict)
-        for k in m.keys() - MESSAGE
+        for k in m.keys() - MESSAGE_KEYS
     }
     unused = sorted(
         {str(k)[:30] for r in records for k in r} - {*shape.columns, *shape.also} | inside
@@ -768,13 +779,13 @@ def why(name: str, shape: Shape, records: list[dict]) -> str:
 
 
 # %% ../../nbs/data/10_rows.ipynb #c5241797
-def candidates(records: list[dict]) -> list[tuple[str, Shape]]:
+def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
     "The shapes that most of the records fit, without those that another one contains."
     found = [
         (name, shape)
         for name, shapes in FORMATS.items()
         for shape in shapes
-        if sum(fits(shape, r) for r in records) * 2 > len(records)
+        if sum(matches_shape(shape, r) for r in records) * 2 > len(records)
     ]
     return [
         (name, shape)
@@ -783,16 +794,16 @@ def candidates(records: list[dict]) -> list[tuple[str, Shape]]:
     ]
 
 
-def recognise(
+def detect_format(
     records: list[dict],  # the first records of a source
     source: str,
 ) -> Match:
     """The one format that the records have; `UserError` where none or several fit, or where answers
     are marked good and bad."""
-    found = candidates(records)
+    found = matching_shapes(records)
     mark = next((c for r in records for c, kind in JUDGED.items() if KINDS[kind](r.get(c))), None)
     if len(found) == 1 and (not mark or mark in found[0][1].columns):
-        return Match(*found[0], why(*found[0], records))
+        return Match(*found[0], explain_match(*found[0], records))
     columns = ", ".join(sorted({str(k)[:30] for r in records for k in r if k})[:12]) or "(none)"
     several = "; ".join(f"{name} ({', '.join(shape.columns)})" for name, shape in found)
     what = (
@@ -841,9 +852,11 @@ class Source(Section):
         )
 
 
-def one_source(text: str) -> Source:
+def parse_source(text: str) -> Source:
     "A line of a recipe as a section; `name:config:split` of the hub is taken apart."
-    path, config, split = (text, "", "") if is_local(text) else (text.split(":") + ["", ""])[:3]
+    path, config, split = (
+        (text, "", "") if looks_like_path(text) else (text.split(":") + ["", ""])[:3]
+    )
     return Source(path=path, config=config or None, split=split or None)
 
 
@@ -858,7 +871,7 @@ def as_sources(
             "data.train",
             "a path, a folder, a hub name, or a list of them",
         )
-    return [one_source(s) if isinstance(s, str) else s for s in some]
+    return [parse_source(s) if isinstance(s, str) else s for s in some]
 
 
 # %% ../../nbs/data/10_rows.ipynb #b1575509
@@ -880,7 +893,7 @@ def read_hub(source: Source) -> Iterator[tuple[int, object]]:
             "a path, or a hub name such as openai/gsm8k",
             "check the spelling; paths are taken from where the command runs",
         ) from None
-    return guarded(source.path, enumerate(map(dict, dataset), 1))
+    return guard_records(source.path, enumerate(map(dict, dataset), 1))
 
 
 def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, object]]:
@@ -900,16 +913,16 @@ def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, objec
 
 
 # %% ../../nbs/data/10_rows.ipynb #0a5bcb69
-def parts_of(
+def source_files(
     source: Source | Dataset | IterableDataset,
 ) -> list[tuple[str, Callable[[], Iterable]]]:
     """(label, reader) of every file that a source stands for; a label is the path as it was
     written, or the name alone of a path that begins elsewhere."""
     if not isinstance(source, Source):
         return [("dataset", lambda: read_object(source))]
-    files = files_of(path := Path(source.path).expanduser())
-    if not files and is_local(source.path):
-        raise missing(path)
+    files = expand_path(path := Path(source.path).expanduser())
+    if not files and looks_like_path(source.path):
+        raise missing_path_error(path)
     root = Path(os.path.commonpath([f.parent for f in files])) if files else None
     named = {
         f.relative_to(root).as_posix() if f.is_absolute() or ".." in f.parts else f.as_posix(): f
@@ -921,21 +934,21 @@ def parts_of(
 
 
 # %% ../../nbs/data/10_rows.ipynb #a96ec69d
-def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
+def convert_rows(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
     "Rows of one source in the canonical form; what cannot become one goes into the ledger."
     columns = [(column, kind, KINDS[kind]) for column, kind in shape.columns.items()]
     for line, record in records:
         ledger.read += 1
         try:
             if not isinstance(record, dict):
-                raise record if isinstance(record, Bad) else Bad("not an object")
+                raise record if isinstance(record, BadRecord) else BadRecord("not an object")
             for column, kind, right in columns:
                 if (value := record.get(column)) is None:
-                    raise Bad(f"no {column}")
+                    raise BadRecord(f"no {column}")
                 if not right(value):
-                    raise Bad(f"{column} is not {kind}")
+                    raise BadRecord(f"{column} is not {kind}")
             row = shape.convert(record)
-        except Bad as fault:
+        except BadRecord as fault:
             ledger.rejects.append(Reject(label, line, str(fault)))
         else:
             row["source"], row["line"] = label, line
@@ -943,7 +956,7 @@ def convert(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iter
 
 
 # %% ../../nbs/data/10_rows.ipynb #32fbd44f
-def match_of(head: list[tuple[int, object]], label: str, format: str) -> Match:
+def detect_file_format(head: list[tuple[int, object]], label: str, format: str) -> Match:
     "What the first records of a file are; `UserError` where no record is an object."
     records = [r for _, r in head if isinstance(r, dict)]
     if not head:
@@ -956,25 +969,30 @@ def match_of(head: list[tuple[int, object]], label: str, format: str) -> Match:
     if format != "auto":
         shape = max(
             FORMATS[format],
-            key=lambda s: ((hits := sum(fits(s, r) for r in records)), hits and len(s.columns)),
+            key=lambda s: (
+                (hits := sum(matches_shape(s, r) for r in records)),
+                hits and len(s.columns),
+            ),
         )
         return Match(format, shape, f"{format}: the recipe names it")
     if records:
-        return recognise(records, label)
+        return detect_format(records, label)
     line, first = head[0]
     raise UserError(
         f"{label}: no row is an object",
         f"{label}:{line}",
         'one {"column": value} a line',
-        str(first) if isinstance(first, Bad) else "the file holds other values",
+        str(first) if isinstance(first, BadRecord) else "the file holds other values",
     )
 
 
-def matches_of(
+def detect_source_formats(
     parts: list[tuple[str, Callable[[], Iterable]]], name: str, format: str
 ) -> dict[str, Match]:
     "What each file of a source is, from its first hundred records; `UserError` where they differ."
-    found = {label: match_of(list(islice(read(), 100)), label, format) for label, read in parts}
+    found = {
+        label: detect_file_format(list(islice(read(), 100)), label, format) for label, read in parts
+    }
     if len({m.format for m in found.values()}) > 1:
         raise UserError(
             f"the folder {name} mixes formats:"
@@ -999,15 +1017,15 @@ def read_rows(
         if isinstance(source, Source)
         else ("auto", None, "dataset")
     )
-    parts = parts_of(source)
-    matches = matches_of(parts, name, format if own == "auto" else own)
+    parts = source_files(source)
+    matches = detect_source_formats(parts, name, format if own == "auto" else own)
     ledger.formats |= {label: m.format for label, m in matches.items()}
     ledger.why |= {label: m.why for label, m in matches.items()}
     records = islice(((label, numbered) for label, read in parts for numbered in read()), limit)
     return (
         row
         for label, some in groupby(records, lambda pair: pair[0])
-        for row in convert(label, (n for _, n in some), matches[label].shape, ledger)
+        for row in convert_rows(label, (n for _, n in some), matches[label].shape, ledger)
     )
 
 
@@ -1044,7 +1062,7 @@ def check_rejects(ledger: Ledger, limit: float) -> None:
 
 
 # %% ../../nbs/data/10_rows.ipynb #ed83fe63
-def key(row: dict) -> int:
+def row_key(row: dict) -> int:
     """A 64-bit hash of a canonical row's content, without where it stands: equal rows have equal
     keys, on every machine."""
     content = [(k, row[k]) for k in sorted(row) if k not in ("source", "line")]

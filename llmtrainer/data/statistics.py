@@ -5,47 +5,47 @@
 # %% auto #0
 __all__ = [
     "GOLD",
-    "PIECE",
+    "CHUNK",
     "WORD",
     "NO_LANGUAGE",
     "STYLE",
     "row_numbers",
     "shingles",
-    "common",
-    "template",
-    "among",
-    "signatures",
-    "candidates",
+    "common_shingles",
+    "boilerplate_shingles",
+    "is_member",
+    "minhash_signatures",
+    "candidate_pairs",
     "near_duplicates",
-    "likeness",
+    "jaccard_similarity",
     "equal_rows",
-    "join",
-    "turns_of",
-    "words",
-    "place",
-    "numbered",
-    "question",
-    "blocks",
-    "found_in",
+    "merge_groups",
+    "row_texts",
+    "row_words",
+    "row_location",
+    "words_to_ids",
+    "normalized_question",
+    "in_blocks",
+    "index_overlaps",
     "leakage",
-    "leaks",
-    "benchmarks",
-    "identifier",
-    "language",
-    "lengths",
-    "fit",
+    "count_leaks",
+    "load_benchmarks",
+    "language_identifier",
+    "detect_language",
+    "length_statistics",
+    "over_length",
     "vocabulary_use",
-    "copies",
-    "talk",
-    "by_source",
-    "describe",
-    "facts",
-    "grids",
-    "table",
-    "bars",
-    "columns",
-    "grid",
-    "tiles",
+    "duplicate_statistics",
+    "turn_statistics",
+    "statistics_by_source",
+    "describe_data",
+    "statistics_facts",
+    "statistics_tables",
+    "statistics_table",
+    "bar_chart",
+    "length_histogram",
+    "html_table",
+    "html_tiles",
     "report_html",
 ]
 
@@ -98,7 +98,7 @@ def shingles(
 
 
 # %% ../../nbs/data/15_statistics.ipynb #72265f08
-def common(
+def common_shingles(
     hashes: np.ndarray,
     rows: np.ndarray,
     limits: np.ndarray,  # (rows,) in how many rows of its source a row's shingle may stand
@@ -114,7 +114,7 @@ def common(
     return crowded
 
 
-def template(
+def boilerplate_shingles(
     hashes: np.ndarray,
     rows: np.ndarray,
     sources: np.ndarray,  # (rows,) the number of each row's source
@@ -125,10 +125,10 @@ def template(
     apart = hashes ^ GOLD * sources[rows].astype(
         np.uint64
     )  # the same shingle in two sources is counted twice
-    return np.unique(hashes[common(apart, rows, limits)])
+    return np.unique(hashes[common_shingles(apart, rows, limits)])
 
 
-def among(
+def is_member(
     hashes: np.ndarray,
     known: np.ndarray,  # sorted
 ) -> np.ndarray:
@@ -141,10 +141,10 @@ def among(
 
 
 # %% ../../nbs/data/15_statistics.ipynb #9955ffef
-PIECE = 1 << 16  # shingles worked on at a time: 256 KiB, which a core keeps near
+CHUNK = 1 << 16  # shingles worked on at a time: 256 KiB, which a core keeps near
 
 
-def signatures(
+def minhash_signatures(
     hashes: np.ndarray,  # (shingles,) sorted by row
     starts: np.ndarray,  # where each row begins in them
     k: int,  # permutations
@@ -155,7 +155,7 @@ def signatures(
     factors, shifts = random.integers(0, 2**32, (2, k), dtype=np.uint32) | np.uint32(1)
     out, edges = np.empty((k, len(starts)), np.uint32), np.append(starts, len(hashes))
     cuts = np.unique(
-        np.searchsorted(edges, np.arange(0, len(hashes) + PIECE, PIECE)).clip(0, len(starts))
+        np.searchsorted(edges, np.arange(0, len(hashes) + CHUNK, CHUNK)).clip(0, len(starts))
     )
     for low, high in zip(cuts, cuts[1:]):
         piece, at = short[edges[low] : edges[high]], edges[low:high] - edges[low]
@@ -165,7 +165,7 @@ def signatures(
 
 
 # %% ../../nbs/data/15_statistics.ipynb #4067f1f4
-def candidates(
+def candidate_pairs(
     sign: np.ndarray,  # (permutations, rows)
     bands: int,
     window: int = 8,  # neighbours that are looked at in a bucket of equal bands
@@ -204,11 +204,13 @@ def near_duplicates(
     labels = equal_rows(ids, offsets)
     hashes, rows = shingles(ids, offsets, n)
     sources = np.zeros(len(labels), np.int64) if sources is None else np.asarray(sources)
-    keep = ~among(hashes, template(hashes, rows, sources, share)) & (labels[rows] == rows)
+    keep = ~is_member(hashes, boilerplate_shingles(hashes, rows, sources, share)) & (
+        labels[rows] == rows
+    )
     hashes, rows = hashes[keep], rows[keep]
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    sign = signatures(hashes, starts, bands * depth)
-    a, b = candidates(sign, bands)
+    sign = minhash_signatures(hashes, starts, bands * depth)
+    a, b = candidate_pairs(sign, bands)
     alike = sum((line[a] == line[b] for line in sign), np.zeros(len(a))) / len(
         sign
     )  # four standard errors below the threshold are looked at
@@ -216,15 +218,15 @@ def near_duplicates(
     sets = cache(
         lambda i: set(hashes[starts[i] : starts[i + 1] if i + 1 < len(starts) else None].tolist())
     )
-    return join(
+    return merge_groups(
         labels,
         rows[starts],
         zip(a[order].tolist(), b[order].tolist()),
-        lambda i, j: likeness(sets(i), sets(j)) >= threshold,
+        lambda i, j: jaccard_similarity(sets(i), sets(j)) >= threshold,
     )
 
 
-def likeness(a: set, b: set) -> float:
+def jaccard_similarity(a: set, b: set) -> float:
     "Jaccard's share of two sets."
     both = len(a & b)
     return both / (len(a) + len(b) - both)
@@ -239,7 +241,7 @@ def equal_rows(ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     )
 
 
-def join(
+def merge_groups(
     labels: np.ndarray,
     names: np.ndarray,  # the row of each number in the pairs
     pairs: Iterable[tuple[int, int]],
@@ -265,7 +267,7 @@ def join(
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 
 
-def turns_of(row: dict) -> list[dict]:
+def row_texts(row: dict) -> list[dict]:
     "Everything that is said in a canonical row of any kind."
     if "text" in row:
         return [{"role": "text", "content": row["text"]}]
@@ -276,31 +278,31 @@ def turns_of(row: dict) -> list[dict]:
     ]
 
 
-def words(
+def row_words(
     row: dict,
     *roles: str,  # whose words; all but the system's where none is named
 ) -> list[str]:
     "The words of a row in small letters."
     return [
         w
-        for m in turns_of(row)
+        for m in row_texts(row)
         if (m["role"] in roles if roles else m["role"] != "system")
         for w in WORD.findall(m["content"].lower())
     ]
 
 
-def place(row: dict) -> str:
+def row_location(row: dict) -> str:
     "Where a row stands."
     return f"{row.get('source', '?')}:{row.get('line', '?')}"
 
 
 # %% ../../nbs/data/15_statistics.ipynb #8a16474b
-def numbered(
+def words_to_ids(
     rows: list[dict], vocabulary: dict[str, int], grow: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(numbers of all words end to end, offsets); a word outside the vocabulary is added to it or
     counts as -1."""
-    said = [words(row) for row in rows]
+    said = [row_words(row) for row in rows]
     if grow:
         ids = [vocabulary.setdefault(w, len(vocabulary)) for row in said for w in row]
     else:
@@ -308,12 +310,12 @@ def numbered(
     return np.array(ids, np.int32), np.cumsum([0, *map(len, said)])
 
 
-def question(row: dict) -> str:
+def normalized_question(row: dict) -> str:
     "What is asked, without capitals and punctuation."
-    return " ".join(words(row, "user", "text"))
+    return " ".join(row_words(row, "user", "text"))
 
 
-def blocks(rows: Iterable[dict], size: int = 4096) -> Iterator[list[dict]]:
+def in_blocks(rows: Iterable[dict], size: int = 4096) -> Iterator[list[dict]]:
     "The rows in lists."
     rows = iter(rows)
     while block := list(islice(rows, size)):
@@ -321,7 +323,7 @@ def blocks(rows: Iterable[dict], size: int = 4096) -> Iterator[list[dict]]:
 
 
 # %% ../../nbs/data/15_statistics.ipynb #5e7d665f
-def found_in(
+def index_overlaps(
     train: Iterable[dict],
     known: np.ndarray,  # sorted hashes of n words each
     questions: set[str],
@@ -332,16 +334,16 @@ def found_in(
     runs, asked = {}, {}
     likely = np.zeros(1 << 24, bool)  # a coarse filter: most hashes of the training rows end here
     likely[known >> np.uint64(40)] = True
-    for block in blocks(train):
-        hashes, rows = shingles(*numbered(block, vocabulary, grow=False), n)
+    for block in in_blocks(train):
+        hashes, rows = shingles(*words_to_ids(block, vocabulary, grow=False), n)
         near = likely[hashes >> np.uint64(40)]
         hashes, rows = hashes[near], rows[near]
-        hit = among(hashes, known)
+        hit = is_member(hashes, known)
         for hash, i in zip(hashes[hit].tolist(), rows[hit].tolist()):
-            runs.setdefault(hash, place(block[i]))
+            runs.setdefault(hash, row_location(block[i]))
         for row in block:
-            if (text := question(row)) in questions:
-                asked.setdefault(text, place(row))
+            if (text := normalized_question(row)) in questions:
+                asked.setdefault(text, row_location(row))
     return runs, asked
 
 
@@ -355,20 +357,23 @@ def leakage(
     "For each of the other sets, how many of its rows stand in the training rows, and where."
     others, vocabulary, runs = {name: list(rows) for name, rows in others.items()}, {}, {}
     for name, rows in others.items():
-        hashes, at = shingles(*numbered(rows, vocabulary, grow=True), n)
-        own = ~among(hashes, template(hashes, at, np.zeros(len(rows), np.int64), 0.1))
+        hashes, at = shingles(*words_to_ids(rows, vocabulary, grow=True), n)
+        own = ~is_member(
+            hashes, boilerplate_shingles(hashes, at, np.zeros(len(rows), np.int64), 0.1)
+        )
         runs[name] = hashes[own], at[own]
     known = np.unique(
         np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in runs.values())])
     )
-    questions = {q for rows in others.values() for q in map(question, rows) if q}
-    learned, asked = found_in(train, known, questions, vocabulary, n)
+    questions = {q for rows in others.values() for q in map(normalized_question, rows) if q}
+    learned, asked = index_overlaps(train, known, questions, vocabulary, n)
     return {
-        name: leaks(rows, *runs[name], learned, asked, n, examples) for name, rows in others.items()
+        name: count_leaks(rows, *runs[name], learned, asked, n, examples)
+        for name, rows in others.items()
     }
 
 
-def leaks(
+def count_leaks(
     rows: list[dict],
     hashes: np.ndarray,
     at: np.ndarray,
@@ -378,10 +383,10 @@ def leaks(
     examples: int,
 ) -> dict:
     "The counts and examples of one set."
-    hit = among(hashes, np.sort(np.array(list(learned), np.uint64)))
+    hit = is_member(hashes, np.sort(np.array(list(learned), np.uint64)))
     shared, total = (np.bincount(at[some], minlength=len(rows)) for some in (hit, slice(None)))
     first = {i: learned[h] for h, i in zip(hashes[hit][::-1].tolist(), at[hit][::-1].tolist())}
-    same = {i: asked[q] for i, q in enumerate(map(question, rows)) if q in asked}
+    same = {i: asked[q] for i, q in enumerate(map(normalized_question, rows)) if q in asked}
     worst = sorted(
         first.keys() | same.keys(), key=lambda i: (i not in same, -shared[i] / max(1, total[i]), i)
     )
@@ -395,13 +400,13 @@ def leaks(
         runs=len(first),
         n=n,
         examples=[
-            {"row": place(rows[i]), "in": same.get(i) or first[i], "why": why(i)}
+            {"row": row_location(rows[i]), "in": same.get(i) or first[i], "why": why(i)}
             for i in worst[:examples]
         ],
     )
 
 
-def benchmarks(sources: list[Source]) -> dict[str, list[dict]]:
+def load_benchmarks(sources: list[Source]) -> dict[str, list[dict]]:
     "The rows of named benchmarks, ready for `leakage`."
     return {source.task: load_rows(source)[0] for source in sources}
 
@@ -413,23 +418,25 @@ NO_LANGUAGE = re.compile(
 
 
 @cache
-def identifier() -> LanguageIdentifier:
+def language_identifier() -> LanguageIdentifier:
     "The model, loaded once (half a second)."
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def language(row: dict) -> str:
+def detect_language(row: dict) -> str:
     "The language of a row as a two-letter code, or 'unsure'."
     text = NO_LANGUAGE.sub(
         " ",
-        " ".join(m["content"][:1000] for m in turns_of(row) if m["role"] not in ("system", "tool")),
+        " ".join(
+            m["content"][:1000] for m in row_texts(row) if m["role"] not in ("system", "tool")
+        ),
     )[:2000].strip()
-    code, sure = identifier().classify(text) if text else ("", 0)
+    code, sure = language_identifier().classify(text) if text else ("", 0)
     return code if sure > 0.5 else "unsure"
 
 
 # %% ../../nbs/data/15_statistics.ipynb #8ce81dfa
-def lengths(ids: np.ndarray, offsets: np.ndarray, trained: np.ndarray) -> dict:
+def length_statistics(ids: np.ndarray, offsets: np.ndarray, trained: np.ndarray) -> dict:
     "Tokens in all, trained ones, and the lengths of rows."
     size, run = np.diff(offsets), np.concatenate([[0], np.cumsum(trained)])
     learned = run[offsets[1:]] - run[offsets[:-1]]
@@ -464,7 +471,7 @@ def lengths(ids: np.ndarray, offsets: np.ndarray, trained: np.ndarray) -> dict:
     )
 
 
-def fit(offsets: np.ndarray, max_length: int | None) -> dict:
+def over_length(offsets: np.ndarray, max_length: int | None) -> dict:
     "How many rows are longer than allowed, and the length that would keep 99 % of them."
     size = np.diff(offsets)
     keep = int(np.quantile(size, 0.99, method="inverted_cdf")) if len(size) else 0
@@ -489,7 +496,9 @@ def vocabulary_use(ids: np.ndarray, size: int, unknown: int | None, rare: int = 
     )
 
 
-def copies(labels: np.ndarray, equal: np.ndarray, places: list[str], examples: int = 5) -> dict:
+def duplicate_statistics(
+    labels: np.ndarray, equal: np.ndarray, places: list[str], examples: int = 5
+) -> dict:
     "How many rows are copies or near copies of an earlier one, and the largest groups."
     first, size = np.unique(labels, return_counts=True)
     groups = first[np.argsort(-size, kind="stable")][: min(examples, int((size > 1).sum()))]
@@ -509,23 +518,23 @@ def copies(labels: np.ndarray, equal: np.ndarray, places: list[str], examples: i
 
 
 # %% ../../nbs/data/15_statistics.ipynb #7241b844
-def talk(
+def turn_statistics(
     rows: Iterable[dict],
     sample: set[int],  # the rows whose language is asked
 ) -> tuple[dict, list[dict], dict[int, str]]:
     "(turns and roles, the place of each row, the language of the sampled ones) in one pass."
     turns, roles, where, spoken = Counter(), Counter(), [], {}
     for i, row in enumerate(rows):
-        said = turns_of(row)
+        said = row_texts(row)
         turns[sum(m["role"] != "system" for m in said)] += 1
         roles.update(m["role"] for m in said)
         where.append({"source": row.get("source", "?"), "line": row.get("line", "?")})
         if i in sample:
-            spoken[i] = language(row)
+            spoken[i] = detect_language(row)
     return dict(turns=dict(sorted(turns.items())), roles=dict(roles.most_common())), where, spoken
 
 
-def by_source(
+def statistics_by_source(
     where: list[dict], offsets: np.ndarray, trained: np.ndarray, spoken: dict[int, str]
 ) -> list[dict]:
     "A line of figures for each source."
@@ -552,7 +561,7 @@ def by_source(
 
 
 # %% ../../nbs/data/15_statistics.ipynb #2e867381
-def describe(
+def describe_data(
     rows: Iterable[dict],  # canonical rows, in the order of the arrays; read once
     ids: np.ndarray,  # (tokens,) of all rows, end to end
     offsets: np.ndarray,  # (rows + 1,) where each row begins
@@ -567,7 +576,7 @@ def describe(
     "Everything that is worth knowing about a set, as a plain dictionary."
     offsets, count = np.asarray(offsets, np.int64), len(offsets) - 1
     chosen = set(random.Random(seed).sample(range(count), min(sample, count)))
-    said, where, spoken = talk(rows, chosen)
+    said, where, spoken = turn_statistics(rows, chosen)
     if len(where) != count:
         raise ValueError(f"{len(where)} rows, but offsets for {count}")
     number = {name: i for i, name in enumerate(dict.fromkeys(at["source"] for at in where))}
@@ -584,18 +593,20 @@ def describe(
     return dict(
         rows=count,
         **said,
-        tokens=lengths(ids, offsets, trained),
-        length=fit(offsets, max_length),
+        tokens=length_statistics(ids, offsets, trained),
+        length=over_length(offsets, max_length),
         languages=dict(sampled=len(spoken), shares=languages),
-        duplicates=copies(labels, equal_rows(ids, offsets), [place(at) for at in where]),
+        duplicates=duplicate_statistics(
+            labels, equal_rows(ids, offsets), [row_location(at) for at in where]
+        ),
         vocabulary=vocabulary_use(ids, vocabulary, unknown),
-        sources=by_source(where, offsets, trained, spoken),
+        sources=statistics_by_source(where, offsets, trained, spoken),
     )
 
 
 # %% ../../nbs/data/15_statistics.ipynb #b095cbb8
-def facts(stats: dict) -> list[tuple[str, list[tuple[str, str]]]]:
-    "The figures of `describe` in words: (title, [(what, how much)])."
+def statistics_facts(stats: dict) -> list[tuple[str, list[tuple[str, str]]]]:
+    "The figures of `describe_data` in words: (title, [(what, how much)])."
     t, length, copied, known = (stats[k] for k in ("tokens", "length", "duplicates", "vocabulary"))
     limit = (
         [("longer than max_length", f"{length['over']:,} rows (over {length['max_length']:,})")]
@@ -661,8 +672,8 @@ def facts(stats: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def grids(stats: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    "The tables of `describe`, and of `leakage` where it is in: (title, columns, lines)."
+def statistics_tables(stats: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    "The tables of `describe_data`, and of `leakage` where it is in: (title, columns, lines)."
     sources = [
         [
             s["source"],
@@ -699,14 +710,14 @@ def grids(stats: dict) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 # %% ../../nbs/data/15_statistics.ipynb #a55435f7
-def table(stats: dict) -> Group:
+def statistics_table(stats: dict) -> Group:
     "The figures for the terminal."
     whole = Table(show_header=False, box=None, pad_edge=False)
-    for title, lines in facts(stats):
+    for title, lines in statistics_facts(stats):
         for i, (what, much) in enumerate(lines):
             whole.add_row("" if i else title, what, much, style=None if i else "bold")
     tables = []
-    for title, columns, lines in grids(stats):
+    for title, columns, lines in statistics_tables(stats):
         tables.append(
             Table(
                 *(Column(name, overflow="fold") for name in columns),
@@ -736,7 +747,7 @@ svg { width: 100%; height: auto; } svg rect { fill: var(--bar); } svg text { fil
 """
 
 
-def bars(title: str, shares: dict) -> str:
+def bar_chart(title: str, shares: dict) -> str:
     "A chart of horizontal bars."
     top = max(shares.values(), default=1) or 1
     lines = "".join(
@@ -750,7 +761,7 @@ def bars(title: str, shares: dict) -> str:
 
 
 # %% ../../nbs/data/15_statistics.ipynb #3921bfdb
-def columns(
+def length_histogram(
     shape: dict,
     marks: dict[str, int],  # what is to be marked on the axis, in tokens
 ) -> str:
@@ -788,7 +799,7 @@ def columns(
     )
 
 
-def grid(title: str, head: list[str], lines: list[list[str]]) -> str:
+def html_table(title: str, head: list[str], lines: list[list[str]]) -> str:
     "A table."
     number = [all(re.fullmatch(r"[\d,.]+%?", line[i]) for line in lines) for i in range(len(head))]
     cells = lambda tag, line: "".join(
@@ -802,7 +813,7 @@ def grid(title: str, head: list[str], lines: list[list[str]]) -> str:
 
 
 # %% ../../nbs/data/15_statistics.ipynb #24f798a3
-def tiles(stats: dict) -> str:
+def html_tiles(stats: dict) -> str:
     "The figures that are seen first; what should be zero is red where it is not."
     leaked = sum(v["leaked"] for v in stats.get("leakage", {}).values())
     shown = [
@@ -824,27 +835,29 @@ def tiles(stats: dict) -> str:
 
 
 def report_html(
-    stats: dict,  # of `describe`, with "leakage" where it was looked for
+    stats: dict,  # of `describe_data`, with "leakage" where it was looked for
     xrays: Iterable[str] = (),  # HTML of rows with their trained tokens
     title: str = "Data",
 ) -> str:
     "One self-contained page."
     limit = {"max_length": stats["length"]["max_length"]} if stats["length"]["max_length"] else {}
     charts = (
-        bars("Turns in a row", stats["turns"])
-        + bars("Roles", stats["roles"])
-        + bars("Languages", stats["languages"]["shares"])
+        bar_chart("Turns in a row", stats["turns"])
+        + bar_chart("Roles", stats["roles"])
+        + bar_chart("Languages", stats["languages"]["shares"])
     )
     shown = [
-        columns(stats["tokens"]["histogram"], {"keeps 99 %": stats["length"]["keep99"]} | limit),
+        length_histogram(
+            stats["tokens"]["histogram"], {"keeps 99 %": stats["length"]["keep99"]} | limit
+        ),
         f"<div class=charts>{charts}</div>",
-        *(grid(*g) for g in grids(stats)),
-        grid(
+        *(html_table(*g) for g in statistics_tables(stats)),
+        html_table(
             "In figures",
             ["", "", ""],
             [
                 ["" if i else name, what, much]
-                for name, lines in facts(stats)
+                for name, lines in statistics_facts(stats)
                 for i, (what, much) in enumerate(lines)
             ],
         ),
@@ -860,5 +873,5 @@ def report_html(
     )
     return (
         "<!doctype html><html"
-        f" lang=en><head>{head}</head><body><h1>{html.escape(title)}</h1>{tiles(stats)}{''.join(shown)}{rays}</body></html>"
+        f" lang=en><head>{head}</head><body><h1>{html.escape(title)}</h1>{html_tiles(stats)}{''.join(shown)}{rays}</body></html>"
     )

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = [
-    "PLACES",
-    "Tally",
-    "Reader",
-    "Mark",
+    "MAX_LOCATIONS",
+    "StreamLedger",
+    "SourceReader",
+    "StreamPosition",
     "Block",
-    "encoded_block",
-    "Endless",
-    "Stream",
-    "Streaming",
-    "name_of",
-    "stream",
+    "encode_block",
+    "StreamSampler",
+    "StreamedSequences",
+    "StreamedData",
+    "stream_digest",
+    "prepare_stream",
 ]
 
 # %% ../../nbs/data/17_streaming.ipynb #36f64657
@@ -33,21 +33,21 @@ from torch.utils.data import Dataset, Sampler
 
 # %% ../../nbs/data/17_streaming.ipynb #aa0fce34
 from llmtrainer.data.loss_mask import Encoder
-from llmtrainer.data.files import files_of
-from llmtrainer.data.packing import Sequences, shuffled
+from llmtrainer.data.files import expand_path
+from llmtrainer.data.packing import Sequences, seeded_permutation
 from llmtrainer.data.prepare import (
     Data,
     Prepared,
-    as_sequences,
-    by_source,
-    facts,
-    fit_rows,
-    refuse_both,
-    splits,
+    to_sequences,
+    source_of_rows,
+    count_tokens,
+    fit_to_length,
+    check_disjoint_paths,
+    separate_splits,
     validation_sequences,
 )
 from llmtrainer.data.rows import (
-    NOT_DAMAGE,
+    HARMLESS_REASONS,
     Ledger,
     Reject,
     Source,
@@ -57,23 +57,23 @@ from llmtrainer.data.rows import (
 )
 from llmtrainer.data.table import (
     SCHEMA,
-    Encodings,
-    Table,
-    ahead,
-    as_batch,
+    EncodedSources,
+    EncodedTable,
+    prefetch_map,
+    to_record_batch,
     encode_sources,
     encoded_rows,
-    in_batches,
+    batched,
 )
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError
 
 # %% ../../nbs/data/17_streaming.ipynb #7f652c43
-PLACES = 1000  # rejects whose file and line are kept
+MAX_LOCATIONS = 1000  # rejects whose file and line are kept
 
 
 @dataclass
-class Tally(Ledger):
+class StreamLedger(Ledger):
     "A ledger that counts every row and keeps the places of the first rejects."
 
     counts: Counter = field(default_factory=Counter)  # reason -> rows
@@ -82,13 +82,13 @@ class Tally(Ledger):
         "Enter what a block held."
         self.read += read
         for one in rejects:
-            if len(self.rejects) < PLACES or one.reason not in self.counts:
+            if len(self.rejects) < MAX_LOCATIONS or one.reason not in self.counts:
                 self.rejects.append(one)
             self.counts[one.reason] += 1
 
     kept = property(lambda self: self.read - self.counts.total(), doc="Rows that go on.")
     damaged = property(
-        lambda self: sum(n for reason, n in self.counts.items() if reason not in NOT_DAMAGE),
+        lambda self: sum(n for reason, n in self.counts.items() if reason not in HARMLESS_REASONS),
         doc="Rows that cannot be used.",
     )
     reasons = property(
@@ -120,7 +120,7 @@ class Tally(Ledger):
 
 
 # %% ../../nbs/data/17_streaming.ipynb #7d18116f
-class Reader:
+class SourceReader:
     "The rows of a source from the one with number `skip` on, of those that are kept."
 
     def __init__(self, source: Source, skip: int = 0):
@@ -137,7 +137,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Mark:
+class StreamPosition:
     "Where a block begins."
 
     epoch: int = 0
@@ -153,7 +153,7 @@ class Block:
     "A block that was read."
 
     rows: int  # that it holds
-    found: Encodings | None = None  # None where nothing of it can be trained
+    found: EncodedSources | None = None  # None where nothing of it can be trained
     sequences: Sequences | None = None
     about: dict = field(default_factory=dict)
     before: dict = field(default_factory=dict)  # the tally before it was read, in the first epoch
@@ -162,18 +162,20 @@ class Block:
         return len(self.sequences) if self.sequences else 0
 
 
-def encoded_block(rows: Iterator[dict], source: Source, encoder: Encoder) -> tuple[int, Encodings]:
+def encode_block(
+    rows: Iterator[dict], source: Source, encoder: Encoder
+) -> tuple[int, EncodedSources]:
     """(number of rows, their tokens) in memory; the rows are rendered by two threads while more are
     read."""
     names, bad, count, sink = {}, [], 0, pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        for batch, (good, encoded, rejected) in ahead(
-            in_batches(rows, 500), lambda batch: encoded_rows(batch, encoder)
+        for batch, (good, encoded, rejected) in prefetch_map(
+            batched(rows, 500), lambda batch: encoded_rows(batch, encoder)
         ):
             count, bad = count + len(batch), bad + rejected
-            writer.write(as_batch(encoded, good, names))
-    return count, Encodings(
-        Table([sink.getvalue()]),
+            writer.write(to_record_batch(encoded, good, names))
+    return count, EncodedSources(
+        EncodedTable([sink.getvalue()]),
         [source],
         [
             dict(
@@ -188,10 +190,10 @@ def encoded_block(rows: Iterator[dict], source: Source, encoder: Encoder) -> tup
 
 
 # %% ../../nbs/data/17_streaming.ipynb #eef8decf
-class Endless(Sampler):
+class StreamSampler(Sampler):
     "The order of a stream: the sequence numbers of block after block, epoch after epoch."
 
-    def __init__(self, stream: "Stream", seed: int):
+    def __init__(self, stream: "StreamedSequences", seed: int):
         self.stream, self.seed = stream, seed
 
     def set_epoch(self, epoch: int) -> None:
@@ -202,12 +204,13 @@ class Endless(Sampler):
         while True:
             block = s.visit(mark)
             yield from (
-                mark.sequence + shuffled(len(block), self.seed, mark.epoch, mark.block)[skip:]
+                mark.sequence
+                + seeded_permutation(len(block), self.seed, mark.epoch, mark.block)[skip:]
             ).tolist()
             mark, skip = s.after(mark, block), 0
 
 
-class Stream(Dataset):
+class StreamedSequences(Dataset):
     """Training sequences of files that are read while the training goes on, `data.block` rows at a
     time."""
 
@@ -215,17 +218,20 @@ class Stream(Dataset):
 
     def __init__(self, sources: Sequence[Source], data: Data, encoder: Encoder, held: int = 3):
         self.sources, self.data, self.encoder, self.held = list(sources), data, encoder, held
-        self.tally, self.counted = Tally(), 0  # blocks of the first epoch that the tally holds
-        self.start, self.offset = Mark(), 0
+        self.tally, self.counted = (
+            StreamLedger(),
+            0,
+        )  # blocks of the first epoch that the tally holds
+        self.start, self.offset = StreamPosition(), 0
         self.blocks, self.known, self.trail = OrderedDict(), {}, []
         self.reader, self.at = None, None
 
-    def sampler(self, seed: int) -> Endless:
+    def sampler(self, seed: int) -> StreamSampler:
         "The order of all epochs."
-        return Endless(self, seed)
+        return StreamSampler(self, seed)
 
     # blocks
-    def read(self, mark: Mark) -> Block:
+    def read(self, mark: StreamPosition) -> Block:
         "A block, from memory or anew; in the first epoch it is counted, once."
         self.known[mark.block] = mark
         if mark.block not in self.blocks:
@@ -235,16 +241,16 @@ class Stream(Dataset):
             self.blocks.popitem(last=False)
         return self.blocks[mark.block]
 
-    def prepared(self, mark: Mark) -> Block:
+    def prepared(self, mark: StreamPosition) -> Block:
         "Read, encode, fit and pack the rows of a block."
         source = self.sources[mark.source]
         if self.at != (mark.source, mark.row):
-            self.reader = Reader(source, mark.row)
-        rows, found = encoded_block(islice(self.reader.rows, self.data.block), source, self.encoder)
+            self.reader = SourceReader(source, mark.row)
+        rows, found = encode_block(islice(self.reader.rows, self.data.block), source, self.encoder)
         self.at, ledger = (mark.source, mark.row + rows), found.ledger
         read, rejects = self.reader.account()
         fitted = (
-            fit_rows(
+            fit_to_length(
                 found, np.arange(len(found.table), dtype=np.int32), self.data, self.encoder, ledger
             )
             if len(found.table)
@@ -259,33 +265,33 @@ class Stream(Dataset):
             check_rejects(self.tally, self.data.max_rejects)
         if not fitted or not len(fitted.view):
             return Block(rows, before=before)
-        sequences = as_sequences(fitted, by_source(found, fitted), [source], self.data)
-        return Block(rows, found, sequences, facts(self.data, fitted, sequences), before)
+        sequences = to_sequences(fitted, source_of_rows(found, fitted), [source], self.data)
+        return Block(rows, found, sequences, count_tokens(self.data, fitted, sequences), before)
 
-    def visit(self, mark: Mark) -> Block:
+    def visit(self, mark: StreamPosition) -> Block:
         """The block that is trained on next; what is known of the way here is kept until it lies
         behind."""
         block = self.read(mark)
         self.trail.append((mark, block.before if mark.epoch == 0 else self.tally.dump()))
         return block
 
-    def after(self, mark: Mark, block: Block) -> Mark:
+    def after(self, mark: StreamPosition, block: Block) -> StreamPosition:
         "Where the next block begins."
         sequence, taken = mark.sequence + len(block), mark.taken + len(block)
         if block.rows == self.data.block:
-            return Mark(
+            return StreamPosition(
                 mark.epoch, mark.block + 1, mark.source, mark.row + block.rows, sequence, taken
             )
         if mark.source + 1 < len(self.sources):
-            return Mark(mark.epoch, mark.block + 1, mark.source + 1, 0, sequence, taken)
+            return StreamPosition(mark.epoch, mark.block + 1, mark.source + 1, 0, sequence, taken)
         if not sequence:
             raise UserError(
                 "no row is left to train on", "data.train", None, f"reasons: {self.tally.reasons}"
             )
-        return Mark(epoch=mark.epoch + 1, taken=taken)
+        return StreamPosition(epoch=mark.epoch + 1, taken=taken)
 
     # sequences
-    def mark_of(self, i: int) -> Mark:
+    def mark_of(self, i: int) -> StreamPosition:
         "The block of a sequence."
         return max(
             (mark for mark in self.known.values() if mark.sequence <= i),
@@ -309,7 +315,7 @@ class Stream(Dataset):
 
     def some(self, count: int) -> list[int]:
         "A few sequences, of the first block."
-        return list(range(min(count, len(self.read(Mark())))))
+        return list(range(min(count, len(self.read(StreamPosition())))))
 
     # where it stands
     def position(
@@ -327,7 +333,7 @@ class Stream(Dataset):
         if not position:
             return
         self.start, self.offset = (
-            Mark(**{k: v for k, v in position.items() if k not in ("offset", "tally")}),
+            StreamPosition(**{k: v for k, v in position.items() if k not in ("offset", "tally")}),
             position["offset"],
         )
         self.tally.load(position["tally"])
@@ -340,7 +346,7 @@ class Stream(Dataset):
 
 # %% ../../nbs/data/17_streaming.ipynb #55948e42
 @dataclass
-class Streaming(Prepared):
+class StreamedData(Prepared):
     "What training needs of streamed data, and what to tell about it so far."
 
     @property
@@ -357,7 +363,7 @@ class Streaming(Prepared):
         return self.about | dict(rows=self.ledger.summary())
 
 
-def name_of(sources: Sequence[Source], first: Block, data: Data, seed: int) -> str:
+def stream_digest(sources: Sequence[Source], first: Block, data: Data, seed: int) -> str:
     """A hash of what decides a stream, without reading it: names and sizes of its files, the tokens
     of the first block, the settings."""
     files = [
@@ -367,7 +373,7 @@ def name_of(sources: Sequence[Source], first: Block, data: Data, seed: int) -> s
             s.split,
             s.revision,
             s.limit,
-            [[f.name, f.stat().st_size] for f in files_of(Path(s.path).expanduser()) or []],
+            [[f.name, f.stat().st_size] for f in expand_path(Path(s.path).expanduser()) or []],
         ]
         for s in sources
     ]
@@ -387,13 +393,13 @@ def name_of(sources: Sequence[Source], first: Block, data: Data, seed: int) -> s
     return whole.hexdigest()
 
 
-def stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Streaming:
+def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> StreamedData:
     "From the recipe's data section to a stream and to validation sequences; reads the first block."
     template = set_template(tokenizer, data.template)
     encoder = Encoder(tokenizer, data.mask)
     sources = [
         s if s.format != "auto" else s.model_copy(update=dict(format=data.format))
-        for s in splits(as_sources(data.train))[0]
+        for s in separate_splits(as_sources(data.train))[0]
     ]
     if any(s.weight is not None for s in sources):
         raise UserError(
@@ -402,8 +408,8 @@ def stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Streamin
             None,
             "take the weights out, or set data.stream=false",
         )
-    train = Stream(sources, data, encoder)
-    first = train.read(Mark())
+    train = StreamedSequences(sources, data, encoder)
+    first = train.read(StreamPosition())
     if not len(first):
         raise UserError(
             f"no row of the first {data.block} can be trained",
@@ -412,11 +418,11 @@ def stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Streamin
             f"reasons: {train.tally.reasons}",
         )
     named = as_sources(data.val) if data.val else []
-    refuse_both(sources, named)
+    check_disjoint_paths(sources, named)
     other = encode_sources(named, data.format, encoder, quiet) if named else first.found
     if named:
         check_rejects(other.ledger, data.max_rejects)
-    held = fit_rows(
+    held = fit_to_length(
         other,
         np.arange(len(other.table) if named else 0, dtype=np.int32),
         data,
@@ -437,14 +443,14 @@ def stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Streamin
         sources=[dict(name=s.task) for s in sources],
     )
     val = validation_sequences(other, held, data) if named else {}
-    return Streaming(
+    return StreamedData(
         train,
         val,
         train.tally,
         first.sequences.rows,
         about,
         [],
-        name_of(sources, first, data, seed),
+        stream_digest(sources, first, data, seed),
         first.found,
         other,
     )

@@ -15,7 +15,7 @@ __all__ = [
     "POOLS",
     "PLACES",
     "TIMES",
-    "DEEDS",
+    "ACTIONS",
     "ENDS",
     "Family",
     "solve",
@@ -23,7 +23,7 @@ __all__ = [
     "Problem",
     "equation",
     "draw_problem",
-    "pool",
+    "split_for",
     "problems",
     "draw_sums",
     "draw_story",
@@ -344,7 +344,7 @@ POOLS = {
 }
 
 
-def pool(question: str) -> str:
+def split_for(question: str) -> str:
     "Which split a question belongs to: a fact about its text, so that no question can be in two."
     slot = hashlib.sha256(question.encode()).digest()[0] % 16
     return next(name for name, slots in POOLS.items() if slot in slots)
@@ -362,7 +362,7 @@ def problems(
     rng, found = random.Random(f"{seed} {split}"), {}
     while len(found) < n:
         one = draw_problem(rng)
-        if pool(one.question) == split:
+        if split_for(one.question) == split:
             found[one.question] = one
     return list(found.values())
 
@@ -393,7 +393,7 @@ TIMES = (
     "In the morning,After lunch,On a rainy day,Late in the evening,On the first day of"
     " spring,Before the sun came up,During the holidays,One quiet Sunday".split(",")
 )
-DEEDS = (
+ACTIONS = (
     "walked to {place}",
     "met {friend} at {place}",
     "lost a key near {place}",
@@ -428,7 +428,7 @@ def draw_story(rng: random.Random) -> str:
         name=name, friend=friend, items=rng.choice(ITEMS), place=rng.choice(PLACES)
     )
     lines = [
-        f"{rng.choice(TIMES)}, {name} {rng.choice(DEEDS).format(**words())}."
+        f"{rng.choice(TIMES)}, {name} {rng.choice(ACTIONS).format(**words())}."
         for _ in range(rng.randint(1, 3))
     ]
     title = rng.choice(("", "", "", f"# {name} and {friend}\n"))
@@ -456,7 +456,7 @@ def draw_document(rng: random.Random) -> str:
     draw = rng.choices((draw_sums, draw_story, draw_list, None), (33, 10, 7, 50))[0]
     if draw:
         return draw(rng)
-    while pool((one := draw_problem(rng)).question) != "base":
+    while split_for((one := draw_problem(rng)).question) != "base":
         pass
     return one.plain(rng.randrange(len(STYLES)))
 

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = [
     "SCHEMA",
-    "nested",
-    "as_batch",
-    "Table",
-    "in_batches",
-    "ahead",
-    "conversations",
-    "examples",
+    "arrow_lists",
+    "to_record_batch",
+    "EncodedTable",
+    "batched",
+    "prefetch_map",
+    "preference_conversations",
+    "training_examples",
     "encoded_rows",
     "write_table",
-    "content",
-    "identity",
+    "source_fingerprint",
+    "encoding_key",
     "encode_source",
-    "Encodings",
+    "EncodedSources",
     "encode_sources",
-    "read_again",
+    "reread_rows",
 ]
 
 # %% ../../nbs/internals/93_table.ipynb #a0727f45
@@ -43,8 +43,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 # %% ../../nbs/internals/93_table.ipynb #2349c2e7
 from llmtrainer.data.loss_mask import Encoded, Encoder
-from llmtrainer.data.files import files_of
-from llmtrainer.data.rows import Bad, Ledger, Reject, Source, key, read_rows
+from llmtrainer.data.files import expand_path
+from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, row_key, read_rows
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
 
 # %% ../../nbs/internals/93_table.ipynb #a88c9584
@@ -60,21 +60,21 @@ SCHEMA = pa.schema(
 )
 
 
-def nested(parts: Sequence[Sequence[int]]) -> pa.ListArray:
+def arrow_lists(parts: Sequence[Sequence[int]]) -> pa.ListArray:
     "Lists of numbers as a column of Arrow."
     flat = np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=sum(map(len, parts)))
     return pa.ListArray.from_arrays(np.cumsum([0, *map(len, parts)], dtype=np.int32), flat)
 
 
-def as_batch(
+def to_record_batch(
     encoded: list[Encoded],
     rows: list[dict],
     names: dict[str, int],  # file -> its number; new ones are added
 ) -> pa.RecordBatch:
     "Encoded rows as columns of Arrow."
     columns = [
-        nested([one.ids for one in encoded]),
-        nested([list(chain.from_iterable(one.runs)) for one in encoded]),
+        arrow_lists([one.ids for one in encoded]),
+        arrow_lists([list(chain.from_iterable(one.runs)) for one in encoded]),
         ["text" in row for row in rows],
         [names.setdefault(row["source"], len(names)) for row in rows],
         [row["line"] for row in rows],
@@ -90,7 +90,7 @@ def as_batch(
 
 
 # %% ../../nbs/internals/93_table.ipynb #101266fc
-class Table(Sequence):
+class EncodedTable(Sequence):
     """Encoded rows in Arrow files, mapped into memory: a row is read from the disk when it is asked
     for."""
 
@@ -160,14 +160,14 @@ class Table(Sequence):
 
 
 # %% ../../nbs/internals/93_table.ipynb #825d1932
-def in_batches(items: Iterable, n: int) -> Iterator[list]:
+def batched(items: Iterable, n: int) -> Iterator[list]:
     "Lists of up to `n` items."
     items = iter(items)
     while batch := list(islice(items, n)):
         yield batch
 
 
-def ahead(
+def prefetch_map(
     batches: Iterable[list], work: Callable[[list], list], workers: int = 2
 ) -> Iterator[tuple[list, list]]:
     """(batch, result) of each in order, where later batches are fetched while threads work on those
@@ -183,7 +183,7 @@ def ahead(
 
 
 # %% ../../nbs/internals/93_table.ipynb #a1059303
-def conversations(row: dict) -> list[list[dict]]:
+def preference_conversations(row: dict) -> list[list[dict]]:
     "The conversations of a row of preferences: the prompt with each of its answers."
     return [
         row["prompt"] + row[answer]
@@ -192,14 +192,14 @@ def conversations(row: dict) -> list[list[dict]]:
     ]
 
 
-def examples(row: dict) -> list[dict]:
+def training_examples(row: dict) -> list[dict]:
     "What is encoded of a row: itself, or of preferences each answer with its prompt."
-    marked = row | {"key": key(row)}
+    marked = row | {"key": row_key(row)}
     if "messages" in row or "text" in row:
         return [marked]
     return [
         dict(messages=messages, source=row["source"], line=row["line"], key=marked["key"])
-        for messages in conversations(row)
+        for messages in preference_conversations(row)
     ]
 
 
@@ -207,11 +207,11 @@ def encoded_rows(
     batch: list[dict], encoder: Encoder
 ) -> tuple[list[dict], list[Encoded], list[Reject]]:
     "(rows, their tokens, rejects): a row of which the template refuses any part is rejected whole."
-    parts = [examples(row) for row in batch]
+    parts = [training_examples(row) for row in batch]
     results, good, bad = iter(encoder.encode(list(chain.from_iterable(parts)))), [], []
     for row, part in zip(batch, parts):
         found = list(islice(results, len(part)))
-        fault = next((one for one in found if isinstance(one, Bad)), None)
+        fault = next((one for one in found if isinstance(one, BadRecord)), None)
         if fault:
             bad.append(Reject(row["source"], row["line"], str(fault)))
         else:
@@ -227,11 +227,11 @@ def write_table(
     hash of the tokens."""
     ledger, names, digest = Ledger(), {}, hashlib.sha256()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for _, (good, encoded, bad) in ahead(
-            in_batches(read_rows(source, ledger), 1000), lambda batch: encoded_rows(batch, encoder)
+        for _, (good, encoded, bad) in prefetch_map(
+            batched(read_rows(source, ledger), 1000), lambda batch: encoded_rows(batch, encoder)
         ):
             ledger.rejects += bad
-            batch = as_batch(encoded, good, names)
+            batch = to_record_batch(encoded, good, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
             writer.write(batch)
@@ -247,10 +247,10 @@ def write_table(
 
 
 # %% ../../nbs/internals/93_table.ipynb #911d4446
-def content(source: Source) -> list | None:
+def source_fingerprint(source: Source) -> list | None:
     """What names a source's bytes: the hash of each file, or a commit on the hub; None where
     nothing does."""
-    if found := files_of(Path(source.path).expanduser()):
+    if found := expand_path(Path(source.path).expanduser()):
         return [source.path, *([f.name, sha256(f)] for f in found)]
     return (
         [source.path, source.config, source.split, source.revision]
@@ -259,10 +259,10 @@ def content(source: Source) -> list | None:
     )
 
 
-def identity(source: Source, encoder: Encoder) -> str | None:
+def encoding_key(source: Source, encoder: Encoder) -> str | None:
     """A hash of all that decides a source's encoded rows: its bytes, the tokenizer, the template,
     the mask, this code; None where the source's content has no name."""
-    if (bytes_of := content(source)) is None:
+    if (bytes_of := source_fingerprint(source)) is None:
         return None
     tokenizer = encoder.known.tokenizer
     # before "added_tokens" stand padding and truncation, which change with use
@@ -297,7 +297,7 @@ def encode_source(
 ) -> tuple[Path, dict]:
     """(Arrow file, its account) of a source: from the cache where nothing changed, else written
     there, whole or not at all."""
-    name = identity(source, encoder) or f"once-{os.getpid()}-{id(source):x}"
+    name = encoding_key(source, encoder) or f"once-{os.getpid()}-{id(source):x}"
     path = cache_folder() / "data" / f"{name}.arrow"
     account = path.with_suffix(".json")
     if (
@@ -319,10 +319,10 @@ def encode_source(
 
 # %% ../../nbs/internals/93_table.ipynb #e125963d
 @dataclass
-class Encodings:
+class EncodedSources:
     "Encoded sources: a table of their rows, and the account of each."
 
-    table: Table
+    table: EncodedTable
     sources: list[Source]
     accounts: list[dict]
 
@@ -364,7 +364,7 @@ class Encodings:
 
 def encode_sources(
     sources: list[Source], format: str, encoder: Encoder, quiet: bool = True
-) -> Encodings:
+) -> EncodedSources:
     "Every source, encoded; with a count of the rows on the screen while it lasts."
     sources = [
         source if source.format != "auto" else source.model_copy(update=dict(format=format))
@@ -384,16 +384,18 @@ def encode_sources(
             )
 
         found = [one(source) for source in sources]
-    return Encodings(Table([path for path, _ in found]), sources, [account for _, account in found])
+    return EncodedSources(
+        EncodedTable([path for path, _ in found]), sources, [account for _, account in found]
+    )
 
 
 # %% ../../nbs/internals/93_table.ipynb #778ceeef
-def read_again(found: Encodings) -> Iterator[dict]:
+def reread_rows(found: EncodedSources) -> Iterator[dict]:
     "The canonical row behind each row of the table, in its order, read from its source once more."
     places, at = found.places(np.arange(len(found.table))), 0
     for source in found.sources:
         for row in read_rows(source, Ledger()):
-            for one in examples(row):
+            for one in training_examples(row):
                 if at < len(places) and places[at] == (one["source"], one["line"]):
                     yield one
                     at += 1

@@ -8,18 +8,18 @@ __all__ = [
     "Template",
     "template_named",
     "set_template",
-    "Refused",
-    "call_of",
+    "TemplateRefused",
+    "normalized_call",
     "render",
-    "Looked",
+    "ContentInspected",
     "Hole",
-    "Unseen",
-    "weave",
-    "Blindfold",
-    "find_in",
-    "Drawn",
-    "Layout",
-    "left_out",
+    "HoledText",
+    "join_texts",
+    "BlindEnvironment",
+    "find_prefix",
+    "RenderedRow",
+    "ConversationLayout",
+    "check_nothing_left_out",
 ]
 
 # %% ../../nbs/data/11_templates.ipynb #f193fa63
@@ -42,7 +42,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # %% ../../nbs/data/11_templates.ipynb #9f1ea12a
-from llmtrainer.data.rows import Bad
+from llmtrainer.data.rows import BadRecord
 from llmtrainer.recipe import UserError
 
 
@@ -137,11 +137,11 @@ def set_template(
 
 
 # %% ../../nbs/data/11_templates.ipynb #313410fb
-class Refused(UserError):
+class TemplateRefused(UserError):
     "The chat template cannot write a conversation."
 
 
-def call_of(call: dict) -> dict:
+def normalized_call(call: dict) -> dict:
     "A tool call with its arguments as an object, also where a file holds them as JSON text."
     function = call.get("function", call)
     if not isinstance(function.get("arguments"), str):
@@ -161,7 +161,9 @@ def render(
 ) -> str:
     "The text of a conversation by the tokenizer's template."
     messages = [
-        {**m, "tool_calls": [call_of(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m
+        {**m, "tool_calls": [normalized_call(c) for c in m["tool_calls"]]}
+        if m.get("tool_calls")
+        else m
         for m in messages
     ]
     try:
@@ -172,7 +174,7 @@ def render(
         TemplateError,
         TypeError,
     ) as error:  # jinja raises TypeError where a template adds text to a content of None
-        raise Refused(
+        raise TemplateRefused(
             f"the chat template refuses it: {error}",
             "data.template",
             None,
@@ -181,7 +183,7 @@ def render(
 
 
 # %% ../../nbs/data/11_templates.ipynb #28ab8ece
-class Looked(Exception):
+class ContentInspected(Exception):
     "A template looked into a content, so that one layout cannot serve other contents."
 
 
@@ -193,7 +195,7 @@ class Hole(NamedTuple):
     right: bool = False
 
 
-class Unseen(str):
+class HoledText(str):
     """Text with holes: it can be joined and trimmed, and has an answer to nothing else. A content
     in it is never blank."""
 
@@ -209,33 +211,37 @@ class Unseen(str):
         return True
 
     def __add__(self, other):
-        return weave([self, other])
+        return join_texts([self, other])
 
     def __radd__(self, other):
-        return weave([other, self])
+        return join_texts([other, self])
 
     def __ne__(self, other):
         return not self == other
 
     def __eq__(self, other):
-        return _looked() if isinstance(other, str) else False
+        return _refuse_inspection() if isinstance(other, str) else False
 
     def lstrip(self, chars=None):
-        return _looked() if chars else weave(_trimmed(self.parts))
+        return _refuse_inspection() if chars else join_texts(_trim_parts(self.parts))
 
     def rstrip(self, chars=None):
-        return _looked() if chars else weave(_trimmed(self.parts[::-1], right=True)[::-1])
+        return (
+            _refuse_inspection()
+            if chars
+            else join_texts(_trim_parts(self.parts[::-1], right=True)[::-1])
+        )
 
     def strip(self, chars=None):
         return self.lstrip(chars).rstrip(chars)
 
 
 # %% ../../nbs/data/11_templates.ipynb #40dd7dcd
-def _looked(*args, **kwargs):
-    raise Looked
+def _refuse_inspection(*args, **kwargs):
+    raise ContentInspected
 
 
-for _name in {*dir(str), "__rmod__", "__rmul__"} - set(vars(Unseen)) - set(dir(object)) | {
+for _name in {*dir(str), "__rmod__", "__rmul__"} - set(vars(HoledText)) - set(dir(object)) | {
     "__hash__",
     "__repr__",
     "__format__",
@@ -244,19 +250,19 @@ for _name in {*dir(str), "__rmod__", "__rmul__"} - set(vars(Unseen)) - set(dir(o
     "__gt__",
     "__ge__",
 }:
-    setattr(Unseen, _name, _looked)
+    setattr(HoledText, _name, _refuse_inspection)
 
 
-def _trimmed(parts: list, right: bool = False) -> list:
+def _trim_parts(parts: list, right: bool = False) -> list:
     "Literals and holes without white space at their first end."
     first, *rest = parts
     if isinstance(first, Hole):
         return [first._replace(right=True) if right else first._replace(left=True), *rest]
     first = first.rstrip() if right else first.lstrip()
-    return [first, *rest] if first else _trimmed(rest, right)
+    return [first, *rest] if first else _trim_parts(rest, right)
 
 
-def weave(texts) -> str:
+def join_texts(texts) -> str:
     "Join texts, which may have holes."
     parts = []
     for part in (
@@ -264,7 +270,7 @@ def weave(texts) -> str:
         for text in texts
         for p in (
             text.parts
-            if isinstance(text, Unseen)
+            if isinstance(text, HoledText)
             else [text if isinstance(text, Hole) else str(text)]
         )
     ):
@@ -272,7 +278,7 @@ def weave(texts) -> str:
             parts[-1] += part
         elif part != "":
             parts.append(part)
-    return Unseen(parts) if any(isinstance(p, Hole) for p in parts) else "".join(parts)
+    return HoledText(parts) if any(isinstance(p, Hole) for p in parts) else "".join(parts)
 
 
 # %% ../../nbs/data/11_templates.ipynb #c0d0591f
@@ -280,14 +286,16 @@ def _holds(value) -> bool:
     "Whether an unseen text is somewhere in a value."
     if isinstance(value, dict):
         return any(map(_holds, value.values()))
-    return isinstance(value, Unseen) or isinstance(value, (list, tuple)) and any(map(_holds, value))
+    return (
+        isinstance(value, HoledText) or isinstance(value, (list, tuple)) and any(map(_holds, value))
+    )
 
 
 def _guarded(function: Callable) -> Callable:
     "The function, closed to unseen texts."
     return functools.wraps(function)(
         lambda *args, **kwargs: (
-            _looked() if _holds(args) or _holds(kwargs) else function(*args, **kwargs)
+            _refuse_inspection() if _holds(args) or _holds(kwargs) else function(*args, **kwargs)
         )
     )
 
@@ -297,7 +305,7 @@ def _refuse(message: str):
 
 
 class _Code(CodeGenerator):
-    "Jinja's compiler, with joins by `weave` and a question before `in`."
+    "Jinja's compiler, with joins by `join_texts` and a question before `in`."
 
     def visit_Concat(self, node, frame):
         self.write("environment.concat((")
@@ -309,7 +317,7 @@ class _Code(CodeGenerator):
         if not any(op.op in ("in", "notin") for op in node.ops):
             return super().visit_Compare(node, frame)
         if len(node.ops) > 1:
-            raise Looked  # a < b in c: nobody writes that
+            raise ContentInspected  # a < b in c: nobody writes that
         (
             self.write("(not " * (node.ops[0].op == "notin") + "environment.inside("),
             self.visit(node.expr, frame),
@@ -319,10 +327,10 @@ class _Code(CodeGenerator):
 
 
 # %% ../../nbs/data/11_templates.ipynb #974c1f0b
-class Blindfold(ImmutableSandboxedEnvironment):
+class BlindEnvironment(ImmutableSandboxedEnvironment):
     "The environment in which transformers renders chat templates, closed to looks into a content."
 
-    concat, code_generator_class = staticmethod(weave), _Code
+    concat, code_generator_class = staticmethod(join_texts), _Code
     harmless = (
         "length",
         "count",
@@ -361,7 +369,7 @@ class Blindfold(ImmutableSandboxedEnvironment):
         }
 
     def inside(self, part, whole) -> bool:
-        return _looked() if isinstance(part, Unseen) else part in whole
+        return _refuse_inspection() if isinstance(part, HoledText) else part in whole
 
     intercepted_binops = frozenset("%")  # "%s" % content
 
@@ -375,7 +383,7 @@ class Blindfold(ImmutableSandboxedEnvironment):
             if name not in ("_loop_vars", "_block_vars")
         }  # jinja's own
         if not isinstance(function, Macro) and (_holds(args) or _holds(given)):
-            raise Looked
+            raise ContentInspected
         return super().call(context, function, *args, **kwargs)
 
     def compiled(self, template: str):
@@ -390,8 +398,8 @@ class Blindfold(ImmutableSandboxedEnvironment):
 
 
 # %% ../../nbs/data/11_templates.ipynb #02d9a1a6
-def find_in(whole: str, beginning: str) -> tuple[int, int]:
-    """Where an unseen text's beginning ends: (part, offset); `Looked` where only the contents could
+def find_prefix(whole: str, beginning: str) -> tuple[int, int]:
+    """Where an unseen text's beginning ends: (part, offset); `ContentInspected` where only the contents could
     tell."""
     whole, parts = getattr(whole, "parts", [whole]), getattr(beginning, "parts", [beginning])
     last = len(parts) - 1
@@ -405,10 +413,10 @@ def find_in(whole: str, beginning: str) -> tuple[int, int]:
         and whole[last].startswith(parts[last])
     ):
         return (last, len(parts[last]))
-    raise Looked
+    raise ContentInspected
 
 
-class Drawn(NamedTuple):
+class RenderedRow(NamedTuple):
     "A row's text and what is trained in it."
 
     text: str
@@ -418,10 +426,10 @@ class Drawn(NamedTuple):
 
 
 # %% ../../nbs/data/11_templates.ipynb #bcce33e8
-class Layout:
+class ConversationLayout:
     "What all conversations of one shape have in common."
 
-    def __init__(self, whole: str, found: list[tuple]):  # of `spans`, with `find_in`
+    def __init__(self, whole: str, found: list[tuple]):  # of `spans`, with `find_prefix`
         parts, self.pieces, self.holes, piece_at = getattr(whole, "parts", [whole]), [], [], {}
         found = [
             ((0, 0) if start is None else start, (len(parts), 0) if end is None else end)
@@ -459,13 +467,13 @@ class Layout:
             for start, _ in self.spans
         ]  # " ": the prompt ends in a content
 
-    def fill(self, contents: list[str]) -> Drawn:
+    def fill(self, contents: list[str]) -> RenderedRow:
         "The text of one conversation."
         pieces = self.pieces.copy()
         for at, message, trim in self.holes:
             pieces[at] = trim(contents[message]) if trim else contents[message]
         ends = [0, *accumulate(map(len, pieces))]
-        return Drawn(
+        return RenderedRow(
             "".join(pieces),
             [(ends[start], ends[end]) for start, end in self.spans],
             self.prompts,
@@ -488,8 +496,8 @@ class Layout:
 
 
 # %% ../../nbs/data/11_templates.ipynb #a8c848e9
-def left_out(row: dict, text: str, tokenizer) -> None:
-    "`Bad` where a template does not write all of a row: its tools, its calls, its results, a turn."
+def check_nothing_left_out(row: dict, text: str, tokenizer) -> None:
+    "`BadRecord` where a template does not write all of a row: its tools, its calls, its results, a turn."
     marks, messages = {}, [dict(m) for m in row["messages"]]
 
     def mark(what: str) -> str:
@@ -512,11 +520,11 @@ def left_out(row: dict, text: str, tokenizer) -> None:
             and isinstance(m.get("content"), str)
             and m["content"].strip()[:40] not in text
         ):
-            raise Bad(f"the chat template leaves out the {m['role']} turn")
+            raise BadRecord(f"the chat template leaves out the {m['role']} turn")
     tools = [named(tool, "the tools") for tool in row.get("tools") or []]
     if not marks:
         return
     marked = render(messages, tokenizer, tools=tools)
     for one, what in marks.items():
         if one not in marked:
-            raise Bad(f"the chat template leaves out {what}")
+            raise BadRecord(f"the chat template leaves out {what}")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = [
     "POLICIES",
-    "Held",
+    "OffloadedTensor",
     "HostStore",
-    "layers_of",
-    "recomputed",
-    "arrange",
-    "disarrange",
-    "choose",
+    "decoder_layers",
+    "checkpointed",
+    "apply_activation_checkpointing",
+    "remove_activation_checkpointing",
+    "choose_policy",
 ]
 
 # %% ../../nbs/speed/63_activations.ipynb #2c4e3171
@@ -33,7 +33,7 @@ from llmtrainer.recipe import UserError
 
 # %% ../../nbs/speed/63_activations.ipynb #110ee27c
 @dataclass(eq=False)
-class Held:
+class OffloadedTensor:
     "A tensor in the host's memory."
 
     buffer: torch.Tensor
@@ -63,7 +63,7 @@ class HostStore:
         with torch.cuda.stream(self.stream):
             yield
 
-    def pack(self, t: torch.Tensor) -> Held:
+    def pack(self, t: torch.Tensor) -> OffloadedTensor:
         "Copy a tensor to the host; the GPU's memory is free again when the copy is done."
         waiting = self.free[t.shape, t.dtype]
         buffer = (
@@ -73,16 +73,16 @@ class HostStore:
             buffer.copy_(t, non_blocking=True)
         if self.cuda:
             t.record_stream(self.stream)
-        self.held.append(Held(buffer, t.device))
+        self.held.append(OffloadedTensor(buffer, t.device))
         return self.held[-1]
 
-    def fetch(self, one: Held) -> None:
+    def fetch(self, one: OffloadedTensor) -> None:
         "Begin the copy back."
         if one.back is None:
             with self.beside():
                 one.back = one.buffer.to(one.device, non_blocking=True, copy=True)
 
-    def unpack(self, one: Held) -> torch.Tensor:
+    def unpack(self, one: OffloadedTensor) -> torch.Tensor:
         "The tensor, and the one below it is sent for."
         self.fetch(one)
         if self.cuda:
@@ -101,13 +101,13 @@ class HostStore:
 POLICIES = ("auto", "keep", "recompute", "offload")
 
 
-def layers_of(model) -> list:
+def decoder_layers(model) -> list:
     """The layers whose activations can be had again: transformers marks them, whatever a family
     calls their list."""
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def recomputed(
+def checkpointed(
     run,  # a layer's forward; the hidden states are its first argument
     store: HostStore | None = None,  # where its input waits; None keeps it on the device
 ):
@@ -130,7 +130,7 @@ def recomputed(
     return forward
 
 
-def arrange(
+def apply_activation_checkpointing(
     layers,
     policy: Literal["keep", "recompute", "offload"],
     count: int | None = None,  # the first so many layers; None is all
@@ -151,12 +151,12 @@ def arrange(
     for layer in chosen:
         layer.__dict__["kept_whole"], layer.forward = (
             layer.__dict__.get("forward"),
-            recomputed(layer.forward, store),
+            checkpointed(layer.forward, store),
         )
     return len(chosen)
 
 
-def disarrange(layers) -> None:
+def remove_activation_checkpointing(layers) -> None:
     "Take it back."
     for layer in layers:
         if "kept_whole" not in layer.__dict__:
@@ -169,7 +169,7 @@ def disarrange(layers) -> None:
 
 
 # %% ../../nbs/speed/63_activations.ipynb #ca2f9996
-def choose(
+def choose_policy(
     kept: int,  # predicted peak in bytes with all activations kept
     lean: int,  # with all layers computed again
     layers: int,  # of the model

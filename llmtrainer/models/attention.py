@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = [
-    "TAKES",
+    "VARLEN_PARAMETERS",
     "NAME",
     "borders_given",
     "KINDS",
     "document_mask",
-    "borders_of",
-    "by_document",
-    "by_kernel",
-    "suits_kernel",
-    "end_to_end",
-    "attend",
-    "mask",
-    "apart",
-    "states",
-    "keep_apart",
+    "document_boundaries",
+    "attend_documents",
+    "attend_varlen",
+    "supports_varlen",
+    "flatten_heads",
+    "document_attention",
+    "document_attention_mask",
+    "isolate_documents",
+    "hidden_states",
+    "install_document_attention",
 ]
 
 # %% ../../nbs/speed/62_attention.ipynb #d27f011a
@@ -35,7 +35,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 # %% ../../nbs/speed/62_attention.ipynb #0a773faa
-from llmtrainer.models.loss import Unfit, captured
+from llmtrainer.models.loss import Unsupported, capture_hidden_states
 
 
 # %% ../../nbs/speed/62_attention.ipynb #7f07ab54
@@ -53,7 +53,7 @@ def document_mask(
 
 
 # %% ../../nbs/speed/62_attention.ipynb #2f2b54e0
-def borders_of(
+def document_boundaries(
     positions: torch.Tensor,  # (rows, tokens), 0 where a document begins
 ) -> dict:
     """What attention by document needs to know of a batch whose rows are laid end to end; nothing
@@ -73,7 +73,7 @@ def borders_of(
 
 
 # %% ../../nbs/speed/62_attention.ipynb #811d7e73
-def by_document(
+def attend_documents(
     q,
     k,
     v,  # (1, heads, tokens, size of a head); keys and values may have fewer heads
@@ -102,35 +102,35 @@ def by_document(
 
 
 # %% ../../nbs/speed/62_attention.ipynb #5535387c
-TAKES = inspect.signature(varlen_attn).parameters
+VARLEN_PARAMETERS = inspect.signature(varlen_attn).parameters
 
 
-def by_kernel(
+def attend_varlen(
     q, k, v, borders: torch.Tensor, longest: int, window: int | None, scale: float
 ) -> torch.Tensor:
     "The same on a GPU, in one kernel; bfloat16 or float16."
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
     more = (
         dict(window_size=(-1 if window is None else window - 1, 0))
-        if "window_size" in TAKES
+        if "window_size" in VARLEN_PARAMETERS
         else dict(is_causal=True)
     )
-    if "enable_gqa" in TAKES:
+    if "enable_gqa" in VARLEN_PARAMETERS:
         more["enable_gqa"] = q.shape[1] != k.shape[1]
-    if "scale" in TAKES:
+    if "scale" in VARLEN_PARAMETERS:
         more["scale"] = scale
     else:
         q = q * (scale * q.shape[-1] ** 0.5)
     return varlen_attn(q, k, v, borders, borders, longest, longest, **more).transpose(0, 1)[None]
 
 
-def suits_kernel(q, window: int | None) -> bool:
-    "Whether `by_kernel` can take it."
+def supports_varlen(q, window: int | None) -> bool:
+    "Whether `attend_varlen` can take it."
     return (
         q.is_cuda
         and q.dtype in (torch.bfloat16, torch.float16)
         and q.shape[-1] <= 256
-        and (window is None or "window_size" in TAKES)
+        and (window is None or "window_size" in VARLEN_PARAMETERS)
     )
 
 
@@ -139,12 +139,12 @@ NAME = "llmtrainer_documents"
 borders_given = ContextVar("borders_given", default=False)
 
 
-def end_to_end(t: torch.Tensor) -> torch.Tensor:
+def flatten_heads(t: torch.Tensor) -> torch.Tensor:
     "(rows, heads, tokens, size) as one row."
     return t.transpose(1, 2).reshape(1, -1, t.shape[1], t.shape[3]).transpose(1, 2)
 
 
-def attend(
+def document_attention(
     module,
     query,
     key,
@@ -163,11 +163,15 @@ def attend(
     if cu_seq_lens_q is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **plain)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (end_to_end(t) for t in (query, key, value))
-    if not dropout and suits_kernel(q, sliding_window):
-        out = by_kernel(q, k, v, cu_seq_lens_q, max_length_q, sliding_window, scale).transpose(1, 2)
+    q, k, v = (flatten_heads(t) for t in (query, key, value))
+    if not dropout and supports_varlen(q, sliding_window):
+        out = attend_varlen(q, k, v, cu_seq_lens_q, max_length_q, sliding_window, scale).transpose(
+            1, 2
+        )
     elif not dropout and not q.is_cuda and not torch.compiler.is_compiling():
-        out = by_document(q, k, v, cu_seq_lens_q.tolist(), sliding_window, scale).transpose(1, 2)
+        out = attend_documents(q, k, v, cu_seq_lens_q.tolist(), sliding_window, scale).transpose(
+            1, 2
+        )
     else:
         out = sdpa_attention_forward(
             module,
@@ -180,16 +184,19 @@ def attend(
     return out.reshape(len(query), query.shape[2], *out.shape[2:]), None
 
 
-def mask(*args, **kwargs):
-    "The mask that `attend` needs: none where borders are given."
+def document_attention_mask(*args, **kwargs):
+    "The mask that `document_attention` needs: none where borders are given."
     return None if borders_given.get() else sdpa_mask(*args, **kwargs)
 
 
-AttentionInterface.register(NAME, attend), AttentionMaskInterface.register(NAME, mask)
+(
+    AttentionInterface.register(NAME, document_attention),
+    AttentionMaskInterface.register(NAME, document_attention_mask),
+)
 
 
 @contextmanager
-def apart(inputs: dict):
+def isolate_documents(inputs: dict):
     "While a model is called with this batch: no mask is made if it has borders."
     token = borders_given.set("cu_seq_lens_q" in inputs)
     try:
@@ -202,16 +209,16 @@ def apart(inputs: dict):
 KINDS = {"full_attention", "sliding_attention"}
 
 
-def states(base, batch: dict) -> torch.Tensor:
+def hidden_states(base, batch: dict) -> torch.Tensor:
     "The decoder's last hidden states."
-    with apart(batch), captured(base) as kept:
+    with isolate_documents(batch), capture_hidden_states(base) as kept:
         base(**batch, use_cache=False)
     return kept[0]
 
 
 @torch.no_grad()
-def keep_apart(base) -> None:
-    """Let a model of transformers compute packed batches by document; raises `Unfit` with the
+def install_document_attention(base) -> None:
+    """Let a model of transformers compute packed batches by document; raises `Unsupported` with the
     reason, and then nothing has changed."""
     config = base.config.get_text_config()
     window, kinds = (
@@ -219,14 +226,14 @@ def keep_apart(base) -> None:
         set(getattr(config, "layer_types", None) or ()),
     )
     if config._attn_implementation != "sdpa":
-        raise Unfit(f"its attention is {config._attn_implementation}")
+        raise Unsupported(f"its attention is {config._attn_implementation}")
     if kinds - KINDS:
-        raise Unfit(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
+        raise Unsupported(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
     at = lambda *numbers: torch.tensor(numbers, device=base.device)
     batch = dict(input_ids=at(*range(8))[None], position_ids=at(0, 1, 2, 3, 4, 0, 1, 2)[None])
-    known, was = states(base, batch), base.training
+    known, was = hidden_states(base, batch), base.training
     base.eval(), base.set_attn_implementation(NAME)
-    found = states(base, batch | borders_of(batch["position_ids"]))
+    found = hidden_states(base, batch | document_boundaries(batch["position_ids"]))
     base.train(was)
     windows = {
         m.__dict__.pop("window_given") for m in base.modules() if "window_given" in m.__dict__
@@ -236,7 +243,7 @@ def keep_apart(base) -> None:
     ) * known.abs().max()
     if far or (window and (not kinds or "sliding_attention" in kinds) and window not in windows):
         base.set_attn_implementation("sdpa")
-        raise Unfit(
+        raise Unsupported(
             "its documents do not stay apart without a mask"
             if far
             else "it has a sliding window that its attention does not know of"

@@ -6,24 +6,24 @@
 __all__ = [
     "FUSED",
     "FASTEST",
-    "plain_adapter",
+    "single_plain_adapter",
     "FusedLayer",
-    "Shared",
-    "sharing",
+    "SharedInput",
+    "group_by_input",
     "FusedLinear4bit",
     "FusedLinear",
     "fuse_layer",
-    "Fused",
-    "base_of",
+    "EngineReport",
+    "unwrap_model",
     "compile_layer",
     "attention_readers",
-    "rounded_anew",
-    "fuse",
-    "unfuse",
-    "varlen",
-    "bucketed",
-    "prepared",
-    "trained_states",
+    "redraw_rounding",
+    "fuse_model",
+    "unfuse_model",
+    "pad_boundaries",
+    "pad_to_bucket",
+    "prepare_batch",
+    "trained_hidden_states",
     "token_loss",
     "token_logprobs",
 ]
@@ -37,17 +37,28 @@ from dataclasses import dataclass, field, replace
 from llmtrainer.models import (
     load as _,
 )  # first, because it quiets what bitsandbytes says when it is imported
-from llmtrainer.models.activations import layers_of
-from llmtrainer.models.attention import NAME, apart, borders_of, keep_apart
+from llmtrainer.models.activations import decoder_layers
+from llmtrainer.models.attention import (
+    NAME,
+    isolate_documents,
+    document_boundaries,
+    install_document_attention,
+)
 from llmtrainer.models.loss import (
     LinearCrossEntropy,
     LinearLogProbs,
-    Unfit,
+    Unsupported,
     bucket,
-    captured,
-    head_of,
+    capture_hidden_states,
+    head_scaling,
 )
-from llmtrainer.models.quantized_linear import Frozen, frozen, join, lora_product, stored_now
+from llmtrainer.models.quantized_linear import (
+    FrozenWeight,
+    freeze_weight,
+    stack_weights,
+    lora_linear,
+    stored_tensors,
+)
 
 # %% ../../nbs/speed/65_engines.ipynb #8cbbd5da
 import torch
@@ -63,7 +74,7 @@ from transformers import Cache
 
 
 # %% ../../nbs/speed/65_engines.ipynb #c9f38e30
-def plain_adapter(
+def single_plain_adapter(
     layer: LoraLayer,
     x: torch.Tensor,
     given: bool,  # further arguments
@@ -93,7 +104,7 @@ class FusedLayer:
     spread = False  # over devices: then nothing may hold the whole weight between the passes
 
     def forward(self, x, *args, **kwargs):
-        if plain_adapter(self, x, bool(args or kwargs)) is None:
+        if single_plain_adapter(self, x, bool(args or kwargs)) is None:
             return super().forward(x, *args, **kwargs)
         return self.shared.output(self, x)
 
@@ -102,10 +113,10 @@ class FusedLayer:
         drop = self.lora_dropout[self.active_adapters[0]]
         return None if not self.training or isinstance(drop, torch.nn.Identity) else drop
 
-    def weight_now(self) -> Frozen:
+    def weight_now(self) -> FrozenWeight:
         "The weight as it is stored; a spread one as it was gathered for this pass."
         f = self.frozen
-        return replace(f, stored=(stored_now(self.base_layer), *f.stored)) if self.spread else f
+        return replace(f, stored=(stored_tensors(self.base_layer), *f.stored)) if self.spread else f
 
     def let_go(self) -> None:
         "Hold the constants of the weight only: the weight itself will be spread over devices."
@@ -128,7 +139,7 @@ class FusedLayer:
         "Read the weight again, after it was moved, merged or put back."
         if not self.spread:
             self.frozen, self.shared.joined = (
-                frozen(self.base_layer, self.frozen.rows is not None, self.frozen.ahead),
+                freeze_weight(self.base_layer, self.frozen.rows is not None, self.frozen.ahead),
                 None,
             )
         return result
@@ -144,7 +155,7 @@ class FusedLayer:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #f720baaf
-class Shared:
+class SharedInput:
     "Layers that are given the same input: the first that is asked computes for all."
 
     phase = 1.0  # what the scales of an 8-bit weight are multiplied by, drawn for each pass
@@ -170,13 +181,13 @@ class Shared:
         together = (
             [layer]
             if drop
-            else [m for m in self.layers if plain_adapter(m, x, False) and not m.dropout()]
+            else [m for m in self.layers if single_plain_adapter(m, x, False) and not m.dropout()]
         )
         kept = len(together) == len(self.layers) and not layer.spread
         if kept and self.joined is None:
-            self.joined = join([m.weight_now() for m in together])
+            self.joined = stack_weights([m.weight_now() for m in together])
         w, names = (
-            self.joined if kept else join([m.weight_now() for m in together]),
+            self.joined if kept else stack_weights([m.weight_now() for m in together]),
             [m.active_adapters[0] for m in together],
         )
         if w.rows is not None:
@@ -185,7 +196,7 @@ class Shared:
         A, B = zip(
             *((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names))
         )
-        y = lora_product(
+        y = lora_linear(
             flat,
             drop(flat) if drop else None,
             tuple(m.scaling[name] for m, name in zip(together, names)),
@@ -200,7 +211,7 @@ class Shared:
 
 
 @torch.no_grad()
-def sharing(base, layers: Sequence) -> list[list]:
+def group_by_input(base, layers: Sequence) -> list[list]:
     """The layers in groups that were given the same tensor while eight tokens went through the
     model, and whose matrices can lie below each other."""
     seen, groups = [], {}
@@ -236,23 +247,23 @@ FUSED = {PeftLinear4bit: FusedLinear4bit, PeftLinear: FusedLinear}
 
 
 def fuse_layer(layer: LoraLayer, fp8: bool, ahead: bool = True) -> None:
-    """Make one of peft's layers a fused one, in place; raises `Unfit` with the reason where it must
+    """Make one of peft's layers a fused one, in place; raises `Unsupported` with the reason where it must
     stay."""
     if type(layer) not in FUSED:
-        raise Unfit(f"peft's adapter over {type(layer.base_layer).__name__}")
+        raise Unsupported(f"peft's adapter over {type(layer.base_layer).__name__}")
     if layer.lora_variant:
-        raise Unfit(
+        raise Unsupported(
             "a variant of LoRA:"
             f" {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('LinearVariant')}"
         )
-    layer.frozen = frozen(layer.base_layer, fp8, ahead)
+    layer.frozen = freeze_weight(layer.base_layer, fp8, ahead)
     layer.__class__ = FUSED[type(layer)]
-    Shared([layer])
+    SharedInput([layer])
 
 
 # %% ../../nbs/speed/65_engines.ipynb #e2a6b96a
 @dataclass
-class Fused:
+class EngineReport:
     "What was done to a model, and what was not, with the reasons."
 
     engine: str
@@ -285,7 +296,7 @@ class Fused:
         )
 
 
-def base_of(model) -> torch.nn.Module:
+def unwrap_model(model) -> torch.nn.Module:
     "The model of transformers inside adapters and wrappers."
     model = extract_model_from_parallel(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -328,7 +339,7 @@ def attention_readers(base, layers: Sequence) -> set[int]:
 
     hooks = [
         m.register_forward_pre_hook(attention, with_kwargs=True)
-        for block in layers_of(base)
+        for block in decoder_layers(base)
         for m in block.modules()
         if hasattr(m, "is_causal")
     ]  # what transformers' kernels ask an attention for
@@ -340,7 +351,7 @@ def attention_readers(base, layers: Sequence) -> set[int]:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #d4f201c2
-def rounded_anew(base: torch.nn.Module, groups: Sequence[Shared]) -> RemovableHandle:
+def redraw_rounding(base: torch.nn.Module, groups: Sequence[SharedInput]) -> RemovableHandle:
     """Draw the phase of the weights' rounding at every pass of training; the hook that does so. A
     new tensor, since an earlier pass may not have gone back yet."""
 
@@ -355,7 +366,7 @@ def rounded_anew(base: torch.nn.Module, groups: Sequence[Shared]) -> RemovableHa
 
 
 # %% ../../nbs/speed/65_engines.ipynb #4d97cd72
-def fuse(
+def fuse_model(
     model,
     engine: str,  # reference, fused, fp8
     backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
@@ -363,10 +374,10 @@ def fuse(
     # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too), both but for
     # queries, keys and values; or all
     fp8: str = "gradients",
-) -> Fused:
+) -> EngineReport:
     """Make a model fast in place; saving, merging and reloading see an ordinary model. Says what
     was done."""
-    base, done = base_of(model), Fused(engine)
+    base, done = unwrap_model(model), EngineReport(engine)
     if engine == "reference":
         done.loss = done.attention = "the model's own"
         return done
@@ -375,12 +386,12 @@ def fuse(
     for layer in adapted:
         try:
             fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
-        except Unfit as why:
+        except Unsupported as why:
             done.left[str(why)] += 1
     fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
-    groups = [Shared(group) for group in sharing(base, fused)]
+    groups = [SharedInput(group) for group in group_by_input(base, fused)]
     if engine == "fp8":
-        done.hook = rounded_anew(base, groups)
+        done.hook = redraw_rounding(base, groups)
     for layer in fused if spread else []:
         layer.let_go()
     done.layers, done.fp8, done.products = (
@@ -389,25 +400,25 @@ def fuse(
         len(groups),
     )
     try:
-        done.head = head_of(base)
-    except Unfit as why:
+        done.head = head_scaling(base)
+    except Unsupported as why:
         done.loss = f"the model's own, because {why}"
     try:
-        keep_apart(base)
-    except Unfit as why:
+        install_document_attention(base)
+    except Unsupported as why:
         done.attention = f"the model's own, because {why}"
     if backend == "auto":
         backend = "inductor" if base.device.type == "cuda" else None
     if backend:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-        for layer in layers_of(base):
+        for layer in decoder_layers(base):
             compile_layer(layer, backend)
-        done.compiled = len(layers_of(base))
+        done.compiled = len(decoder_layers(base))
     base.fused = done
     return done
 
 
-def unfuse(model) -> None:
+def unfuse_model(model) -> None:
     "Take it all back: peft's classes, the model's own loss, nothing compiled."
     back = {ours: theirs for theirs, ours in FUSED.items()}
     for module in model.modules():
@@ -415,8 +426,8 @@ def unfuse(model) -> None:
             del module.frozen, module.shared, module.place
             module.__dict__.pop("spread", None)
             module.__class__ = back[type(module)]
-    base = base_of(model)
-    for layer in layers_of(base):
+    base = unwrap_model(model)
+    for layer in decoder_layers(base):
         layer.__dict__.pop("forward", None)
     if base.config.get_text_config()._attn_implementation == NAME:
         base.set_attn_implementation("sdpa")
@@ -427,7 +438,7 @@ def unfuse(model) -> None:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #c18d7be3
-def varlen(inputs: dict, fill: int) -> dict:
+def pad_boundaries(inputs: dict, fill: int) -> dict:
     """The borders of a batch for variable-length kernels: what was filled up is one more row, and
     the list has a round length."""
     borders, end = inputs["cu_seq_lens_q"], inputs["input_ids"].shape[-1] + fill
@@ -438,7 +449,7 @@ def varlen(inputs: dict, fill: int) -> dict:
     )
 
 
-def bucketed(inputs: dict) -> dict:
+def pad_to_bucket(inputs: dict) -> dict:
     "A batch with its number of tokens filled up to a `bucket`; what was there is not touched."
     fill, flat = (
         bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1],
@@ -460,30 +471,30 @@ def bucketed(inputs: dict) -> dict:
             for name, f in after.items()
             if name in inputs
         }
-        | (varlen(inputs, fill) if flat else {})
+        | (pad_boundaries(inputs, fill) if flat else {})
     )
 
 
-def prepared(inputs: dict, done: Fused) -> dict:
+def prepare_batch(inputs: dict, done: EngineReport) -> dict:
     """A batch as a fused model takes it: a round length where layers are compiled, and the borders
     of its documents where attention goes by them."""
-    inputs = bucketed(inputs) if done.compiled else inputs
+    inputs = pad_to_bucket(inputs) if done.compiled else inputs
     known = (
         done.attention != "by document"
         or "position_ids" not in inputs
         or "attention_mask" in inputs
         or "cu_seq_lens_q" in inputs
     )
-    return inputs if known else inputs | borders_of(inputs["position_ids"])
+    return inputs if known else inputs | document_boundaries(inputs["position_ids"])
 
 
 # %% ../../nbs/speed/65_engines.ipynb #6973874a
-def trained_states(model, done: Fused, inputs: dict, labels: torch.Tensor) -> tuple:
+def trained_hidden_states(model, done: EngineReport, inputs: dict, labels: torch.Tensor) -> tuple:
     "(hidden states before trained tokens, head's weight and bias, targets, where they stand)."
     at = torch.nonzero(labels.flatten() != -100).flatten()
     done.shapes.add(tuple(inputs["input_ids"].shape))
-    base = base_of(model)
-    with apart(inputs), captured(base) as kept:
+    base = unwrap_model(model)
+    with isolate_documents(inputs), capture_hidden_states(base) as kept:
         model(
             **inputs, use_cache=False, logits_to_keep=1
         )  # the whole model is called, so that every wrapper around it does its work
@@ -504,13 +515,13 @@ def trained_states(model, done: Fused, inputs: dict, labels: torch.Tensor) -> tu
 def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     "(summed cross-entropy of the next token over trained positions, their number)."
     inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
-    count, done = (labels != -100).sum(), getattr(base_of(model), "fused", None)
+    count, done = (labels != -100).sum(), getattr(unwrap_model(model), "fused", None)
     if done is None or done.head is None:
         logits = model(**inputs, use_cache=False).logits[:, :-1]
         return F.cross_entropy(
             logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
         ), count
-    x, w, b, y, _ = trained_states(model, done, prepared(inputs, done), labels)
+    x, w, b, y, _ = trained_hidden_states(model, done, prepare_batch(inputs, done), labels)
     return LinearCrossEntropy.apply(x, w, b, y, *done.head), count
 
 
@@ -518,11 +529,11 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each next token (rows, tokens - 1), zero where it is not trained: what
     preference objectives are made of."""
     inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
-    done = getattr(base_of(model), "fused", None)
+    done = getattr(unwrap_model(model), "fused", None)
     if done is None or done.head is None:
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
-    x, w, b, y, at = trained_states(model, done, prepared(inputs, done), labels)
+    x, w, b, y, at = trained_hidden_states(model, done, prepare_batch(inputs, done), labels)
     return (
         torch.zeros(labels.numel(), device=labels.device)
         .index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float())

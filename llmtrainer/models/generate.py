@@ -6,27 +6,27 @@
 __all__ = [
     "PRESETS",
     "Generation",
-    "change",
+    "override_section",
     "stop_ids",
     "generation_config",
     "encode_prompts",
-    "Draw",
-    "drawing",
+    "GumbelNoise",
+    "sampling_processor",
     "StopText",
-    "until",
+    "truncate_at_stop",
     "Answer",
-    "write_batch",
-    "write",
+    "generate_batch",
+    "generate_answers",
     "generate",
-    "StopAsked",
-    "held_back",
-    "start_writing",
-    "stream",
-    "say",
-    "speed",
-    "asked",
-    "questions",
-    "ask",
+    "StopOnEvent",
+    "stream_until_stop",
+    "start_generation",
+    "stream_answer",
+    "print_stream",
+    "generation_speed",
+    "parse_question",
+    "load_questions",
+    "answer_questions",
 ]
 
 # %% ../../nbs/models/24_generate.ipynb #c11c56cd
@@ -61,7 +61,7 @@ from transformers.generation.logits_process import (
 
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
 from llmtrainer.data.loss_mask import render, set_template, stop_id
-from llmtrainer.recipe import Section, UserError, load
+from llmtrainer.recipe import Section, UserError, load_recipe
 
 # %% ../../nbs/models/24_generate.ipynb #fa87d45e
 PRESETS = {
@@ -155,7 +155,7 @@ class Generation(Section):
 
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
-def change(
+def override_section(
     section: Generation,
     texts: Sequence[str],  # key=value, as in a recipe
 ) -> Generation:
@@ -163,12 +163,12 @@ def change(
     values = section.model_dump()
     if any(text.partition("=")[0].strip() == "preset" for text in texts):
         values = {k: v for k, v in values.items() if k not in set().union(*PRESETS.values())}
-    preset = load(
+    preset = load_recipe(
         Generation,
         {k: v for k, v in values.items() if k == "preset"},
         [t for t in texts if t.partition("=")[0].strip() == "preset"],
     )
-    return load(Generation, PRESETS[preset.preset] | values, texts)
+    return load_recipe(Generation, PRESETS[preset.preset] | values, texts)
 
 
 # %% ../../nbs/models/24_generate.ipynb #4294fe4e
@@ -248,7 +248,7 @@ def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Te
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
-class Draw(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):
     "Noise for each row from a stream of its own, so that the likeliest token is a draw."
 
     def __init__(self, seeds: Sequence[int], device):
@@ -266,7 +266,7 @@ class Draw(LogitsProcessor):
         return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def drawing(
+def sampling_processor(
     section: Generation,
     texts: Sequence[str],
     numbers: Sequence[int],  # which of its answers each row is
@@ -286,7 +286,7 @@ def drawing(
         (MinPLogitsWarper, section.min_p, section.min_p),
     ]
     return LogitsProcessorList(
-        [kind(value) for kind, value, wanted in wanted if wanted] + [Draw(seeds, device)]
+        [kind(value) for kind, value, wanted in wanted if wanted] + [GumbelNoise(seeds, device)]
     )
 
 
@@ -312,7 +312,7 @@ class StopText(StoppingCriteria):
         )
 
 
-def until(text: str, stop: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
     "The text up to the stop text that is complete first."
     whole = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
     return text[: min(whole)[1]] if whole else text
@@ -329,7 +329,7 @@ class Answer:
 
 
 @torch.no_grad()
-def write_batch(
+def generate_batch(
     model, tokenizer, texts: Sequence[str], numbers: Sequence[int], section: Generation
 ) -> list[Answer]:
     """The answers to rendered prompts in one batch, `section.n` after each other with beams, else
@@ -353,14 +353,14 @@ def write_batch(
     out = model.generate(
         **batch,
         generation_config=config,
-        logits_processor=drawing(section, texts, numbers, model.device),
+        logits_processor=sampling_processor(section, texts, numbers, model.device),
         stopping_criteria=criteria,
     )[:, start:]
     ends = torch.isin(out, torch.tensor(config.eos_token_id, device=out.device))
     answers = []
     for row, end, text in zip(out, ends, tokenizer.batch_decode(out, skip_special_tokens=True)):
         shown, size = (
-            until(text, section.stop),
+            truncate_at_stop(text, section.stop),
             int(end.int().argmax()) + 1
             if end.any()
             else int((row != tokenizer.pad_token_id).sum()),
@@ -371,7 +371,7 @@ def write_batch(
     return answers
 
 
-def write(
+def generate_answers(
     model,
     tokenizer,
     conversations: Sequence[list[dict]],  # messages, each ending with the user's turn
@@ -392,7 +392,7 @@ def write(
     answers = [[] for _ in texts]
     for lo in range(0, len(jobs), batch_size):
         now = jobs[lo : lo + batch_size]
-        written = write_batch(
+        written = generate_batch(
             model, tokenizer, [texts[i] for i, _ in now], [number for _, number in now], section
         )
         per = len(written) // len(now)
@@ -413,12 +413,14 @@ def generate(
     "The text of the first answer to each conversation, in the order asked."
     return [
         found[0].text
-        for found in write(model, tokenizer, conversations, section, batch_size, progress)
+        for found in generate_answers(
+            model, tokenizer, conversations, section, batch_size, progress
+        )
     ]
 
 
 # %% ../../nbs/models/24_generate.ipynb #e525b702
-class StopAsked(StoppingCriteria):
+class StopOnEvent(StoppingCriteria):
     "Stops every sequence once an event is set: Ctrl-C ends the answer and not the program."
 
     def __init__(self, event: Event):
@@ -431,13 +433,13 @@ class StopAsked(StoppingCriteria):
 
 
 # %% ../../nbs/models/24_generate.ipynb #3ebb3bfa
-def held_back(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+def stream_until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     """Pieces of text up to a stop text; the beginning of one is kept until it is clear what becomes
     of it."""
     text = ""
     for piece in pieces:
         text += piece
-        if (whole := until(text, stop)) != text:
+        if (whole := truncate_at_stop(text, stop)) != text:
             yield whole
             return
         keep = max((k for s in stop for k in range(1, len(s)) if text.endswith(s[:k])), default=0)
@@ -446,7 +448,7 @@ def held_back(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
     yield text
 
 
-def start_writing(model, tokenizer, text: str, section: Generation, stop: Event):
+def start_generation(model, tokenizer, text: str, section: Generation, stop: Event):
     """(streamer, thread, ends): a thread that writes the answer to a rendered prompt until it ends
     or `stop` is set, and then puts its tokens, or a fault, into `ends`."""
     streamer, ends = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), []
@@ -454,7 +456,7 @@ def start_writing(model, tokenizer, text: str, section: Generation, stop: Event)
         encode_prompts(model, tokenizer, [text]),
         generation_config(model, tokenizer, section.model_copy(update=dict(temperature=0.0))),
     )
-    rules = [StopAsked(stop)] + (
+    rules = [StopOnEvent(stop)] + (
         [StopText(tokenizer, section.stop, batch["input_ids"].shape[1])] if section.stop else []
     )
 
@@ -465,7 +467,7 @@ def start_writing(model, tokenizer, text: str, section: Generation, stop: Event)
                     **batch,
                     generation_config=config,
                     streamer=streamer,
-                    logits_processor=drawing(section, [text], [0], model.device),
+                    logits_processor=sampling_processor(section, [text], [0], model.device),
                     stopping_criteria=StoppingCriteriaList(rules),
                 )
             ends.append(out[0, batch["input_ids"].shape[1] :].tolist())
@@ -476,21 +478,21 @@ def start_writing(model, tokenizer, text: str, section: Generation, stop: Event)
     return streamer, Thread(target=work, daemon=True, name="stream"), ends
 
 
-def stream(
+def stream_answer(
     model, tokenizer, messages: list[dict], section: Generation = Generation()
 ) -> Iterator[str]:
     """The answer in pieces, as it is written (with beams, in one piece); its value is how it ended,
     as in `Answer`. Closing the iterator stops the model."""
     if section.beams > 1:
-        whole = write(model, tokenizer, [messages], section)[0][0]
+        whole = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield whole.text
         return whole.ended
-    streamer, thread, ends = start_writing(
+    streamer, thread, ends = start_generation(
         model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event()
     )
     thread.start()
     try:
-        yield from (piece for piece in held_back(streamer, section.stop) if piece)
+        yield from (piece for piece in stream_until_stop(streamer, section.stop) if piece)
     finally:
         stop.set()
         thread.join()
@@ -507,7 +509,7 @@ def stream(
     )
 
 
-def say(pieces: Iterator[str], section: Generation, written: list[str]) -> None:
+def print_stream(pieces: Iterator[str], section: Generation, written: list[str]) -> None:
     """Print an answer as it is written and, to standard error, that it was cut; its pieces stay in
     `written` if it is stopped."""
     ended = None
@@ -528,7 +530,7 @@ def say(pieces: Iterator[str], section: Generation, written: list[str]) -> None:
 
 
 # %% ../../nbs/models/24_generate.ipynb #2aa72f10
-def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:
+def generation_speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:
     "What was written in some time: answers, tokens, tokens a second, and answers that were cut."
     every = [a for each in answers for a in each]
     tokens = sum(a.tokens for a in every)
@@ -541,7 +543,7 @@ def speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dict:
 
 
 # %% ../../nbs/models/24_generate.ipynb #a88e09df
-def asked(line: str, where: str) -> list[dict]:
+def parse_question(line: str, where: str) -> list[dict]:
     "The conversation that a line of a file asks for; `UserError` for JSON that is no question."
     if not line.lstrip().startswith("{"):
         return [{"role": "user", "content": line.strip()}]
@@ -566,13 +568,13 @@ def asked(line: str, where: str) -> list[dict]:
     return messages[: turns[-1] + 1]
 
 
-def questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
+def load_questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
     "Conversations of prompts and of a file's lines; `UserError` where there are none."
     if file and not Path(file).is_file():
         raise UserError(f"there is no file {file}", "--file", "a text or JSONL file of prompts")
     lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
     found = [[{"role": "user", "content": p}] for p in prompts] + [
-        asked(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
+        parse_question(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
     ]
     if not found:
         raise UserError(
@@ -584,7 +586,7 @@ def questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
     return found
 
 
-def ask(
+def answer_questions(
     model,
     tokenizer,
     prompts: Sequence[str],
@@ -593,9 +595,9 @@ def ask(
     batch_size: int = 32,
 ) -> tuple[list[dict], dict]:
     "(each prompt with its answers, how fast they were written), in plain values."
-    conversations, began = questions(prompts, file), time.perf_counter()
-    answers = write(model, tokenizer, conversations, section, batch_size)
+    conversations, began = load_questions(prompts, file), time.perf_counter()
+    answers = generate_answers(model, tokenizer, conversations, section, batch_size)
     return [
         dict(prompt=c[-1]["content"], answers=[asdict(a) for a in each])
         for c, each in zip(conversations, answers)
-    ], speed(answers, time.perf_counter() - began)
+    ], generation_speed(answers, time.perf_counter() - began)

@@ -10,46 +10,46 @@ __all__ = [
     "NEEDS",
     "TO_TRAIN",
     "PROBES",
-    "BRIEF",
+    "SMALL_BYTES",
     "Model",
-    "quantization",
-    "Unpack8",
+    "quantization_config",
+    "Dequantize8Linear",
     "Float8Linear",
-    "swap",
-    "unpacked",
+    "replace_layers",
+    "dequantize_layer",
     "dequantize",
     "keep_trainable",
     "keep_scale",
-    "give_pad",
-    "is_local",
-    "resolve",
+    "ensure_pad_token",
+    "is_local_model",
+    "resolve_base",
     "weight_files",
     "has_tokenizer",
-    "from_hub",
-    "commit_of",
+    "call_from_pretrained",
+    "hub_commit",
     "fingerprint",
     "raw_config",
-    "wants_code",
+    "remote_code_entries",
     "check_code",
-    "importable",
-    "stored_as",
-    "as_stored",
+    "is_importable",
+    "stored_quantization",
+    "explain_load_errors",
     "check_stored",
     "load_config",
     "attention_kernels",
-    "traits",
-    "own_normalizer",
-    "in_order",
-    "unlike",
-    "from_pieces",
+    "model_traits",
+    "sentencepiece_normalizer",
+    "merges_by_score",
+    "mismatched_probes",
+    "tokenizer_from_sentencepiece",
     "has_file",
     "load_tokenizer",
-    "make_plan",
-    "brief",
-    "no_bars",
-    "grow",
-    "described",
-    "check_whole",
+    "plan_model",
+    "is_small",
+    "hide_progress_bars",
+    "resize_embeddings",
+    "describe_model",
+    "check_complete",
     "load_model",
 ]
 
@@ -82,8 +82,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file, logging as transformers_logging
 
 # %% ../../nbs/models/20_load.ipynb #d01abd4f
-from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, Machine, Plan, plan, probe
-from llmtrainer.models.tiny import tiny
+from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, Machine, DevicePlan, plan_device, probe
+from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import sha256
 
@@ -156,7 +156,7 @@ class Model(Section):
             raise ValueError(f"trust names {self.trust}, and the base is {self.base}")
         if (
             self.remote_code
-            and not is_local(self.base)
+            and not is_local_model(self.base)
             and not re.fullmatch("[0-9a-f]{40}", self.revision or "")
         ):
             raise ValueError(
@@ -167,7 +167,7 @@ class Model(Section):
 
 
 # %% ../../nbs/models/20_load.ipynb #d5463bfc
-def quantization(
+def quantization_config(
     quantize: str,
     compute_dtype: torch.dtype,
     # what packed bytes are called; spread over devices, they must bear the name of the other
@@ -190,7 +190,7 @@ def quantization(
 F8 = torch.float8_e4m3fn
 
 
-class Unpack8(torch.autograd.Function):
+class Dequantize8Linear(torch.autograd.Function):
     "x W^T + b for a frozen W in 8 bits, unpacked for the product in both directions."
 
     @staticmethod
@@ -228,7 +228,7 @@ class Float8Linear(torch.nn.Linear):
     def forward(self, x):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return Unpack8.apply(
+        return Dequantize8Linear.apply(
             x, self.weight, self.scale, self.bias if self.bias is None else self.bias.to(x.dtype)
         )
 
@@ -246,7 +246,7 @@ class Float8Linear(torch.nn.Linear):
         return plain
 
 
-def swap(model, kind: type, change) -> None:
+def replace_layers(model, kind: type, change) -> None:
     "Put `change(layer)` in the place of each layer of a kind, the output head left out."
     head = model.get_output_embeddings()
     for name, layer in [
@@ -257,7 +257,7 @@ def swap(model, kind: type, change) -> None:
         )
 
 
-def unpacked(layer, dtype: torch.dtype) -> torch.nn.Linear:
+def dequantize_layer(layer, dtype: torch.dtype) -> torch.nn.Linear:
     """An ordinary layer that computes what one of GPTQ or AWQ does, whatever its format: its
     answers to the unit vectors are the weight."""
     plain = torch.nn.Linear(
@@ -279,7 +279,7 @@ def dequantize(model):
     "The model with ordinary layers that hold exactly what the quantised ones stood for."
     packed = {type(m) for m in model.modules() if hasattr(m, "qweight")}  # GPTQ and AWQ
     for kind in packed:
-        swap(model, kind, lambda layer: unpacked(layer, model.dtype))
+        replace_layers(model, kind, lambda layer: dequantize_layer(layer, model.dtype))
     own = [
         m
         for m in model.modules()
@@ -292,7 +292,7 @@ def dequantize(model):
     if packed or own:
         model.hf_quantizer.remove_quantization_config(model)
     if getattr(model, "is_float8", False):
-        swap(model, Float8Linear, lambda layer: layer.unpacked(model.dtype))
+        replace_layers(model, Float8Linear, lambda layer: layer.unpacked(model.dtype))
         model.is_float8 = False
         return model
     return model.dequantize() if getattr(model, "is_quantized", False) else model
@@ -327,7 +327,7 @@ RESERVED = (
 )
 
 
-def give_pad(tokenizer) -> str:
+def ensure_pad_token(tokenizer) -> str:
     """Make sure of a pad token that is not the end token: a reserved one where there is one, else a
     new one. Returns it."""
     tokenizer.pad_from = "its own"
@@ -339,7 +339,7 @@ def give_pad(tokenizer) -> str:
 
 
 # %% ../../nbs/models/20_load.ipynb #0bb13ab1
-def is_local(base: str) -> bool:
+def is_local_model(base: str) -> bool:
     "Does a name mean something on this machine, and not on the hub?"
     return (
         base.startswith(("tiny:", ".", "/", "~"))
@@ -348,13 +348,13 @@ def is_local(base: str) -> bool:
     )
 
 
-def resolve(base: str) -> str:
+def resolve_base(base: str) -> str:
     """What transformers loads: the folder behind a `tiny:` name, a checked local folder, or a hub
     name as it is."""
     if base.startswith("tiny:"):
-        return str(tiny(base.removeprefix("tiny:")))
+        return str(tiny_folder(base.removeprefix("tiny:")))
     path = Path(base).expanduser()
-    if not is_local(base):
+    if not is_local_model(base):
         return base
     if not path.is_dir():
         raise UserError(
@@ -386,7 +386,7 @@ def resolve(base: str) -> str:
 def weight_files(base: str) -> list[Path]:
     """The weights in a local folder, empty for a hub name; `UserError` for a folder without any: a
     plan needs none, loading does."""
-    path = Path(resolve(base))
+    path = Path(resolve_base(base))
     if not path.is_dir():
         return []
     found = sorted(path.glob("*.safetensors"))
@@ -408,12 +408,12 @@ def has_tokenizer(folder: str) -> bool:
     ).is_file()
 
 
-def from_hub(load, base: str, **options):
+def call_from_pretrained(load, base: str, **options):
     """Call a `from_pretrained`, and say in one block what to do when the hub has no such model or
     refuses it."""
     try:
         return load(
-            base if has_tokenizer(base) else resolve(base),
+            base if has_tokenizer(base) else resolve_base(base),
             **dict(trust_remote_code=False) | options,
         )
     except OSError as error:
@@ -426,12 +426,12 @@ def from_hub(load, base: str, **options):
 
 
 # %% ../../nbs/models/20_load.ipynb #f1a1eb04
-def commit_of(base: str, revision: str | None = None) -> str | None:
+def hub_commit(base: str, revision: str | None = None) -> str | None:
     """The commit that a hub name and a revision mean now, as the files on this machine say; None
     for a folder."""
-    if Path(resolve(base)).is_dir():
+    if Path(resolve_base(base)).is_dir():
         return None
-    file = from_hub(
+    file = call_from_pretrained(
         lambda name, **options: cached_file(name, "config.json", revision=revision), base
     )
     return Path(file).parent.name
@@ -443,7 +443,7 @@ def fingerprint(base: str, revision: str | None = None) -> dict:
     return (
         dict(base=base, sha256={f.name: sha256(f) for f in files})
         if files
-        else dict(base=base, revision=commit_of(base, revision))
+        else dict(base=base, revision=hub_commit(base, revision))
     )
 
 
@@ -458,10 +458,10 @@ KERNELS = (
 
 def raw_config(base: str, revision: str | None = None) -> dict:
     "config.json as it stands there; nothing of it is obeyed."
-    return from_hub(PreTrainedConfig.get_config_dict, base, revision=revision)[0]
+    return call_from_pretrained(PreTrainedConfig.get_config_dict, base, revision=revision)[0]
 
 
-def wants_code(raw: dict, tokenizer: dict = {}) -> list[str]:
+def remote_code_entries(raw: dict, tokenizer: dict = {}) -> list[str]:
     "The entries of a configuration that would run code which is not transformers' own."
     maps = (
         {}
@@ -478,7 +478,9 @@ def wants_code(raw: dict, tokenizer: dict = {}) -> list[str]:
 
 def check_code(model: Model, raw: dict) -> None:
     "`UserError` for a model that would run code, unless the recipe allows it twice."
-    asked = wants_code(raw, get_tokenizer_config(resolve(model.base), revision=model.revision))
+    asked = remote_code_entries(
+        raw, get_tokenizer_config(resolve_base(model.base), revision=model.revision)
+    )
     if asked and not model.remote_code:
         raise UserError(
             f"{model.base} wants to run code of its own: {'; '.join(asked)}",
@@ -486,7 +488,11 @@ def check_code(model: Model, raw: dict) -> None:
             "models that transformers has a class for",
             "take a model of a known family; or read its code, then set model.remote_code=true and"
             f" model.trust={model.base}"
-            + ("" if is_local(model.base) else " with model.revision at the commit you have read"),
+            + (
+                ""
+                if is_local_model(model.base)
+                else " with model.revision at the commit you have read"
+            ),
         )
     if not asked and not raw.get("model_type"):
         raise UserError(
@@ -525,7 +531,7 @@ TO_TRAIN = {
 }  # packed, it has no weight that an adapter could find before its first answer
 
 
-def importable(name: str) -> bool:
+def is_importable(name: str) -> bool:
     "Could it be imported? Asked without importing it."
     try:
         return find_spec(name) is not None
@@ -533,7 +539,7 @@ def importable(name: str) -> bool:
         return False  # the package around it is missing
 
 
-def stored_as(raw: dict) -> str | None:
+def stored_quantization(raw: dict) -> str | None:
     """The word for how a checkpoint is quantised already: nf4, fp4, int8, gptq, awq, hqq and so on;
     None for plain weights."""
     how = raw.get("quantization_config")
@@ -546,7 +552,7 @@ def stored_as(raw: dict) -> str | None:
 
 
 @contextmanager
-def as_stored(stored: str | None):
+def explain_load_errors(stored: str | None):
     """Say in one block that quantised weights cannot be had on this machine: too old a library, no
     GPU, or a format that this version of transformers cannot read."""
     try:
@@ -565,7 +571,7 @@ def as_stored(stored: str | None):
 
 def check_stored(model: Model, raw: dict) -> None:
     "`UserError` where stored weights cannot be used as the recipe wants them."
-    found = stored_as(raw)
+    found = stored_quantization(raw)
     if found is None:
         return
     if model.quantize not in ("none", found):
@@ -578,7 +584,7 @@ def check_stored(model: Model, raw: dict) -> None:
     module, package = NEEDS.get(
         "bitsandbytes" if found in QUANTIZE and found != "fp8" else found, ("transformers", "")
     )
-    if not importable(module):
+    if not is_importable(module):
         raise UserError(
             f"the weights of {model.base} are stored as {found}, which needs {module}, and it is"
             " not installed",
@@ -594,7 +600,7 @@ def load_config(model: Model):
     raw = raw_config(model.base, model.revision)
     check_code(model, raw)
     check_stored(model, raw)
-    config = from_hub(
+    config = call_from_pretrained(
         AutoConfig.from_pretrained,
         model.base,
         revision=model.revision,
@@ -620,7 +626,7 @@ def attention_kernels(config) -> tuple[str, ...]:
     return tuple(name for name in ATTENTION if flags.get(name))
 
 
-def traits(config) -> dict[str, str]:
+def model_traits(config) -> dict[str, str]:
     "What is special about a model, by name, in words."
     c = config.get_text_config()
     kinds, window = (
@@ -688,7 +694,7 @@ PROBES = (
 )
 
 
-def own_normalizer(proto) -> normalizers.Normalizer:
+def sentencepiece_normalizer(proto) -> normalizers.Normalizer:
     "A SentencePiece model's normalisation in the words of `tokenizers`."
     spec = proto.normalizer_spec
     steps = (
@@ -706,7 +712,7 @@ def own_normalizer(proto) -> normalizers.Normalizer:
     )
 
 
-def in_order(backend: Tokenizer, proto) -> Tokenizer:
+def merges_by_score(backend: Tokenizer, proto) -> Tokenizer:
     """The same tokenizer with its merges in the order of the model's scores, as SentencePiece joins
     pieces."""
     said, score = json.loads(backend.to_str()), {p.piece: p.score for p in proto.pieces}
@@ -715,7 +721,7 @@ def in_order(backend: Tokenizer, proto) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(said))
 
 
-def unlike(tokenizer, pieces) -> list[str]:
+def mismatched_probes(tokenizer, pieces) -> list[str]:
     "The probes that a tokenizer reads otherwise than SentencePiece."
     return [
         text
@@ -724,10 +730,10 @@ def unlike(tokenizer, pieces) -> list[str]:
     ]
 
 
-def from_pieces(tokenizer, file: Path):
+def tokenizer_from_sentencepiece(tokenizer, file: Path):
     """A tokenizer that was converted from a SentencePiece model, made equal to it; `UserError`
     where it cannot be."""
-    if not importable("sentencepiece"):
+    if not is_importable("sentencepiece"):
         raise UserError(
             f"{file.parent.name} has a slow tokenizer, and sentencepiece, which it is converted"
             " with, is not installed",
@@ -742,11 +748,11 @@ def from_pieces(tokenizer, file: Path):
 
     pieces = SentencePieceProcessor(model_file=str(file))
     tokenizer.converted = "converted from a SentencePiece model, which it equals"
-    if not unlike(tokenizer, pieces):
+    if not mismatched_probes(tokenizer, pieces):
         return tokenizer
     proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
-    backend = in_order(tokenizer.backend_tokenizer, proto)
-    backend.normalizer, backend.pre_tokenizer = own_normalizer(proto), None
+    backend = merges_by_score(tokenizer.backend_tokenizer, proto)
+    backend.normalizer, backend.pre_tokenizer = sentencepiece_normalizer(proto), None
     named = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -755,7 +761,7 @@ def from_pieces(tokenizer, file: Path):
         clean_up_tokenization_spaces=False,
         **named,
     )
-    if other := unlike(made, pieces):
+    if other := mismatched_probes(made, pieces):
         raise UserError(
             f"the tokenizer of {file.parent.name} cannot be converted: it reads {other[0]!r}"
             " otherwise than SentencePiece",
@@ -772,7 +778,7 @@ def from_pieces(tokenizer, file: Path):
 # %% ../../nbs/models/20_load.ipynb #c14af033
 def has_file(base: str, name: str, revision: str | None) -> bool:
     "Has the model's folder or repository a file of this name?"
-    folder = base if has_tokenizer(base) else resolve(base)
+    folder = base if has_tokenizer(base) else resolve_base(base)
     return (
         Path(folder, name).is_file()
         if Path(folder).is_dir()
@@ -785,7 +791,7 @@ def has_file(base: str, name: str, revision: str | None) -> bool:
 
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
-    tokenizer = from_hub(
+    tokenizer = call_from_pretrained(
         AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
     )
     pieces = (
@@ -802,16 +808,16 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
         )
     )
     if pieces.is_file() and not has_file(base, "tokenizer.json", revision):
-        tokenizer = from_pieces(tokenizer, pieces)
-    give_pad(tokenizer)
+        tokenizer = tokenizer_from_sentencepiece(tokenizer, pieces)
+    ensure_pad_token(tokenizer)
     return tokenizer
 
 
 # %% ../../nbs/models/20_load.ipynb #6e81a5ec
-def make_plan(model: Model, machine: Machine | None = None, config=None) -> Plan:
+def plan_model(model: Model, machine: Machine | None = None, config=None) -> DevicePlan:
     """What a machine, without one this one, does for a model section: `device.plan`, among the
     kernels that the model's code has a path for."""
-    return plan(
+    return plan_device(
         machine or probe(),
         model.quantize,
         model.attn,
@@ -821,16 +827,16 @@ def make_plan(model: Model, machine: Machine | None = None, config=None) -> Plan
 
 
 # %% ../../nbs/models/20_load.ipynb #f974f076
-BRIEF = 2**30  # bytes of weights that are read and written in a second or two
+SMALL_BYTES = 2**30  # bytes of weights that are read and written in a second or two
 
 
-def brief(base: str) -> bool:
+def is_small(base: str) -> bool:
     "Does a local model load in a moment? Of one on the hub that is not known."
-    return 0 < sum(file.stat().st_size for file in weight_files(base)) < BRIEF
+    return 0 < sum(file.stat().st_size for file in weight_files(base)) < SMALL_BYTES
 
 
 @contextmanager
-def no_bars(wanted: bool):
+def hide_progress_bars(wanted: bool):
     """transformers' progress bars off while it runs, where wanted: a bar for a tenth of a second is
     only noise."""
     shown = transformers_logging.is_progress_bar_enabled()
@@ -844,12 +850,12 @@ def no_bars(wanted: bool):
 
 
 # %% ../../nbs/models/20_load.ipynb #ef33f020
-def grow(model, tokenizer) -> int:
+def resize_embeddings(model, tokenizer) -> int:
     """Rows that the embeddings gain so that every token has one: the mean of the others, the same
     each time. Returns how many."""
     missing = len(tokenizer) - model.get_input_embeddings().num_embeddings
     if missing > 0:
-        with torch.random.fork_rng(), no_bars(True):
+        with torch.random.fork_rng(), hide_progress_bars(True):
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             for table in {
@@ -861,12 +867,12 @@ def grow(model, tokenizer) -> int:
     return max(0, missing)
 
 
-def described(model, tokenizer) -> dict[str, str]:
+def describe_model(model, tokenizer) -> dict[str, str]:
     """What is special about a loaded model: its traits, which token pads, and whether the
     vocabulary grew."""
     grown, converted = getattr(model, "grown", 0), getattr(tokenizer, "converted", None)
     return (
-        traits(model.config)
+        model_traits(model.config)
         | ({"tokenizer": converted} if converted else {})
         | {
             "pad token": f"{tokenizer.pad_token}, {tokenizer.pad_from}",
@@ -882,7 +888,7 @@ def described(model, tokenizer) -> dict[str, str]:
     )
 
 
-def check_whole(base: str, missing: Iterable[str], stored: str | None) -> None:
+def check_complete(base: str, missing: Iterable[str], stored: str | None) -> None:
     """`UserError` where weights are not in the files: transformers only warns, and goes on with
     random numbers."""
     if names := sorted(missing):
@@ -902,18 +908,18 @@ def check_whole(base: str, missing: Iterable[str], stored: str | None) -> None:
 
 def load_model(
     model: Model,
-    plan: Plan,
+    plan: DevicePlan,
     spread: bool = False,  # its weights will be spread over devices (FSDP)
 ):
     """(model, tokenizer) as the plan says: weights quantised or not, on its device, safetensors
     only, in evaluation mode."""
     weight_files(model.base)
     model = model.model_copy(
-        update=dict(revision=commit_of(model.base, model.revision) or model.revision)
+        update=dict(revision=hub_commit(model.base, model.revision) or model.revision)
     )  # one commit for all files
     config, dtype = load_config(model), getattr(torch, plan.dtype)
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
-    stored = stored_as(raw_config(model.base, model.revision))
+    stored = stored_quantization(raw_config(model.base, model.revision))
     if stored in TO_TRAIN:
         config.quantization_config |= TO_TRAIN[stored]
     options = dict(
@@ -926,22 +932,22 @@ def load_model(
         quantization_config=(
             None
             if stored
-            else quantization(
+            else quantization_config(
                 model.quantize, getattr(torch, plan.compute_dtype), dtype if spread else torch.uint8
             )
         ),
     )
     if plan.device != "cpu":
         options["device_map"] = {"": plan.device}
-    with no_bars(brief(model.base)), as_stored(stored):
-        loaded, info = from_hub(
+    with hide_progress_bars(is_small(model.base)), explain_load_errors(stored):
+        loaded, info = call_from_pretrained(
             AutoModelForCausalLM.from_pretrained, model.base, output_loading_info=True, **options
         )
-    check_whole(model.base, info["missing_keys"], stored)
+    check_complete(model.base, info["missing_keys"], stored)
     if model.quantize == "fp8":
-        swap(loaded, torch.nn.Linear, Float8Linear.of)
+        replace_layers(loaded, torch.nn.Linear, Float8Linear.of)
         loaded.is_float8 = True
     keep_trainable(loaded)
-    loaded.grown, loaded.commit = grow(loaded, tokenizer), model.revision
+    loaded.grown, loaded.commit = resize_embeddings(loaded, tokenizer), model.revision
     loaded.config.pad_token_id = loaded.generation_config.pad_token_id = tokenizer.pad_token_id
     return loaded.eval(), tokenizer

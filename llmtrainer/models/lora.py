@@ -6,59 +6,59 @@
 __all__ = [
     "EXPERTS",
     "ROUTERS",
-    "RENAMED",
-    "FIRST",
-    "STARTS",
-    "OPTIMISERS",
+    "RENAMED_WEIGHTS",
+    "INIT_WORDS",
+    "INITIALIZERS",
+    "OPTIMIZERS",
     "Adapt",
     "expert_count",
     "fused_experts",
-    "routers",
+    "router_weights",
     "linear_layers",
-    "short",
-    "found",
-    "wanted",
+    "suffixes",
+    "match_names",
+    "expand_targets",
     "find_targets",
-    "quantised",
+    "is_quantized",
     "check_storage",
     "check_variant",
-    "ends",
+    "minimal_suffixes",
     "split_targets",
     "lora_config",
-    "cast",
+    "cast_floats",
     "keep_float32",
-    "one_name",
+    "quiet_peft_warning",
     "adapt_model",
-    "kind_of",
-    "trainable",
-    "table",
-    "remember",
-    "beside",
+    "layer_kind",
+    "count_trainable",
+    "trainable_table",
+    "save_init",
+    "subtract_init",
     "save_adapter",
-    "fits",
-    "need_adapter",
-    "check_names",
+    "explain_mismatch",
+    "check_adapter_folder",
+    "check_tensor_names",
     "load_adapter",
     "stored_weights",
-    "give_back",
-    "look_at",
+    "init_loftq",
+    "init_eva",
     "parameter_groups",
-    "blocks",
-    "under",
-    "part",
-    "train_parts",
-    "expected",
-    "let_read",
-    "optimiser",
+    "block_names",
+    "weights_of_modules",
+    "match_weights",
+    "make_trainable",
+    "expected_trainable",
+    "allow_globals",
+    "optimizer_arguments",
     "adapter_folder",
-    "check_base",
-    "go_on",
+    "check_adapter_base",
+    "continue_adapter",
     "load_adapters",
-    "choose",
-    "mix",
+    "activate_adapter",
+    "combine_adapters",
     "router_options",
     "router_loss",
-    "balanced",
+    "with_router_loss",
     "expert_load",
 ]
 
@@ -75,8 +75,8 @@ from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/models/21_lora.ipynb #b875035c
-from llmtrainer.device import skeleton
-from llmtrainer.models.load import fingerprint, no_bars, resolve
+from llmtrainer.device import meta_model
+from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import read_json, write_json
 
@@ -186,7 +186,7 @@ def fused_experts(model) -> dict[str, torch.Tensor]:
     }
 
 
-def routers(model) -> dict[str, torch.Tensor]:
+def router_weights(model) -> dict[str, torch.Tensor]:
     "The weights (experts, in) that send tokens to experts, by name."
     return {
         name: p
@@ -199,7 +199,7 @@ def linear_layers(model) -> dict[str, torch.nn.Module]:
     "The linear layers by name, quantised or not, without the output head and without routers."
     head, sends = (
         model.get_output_embeddings(),
-        {name.removesuffix(".weight") for name in routers(model)},
+        {name.removesuffix(".weight") for name in router_weights(model)},
     )
     return {
         name: layer
@@ -211,7 +211,7 @@ def linear_layers(model) -> dict[str, torch.nn.Module]:
 
 
 # %% ../../nbs/models/21_lora.ipynb #0534ff09
-def short(names: Iterable[str]) -> list[str]:
+def suffixes(names: Iterable[str]) -> list[str]:
     "The last words of names, each once: q_proj, experts.gate_up_proj."
     return sorted(
         {
@@ -221,7 +221,7 @@ def short(names: Iterable[str]) -> list[str]:
     )
 
 
-def found(target: str, names: Iterable[str]) -> list[str]:
+def match_names(target: str, names: Iterable[str]) -> list[str]:
     "The names that a target means."
     try:
         return [
@@ -238,7 +238,7 @@ def found(target: str, names: Iterable[str]) -> list[str]:
         ) from None
 
 
-def wanted(model, targets: str | list[str]) -> list[str]:
+def expand_targets(model, targets: str | list[str]) -> list[str]:
     "The targets as a list, the word `family` replaced by what is usual for the model's kind."
     if targets != "family":
         return [targets] if isinstance(targets, str) else list(targets)
@@ -256,7 +256,7 @@ def wanted(model, targets: str | list[str]) -> list[str]:
 def find_targets(model, adapt: Adapt) -> list[str]:
     """Full names of the layers and fused weights that get an adapter; `UserError` for a target that
     matches nothing."""
-    sends = {name.removesuffix(".weight"): name for name in routers(model)}
+    sends = {name.removesuffix(".weight"): name for name in router_weights(model)}
     if adapt.routers and not sends:
         raise UserError(
             "the model has no routers",
@@ -268,13 +268,13 @@ def find_targets(model, adapt: Adapt) -> list[str]:
     if adapt.targets == "all-linear":
         return known + list(sends.values()) * adapt.routers
     chosen = set()
-    for target in wanted(model, adapt.targets):
-        here, closed = found(target, known), found(target, sends)
+    for target in expand_targets(model, adapt.targets):
+        here, closed = match_names(target, known), match_names(target, sends)
         if not here + closed:
             raise UserError(
                 f"no layer of the model is called {target}",
                 "adapt.targets",
-                f"all-linear, or names out of {', '.join(short(known))}",
+                f"all-linear, or names out of {', '.join(suffixes(known))}",
                 "look at the names above; a regular expression must match the whole name",
             )
         if closed and not here and not adapt.routers:
@@ -289,7 +289,7 @@ def find_targets(model, adapt: Adapt) -> list[str]:
 
 
 # %% ../../nbs/models/21_lora.ipynb #30dc12ca
-def quantised(model) -> bool:
+def is_quantized(model) -> bool:
     "Are the model's layers held in fewer bits than a number takes?"
     return bool(getattr(model, "is_quantized", False) or getattr(model, "is_float8", False))
 
@@ -324,7 +324,7 @@ def check_storage(variant: str | None, quantised: bool, float8: bool = False) ->
 def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
     "`UserError` where the variant cannot be had for these weights, with the cause."
     v, where = adapt.variant, f"adapt.variant: {adapt.variant}"
-    check_storage(v, quantised(model), getattr(model, "is_float8", False))
+    check_storage(v, is_quantized(model), getattr(model, "is_float8", False))
     if v == "loftq" and getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         raise UserError(
             "loftq looks at what quantisation has lost, and the base's files hold only what it has"
@@ -342,17 +342,17 @@ def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
         )
     if fused and (v in ("dora", "pissa", "olora", "eva") or adapt.dropout):
         raise UserError(
-            f"the experts lie fused in {', '.join(short(fused))}, and fused weights take plain"
+            f"the experts lie fused in {', '.join(suffixes(fused))}, and fused weights take plain"
             " adapters only",
             where if v else "adapt.dropout",
             "null, rslora or lora+, and dropout: 0",
             "or adapt the other layers alone: adapt.targets:"
-            f" [{', '.join(short(linear_layers(model)))}]",
+            f" [{', '.join(suffixes(linear_layers(model)))}]",
         )
 
 
 # %% ../../nbs/models/21_lora.ipynb #a689d210
-RENAMED = {
+RENAMED_WEIGHTS = {
     "gate",
     "w1",
     "w2",
@@ -363,21 +363,23 @@ RENAMED = {
 }  # peft reads these as the old names of fused experts
 
 
-def ends(chosen: list[str], others: Iterable[str]) -> list[str]:
+def minimal_suffixes(chosen: list[str], others: Iterable[str]) -> list[str]:
     "The ends of names where they mean the chosen ones alone, else the whole names."
-    tails = short(chosen)
-    return chosen if any(found(tail, others) for tail in map(re.escape, tails)) else tails
+    tails = suffixes(chosen)
+    return chosen if any(match_names(tail, others) for tail in map(re.escape, tails)) else tails
 
 
 def split_targets(model, chosen: list[str]) -> tuple[list[str], list[str]]:
     "(layers, weights) for peft's `target_modules` and `target_parameters`."
     layers, fused = linear_layers(model), fused_experts(model)
     old = [
-        name for name in chosen if fused and name in layers and name.rpartition(".")[2] in RENAMED
+        name
+        for name in chosen
+        if fused and name in layers and name.rpartition(".")[2] in RENAMED_WEIGHTS
     ]
-    if old and quantised(model):
+    if old and is_quantized(model):
         warnings.warn(
-            f"peft cannot adapt quantised layers beside fused experts: {', '.join(short(old))} stay"
+            f"peft cannot adapt quantised layers beside fused experts: {', '.join(suffixes(old))} stay"
             " as they are"
         )
         chosen = [name for name in chosen if name not in old]
@@ -385,12 +387,12 @@ def split_targets(model, chosen: list[str]) -> tuple[list[str], list[str]]:
     weights = [
         f"{name}.weight" if name in layers else name for name in chosen if name not in modules
     ]
-    return ends(modules, set(layers) - set(modules)), ends(
+    return minimal_suffixes(modules, set(layers) - set(modules)), minimal_suffixes(
         weights, {n for n, _ in model.named_parameters()} - set(weights)
     )
 
 
-FIRST = {
+INIT_WORDS = {
     "pissa": "pissa_niter_16",
     "olora": "olora",
     "eva": "eva",
@@ -403,12 +405,12 @@ def lora_config(model, adapt: Adapt) -> LoraConfig:
     check_variant(model, adapt, [name for name in chosen if name not in linear_layers(model)])
     modules, weights = split_targets(model, chosen)
     for name in adapt.modules_to_save:
-        if not found(name, dict(model.named_modules())):
+        if not match_names(name, dict(model.named_modules())):
             raise UserError(
                 f"no module of the model is called {name}",
                 "adapt.modules_to_save",
                 ", ".join(
-                    short(
+                    suffixes(
                         n
                         for n, m in model.named_modules()
                         if n and list(m.parameters(recurse=False))
@@ -425,19 +427,19 @@ def lora_config(model, adapt: Adapt) -> LoraConfig:
         modules_to_save=adapt.modules_to_save or None,
         use_dora=adapt.variant == "dora",
         use_rslora=adapt.variant == "rslora",
-        init_lora_weights=FIRST.get(adapt.variant, True),
+        init_lora_weights=INIT_WORDS.get(adapt.variant, True),
         eva_config=EvaConfig() if adapt.variant == "eva" else None,
         ensure_weight_tying=bool(adapt.modules_to_save) and bool(model.config.tie_word_embeddings),
     )
 
 
 # %% ../../nbs/models/21_lora.ipynb #4254ceb2
-def cast(value, dtype: torch.dtype):
+def cast_floats(value, dtype: torch.dtype):
     "A tensor of floating point numbers, or several, in another format; anything else as it is."
     if isinstance(value, (tuple, list)):
-        return type(value)(cast(v, dtype) for v in value)
+        return type(value)(cast_floats(v, dtype) for v in value)
     if isinstance(value, dict):
-        return {k: cast(v, dtype) for k, v in value.items()}
+        return {k: cast_floats(v, dtype) for k, v in value.items()}
     return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
@@ -457,15 +459,20 @@ def keep_float32(model) -> None:
             m for m, ps in own.items() if any(p is q for p in ps for q in weights)
         ):  # a tied weight has two layers
             other.register_forward_pre_hook(
-                lambda _, args, kw: (cast(args, torch.float32), cast(kw, torch.float32)),
+                lambda _, args, kw: (
+                    cast_floats(args, torch.float32),
+                    cast_floats(kw, torch.float32),
+                ),
                 with_kwargs=True,
             )
-            other.register_forward_hook(lambda _, args, out, dtype=narrow[0]: cast(out, dtype))
+            other.register_forward_hook(
+                lambda _, args, out, dtype=narrow[0]: cast_floats(out, dtype)
+            )
 
 
 # %% ../../nbs/models/21_lora.ipynb #668b6908
 @contextmanager
-def one_name():
+def quiet_peft_warning():
     """Without the warning that peft still asks transformers by the older name of activation
     checkpointing."""
     with warnings.catch_warnings():
@@ -475,7 +482,7 @@ def one_name():
         yield
 
 
-STARTS = {}  # variant -> what gives its adapters their first values; filled below
+INITIALIZERS = {}  # variant -> what gives its adapters their first values; filled below
 
 
 def adapt_model(
@@ -486,21 +493,21 @@ def adapt_model(
 ):
     "The model with exactly what the section names trainable, those weights in float32."
     if adapt.method != "lora":
-        return train_parts(model, adapt)
+        return make_trainable(model, adapt)
     if adapt.continue_from:
-        return go_on(model, adapt)
+        return continue_adapter(model, adapt)
     config = lora_config(model, adapt)
-    with torch.random.fork_rng(), one_name():
+    with torch.random.fork_rng(), quiet_peft_warning():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=adapt.variant == "eva")
-        if adapt.variant in STARTS:
-            STARTS[adapt.variant](adapted, batches)
+        if adapt.variant in INITIALIZERS:
+            INITIALIZERS[adapt.variant](adapted, batches)
     keep_float32(adapted)
     return adapted
 
 
 # %% ../../nbs/models/21_lora.ipynb #7b79afa1
-def kind_of(model, name: str) -> str:
+def layer_kind(model, name: str) -> str:
     """The kind of layer that a weight belongs to: the last word of its name without the adapter's
     part."""
     owner = re.split(r"\.lora_|\.modules_to_save", name)[0]
@@ -509,13 +516,13 @@ def kind_of(model, name: str) -> str:
     return owner.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
 
 
-def trainable(model) -> dict[str, float]:
+def count_trainable(model) -> dict[str, float]:
     """How many parameters are trained, by the kind of their layer, with `all`, `total` of the model
     and `percent`."""
     counts = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            counts[kind_of(model, name)] = counts.get(kind_of(model, name), 0) + p.numel()
+            counts[layer_kind(model, name)] = counts.get(layer_kind(model, name), 0) + p.numel()
     size = lambda p: p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel()
     packed = sum(
         m.in_features * m.out_features for m in model.modules() if "qweight" in m._buffers
@@ -524,8 +531,8 @@ def trainable(model) -> dict[str, float]:
     return counts | dict(all=every, total=total, percent=round(100 * every / total, 3))
 
 
-def table(counts: dict[str, float]) -> Table:
-    "What `trainable` counted, to look at."
+def trainable_table(counts: dict[str, float]) -> Table:
+    "What `count_trainable` counted, to look at."
     grid = Table("layer", "trained", "per cent of the model")
     for kind, n in counts.items():
         if kind not in ("total", "percent"):
@@ -534,7 +541,7 @@ def table(counts: dict[str, float]) -> Table:
 
 
 # %% ../../nbs/models/21_lora.ipynb #43dd237f
-def remember(model, batches=None) -> None:
+def save_init(model, batches=None) -> None:
     "Keep the adapter's first values, which were taken out of the base."
     model.first_values = {
         name: t.detach().cpu().clone()
@@ -543,10 +550,10 @@ def remember(model, batches=None) -> None:
     }
 
 
-STARTS |= dict(pissa=remember, olora=remember)
+INITIALIZERS |= dict(pissa=save_init, olora=save_init)
 
 
-def beside(state: dict, first: dict) -> dict:
+def subtract_init(state: dict, first: dict) -> dict:
     "The adapter minus its first values, as one of twice the rank."
     joined = {
         name: torch.cat([state[name], -t if "lora_B" in name else t], 1 if "lora_B" in name else 0)
@@ -571,7 +578,7 @@ def save_adapter(
         read_json(folder / "adapter_config.json"),
         folder / "adapter_model.safetensors",
     )
-    save_file(beside(load_file(weights), first), weights, metadata=dict(format="pt"))
+    save_file(subtract_init(load_file(weights), first), weights, metadata=dict(format="pt"))
     write_json(
         folder / "adapter_config.json",
         config
@@ -581,10 +588,10 @@ def save_adapter(
 
 # %% ../../nbs/models/21_lora.ipynb #755c09f6
 @contextmanager
-def fits(folder: Path):
+def explain_mismatch(folder: Path):
     "Say in one block that an adapter is not of this base."
     try:
-        with no_bars(True), one_name():
+        with hide_progress_bars(True), quiet_peft_warning():
             yield
     except torch.OutOfMemoryError:
         raise
@@ -598,7 +605,7 @@ def fits(folder: Path):
         ) from None
 
 
-def need_adapter(folder: Path) -> None:
+def check_adapter_folder(folder: Path) -> None:
     "`UserError` where a folder holds no adapter."
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise UserError(
@@ -606,7 +613,7 @@ def need_adapter(folder: Path) -> None:
         )
 
 
-def check_names(model, folder: Path, name: str = "default") -> None:
+def check_tensor_names(model, folder: Path, name: str = "default") -> None:
     """Raise where the file holds other tensors than the model's adapter: peft leaves out what it
     cannot place, and says nothing."""
     with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
@@ -622,10 +629,10 @@ def check_names(model, folder: Path, name: str = "default") -> None:
 
 def load_adapter(model, folder: Path):
     "The model with a stored adapter on it, for use and not for training."
-    need_adapter(folder)
-    with fits(folder):
+    check_adapter_folder(folder)
+    with explain_mismatch(folder):
         adapted = PeftModel.from_pretrained(model, folder)
-        check_names(adapted, folder)
+        check_tensor_names(adapted, folder)
     return adapted.eval()
 
 
@@ -650,7 +657,7 @@ def stored_weights(model):
 
 
 @torch.no_grad()
-def give_back(model, batches=None) -> None:
+def init_loftq(model, batches=None) -> None:
     "Adapters that begin as the largest part of what quantisation has lost."
     original = stored_weights(model.get_base_model())
     for name, layer in model.get_base_model().named_modules():
@@ -668,11 +675,11 @@ def give_back(model, batches=None) -> None:
         )  # B is zero where A is
 
 
-STARTS["loftq"] = give_back
+INITIALIZERS["loftq"] = init_loftq
 
 
 # %% ../../nbs/models/21_lora.ipynb #4ddb4da6
-def look_at(model, batches: Iterable[dict] | None) -> None:
+def init_eva(model, batches: Iterable[dict] | None) -> None:
     "Adapters that begin as the main directions of each layer's inputs over the batches."
     if not (some := list(batches or ())):
         raise UserError(
@@ -692,7 +699,7 @@ def look_at(model, batches: Iterable[dict] | None) -> None:
     )  # a stored adapter needs no second look
 
 
-STARTS["eva"] = look_at
+INITIALIZERS["eva"] = init_eva
 
 
 # %% ../../nbs/models/21_lora.ipynb #f159785c
@@ -716,7 +723,7 @@ def parameter_groups(model, adapt: Adapt, lr: float, weight_decay: float = 0.0) 
 
 
 # %% ../../nbs/models/21_lora.ipynb #995dee42
-def blocks(model) -> list[str]:
+def block_names(model) -> list[str]:
     "The names of the transformer blocks, first to last."
     name, layers = next(
         (n, m)
@@ -726,30 +733,34 @@ def blocks(model) -> list[str]:
     return [f"{name}.{i}" for i in range(len(layers))]
 
 
-def under(model, modules: Iterable[torch.nn.Module]) -> set[str]:
+def weights_of_modules(model, modules: Iterable[torch.nn.Module]) -> set[str]:
     "The names of the weights that some modules hold; a tied weight has one name."
     held = {id(p) for m in modules for p in m.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in held}
 
 
-def part(model, word: str) -> set[str]:
+def match_weights(model, word: str) -> set[str]:
     "The weights that a word of `adapt.parts` means."
     if word == "norms":
-        return under(model, (m for m in model.modules() if "norm" in type(m).__name__.lower()))
+        return weights_of_modules(
+            model, (m for m in model.modules() if "norm" in type(m).__name__.lower())
+        )
     if word == "embeddings":
-        return under(model, [model.get_input_embeddings()])
+        return weights_of_modules(model, [model.get_input_embeddings()])
     if word == "head":
-        return under(model, [model.get_output_embeddings()])
+        return weights_of_modules(model, [model.get_output_embeddings()])
     if last := re.fullmatch(r"last-(\d+)", word):
-        if not 0 < int(last[1]) <= len(blocks(model)):
+        if not 0 < int(last[1]) <= len(block_names(model)):
             raise UserError(
-                f"the model has {len(blocks(model))} blocks",
+                f"the model has {len(block_names(model))} blocks",
                 f"adapt.parts: {word}",
-                f"last-1 to last-{len(blocks(model))}",
+                f"last-1 to last-{len(block_names(model))}",
             )
-        return under(model, [model.get_submodule(name) for name in blocks(model)[-int(last[1]) :]])
+        return weights_of_modules(
+            model, [model.get_submodule(name) for name in block_names(model)[-int(last[1]) :]]
+        )
     names = {name for name, _ in model.named_parameters()}
-    chosen = set(found(word, names))
+    chosen = set(match_names(word, names))
     if not chosen:
         raise UserError(
             f"no weight of the model is meant by {word}",
@@ -761,9 +772,9 @@ def part(model, word: str) -> set[str]:
     return chosen
 
 
-def train_parts(model, adapt: Adapt):
+def make_trainable(model, adapt: Adapt):
     "The model with the named parts, or everything, trainable in float32."
-    if quantised(model):
+    if is_quantized(model):
         raise UserError(
             "quantised weights cannot be trained",
             f"adapt.method: {adapt.method}",
@@ -772,7 +783,7 @@ def train_parts(model, adapt: Adapt):
         )
     if adapt.method == "full":
         return model.float().requires_grad_(True)
-    chosen = set().union(*(part(model, word) for word in adapt.parts))
+    chosen = set().union(*(match_weights(model, word) for word in adapt.parts))
     for name, p in model.named_parameters():
         p.requires_grad_(name in chosen)
     keep_float32(model)
@@ -780,24 +791,24 @@ def train_parts(model, adapt: Adapt):
 
 
 # %% ../../nbs/models/21_lora.ipynb #badaac24
-def expected(
+def expected_trainable(
     config,
     adapt: Adapt,  # config: a transformers configuration
 ) -> dict[str, float]:
-    "What `trainable` will count, without making or loading a weight."
+    "What `count_trainable` will count, without making or loading a weight."
     form = (
         "dora" if adapt.variant == "dora" else None
     )  # the other variants change numbers, not shapes
-    return trainable(
+    return count_trainable(
         adapt_model(
-            skeleton(config), adapt.model_copy(update=dict(variant=form, continue_from=None))
+            meta_model(config), adapt.model_copy(update=dict(variant=form, continue_from=None))
         )
     )
 
 
 # %% ../../nbs/models/21_lora.ipynb #569c926c
 # word -> (transformers' name, package it needs, its class that projects whole matrices)
-OPTIMISERS = {
+OPTIMIZERS = {
     "adamw": ("adamw_torch_fused", None, None),
     "adamw8bit": ("adamw_8bit", "bitsandbytes", None),
     "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", None),
@@ -807,7 +818,7 @@ OPTIMISERS = {
 }
 
 
-def let_read(package: str, place: str) -> None:
+def allow_globals(package: str, place: str) -> None:
     """Let a checkpoint bring the optimiser's projections back: of objects, torch reads only kinds
     that it was told of."""
     warnings.filterwarnings(
@@ -817,11 +828,11 @@ def let_read(package: str, place: str) -> None:
     torch.serialization.add_safe_globals([getattr(import_module(module), name)])
 
 
-def optimiser(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
+def optimizer_arguments(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
-    if word not in OPTIMISERS:
-        raise UserError(f"there is no optimiser {word!r}", "train.optimiser", ", ".join(OPTIMISERS))
-    name, package, projects = OPTIMISERS[word]
+    if word not in OPTIMIZERS:
+        raise UserError(f"there is no optimiser {word!r}", "train.optimiser", ", ".join(OPTIMIZERS))
+    name, package, projects = OPTIMIZERS[word]
     if projects and adapt.method != "full":
         raise UserError(
             f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few"
@@ -845,7 +856,7 @@ def optimiser(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
             f"pip install {package.replace('_', '-')}",
         )
     if projects:
-        let_read(package, projects)
+        allow_globals(package, projects)
     return dict(optim=name) | (dict(optim_target_modules="all-linear") if projects else {})
 
 
@@ -858,11 +869,11 @@ def adapter_folder(
     folder = next(
         (f for f in (path / "adapter", path) if (f / "adapter_config.json").is_file()), path
     )
-    need_adapter(folder)
+    check_adapter_folder(folder)
     return folder
 
 
-def check_base(model, folder: Path) -> None:
+def check_adapter_base(model, folder: Path) -> None:
     "`UserError` where an adapter was trained on another base than this model."
     name, said = (
         model.config.name_or_path,
@@ -879,7 +890,7 @@ def check_base(model, folder: Path) -> None:
         if all(here.get(key) == made.get(key) for key in ("sha256", "revision")):
             return
         why = "its run's record of the base has other hashes or another commit"
-    elif said and resolve(said) == name:
+    elif said and resolve_base(said) == name:
         return
     else:
         why = f"it names {said} as its base"
@@ -891,10 +902,10 @@ def check_base(model, folder: Path) -> None:
     )
 
 
-def go_on(model, adapt: Adapt):
+def continue_adapter(model, adapt: Adapt):
     "The model with a stored adapter, to be trained further; its form must be the section's."
     folder = adapter_folder(adapt.continue_from)
-    check_base(model, folder)
+    check_adapter_base(model, folder)
     config = read_json(folder / "adapter_config.json")
     asked = dict(
         r=adapt.r,
@@ -910,9 +921,9 @@ def go_on(model, adapt: Adapt):
             f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}"
             + ", and the same variant" * ("use_dora" in other or "use_rslora" in other),
         )
-    with fits(folder):
+    with explain_mismatch(folder):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        check_names(adapted, folder)
+        check_tensor_names(adapted, folder)
     adapted.peft_config[
         "default"
     ].base_model_name_or_path = (
@@ -929,16 +940,16 @@ def load_adapters(
 ):
     "One base with several adapters on it; the first is active."
     for name, where in adapters.items():
-        with fits(folder := adapter_folder(where)):
+        with explain_mismatch(folder := adapter_folder(where)):
             if isinstance(model, PeftModel):
                 model.load_adapter(folder, name)
             else:
                 model = PeftModel.from_pretrained(model, folder, name)
-            check_names(model, folder, name)
-    return choose(model, next(iter(adapters)))
+            check_tensor_names(model, folder, name)
+    return activate_adapter(model, next(iter(adapters)))
 
 
-def choose(model, name: str):
+def activate_adapter(model, name: str):
     "The model with one of its adapters active."
     if name not in model.peft_config:
         raise UserError(f"there is no adapter {name!r}", None, ", ".join(model.peft_config))
@@ -946,14 +957,14 @@ def choose(model, name: str):
     return model.eval()
 
 
-def mix(
+def combine_adapters(
     model,
     weights: dict[str, float],  # adapter -> its share
     name: str = "mixed",
 ):
     "A new active adapter: the weighted sum of others' corrections."
     for one in weights:
-        choose(model, one)
+        activate_adapter(model, one)
     if dora := [one for one in weights if model.peft_config[one].use_dora]:
         raise UserError(
             f"dora adapters are no sums and cannot be mixed: {', '.join(dora)}",
@@ -969,7 +980,7 @@ def mix(
             "peft keeps one adapter for a fused weight: merge them one after the other",
         )
     model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
-    return choose(model, name)
+    return activate_adapter(model, name)
 
 
 # %% ../../nbs/models/21_lora.ipynb #e2ea3631
@@ -990,7 +1001,7 @@ def router_loss(model, outputs) -> torch.Tensor | float:
     return 0.0 if loss is None else model.config.router_aux_loss_coef * loss
 
 
-def balanced(model, objective):
+def with_router_loss(model, objective):
     """The objective with the load-balancing loss on top while training, as the model's
     configuration weighs it, by the share of a step's tokens; of a dense model the objective as it
     is."""

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = [
     "SCALES",
-    "Unfit",
-    "logits_of",
-    "slope",
-    "scored",
-    "scored_slope",
+    "Unsupported",
+    "compute_logits",
+    "logit_gradient",
+    "target_logprobs",
+    "target_logprobs_and_gradient",
     "bucket",
-    "compiled",
-    "run_piece",
-    "piece_rows",
-    "Grads",
-    "pieces",
+    "compile_once",
+    "run_chunk",
+    "chunk_rows",
+    "GradientSums",
+    "chunks",
     "LinearCrossEntropy",
     "LinearLogProbs",
-    "captured",
-    "head_of",
+    "capture_hidden_states",
+    "head_scaling",
 ]
 
 # %% ../../nbs/speed/61_loss.ipynb #469ee1a4
@@ -32,11 +32,11 @@ import torch.nn.functional as F
 
 
 # %% ../../nbs/speed/61_loss.ipynb #b824df34
-class Unfit(ValueError):
+class Unsupported(ValueError):
     "Why something is left as it is."
 
 
-def logits_of(x, w, b, scale: float, cap: float | None) -> torch.Tensor:
+def compute_logits(x, w, b, scale: float, cap: float | None) -> torch.Tensor:
     """Logits in float32 at least: x W' + b, times Granite's or Cohere's scale, softly capped as
     Gemma does."""
     z = x @ w.t() if b is None else x @ w.t() + b
@@ -44,7 +44,7 @@ def logits_of(x, w, b, scale: float, cap: float | None) -> torch.Tensor:
     return cap * torch.tanh(z / cap) if cap else z
 
 
-def slope(z, lse, y, g, scale: float, cap: float | None) -> torch.Tensor:
+def logit_gradient(z, lse, y, g, scale: float, cap: float | None) -> torch.Tensor:
     "Gradient of g * log p(y) by the product before scale and cap: onehot - p, back through both."
     d = (
         (torch.arange(z.shape[1], device=z.device) == y[:, None]).to(z.dtype)
@@ -53,20 +53,20 @@ def slope(z, lse, y, g, scale: float, cap: float | None) -> torch.Tensor:
     return (d * (1 - (z / cap) ** 2) if cap else d) * scale
 
 
-def scored(x, w, b, y, scale: float, cap: float | None):
+def target_logprobs(x, w, b, y, scale: float, cap: float | None):
     "Log-probabilities of the targets."
-    z = logits_of(x, w, b, scale, cap)
+    z = compute_logits(x, w, b, scale, cap)
     return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - torch.logsumexp(z, -1)
 
 
-def scored_slope(x, w, b, y, g, scale: float, cap: float | None):
+def target_logprobs_and_gradient(x, w, b, y, g, scale: float, cap: float | None):
     """(log-probabilities, gradient by the head's product of sum(g * them)), the logits computed
     once."""
-    z = logits_of(x, w, b, scale, cap)
+    z = compute_logits(x, w, b, scale, cap)
     lse = torch.logsumexp(z, -1)
-    return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - lse, slope(z, lse, y, g, scale, cap).to(
-        x.dtype
-    )
+    return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - lse, logit_gradient(
+        z, lse, y, g, scale, cap
+    ).to(x.dtype)
 
 
 # %% ../../nbs/speed/61_loss.ipynb #2c1aed7d
@@ -77,12 +77,12 @@ def bucket(n: int, least: int = 64) -> int:
 
 
 @cache
-def compiled(f):
+def compile_once(f):
     "f compiled, once, for each shape it meets."
     return torch.compile(f, dynamic=False)
 
 
-def run_piece(f, x, w, b, y, *more):
+def run_chunk(f, x, w, b, y, *more):
     """f over rows, compiled and filled up to a power of two of them on a GPU; what is per row is
     cut again."""
     if not x.is_cuda:
@@ -91,18 +91,18 @@ def run_piece(f, x, w, b, y, *more):
     grow = lambda t: (
         F.pad(t, (0, 0) * (t.dim() - 1) + (0, fill)) if isinstance(t, torch.Tensor) else t
     )
-    out = compiled(f)(grow(x), w, b, grow(y), *(grow(t) for t in more))
+    out = compile_once(f)(grow(x), w, b, grow(y), *(grow(t) for t in more))
     return tuple(t[:n] for t in out) if isinstance(out, tuple) else out[:n]
 
 
-def piece_rows(words: int, budget: int = 2**27) -> int:
+def chunk_rows(words: int, budget: int = 2**27) -> int:
     """Rows at once: so many that their logits are an eighth of a billion values, 256 MiB in
     bfloat16."""
     return max(64, 2 ** ((budget // words).bit_length() - 1))
 
 
 # %% ../../nbs/speed/61_loss.ipynb #62dc8d8a
-class Grads:
+class GradientSums:
     "Sums of gradients by input, weight and bias, piece by piece; only those that are wanted."
 
     def __init__(self, wanted, x, w, b):
@@ -120,7 +120,7 @@ class Grads:
             self.b += d.sum(0)
 
 
-def pieces(n: int, size: int):
+def chunks(n: int, size: int):
     "Slices that cover n rows, `size` at a time."
     return (slice(lo, min(lo + size, n)) for lo in range(0, n, size))
 
@@ -135,16 +135,18 @@ class LinearCrossEntropy(torch.autograd.Function):
     ):
         total, grads, minus = (
             torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)),
-            Grads(ctx.needs_input_grad, x, w, b),
+            GradientSums(ctx.needs_input_grad, x, w, b),
             -torch.ones(len(x), device=x.device),
         )
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
-        for at in pieces(len(x), size or piece_rows(len(w))):
+        for at in chunks(len(x), size or chunk_rows(len(w))):
             if any(ctx.needs_input_grad[:3]):
-                logp, d = run_piece(scored_slope, x[at], *head, y[at], minus[at], scale, cap)
+                logp, d = run_chunk(
+                    target_logprobs_and_gradient, x[at], *head, y[at], minus[at], scale, cap
+                )
                 grads.add(d, at, x, w)
             else:
-                logp = run_piece(scored, x[at], *head, y[at], scale, cap)
+                logp = run_chunk(target_logprobs, x[at], *head, y[at], scale, cap)
             total -= logp.sum()
         ctx.save_for_backward(grads.x, grads.w, grads.b)
         return total
@@ -170,10 +172,11 @@ class LinearLogProbs(torch.autograd.Function):
         ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None
     ):
         ctx.save_for_backward(x, w, b, y)
-        ctx.head = scale, cap, size or piece_rows(len(w))
+        ctx.head = scale, cap, size or chunk_rows(len(w))
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
         found = [
-            run_piece(scored, x[at], *head, y[at], scale, cap) for at in pieces(len(x), ctx.head[2])
+            run_chunk(target_logprobs, x[at], *head, y[at], scale, cap)
+            for at in chunks(len(x), ctx.head[2])
         ]
         return (
             torch.cat(found)
@@ -186,11 +189,16 @@ class LinearLogProbs(torch.autograd.Function):
         x, w, b, y = ctx.saved_tensors
         scale, cap, size = ctx.head
         grads, head = (
-            Grads(ctx.needs_input_grad, x, w, b),
+            GradientSums(ctx.needs_input_grad, x, w, b),
             [t if t is None else t.to(x.dtype) for t in (w, b)],
         )
-        for at in pieces(len(x), size):
-            grads.add(run_piece(scored_slope, x[at], *head, y[at], g[at], scale, cap)[1], at, x, w)
+        for at in chunks(len(x), size):
+            grads.add(
+                run_chunk(target_logprobs_and_gradient, x[at], *head, y[at], g[at], scale, cap)[1],
+                at,
+                x,
+                w,
+            )
         return grads.x, grads.w, grads.b, None, None, None, None
 
 
@@ -203,7 +211,7 @@ SCALES = {
 
 
 @contextmanager
-def captured(base):
+def capture_hidden_states(base):
     """A list that receives the decoder's last hidden states while the model is called in whatever
     way."""
     kept = []
@@ -215,23 +223,23 @@ def captured(base):
 
 
 @torch.no_grad()
-def head_of(base) -> tuple[float, float | None]:
-    """(scale, cap) between a model's head and its logits, tried on eight tokens; raises `Unfit`
+def head_scaling(base) -> tuple[float, float | None]:
+    """(scale, cap) between a model's head and its logits, tried on eight tokens; raises `Unsupported`
     where that is not all."""
     head, config = base.get_output_embeddings(), base.config.get_text_config()
     if type(head) is not torch.nn.Linear:
-        raise Unfit(f"its head is a {type(head).__name__}")
+        raise Unsupported(f"its head is a {type(head).__name__}")
     scale = next(
         (f(getattr(config, name)) for name, f in SCALES.items() if getattr(config, name, None)), 1.0
     )
     cap = getattr(config, "final_logit_softcapping", None)
-    with captured(base) as kept:
+    with capture_hidden_states(base) as kept:
         known = base(
             input_ids=torch.arange(8, device=head.weight.device)[None], use_cache=False
         ).logits
-    ours = logits_of(kept[0].to(head.weight.dtype), head.weight, head.bias, scale, cap)
+    ours = compute_logits(kept[0].to(head.weight.dtype), head.weight, head.bias, scale, cap)
     if (ours - known).abs().max() > (
         1e-4 if known.dtype == torch.float32 else 2e-2
     ) * known.abs().max():
-        raise Unfit("its logits are not what its head and its configuration say")
+        raise Unsupported("its logits are not what its head and its configuration say")
     return scale, cap

@@ -4,47 +4,47 @@
 
 # %% auto #0
 __all__ = [
-    "STORED",
+    "STORED_BYTES",
     "STATES",
     "CONTEXT",
     "GAPS",
     "COMPILED",
-    "MOST",
+    "MAX_ROWS",
     "SHARES",
     "packed_4bit",
     "frozen_linears",
     "stored_bytes",
-    "eight_bits",
-    "projected",
-    "optimiser_bytes",
-    "Live",
-    "Work",
-    "Unpacked",
-    "pretend",
-    "whole_loss",
-    "sliced_loss",
-    "prepare",
-    "Pass",
-    "simulate",
-    "cut",
-    "build",
-    "count",
-    "remembered",
-    "alike",
-    "uniform",
-    "standing",
-    "counted",
-    "moving",
-    "walk",
-    "at_peak",
-    "predict",
-    "table",
-    "need",
-    "largest",
-    "changes",
-    "remedies",
-    "product_speed",
-    "seconds",
+    "adam8bit_bytes",
+    "projected_bytes",
+    "optimizer_bytes",
+    "MemoryTracker",
+    "StepShape",
+    "DequantizedMatmul",
+    "to_fake_tensors",
+    "full_logits_loss",
+    "chunked_loss",
+    "prepare_meta_model",
+    "PassMemory",
+    "simulate_pass",
+    "with_blocks",
+    "build_meta_model",
+    "resident_bytes",
+    "cached_by_value",
+    "blocks_alike",
+    "blocks_uniform",
+    "static_memory",
+    "count_trainable_from_config",
+    "pass_memory",
+    "extrapolate_pass",
+    "peak_memory",
+    "predict_memory",
+    "memory_table",
+    "required_memory",
+    "largest_batch_size",
+    "memory_savers",
+    "suggestions",
+    "matmul_speed",
+    "step_time_range",
 ]
 
 # %% ../../nbs/speed/60_memory.ipynb #416c4204
@@ -69,10 +69,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/speed/60_memory.ipynb #5b4e9990
-from llmtrainer.device import Plan, skeleton
-from llmtrainer.models.lora import EXPERTS, Adapt, adapt_model, expected, one_name
-from llmtrainer.models.engines import base_of, token_loss
-from llmtrainer.models.loss import LinearCrossEntropy, captured
+from llmtrainer.device import DevicePlan, meta_model
+from llmtrainer.models.lora import (
+    EXPERTS,
+    Adapt,
+    adapt_model,
+    expected_trainable,
+    quiet_peft_warning,
+)
+from llmtrainer.models.engines import unwrap_model, token_loss
+from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
 
 
 # %% ../../nbs/speed/60_memory.ipynb #974c8db8
@@ -83,7 +89,7 @@ def packed_4bit(n: int) -> tuple[int, int]:
     return -(-n // 2), blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
-STORED = {
+STORED_BYTES = {
     "nf4": lambda w: packed_4bit(w.numel()),
     "fp4": lambda w: packed_4bit(w.numel()),
     "int8": lambda w: (w.numel(), 4 * len(w)),
@@ -93,7 +99,7 @@ STORED = {
 
 def frozen_linears(model) -> list[torch.nn.Linear]:
     "The linear layers that quantisation takes: frozen, and not the output head."
-    head = base_of(model).get_output_embeddings()
+    head = unwrap_model(model).get_output_embeddings()
     return [
         m
         for m in model.modules()
@@ -109,18 +115,18 @@ def stored_bytes(model, quantize: str) -> tuple[int, int]:
     if quantize == "none":
         return frozen, 0
     for layer in frozen_linears(model):
-        weights, constants = STORED[quantize](layer.weight)
+        weights, constants = STORED_BYTES[quantize](layer.weight)
         frozen, small = frozen + weights - layer.weight.nbytes, small + constants
     return frozen, small
 
 
 # %% ../../nbs/speed/60_memory.ipynb #ae1750da
-def eight_bits(p) -> int:
+def adam8bit_bytes(p) -> int:
     "Bytes of bitsandbytes' two means; tensors under 4,096 values stay in 32 bits."
     return 8 * p.numel() if p.numel() < 4096 else 2 * p.numel() + 8 * -(-p.numel() // 256)
 
 
-def projected(p, rank: int = 128) -> int:
+def projected_bytes(p, rank: int = 128) -> int:
     """Bytes of two means of a matrix's projection, and of the projection; no more directions than
     the matrix has."""
     return 4 * min(rank, *p.shape) * (2 * max(p.shape) + min(p.shape))
@@ -128,10 +134,10 @@ def projected(p, rank: int = 128) -> int:
 
 STATES = {
     "adamw": lambda p: 8 * p.numel(),
-    "adamw8bit": eight_bits,
-    "paged_adamw8bit": eight_bits,
-    "galore": projected,
-    "apollo": projected,
+    "adamw8bit": adam8bit_bytes,
+    "paged_adamw8bit": adam8bit_bytes,
+    "galore": projected_bytes,
+    "apollo": projected_bytes,
     "adafactor": lambda p: (
         4
         * (
@@ -143,7 +149,7 @@ STATES = {
 }
 
 
-def optimiser_bytes(model, word: str) -> int:
+def optimizer_bytes(model, word: str) -> int:
     """Bytes that an optimiser keeps for what is trained; one that projects does so to linear
     layers, and is AdamW to the rest."""
     tables, linear = (
@@ -151,13 +157,13 @@ def optimiser_bytes(model, word: str) -> int:
         for kind in (torch.nn.Embedding, torch.nn.Linear)
     )
     state = lambda p: (
-        "adamw" if STATES[word] is projected and id(p) not in linear - tables else word
+        "adamw" if STATES[word] is projected_bytes and id(p) not in linear - tables else word
     )
     return sum(STATES[state(p)](p) for p in model.parameters() if p.requires_grad)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #36fc6757
-class Live(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     "A ledger of tensors: bytes alive now, the most so far, and the floating point operations done."
 
     def __init__(self, besides=()):  # tensors that are counted elsewhere
@@ -193,7 +199,7 @@ class Live(TorchDispatchMode):
 
 # %% ../../nbs/speed/60_memory.ipynb #17eded27
 @dataclass(frozen=True)
-class Work:
+class StepShape:
     "What a step does, as far as memory and time depend on it."
 
     rows: int = 8  # in a micro-batch
@@ -208,7 +214,7 @@ class Work:
     fp8: bool = False  # products in 8 bits, which keep their inputs so
 
 
-class Unpacked(torch.autograd.Function):
+class DequantizedMatmul(torch.autograd.Function):
     "A product with a matrix that is unpacked for it and not kept, forwards and backwards."
 
     @staticmethod
@@ -221,7 +227,7 @@ class Unpacked(torch.autograd.Function):
         return g @ ctx.saved_tensors[0].clone().to(g.dtype), None, None
 
 
-def pretend(model) -> None:
+def to_fake_tensors(model) -> None:
     """Turn the tensors of a skeleton into fake ones that say they lie on a CPU; call it under a
     FakeTensorMode."""
     twins = {}
@@ -240,15 +246,15 @@ def pretend(model) -> None:
 
 
 # %% ../../nbs/speed/60_memory.ipynb #6f5b19f6
-def whole_loss(model, batch: dict) -> torch.Tensor:
+def full_logits_loss(model, batch: dict) -> torch.Tensor:
     "The reference engine's loss: with all logits."
     return token_loss(model, batch)[0]
 
 
-def sliced_loss(model, batch: dict) -> torch.Tensor:
+def chunked_loss(model, batch: dict) -> torch.Tensor:
     "The fused engines' loss, as if every token were trained."
-    base, inputs = base_of(model), {k: v for k, v in batch.items() if k != "labels"}
-    with captured(base) as kept:
+    base, inputs = unwrap_model(model), {k: v for k, v in batch.items() if k != "labels"}
+    with capture_hidden_states(base) as kept:
         model(**inputs, use_cache=False, logits_to_keep=1)
     x, head = kept[0].flatten(0, 1), base.get_output_embeddings()
     return LinearCrossEntropy.apply(
@@ -259,16 +265,16 @@ def sliced_loss(model, batch: dict) -> torch.Tensor:
     )
 
 
-def prepare(stack: ExitStack, model, work: Work) -> dict:
+def prepare_meta_model(stack: ExitStack, model, work: StepShape) -> dict:
     "Dress a skeleton as the model that the trainer calls; returns a batch."
     stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
     if work.quantize != "none":
         for layer in frozen_linears(model):
             layer.forward = partial(
-                lambda layer, x: Unpacked.apply(x, layer.weight, layer.bias), layer
+                lambda layer, x: DequantizedMatmul.apply(x, layer.weight, layer.bias), layer
             )
         stack.enter_context(disable_input_dtype_casting(model))  # as peft's quantised layers do
-    pretend(model)
+    to_fake_tensors(model)
     if work.mixed:
         model.forward = convert_outputs_to_fp32(model.forward)
     ids = torch.zeros(work.rows, work.length, dtype=torch.long)
@@ -279,7 +285,7 @@ def prepare(stack: ExitStack, model, work: Work) -> dict:
 
 # %% ../../nbs/speed/60_memory.ipynb #7abb3d00
 @dataclass(frozen=True)
-class Pass:
+class PassMemory:
     "Bytes at the moments of a pass besides what stays, and its floating point operations."
 
     kept: int  # alive after the last block
@@ -287,25 +293,25 @@ class Pass:
     back: int  # most after that
     flops: int
 
-    def without(self, less: int) -> "Pass":
+    def without(self, less: int) -> "PassMemory":
         "The same with so many bytes less kept."
-        return Pass(self.kept - less, self.loss - less, self.back - less, self.flops)
+        return PassMemory(self.kept - less, self.loss - less, self.back - less, self.flops)
 
-    def towards(self, other: "Pass", times: int) -> "Pass":
+    def towards(self, other: "PassMemory", times: int) -> "PassMemory":
         "This one and `times` the difference to another."
-        return Pass(
+        return PassMemory(
             *(a + times * (b - a) for a, b in zip(vars(self).values(), vars(other).values()))
         )
 
 
-def simulate(
+def simulate_pass(
     model,  # a skeleton; it is used up
-    work: Work,
+    work: StepShape,
     learn: bool = True,
-) -> Pass:
+) -> PassMemory:
     """One forward and backward pass that computes nothing; without `learn`, a forward pass of an
     evaluation."""
-    base, marks = base_of(model.train(learn)), {}
+    base, marks = unwrap_model(model.train(learn)), {}
     if work.recompute and learn:
         base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
 
@@ -317,14 +323,14 @@ def simulate(
         if out[0].requires_grad:
             out[0].register_hook(turn)
 
-    with ExitStack() as stack, one_name():
-        batch = prepare(stack, model, work)
+    with ExitStack() as stack, quiet_peft_warning():
+        batch = prepare_meta_model(stack, model, work)
         stack.callback(base.get_decoder().register_forward_hook(blocks_done).remove)
         if work.accumulate > 1 and learn:
             for p in model.parameters():
                 p.grad = torch.empty_like(p) if p.requires_grad else None
         live = stack.enter_context(
-            Live(
+            MemoryTracker(
                 [
                     *model.parameters(),
                     *model.buffers(),
@@ -334,16 +340,16 @@ def simulate(
         )
         with torch.set_grad_enabled(learn):
             with torch.autocast("cpu", torch.bfloat16, enabled=work.mixed):
-                total = (sliced_loss if work.sliced else whole_loss)(model, batch)
+                total = (chunked_loss if work.sliced else full_logits_loss)(model, batch)
             if learn:
                 total.backward()
-        return Pass(
+        return PassMemory(
             marks["kept"], marks.get("loss", live.most), live.most if learn else 0, live.flops
         )
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d94a463b
-def cut(config, blocks: int):
+def with_blocks(config, blocks: int):
     "The configuration with so many blocks, also in its lists of what each block is."
     small, many = copy.deepcopy(config), config.num_hidden_layers
     for key, value in vars(small).items():
@@ -353,19 +359,19 @@ def cut(config, blocks: int):
     return small
 
 
-def build(config, section: Adapt, work: Work):
+def build_meta_model(config, section: Adapt, work: StepShape):
     """The skeleton with what the section trains; the other variants than dora change numbers and
     not shapes."""
     form = section.model_copy(
         update=dict(variant="dora" if section.variant == "dora" else None, continue_from=None)
     )
-    with one_name():
+    with quiet_peft_warning():
         return adapt_model(
-            skeleton(config, torch.bfloat16 if work.mixed else torch.float32, work.attn), form
+            meta_model(config, torch.bfloat16 if work.mixed else torch.float32, work.attn), form
         )
 
 
-def count(model, work: Work) -> dict[str, int]:
+def resident_bytes(model, work: StepShape) -> dict[str, int]:
     "Bytes of a skeleton that stay from step to step, by part."
     weights, constants = stored_bytes(model, work.quantize)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
@@ -373,12 +379,12 @@ def count(model, work: Work) -> dict[str, int]:
         weights=weights,
         constants=constants,
         trained=trained,
-        optimiser=optimiser_bytes(model, work.optimiser),
+        optimiser=optimizer_bytes(model, work.optimiser),
         gradients=trained * (work.accumulate > 1),
     )
 
 
-def remembered(function: Callable) -> Callable:
+def cached_by_value(function: Callable) -> Callable:
     """A function of configurations, sections and other settings that answers the same question only
     once."""
     known = {}
@@ -401,17 +407,17 @@ def remembered(function: Callable) -> Callable:
     return answer
 
 
-@remembered
-def alike(config) -> bool:
+@cached_by_value
+def blocks_alike(config) -> bool:
     "Are all blocks from the second on of one size?"
     many, size = (
         config.num_hidden_layers,
-        lambda blocks: sum(p.numel() for p in skeleton(cut(config, blocks)).parameters()),
+        lambda blocks: sum(p.numel() for p in meta_model(with_blocks(config, blocks)).parameters()),
     )
     return many > 3 and size(2) + (many - 2) * (size(3) - size(2)) == size(many)
 
 
-def uniform(config, section: Adapt) -> bool:
+def blocks_uniform(config, section: Adapt) -> bool:
     """Are all blocks from the second on alike, and the section's wishes too? Only then does a line
     lead from a few of them to all."""
     plain = (
@@ -419,25 +425,28 @@ def uniform(config, section: Adapt) -> bool:
         and all(re.fullmatch(r"\w+", t) for t in section.targets)
         or section.targets in ("all-linear", "family")
     )
-    return section.method != "partial" and plain and alike(config)
+    return section.method != "partial" and plain and blocks_alike(config)
 
 
-@remembered
-def standing(config, section: Adapt, work: Work) -> dict[str, int]:
+@cached_by_value
+def static_memory(config, section: Adapt, work: StepShape) -> dict[str, int]:
     "Bytes that stay from step to step, by part."
-    if not uniform(config, section):
-        return count(build(config, section, work), work)
-    two, three = (count(build(cut(config, n), section, work), work) for n in (2, 3))
+    if not blocks_uniform(config, section):
+        return resident_bytes(build_meta_model(config, section, work), work)
+    two, three = (
+        resident_bytes(build_meta_model(with_blocks(config, n), section, work), work)
+        for n in (2, 3)
+    )
     return {part: n + (config.num_hidden_layers - 2) * (three[part] - n) for part, n in two.items()}
 
 
-@remembered
-def counted(config, section: Adapt) -> dict[str, float]:
+@cached_by_value
+def count_trainable_from_config(config, section: Adapt) -> dict[str, float]:
     """What `trainable` will count, without walking through every block where they are
     alike."""
-    if not uniform(config, section):
-        return expected(config, section)
-    two, three = (expected(cut(config, n), section) for n in (2, 3))
+    if not blocks_uniform(config, section):
+        return expected_trainable(config, section)
+    two, three = (expected_trainable(with_blocks(config, n), section) for n in (2, 3))
     counts = {
         kind: n + (config.num_hidden_layers - 2) * (three[kind] - n)
         for kind, n in two.items()
@@ -446,11 +455,13 @@ def counted(config, section: Adapt) -> dict[str, float]:
     return counts | dict(percent=round(100 * counts["all"] / counts["total"], 3))
 
 
-def moving(config, section: Adapt, work: Work, learn: bool = True) -> Pass:
+def pass_memory(config, section: Adapt, work: StepShape, learn: bool = True) -> PassMemory:
     """The moments of a pass of the whole model; for a mixture of experts in float32 an upper bound,
     since PyTorch knows the shapes of its grouped products in 16 bits only."""
-    plain = Work()  # what a pass does not depend on is set alike, so that it is walked through once
-    return walk(
+    plain = (
+        StepShape()
+    )  # what a pass does not depend on is set alike, so that it is walked through once
+    return extrapolate_pass(
         config,
         section,
         replace(
@@ -464,15 +475,18 @@ def moving(config, section: Adapt, work: Work, learn: bool = True) -> Pass:
     )
 
 
-@remembered
-def walk(config, section: Adapt, work: Work, learn: bool) -> Pass:
+@cached_by_value
+def extrapolate_pass(config, section: Adapt, work: StepShape, learn: bool) -> PassMemory:
     "Two short passes and the line through them, or the long way."
     if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
-        half = walk(config, section, replace(work, mixed=True), learn)
-        return Pass(2 * half.kept, 2 * half.loss, 2 * half.back, half.flops)
-    if not uniform(config, section):
-        return simulate(build(config, section, work), work, learn)
-    two, three = (simulate(build(cut(config, n), section, work), work, learn) for n in (2, 3))
+        half = extrapolate_pass(config, section, replace(work, mixed=True), learn)
+        return PassMemory(2 * half.kept, 2 * half.loss, 2 * half.back, half.flops)
+    if not blocks_uniform(config, section):
+        return simulate_pass(build_meta_model(config, section, work), work, learn)
+    two, three = (
+        simulate_pass(build_meta_model(with_blocks(config, n), section, work), work, learn)
+        for n in (2, 3)
+    )
     return two.towards(three, config.num_hidden_layers - 2)
 
 
@@ -488,10 +502,10 @@ COMPILED = {
 }
 
 
-def at_peak(config, section: Adapt, work: Work, stays: dict[str, int]) -> dict[str, int]:
+def peak_memory(config, section: Adapt, work: StepShape, stays: dict[str, int]) -> dict[str, int]:
     """Bytes by part at the peak of a training step, `allocated` their sum, `total` with gaps and
     CUDA, and the `flops` of a micro-batch."""
-    now = moving(config, section, work)
+    now = pass_memory(config, section, work)
     if work.mixed and work.sliced and not work.recompute:
         now = now.without(int((1 - COMPILED[work.fp8]) * now.kept))
     peak = max(now.loss, now.back, stays["trained"] - stays["gradients"])
@@ -506,17 +520,19 @@ def at_peak(config, section: Adapt, work: Work, stays: dict[str, int]) -> dict[s
     )
 
 
-def predict(config, section: Adapt = Adapt(), work: Work = Work()) -> dict[str, int]:
-    "`at_peak` of a configuration of transformers, and `evaluation`, the peak of a validation pass."
+def predict_memory(
+    config, section: Adapt = Adapt(), work: StepShape = StepShape()
+) -> dict[str, int]:
+    "`peak_memory` of a configuration of transformers, and `evaluation`, the peak of a validation pass."
     config = config.get_text_config()
     parts, checking = (
-        at_peak(config, section, work, stays := standing(config, section, work)),
-        moving(config, section, work, False),
+        peak_memory(config, section, work, stays := static_memory(config, section, work)),
+        pass_memory(config, section, work, False),
     )
     return parts | dict(evaluation=sum(stays.values()) + checking.loss + parts["fragmentation"])
 
 
-def table(parts: dict[str, int]) -> Table:
+def memory_table(parts: dict[str, int]) -> Table:
     "A prediction, to look at."
     about = dict(
         weights="frozen, as they are stored",
@@ -543,27 +559,27 @@ def table(parts: dict[str, int]) -> Table:
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d3ce9df9
-def need(config, section: Adapt, work: Work) -> int:
+def required_memory(config, section: Adapt, work: StepShape) -> int:
     "Bytes of the device that a job takes."
     config = config.get_text_config()
-    return at_peak(config, section, work, standing(config, section, work))["total"]
+    return peak_memory(config, section, work, static_memory(config, section, work))["total"]
 
 
-MOST = 512  # rows where the search ends: nobody needs a larger micro-batch to fill a device
+MAX_ROWS = 512  # rows where the search ends: nobody needs a larger micro-batch to fill a device
 
 
-def largest(
+def largest_batch_size(
     config,
     section: Adapt,
-    work: Work,
+    work: StepShape,
     memory: int,  # bytes of the device
-    most: int = MOST,
+    most: int = MAX_ROWS,
 ) -> int:
     """The rows of the largest micro-batch that fits, 0 where one row does not; `most` is that or
     more."""
     before, now = (
         (0, 0),
-        (work.rows, need(config, section, work)),
+        (work.rows, required_memory(config, section, work)),
     )  # (rows, bytes) of the last two tries; a line through both tells where to look next
     fits, too_many = 0, most + 1
     while True:
@@ -578,11 +594,13 @@ def largest(
             # the bytes of a row grow, if they change at all: behind two points the line is too low
             return fits
         there = min(max(there, fits + 1), too_many - 1)
-        before, now = now, (there, need(config, section, replace(work, rows=there)))
+        before, now = now, (there, required_memory(config, section, replace(work, rows=there)))
 
 
 # %% ../../nbs/speed/60_memory.ipynb #e06a5107
-def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[list[str], dict, dict]]:
+def memory_savers(
+    section: Adapt, work: StepShape, fusable: bool
+) -> list[tuple[list[str], dict, dict]]:
     """What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the
     section)."""
     wishes = [
@@ -615,21 +633,25 @@ def changes(section: Adapt, work: Work, fusable: bool) -> list[tuple[list[str], 
     return [(words, keys, wish) for words, keys, wish, applies in wishes if applies]
 
 
-def remedies(config, section: Adapt, work: Work, memory: int, fusable: bool = False) -> list[dict]:
+def suggestions(
+    config, section: Adapt, work: StepShape, memory: int, fusable: bool = False
+) -> list[dict]:
     """Changes one after the other until the job fits: the change, rows and micro-batches of a step,
     and the bytes that all so far lead to."""
     done, step = [], work.rows * work.accumulate
-    for words, keys, wish in changes(section, work, fusable):
+    for words, keys, wish in memory_savers(section, work, fusable):
         section, least = (
             section.model_copy(update=wish),
             replace(work := replace(work, **keys), rows=1, accumulate=step),
         )
         rows = max(
             n
-            for n in range(1, max(1, largest(config, section, least, memory, step)) + 1)
+            for n in range(1, max(1, largest_batch_size(config, section, least, memory, step)) + 1)
             if step % n == 0
         )
-        total = need(config, section, now := replace(least, rows=rows, accumulate=step // rows))
+        total = required_memory(
+            config, section, now := replace(least, rows=rows, accumulate=step // rows)
+        )
         done.append(
             dict(
                 change=words,
@@ -653,7 +675,7 @@ SHARES = (
 )  # of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
 
 
-def product_speed(plan: Plan, size: int = 0) -> float:
+def matmul_speed(plan: DevicePlan, size: int = 0) -> float:
     """Floating point operations a second of a square product here, in the plan's format; the best
     of five."""
     size, dtype = (
@@ -671,6 +693,6 @@ def product_speed(plan: Plan, size: int = 0) -> float:
     return 2 * size**3 / min(once() for _ in range(5))
 
 
-def seconds(flops: int, speed: float) -> tuple[float, float]:
+def step_time_range(flops: int, speed: float) -> tuple[float, float]:
     "The range of seconds that so many operations should take."
     return flops / speed / SHARES[1], flops / speed / SHARES[0]

@@ -11,40 +11,40 @@ __all__ = [
     "MOST",
     "TILE",
     "dequantize_plain",
-    "operation",
+    "register_operator",
     "dequantize_into",
-    "each",
+    "split_stored",
     "dequantize_to",
     "dequantize",
     "dequantized_like",
-    "Frozen",
-    "matrix",
-    "join",
-    "stored_now",
+    "FrozenWeight",
+    "dequantized_matrix",
+    "stack_weights",
+    "stored_tensors",
     "nf4_parts",
-    "frozen",
-    "to_fp8",
-    "scaled_product",
-    "product",
-    "diagonal",
-    "added",
-    "by_rank",
-    "blocks",
-    "LoraProduct",
-    "room",
-    "halves",
-    "reach_of",
+    "freeze_weight",
+    "quantize_fp8",
+    "scaled_matmul",
+    "matmul_stored",
+    "block_diagonal",
+    "add_once",
+    "stacked_gradient",
+    "diagonal_blocks",
+    "LoraLinear",
+    "adapter_columns",
+    "split_fp8",
+    "column_scales",
     "row_scale",
-    "tail",
-    "tail_to",
-    "round_rows",
-    "rounded_like",
-    "dequantize_beside",
-    "beside_like",
-    "product_beside",
+    "adapter_tail",
+    "write_tail",
+    "quantize_rows",
+    "quantize_rows_like",
+    "dequantize_with_tail",
+    "dequantize_with_tail_like",
+    "matmul_with_tail",
     "thin_gradient",
-    "LoraProduct8",
-    "lora_product",
+    "LoraLinearFP8",
+    "lora_linear",
 ]
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #6d70d487
@@ -62,7 +62,7 @@ except ImportError:
     triton = None
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #0afd300f
-from llmtrainer.models.loss import Unfit
+from llmtrainer.models.loss import Unsupported
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #dd21da5e
@@ -150,7 +150,7 @@ if triton is not None:
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #34938219
-def operation(name: str):
+def register_operator(name: str):
     """Make a function an operation of PyTorch's: one whose kernels a compiler sees and starts
     itself."""
     return (torch.library.custom_op if triton is None else torch.library.triton_op)(
@@ -196,7 +196,7 @@ def dequantize_into(
     )
 
 
-def each(stored: Sequence[torch.Tensor], count: int) -> list[Sequence[torch.Tensor]]:
+def split_stored(stored: Sequence[torch.Tensor], count: int) -> list[Sequence[torch.Tensor]]:
     "The tensors of each of `count` matrices."
     size = len(stored) // count
     return [stored[i * size : (i + 1) * size] for i in range(count)]
@@ -212,7 +212,7 @@ def dequantize_to(
     """Matrices below each other, or the transpose of that, into the first columns of `out`: by the
     kernel on a GPU, else `dequantize_plain`."""
     (k, block, block2), sizes, first = shape[:3], shape[3:], 0
-    for p, n in zip(each(stored, len(sizes)), sizes):
+    for p, n in zip(split_stored(stored, len(sizes)), sizes):
         r = None if rows is None else rows[first : first + n]
         if out.is_cuda:
             dequantize_into(out, first, p, r, n, k, block, block2, transpose)
@@ -223,7 +223,7 @@ def dequantize_to(
         first += n
 
 
-@operation("llmtrainer::dequantize")
+@register_operator("llmtrainer::dequantize")
 def dequantize(
     stored: Sequence[torch.Tensor],  # of each matrix: packed, code, constants
     rows: Optional[torch.Tensor],  # scales of all rows
@@ -252,7 +252,7 @@ F8, F8_MAX, TINY = torch.float8_e4m3fn, 448.0, 1e-12
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenWeight:
     "Frozen matrices with the same columns, as they are stored."
 
     stored: tuple[torch.Tensor, ...]  # of each (weight,), or (packed, code, constants ...)
@@ -266,7 +266,7 @@ class Frozen:
     )
 
 
-def matrix(
+def dequantized_matrix(
     stored: Sequence[torch.Tensor],
     shape: Sequence[int],
     rows: torch.Tensor | None,
@@ -281,14 +281,14 @@ def matrix(
     return w.t().contiguous() if transpose else w
 
 
-def join(parts: Sequence[Frozen]) -> Frozen:
+def stack_weights(parts: Sequence[FrozenWeight]) -> FrozenWeight:
     "Several of them as one."
     one = parts[0]
     rows = None if one.rows is None else torch.cat([p.rows for p in parts])
     return (
         one
         if len(parts) == 1
-        else Frozen(
+        else FrozenWeight(
             sum((p.stored for p in parts), ()),
             one.shape[:3] + sum((p.shape[3:] for p in parts), ()),
             one.dtype,
@@ -299,7 +299,7 @@ def join(parts: Sequence[Frozen]) -> Frozen:
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #8704af67
-def stored_now(layer: torch.nn.Module) -> torch.Tensor:
+def stored_tensors(layer: torch.nn.Module) -> torch.Tensor:
     "What is stored of a layer's weight: its packed bytes, or its numbers."
     packed = getattr(layer, "quant_state", None) is not None
     return layer.weight.detach().view(torch.uint8).flatten() if packed else layer.weight.detach()
@@ -309,10 +309,10 @@ def nf4_parts(weight) -> tuple[tuple, tuple]:
     "(stored, shape) of a bitsandbytes 4-bit weight."
     state = weight.quant_state
     if state is None:
-        raise Unfit("4-bit weights that are not quantised yet")
+        raise Unsupported("4-bit weights that are not quantised yet")
     n, k = state.shape
     if k % 2 or n * k >= 2**31:
-        raise Unfit("an odd number of columns, or more weights than a 32-bit number counts")
+        raise Unsupported("an odd number of columns, or more weights than a 32-bit number counts")
     second = (
         (state.state2.code, state.state2.absmax, state.offset.float().reshape(1))
         if state.nested
@@ -326,12 +326,12 @@ def nf4_parts(weight) -> tuple[tuple, tuple]:
     )
 
 
-def frozen(
+def freeze_weight(
     layer: torch.nn.Module,  # a linear layer of PyTorch or bitsandbytes
     fp8: bool,
     ahead: bool = True,
-) -> Frozen:
-    "A layer's weight as the products below take it; raises `Unfit` for one they cannot."
+) -> FrozenWeight:
+    "A layer's weight as the products below take it; raises `Unsupported` for one they cannot."
     if hasattr(layer.weight, "quant_state"):
         (stored, shape), dtype = (
             nf4_parts(layer.weight),
@@ -344,26 +344,27 @@ def frozen(
             layer.weight.dtype,
         )
     else:
-        raise Unfit(f"{type(layer).__name__}, which is no plain linear layer")
+        raise Unsupported(f"{type(layer).__name__}, which is no plain linear layer")
     if not fp8 or shape[0] % 16 or shape[3] % 16:
-        return Frozen(stored, shape, dtype)
-    return Frozen(
+        return FrozenWeight(stored, shape, dtype)
+    return FrozenWeight(
         stored,
         shape,
         dtype,
-        matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY) / F8_MAX,
+        dequantized_matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY)
+        / F8_MAX,
         ahead,
     )
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #2e870ca5
-def to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "(8-bit values, float32 scale of each row): x is about their product."
     scale = x.abs().amax(-1, keepdim=True).float().clamp(min=TINY) / F8_MAX
     return (x.float() / scale).to(F8).contiguous(), scale
 
 
-def scaled_product(
+def scaled_matmul(
     a: torch.Tensor,
     b: torch.Tensor,  # FP8: (m, k), (n, k)
     sa: torch.Tensor,
@@ -376,7 +377,7 @@ def scaled_product(
     return ((a.float() @ b.float().t()) * sa * sb).to(dtype)
 
 
-def product(
+def matmul_stored(
     x: torch.Tensor,
     stored: Sequence[torch.Tensor],
     shape: Sequence[int],
@@ -387,17 +388,17 @@ def product(
     are folded into x before x is rounded."""
     if rows is None and len(stored) == len(shape) - 3:
         return x @ (
-            matrix(stored, shape, None, False, x.dtype)
+            dequantized_matrix(stored, shape, None, False, x.dtype)
             if back
-            else matrix(stored, shape, None, False, x.dtype).t()
+            else dequantized_matrix(stored, shape, None, False, x.dtype).t()
         )
     # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all
     # unpacked weights in between
     if rows is None:
-        return x @ matrix(stored, shape, None, back, x.dtype).t()
-    x8, scale = to_fp8(x.float() * rows if back else x)
-    w8 = matrix(stored, shape, rows, back, F8)
-    return scaled_product(
+        return x @ dequantized_matrix(stored, shape, None, back, x.dtype).t()
+    x8, scale = quantize_fp8(x.float() * rows if back else x)
+    w8 = dequantized_matrix(stored, shape, rows, back, F8)
+    return scaled_matmul(
         x8,
         w8,
         scale,
@@ -407,29 +408,29 @@ def product(
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #bfda11f5
-def diagonal(
+def block_diagonal(
     B: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> torch.Tensor:
     "(all rows, all ranks): each scale * B in its own block, rounded once."
     return torch.block_diag(*[(scale * b.float()).to(dtype) for scale, b in zip(scales, B)])
 
 
-def added(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def add_once(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a + b, rounded once. Written out, so that a compiler joins it with what reads the sum:
     `addmm` would copy a, then read and write it."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) + b.to(wide)).to(a.dtype)
 
 
-def by_rank(d: torch.Tensor, A: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def stacked_gradient(d: torch.Tensor, A: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     "The gradient of all A below each other, for each of them."
     return [one.to(a.dtype) for one, a in zip(d.split([len(a) for a in A]), A)]
 
 
-def blocks(
+def diagonal_blocks(
     d: torch.Tensor, sizes: Sequence[int], scales: Sequence[float], B: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    "The blocks of the gradient of `diagonal`, for each B."
+    "The blocks of the gradient of `block_diagonal`, for each B."
     ranks = [b.shape[1] for b in B]
     return [
         (scale * rows.split(ranks, 1)[i]).to(b.dtype)
@@ -437,7 +438,7 @@ def blocks(
     ]
 
 
-class LoraProduct(torch.autograd.Function):
+class LoraLinear(torch.autograd.Function):
     """x W' + (x A') B' for matrices below each other with an adapter each, W read from its stored
     form in both directions; B holds the adapters' scales."""
 
@@ -458,9 +459,9 @@ class LoraProduct(torch.autograd.Function):
         h = inner @ torch.cat(A).to(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
-        return added(
-            product(x, stored, shape, rows if ahead else None, False),
-            h @ diagonal(B, scales, x.dtype).t(),
+        return add_once(
+            matmul_stored(x, stored, shape, rows if ahead else None, False),
+            h @ block_diagonal(B, scales, x.dtype).t(),
         )
 
     @staticmethod
@@ -468,16 +469,16 @@ class LoraProduct(torch.autograd.Function):
         inner, h, rows, *tensors = ctx.saved_tensors
         m, sizes = len(ctx.scales), ctx.shape[3:]
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        a, gh = torch.cat(A).to(g.dtype), g @ diagonal(B, ctx.scales, g.dtype)
-        dx = product(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
+        a, gh = torch.cat(A).to(g.dtype), g @ block_diagonal(B, ctx.scales, g.dtype)
+        dx = matmul_stored(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
         if dx is not None and not ctx.apart:
-            dx = added(dx, gh @ a)
+            dx = add_once(dx, gh @ a)
         return (
             dx,
             gh @ a if ctx.apart else None,
             *[None] * 4,
-            *by_rank(gh.t() @ inner, A),
-            *blocks(g.t() @ h, sizes, ctx.scales, B),
+            *stacked_gradient(gh.t() @ inner, A),
+            *diagonal_blocks(g.t() @ h, sizes, ctx.scales, B),
             *[None] * len(stored),
         )
 
@@ -489,12 +490,12 @@ F8_ROOM, MOST = (
 )  # columns that the chip takes at once; ranks of the adapters together that may ride along
 
 
-def room(ranks: int) -> int:
+def adapter_columns(ranks: int) -> int:
     "Columns that adapters take in a product: three for each rank, in full blocks."
     return -(-3 * ranks // F8_ROOM) * F8_ROOM
 
 
-def halves(
+def split_fp8(
     v: torch.Tensor,  # float32, at most 448
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(high, low): FP8 numbers whose sum is v to one part in 256; the mantissa is rounded to three
@@ -504,7 +505,7 @@ def halves(
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #d71f4914
-def reach_of(
+def column_scales(
     wide: torch.Tensor,  # (outputs, ranks): what h is multiplied by
     rows: Optional[torch.Tensor],  # scales of the outputs, or None
 ) -> torch.Tensor:
@@ -531,7 +532,7 @@ def row_scale(
     )
 
 
-def tail(
+def adapter_tail(
     t: torch.Tensor,
     cols: torch.Tensor,
     rows: torch.Tensor,  # (n, ranks), (ranks,), (n, 1)
@@ -539,12 +540,12 @@ def tail(
 ) -> torch.Tensor:
     """(n, room): the columns of t * cols / rows in halves: high, low, high for inputs; high, high,
     low for weights; then zeros."""
-    high, low = halves(t.float() * cols / rows)
+    high, low = split_fp8(t.float() * cols / rows)
     return torch.cat(
         [
             high,
             *((low, high) if inputs else (high, low)),
-            high.new_zeros(len(t), room(t.shape[1]) - 3 * t.shape[1]),
+            high.new_zeros(len(t), adapter_columns(t.shape[1]) - 3 * t.shape[1]),
         ],
         1,
     )
@@ -656,13 +657,13 @@ TILE = (
 )
 
 
-def tail_to(
+def write_tail(
     out: torch.Tensor, t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, inputs: bool
 ) -> None:
-    "`tail` into the last columns of a row-major matrix."
-    (n, r), wide = t.shape, room(t.shape[1])
+    "`adapter_tail` into the last columns of a row-major matrix."
+    (n, r), wide = t.shape, adapter_columns(t.shape[1])
     if not out.is_cuda:
-        out[:, -wide:] = tail(t, cols, rows, inputs)
+        out[:, -wide:] = adapter_tail(t, cols, rows, inputs)
         return
     wrap_triton(_tail_kernel)[(triton.cdiv(n, 32),)](
         t,
@@ -682,8 +683,8 @@ def tail_to(
     )
 
 
-@operation("llmtrainer::round_rows")
-def round_rows(
+@register_operator("llmtrainer::round_rows")
+def quantize_rows(
     x: torch.Tensor,
     thin: torch.Tensor,
     reach: torch.Tensor,
@@ -692,7 +693,7 @@ def round_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "(FP8 (tokens, columns + room): x * rows / scale and the tail of h; h = x thin')."
     (m, k), r, x = x.shape, len(thin), x.contiguous()
-    out, h = rounded_like(x, thin, reach, rows, scale)
+    out, h = quantize_rows_like(x, thin, reach, rows, scale)
     if x.is_cuda:
         ranks = max(16, triton.next_power_of_2(r))
         wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE[0]),)](
@@ -715,21 +716,21 @@ def round_rows(
     else:
         out[:, :k] = ((x.float() if rows is None else x.float() * rows) * (1 / scale)).to(F8)
         torch.mm(x, thin.t(), out=h)
-    tail_to(out, h, reach, scale, True)
+    write_tail(out, h, reach, scale, True)
     return out, h
 
 
-@round_rows.register_fake
-def rounded_like(x, thin, reach, rows, scale):
+@quantize_rows.register_fake
+def quantize_rows_like(x, thin, reach, rows, scale):
     "The results, empty."
-    return x.new_empty(x.shape[0], x.shape[1] + room(thin.shape[0]), dtype=F8), x.new_empty(
-        x.shape[0], thin.shape[0]
-    )
+    return x.new_empty(
+        x.shape[0], x.shape[1] + adapter_columns(thin.shape[0]), dtype=F8
+    ), x.new_empty(x.shape[0], thin.shape[0])
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #44a833b8
-@operation("llmtrainer::dequantize_beside")
-def dequantize_beside(
+@register_operator("llmtrainer::dequantize_beside")
+def dequantize_with_tail(
     stored: Sequence[torch.Tensor],
     rows: torch.Tensor,
     shape: Sequence[int],
@@ -739,21 +740,23 @@ def dequantize_beside(
     tail_rows: torch.Tensor,
 ) -> torch.Tensor:
     "Stored 4-bit matrices in FP8, with the tail of `wide` beside them."
-    out = beside_like(stored, rows, shape, transpose, wide, cols, tail_rows)
+    out = dequantize_with_tail_like(stored, rows, shape, transpose, wide, cols, tail_rows)
     dequantize_to(out, stored, rows, shape, transpose)
-    tail_to(out, wide, cols, tail_rows, False)
+    write_tail(out, wide, cols, tail_rows, False)
     return out
 
 
-@dequantize_beside.register_fake
-def beside_like(stored, rows, shape, transpose, wide, cols, tail_rows):
+@dequantize_with_tail.register_fake
+def dequantize_with_tail_like(stored, rows, shape, transpose, wide, cols, tail_rows):
     "The result, empty."
     return stored[0].new_empty(
-        wide.shape[0], (sum(shape[3:]) if transpose else shape[0]) + room(wide.shape[1]), dtype=F8
+        wide.shape[0],
+        (sum(shape[3:]) if transpose else shape[0]) + adapter_columns(wide.shape[1]),
+        dtype=F8,
     )
 
 
-def product_beside(
+def matmul_with_tail(
     x: torch.Tensor,
     stored: Sequence[torch.Tensor],
     shape: Sequence[int],
@@ -769,22 +772,22 @@ def product_beside(
         wide.contiguous(),
         torch.ones_like(rows[:1]).expand(len(wide)).contiguous() if back else rows,
     )
-    reach = reach_of(wide, None if back else rows)
+    reach = column_scales(wide, None if back else rows)
     scale = row_scale(x, thin, reach, rows if back else None)
-    x8, h = round_rows(x, thin, reach, rows if back else None, scale)
+    x8, h = quantize_rows(x, thin, reach, rows if back else None, scale)
     if len(stored) > len(shape) - 3:
-        w8 = dequantize_beside(
+        w8 = dequantize_with_tail(
             list(stored), rows, list(shape), back, wide, 1 / reach, out_rows[:, None]
         )
     else:
         w8 = torch.cat(
             [
-                matrix(stored, shape, rows, back, F8),
-                tail(wide, 1 / reach, out_rows[:, None], False),
+                dequantized_matrix(stored, shape, rows, back, F8),
+                adapter_tail(wide, 1 / reach, out_rows[:, None], False),
             ],
             1,
         )
-    return scaled_product(x8, w8, scale, out_rows[None], x.dtype), x8, scale, h
+    return scaled_matmul(x8, w8, scale, out_rows[None], x.dtype), x8, scale, h
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #363db987
@@ -827,7 +830,7 @@ if triton is not None:
         )
 
 
-@operation("llmtrainer::thin_gradient")
+@register_operator("llmtrainer::thin_gradient")
 def thin_gradient(h: torch.Tensor, x8: torch.Tensor, scale: torch.Tensor, k: int) -> torch.Tensor:
     """(ranks, k) float32: h' x of an x in FP8 with its scales. Tokens are summed in parts, and the
     parts in their order, so the result is the same each time."""
@@ -864,8 +867,8 @@ def _(h, x8, scale, k):
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #7b7e478e
-class LoraProduct8(torch.autograd.Function):
-    "The same sum as `LoraProduct` in FP8, the adapter inside the product."
+class LoraLinearFP8(torch.autograd.Function):
+    "The same sum as `LoraLinear` in FP8, the adapter inside the product."
 
     @staticmethod
     def forward(
@@ -878,8 +881,14 @@ class LoraProduct8(torch.autograd.Function):
     ):
         m = len(scales)
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        y, x8, scale, h = product_beside(
-            x, stored, shape, rows, torch.cat(A).to(x.dtype), diagonal(B, scales, x.dtype), False
+        y, x8, scale, h = matmul_with_tail(
+            x,
+            stored,
+            shape,
+            rows,
+            torch.cat(A).to(x.dtype),
+            block_diagonal(B, scales, x.dtype),
+            False,
         )
         ctx.save_for_backward(x8, scale, h, rows, *tensors)
         ctx.scales, ctx.shape = scales, shape
@@ -890,12 +899,12 @@ class LoraProduct8(torch.autograd.Function):
         x8, scale, h, rows, *tensors = ctx.saved_tensors
         m = len(ctx.scales)
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        dx, g8, g_scale, gh = product_beside(
+        dx, g8, g_scale, gh = matmul_with_tail(
             g,
             stored,
             ctx.shape,
             rows,
-            diagonal(B, ctx.scales, g.dtype).t(),
+            block_diagonal(B, ctx.scales, g.dtype).t(),
             torch.cat(A).to(g.dtype).t(),
             True,
         )
@@ -908,25 +917,25 @@ class LoraProduct8(torch.autograd.Function):
             None,
             None,
             None,
-            *by_rank(dA, A),
-            *blocks(dB, ctx.shape[3:], ctx.scales, B),
+            *stacked_gradient(dA, A),
+            *diagonal_blocks(dB, ctx.shape[3:], ctx.scales, B),
             *[None] * len(stored),
         )
 
 
-def lora_product(
+def lora_linear(
     x: torch.Tensor,  # (tokens, columns)
     dropped: torch.Tensor
     | None,  # the adapter's input where dropout made it another; then there is one matrix
     scales: Sequence[float],
-    w: Frozen,
+    w: FrozenWeight,
     A: Sequence[torch.Tensor],
     B: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     "x W' + scale (x A') B' for matrices below each other with an adapter each: (tokens, all rows)."
     rides = w.rows is not None and w.ahead and dropped is None and sum(map(len, A)) <= MOST
     return (
-        LoraProduct8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored)
+        LoraLinearFP8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored)
         if rides
-        else LoraProduct.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
+        else LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
     )

@@ -11,11 +11,11 @@ __all__ = [
     "SMALL",
     "UNTIED",
     "KINDS",
-    "check_base",
-    "tiny",
+    "check_shipped_base",
+    "tiny_folder",
     "make_tokenizer",
     "token_stream",
-    "windows",
+    "sample_windows",
     "make_model",
     "pretrain",
     "plain_accuracy",
@@ -60,7 +60,7 @@ TEMPLATE = (
 
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #452bb006
-def check_base(folder: Path = BASE) -> dict:
+def check_shipped_base(folder: Path = BASE) -> dict:
     """How the shipped base was made; `UserError` where one of its files is not the one that was
     shipped."""
     made = json.loads((folder / "made.json").read_text())
@@ -80,11 +80,11 @@ def check_base(folder: Path = BASE) -> dict:
 
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #0bf20e30
-def tiny(kind: str) -> Path:
+def tiny_folder(kind: str) -> Path:
     """The folder of a tiny model by name: `base`, the shipped trained one, or an untrained one of
     KINDS, made once and cached."""
     if kind == "base":
-        check_base()
+        check_shipped_base()
         return BASE
     if kind not in KINDS:
         raise UserError(
@@ -93,7 +93,7 @@ def tiny(kind: str) -> Path:
             ", ".join(f"tiny:{k}" for k in ("base", *KINDS)),
         )
     folder = (
-        cache_folder() / f"tiny-{kind}-{check_base()['sha256']['tokenizer.json'][:8]}"
+        cache_folder() / f"tiny-{kind}-{check_shipped_base()['sha256']['tokenizer.json'][:8]}"
     )  # another tokenizer, another model
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def token_stream(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tenso
 
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #94835847
-def windows(stream, starts, batch: int, length: int, generator) -> torch.Tensor:
+def sample_windows(stream, starts, batch: int, length: int, generator) -> torch.Tensor:
     "A batch of windows of `length + 1` tokens that each start with a document."
     usable = starts[starts < len(stream) - length - 1]
     at = usable[torch.randint(len(usable), (batch,), generator=generator, device=starts.device)]
@@ -272,7 +272,7 @@ def pretrain(
     forward = torch.compile(model) if device.type == "cuda" else model
     begun = time.monotonic()
     for step in range(steps):
-        ids = windows(stream, starts, batch, length, generator)
+        ids = sample_windows(stream, starts, batch, length, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(

@@ -10,17 +10,17 @@ __all__ = [
     "ADAPTER_USE",
     "FOLDER_USE",
     "SECTIONS",
-    "is_local",
-    "public",
-    "facts",
-    "sources",
+    "is_local_path",
+    "public_value",
+    "card_facts",
+    "data_names",
     "hub_name",
-    "kind",
+    "training_kind",
     "front_matter",
-    "table",
-    "share",
+    "markdown_table",
+    "accuracy_text",
     "results_section",
-    "losses",
+    "sample_losses",
     "training_section",
     "data_section",
     "exports_section",
@@ -48,7 +48,7 @@ DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|md|parquet|gz)$")
 ABSOLUTE = re.compile(r"(?<![\w:/.<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
 
-def is_local(name: str) -> bool:
+def is_local_path(name: str) -> bool:
     """Is it a path and not a hub name? A hub name has one slash at most, no ending of a data file,
     and nothing on this disk is called so."""
     if len(name) > 255 or len(name.split()) != 1 or "://" in name:
@@ -62,34 +62,36 @@ def is_local(name: str) -> bool:
     )
 
 
-def public(value):
+def public_value(value):
     """A value of a recipe without what belongs to the machine: of a path its last part, and no
     token."""
     if isinstance(value, dict):
-        return {k: public(v) for k, v in value.items()}
+        return {k: public_value(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [public(v) for v in value]
+        return [public_value(v) for v in value]
     if not isinstance(value, str):
         return value
-    short = Path(value).name if is_local(value) else ABSOLUTE.sub(lambda m: Path(m[0]).name, value)
+    short = (
+        Path(value).name if is_local_path(value) else ABSOLUTE.sub(lambda m: Path(m[0]).name, value)
+    )
     return SECRET.sub("[removed]", short)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b5568b40
-def facts(run: Run) -> dict:
-    """Everything that a card is made from, already `public`; what the run does not hold is an empty
+def card_facts(run: Run) -> dict:
+    """Everything that a card is made from, already `public_value`; what the run does not hold is an empty
     dictionary."""
     read = lambda name: run.read(name) if (run.path / name).is_file() else {}
     results = lambda folder: {
-        p.stem: public(run.read(f"{folder}/{p.name}"))
+        p.stem: public_value(run.read(f"{folder}/{p.name}"))
         for p in sorted((run.path / folder).glob("*.json"))
     }
     return dict(
         name=run.path.resolve().name,
         full=run.model.is_dir(),
-        recipe=public(run.recipe),
-        hub=[n for n in sources(run.recipe) if not is_local(n)],
-        **{name: public(read(f"{name}.json")) for name in ("env", "data", "model")},
+        recipe=public_value(run.recipe),
+        hub=[n for n in data_names(run.recipe) if not is_local_path(n)],
+        **{name: public_value(read(f"{name}.json")) for name in ("env", "data", "model")},
         metrics=run.metrics(),
         after=results("evals"),
         before=results("evals/base"),
@@ -97,7 +99,7 @@ def facts(run: Run) -> dict:
     )
 
 
-def sources(recipe: dict) -> list[str]:
+def data_names(recipe: dict) -> list[str]:
     "The names of the training data, paths and hub names alike."
     named = recipe.get("data", {}).get("train", [])
     return (
@@ -113,7 +115,7 @@ def hub_name(base: str) -> str | None:
     return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
 
 
-def kind(f: dict) -> str:
+def training_kind(f: dict) -> str:
     "What was trained, in words."
     adapt, quantize = (
         f["recipe"].get("adapt", {}),
@@ -142,7 +144,7 @@ def front_matter(f: dict) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3e5425bf
-def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     "A Markdown table; a pipe or line break in a cell cannot break it."
     line = lambda cells: (
         "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
@@ -150,7 +152,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
-def share(result: dict | None) -> str:
+def accuracy_text(result: dict | None) -> str:
     "An accuracy with its interval, or that there is none."
     return (
         f"{result['accuracy']:.3f} ({result['interval'][0]:.3f} to {result['interval'][1]:.3f})"
@@ -168,9 +170,12 @@ def results_section(f: dict) -> str:
             "No task was evaluated on this model: nothing is known about its quality but the loss"
             " below."
         )
-    text = table(
+    text = markdown_table(
         ["task", "items", "base", "this model"],
-        [[n, r["n"], share(f["before"].get(n)), share(r)] for n, r in tasks.items()],
+        [
+            [n, r["n"], accuracy_text(f["before"].get(n)), accuracy_text(r)]
+            for n, r in tasks.items()
+        ],
     )
     text += (
         "\n\nExact match, greedy decoding, the model's own chat template; in brackets the 95 %"
@@ -186,7 +191,7 @@ def results_section(f: dict) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9ac31414
-def losses(metrics: list[dict], points: int = 8) -> list[list]:
+def sample_losses(metrics: list[dict], points: int = 8) -> list[list]:
     """(step, training loss, validation loss) at a few steps spread over the run, and always where
     validation was measured first and last."""
     merged = {}
@@ -237,18 +242,25 @@ def training_section(f: dict) -> str:
         ["machine", plan.get("reasons", {}).get("device", "unknown")],
         ["time in the loop", f"{seconds:.0f} s" if seconds else "unknown"],
     ]
-    curve = losses(f["metrics"])
+    curve = sample_losses(f["metrics"])
     return (
-        table(["setting", "value"], rows)
+        markdown_table(["setting", "value"], rows)
         + "\n\n"
-        + (table(["step", "loss", "validation loss"], curve) if curve else "No loss was logged.")
+        + (
+            markdown_table(["step", "loss", "validation loss"], curve)
+            if curve
+            else "No loss was logged."
+        )
     )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #154692cc
 def data_section(f: dict) -> str:
     "Rows, rejects and tokens of the data."
-    names, d = ", ".join(f"`{public(n)}`" for n in sources(f["recipe"])) or "unknown", f["data"]
+    names, d = (
+        ", ".join(f"`{public_value(n)}`" for n in data_names(f["recipe"])) or "unknown",
+        f["data"],
+    )
     if not d:
         return f"Trained on {names}. The run holds no record of its rows."
     rows, tokens = d["rows"], d["tokens"]
@@ -288,7 +300,9 @@ def exports_section(f: dict) -> str:
             ]
         )
     return (
-        table(["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows)
+        markdown_table(
+            ["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows
+        )
         if rows
         else nothing
     )
@@ -296,13 +310,13 @@ def exports_section(f: dict) -> str:
 
 # %% ../../nbs/shipping/73_card.ipynb #9b680a63
 ADAPTER_USE = """from transformers import AutoTokenizer
-from llmtrainer.device import plan, probe
+from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import Model, load_model
 
 base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})  # as in training: another number format is another model
-model, _ = load_model(base, plan(probe(), base.quantize))
+model, _ = load_model(base, plan_device(probe(), base.quantize))
 model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
 print(generate(model, tokenizer, [[{{"role": "user", "content": "What is 2 plus 3?"}}]])[0])"""
 
@@ -390,7 +404,7 @@ SECTIONS = {
 def card(f: dict) -> str:
     "The whole card as Markdown."
     opening = (
-        f"{kind(f)} on `{f['recipe'].get('model', {}).get('base', 'unknown')}`, made with"
+        f"{training_kind(f)} on `{f['recipe'].get('model', {}).get('base', 'unknown')}`, made with"
         " [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from"
         " the run's own files."
     )
@@ -406,5 +420,5 @@ def card(f: dict) -> str:
 
 def write_card(run: Run) -> Path:
     "Write README.md into the run from what lies there; the same run gives the same card."
-    write_atomic(run.path / "README.md", card(facts(run)))
+    write_atomic(run.path / "README.md", card(card_facts(run)))
     return run.path / "README.md"

@@ -9,18 +9,18 @@ __all__ = [
     "EXAMPLES",
     "STYLE",
     "HELP",
-    "text_of",
-    "conversation",
-    "finish",
+    "gradio_text",
+    "to_messages",
+    "drop_unanswered",
     "respond",
     "respond_all",
     "load_gradio",
     "build_demo",
     "launch_demo",
-    "pairs",
+    "count_answered",
     "Chat",
-    "answer",
-    "typed",
+    "stream_to_terminal",
+    "read_lines_typed",
     "terminal_chat",
 ]
 
@@ -36,12 +36,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
-from llmtrainer.models.generate import Generation, change, say, stream
-from llmtrainer.recipe import UserError, load
+from llmtrainer.models.generate import Generation, override_section, print_stream, stream_answer
+from llmtrainer.recipe import UserError, load_recipe
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #5d986242
-def text_of(content) -> str:
+def gradio_text(content) -> str:
     "The text of a message as Gradio stores it: a string, or a list of parts."
     if isinstance(content, str):
         return content
@@ -54,12 +54,12 @@ def text_of(content) -> str:
 FAILED = "This answer failed"
 
 
-def conversation(history: list[dict]) -> list[dict]:
+def to_messages(history: list[dict]) -> list[dict]:
     """What the model is told of a pane's history: role and text, without failed answers and the
     questions before them, and without empty answers."""
     messages = []
     for m in history:
-        text, failed = text_of(m["content"]), (m.get("metadata") or {}).get("title") == FAILED
+        text, failed = gradio_text(m["content"]), (m.get("metadata") or {}).get("title") == FAILED
         if m["role"] == "assistant" and (failed or not text):
             messages = messages[:-1]
         else:
@@ -68,7 +68,7 @@ def conversation(history: list[dict]) -> list[dict]:
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #ac6fb585
-def finish(history: list[dict]) -> list[dict]:
+def drop_unanswered(history: list[dict]) -> list[dict]:
     """A history that can be gone on with: a question without an answer, as after an early Stop, is
     taken out."""
     return history[:-1] if history and history[-1]["role"] == "user" else list(history)
@@ -91,7 +91,7 @@ def respond(
     answer = ""
     try:
         with contextlib.closing(
-            stream(model, tokenizer, conversation(history), settings)
+            stream_answer(model, tokenizer, to_messages(history), settings)
         ) as pieces:
             for piece in pieces:
                 yield history + [{"role": "assistant", "content": (answer := answer + piece)}]
@@ -125,7 +125,9 @@ def respond_all(
     *histories, temperature, tokens = rest
     if not question.strip():
         return
-    histories = [finish(h) + [{"role": "user", "content": question.strip()}] for h in histories]
+    histories = [
+        drop_unanswered(h) + [{"role": "user", "content": question.strip()}] for h in histories
+    ]
     yield "", *histories
     with contextlib.ExitStack() as opened:
         running = {
@@ -314,7 +316,7 @@ HELP = """/system TEXT     what the model is told before everything
 /quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
 
 
-def pairs(turns: Sequence[dict]) -> str:
+def count_answered(turns: Sequence[dict]) -> str:
     "How many questions were answered, in words."
     return (
         "1 question and its answer"
@@ -361,7 +363,7 @@ class Chat:
         "Change settings, checked like a recipe; without any, tell them."
         if not wish:
             return ", ".join(f"{k}={v}" for k, v in self.section.model_dump().items())
-        self.section = change(
+        self.section = override_section(
             self.section,
             wish.split() if " " in wish and all("=" in w for w in wish.split()) else [wish],
         )
@@ -372,7 +374,7 @@ class Chat:
         if not self.turns:
             return "there is nothing to take back"
         del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user") :]
-        return f"taken back; left: {pairs(self.turns)}"
+        return f"taken back; left: {count_answered(self.turns)}"
 
     def save(self, name: str) -> str:
         """Append the conversation to a file of rows, as `data.train` reads them; an answer that was
@@ -395,7 +397,7 @@ class Chat:
                 None,
                 "the conversation goes on: /save it under another name",
             ) from None
-        return f"{pairs(self.turns)} added to {name}"
+        return f"{count_answered(self.turns)} added to {name}"
 
     def reset(self, _="") -> str:
         "Forget all turns; system message and settings stay."
@@ -409,13 +411,15 @@ class Chat:
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #ab61d14f
-def answer(chat: Chat, model, tokenizer, question: str) -> None:
+def stream_to_terminal(chat: Chat, model, tokenizer, question: str) -> None:
     """Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in
     the conversation."""
     chat.turns.append({"role": "user", "content": question})
     written = []
     try:
-        say(stream(model, tokenizer, chat.messages, chat.section), chat.section, written)
+        print_stream(
+            stream_answer(model, tokenizer, chat.messages, chat.section), chat.section, written
+        )
     except KeyboardInterrupt:
         print(" [stopped]", end="", file=sys.stderr)
     except BaseException:
@@ -429,7 +433,7 @@ def answer(chat: Chat, model, tokenizer, question: str) -> None:
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #74e96cc0
-def typed() -> Iterator[str]:
+def read_lines_typed() -> Iterator[str]:
     "Lines from the keyboard until Ctrl-D; Ctrl-C drops a line begun."
     with contextlib.suppress(ImportError):
         import_module("readline")  # arrow keys and history, where the system has them
@@ -452,14 +456,14 @@ def terminal_chat(
     """Answer line after line: answers to standard output, each ended by an empty line, everything
     else to standard error."""
     chat = Chat(section)
-    for line in typed() if lines is None else lines:
+    for line in read_lines_typed() if lines is None else lines:
         if not (line := line.strip()):
             continue
         try:
             if line.startswith("/"):
                 print(chat.command(line), file=sys.stderr)
             else:
-                answer(chat, model, tokenizer, line)
+                stream_to_terminal(chat, model, tokenizer, line)
         except UserError as error:
             print(error, file=sys.stderr)
         if chat.over:

@@ -9,13 +9,13 @@ __all__ = [
     "AXES",
     "LARGE",
     "PARITY",
-    "need_onnx",
+    "require_onnx",
     "model_folder",
     "load_float32",
-    "trace",
+    "trace_decode",
     "optimum_name",
     "all_values",
-    "rename",
+    "rename_values",
     "save_graph",
     "export_onnx",
     "OnnxModel",
@@ -41,13 +41,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from llmtrainer.data.loss_mask import render, stop_id
 from llmtrainer.models.generate import encode_prompts
 from llmtrainer.recipe import UserError
-from llmtrainer.ship.merge import PROMPTS, Different, quiet, staging
+from llmtrainer.ship.merge import PROMPTS, MergeMismatch, quiet_libraries, staging
 
 # %% ../../nbs/shipping/72_export.ipynb #2f586090
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def need_onnx(needed: Sequence[str] = NEEDED) -> None:
+def require_onnx(needed: Sequence[str] = NEEDED) -> None:
     "`UserError` with the line to type where a library for ONNX is missing."
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
@@ -97,7 +97,7 @@ SAMPLE = [
 ]  # of different lengths: without padding, attention_mask would be left out of the graph
 
 
-def trace(model, tokenizer):
+def trace_decode(model, tokenizer):
     "The graph of one step that takes new tokens and the cache of the old ones, both of any length."
     from transformers.exporters import (
         OnnxConfig,
@@ -138,7 +138,7 @@ def all_values(graph) -> list:
     return [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]
 
 
-def rename(program) -> None:
+def rename_values(program) -> None:
     "Give inputs, outputs and axes Optimum's names, and drop the traces of the exporting machine."
     graph, symbols = program.graph, {}
     for value in [*graph.inputs, *graph.outputs]:
@@ -184,12 +184,12 @@ def save_graph(program, path: Path) -> None:
 def export_onnx(model_dir: Path, out: Path) -> dict:
     """Write a model folder as ONNX in float32 under Optimum's names, with configuration and
     tokenizer beside it."""
-    need_onnx()
+    require_onnx()
     model_dir = model_folder(model_dir)
-    with quiet(), staging(Path(out)) as staged:
+    with quiet_libraries(), staging(Path(out)) as staged:
         model, tokenizer = load_float32(model_dir)
-        program = trace(model, tokenizer)
-        rename(program)
+        program = trace_decode(model, tokenizer)
+        rename_values(program)
         save_graph(program, staged / "model.onnx")
         for part in (model.config, model.generation_config, tokenizer):
             part.save_pretrained(staged)
@@ -208,7 +208,7 @@ class OnnxModel:
     "A model folder run by onnxruntime alone: logits, and greedy text with a cache."
 
     def __init__(self, folder: Path):
-        need_onnx()
+        require_onnx()
         import onnxruntime  # here, as above
 
         folder = Path(folder)
@@ -330,8 +330,8 @@ def check_parity(
     model_dir: Path, folder: Path, prompts: Sequence[str] = PROMPTS, max_new_tokens: int = 48
 ) -> dict:
     """Compare an exported graph with the model it came from: logits over prompts and answers, and
-    greedy answers token by token; raises `Different`."""
-    with quiet():
+    greedy answers token by token; raises `MergeMismatch`."""
+    with quiet_libraries():
         model, _ = load_float32(model_folder(model_dir))
         graph = OnnxModel(folder)
         ids, mask = graph.encode(prompts)
@@ -365,7 +365,7 @@ def check_parity(
     )
     if parity["same_text"] and parity["max_abs_logit_diff"] <= PARITY:
         return parity
-    raise Different(
+    raise MergeMismatch(
         f"the graph is not the model: largest logit difference {parity['max_abs_logit_diff']:.2g},"
         f" greedy text {'equal' if parity['same_text'] else 'different'}",
         str(folder),

@@ -8,19 +8,19 @@ __all__ = [
     "PROMPTS",
     "TOLERANCE",
     "INT8",
-    "OTHER_BASE",
+    "OTHER_BASE_TOLERANCE",
     "merge_adapter",
-    "quiet",
-    "logits",
-    "observe",
+    "quiet_libraries",
+    "model_logits",
+    "observe_answers",
     "difference",
     "tolerance_of",
-    "Different",
-    "refuse",
+    "MergeMismatch",
+    "check_difference",
     "save_model",
     "staging",
     "check_adapter",
-    "own_tokenizer",
+    "adapter_tokenizer",
     "merge",
 ]
 
@@ -45,10 +45,10 @@ from transformers.utils.logging import (
 
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
 from llmtrainer.data.loss_mask import render, set_template
-from llmtrainer.device import Plan, plan, probe
+from llmtrainer.device import DevicePlan, plan_device, probe
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.models.generate import Generation, encode_prompts, generate, generation_config
-from llmtrainer.models.load import Model, dequantize, load_model, make_plan
+from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.recipe import UserError
 from llmtrainer.train.checkpoints import commit
 
@@ -59,7 +59,7 @@ How = Literal["dequantized", "original"]
 def merge_adapter(
     trained,  # the base with its adapter, as load_adapter gives it
     model: Model,
-    plan: Plan,
+    plan: DevicePlan,
     adapter: Path,
     how: How = "dequantized",  # into the weights that training saw, or into the unquantised ones
 ):
@@ -73,7 +73,7 @@ def merge_adapter(
 
 # %% ../../nbs/shipping/70_merge.ipynb #0f96896f
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep the libraries' progress bars, log lines and warnings back; an exception goes through,
     with what they printed as its note."""
     bars, level, said = is_progress_bar_enabled(), logging.root.manager.disable, io.StringIO()
@@ -94,7 +94,7 @@ def quiet() -> Iterator[None]:
 
 # %% ../../nbs/shipping/70_merge.ipynb #a8c0124e
 @torch.no_grad()
-def logits(
+def model_logits(
     model,
     tokenizer,
     texts: Sequence[str],  # rendered conversations
@@ -114,7 +114,7 @@ PROMPTS = (
 )
 
 
-def observe(
+def observe_answers(
     model,
     tokenizer,
     prompts: Sequence[str] = PROMPTS,  # what a user would say
@@ -147,28 +147,28 @@ TOLERANCE = {
     "bfloat16": 2e-3,
 }  # mean KL that the number format explains, with room
 INT8 = 5e-3  # int8 layers also round their inputs, which no merged model does
-OTHER_BASE = 0.1  # merged into other weights than training saw
+OTHER_BASE_TOLERANCE = 0.1  # merged into other weights than training saw
 
 
-def tolerance_of(model: Model, plan: Plan, how: How) -> float:
+def tolerance_of(model: Model, plan: DevicePlan, how: How) -> float:
     "The mean KL up to which a merge counts as faithful."
     if model.quantize == "none":
         return TOLERANCE[plan.dtype]
     if how == "original":
-        return OTHER_BASE
+        return OTHER_BASE_TOLERANCE
     return INT8 if model.quantize == "int8" else TOLERANCE[plan.dtype]
 
 
-class Different(UserError):
+class MergeMismatch(UserError):
     "What was written is not the model that was trained."
 
     exit_code = 1
 
 
-def refuse(found: dict, limit: float) -> None:
-    "Raise `Different` where two models are further apart than `limit`."
+def check_difference(found: dict, limit: float) -> None:
+    "Raise `MergeMismatch` where two models are further apart than `limit`."
     if not found["mean_kl"] <= limit:  # so written, a NaN is refused too
-        raise Different(
+        raise MergeMismatch(
             f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest"
             f" logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
             None,
@@ -232,7 +232,7 @@ def check_adapter(adapter: Path) -> None:
     )
 
 
-def own_tokenizer(adapter: Path, otherwise):
+def adapter_tokenizer(adapter: Path, otherwise):
     "The tokenizer that was saved with the adapter, where one was, with a chat template."
     tokenizer = (
         AutoTokenizer.from_pretrained(adapter)
@@ -255,18 +255,18 @@ def merge(
     """Merge, write, load what was written, and compare it with the trained model; refuses when they
     differ."""
     check_adapter(adapter := Path(adapter))
-    with quiet(), staging(Path(out)) as staged:
-        chosen = make_plan(model)
+    with quiet_libraries(), staging(Path(out)) as staged:
+        chosen = plan_model(model)
         base, tokenizer = load_model(model, chosen)
-        trained, tokenizer = load_adapter(base, adapter), own_tokenizer(adapter, tokenizer)
-        answers, texts = observe(trained, tokenizer, prompts or PROMPTS)
-        before = logits(trained, tokenizer, texts)
+        trained, tokenizer = load_adapter(base, adapter), adapter_tokenizer(adapter, tokenizer)
+        answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
+        before = model_logits(trained, tokenizer, texts)
         save_model(merge_adapter(trained, model, chosen, adapter, how), tokenizer, staged)
         del base, trained
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), chosen)
-        found = difference(before, logits(shipped, tokenizer, texts))
-        refuse(found, tolerance or tolerance_of(model, chosen, how))
-        said = observe(shipped, tokenizer, prompts or PROMPTS)[0]
+        found = difference(before, model_logits(shipped, tokenizer, texts))
+        check_difference(found, tolerance or tolerance_of(model, chosen, how))
+        said = observe_answers(shipped, tokenizer, prompts or PROMPTS)[0]
         return found | dict(
             same_greedy=said == answers,
             how=how,

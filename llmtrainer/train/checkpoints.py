@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = [
-    "FULL",
+    "DISK_FULL_ERRORS",
     "commit",
-    "point",
-    "steps",
-    "newest",
-    "score",
-    "best",
-    "prune",
-    "remove",
-    "no_room",
-    "full_disk_named",
-    "Saver",
+    "write_pointer",
+    "list_steps",
+    "newest_checkpoint",
+    "checkpoint_score",
+    "best_checkpoint",
+    "prune_checkpoints",
+    "remove_checkpoint",
+    "is_disk_full",
+    "explain_full_disk",
+    "AsyncSaver",
 ]
 
 # %% ../../nbs/training/33_checkpoints.ipynb #b797a79e
@@ -28,7 +28,7 @@ from pathlib import Path
 
 # %% ../../nbs/training/33_checkpoints.ipynb #2d473dc1
 from llmtrainer.recipe import UserError
-from llmtrainer.run import read_json, seal, sha256, sync, verify, write_json
+from llmtrainer.run import read_json, seal, sha256, fsync_path, verify, write_json
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #34c59630
@@ -40,17 +40,19 @@ def commit(
     is none; after it, all of it."""
     seal(staged)
     for path in [*staged.rglob("*"), staged]:
-        sync(path)
+        fsync_path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
-        remove(final)  # a damaged one of the same step, or it would have been resumed from
+        remove_checkpoint(
+            final
+        )  # a damaged one of the same step, or it would have been resumed from
     staged.rename(final)
-    sync(final.parent)
+    fsync_path(final.parent)
     return final
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #79001eb7
-def point(
+def write_pointer(
     folder: Path,  # a checkpoint
 ) -> None:
     """Leave `latest.json` beside a checkpoint: name, step, SHA-256 of its manifest. Nothing here
@@ -65,12 +67,12 @@ def point(
             ),
         )
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #c0f589ae
-def steps(root: Path) -> list[Path]:
+def list_steps(root: Path) -> list[Path]:
     "The folders `step-N` of a run, newest first."
     return sorted(
         (d for d in root.glob("step-*") if d.name.removeprefix("step-").isdigit()),
@@ -78,11 +80,11 @@ def steps(root: Path) -> list[Path]:
     )
 
 
-def newest(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
+def newest_checkpoint(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
     """(the newest checkpoint that verifies, the damaged ones that were passed over with what is
     wrong)."""
     damaged = {}
-    for folder in steps(root):
+    for folder in list_steps(root):
         if not (faults := verify(folder)):
             return folder, damaged
         damaged[folder.name] = faults
@@ -90,7 +92,7 @@ def newest(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #40a55f32
-def score(folder: Path) -> float | None:
+def checkpoint_score(folder: Path) -> float | None:
     "The validation loss that a checkpoint was saved with, if it was measured at that step."
     try:
         return read_json(folder / "progress.json").get("eval_loss")
@@ -98,32 +100,32 @@ def score(folder: Path) -> float | None:
         return None  # of another writer
 
 
-def best(root: Path) -> Path | None:
+def best_checkpoint(root: Path) -> Path | None:
     "The whole checkpoint with the lowest validation loss."
     scored = [
         (found, -i, folder)
-        for i, folder in enumerate(steps(root))
-        if isinstance(found := score(folder), float) and not verify(folder)
+        for i, folder in enumerate(list_steps(root))
+        if isinstance(found := checkpoint_score(folder), float) and not verify(folder)
     ]
     return min(scored)[2] if scored else None
 
 
-def prune(
+def prune_checkpoints(
     root: Path,
     keep: int,  # newest whole checkpoints to keep
     best_too: bool = False,  # and the best one, however old
 ) -> list[str]:
     """Remove the other whole checkpoints; a damaged one is left for a person to look at and never
     counts."""
-    whole = [folder for folder in steps(root) if not verify(folder)]
-    kept = {*whole[:keep], best(root) if best_too else None}
+    whole = [folder for folder in list_steps(root) if not verify(folder)]
+    kept = {*whole[:keep], best_checkpoint(root) if best_too else None}
     gone = [folder for folder in whole if folder not in kept]
     for folder in gone:
-        remove(folder)
+        remove_checkpoint(folder)
     return [folder.name for folder in gone]
 
 
-def remove(folder: Path) -> None:
+def remove_checkpoint(folder: Path) -> None:
     """Take a checkpoint away so that a kill in between leaves none, and not a damaged one: without
     its manifest and name it is nothing."""
     away = folder.with_name(f".{folder.name}.gone")
@@ -133,10 +135,14 @@ def remove(folder: Path) -> None:
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #73f1530b
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota, a limit on the size of a file
+DISK_FULL_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+}  # the disk, a quota, a limit on the size of a file
 
 
-def no_room(
+def is_disk_full(
     folder: Path,
     size: int,  # bytes
 ) -> OSError | None:
@@ -148,13 +154,17 @@ def no_room(
         with open(probe, "wb") as file:
             file.write(bytes(min(size, 2**20)))  # a quota shows itself only to who writes
     except OSError as error:
-        return OSError(error.errno, error.strerror, str(folder)) if error.errno in FULL else None
+        return (
+            OSError(error.errno, error.strerror, str(folder))
+            if error.errno in DISK_FULL_ERRORS
+            else None
+        )
     finally:
         probe.unlink(missing_ok=True)
 
 
 @contextmanager
-def full_disk_named(
+def explain_full_disk(
     folder: Path,  # where is being written
     least: int = 2**20,  # bytes that must have room, or it counts as full
 ):
@@ -162,15 +172,15 @@ def full_disk_named(
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
             raise
-        if (reason := no_room(folder, least)) is None:
+        if (reason := is_disk_full(folder, least)) is None:
             raise
         raise reason from error
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #19a722fb
-class Saver:
+class AsyncSaver:
     """Writes checkpoints in a thread, one after the other, and removes those that are too old. A
     full disk keeps the older ones, is said, and stops nothing."""
 
@@ -207,11 +217,11 @@ class Saver:
             self._write(staged, step, write, size)
         except Exception as error:  # it is the main thread's to raise
             shutil.rmtree(staged, ignore_errors=True)
-            if not (isinstance(error, OSError) and error.errno in FULL):
+            if not (isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS):
                 self.fault = error
             else:
                 self.failed.append(step)
-                found = newest(self.root)[0]
+                found = newest_checkpoint(self.root)[0]
                 self.say(
                     f"step {step} could not be saved: {error.strerror.lower()}. The training goes"
                     f" on; the newest checkpoint is {found.name if found else 'none yet'}. Free"
@@ -221,9 +231,9 @@ class Saver:
     def _write(self, staged, step, write, size) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        with full_disk_named(self.root, 2**20 + size // 8):
-            if reason := no_room(self.root, size + size // 20):
+        with explain_full_disk(self.root, 2**20 + size // 8):
+            if reason := is_disk_full(self.root, size + size // 20):
                 raise reason
             write(staged)
-            point(commit(staged, self.root / f"step-{step}"))
-        prune(self.root, self.keep, self.best_too)
+            write_pointer(commit(staged, self.root / f"step-{step}"))
+        prune_checkpoints(self.root, self.keep, self.best_too)

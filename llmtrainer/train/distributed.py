@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = [
-    "APART",
-    "world",
+    "SMALL_GRADIENTS",
+    "world_size",
     "rank",
-    "highest",
-    "agreed",
-    "of_all",
-    "averaged_after",
+    "all_reduce_max",
+    "any_rank",
+    "all_gather",
+    "averages_after_backward",
     "average_gradients",
 ]
 
@@ -24,50 +24,50 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 # %% ../../nbs/training/37_distributed.ipynb #25278ab2
-def world() -> int:
+def world_size() -> int:
     "Processes that train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     "The number of this process; 0 writes."
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def highest(numbers: Sequence[int], device="cpu") -> list[int]:
+def all_reduce_max(numbers: Sequence[int], device="cpu") -> list[int]:
     "The highest of each that any process says."
-    if world() == 1:
+    if world_size() == 1:
         return [int(n) for n in numbers]
     said = torch.tensor([int(n) for n in numbers], device=device)
     dist.all_reduce(said, dist.ReduceOp.MAX)
     return said.tolist()
 
 
-def agreed(flags: Sequence[bool], device="cpu") -> list[bool]:
+def any_rank(flags: Sequence[bool], device="cpu") -> list[bool]:
     """What any process says, all say: a signal reaches one of them, and they must stop at the same
     step."""
-    return [bool(n) for n in highest([bool(f) for f in flags], device)]
+    return [bool(n) for n in all_reduce_max([bool(f) for f in flags], device)]
 
 
-def of_all(value) -> list:
+def all_gather(value) -> list:
     "Every process's value, in the order of their numbers."
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    values = [None] * world()
+    values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 # %% ../../nbs/training/37_distributed.ipynb #2b446a53
-APART = 2**30  # bytes of gradients up to which they are averaged after the way back
+SMALL_GRADIENTS = 2**30  # bytes of gradients up to which they are averaged after the way back
 
 
-def averaged_after(model) -> bool:
+def averages_after_backward(model) -> bool:
     """Is it DDP with gradients so small, as an adapter's are, that little is lost by averaging them
     after the way back?"""
     return (
         isinstance(model, DistributedDataParallel)
-        and sum(p.nbytes for p in model.parameters() if p.requires_grad) <= APART
+        and sum(p.nbytes for p in model.parameters() if p.requires_grad) <= SMALL_GRADIENTS
     )
 
 
@@ -85,6 +85,6 @@ def average_gradients(model) -> None:
             grads,
             [
                 part.view_as(g)
-                for part, g in zip((flat / world()).split([g.numel() for g in grads]), grads)
+                for part, g in zip((flat / world_size()).split([g.numel() for g in grads]), grads)
             ],
         )

@@ -6,17 +6,17 @@
 __all__ = [
     "UNITS",
     "SIZES",
-    "period",
-    "Every",
+    "parse_period",
+    "PeriodTimer",
     "Signals",
-    "Ended",
+    "AlreadyFinished",
     "Diverged",
     "Progress",
-    "Keeping",
-    "Keeper",
-    "refuse_not_finite",
-    "left_out",
-    "out_of_memory",
+    "CheckpointConfig",
+    "CheckpointCallback",
+    "check_finite_weights",
+    "skipped_by_deepspeed",
+    "is_out_of_memory",
     "Durable",
 ]
 
@@ -45,24 +45,32 @@ from transformers import PrinterCallback, TrainerCallback
 # %% ../../nbs/training/39_durable.ipynb #6c6f4d39
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json
-from llmtrainer.train.checkpoints import FULL, Saver, best, commit, newest, point, prune
+from llmtrainer.train.checkpoints import (
+    DISK_FULL_ERRORS,
+    AsyncSaver,
+    best_checkpoint,
+    commit,
+    newest_checkpoint,
+    write_pointer,
+    prune_checkpoints,
+)
 from llmtrainer.train.resume import (
-    Average,
-    copied,
+    WeightAverage,
+    copy_to_host,
     load_weights,
     random_state,
-    refuse_other,
-    size_of,
-    weights_of,
+    check_identity,
+    tensor_bytes,
+    checkpoint_weights,
 )
 from llmtrainer.train.distributed import (
-    agreed,
+    any_rank,
     average_gradients,
-    averaged_after,
-    highest,
-    of_all,
+    averages_after_backward,
+    all_reduce_max,
+    all_gather,
     rank,
-    world,
+    world_size,
 )
 
 # %% ../../nbs/training/39_durable.ipynb #9a494f6f
@@ -78,7 +86,7 @@ UNITS = {
 SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
-def period(text: str) -> tuple[float, str]:
+def parse_period(text: str) -> tuple[float, str]:
     "(number, unit) of words such as `30 min`, `0.5 epochs`, `2M tokens`."
     found = re.fullmatch(
         rf"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMG]?)\s*({'|'.join(UNITS)})s?\s*", text
@@ -92,11 +100,11 @@ def period(text: str) -> tuple[float, str]:
     ]
 
 
-class Every:
+class PeriodTimer:
     "Says when a period has come round."
 
     def __init__(self, text: str):
-        self.length, self.unit = period(text)
+        self.length, self.unit = parse_period(text)
 
     def turn(self, now: dict[str, float]) -> int:
         return int(now[self.unit] / self.length + 1e-9)
@@ -154,7 +162,7 @@ class Signals:
 
 
 # %% ../../nbs/training/39_durable.ipynb #7ddb5ea3
-class Ended(Exception):
+class AlreadyFinished(Exception):
     "There is no step left to take: the last one was taken before the resume."
 
 
@@ -189,7 +197,7 @@ class Progress:
 
 
 @dataclass
-class Keeping:
+class CheckpointConfig:
     "What makes a training durable."
 
     run: Run
@@ -213,13 +221,16 @@ class Keeping:
 
 
 # %% ../../nbs/training/39_durable.ipynb #78c6fa7f
-class Keeper(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     "Saves, logs and stops a training; its state is in every checkpoint."
 
-    def __init__(self, trainer, keeping: Keeping):
+    def __init__(self, trainer, keeping: CheckpointConfig):
         self.trainer, self.keeping, self.progress = trainer, keeping, Progress()
-        self.save, self.evaluate = Every(keeping.save), keeping.evaluate and Every(keeping.evaluate)
-        self.saver = Saver(
+        self.save, self.evaluate = (
+            PeriodTimer(keeping.save),
+            keeping.evaluate and PeriodTimer(keeping.evaluate),
+        )
+        self.saver = AsyncSaver(
             keeping.run.checkpoints, keeping.keep, keeping.final == "best", keeping.say
         )
         self.due, self.training, self.stopped, self.slowest, self.unlogged, self.lines = (
@@ -269,7 +280,7 @@ class Keeper(TrainerCallback):
             self.meter.tick()
         if self.average:
             self.average.update(state.global_step)
-        stop, save, evaluate, split = highest(
+        stop, save, evaluate, split = all_reduce_max(
             [
                 bool(self.wanted()),
                 self.save.due(self.now(state)),
@@ -303,19 +314,19 @@ class Keeper(TrainerCallback):
         )
 
     def make_up(self) -> None:
-        """The validation that a stop has left out; `Ended` where the training should have been over
+        """The validation that a stop has left out; `AlreadyFinished` where the training should have been over
         with it."""
         if not self.progress.owed or self.stopped:
             return
         self.progress.owed = False
         self.trainer.evaluate()
         if self.progress.ended and self.training:
-            raise Ended
+            raise AlreadyFinished
 
     def on_step_begin(self, args, state, control, **_):
         self.make_up()
         if state.global_step >= state.max_steps:
-            raise Ended  # resumed from its last step, the Trainer would take another one
+            raise AlreadyFinished  # resumed from its last step, the Trainer would take another one
 
     def wanted(self) -> str | None:
         """Why it should stop now; before a time limit there must be time for one more step and a
@@ -365,7 +376,7 @@ class Keeper(TrainerCallback):
         self.trainer.store_flos()
         self.due, self.progress.unlogged, self.progress.lines = (
             False,
-            of_all(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []),
+            all_gather(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []),
             self.lines,
         )
         if self.trainer.sharded:
@@ -375,11 +386,11 @@ class Keeper(TrainerCallback):
 
     def save_copy(self, state) -> None:
         "Copy all that decides the future, and have it written."
-        numbers, trainer = of_all(random_state()), self.trainer
+        numbers, trainer = all_gather(random_state()), self.trainer
         if rank() != 0:
             return
-        weights, write = weights_of(trainer.model)
-        held = copied(
+        weights, write = checkpoint_weights(trainer.model)
+        held = copy_to_host(
             {
                 "optimizer.pt": trainer.optimizer.state_dict(),
                 "scheduler.pt": trainer.lr_scheduler.state_dict(),
@@ -391,17 +402,17 @@ class Keeper(TrainerCallback):
             )
         )
         held |= {
-            f"rng_state_{i}.pth" if world() > 1 else "rng_state.pth": one
+            f"rng_state_{i}.pth" if world_size() > 1 else "rng_state.pth": one
             for i, one in enumerate(numbers)
         }
         weights, mean, notes = (
-            copied(weights),
-            self.average and copied(self.average.mean),
+            copy_to_host(weights),
+            self.average and copy_to_host(self.average.mean),
             self.notes(state),
         )
 
         def into(folder: Path) -> None:
-            refuse_not_finite(weights, state_step)
+            check_finite_weights(weights, state_step)
             write(folder, weights)
             for name, value in held.items():
                 torch.save(value, folder / name)
@@ -411,7 +422,9 @@ class Keeper(TrainerCallback):
                 (folder / name).write_text(text, encoding="utf-8")
 
         state_step = state.global_step
-        self.saver.save(state_step, into, size_of(weights) + size_of(held) + size_of(mean or {}))
+        self.saver.save(
+            state_step, into, tensor_bytes(weights) + tensor_bytes(held) + tensor_bytes(mean or {})
+        )
 
     def notes(self, state) -> dict[str, str]:
         "The small files of a checkpoint."
@@ -424,7 +437,7 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         "After the Trainer's own save of a state that is spread over devices."
-        if world() > 1:
+        if world_size() > 1:
             # each device writes its random numbers itself: sealed before the last of them, a
             # checkpoint would never verify
             dist.barrier()
@@ -435,9 +448,13 @@ class Keeper(TrainerCallback):
             )  # a pickle that can hold tokens, and that nothing here reads
             for name, text in self.notes(state).items():
                 (staged / name).write_text(text, encoding="utf-8")
-            point(commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}"))
-            prune(self.keeping.run.checkpoints, self.keeping.keep, self.keeping.final == "best")
-        if world() > 1:
+            write_pointer(
+                commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}")
+            )
+            prune_checkpoints(
+                self.keeping.run.checkpoints, self.keeping.keep, self.keeping.final == "best"
+            )
+        if world_size() > 1:
             dist.barrier()
 
     # and the log
@@ -461,12 +478,12 @@ class Keeper(TrainerCallback):
                 self.keeping.run.log(**self.unlogged[0])
                 self.unlogged.pop(0)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL_ERRORS:
                 raise
 
 
 # %% ../../nbs/training/39_durable.ipynb #833db441
-def refuse_not_finite(weights: dict[str, torch.Tensor], step: int) -> None:
+def check_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
     "`Diverged` where a weight is no number: such a state is never saved."
     for name, t in weights.items():
         if t.is_floating_point() and not t.isfinite().all():
@@ -476,7 +493,7 @@ def refuse_not_finite(weights: dict[str, torch.Tensor], step: int) -> None:
             )
 
 
-def left_out(
+def skipped_by_deepspeed(
     engine,  # of DeepSpeed, which has stepped on the way back already, or not
 ) -> bool:
     """Did DeepSpeed leave out the step because its gradient is no number? In float16 it does so to
@@ -484,7 +501,7 @@ def left_out(
     return engine.optimizer.overflow and engine.optimizer.dtype != torch.float16
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     "Did memory end?"
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
@@ -494,15 +511,15 @@ class Durable:
     """A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable,
     SomeTrainer)`."""
 
-    def __init__(self, *args, keeping: Keeping, **kw):
+    def __init__(self, *args, keeping: CheckpointConfig, **kw):
         super().__init__(*args, **kw)
         self.keeping, self.window, self.losses, self.applied, self.read = keeping, [], [], [], 0
-        self.keeper = Keeper(self, keeping)
+        self.keeper = CheckpointCallback(self, keeping)
         self.add_callback(self.keeper)
         self.remove_callback(PrinterCallback)
         self.args.save_strategy = "no"  # the keeper says when
         if keeping.average:
-            self.keeper.average = Average(self.model, keeping.average)
+            self.keeper.average = WeightAverage(self.model, keeping.average)
 
     sharded = property(
         lambda self: self.is_fsdp_enabled or self.is_deepspeed_enabled,
@@ -541,7 +558,7 @@ class Durable:
     def training_step(self, model, inputs, num_items_in_batch=None):
         ids = inputs.pop("ids", None)
         self.window.append(ids)
-        self.alone = averaged_after(
+        self.alone = averages_after_backward(
             model
         )  # then no device waits for another on the way back, and each may begin again
         with model.no_sync() if self.alone else nullcontext():
@@ -550,7 +567,7 @@ class Durable:
             average_gradients(model)
         self.items, self.read = (
             num_items_in_batch,
-            self.read + inputs["input_ids"].numel() * world() if "input_ids" in inputs else 0,
+            self.read + inputs["input_ids"].numel() * world_size() if "input_ids" in inputs else 0,
         )
         self.losses.append(loss)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.keeping.not_finite == "skip" else loss
@@ -566,7 +583,7 @@ class Durable:
                     model, [inputs] if self.keeper.progress.split == 1 else self.pieces(ids), items
                 )
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self.halve(error)
             again, inputs = True, None
@@ -584,7 +601,7 @@ class Durable:
     def halve(self, error: RuntimeError) -> None:
         "Half the micro-batch from here on, and say so; `UserError` where it cannot be halved."
         progress, ids, micro = self.keeper.progress, self.window[-1], self.args.train_batch_size
-        if ids is None or (world() > 1 and not self.alone) or progress.split >= micro:
+        if ids is None or (world_size() > 1 and not self.alone) or progress.split >= micro:
             raise UserError(
                 "out of memory"
                 + (
@@ -631,9 +648,9 @@ class Durable:
             else losses.new_zeros(())
         )  # a scaler makes and handles infinite ones
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if self.is_deepspeed_enabled and left_out(self.deepspeed):
+        if self.is_deepspeed_enabled and skipped_by_deepspeed(self.deepspeed):
             norm = norm.new_tensor(torch.inf)
-        if not agreed(
+        if not any_rank(
             [not bool(torch.isfinite(losses).all() & torch.isfinite(norm))], self.args.device
         )[0]:
             self.applied.append(losses.sum())
@@ -711,7 +728,7 @@ class Durable:
         if rank() == 0:
             for left in run.checkpoints.glob(".*"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        found, damaged = newest(run.checkpoints)
+        found, damaged = newest_checkpoint(run.checkpoints)
         for name, faults in damaged.items():
             say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
         if not found:
@@ -727,7 +744,7 @@ class Durable:
                 None,
                 "set launch.strategy as it was, or begin another run with --run",
             )
-        accepted = refuse_other(found, self.keeping.identity, self.keeping.accept)
+        accepted = check_identity(found, self.keeping.identity, self.keeping.accept)
         self.keeper.progress = progress = Progress(**read_json(found / "progress.json"))
         self.applied = self.shares(progress.unlogged)
         self.go_to(progress.data)
@@ -753,7 +770,7 @@ class Durable:
     ) -> list[torch.Tensor]:
         "This device's part of them; on another number of devices each takes the mean."
         losses = torch.tensor(each, dtype=torch.float32, device=self.args.device)
-        return list(losses[rank()] if len(each) == world() else losses.mean(0)) if each else []
+        return list(losses[rank()] if len(each) == world_size() else losses.mean(0)) if each else []
 
     def go(self) -> None:
         """Train to the end from the newest whole checkpoint; raises `Stopped` when it was asked to
@@ -766,14 +783,14 @@ class Durable:
         signals.gentle = True
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
-        except Ended:
+        except AlreadyFinished:
             self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
             self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.keeper.saver.wait()
         signals.gentle = False
-        if self.keeper.stopped and of_all("saved"):  # process 0 has written it
-            found = newest(self.keeping.run.checkpoints)[0]
+        if self.keeper.stopped and all_gather("saved"):  # process 0 has written it
+            found = newest_checkpoint(self.keeping.run.checkpoints)[0]
             raise Stopped(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}"
                 f" ({self.keeper.stopped}); the same command goes on from"
@@ -782,7 +799,9 @@ class Durable:
 
     def settle(self) -> None:
         "After the last step: give the model the weights that the run ends with."
-        if self.keeping.final == "best" and (found := best(self.keeping.run.checkpoints)):
+        if self.keeping.final == "best" and (
+            found := best_checkpoint(self.keeping.run.checkpoints)
+        ):
             load_weights(self.model, found)
             if self.keeper.average:
                 self.keeper.average.load(found / "average.safetensors")

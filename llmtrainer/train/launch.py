@@ -9,18 +9,18 @@ __all__ = [
     "KINDS",
     "CLUSTERS",
     "Launch",
-    "devices",
-    "spread",
+    "process_count",
+    "sharded",
     "check_launch",
-    "inside",
-    "command",
-    "start",
-    "join",
-    "check_running",
-    "options",
-    "Reader",
-    "first_then_all",
-    "leave",
+    "is_worker",
+    "torchrun_command",
+    "run_torchrun",
+    "init_distributed",
+    "check_strategy",
+    "strategy_arguments",
+    "ReadOnlyRun",
+    "main_process_first",
+    "exit_worker",
     "slurm",
     "kubernetes",
     "skypilot",
@@ -54,7 +54,7 @@ from torch.distributed.tensor import DTensor
 from llmtrainer.device import Machine
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, write_json
-from llmtrainer.train.distributed import of_all, rank, world
+from llmtrainer.train.distributed import all_gather, rank, world_size
 
 
 # %% ../../nbs/training/38_launch.ipynb #5c455290
@@ -72,14 +72,14 @@ class Launch(Section):
     node: int = Field(0, ge=0, description="with several machines, the number of this one")
 
 
-def devices(launch: Launch) -> int:
+def process_count(launch: Launch) -> int:
     "Processes that train together."
     return launch.gpus * launch.nodes
 
 
-def spread(launch: Launch) -> bool:
+def sharded(launch: Launch) -> bool:
     "Does each device hold a part of every weight only?"
-    return launch.strategy != "ddp" and devices(launch) > 1
+    return launch.strategy != "ddp" and process_count(launch) > 1
 
 
 def check_launch(
@@ -94,7 +94,7 @@ def check_launch(
             f"1 to {machine.count}",
             f"set launch.gpus={machine.count}",
         )
-    if launch.strategy != "ddp" and devices(launch) == 1:
+    if launch.strategy != "ddp" and process_count(launch) == 1:
         raise UserError(
             f"{launch.strategy} shares weights between devices, and one was asked for",
             f"launch.strategy: {launch.strategy}",
@@ -151,12 +151,12 @@ ENDED = "LLMTRAINER_ENDED"  # the variable with the file for the exit code
 ENTRY = "from llmtrainer.cli import main; main()"
 
 
-def inside() -> bool:
+def is_worker() -> bool:
     "Is this one of torchrun's processes?"
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def command(
+def torchrun_command(
     launch: Launch,
     arguments: Sequence[str],  # of llmtrainer
 ) -> list[str]:
@@ -186,7 +186,7 @@ def command(
     ]
 
 
-def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int, str]:
+def run_torchrun(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int, str]:
     """Run torchrun to its end, passing on SIGINT and SIGTERM once; (exit code of the job, what it
     said last)."""
     hidden = {sys.executable: "python", "-m": "", "torch.distributed.run": "torchrun"}
@@ -227,7 +227,7 @@ def start(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int,
 
 
 # %% ../../nbs/training/38_launch.ipynb #be85f3fe
-def join(
+def init_distributed(
     launch: Launch,
     device: str,  # of the plan
 ) -> None:
@@ -235,11 +235,11 @@ def join(
     warnings.filterwarnings(
         "ignore", "`broadcast_buffers` is deprecated", FutureWarning
     )  # accelerate has no other word for it
-    if inside() and not dist.is_initialized():
+    if is_worker() and not dist.is_initialized():
         PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
-    if world() != devices(launch):
+    if world_size() != process_count(launch):
         raise UserError(
-            f"{world()} processes run, and the recipe asks for {devices(launch)}",
+            f"{world_size()} processes run, and the recipe asks for {process_count(launch)}",
             f"launch: gpus {launch.gpus}, nodes {launch.nodes}",
             None,
             "start it with `llmtrainer train`, which starts as many as are needed",
@@ -253,16 +253,18 @@ KINDS = {
 }
 
 
-def check_running(
+def check_strategy(
     launch: Launch,
     accelerator: Accelerator,
     model=None,  # to look whether FSDP has spread its weights
 ) -> None:
     "`UserError` where another strategy runs than was asked for."
-    wanted = KINDS[launch.strategy] if devices(launch) > 1 else {DistributedType.NO}
-    if accelerator.distributed_type not in wanted or accelerator.num_processes != devices(launch):
+    wanted = KINDS[launch.strategy] if process_count(launch) > 1 else {DistributedType.NO}
+    if accelerator.distributed_type not in wanted or accelerator.num_processes != process_count(
+        launch
+    ):
         raise UserError(
-            f"asked for: {launch.strategy} on {devices(launch)}; what runs:"
+            f"asked for: {launch.strategy} on {process_count(launch)}; what runs:"
             f" {accelerator.distributed_type.value} on {accelerator.num_processes}",
             "launch.strategy",
             None,
@@ -283,7 +285,7 @@ def check_running(
         )
 
 
-def options(launch: Launch) -> dict:
+def strategy_arguments(launch: Launch) -> dict:
     "What TrainingArguments take for a strategy."
     if launch.strategy == "fsdp":
         return dict(
@@ -316,7 +318,7 @@ def options(launch: Launch) -> dict:
 
 
 # %% ../../nbs/training/38_launch.ipynb #0c4a5183
-class Reader(Run):
+class ReadOnlyRun(Run):
     "A run as seen by a process that does not write it."
 
     def write(self, name: str, obj) -> None:
@@ -326,7 +328,7 @@ class Reader(Run):
         "Left to process 0."
 
 
-def first_then_all(first: Callable[[], Run], path: Path) -> Run:
+def main_process_first(first: Callable[[], Run], path: Path) -> Run:
     "Process 0 does it, and the others read what it made; its fault is everybody's."
     made = fault = None
     if rank() == 0:
@@ -334,15 +336,15 @@ def first_then_all(first: Callable[[], Run], path: Path) -> Run:
             made = first()
         except Exception as error:
             fault = error  # raised below, when the others know
-    said = of_all(str(fault) if fault else None)[0]
+    said = all_gather(str(fault) if fault else None)[0]
     if fault:
         raise fault
     if said:
         raise UserError(said)
-    return made or Reader(path)
+    return made or ReadOnlyRun(path)
 
 
-def leave(code: int, text: str) -> None:
+def exit_worker(code: int, text: str) -> None:
     """Leave the exit code of the job for who started it; the first process to say it is believed,
     for it may take the others with it."""
     if ENDED in os.environ and not Path(os.environ[ENDED]).exists():

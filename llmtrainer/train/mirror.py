@@ -7,9 +7,9 @@ __all__ = [
     "FolderPlace",
     "as_oserror",
     "HubPlace",
-    "place_of",
-    "in_order",
-    "step_of",
+    "open_place",
+    "send_order",
+    "checkpoint_step",
     "Mirror",
     "mirrored",
     "restore",
@@ -36,8 +36,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 # %% ../../nbs/training/35_mirror.ipynb #1d179e54
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Stopped, sha256, sync, verify, write_json
-from llmtrainer.train.checkpoints import FULL, newest, steps
+from llmtrainer.run import Stopped, sha256, fsync_path, verify, write_json
+from llmtrainer.train.checkpoints import DISK_FULL_ERRORS, newest_checkpoint, list_steps
 
 
 # %% ../../nbs/training/35_mirror.ipynb #5a3817e7
@@ -58,7 +58,7 @@ class FolderPlace:
         part = target.with_name(f".{target.name}.part")
         try:
             shutil.copyfile(file, part)
-            sync(part)
+            fsync_path(part)
             os.replace(part, target)
         except OSError:
             with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ class HubPlace:
             self.api.delete_file(name, self.repo)
 
 
-def place_of(target: str | Path):
+def open_place(target: str | Path):
     "The place that a recipe names: `hf://user/name`, or a folder."
     if not str(target).startswith("hf://"):
         return FolderPlace(target)
@@ -189,7 +189,7 @@ def place_of(target: str | Path):
 
 
 # %% ../../nbs/training/35_mirror.ipynb #0124e85c
-def in_order(run: Path) -> list[str]:
+def send_order(run: Path) -> list[str]:
     """The files of a run in the order in which they are sent: checkpoints, the newest first, then
     the rest; of every folder the manifest last."""
     files = [p.relative_to(run) for p in run.rglob("*") if p.is_file()]
@@ -206,7 +206,7 @@ def in_order(run: Path) -> list[str]:
     return [p.as_posix() for p in sorted(files, key=rank)]
 
 
-def step_of(name: str) -> int | None:
+def checkpoint_step(name: str) -> int | None:
     "The step of a checkpoint's file."
     found = re.match(r"checkpoints/step-(\d+)/", name)
     return int(found[1]) if found else None
@@ -234,7 +234,7 @@ class Mirror:
 
     def waiting(self) -> list[str]:
         "What has not arrived as it is now."
-        return [name for name in in_order(self.run) if self.sent.get(name) != self._mark(name)]
+        return [name for name in send_order(self.run) if self.sent.get(name) != self._mark(name)]
 
     def _mark(self, name: str) -> tuple[int, int] | None:
         try:
@@ -262,13 +262,13 @@ class Mirror:
         for name in self.waiting():
             self.send(name)
             if (
-                (step := step_of(name)) is not None
+                (step := checkpoint_step(name)) is not None
                 and name.endswith("manifest.json")
                 and step not in self.durable
             ):
                 self.durable.add(step)
                 self.say(f"step {step} is durable in {self.place}")
-        here = {folder.name for folder in steps(self.run / "checkpoints")}
+        here = {folder.name for folder in list_steps(self.run / "checkpoints")}
         if self.cleared != (self.durable, here):
             self.clear(here)
 
@@ -281,14 +281,14 @@ class Mirror:
         old = [
             name
             for name in self.place.names()
-            if (step := step_of(name)) is not None
+            if (step := checkpoint_step(name)) is not None
             and f"step-{step}" not in here
             and len(safe) == self.keep
             and step < safe[0]
         ]
         for name in sorted(old, key=lambda n: not n.endswith("manifest.json")):
             self.place.remove(name)  # without its manifest it is no checkpoint
-        self.durable -= {step_of(name) for name in old}
+        self.durable -= {checkpoint_step(name) for name in old}
         self.cleared = (set(self.durable), here)
 
     def try_once(self) -> bool:
@@ -302,7 +302,7 @@ class Mirror:
             self.fault = None
         if bool(before) != bool(self.fault):
             self.say(
-                f"{self.place} {'is full' if self.fault.errno in FULL else 'does not answer'}"
+                f"{self.place} {'is full' if self.fault.errno in DISK_FULL_ERRORS else 'does not answer'}"
                 f" ({self.fault}): the training goes on, and what waits is sent when it is back"
                 if self.fault
                 else f"{self.place} is back"
@@ -313,7 +313,8 @@ class Mirror:
     def status(self) -> dict:
         "The newest step here, the newest that is safe there, and what waits."
         here = [
-            int(folder.name.removeprefix("step-")) for folder in steps(self.run / "checkpoints")
+            int(folder.name.removeprefix("step-"))
+            for folder in list_steps(self.run / "checkpoints")
         ]
         return dict(
             place=str(self.place),
@@ -328,7 +329,7 @@ class Mirror:
         try:
             write_json(self.run / ".mirror.json", self.status())
         except OSError as error:  # a full disk must not stop the sending
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL_ERRORS:
                 raise
 
     def _work(self) -> None:
@@ -372,7 +373,7 @@ def mirrored(
     if target is None:
         yield None
         return
-    mirror = Mirror(run, place_of(target), keep, every, say)
+    mirror = Mirror(run, open_place(target), keep, every, say)
     mirror.thread.start()
     try:
         yield mirror
@@ -398,7 +399,7 @@ def restore(place, run: Path) -> bool:
     shutil.rmtree(work, ignore_errors=True)
     for name in names:
         place.fetch(name, work / name)
-    for folder in steps(work / "checkpoints"):
+    for folder in list_steps(work / "checkpoints"):
         if verify(folder):
             shutil.rmtree(folder)  # it had not arrived whole
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = [
-    "PEAKS",
-    "peak_of",
-    "Meter",
-    "memory",
-    "flops_of",
-    "said",
-    "Bar",
-    "curve",
-    "Curve",
+    "PEAK_FLOPS",
+    "peak_flops",
+    "ThroughputMeter",
+    "peak_memory_gib",
+    "flops_per_token",
+    "format_figures",
+    "ProgressBar",
+    "loss_svg",
+    "LossCurve",
     "in_notebook",
-    "chosen_trackers",
-    "Tracked",
-    "flat",
+    "resolve_trackers",
+    "TrackerCallback",
+    "flatten_recipe",
 ]
 
 # %% ../../nbs/training/36_monitor.ipynb #76468c25
@@ -43,7 +43,7 @@ from llmtrainer.recipe import UserError
 # %% ../../nbs/training/36_monitor.ipynb #1441aa99
 # FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from
 # NVIDIA's data sheets
-PEAKS = {
+PEAK_FLOPS = {
     "B200": 2250e12,
     "H200 NVL": 836e12,
     "H200": 989e12,
@@ -74,17 +74,17 @@ PEAKS = {
 }
 
 
-def peak_of(chip: str) -> float | None:
+def peak_flops(chip: str) -> float | None:
     """FLOP/s that a chip could do in 16 bits, where its name is known; a laptop's chip has the name
     of another."""
     return (
-        next((flops for name, flops in PEAKS.items() if re.search(rf"\b{name}\b", chip)), None)
+        next((flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", chip)), None)
         if "Laptop" not in chip
         else None
     )
 
 
-class Meter:
+class ThroughputMeter:
     "Tokens a second over the last steps, the share of the chip that they take, and memory."
 
     def __init__(
@@ -104,7 +104,7 @@ class Meter:
 
     def figures(self) -> dict[str, float]:
         "What is known by now."
-        found = {"memory_gib": memory()}
+        found = {"memory_gib": peak_memory_gib()}
         if len(self.seen) > 1 and (seconds := self.seen[-1][0] - self.seen[0][0]) > 0:
             found["tokens_per_second"] = (self.seen[-1][1] - self.seen[0][1]) / seconds
             if self.peak and self.flops:
@@ -112,7 +112,7 @@ class Meter:
         return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
-def memory() -> float:
+def peak_memory_gib() -> float:
     "GiB: the most that a GPU has held, or this process on a CPU."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
@@ -123,7 +123,7 @@ def memory() -> float:
     )
 
 
-def flops_of(model) -> float:
+def flops_per_token(model) -> float:
     """FLOPs of one token, forward and backward: 4 for each weight that is passed, and 2 more where
     its own gradient is computed."""
     size = lambda p: (
@@ -142,7 +142,7 @@ def flops_of(model) -> float:
 
 
 # %% ../../nbs/training/36_monitor.ipynb #14e7866d
-def said(figures: dict[str, float]) -> str:
+def format_figures(figures: dict[str, float]) -> str:
     "Figures in a few words."
     forms = dict(
         loss="loss {:.4f}",
@@ -158,10 +158,10 @@ def said(figures: dict[str, float]) -> str:
     )
 
 
-class Bar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     "A progress bar with losses, tokens a second, MFU, memory and the time left."
 
-    def __init__(self, meter: Meter):
+    def __init__(self, meter: ThroughputMeter):
         self.meter, self.losses = meter, {}
         self.bar = Progress(
             TextColumn("training"),
@@ -182,7 +182,9 @@ class Bar(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.bar.update(
-            self.task, completed=state.global_step, said=said(self.losses | self.meter.figures())
+            self.task,
+            completed=state.global_step,
+            said=format_figures(self.losses | self.meter.figures()),
         )
 
     def on_train_end(self, args, state, control, **_):
@@ -190,7 +192,7 @@ class Bar(TrainerCallback):
 
 
 # %% ../../nbs/training/36_monitor.ipynb #0fd43948
-def curve(
+def loss_svg(
     lines: dict[str, list[tuple[float, float]]],  # name -> (step, value)
     width: int = 560,
     height: int = 200,
@@ -225,10 +227,10 @@ def curve(
     )
 
 
-class Curve(TrainerCallback):
+class LossCurve(TrainerCallback):
     "The losses as a curve that grows under the cell."
 
-    def __init__(self, meter: Meter):
+    def __init__(self, meter: ThroughputMeter):
         from ipywidgets import HTML  # only where there is a notebook
 
         self.meter, self.lines, self.widget = meter, {"loss": [], "eval_loss": []}, HTML()
@@ -243,8 +245,8 @@ class Curve(TrainerCallback):
             if isinstance(value := (logs or {}).get(name), float) and value == value:
                 line.append((state.global_step, value))
         self.widget.value = (
-            curve(self.lines) + f"<div>step {state.global_step} of {state.max_steps} "
-            f" {said(self.meter.figures())}</div>"
+            loss_svg(self.lines) + f"<div>step {state.global_step} of {state.max_steps} "
+            f" {format_figures(self.meter.figures())}</div>"
         )
 
 
@@ -258,7 +260,7 @@ def in_notebook() -> bool:
 
 
 # %% ../../nbs/training/36_monitor.ipynb #e5c89e47
-def chosen_trackers(wanted: str | list[str]) -> list[str]:
+def resolve_trackers(wanted: str | list[str]) -> list[str]:
     "Names of trackers; `UserError` for one that cannot be had."
     if wanted == "auto":
         return ["trackio"] if find_spec("trackio") else []
@@ -281,7 +283,7 @@ def chosen_trackers(wanted: str | list[str]) -> list[str]:
 
 
 # forgets the run, or the end of the program would finish it aloud once more
-class Tracked(TrainerCallback):
+class TrackerCallback(TrainerCallback):
     "Sends what is logged to trackers."
 
     def __init__(self, names: list[str], run: Path, recipe: dict):
@@ -300,7 +302,7 @@ class Tracked(TrainerCallback):
                 kind(run.parent.name or "llmtrainer", **places(name, kind))
                 for name, kind in kinds.items()
             ],
-            flat(recipe),
+            flatten_recipe(recipe),
         )
 
     def on_train_begin(self, args, state, control, **_):
@@ -325,12 +327,12 @@ class Tracked(TrainerCallback):
                 sys.modules["trackio"].finish()
 
 
-def flat(values: dict, before: str = "") -> dict[str, str | int | float | bool]:
+def flatten_recipe(values: dict, before: str = "") -> dict[str, str | int | float | bool]:
     "A recipe as dotted keys with plain values, as trackers take them."
     found = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{before}{key}.")
+            found |= flatten_recipe(value, f"{before}{key}.")
         else:
             found[before + key] = (
                 value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = [
-    "copied",
-    "size_of",
+    "copy_to_host",
+    "tensor_bytes",
     "random_state",
-    "weights_of",
+    "checkpoint_weights",
     "load_weights",
     "tokenizer_digest",
-    "shape_of",
-    "refuse_other",
-    "Average",
+    "model_signature",
+    "check_identity",
+    "WeightAverage",
 ]
 
 # %% ../../nbs/training/34_resume.ipynb #715bd3e8
@@ -31,13 +31,13 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/training/34_resume.ipynb #ea5b84a5
-from llmtrainer.recipe import UserError, differences
+from llmtrainer.recipe import UserError, recipe_differences
 from llmtrainer.run import read_json
-from llmtrainer.train.distributed import world
+from llmtrainer.train.distributed import world_size
 
 
 # %% ../../nbs/training/34_resume.ipynb #8945b98e
-def copied(
+def copy_to_host(
     value,
     seen: dict | None = None,  # copies made so far, by where their original lies
 ):
@@ -50,19 +50,21 @@ def copied(
             seen[key] = value.detach().to("cpu", copy=True)
         return seen[key]
     if isinstance(value, dict):
-        return {k: copied(v, seen) for k, v in value.items()}
+        return {k: copy_to_host(v, seen) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)([copied(v, seen) for v in value])
+        return type(value)([copy_to_host(v, seen) for v in value])
     return copy.deepcopy(value)
 
 
-def size_of(value) -> int:
+def tensor_bytes(value) -> int:
     "Bytes of the tensors in lists and dictionaries, shared ones once."
     if torch.is_tensor(value):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
         value = {id(v): v for v in value.values()}.values()
-    return sum(map(size_of, value)) if isinstance(value, (list, tuple, type({}.values()))) else 0
+    return (
+        sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple, type({}.values()))) else 0
+    )
 
 
 # %% ../../nbs/training/34_resume.ipynb #d3b3c20d
@@ -74,13 +76,13 @@ def random_state() -> dict:
     if torch.cuda.is_available():
         numbers["cuda"] = (
             torch.cuda.random.get_rng_state_all()
-            if world() > 1
+            if world_size() > 1
             else torch.cuda.random.get_rng_state()
         )
     return numbers
 
 
-def weights_of(model) -> tuple[dict, Callable[[Path, dict], None]]:
+def checkpoint_weights(model) -> tuple[dict, Callable[[Path, dict], None]]:
     "(the tensors of a model that a checkpoint holds, what writes a copy of them into a folder)."
     if not isinstance(model, PeftModel):
         return model.state_dict(), lambda folder, tensors: model.save_pretrained(
@@ -133,7 +135,7 @@ def tokenizer_digest(tokenizer) -> dict[str, str]:
     return dict(tokenizer=short(words + rules), template=short(str(tokenizer.chat_template)))
 
 
-def shape_of(model) -> dict:
+def model_signature(model) -> dict:
     """What of a model is trained: number of weights, and a hash of their names, shapes and formats;
     and how the others are held."""
     trained = sorted(
@@ -149,7 +151,7 @@ def shape_of(model) -> dict:
     )
 
 
-def refuse_other(
+def check_identity(
     checkpoint: Path,
     now: dict,
     accept: Collection[str],  # names of the identity that may differ
@@ -158,7 +160,9 @@ def refuse_other(
     the difference where something is not."""
     if not (checkpoint / "identity.json").is_file():
         return []
-    changed = differences(read_json(checkpoint / "identity.json"), json.loads(json.dumps(now)))
+    changed = recipe_differences(
+        read_json(checkpoint / "identity.json"), json.loads(json.dumps(now))
+    )
     named = lambda key: key in accept or key.split(".")[0] in accept
     if refused := [c for c in changed if not named(c[0])]:
         table = "".join(f"\n    {key}: {there} -> {here}" for key, there, here in refused)
@@ -174,7 +178,7 @@ def refuse_other(
 
 
 # %% ../../nbs/training/34_resume.ipynb #d00bdc01
-class Average:
+class WeightAverage:
     "An exponential moving average of the trained weights."
 
     def __init__(

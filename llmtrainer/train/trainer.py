@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = [
     "SCHEDULES",
-    "FREE",
+    "RESUME_MAY_CHANGE",
     "Train",
     "next_token",
     "smoothed",
-    "shared",
-    "Steps",
-    "Numbered",
-    "Loader",
+    "split_batch",
+    "MicroBatchSampler",
+    "IndexedDataset",
+    "SeededLoader",
     "DurableTrainer",
-    "arguments",
-    "stepper",
+    "training_arguments",
+    "custom_optimizer",
     "save_final",
-    "keeping",
-    "warn",
-    "identity_of",
-    "watchers",
+    "checkpoint_config",
+    "warn_user",
+    "checkpoint_identity",
+    "add_callbacks",
     "fit",
-    "check_unjudged",
-    "check_endless",
+    "check_needs_validation",
+    "check_streaming",
     "taught",
 ]
 
@@ -47,25 +47,31 @@ from transformers import Trainer, TrainingArguments
 
 # %% ../../nbs/training/31_trainer.ipynb #d34c6141
 from llmtrainer.data.packing import Sequences, collator
-from llmtrainer.device import Plan
+from llmtrainer.device import DevicePlan
 from llmtrainer.models.activations import POLICIES
-from llmtrainer.models.lora import OPTIMISERS, Adapt, optimiser, parameter_groups, save_adapter
+from llmtrainer.models.lora import (
+    OPTIMIZERS,
+    Adapt,
+    optimizer_arguments,
+    parameter_groups,
+    save_adapter,
+)
 from llmtrainer.models.engines import token_loss
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
-from llmtrainer.train.checkpoints import commit, full_disk_named
-from llmtrainer.train.durable import Durable, Keeping, Signals, period
-from llmtrainer.train.resume import shape_of, tokenizer_digest
-from llmtrainer.train.distributed import agreed, of_all, rank, world
+from llmtrainer.train.checkpoints import commit, explain_full_disk
+from llmtrainer.train.durable import Durable, CheckpointConfig, Signals, parse_period
+from llmtrainer.train.resume import model_signature, tokenizer_digest
+from llmtrainer.train.distributed import any_rank, all_gather, rank, world_size
 from llmtrainer.train.monitor import (
-    Bar,
-    Curve,
-    Meter,
-    Tracked,
-    chosen_trackers,
-    flops_of,
+    ProgressBar,
+    LossCurve,
+    ThroughputMeter,
+    TrackerCallback,
+    resolve_trackers,
+    flops_per_token,
     in_notebook,
-    peak_of,
+    peak_flops,
 )
 
 # %% ../../nbs/training/31_trainer.ipynb #b688e141
@@ -107,7 +113,7 @@ class Train(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="pull of the weights towards zero; biases and norms are left alone"
     )
-    optimiser: Literal[tuple(OPTIMISERS)] = Field(
+    optimiser: Literal[tuple(OPTIMIZERS)] = Field(
         "adamw", description="how gradients become steps; the others need less memory than adamw"
     )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -198,10 +204,10 @@ class Train(Section):
     @field_validator("eval_every", "save_every")
     @classmethod
     def is_a_period(cls, text, info):
-        "Words that `period` understands, and no number of steps beside them."
+        "Words that `parse_period` understands, and no number of steps beside them."
         if text is None:
             return None
-        period(text)
+        parse_period(text)
         if steps := info.data.get(name := info.field_name.replace("every", "steps")):
             raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
         return text
@@ -216,7 +222,7 @@ class Train(Section):
         return self
 
 
-FREE = {
+RESUME_MAY_CHANGE = {
     "launch",
     *(
         f"train.{key}"
@@ -269,7 +275,7 @@ def smoothed(
 
 
 # %% ../../nbs/training/31_trainer.ipynb #f07bad9e
-def shared(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
+def split_batch(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
     """(sequences in a micro-batch, micro-batches of each device in a step), so that a step has
     batch_size * accumulate sequences; `UserError` where that cannot be."""
     whole = batch_size * accumulate
@@ -287,7 +293,7 @@ def shared(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
 
 
 # %% ../../nbs/training/31_trainer.ipynb #da32a529
-class Steps:
+class MicroBatchSampler:
     """The micro-batches of one device in an epoch, as sequence numbers; `~i` is sequence i without
     targets."""
 
@@ -318,7 +324,7 @@ class Steps:
         self.order.set_epoch(epoch)
 
 
-class Numbered(Dataset):
+class IndexedDataset(Dataset):
     "Sequences that come with their numbers."
 
     def __init__(self, sequences: Sequences):
@@ -334,7 +340,7 @@ class Numbered(Dataset):
         return i, row | dict(labels=np.full_like(row["labels"], -100))
 
 
-class Loader(DataLoader):
+class SeededLoader(DataLoader):
     """A DataLoader that takes nothing from torch's random numbers, so that a validation or a resume
     changes none of them."""
 
@@ -359,7 +365,7 @@ class DurableTrainer(Durable, Trainer):
         self.model_accepts_loss_kwargs = (
             True  # so that the Trainer counts a step's trained tokens for us
         )
-        self.rows = Numbered(self.train_dataset)
+        self.rows = IndexedDataset(self.train_dataset)
         self.args.ignore_data_skip = self.train_dataset.endless  # a stream goes to its place itself
 
     def position(self):
@@ -367,21 +373,21 @@ class DurableTrainer(Durable, Trainer):
             self.state.global_step
             * self.args.train_batch_size
             * self.args.gradient_accumulation_steps
-            * world()
+            * world_size()
         )
 
     def go_to(self, position):
         self.train_dataset.seek(position)
 
     def get_train_dataloader(self):
-        steps = Steps(
+        steps = MicroBatchSampler(
             self.train_dataset.sampler(self.args.seed),
             self.args.train_batch_size,
             self.args.gradient_accumulation_steps,
             rank(),
-            world(),
+            world_size(),
         )
-        return Loader(
+        return SeededLoader(
             self.rows,
             batch_sampler=steps,
             collate_fn=self.collated,
@@ -409,23 +415,23 @@ class DurableTrainer(Durable, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return (
-            self.objective(model, inputs, num_items_in_batch)[0] * world()
+            self.objective(model, inputs, num_items_in_batch)[0] * world_size()
         )  # devices average their gradients, and items are those of all
 
     @torch.no_grad()
     def validation(self, sequences) -> tuple[float, int]:
         """(summed loss, trained tokens) of this device's share of the sequences; where weights are
         spread, nobody can read a batch without the others."""
-        total, tokens, rows = 0, 0, Numbered(sequences)
+        total, tokens, rows = 0, 0, IndexedDataset(sequences)
         size = max(1, self.args.eval_batch_size // self.keeper.progress.split)
         batches = [
             range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)
         ]
-        while self.sharded and len(batches) % world():
+        while self.sharded and len(batches) % world_size():
             batches.append([~0])
-        for ids in batches[rank() :: world()]:
+        for ids in batches[rank() :: world_size()]:
             asked = bool(self.keeping.signals.asked and self.keeper.training)
-            if agreed([asked], self.args.device)[0] if self.sharded else asked:
+            if any_rank([asked], self.args.device)[0] if self.sharded else asked:
                 break
             batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
             with self.compute_loss_context_manager():
@@ -471,7 +477,7 @@ class DurableTrainer(Durable, Trainer):
         sums = self.accelerator.reduce(
             torch.tensor(list(each.values()), dtype=torch.float64, device=self.args.device), "sum"
         ).tolist()
-        broken = agreed(
+        broken = any_rank(
             [self.keeper.training and bool(self.keeping.signals.asked)], self.args.device
         )[0]
         return (
@@ -480,15 +486,15 @@ class DurableTrainer(Durable, Trainer):
 
 
 # %% ../../nbs/training/31_trainer.ipynb #287d9a08
-def arguments(
+def training_arguments(
     section: Train,
-    plan: Plan,
+    plan: DevicePlan,
     folder: Path,
     adapt: Adapt = Adapt(),
     **more,  # such as fsdp and fsdp_config
 ) -> TrainingArguments:
     "The section as transformers' TrainingArguments, for this process of those that train together."
-    micro, accumulate = shared(section.batch_size, section.accumulate, world())
+    micro, accumulate = split_batch(section.batch_size, section.accumulate, world_size())
     schedule, options = SCHEDULES[section.schedule]
     args = TrainingArguments(
         output_dir=str(folder),
@@ -519,7 +525,7 @@ def arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        **optimiser(section.optimiser, adapt, plan.device),
+        **optimizer_arguments(section.optimiser, adapt, plan.device),
         **more,
     )
     # with one process and several GPUs the Trainer would split each batch among all of them
@@ -535,7 +541,7 @@ def arguments(
     return args
 
 
-def stepper(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
+def custom_optimizer(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
     "What the Trainer takes for an optimiser whose groups are ours; nothing where its own do."
     if adapt.variant != "lora+":
         return {}
@@ -575,7 +581,7 @@ def save_final(
 
 
 # %% ../../nbs/training/31_trainer.ipynb #3ef2ab50
-def keeping(
+def checkpoint_config(
     section: Train,
     run: Run,
     identity: dict,
@@ -583,10 +589,10 @@ def keeping(
     signals: Signals,
     quiet: bool,
     running: Callable,
-) -> Keeping:
+) -> CheckpointConfig:
     "What the section says of saving, stopping and resuming."
     every = section.eval_every or f"{section.eval_steps} steps"
-    return Keeping(
+    return CheckpointConfig(
         run,
         section.save_every or f"{section.save_steps} steps",
         every if validate else None,
@@ -600,18 +606,18 @@ def keeping(
         identity,
         section.accept,
         signals,
-        print if not quiet and rank() == 0 else warn,
+        print if not quiet and rank() == 0 else warn_user,
         running,
     )
 
 
-def warn(text: str) -> None:
+def warn_user(text: str) -> None:
     "Say what must be heard even where all is quiet."
     if rank() == 0 and not text.startswith("resuming from"):
         print(text)
 
 
-def identity_of(
+def checkpoint_identity(
     model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict
 ) -> dict:
     "What a checkpoint must have in common with the run that goes on from it."
@@ -626,30 +632,32 @@ def identity_of(
         | tokenizer_digest(tokenizer)
         | dict(
             adapter=(
-                shape_of(model) | dict(alpha=adapt.alpha, variant=adapt.variant)
+                model_signature(model) | dict(alpha=adapt.alpha, variant=adapt.variant)
                 if adapt.method == "lora"
-                else shape_of(model)
+                else model_signature(model)
             ),
             order=order,
         )
     )
 
 
-def watchers(trainer: DurableTrainer, section: Train, plan: Plan, run: Run, quiet: bool) -> None:
+def add_callbacks(
+    trainer: DurableTrainer, section: Train, plan: DevicePlan, run: Run, quiet: bool
+) -> None:
     "Put on a trainer what shows how it goes."
     chip = torch.cuda.get_device_name() if plan.device == "cuda" else ""
-    meter = Meter(
+    meter = ThroughputMeter(
         lambda: trainer.keeper.progress.read,
-        flops_of(trainer.model),
-        peak_of(chip) and peak_of(chip) * world(),
+        flops_per_token(trainer.model),
+        peak_flops(chip) and peak_flops(chip) * world_size(),
     )
     trainer.keeper.meter = meter
     if rank() != 0:
         return
     if not quiet:
-        trainer.add_callback((Curve if in_notebook() else Bar)(meter))
-    if names := chosen_trackers("none" if quiet and section.track == "auto" else section.track):
-        trainer.add_callback(Tracked(names, run.path, section.model_dump()))
+        trainer.add_callback((LossCurve if in_notebook() else ProgressBar)(meter))
+    if names := resolve_trackers("none" if quiet and section.track == "auto" else section.track):
+        trainer.add_callback(TrackerCallback(names, run.path, section.model_dump()))
 
 
 def fit(
@@ -658,7 +666,7 @@ def fit(
     train: Sequences,
     val: dict[str, Sequences],  # by task
     section: Train,
-    plan: Plan,
+    plan: DevicePlan,
     run: Run,
     objective: Callable = next_token,
     base: str = "",  # the recipe's name of the base, for the adapter's configuration
@@ -683,15 +691,15 @@ def fit(
             "set launch.strategy=ddp",
         )
     if train.endless:
-        check_endless(section)
+        check_streaming(section)
     if not val:
-        check_unjudged(section)
+        check_needs_validation(section)
     with nullcontext(signals) if signals else Signals() as signals:
-        args = arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
-        durable = keeping(
+        args = training_arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
+        durable = checkpoint_config(
             section,
             run,
-            identity_of(model, tokenizer, train, section, adapt, known),
+            checkpoint_identity(model, tokenizer, train, section, adapt, known),
             bool(val),
             signals,
             quiet,
@@ -707,19 +715,19 @@ def fit(
             sources=sources,
             keeping=durable,
             data_collator=collator(plan.attn, tokenizer.pad_token_id),
-            **stepper(model, section, adapt, args),
+            **custom_optimizer(model, section, adapt, args),
         )
-        watchers(trainer, section, plan, run, quiet)
-        with full_disk_named(run.path):
+        add_callbacks(trainer, section, plan, run, quiet)
+        with explain_full_disk(run.path):
             trainer.go()
         trainer.settle()
         found = trainer.evaluate() if val else {}
-        with full_disk_named(run.path):
+        with explain_full_disk(run.path):
             if trainer.sharded:
                 trainer.save_model(str(run.path / ".final"))  # all must take part
             if rank() == 0:
                 save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
-        of_all("done")  # nobody leaves before the result is there
+        all_gather("done")  # nobody leaves before the result is there
         if signals.asked:
             raise Stopped(
                 f"stopped by {signals.asked} after the last step: the result is saved, and the same"
@@ -730,7 +738,7 @@ def fit(
         return dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **found, **ended)
 
 
-def check_unjudged(section: Train) -> None:
+def check_needs_validation(section: Train) -> None:
     "`UserError` for what cannot be had without validation rows."
     for key, value, fix in (
         ("patience", section.patience, "null"),
@@ -745,7 +753,7 @@ def check_unjudged(section: Train) -> None:
             )
 
 
-def check_endless(section: Train) -> None:
+def check_streaming(section: Train) -> None:
     "`UserError` for what needs to know where an epoch ends."
     if not section.max_steps:
         raise UserError(
@@ -755,7 +763,7 @@ def check_endless(section: Train) -> None:
             "set train.max_steps, or data.stream=false",
         )
     for key in ("eval_every", "save_every"):
-        if (text := getattr(section, key)) and period(text)[1] == "epoch":
+        if (text := getattr(section, key)) and parse_period(text)[1] == "epoch":
             raise UserError(
                 "a stream does not know how long an epoch is",
                 f"train.{key}: {text}",
