@@ -180,7 +180,7 @@ def measure(
     layers, batch_of = decoder_layers(model), batches(words, rows, length, mix)
     apply_activation_checkpointing(layers, policy, int(count) if count else None)
     weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
-    optimiser, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
+    optimizer, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
 
     def step(number: int) -> None:
         given = [
@@ -195,7 +195,7 @@ def measure(
             with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
                 total, _ = token_loss(model, batch)
             (total / trained[-1]).backward()
-        optimiser.step(), optimiser.zero_grad(set_to_none=True)
+        optimizer.step(), optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)

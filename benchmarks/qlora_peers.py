@@ -170,7 +170,7 @@ def measure(
     "Tokens a second and peak memory, as `qlora_gpu.py` measures ours."
     model.train()
     cuda, batch_of = device == "cuda", batches(words, rows, length, mix)
-    optimiser, seconds, trained, read = (
+    optimizer, seconds, trained, read = (
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=cuda),
         [],
         [],
@@ -195,7 +195,7 @@ def measure(
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             loss = model(**batch).loss
         loss.backward()
-        optimiser.step(), optimiser.zero_grad(set_to_none=True)
+        optimizer.step(), optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)

@@ -92,7 +92,7 @@ def pretrain(
 ) -> list[float]:
     "Next-token training on plain text for so many seconds after compilation; the rate falls along a cosine."
     fuse_model(model, "fused")
-    optimiser, draw, losses, began = (
+    optimizer, draw, losses, began = (
         torch.optim.AdamW(
             model.parameters(), 1e-3, (0.9, 0.95), weight_decay=0.1, fused=device == "cuda"
         ),
@@ -105,7 +105,7 @@ def pretrain(
         x = torch.from_numpy(np.stack([ids[i : i + length] for i in at]).astype(np.int64)).to(
             device
         )
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = (
                 1e-3
                 * min(1, (len(losses) + 1) / 30)
@@ -122,7 +122,7 @@ def pretrain(
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step(), optimiser.zero_grad(set_to_none=True)
+        optimizer.step(), optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if len(losses) == 3:
             began = time.perf_counter()
@@ -174,19 +174,19 @@ def tune(
         [np.random.default_rng((seed, epoch)).permutation(n) for epoch in range(epochs)]
     )
     steps = len(order) // size
-    optimiser, curve = (
+    optimizer, curve = (
         torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], 5e-4, fused=device == "cuda"
         ),
         [],
     )
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 5e-4 * min(1, (step + 1) / 10) * (1 - step / steps)
         loss_of(
             model, row_batch(rows, "train", order[step * size : (step + 1) * size], device), device
         ).backward()
-        optimiser.step(), optimiser.zero_grad(set_to_none=True)
+        optimizer.step(), optimizer.zero_grad(set_to_none=True)
         if (step + 1) % max(1, steps // checks) == 0 or step + 1 == steps:
             curve.append(round(validation(model, rows, min(512, len(rows["test_ids"])), device), 5))
     return curve

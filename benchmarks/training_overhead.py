@@ -63,7 +63,7 @@ def bare(model, tokenizer, train, section: Train) -> list[float]:
         for batch in micro:
             next_token(model, batch, items)[0].backward()
         torch.nn.utils.clip_grad_norm_(
-            [p for p in model.parameters() if p.requires_grad], section.clip
+            [p for p in model.parameters() if p.requires_grad], section.max_grad_norm
         )
         optimizer.step()
         optimizer.zero_grad()
@@ -123,7 +123,7 @@ def main() -> None:
         epochs=99,
         log_steps=10,
         schedule="constant",
-        warmup=0,
+        warmup_ratio=0,
     )
     plain, trained, pauses, copies = [], [], [], []
     for block in range(options.blocks):

@@ -156,7 +156,7 @@ def read_recipe(
     check_storage(
         recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8"
     )
-    optimizer_arguments(recipe.train.optimiser, recipe.adapt, machine.kind)  # can it be had here?
+    optimizer_arguments(recipe.train.optimizer, recipe.adapt, machine.kind)  # can it be had here?
     check_launch(recipe.launch, machine, recipe.model.quantize, recipe.model.engine)
     if recipe.data.stream:
         check_streaming(recipe.train)
@@ -211,7 +211,7 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
             str(run.path),
             None,
             "put the old files back, or begin another run with --run; to go on all the same, which"
-            " is noted in the run: train.accept=[data,order]",
+            " is noted in the run: train.accept_changes=[data,order]",
         )
     run.write("data.json", data.account() | dict(sha256=data.digest))
     write_atomic(
@@ -401,7 +401,7 @@ def step_shape(recipe: Recipe, chosen: DevicePlan, recompute: bool) -> StepShape
         recipe.model.quantize,
         chosen.device == "cuda",
         chosen.engine != "reference",
-        t.optimiser,
+        t.optimizer,
         t.accumulate,
         "eager" if chosen.attn == "eager" else "sdpa",
         chosen.engine == "fp8" and recipe.model.fp8 != "gradients",
@@ -455,7 +455,7 @@ def run_training(
 ):
     "(model, tokenizer) after training; the trained weights lie in the run."
     resolve_trackers(
-        recipe.train.track
+        recipe.train.trackers
     )  # one that cannot be had is named now, and not after the data
     seed_everything(recipe.train.seed)
     section = pin_model(run, recipe.model)
@@ -464,7 +464,7 @@ def run_training(
         recipe.data, tokenizer, recipe.train.seed, quiet
     )
     check_objective(recipe.train.objective, data.about["format"])
-    record_data(run, data, recipe.train.accept)
+    record_data(run, data, recipe.train.accept_changes)
     if not quiet:
         print(data.said)
     batches = partial(
@@ -519,7 +519,7 @@ def run_training(
             **strategy_arguments(recipe.launch),
         )
     if recipe.data.stream:
-        record_data(run, data, recipe.train.accept)  # now its rows are counted
+        record_data(run, data, recipe.train.accept_changes)  # now its rows are counted
     record_experts(run, model, batches(), "after", quiet)
     return model, tokenizer
 
@@ -592,7 +592,7 @@ def train(
         mirrored(
             run.path,
             mirror if rank() == 0 else None,
-            recipe.train.keep,
+            recipe.train.keep_checkpoints,
             say=(lambda text: None) if quiet else print,
         ),
     ):

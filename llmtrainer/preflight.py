@@ -254,7 +254,7 @@ def logits_on_cpu(model, batch: dict) -> torch.Tensor:
 
 
 def total_steps(recipe: Recipe, sequences: int) -> int:
-    "Optimiser steps that the job will take."
+    "Optimizer steps that the job will take."
     whole = math.ceil(
         recipe.train.epochs
         * math.ceil(sequences / (recipe.train.batch_size * recipe.train.accumulate))
@@ -341,7 +341,7 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
         if chosen.device == "cuda"
         else standing
         + said["trained"]
-        + 2 * said["optimiser"]
+        + 2 * said["optimizer"]
         + said["weights"] * (recipe.adapt.method == "partial")
     )  # a save copies in main memory what it writes
     total = total_steps(recipe, len(data.train))

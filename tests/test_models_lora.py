@@ -261,7 +261,7 @@ from peft.optimizers import create_loraplus_optimizer
 
 
 def test_groups_are_those_of_the_papers_authors():
-    section = Adapt(r=4, variant="lora+", b_speed=8.0)
+    section = Adapt(r=4, variant="lora+", loraplus_lr_ratio=8.0)
     model = adapt_model(open_tiny(), section)
     ours = {id(p): g["lr"] for g in parameter_groups(model, section, 1e-3) for p in g["params"]}
     peft = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=8.0)
@@ -280,13 +280,13 @@ def test_parts_are_what_their_words_say():
         == match_weights(model, "embeddings")
         == {"model.embed_tokens.weight"}
     )
-    one = adapt_model(open_tiny(), Adapt(method="partial", parts=["last-1"]))
+    one = adapt_model(open_tiny(), Adapt(method="partial", trainable=["last-1"]))
     assert {n for n, p in one.named_parameters() if p.requires_grad} == match_weights(
         model, "last-1"
     )
     counts = count_trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
-    for section in (Adapt(method="full"), Adapt(method="partial", parts=["norms"])):
+    for section in (Adapt(method="full"), Adapt(method="partial", trainable=["norms"])):
         refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
 
 
@@ -294,8 +294,8 @@ def test_what_is_trained_is_float32_in_a_16_bit_model():
     for section in (
         Adapt(r=4),
         Adapt(r=4, modules_to_save=["embed_tokens"]),
-        Adapt(method="partial", parts=["head", "last-1"]),
-        Adapt(method="partial", parts=["norms"]),
+        Adapt(method="partial", trainable=["head", "last-1"]),
+        Adapt(method="partial", trainable=["norms"]),
     ):
         model = adapt_model(open_tiny().to(torch.bfloat16), section)
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {
@@ -314,7 +314,7 @@ def test_what_is_expected_is_what_comes():
             Adapt(r=4),
             Adapt(r=4, targets="family", variant="dora"),
             Adapt(r=4, modules_to_save=["lm_head"]),
-            Adapt(method="partial", parts=["last-1"]),
+            Adapt(method="partial", trainable=["last-1"]),
         ):
             model = open_tiny(kind)
             assert expected_trainable(model.config, section) == count_trainable(
@@ -330,16 +330,16 @@ import pytest
 from transformers import Trainer, TrainingArguments
 
 
-def test_words_of_optimisers_are_names_that_transformers_knows():
+def test_words_of_optimizers_are_names_that_transformers_knows():
     for word, (name, _, _) in OPTIMIZERS.items():
         assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
     refused(lambda: optimizer_arguments("adam"), "adafactor")
     refused(lambda: optimizer_arguments("galore"), "method: full")
-    refused(lambda: optimizer_arguments("paged_adamw8bit", device="cpu"), "GPU")
+    refused(lambda: optimizer_arguments("paged_adamw_8bit", device="cpu"), "GPU")
 
 
 @pytest.mark.parametrize("word", ["galore", "apollo"])
-def test_an_optimiser_that_projects_learns_and_goes_on_from_its_checkpoint(
+def test_an_optimizer_that_projects_learns_and_goes_on_from_its_checkpoint(
     word, tmp_path, monkeypatch
 ):
     pytest.importorskip(OPTIMIZERS[word][1])
@@ -390,7 +390,7 @@ def test_going_on_is_the_same_as_never_having_stopped():
         save_adapter(once, Path(run) / "adapter", "tiny:llama")
         again = adapt_model(open_tiny(), Adapt(r=4, continue_from=run))
         for model in (once, again):
-            train_a_little(model, steps=1)  # a fresh optimiser in both
+            train_a_little(model, steps=1)  # a fresh optimizer in both
         assert torch.equal(logits(once), logits(again))
         assert {n for n, p in once.named_parameters() if p.requires_grad} == {
             n for n, p in again.named_parameters() if p.requires_grad
@@ -589,7 +589,7 @@ METHODS = {
     "PiSSA": ("none", dict(r=4, variant="pissa")),
     "OLoRA": ("none", dict(r=4, variant="olora")),
     "LoRA and head": ("none", dict(r=4, modules_to_save=["embed_tokens"])),
-    "partial": ("none", dict(method="partial", parts=["last-1", "norms"])),
+    "partial": ("none", dict(method="partial", trainable=["last-1", "norms"])),
     "full": ("none", dict(method="full")),
     "LoRA on fp4": ("fp4", dict(r=4)),
     "LoRA on int8": ("int8", dict(r=4)),
@@ -724,7 +724,7 @@ FORMS = {
     "PiSSA": R | dict(variant="pissa"),
     "OLoRA": R | dict(variant="olora"),
     "LoftQ": R | dict(variant="loftq"),
-    "partial": dict(method="partial", parts=["last-1", "norms"]),
+    "partial": dict(method="partial", trainable=["last-1", "norms"]),
     "full": dict(method="full"),
 }
 
@@ -915,7 +915,7 @@ def test_recipe_section():
         ({"r": -4}, 1, "above 0"),
         ({"variant": "lora"}, 1, "rslora"),
         ({"method": "partial"}, 1, "last-2"),
-        ({"parts": ["norms"]}, 1, "method: partial"),
+        ({"trainable": ["norms"]}, 1, "method: partial"),
         ({"method": "full", "variant": "dora"}, 1, "method: lora"),
         ({"rank": 8}, 1, "rank"),
     ):

@@ -73,20 +73,20 @@ def test_tied_weights_count_once_and_fused_experts_stay_as_they_are():
     )
 
 
-def test_optimiser_bytes_are_those_of_the_optimisers():
+def test_optimizer_bytes_are_those_of_the_optimizers():
     model = torch.nn.Sequential(torch.nn.Linear(96, 128), torch.nn.LayerNorm(128))
-    for word, optimiser in {
+    for word, optimizer in {
         "adamw": torch.optim.AdamW(model.parameters()),
         "adafactor": Adafactor(model.parameters()),
     }.items():
         model(torch.randn(2, 96)).sum().backward()
-        optimiser.step()
-        assert held_by(optimiser) == optimizer_bytes(model, word), word
+        optimizer.step()
+        assert held_by(optimizer) == optimizer_bytes(model, word), word
 
 
-def held_by(optimiser):
-    "Bytes in an optimiser's state, projections included."
-    values = [value for state in optimiser.state.values() for value in state.values()]
+def held_by(optimizer):
+    "Bytes in an optimizer's state, projections included."
+    values = [value for state in optimizer.state.values() for value in state.values()]
     directions = [
         m for value in values for m in [getattr(value, "ortho_matrix", None)] if m is not None
     ]
@@ -99,7 +99,7 @@ def held_by(optimiser):
 
 
 @pytest.mark.parametrize("word, tied", [("galore", True), ("galore", False), ("apollo", True)])
-def test_optimisers_that_project_keep_what_is_said(word, tied, tmp_path):
+def test_optimizers_that_project_keep_what_is_said(word, tied, tmp_path):
     pytest.importorskip(OPTIMIZERS[word][1])
     size = dict(
         vocab_size=900,
@@ -125,7 +125,7 @@ def test_optimisers_that_project_keep_what_is_said(word, tied, tmp_path):
     assert held_by(optimizer) == optimizer_bytes(model, word) < optimizer_bytes(model, "adamw")
 
 
-def test_a_projecting_optimiser_leaves_embeddings_whole():
+def test_a_projecting_optimizer_leaves_embeddings_whole():
     small = lambda words: optimizer_bytes(
         meta_model(
             LlamaConfig(
@@ -218,7 +218,7 @@ def test_the_line_is_the_long_way():
                     long,
                 )
     assert not blocks_uniform(
-        config, Adapt(method="partial", parts=["last-2"])
+        config, Adapt(method="partial", trainable=["last-2"])
     ) and not blocks_uniform(config, Adapt(targets=r".*layers\.6\..*q_proj"))
     odd = lambda dense: Qwen3MoeConfig(
         vocab_size=64,
@@ -252,7 +252,7 @@ def test_parts_add_up_and_follow_their_causes():
                 "weights",
                 "constants",
                 "trained",
-                "optimiser",
+                "optimizer",
                 "gradients",
                 "activations",
                 "logits",
@@ -266,7 +266,7 @@ def test_parts_add_up_and_follow_their_causes():
     )
     assert (
         base["trained"] == 4 * tuned.get_nb_trainable_parameters()[0]
-        and base["optimiser"] == 2 * base["trained"]
+        and base["optimizer"] == 2 * base["trained"]
     )
     twice = predict_memory(config, Adapt(r=4), StepShape(4, 64))
     assert (

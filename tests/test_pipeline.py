@@ -213,7 +213,7 @@ def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_pa
 def test_no_token_is_in_any_file_of_a_run(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "hf_" + "canary" * 6)
-    recipe = job(tmp_path, mirror=str(tmp_path / "drive"), track="none")
+    recipe = job(tmp_path, mirror=str(tmp_path / "drive"), trackers="none")
     train(recipe, tmp_path / "run", quiet=True)
     files = [
         p for folder in ("run", "drive") for p in (tmp_path / folder).rglob("*") if p.is_file()
@@ -401,7 +401,7 @@ def test_experts_are_kept_in_balance_and_their_load_is_told(tmp_path, capsys):
 
 
 def test_a_tracker_that_cannot_be_had_is_named_before_the_data_is_read(tmp_path):
-    recipe = job(tmp_path, track="wandbb")
+    recipe = job(tmp_path, trackers="wandbb")
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(UserError, match="no tracker 'wandbb'"):
         train(recipe, tmp_path / "run", quiet=True)
@@ -414,7 +414,7 @@ def test_a_layer_that_is_not_there_is_named_before_a_weight_is_loaded(tmp_path, 
     for keys, words in (
         (dict(targets=["c_attn"]), "c_attn"),
         (dict(modules_to_save=["head"]), "head"),
-        (dict(method="partial", parts=["last-9"]), "5 blocks"),
+        (dict(method="partial", trainable=["last-9"]), "5 blocks"),
         (dict(routers=True), "mixtures"),
     ):
         recipe = job(tmp_path).model_copy(

@@ -123,7 +123,7 @@ from types import SimpleNamespace
 from llmtrainer.train.monitor import TrackerCallback
 from accelerate import PartialState
 PartialState(cpu=True)  # a Trainer has made one by then
-track = TrackerCallback([sys.argv[2]], Path(sys.argv[1]) / "runs" / "first", {"train": {"lr": 0.001, "clip": None}})
+track = TrackerCallback([sys.argv[2]], Path(sys.argv[1]) / "runs" / "first", {"train": {"lr": 0.001, "max_grad_norm": None}})
 track.on_train_begin(None, None, None)
 for step, loss in ((1, 2.0), (2, 1.5)): track.on_log(None, SimpleNamespace(global_step=step), None, logs={"loss": loss, "note": "text"})
 track.on_train_end(None, None, None)

@@ -45,7 +45,7 @@ def test_weights_come_back_adapter_or_whole_model(tmp_path):
     for adapt in (
         dict(method="lora"),
         dict(method="full"),
-        dict(method="partial", parts=["last-1"]),
+        dict(method="partial", trainable=["last-1"]),
     ):
         model, _ = small(**adapt)
         tensors, write = checkpoint_weights(model)
@@ -88,7 +88,9 @@ def test_every_part_of_the_identity_is_refused_by_its_name_unless_it_is_accepted
         "base": dict(base=dict(sha256={"model.safetensors": "bb"})),
         "order": dict(order=dict(seed=1)),
     }.items():
-        with pytest.raises(UserError, match=rf"(?s)does not belong.*{key}.*accept=\[{key}\]"):
+        with pytest.raises(
+            UserError, match=rf"(?s)does not belong.*{key}.*accept_changes=\[{key}\]"
+        ):
             check_identity(tmp_path, now | other, ())
         assert {k.split(".")[0] for k, *_ in check_identity(tmp_path, now | other, [key])} == {key}
 

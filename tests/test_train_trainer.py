@@ -212,7 +212,7 @@ def plain_loop(model, tokenizer, sequences, section):
             logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
         )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), section.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), section.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -226,7 +226,7 @@ def test_the_trainer_is_the_plain_loop(tmp_path):
         accumulate=2,
         lr=1e-3,
         schedule="constant",
-        warmup=0.0,
+        warmup_ratio=0.0,
         log_steps=1,
         epochs=9,
     )
@@ -359,7 +359,7 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
-    section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep=3)
+    section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep_checkpoints=3)
     model, tokenizer, data, straight = job(tmp_path / "straight")
     fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "damaged")
@@ -389,7 +389,7 @@ SAME_IN_BOTH = {
 
 
 def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
-    section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=2, keep=3)
+    section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=2, keep_checkpoints=3)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
     fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "run", dropout=0.1)
@@ -441,7 +441,7 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
 
 
 PHASES = {
-    "optimiser": (CheckpointCallback, "on_pre_optimizer_step"),
+    "optimizer": (CheckpointCallback, "on_pre_optimizer_step"),
     "after the step": (CheckpointCallback, "on_step_end"),
     "validation": (DurableTrainer, "validation"),
     "copying": (CheckpointCallback, "save_copy"),
@@ -627,7 +627,13 @@ def test_saving_changes_nothing_of_the_training(tmp_path):
             data.train,
             data.val,
             Train(
-                max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=save, eval_steps=2, keep=9
+                max_steps=6,
+                epochs=9,
+                batch_size=2,
+                lr=1e-3,
+                save_steps=save,
+                eval_steps=2,
+                keep_checkpoints=9,
             ),
             PLAN,
             run,
@@ -935,7 +941,7 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     assert not calls and newest_checkpoint(run.checkpoints)[0].name == "step-2"
     again(
         known=dict(base="one", data="bb", quantize="none"),
-        section=section.model_copy(update=dict(accept=["data"])),
+        section=section.model_copy(update=dict(accept_changes=["data"])),
     )
     (noted,) = [r for r in run.metrics() if r.get("event") == "accepted"]
     assert calls and (noted["key"], noted["there"], noted["now"], noted["step"]) == (
@@ -980,7 +986,7 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
     keep = CheckpointConfig(
         run,
         save="1 hour",
-        keep=9,
+        keep_checkpoints=9,
         seconds=3600 * 3 + 60,
         clock=lambda: now[0],
         say=lambda text: None,
@@ -1107,8 +1113,8 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
         batch_size=2,
         save_steps=1,
         log_steps=1,
-        not_finite="skip",
-        max_skipped=2,
+        non_finite="skip",
+        max_skipped_steps=2,
         lr=1e-3,
     )
     model, tokenizer, data, run = job(tmp_path / "a")
@@ -1140,7 +1146,7 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
     with pytest.raises(Stopped):
         fit(model, tokenizer, data.train, {}, section, PLAN, run, stopping, quiet=True)
     model, tokenizer, data, run = job(tmp_path / "b")
-    with pytest.raises(Diverged, match="3th such step, and train.max_skipped is 2"):
+    with pytest.raises(Diverged, match="3th such step, and train.max_skipped_steps is 2"):
         fit(model, tokenizer, data.train, {}, section, PLAN, run, both, quiet=True)
 
 
@@ -1256,10 +1262,10 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
         lr=1e-2,
         eval_steps=2,
         save_steps=100,
-        keep=1,
+        keep_checkpoints=1,
         patience=3,
         final="best",
-        warmup=0,
+        warmup_ratio=0,
     )
     model, tokenizer, data, run = job(tmp_path / "a", rows=40)
     val = {"rows": list(data.train)[:1]}
@@ -1300,10 +1306,10 @@ def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_traini
         lr=1e-2,
         eval_steps=2,
         save_steps=100,
-        keep=1,
+        keep_checkpoints=1,
         patience=3,
         final="best",
-        warmup=0,
+        warmup_ratio=0,
     )
 
     def began(name, losses, last=None):
@@ -1347,9 +1353,9 @@ def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
             batch_size=2,
             lr=1e-3,
             schedule=schedule,
-            lr_floor=0.1,
-            average=0.9,
-            neftune=5.0,
+            min_lr_ratio=0.1,
+            ema_decay=0.9,
+            neftune_alpha=5.0,
             eval_steps=2,
         )
         model, tokenizer, data, straight = job(tmp_path / schedule / "a", rows=60)
@@ -1413,7 +1419,7 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
         batch_size=2,
         save_every=f"{3.5 * per_step:.0f} tokens",
         eval_every="0.5 epochs",
-        keep=9,
+        keep_checkpoints=9,
         log_steps=1,
     )
     fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
@@ -1434,8 +1440,8 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
 def test_lora_plus_trains_b_faster_than_a(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
     adapt, section = (
-        Adapt(r=4, variant="lora+", b_speed=16),
-        Train(max_steps=3, batch_size=2, lr=1e-3, warmup=0, schedule="constant"),
+        Adapt(r=4, variant="lora+", loraplus_lr_ratio=16),
+        Train(max_steps=3, batch_size=2, lr=1e-3, warmup_ratio=0, schedule="constant"),
     )
     args = training_arguments(section, PLAN, tmp_path / "x", adapt)
     trainer = DurableTrainer(

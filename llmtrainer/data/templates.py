@@ -422,7 +422,7 @@ class RenderedRow(NamedTuple):
     text: str
     spans: list[tuple[int, int]]  # characters
     prompts: list[str]  # the end of the text before each span
-    layout: "Layout | None" = None  # the layout that it was filled from
+    layout: "ConversationLayout | None" = None  # the layout that it was filled from
 
 
 # %% ../../nbs/data/11_templates.ipynb #bcce33e8

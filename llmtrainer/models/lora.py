@@ -128,8 +128,10 @@ class Adapt(Section):
         [], description="modules trained whole beside the adapters, such as lm_head"
     )
     routers: bool = Field(False, description="adapt the routers of a mixture of experts too")
-    b_speed: float = Field(16.0, ge=1, description="lora+: so many times faster B learns than A")
-    parts: list[str] = Field(
+    loraplus_lr_ratio: float = Field(
+        16.0, ge=1, description="lora+: so many times faster B learns than A"
+    )
+    trainable: list[str] = Field(
         [],
         description=(
             "partial: what is trained: last-2, norms, embeddings, head, or regular expressions for"
@@ -143,10 +145,10 @@ class Adapt(Section):
     @model_validator(mode="after")
     def keys_fit_the_method(self):
         "A key that the method would ignore is a fault, not a wish."
-        if self.method == "partial" and not self.parts:
+        if self.method == "partial" and not self.trainable:
             raise ValueError("method: partial needs parts, such as [last-2, norms]")
-        if self.method != "partial" and self.parts:
-            raise ValueError("parts belongs to method: partial")
+        if self.method != "partial" and self.trainable:
+            raise ValueError("trainable belongs to method: partial")
         if self.method != "lora" and (
             idle := [
                 k
@@ -704,8 +706,8 @@ INITIALIZERS["eva"] = init_eva
 
 # %% ../../nbs/models/21_lora.ipynb #f159785c
 def parameter_groups(model, adapt: Adapt, lr: float, weight_decay: float = 0.0) -> list[dict]:
-    """Groups of trained weights for an optimiser: vectors do not decay, and with LoRA+ the B of an
-    adapter learns `b_speed` times faster."""
+    """Groups of trained weights for an optimizer: vectors do not decay, and with LoRA+ the B of an
+    adapter learns `loraplus_lr_ratio` times faster."""
     groups = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -715,7 +717,7 @@ def parameter_groups(model, adapt: Adapt, lr: float, weight_decay: float = 0.0) 
     return [
         dict(
             params=params,
-            lr=lr * adapt.b_speed if fast else lr,
+            lr=lr * adapt.loraplus_lr_ratio if fast else lr,
             weight_decay=weight_decay if decays else 0.0,
         )
         for (fast, decays), params in groups.items()
@@ -740,7 +742,7 @@ def weights_of_modules(model, modules: Iterable[torch.nn.Module]) -> set[str]:
 
 
 def match_weights(model, word: str) -> set[str]:
-    "The weights that a word of `adapt.parts` means."
+    "The weights that a word of `adapt.trainable` means."
     if word == "norms":
         return weights_of_modules(
             model, (m for m in model.modules() if "norm" in type(m).__name__.lower())
@@ -753,7 +755,7 @@ def match_weights(model, word: str) -> set[str]:
         if not 0 < int(last[1]) <= len(block_names(model)):
             raise UserError(
                 f"the model has {len(block_names(model))} blocks",
-                f"adapt.parts: {word}",
+                f"adapt.trainable: {word}",
                 f"last-1 to last-{len(block_names(model))}",
             )
         return weights_of_modules(
@@ -764,7 +766,7 @@ def match_weights(model, word: str) -> set[str]:
     if not chosen:
         raise UserError(
             f"no weight of the model is meant by {word}",
-            "adapt.parts",
+            "adapt.trainable",
             "norms, embeddings, head, last-N, or a pattern for names such as "
             + sorted(names)[len(names) // 2],
             "a regular expression must match the whole name",
@@ -783,7 +785,7 @@ def make_trainable(model, adapt: Adapt):
         )
     if adapt.method == "full":
         return model.float().requires_grad_(True)
-    chosen = set().union(*(match_weights(model, word) for word in adapt.parts))
+    chosen = set().union(*(match_weights(model, word) for word in adapt.trainable))
     for name, p in model.named_parameters():
         p.requires_grad_(name in chosen)
     keep_float32(model)
@@ -810,8 +812,8 @@ def expected_trainable(
 # word -> (transformers' name, package it needs, its class that projects whole matrices)
 OPTIMIZERS = {
     "adamw": ("adamw_torch_fused", None, None),
-    "adamw8bit": ("adamw_8bit", "bitsandbytes", None),
-    "paged_adamw8bit": ("paged_adamw_8bit", "bitsandbytes", None),
+    "adamw_8bit": ("adamw_8bit", "bitsandbytes", None),
+    "paged_adamw_8bit": ("paged_adamw_8bit", "bitsandbytes", None),
     "adafactor": ("adafactor", None, None),
     "galore": ("galore_adamw", "galore_torch", "galore_projector.GaLoreProjector"),
     "apollo": ("apollo_adamw", "apollo_torch", "random_projector.GradientProjector"),
@@ -819,7 +821,7 @@ OPTIMIZERS = {
 
 
 def allow_globals(package: str, place: str) -> None:
-    """Let a checkpoint bring the optimiser's projections back: of objects, torch reads only kinds
+    """Let a checkpoint bring the optimizer's projections back: of objects, torch reads only kinds
     that it was told of."""
     warnings.filterwarnings(
         "ignore", "This implementation of AdamW is deprecated", FutureWarning, package
@@ -831,27 +833,27 @@ def allow_globals(package: str, place: str) -> None:
 def optimizer_arguments(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
     if word not in OPTIMIZERS:
-        raise UserError(f"there is no optimiser {word!r}", "train.optimiser", ", ".join(OPTIMIZERS))
+        raise UserError(f"there is no optimizer {word!r}", "train.optimizer", ", ".join(OPTIMIZERS))
     name, package, projects = OPTIMIZERS[word]
     if projects and adapt.method != "full":
         raise UserError(
             f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few"
             " or thin ones",
-            "train.optimiser",
-            "adamw, adamw8bit, adafactor",
-            "set adapt.method: full, or another optimiser",
+            "train.optimizer",
+            "adamw, adamw_8bit, adafactor",
+            "set adapt.method: full, or another optimizer",
         )
     if name.startswith("paged") and device != "cuda":
         raise UserError(
             f"{word} moves its state between GPU and main memory, and there is no GPU",
-            "train.optimiser",
+            "train.optimizer",
             None,
-            "take adamw8bit",
+            "take adamw_8bit",
         )
     if package and find_spec(package) is None:
         raise UserError(
             f"{word} needs the package {package}, which is not installed",
-            "train.optimiser",
+            "train.optimizer",
             None,
             f"pip install {package.replace('_', '-')}",
         )

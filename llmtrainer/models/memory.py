@@ -134,8 +134,8 @@ def projected_bytes(p, rank: int = 128) -> int:
 
 STATES = {
     "adamw": lambda p: 8 * p.numel(),
-    "adamw8bit": adam8bit_bytes,
-    "paged_adamw8bit": adam8bit_bytes,
+    "adamw_8bit": adam8bit_bytes,
+    "paged_adamw_8bit": adam8bit_bytes,
     "galore": projected_bytes,
     "apollo": projected_bytes,
     "adafactor": lambda p: (
@@ -150,7 +150,7 @@ STATES = {
 
 
 def optimizer_bytes(model, word: str) -> int:
-    """Bytes that an optimiser keeps for what is trained; one that projects does so to linear
+    """Bytes that an optimizer keeps for what is trained; one that projects does so to linear
     layers, and is AdamW to the rest."""
     tables, linear = (
         {id(m.weight) for m in model.modules() if isinstance(m, kind)}
@@ -208,7 +208,7 @@ class StepShape:
     quantize: str = "nf4"  # storage of the frozen layers
     mixed: bool = True  # 16-bit weights and autocast, as on a GPU; else float32
     sliced: bool = False  # the loss never holds all logits
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     accumulate: int = 1  # micro-batches in a step
     attn: str = "sdpa"
     fp8: bool = False  # products in 8 bits, which keep their inputs so
@@ -379,7 +379,7 @@ def resident_bytes(model, work: StepShape) -> dict[str, int]:
         weights=weights,
         constants=constants,
         trained=trained,
-        optimiser=optimizer_bytes(model, work.optimiser),
+        optimizer=optimizer_bytes(model, work.optimizer),
         gradients=trained * (work.accumulate > 1),
     )
 
@@ -466,7 +466,7 @@ def pass_memory(config, section: Adapt, work: StepShape, learn: bool = True) -> 
         section,
         replace(
             work,
-            optimiser=plain.optimiser,
+            optimizer=plain.optimizer,
             fp8=plain.fp8,
             quantize=work.quantize if work.quantize == "none" else plain.quantize,
             accumulate=min(2, work.accumulate),
@@ -538,7 +538,7 @@ def memory_table(parts: dict[str, int]) -> Table:
         weights="frozen, as they are stored",
         constants="scales of quantised blocks",
         trained="adapters or trained weights, float32",
-        optimiser="its running means",
+        optimizer="its running means",
         gradients="kept between micro-batches",
         activations="kept for the backward pass",
         logits="and their gradients, on top",
@@ -608,15 +608,15 @@ def memory_savers(
         (["train.activations=recompute"], dict(recompute=True), {}, not work.recompute),
         (["model.engine=fused"], dict(sliced=True), {}, fusable and not work.sliced),
         (
-            ["train.optimiser=adamw8bit"],
-            dict(optimiser="adamw8bit"),
+            ["train.optimizer=adamw_8bit"],
+            dict(optimizer="adamw_8bit"),
             {},
-            section.method == "full" and work.optimiser == "adamw",
+            section.method == "full" and work.optimizer == "adamw",
         ),
         (
-            ["adapt.method=lora"] + ["adapt.parts=[]"] * bool(section.parts),
+            ["adapt.method=lora"] + ["adapt.trainable=[]"] * bool(section.trainable),
             {},
-            dict(method="lora", parts=[]),
+            dict(method="lora", trainable=[]),
             section.method != "lora",
         ),
         (["model.quantize=nf4"], dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),

@@ -324,7 +324,7 @@ def plain_accuracy(model, tokenizer, n: int = 500) -> float:
 def make_base(
     out: str | Path,  # folder to write
     n: int = 2_000_000,  # documents
-    steps: int = 12_000,  # optimiser steps
+    steps: int = 12_000,  # optimizer steps
     batch: int = 256,  # windows of 256 tokens in a step
     seed: int = 0,
 ) -> dict:

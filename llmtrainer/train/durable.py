@@ -209,8 +209,8 @@ class CheckpointConfig:
     final: str = "last"  # or best: whose weights the run ends with
     patience: int | None = None  # validations without a better one after which it is over
     average: float | None = None  # decay of the average of the weights
-    not_finite: str = "stop"  # or skip
-    max_skipped: int = 3
+    non_finite: str = "stop"  # or skip
+    max_skipped_steps: int = 3
     seconds: float | None = None  # after which it stops, resumable
     identity: dict = field(default_factory=dict)
     accept: Collection[str] = ()  # parts of the identity that may differ
@@ -570,7 +570,7 @@ class Durable:
             self.read + inputs["input_ids"].numel() * world_size() if "input_ids" in inputs else 0,
         )
         self.losses.append(loss)
-        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.keeping.not_finite == "skip" else loss
+        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.keeping.non_finite == "skip" else loss
 
     def within_memory(self, model, inputs, ids, items):
         "A micro-batch's loss after its backward pass, in as many pieces as memory asks for."
@@ -634,7 +634,7 @@ class Durable:
         self.keeper.note(self.state.global_step, event="out of memory", pieces=split)
 
     def guard(self) -> None:
-        "Called before the optimiser step: every loss and the gradient must be finite."
+        "Called before the optimizer step: every loss and the gradient must be finite."
         losses, window, self.losses, self.window = (
             torch.stack([l.float() for l in self.losses]),
             self.window,
@@ -658,11 +658,11 @@ class Durable:
             self.keeper.progress.tokens += int(self.items or 0)
             self.keeper.progress.read, self.read = self.keeper.progress.read + self.read, 0
             return
-        self.not_finite(losses.tolist(), window)
+        self.non_finite(losses.tolist(), window)
         for p in self.model.parameters():
             p.grad = None
 
-    def not_finite(self, losses: list[float], window: list) -> None:
+    def non_finite(self, losses: list[float], window: list) -> None:
         """A step that must not be taken: `Diverged`, or noted and left out while the recipe allows
         it."""
         step, progress = self.state.global_step + 1, self.keeper.progress
@@ -679,14 +679,16 @@ class Durable:
         )
         progress.skipped += 1
         self.keeper.note(step, event="not finite", loss=sum(losses), rows=rows[:64])
-        if self.keeping.not_finite != "skip":
+        if self.keeping.non_finite != "skip":
             raise Diverged(f"{said}. Lower train.lr, or look at these rows")
-        if progress.skipped > self.keeping.max_skipped:
+        if progress.skipped > self.keeping.max_skipped_steps:
             raise Diverged(
-                f"{said}. It is the {progress.skipped}th such step, and train.max_skipped is"
-                f" {self.keeping.max_skipped}"
+                f"{said}. It is the {progress.skipped}th such step, and train.max_skipped_steps is"
+                f" {self.keeping.max_skipped_steps}"
             )
-        self.keeping.say(f"{said}. Left out, {progress.skipped} of {self.keeping.max_skipped}")
+        self.keeping.say(
+            f"{said}. Left out, {progress.skipped} of {self.keeping.max_skipped_steps}"
+        )
 
     # the log
     def log(self, logs, start_time=None):
@@ -739,7 +741,7 @@ class Durable:
             raise UserError(
                 f"{found.name} was saved with weights that were"
                 f" {'whole on each device' if self.sharded else 'spread over devices'}, and its"
-                " optimiser cannot be read into the other form",
+                " optimizer cannot be read into the other form",
                 str(found),
                 None,
                 "set launch.strategy as it was, or begin another run with --run",

@@ -269,15 +269,15 @@ def resolve_trackers(wanted: str | list[str]) -> list[str]:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(
                 f"there is no tracker {name!r}",
-                "train.track",
+                "train.trackers",
                 f"auto, none, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}",
             )
         if find_spec(name) is None:
             raise UserError(
                 f"the tracker {name} is not installed",
-                "train.track",
+                "train.trackers",
                 None,
-                f"pip install {name}, or train.track=none",
+                f"pip install {name}, or train.trackers=none",
             )
     return names
 

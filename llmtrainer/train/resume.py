@@ -172,7 +172,7 @@ def check_identity(
             None,
             "restore what was changed, or begin another run with --run; to go on all the same,"
             " which is noted in the run:"
-            f" train.accept=[{', '.join(dict.fromkeys(k.split('.')[0] for k, *_ in refused))}]",
+            f" train.accept_changes=[{', '.join(dict.fromkeys(k.split('.')[0] for k, *_ in refused))}]",
         )
     return changed
 

@@ -92,7 +92,7 @@ class Train(Section):
     )
     epochs: float = Field(1.0, gt=0, description="times through the data")
     max_steps: int | None = Field(
-        None, gt=0, description="optimiser steps at most, whatever the epochs"
+        None, gt=0, description="optimizer steps at most, whatever the epochs"
     )
     batch_size: int = Field(8, gt=0, description="sequences in a micro-batch")
     accumulate: int = Field(1, gt=0, description="micro-batches in a step")
@@ -104,26 +104,26 @@ class Train(Section):
             " fifth"
         ),
     )
-    warmup: float = Field(
+    warmup_ratio: float = Field(
         0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises"
     )
-    lr_floor: float = Field(
+    min_lr_ratio: float = Field(
         0.0, ge=0, lt=1, description="the share of lr at which cosine and stable end"
     )
     weight_decay: float = Field(
         0.0, ge=0, description="pull of the weights towards zero; biases and norms are left alone"
     )
-    optimiser: Literal[tuple(OPTIMIZERS)] = Field(
+    optimizer: Literal[tuple(OPTIMIZERS)] = Field(
         "adamw", description="how gradients become steps; the others need less memory than adamw"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each target that is spread over all tokens"
     )
-    neftune: float | None = Field(
+    neftune_alpha: float | None = Field(
         None, gt=0, description="noise on the embeddings while training (NEFTune); 5 is usual"
     )
-    average: float | None = Field(
+    ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
@@ -132,10 +132,10 @@ class Train(Section):
             " 0.99 is usual"
         ),
     )
-    not_finite: Literal["stop", "skip"] = Field(
+    non_finite: Literal["stop", "skip"] = Field(
         "stop", description="what happens to a step whose loss or gradient is no number"
     )
-    max_skipped: int = Field(
+    max_skipped_steps: int = Field(
         3, ge=0, description="such steps that may be left out before it stops all the same"
     )
     activations: Literal[POLICIES] = Field(
@@ -161,7 +161,7 @@ class Train(Section):
     save_every: str | None = Field(
         None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens"
     )
-    keep: int = Field(2, gt=0, description="whole checkpoints to keep")
+    keep_checkpoints: int = Field(2, gt=0, description="whole checkpoints to keep")
     final: Literal["last", "best"] = Field(
         "last",
         description=(
@@ -186,14 +186,14 @@ class Train(Section):
             "save and stop, resumable, before this time is over; it begins with the command"
         ),
     )
-    track: str | list[str] = Field(
+    trackers: str | list[str] = Field(
         "auto",
         description=(
             "trackers by name; auto takes trackio where it is installed and something is shown;"
             " metrics.jsonl is written always"
         ),
     )
-    accept: list[str] = Field(
+    accept_changes: list[str] = Field(
         [],
         description=(
             "parts of a checkpoint's identity that may differ at a resume, such as tokenizer; noted"
@@ -230,11 +230,11 @@ RESUME_MAY_CHANGE = {
             "log_steps",
             "save_steps",
             "save_every",
-            "keep",
+            "keep_checkpoints",
             "mirror",
             "max_hours",
-            "track",
-            "accept",
+            "trackers",
+            "accept_changes",
         )
     ),
 }  # what a resumed run may change: nothing of it decides what is learned
@@ -505,11 +505,11 @@ def training_arguments(
         gradient_accumulation_steps=accumulate,
         learning_rate=section.lr,
         lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=options(section.lr_floor),
-        warmup_steps=section.warmup,
+        lr_scheduler_kwargs=options(section.min_lr_ratio),
+        warmup_steps=section.warmup_ratio,
         weight_decay=section.weight_decay,
-        max_grad_norm=section.clip,
-        neftune_noise_alpha=section.neftune,
+        max_grad_norm=section.max_grad_norm,
+        neftune_noise_alpha=section.neftune_alpha,
         seed=section.seed,
         data_seed=section.seed,
         logging_steps=section.log_steps,
@@ -525,7 +525,7 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        **optimizer_arguments(section.optimiser, adapt, plan.device),
+        **optimizer_arguments(section.optimizer, adapt, plan.device),
         **more,
     )
     # with one process and several GPUs the Trainer would split each batch among all of them
@@ -542,7 +542,7 @@ def training_arguments(
 
 
 def custom_optimizer(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
-    "What the Trainer takes for an optimiser whose groups are ours; nothing where its own do."
+    "What the Trainer takes for an optimizer whose groups are ours; nothing where its own do."
     if adapt.variant != "lora+":
         return {}
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -596,15 +596,15 @@ def checkpoint_config(
         run,
         section.save_every or f"{section.save_steps} steps",
         every if validate else None,
-        section.keep,
+        section.keep_checkpoints,
         section.final if validate else "last",
         section.patience,
-        section.average,
-        section.not_finite,
-        section.max_skipped,
+        section.ema_decay,
+        section.non_finite,
+        section.max_skipped_steps,
         section.max_hours and 3600 * section.max_hours,
         identity,
-        section.accept,
+        section.accept_changes,
         signals,
         print if not quiet and rank() == 0 else warn_user,
         running,
@@ -656,7 +656,9 @@ def add_callbacks(
         return
     if not quiet:
         trainer.add_callback((LossCurve if in_notebook() else ProgressBar)(meter))
-    if names := resolve_trackers("none" if quiet and section.track == "auto" else section.track):
+    if names := resolve_trackers(
+        "none" if quiet and section.trackers == "auto" else section.trackers
+    ):
         trainer.add_callback(TrackerCallback(names, run.path, section.model_dump()))
 
 
@@ -682,11 +684,11 @@ def fit(
 ) -> dict:
     """Train to the end, from the newest whole checkpoint where there is one; the result lies in the
     run. Raises `Stopped` when interrupted."""
-    if more and (section.average or section.final == "best"):
+    if more and (section.ema_decay or section.final == "best"):
         raise UserError(
             "weights that are spread over devices are neither averaged nor taken from an earlier"
             " step in this version",
-            "train.average, train.final",
+            "train.ema_decay, train.final",
             "null, last",
             "set launch.strategy=ddp",
         )
