@@ -304,6 +304,9 @@ def nearest_key(
     "The known key that was probably meant."
     head, _, tail = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")
     split = {other: other.rpartition(".") for other in known}
+    for other, field in known.items():
+        if tail == (field.json_schema_extra or {}).get("renamed_from"):
+            return other
     if same := [other for other, (_, _, name) in split.items() if name == tail]:
         return same[0]
     likeness = {

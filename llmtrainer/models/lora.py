@@ -129,7 +129,10 @@ class Adapt(Section):
     )
     routers: bool = Field(False, description="adapt the routers of a mixture of experts too")
     loraplus_lr_ratio: float = Field(
-        16.0, ge=1, description="lora+: so many times faster B learns than A"
+        16.0,
+        ge=1,
+        description="lora+: so many times faster B learns than A",
+        json_schema_extra={"renamed_from": "b_speed"},
     )
     trainable: list[str] = Field(
         [],
@@ -137,6 +140,7 @@ class Adapt(Section):
             "partial: what is trained: last-2, norms, embeddings, head, or regular expressions for"
             " names of weights"
         ),
+        json_schema_extra={"renamed_from": "parts"},
     )
     continue_from: str | None = Field(
         None, description="a run or an adapter's folder whose adapter is trained further"

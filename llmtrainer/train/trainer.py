@@ -105,23 +105,41 @@ class Train(Section):
         ),
     )
     warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises"
+        0.03,
+        ge=0,
+        lt=1,
+        description="share of the steps in which the learning rate rises",
+        json_schema_extra={"renamed_from": "warmup"},
     )
     min_lr_ratio: float = Field(
-        0.0, ge=0, lt=1, description="the share of lr at which cosine and stable end"
+        0.0,
+        ge=0,
+        lt=1,
+        description="the share of lr at which cosine and stable end",
+        json_schema_extra={"renamed_from": "lr_floor"},
     )
     weight_decay: float = Field(
         0.0, ge=0, description="pull of the weights towards zero; biases and norms are left alone"
     )
     optimizer: Literal[tuple(OPTIMIZERS)] = Field(
-        "adamw", description="how gradients become steps; the others need less memory than adamw"
+        "adamw",
+        description="how gradients become steps; the others need less memory than adamw",
+        json_schema_extra={"renamed_from": "optimiser"},
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    max_grad_norm: float = Field(
+        1.0,
+        gt=0,
+        description="largest norm of the gradient",
+        json_schema_extra={"renamed_from": "clip"},
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each target that is spread over all tokens"
     )
     neftune_alpha: float | None = Field(
-        None, gt=0, description="noise on the embeddings while training (NEFTune); 5 is usual"
+        None,
+        gt=0,
+        description="noise on the embeddings while training (NEFTune); 5 is usual",
+        json_schema_extra={"renamed_from": "neftune"},
     )
     ema_decay: float | None = Field(
         None,
@@ -131,12 +149,18 @@ class Train(Section):
             "decay of a moving average of the weights, which validations and the result then use;"
             " 0.99 is usual"
         ),
+        json_schema_extra={"renamed_from": "average"},
     )
     non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="what happens to a step whose loss or gradient is no number"
+        "stop",
+        description="what happens to a step whose loss or gradient is no number",
+        json_schema_extra={"renamed_from": "not_finite"},
     )
     max_skipped_steps: int = Field(
-        3, ge=0, description="such steps that may be left out before it stops all the same"
+        3,
+        ge=0,
+        description="such steps that may be left out before it stops all the same",
+        json_schema_extra={"renamed_from": "max_skipped"},
     )
     activations: Literal[POLICIES] = Field(
         "auto",
@@ -161,7 +185,9 @@ class Train(Section):
     save_every: str | None = Field(
         None, description="instead of save_steps, a period: 0.5 epochs, 30 min, 2 hours, 2M tokens"
     )
-    keep_checkpoints: int = Field(2, gt=0, description="whole checkpoints to keep")
+    keep_checkpoints: int = Field(
+        2, gt=0, description="whole checkpoints to keep", json_schema_extra={"renamed_from": "keep"}
+    )
     final: Literal["last", "best"] = Field(
         "last",
         description=(
@@ -192,6 +218,7 @@ class Train(Section):
             "trackers by name; auto takes trackio where it is installed and something is shown;"
             " metrics.jsonl is written always"
         ),
+        json_schema_extra={"renamed_from": "track"},
     )
     accept_changes: list[str] = Field(
         [],
@@ -199,6 +226,7 @@ class Train(Section):
             "parts of a checkpoint's identity that may differ at a resume, such as tokenizer; noted"
             " in the run"
         ),
+        json_schema_extra={"renamed_from": "accept"},
     )
 
     @field_validator("eval_every", "save_every")
