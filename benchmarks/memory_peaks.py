@@ -25,7 +25,13 @@ from llmtrainer.models.activations import apply_activation_checkpointing, decode
 from llmtrainer.models.memory import StepShape, predict_memory
 from llmtrainer.run import Run
 from llmtrainer.train.durable import CheckpointConfig
-from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token, custom_optimizer
+from llmtrainer.train.trainer import (
+    DurableTrainer,
+    Train,
+    training_arguments,
+    next_token,
+    custom_optimizer,
+)
 
 import bitsandbytes as bnb
 from qlora_gpu import SHAPES, quicken
@@ -136,7 +142,15 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     )
     said = predict_memory(config, section, work)
     dtype = "bfloat16" if device == "cuda" else "float32"
-    plan = DevicePlan(device, dtype, dtype, "sdpa", engine, quantize, {})
+    plan = DevicePlan(
+        device,
+        dtype,
+        compute_dtype=dtype,
+        attn="sdpa",
+        engine=engine,
+        quantize=quantize,
+        reasons={},
+    )
     model = adapt_model(make(config, quantize, device), section)
     quicken(model, engine)
     if recompute:

@@ -22,7 +22,11 @@ from transformers.initialization import no_init_weights
 from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import pad_batch, make_sequences
 from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.activations import apply_activation_checkpointing, remove_activation_checkpointing, decoder_layers
+from llmtrainer.models.activations import (
+    apply_activation_checkpointing,
+    remove_activation_checkpointing,
+    decoder_layers,
+)
 from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import keep_trainable
 

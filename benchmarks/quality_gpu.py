@@ -291,7 +291,12 @@ def main(work=quicken) -> None:
         losses = []
     else:
         losses = pretrain(
-            model, text, given.seconds, 4 if given.tiny else 16, 64 if given.tiny else 1024, device
+            model,
+            text,
+            starts=given.seconds,
+            steps=4 if given.tiny else 16,
+            batch=64 if given.tiny else 1024,
+            length=device,
         )
     print(
         json.dumps(

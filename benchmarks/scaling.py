@@ -85,7 +85,13 @@ def work(case: Case, given, folder: Path) -> None:
     from llmtrainer.models.engines import fuse_model
     from llmtrainer.run import Run
     from llmtrainer.train.durable import CheckpointConfig
-    from llmtrainer.train.launch import Launch, check_strategy, init_distributed, strategy_arguments, sharded
+    from llmtrainer.train.launch import (
+        Launch,
+        check_strategy,
+        init_distributed,
+        strategy_arguments,
+        sharded,
+    )
     from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token
     from llmtrainer.train.distributed import all_gather, rank, world_size
 

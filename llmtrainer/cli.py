@@ -180,7 +180,7 @@ def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Pat
 
     if file.exists():
         raise UserError(
-            f"{file} exists already", None, None, "name another file; nothing is ever overwritten"
+            f"{file} exists already", fix="name another file; nothing is ever overwritten"
         )
     write_atomic(file, commented_recipe(Recipe))
     print(f"wrote {file}: set model.base and data.train, then run: llmtrainer data {file}")
@@ -294,8 +294,8 @@ def plan_device(
     if gpu and measure:
         raise UserError(
             "a GPU that is not here cannot be measured",
-            "--measure",
-            "--gpu NAME for a plan, or --measure for this machine",
+            where="--measure",
+            allowed="--gpu NAME for a plan, or --measure for this machine",
         )
     machine = device.known_gpu(gpu) if gpu else None
     job = read_recipe(recipe, changes or [], machine)
@@ -407,15 +407,16 @@ def launch(
     from llmtrainer.train.launch import CLUSTERS
 
     if to not in CLUSTERS:
-        raise UserError(f"there is no cluster called {to!r}", "--to", ", ".join(CLUSTERS))
+        raise UserError(
+            f"there is no cluster called {to!r}", where="--to", allowed=", ".join(CLUSTERS)
+        )
     job, (name, write) = load_recipe(Recipe, recipe, changes or []), CLUSTERS[to]
     target, rest = out or Path(name), [c for c in changes or [] if not c.startswith("launch.")]
     if target.exists():
         raise UserError(
             f"{target} exists already",
-            "--out",
-            None,
-            "name another file; nothing is ever overwritten",
+            where="--out",
+            fix="name another file; nothing is ever overwritten",
         )
     write_atomic(
         target,
@@ -538,7 +539,9 @@ def merge(
 
     if how not in ("dequantized", "original"):
         raise UserError(
-            f"there is no way to merge called {how!r}", "--how", "dequantized, original"
+            f"there is no way to merge called {how!r}",
+            where="--how",
+            allowed="dequantized, original",
         )
     say_json(merge_run(Run.load(run), how))
 
@@ -552,7 +555,7 @@ def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx")
     from llmtrainer.run import Run
 
     if to != "onnx":
-        raise UserError(f"there is no export to {to!r}", "--to", "onnx")
+        raise UserError(f"there is no export to {to!r}", where="--to", allowed="onnx")
     say_json(export_run(Run.load(run), [p.question for p in problems(8, "test", 1)]))
 
 
@@ -599,7 +602,9 @@ def generate(
             [],
         )
         return print()
-    answers, speed = answer_questions(model, tokenizer, prompt or [], file, section, batch_size)
+    answers, speed = answer_questions(
+        model, tokenizer, prompts=prompt or [], file=file, section=section, batch_size=batch_size
+    )
     if as_json:
         return say_json({"answers": answers, "speed": speed, "generation": section.model_dump()})
     for one in answers:

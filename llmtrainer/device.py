@@ -90,17 +90,29 @@ def probe() -> Machine:
         weakest = min(gpus, key=lambda gpu: (gpu.major, gpu.minor))
         smallest = min(gpu.total_memory for gpu in gpus)
         return Machine(
-            "cuda", weakest.name, (weakest.major, weakest.minor), smallest, len(gpus), libraries
+            "cuda",
+            weakest.name,
+            capability=(weakest.major, weakest.minor),
+            memory=smallest,
+            count=len(gpus),
+            libraries=libraries,
         )
     if torch.backends.mps.is_available():
-        return Machine("mps", "Apple GPU", None, torch.mps.recommended_max_memory(), 1, libraries)
+        return Machine(
+            "mps",
+            "Apple GPU",
+            capability=None,
+            memory=torch.mps.recommended_max_memory(),
+            count=1,
+            libraries=libraries,
+        )
     return Machine(
         "cpu",
         f"CPU with {torch.backends.cpu.get_cpu_capability()}",
-        None,
-        _cpu_memory(),
-        1,
-        libraries,
+        capability=None,
+        memory=_cpu_memory(),
+        count=1,
+        libraries=libraries,
     )
 
 
@@ -128,17 +140,17 @@ def known_gpu(
     if chip not in GPUS:
         raise UserError(
             f"{chip!r} is none of the GPUs that can be planned for",
-            "--gpu",
-            ", ".join(GPUS) + ", or several: 4xH100",
+            where="--gpu",
+            allowed=", ".join(GPUS) + ", or several: 4xH100",
         )
     capability, gib = GPUS[chip]
     return Machine(
         "cuda",
         chip,
-        capability,
-        int(gib * 2**30),
-        int(count or 1),
-        {name: is_installed(name) for name in LIBRARIES}
+        capability=capability,
+        memory=int(gib * 2**30),
+        count=int(count or 1),
+        libraries={name: is_installed(name) for name in LIBRARIES}
         | dict(triton=is_installed("triton") or "(of PyTorch)"),
     )
 
@@ -362,7 +374,15 @@ def plan_device(
         "engine": engine_why,
         "quantize": _quantization(machine, quantize),
     }
-    return DevicePlan(machine.kind, dtype, dtype, kernel, chosen, quantize, reasons)
+    return DevicePlan(
+        machine.kind,
+        dtype,
+        compute_dtype=dtype,
+        attn=kernel,
+        engine=chosen,
+        quantize=quantize,
+        reasons=reasons,
+    )
 
 
 # %% ../nbs/internals/94_device.ipynb #b1d0412e

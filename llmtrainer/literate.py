@@ -115,9 +115,9 @@ def parse_cell(number, raw):
     return Cell(
         number,
         raw["cell_type"],
-        "\n".join(line for line in lines if line not in marked),
-        {name.rstrip(":"): value.strip() for name, _, value in words},
-        raw.get("outputs", []),
+        source="\n".join(line for line in lines if line not in marked),
+        directives={name.rstrip(":"): value.strip() for name, _, value in words},
+        outputs=raw.get("outputs", []),
     )
 
 

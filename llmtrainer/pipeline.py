@@ -149,9 +149,9 @@ def read_recipe(
     if recipe.adapt.method != "lora" and recipe.model.quantize != "none":
         raise UserError(
             "quantised weights cannot be trained themselves",
-            f"adapt.method: {recipe.adapt.method}",
-            "model.quantize: none",
-            "add model.quantize=none, or train adapters with adapt.method=lora",
+            where=f"adapt.method: {recipe.adapt.method}",
+            allowed="model.quantize: none",
+            fix="add model.quantize=none, or train adapters with adapt.method=lora",
         )
     check_storage(
         recipe.adapt.variant, recipe.model.quantize != "none", recipe.model.quantize == "fp8"
@@ -194,9 +194,9 @@ def check_objective(
     )
     raise UserError(
         f"the objective {objective} does not learn from rows of the format {formats}",
-        "train.objective",
-        "sft for conversations, pretrain for plain text",
-        fix,
+        where="train.objective",
+        allowed="sft for conversations, pretrain for plain text",
+        fix=fix,
     )
 
 
@@ -208,9 +208,8 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
     if known != data.digest and "data" not in accept:
         raise UserError(
             "the data is not what this run began with",
-            str(run.path),
-            None,
-            "put the old files back, or begin another run with --run; to go on all the same, which"
+            where=str(run.path),
+            fix="put the old files back, or begin another run with --run; to go on all the same, which"
             " is noted in the run: train.accept_changes=[data,order]",
         )
     run.write("data.json", data.account() | dict(sha256=data.digest))
@@ -250,9 +249,9 @@ def evaluate_tasks(
                 evaluate(
                     model,
                     tokenizer,
-                    task,
-                    section.data_dir,
-                    section.limit,
+                    task=task,
+                    data_dir=section.data_dir,
+                    limit=section.limit,
                     progress=advance,
                     section=how,
                 )
@@ -267,9 +266,7 @@ def stored_result(run: Run, task: str, folder: str = "evals") -> Result:
     if not (run.path / folder / f"{task}.json").is_file():
         raise UserError(
             f"{run.path} has no result of {task}",
-            None,
-            None,
-            f"llmtrainer eval {run.path} --tasks {task}",
+            fix=f"llmtrainer eval {run.path} --tasks {task}",
         )
     return read_result(run.read(f"{folder}/{task}.json"))
 
@@ -318,9 +315,7 @@ def open_model(
     if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
-            None,
-            None,
-            f"llmtrainer train {name}/recipe.yaml --run {name}",
+            fix=f"llmtrainer train {name}/recipe.yaml --run {name}",
         )
     if run.model.is_dir():
         section = Model(base=str(run.model), quantize="none", attn=section.attn)
@@ -347,9 +342,8 @@ def pin_model(run: Run, model: Model) -> Model:
     if not is_finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]:
         raise UserError(
             "the base model is not the one this run began with",
-            str(run.path),
-            None,
-            "put the old weights back, or begin another run with --run",
+            where=str(run.path),
+            fix="put the old weights back, or begin another run with --run",
         )
     return model
 
@@ -397,14 +391,14 @@ def step_shape(recipe: Recipe, chosen: DevicePlan, recompute: bool) -> StepShape
     return StepShape(
         t.batch_size,
         recipe.data.max_length,
-        recompute,
-        recipe.model.quantize,
-        chosen.device == "cuda",
-        chosen.engine != "reference",
-        t.optimizer,
-        t.accumulate,
-        "eager" if chosen.attn == "eager" else "sdpa",
-        chosen.engine == "fp8" and recipe.model.fp8 != "gradients",
+        recompute=recompute,
+        quantize=recipe.model.quantize,
+        mixed=chosen.device == "cuda",
+        sliced=chosen.engine != "reference",
+        optimizer=t.optimizer,
+        accumulate=t.accumulate,
+        attn="eager" if chosen.attn == "eager" else "sdpa",
+        fp8=chosen.engine == "fp8" and recipe.model.fp8 != "gradients",
     )
 
 
@@ -496,7 +490,7 @@ def run_training(
             *(f"{name}: {words}" for name, words in facts.items()),
             sep="\n",
         )
-    record_experts(run, model, batches(), "before", quiet)
+    record_experts(run, model, batches=batches(), when="before", quiet=quiet)
     with hide_progress_bars(
         is_small(section.base)
     ):  # a checkpoint of a small model is written in a blink
@@ -520,7 +514,7 @@ def run_training(
         )
     if recipe.data.stream:
         record_data(run, data, recipe.train.accept_changes)  # now its rows are counted
-    record_experts(run, model, batches(), "after", quiet)
+    record_experts(run, model, batches=batches(), when="after", quiet=quiet)
     return model, tokenizer
 
 
@@ -566,9 +560,8 @@ def fetch_recipe(place: str, path: Path) -> Recipe:
     if not (path / "recipe.yaml").is_file() and not restore(open_place(place), path):
         raise UserError(
             f"there is no run in {place}",
-            None,
-            "a run, a folder that train.mirror named, or hf://user/name",
-            "is the drive mounted?",
+            allowed="a run, a folder that train.mirror named, or hf://user/name",
+            fix="is the drive mounted?",
         )
     return read_recipe(
         Run.load(path).recipe, [f"train.mirror={json.dumps(place)}"] if place != str(path) else []
@@ -599,7 +592,9 @@ def train(
         trained = (
             None
             if is_finished(run)
-            else run_training(recipe, run, chosen, quiet or rank() > 0, signals)
+            else run_training(
+                recipe, run, chosen=chosen, quiet=quiet or rank() > 0, signals=signals
+            )
         )
         if rank() > 0:
             return run  # the rest is for one
@@ -623,12 +618,10 @@ def merge_run(run: Run, how: str = "dequantized") -> dict:
     if run.model.is_dir():
         raise UserError(
             f"{run.path} is a full fine-tune: there is nothing to merge",
-            None,
-            None,
-            f"its model is in {run.model}",
+            fix=f"its model is in {run.model}",
         )
     if not run.adapter.is_dir():
-        raise UserError(f"{run.path} has no adapter yet", None, None, "finish its training first")
+        raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
     section = pin_model(run, load_recipe(Recipe, run.recipe).model)
     with explain_full_disk(run.path):
         found = merge(section, run.adapter, run.exports / "merged", how=how)

@@ -104,7 +104,9 @@ def forecast(
         largest_batch_size=largest_batch_size(text, recipe.adapt, work, here.memory),
         changes=[]
         if fits
-        else suggestions(text, recipe.adapt, work, here.memory, chosen.device == "cuda"),
+        else suggestions(
+            text, recipe.adapt, work=work, memory=here.memory, fusable=chosen.device == "cuda"
+        ),
         time=predict_time(recipe, work, parts["flops"], None if machine else matmul_speed(chosen)),
     )
 
@@ -306,14 +308,14 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
             lambda: fit(
                 model,
                 tokenizer,
-                worst,
-                longest_validation(data.val, recipe.train.batch_size),
-                section,
-                chosen,
-                run,
-                OBJECTIVES[recipe.train.objective],
-                recipe.model.base,
-                recipe.adapt,
+                train=worst,
+                val=longest_validation(data.val, recipe.train.batch_size),
+                section=section,
+                plan=chosen,
+                run=run,
+                objective=OBJECTIVES[recipe.train.objective],
+                base=recipe.model.base,
+                adapt=recipe.adapt,
                 quiet=True,
             ),
             [*model.parameters(), *model.buffers()],
@@ -372,9 +374,8 @@ def check_preflight(report: dict, tolerance: float = 1e-3) -> None:
         raise UserError(
             "the stored adapter or model is not the trained one: a logit differs by"
             f" {report['reload_difference']:.2g} after loading",
-            None,
-            f"at most {tolerance:g}",
-            "this is a fault of the trainer or the disk: nothing should be trained before it is"
+            allowed=f"at most {tolerance:g}",
+            fix="this is a fault of the trainer or the disk: nothing should be trained before it is"
             " found",
         )
 

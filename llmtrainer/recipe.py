@@ -455,9 +455,9 @@ def _unknown(key, value, known):
     return Fault(
         key,
         value,
-        f"is not a known key; its value is {_show(value)}",
-        allowed,
-        nearest_key(key, known),
+        problem=f"is not a known key; its value is {_show(value)}",
+        allowed=allowed,
+        nearest=nearest_key(key, known),
     )
 
 
@@ -478,9 +478,9 @@ def _fault(error, kind, limits, value, key, known):
     return Fault(
         key,
         value,
-        f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}",
-        allowed,
-        _likely(kind, value),
+        problem=f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}",
+        allowed=allowed,
+        nearest=_likely(kind, value),
     )
 
 
@@ -504,7 +504,7 @@ def validate(
         faults = (
             validate(member, part, place, known)[1]
             if member
-            else [_fault(error, inner, limits, part, place, known or {})]
+            else [_fault(error, inner, limits=limits, value=part, key=place, known=known or {})]
         )
         for fault in faults:
             found.setdefault(fault.key, fault)

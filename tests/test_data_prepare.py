@@ -90,7 +90,11 @@ def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
         )
     found = EncodedSources(EncodedTable([path]), [Source(path="a")], [dict(files=["a"])])
     fitted = fit_to_length(
-        found, np.arange(len(lengths)), Data(train="a", max_length=capacity), None, Ledger()
+        found,
+        np.arange(len(lengths)),
+        data=Data(train="a", max_length=capacity),
+        encoder=None,
+        ledger=Ledger(),
     )
     targets = Counter(
         (int(row), i)

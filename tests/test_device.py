@@ -78,10 +78,10 @@ def _machine(kind="cuda", capability=None, **libraries):
     return Machine(
         kind,
         "a test machine",
-        capability,
-        16 * 2**30,
-        1,
-        {"bitsandbytes": "0.50.2", "flash_attn": None} | libraries,
+        capability=capability,
+        memory=16 * 2**30,
+        count=1,
+        libraries={"bitsandbytes": "0.50.2", "flash_attn": None} | libraries,
     )
 
 

@@ -19,7 +19,11 @@ from llmtrainer.recipe import UserError
 def _result(right, name="word_problems", first=0):
     "A result over items first, first+1, ... with these grades."
     return summarise(
-        name, [Answer(f"{i:012}", "", 1.0, bool(r), bool(r)) for i, r in enumerate(right, first)]
+        name,
+        [
+            Answer(f"{i:012}", "", expected=1.0, right=bool(r), flexible=bool(r))
+            for i, r in enumerate(right, first)
+        ],
     )
 
 

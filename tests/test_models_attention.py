@@ -28,7 +28,13 @@ def test_the_kernel_is_the_mask():
         g = torch.randn(1, heads, n, size, device="cuda").bfloat16()
         for given in (window, None):
             ours = torch.autograd.grad(
-                (a := attend_varlen(q, k, v, borders, 512, given, size**-0.5)), (q, k, v), g
+                (
+                    a := attend_varlen(
+                        q, k, v=v, borders=borders, longest=512, window=given, scale=size**-0.5
+                    )
+                ),
+                (q, k, v),
+                g,
             )
             exact = [t.detach().float().requires_grad_() for t in (q, k, v)]
             b = F.scaled_dot_product_attention(
@@ -138,7 +144,7 @@ def test_by_document_is_the_mask_in_float64(lengths, window, heads):
     q, k, v = (
         torch.randn(1, h, n, 4, dtype=torch.float64, requires_grad=True) for h in (heads, 2, 2)
     )
-    ours = attend_documents(q, k, v, borders.tolist(), window, 0.3)
+    ours = attend_documents(q, k, v=v, borders=borders.tolist(), window=window, scale=0.3)
     known = F.scaled_dot_product_attention(
         q, k, v, document_mask(borders, n, window), scale=0.3, enable_gqa=heads != 2
     )

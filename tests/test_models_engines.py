@@ -349,10 +349,12 @@ def rounding_error(layer: FusedLayer, phases: list[float]) -> float:
     difference over its own."""
     f = layer.frozen
     numbers = lambda phase: (
-        dequantized_matrix(f.stored, f.shape, f.rows * phase, False, F8).float()
+        dequantized_matrix(
+            f.stored, f.shape, rows=f.rows * phase, transpose=False, dtype=F8
+        ).float()
         * (f.rows * phase)[:, None]
     )
-    w = dequantized_matrix(f.stored, f.shape, None, False, torch.float32)
+    w = dequantized_matrix(f.stored, f.shape, rows=None, transpose=False, dtype=torch.float32)
     return ((sum(map(numbers, phases)) / len(phases) - w).norm() / w.norm()).item()
 
 

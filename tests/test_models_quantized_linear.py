@@ -28,7 +28,9 @@ def quantised(n, k, nested=True, block=64, device="cpu", seed=0):
 def numbers_of(layer):
     "A layer's weights by the plain version."
     one = freeze_weight(layer, fp8=False)
-    return dequantized_matrix(one.stored, one.shape, None, False, torch.float32)
+    return dequantized_matrix(
+        one.stored, one.shape, rows=None, transpose=False, dtype=torch.float32
+    )
 
 
 def test_plain_dequantisation_is_bitsandbytes_own():
@@ -47,7 +49,9 @@ def test_plain_dequantisation_is_bitsandbytes_own():
             atol=1e-8,
         )
         assert torch.equal(
-            dequantized_matrix(one.stored, one.shape, None, True, torch.float32),
+            dequantized_matrix(
+                one.stored, one.shape, rows=None, transpose=True, dtype=torch.float32
+            ),
             numbers_of(layer).t(),
         )
 
@@ -92,7 +96,9 @@ def test_the_kernel_gives_what_the_plain_version_gives(n, k, nested, block, tran
     rows = known.abs().amax(1).clamp(min=TINY) / F8_MAX if fp8 else None
     for dtype in (F8,) if fp8 else (torch.bfloat16, torch.float32):
         a, b = (
-            dequantize(list(both.stored), rows, list(both.shape), transpose, dtype).float(),
+            dequantize(
+                list(both.stored), rows, shape=list(both.shape), transpose=transpose, dtype=dtype
+            ).float(),
             (known if rows is None else known / rows[:, None]).to(dtype).float(),
         )
         if transpose:
@@ -126,7 +132,7 @@ def test_fp8_products_keep_two_digits_whatever_the_size(m, n, k, size, outlier, 
         (x, False, x.double() @ w.double().t()),
         (g, True, g.double() @ w.double()),
     ):
-        y = matmul_stored(a, one.stored, one.shape, one.rows, back).double()
+        y = matmul_stored(a, one.stored, shape=one.shape, rows=one.rows, back=back).double()
         size_of = a.double().abs() @ (w.double().abs() if back else w.double().abs().t())
         assert torch.isfinite(y).all() and ((y - known).abs() <= 0.13 * size_of + 1e-12).all()
 
@@ -166,7 +172,7 @@ def problem(n, k, m, r, nested=True, apart=False, fp8=False, size=1.0):
 def both(w, scales, x, dropped, g, A, B, weights):
     "(output and gradients by `lora_linear`, the same by the formula in float64)."
     leaves = [t.requires_grad_() for t in ([x] if dropped is None else [x, dropped]) + A + B]
-    y = lora_linear(x, dropped, tuple(scales), w, A, B)
+    y = lora_linear(x, dropped, scales=tuple(scales), w=w, A=A, B=B)
     exact = [t.detach().double().requires_grad_() for t in leaves]
     x_, inner, a, b = (
         exact[0],
@@ -340,7 +346,7 @@ def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, sca
         and (x8[:, 16 * k + 3 * r :].float() == 0).all()
     )
     t = torch.randn(m, r).bfloat16()
-    write_tail(out, t.cuda(), reach.cuda(), given_[4].cuda() * 10, inputs)
+    write_tail(out, t.cuda(), cols=reach.cuda(), rows=given_[4].cuda() * 10, inputs=inputs)
     assert torch.allclose(
         whole(out, inputs),
         whole(adapter_tail(t, reach, given_[4] * 10, inputs), inputs),
@@ -375,10 +381,10 @@ def layer_on(device, fp8):
     y = lora_linear(
         leaves[0].bfloat16(),
         None,
-        (2.0, 2.0),
-        stack_weights([freeze_weight(layer, fp8) for layer in layers]),
-        leaves[1:3],
-        leaves[3:],
+        scales=(2.0, 2.0),
+        w=stack_weights([freeze_weight(layer, fp8) for layer in layers]),
+        A=leaves[1:3],
+        B=leaves[3:],
     )
     return [
         t.float().cpu()

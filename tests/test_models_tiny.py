@@ -22,7 +22,9 @@ def test_tokenizer_is_lossless_and_splits_digits():
 def test_windows_start_with_a_document_and_repeat_by_seed():
     tok = make_tokenizer(documents(300))
     stream, starts = token_stream(tok, list(documents(300)))
-    draw = lambda: sample_windows(stream, starts, 16, 32, torch.Generator().manual_seed(7))
+    draw = lambda: sample_windows(
+        stream, starts, batch=16, length=32, generator=torch.Generator().manual_seed(7)
+    )
     assert draw().shape == (16, 33) and draw().dtype == torch.int64
     assert (draw()[:, 0] == tok.bos_token_id).all() and torch.equal(draw(), draw())
     assert int((stream == tok.eos_token_id).sum()) == 300

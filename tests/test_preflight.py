@@ -39,8 +39,16 @@ def small(folder, **more):
 def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     recipe = small(tmp_path)
     roomy, tight = (
-        forecast(recipe, Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES)),
-        forecast(recipe, Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES)),
+        forecast(
+            recipe,
+            Machine("cpu", "roomy", capability=None, memory=2**34, count=1, libraries=LIBRARIES),
+        ),
+        forecast(
+            recipe,
+            Machine(
+                "cpu", "tight", capability=None, memory=14 * 2**20, count=1, libraries=LIBRARIES
+            ),
+        ),
     )
     assert roomy["fits"] and roomy["changes"] == [] and roomy["largest_batch_size"] > 100
     assert (
@@ -53,7 +61,9 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
         and tight["largest_batch_size"] == 0
         and format_verdict(tight)[1].startswith("  train.batch_size=1 train.accumulate=2: ")
     )
-    snug = forecast(recipe, Machine("cpu", "snug", None, 2**29, 1, LIBRARIES))
+    snug = forecast(
+        recipe, Machine("cpu", "snug", capability=None, memory=2**29, count=1, libraries=LIBRARIES)
+    )
     assert (
         format_verdict(roomy)[0].endswith("that fits is 512 or more")
         and format_verdict(snug)[0].endswith(f"that fits is {snug['largest_batch_size']}")
@@ -70,11 +80,16 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
     assert (
         forecast(
             small(tmp_path, model=dict(base=str(tmp_path))),
-            Machine("cpu", "roomy", None, 2**34, 1, LIBRARIES),
+            Machine("cpu", "roomy", capability=None, memory=2**34, count=1, libraries=LIBRARIES),
         )["bytes"]
         == roomy["bytes"]
     )  # a folder without weights
-    tiny = format_verdict(forecast(recipe, Machine("cpu", "tiny", None, 2**10, 1, LIBRARIES)))
+    tiny = format_verdict(
+        forecast(
+            recipe,
+            Machine("cpu", "tiny", capability=None, memory=2**10, count=1, libraries=LIBRARIES),
+        )
+    )
     assert tiny[0].startswith("does not fit") and tiny[-1].startswith(
         "nothing in the recipe makes it fit"
     )
@@ -83,7 +98,9 @@ def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):
 
 
 def test_the_advice_is_what_a_recipe_takes_and_then_it_fits(tmp_path):
-    machine = Machine("cpu", "tight", None, 14 * 2**20, 1, LIBRARIES)
+    machine = Machine(
+        "cpu", "tight", capability=None, memory=14 * 2**20, count=1, libraries=LIBRARIES
+    )
     last = format_verdict(forecast(small(tmp_path), machine))[-1]
     assert last.startswith("together: train.activations=recompute ")
     better = forecast(

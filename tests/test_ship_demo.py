@@ -52,10 +52,10 @@ def test_stop_ends_the_model_too():
     answer = respond(
         model,
         tokenizer,
-        Generation(),
-        [{"role": "user", "content": "Tell me a long story."}],
-        0.0,
-        400,
+        section=Generation(),
+        history=[{"role": "user", "content": "Tell me a long story."}],
+        temperature=0.0,
+        max_new_tokens=400,
     )
     next(answer)
     assert len(writers()) == 1
@@ -68,9 +68,16 @@ def test_an_error_is_shown_and_not_remembered():
         def apply_chat_template(self, *a, **k):
             raise RuntimeError("no memory left")
 
-    history = list(respond(model, Broken(), few, [{"role": "user", "content": "Hello"}], 0.0, 8))[
-        -1
-    ]
+    history = list(
+        respond(
+            model,
+            Broken(),
+            section=few,
+            history=[{"role": "user", "content": "Hello"}],
+            temperature=0.0,
+            max_new_tokens=8,
+        )
+    )[-1]
     assert history[-1]["content"] == "RuntimeError: no memory left" and to_messages(
         history + [{"role": "user", "content": "Again"}]
     ) == [{"role": "user", "content": "Again"}]
@@ -89,9 +96,16 @@ def test_panes_do_not_disturb_each_other():
     )
     assert all(s[0] == KEEP for s in states[1:])  # what is typed meanwhile stays in the box
     alone = [
-        list(respond(model, tokenizer, few, h + [{"role": "user", "content": question}], 0.0, 12))[
-            -1
-        ]
+        list(
+            respond(
+                model,
+                tokenizer,
+                section=few,
+                history=h + [{"role": "user", "content": question}],
+                temperature=0.0,
+                max_new_tokens=12,
+            )
+        )[-1]
         for h in ([], old)
     ]
     assert list(states[-1][1:]) == alone
@@ -118,7 +132,12 @@ def test_the_page_answers_on_this_machine_alone():
         box, left, right = job.result()
         expected = list(
             respond(
-                model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12
+                model,
+                tokenizer,
+                section=few,
+                history=[{"role": "user", "content": "What is 2 plus 3?"}],
+                temperature=0.0,
+                max_new_tokens=12,
             )
         )[-1]
         assert (
@@ -218,7 +237,14 @@ def test_a_pipe_gets_answers_only():
     blocks = [b for b in out.getvalue().split("\n\n") if b]
     assert len(blocks) == 2 and blocks[0] == blocks[1] and "no command /nonsense" in err.getvalue()
     expected = list(
-        respond(model, tokenizer, few, [{"role": "user", "content": "What is 2 plus 3?"}], 0.0, 12)
+        respond(
+            model,
+            tokenizer,
+            section=few,
+            history=[{"role": "user", "content": "What is 2 plus 3?"}],
+            temperature=0.0,
+            max_new_tokens=12,
+        )
     )[-1][-1]["content"]
     assert blocks[0] == expected.rstrip("\n")
 

@@ -34,8 +34,8 @@ from safetensors.torch import load_file
 
 
 CPU, GPUS = (
-    Machine("cpu", "x", None, 2**33, 1, {}),
-    Machine("cuda", "NVIDIA H100", (9, 0), 2**36, 2, {}),
+    Machine("cpu", "x", capability=None, memory=2**33, count=1, libraries={}),
+    Machine("cuda", "NVIDIA H100", capability=(9, 0), memory=2**36, count=2, libraries={}),
 )
 
 

@@ -118,11 +118,13 @@ def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing
         fit(
             model,
             tokenizer,
-            train,
-            {},
-            Train(batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99),
-            PLAN,
-            run,
+            train=train,
+            val={},
+            section=Train(
+                batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99
+            ),
+            plan=PLAN,
+            run=run,
             quiet=True,
         )
         found[batch] = trained(model)
@@ -161,12 +163,18 @@ def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_o
     accumulate = times * world  # so that it can be shared
     one = list(MicroBatchSampler(range(n), batch, accumulate))
     micro, each = split_batch(batch, accumulate, world)
-    parts = [list(MicroBatchSampler(range(n), micro, each, rank, world)) for rank in range(world)]
+    parts = [
+        list(MicroBatchSampler(range(n), micro, accumulate=each, rank=rank, world=world))
+        for rank in range(world)
+    ]
     assert (
         len({len(p) for p in parts})
         == 1
         == len(
-            {len(MicroBatchSampler(range(n), micro, each, r, world)) for r in range(world)}
+            {
+                len(MicroBatchSampler(range(n), micro, accumulate=each, rank=r, world=world))
+                for r in range(world)
+            }
             | {len(parts[0])}
         )
     )
@@ -231,7 +239,7 @@ def test_the_trainer_is_the_plain_loop(tmp_path):
         epochs=9,
     )
     model, tokenizer, data, run = job(tmp_path / "a")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
     ours = [r["loss"] for r in run.metrics() if "loss" in r]
     other, tokenizer, data, _ = job(tmp_path / "b")
     assert torch.allclose(
@@ -282,7 +290,16 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
         log_steps=3,
     )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     for at in (3, 7, 18):  # in the first, an even and a later micro-batch, in several epochs
         stops, folder = 0, tmp_path / f"broken-{at}"
         while True:
@@ -291,12 +308,12 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
                 fit(
                     model,
                     tokenizer,
-                    data.train,
-                    data.val,
-                    section,
-                    PLAN,
-                    run,
-                    interrupting(at) if stops < 2 else next_token,
+                    train=data.train,
+                    val=data.val,
+                    section=section,
+                    plan=PLAN,
+                    run=run,
+                    objective=interrupting(at) if stops < 2 else next_token,
                     quiet=True,
                 )
             except Stopped:
@@ -339,7 +356,16 @@ fit(model, tokenizer, data.train, {}, Train(max_steps=12, epochs=9, batch_size=2
 def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(tmp_path):
     section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     tests = str(Path(sys.modules["test_train_trainer"].__file__).parent)
     out = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed"), tests],
@@ -349,7 +375,7 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
     assert out.returncode == -9, out.stderr
     model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
     assert newest_checkpoint(run.checkpoints)[0].name == "step-5"
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
     assert adapter_hash(run) == adapter_hash(straight)
     assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
         1,
@@ -361,16 +387,35 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
     section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep_checkpoints=3)
     model, tokenizer, data, straight = job(tmp_path / "straight")
-    fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     model, tokenizer, data, run = job(tmp_path / "damaged")
     try:
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(8), quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=interrupting(8),
+            quiet=True,
+        )
     except Stopped:
         pass
     victim = newest_checkpoint(run.checkpoints)[0] / "optimizer.pt"
     victim.write_bytes(victim.read_bytes()[:-1])
     model, tokenizer, data, run = job(tmp_path / "damaged")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
     assert "optimizer.pt" in capsys.readouterr().out and adapter_hash(run) == adapter_hash(straight)
 
 
@@ -391,10 +436,29 @@ SAME_IN_BOTH = {
 def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=2, keep_checkpoints=3)
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(model, tokenizer, data.train, {}, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     model, tokenizer, data, run = job(tmp_path / "run", dropout=0.1)
     with pytest.raises(Stopped):
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, interrupting(4), quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=interrupting(4),
+            quiet=True,
+        )
     names = sorted(p.name for p in (run.checkpoints / "step-4").iterdir())
     assert {
         "adapter_model.safetensors",
@@ -436,7 +500,16 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
         shutil.copytree(run.path, again := tmp_path / f"again-{how}")
         SPOIL[how](again / "checkpoints" / "step-4" / name, again / "checkpoints" / "step-2" / name)
         model, tokenizer, data, _ = job(tmp_path / "other", dropout=0.1)
-        fit(model, tokenizer, data.train, {}, section, PLAN, Run(again), quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=Run(again),
+            quiet=True,
+        )
         assert adapter_hash(Run(again)) == adapter_hash(straight), how
 
 
@@ -463,7 +536,16 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
         log_steps=1,
     )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     (owner, name), seen = PHASES[phase], []
     plain = getattr(owner, name)
 
@@ -476,12 +558,30 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
     monkeypatch.setattr(owner, name, signalled)
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
     with pytest.raises(Stopped, match="SIGTERM") as stopped:
-        fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val=data.val,
+            section=section,
+            plan=PLAN,
+            run=run,
+            quiet=True,
+        )
     assert (
         stopped.value.exit_code == 75 and len(seen) >= 2 and newest_checkpoint(run.checkpoints)[0]
     ), "it came, and was saved"
     model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
-    fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=run,
+        quiet=True,
+    )
     assert adapter_hash(run) == adapter_hash(straight)
 
 
@@ -548,7 +648,17 @@ def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
                 save_steps=99,
             )
             try:
-                fit(model, tokenizer, train, {}, section, PLAN, run, objective, quiet=True)
+                fit(
+                    model,
+                    tokenizer,
+                    train=train,
+                    val={},
+                    section=section,
+                    plan=PLAN,
+                    run=run,
+                    objective=objective,
+                    quiet=True,
+                )
             except Stopped:
                 seen, stopped = seen + here, stopped + 1
             else:
@@ -574,7 +684,16 @@ def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_
         (dict(max_steps=4, save_every="1 epoch"), "save_every"),
     ):
         with pytest.raises(UserError, match=f"train.{name}"):
-            fit(model, tokenizer, train, {}, Train(**wish), PLAN, run, quiet=True)
+            fit(
+                model,
+                tokenizer,
+                train=train,
+                val={},
+                section=Train(**wish),
+                plan=PLAN,
+                run=run,
+                quiet=True,
+            )
 
     def objective(model, batch, items=None):
         return next_token(model, batch, items)[0] * float("nan"), {}
@@ -583,12 +702,12 @@ def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_
         fit(
             model,
             tokenizer,
-            train,
-            {},
-            Train(max_steps=4, batch_size=2),
-            PLAN,
-            run,
-            objective,
+            train=train,
+            val={},
+            section=Train(max_steps=4, batch_size=2),
+            plan=PLAN,
+            run=run,
+            objective=objective,
             quiet=True,
         )
 
@@ -607,11 +726,11 @@ def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=3, batch_size=2),
-            PLAN,
-            run,
+            train=data.train,
+            val={},
+            section=Train(max_steps=3, batch_size=2),
+            plan=PLAN,
+            run=run,
             quiet=True,
         )
     assert run.adapter.is_dir() and newest_checkpoint(run.checkpoints)[0].name == "step-3"
@@ -624,9 +743,9 @@ def test_saving_changes_nothing_of_the_training(tmp_path):
         fit(
             model,
             tokenizer,
-            data.train,
-            data.val,
-            Train(
+            train=data.train,
+            val=data.val,
+            section=Train(
                 max_steps=6,
                 epochs=9,
                 batch_size=2,
@@ -635,8 +754,8 @@ def test_saving_changes_nothing_of_the_training(tmp_path):
                 eval_steps=2,
                 keep_checkpoints=9,
             ),
-            PLAN,
-            run,
+            plan=PLAN,
+            run=run,
             quiet=True,
         )
         assert len(list_steps(run.checkpoints)) == (6 if save == 1 else 1)
@@ -655,11 +774,11 @@ def test_a_base_of_16_bits_is_trained_by_float32_adapters(tmp_path):
     fit(
         model,
         tokenizer,
-        data.train,
-        {},
-        Train(max_steps=3, batch_size=2, lr=1e-3),
-        half,
-        run,
+        train=data.train,
+        val={},
+        section=Train(max_steps=3, batch_size=2, lr=1e-3),
+        plan=half,
+        run=run,
         quiet=True,
     )
     assert apart(trained(model), before) > 1e-4 and all(
@@ -734,7 +853,17 @@ def in_float16(folder, seen, stop):
             )
         )
         model.get_base_model().model.layers[0].register_forward_pre_hook(within)
-        fit(model, tokenizer, data.train, {}, section, HALF, run, objective, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=HALF,
+            run=run,
+            objective=objective,
+            quiet=True,
+        )
         return run
 
     straight, scales = run_of("straight"), list(seen)
@@ -815,7 +944,16 @@ def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path):
         max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4
     )
     model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=straight,
+        quiet=True,
+    )
     draw, tests = random.Random(0), str(Path(sys.modules["test_train_trainer"].__file__).parent)
     for kind in ("micro-batch", "file") * 4:
         moment = draw.randint(3, 7) if kind == "micro-batch" else draw.randint(2, 45)
@@ -826,7 +964,16 @@ def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path):
         )
         assert out.returncode == -9, (kind, moment, out.stderr[-2000:])
     model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
-    fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=run,
+        quiet=True,
+    )
     assert adapter_hash(run) == adapter_hash(straight)
 
 
@@ -881,11 +1028,32 @@ def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_t
 
     monkeypatch.setattr(trainer_module, "save_adapter", full)
     with pytest.raises(OSError, match="No space left") as fault:
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            quiet=True,
+        )
     assert fault.value.errno == errno.ENOSPC and not run.adapter.exists()
     monkeypatch.undo()
     model, tokenizer, data, run = job(tmp_path / "a")
-    assert fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)["steps"] == 3
+    assert (
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            quiet=True,
+        )["steps"]
+        == 3
+    )
     straight = job(tmp_path / "b")
     fit(*straight[:2], straight[2].train, {}, section, PLAN, straight[3], quiet=True)
     assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), (
@@ -900,12 +1068,12 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            section,
-            PLAN,
-            run,
-            interrupting(2),
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=interrupting(2),
             known=dict(base="one", data="aa", quantize="none"),
             quiet=True,
         )
@@ -924,7 +1092,16 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
         if template:
             tokenizer.chat_template = template
         return fit(
-            model, tokenizer, data.train, {}, section, PLAN, run, objective, known=known, quiet=True
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=objective,
+            known=known,
+            quiet=True,
         )
 
     for change, key in (
@@ -958,11 +1135,11 @@ def test_the_time_limit_saves_and_stops(tmp_path):
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6),
-            PLAN,
-            run,
+            train=data.train,
+            val={},
+            section=Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6),
+            plan=PLAN,
+            run=run,
             quiet=True,
         )
     except Stopped as stopped:
@@ -1034,12 +1211,12 @@ def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=9, epochs=9, batch_size=2, save_steps=1),
-            PLAN,
-            run,
-            objective,
+            train=data.train,
+            val={},
+            section=Train(max_steps=9, epochs=9, batch_size=2, save_steps=1),
+            plan=PLAN,
+            run=run,
+            objective=objective,
             quiet=True,
         )
     except Diverged as error:
@@ -1083,12 +1260,12 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_rows(tmp_path):
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1),
-            PLAN,
-            run,
-            bad_at(4, how="gradient"),
+            train=data.train,
+            val={},
+            section=Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1),
+            plan=PLAN,
+            run=run,
+            objective=bad_at(4, how="gradient"),
             sources=data.sources,
             quiet=True,
         )
@@ -1118,7 +1295,17 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
         lr=1e-3,
     )
     model, tokenizer, data, run = job(tmp_path / "a")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, bad_at(2, 4), quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=run,
+        objective=bad_at(2, 4),
+        quiet=True,
+    )
     lines = run.metrics()
     assert [(r["step"], r["loss"]) for r in lines if r.get("event") == "not finite"] == [
         (2, "NaN"),
@@ -1144,10 +1331,30 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
 
     seen = []
     with pytest.raises(Stopped):
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, stopping, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=stopping,
+            quiet=True,
+        )
     model, tokenizer, data, run = job(tmp_path / "b")
     with pytest.raises(Diverged, match="3th such step, and train.max_skipped_steps is 2"):
-        fit(model, tokenizer, data.train, {}, section, PLAN, run, both, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val={},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=both,
+            quiet=True,
+        )
 
 
 def crowded(most, seen):
@@ -1166,10 +1373,20 @@ def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
         [],
     )
     model, tokenizer, data, run = job(tmp_path / "wide")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
     wide = trained(model)
     model, tokenizer, data, run = job(tmp_path / "narrow")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, crowded(1, seen), quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=run,
+        objective=crowded(1, seen),
+        quiet=True,
+    )
     assert seen[:2] == [4, 2] and len(seen) == 2, "it ended twice, and was remembered"
     assert apart(trained(model), wide) < 1e-5
     assert (
@@ -1185,7 +1402,7 @@ def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
 def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
     section, calls = Train(max_steps=2, epochs=9, batch_size=4, accumulate=2, lr=1e-3), []
     model, tokenizer, data, run = job(tmp_path / "wide")
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, quiet=True)
+    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
     wide = trained(model)
     model, tokenizer, data, run = job(tmp_path / "late")
 
@@ -1197,7 +1414,17 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return loss, metrics
 
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, objective, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=run,
+        objective=objective,
+        quiet=True,
+    )
     assert calls[:6] == [4, 4, 2, 2, 2, 2] and apart(trained(model), wide) < 1e-5
 
 
@@ -1207,12 +1434,12 @@ def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_s
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=5, batch_size=2),
-            PLAN,
-            run,
-            crowded(0, []),
+            train=data.train,
+            val={},
+            section=Train(max_steps=5, batch_size=2),
+            plan=PLAN,
+            run=run,
+            objective=crowded(0, []),
             quiet=True,
         )
     model, tokenizer, data, run = job(tmp_path / "b")
@@ -1224,12 +1451,12 @@ def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_s
         fit(
             model,
             tokenizer,
-            data.train,
-            {},
-            Train(max_steps=5, batch_size=2),
-            PLAN,
-            run,
-            wrong,
+            train=data.train,
+            val={},
+            section=Train(max_steps=5, batch_size=2),
+            plan=PLAN,
+            run=run,
+            objective=wrong,
             quiet=True,
         )
 
@@ -1272,12 +1499,12 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     done = fit(
         model,
         tokenizer,
-        data.train,
-        val,
-        section,
-        PLAN,
-        run,
-        judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]),
+        train=data.train,
+        val=val,
+        section=section,
+        plan=PLAN,
+        run=run,
+        objective=judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]),
         quiet=True,
     )
     straight = told(run)
@@ -1292,7 +1519,17 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     ).read_bytes()
     shutil.rmtree(run.adapter)  # as after a kill between the last step and the result
     model, tokenizer, data, _ = job(tmp_path / "a", rows=40)
-    fit(model, tokenizer, data.train, val, section, PLAN, run, judged([7.0]), quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=val,
+        section=section,
+        plan=PLAN,
+        run=run,
+        objective=judged([7.0]),
+        quiet=True,
+    )
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
         run.checkpoints / "step-4" / "adapter_model.safetensors"
     ).read_bytes()
@@ -1319,12 +1556,12 @@ def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_traini
         return run, lambda: fit(
             model,
             tokenizer,
-            data.train,
-            {"rows": list(data.train)[:1]},
-            section,
-            PLAN,
-            run,
-            objective,
+            train=data.train,
+            val={"rows": list(data.train)[:1]},
+            section=section,
+            plan=PLAN,
+            run=run,
+            objective=objective,
             quiet=True,
         )
 
@@ -1359,22 +1596,40 @@ def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
             eval_steps=2,
         )
         model, tokenizer, data, straight = job(tmp_path / schedule / "a", rows=60)
-        fit(model, tokenizer, data.train, data.val, section, PLAN, straight, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val=data.val,
+            section=section,
+            plan=PLAN,
+            run=straight,
+            quiet=True,
+        )
         model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
         with pytest.raises(Stopped):
             fit(
                 model,
                 tokenizer,
-                data.train,
-                data.val,
-                section,
-                PLAN,
-                run,
-                interrupting(6),
+                train=data.train,
+                val=data.val,
+                section=section,
+                plan=PLAN,
+                run=run,
+                objective=interrupting(6),
                 quiet=True,
             )
         model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
-        fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+        fit(
+            model,
+            tokenizer,
+            train=data.train,
+            val=data.val,
+            section=section,
+            plan=PLAN,
+            run=run,
+            quiet=True,
+        )
         assert adapter_hash(run) == adapter_hash(straight), schedule
         last = run.metrics()[-1]["eval_loss"]
         assert last == straight.metrics()[-1]["eval_loss"]
@@ -1422,7 +1677,16 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
         keep_checkpoints=9,
         log_steps=1,
     )
-    fit(model, tokenizer, data.train, data.val, section, PLAN, run, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=data.val,
+        section=section,
+        plan=PLAN,
+        run=run,
+        quiet=True,
+    )
     tokens = {r["step"]: r["tokens"] for r in run.metrics() if "loss" in r}
     period = float(section.save_every.split()[0])
     assert [int(p.name[5:]) for p in list_steps(run.checkpoints)][::-1] == sorted(
@@ -1455,7 +1719,17 @@ def test_lora_plus_trains_b_faster_than_a(tmp_path):
     )
     rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
     assert rates == {1e-3, 16e-3} and custom_optimizer(model, section, Adapt(r=4), args) == {}
-    fit(model, tokenizer, data.train, {}, section, PLAN, run, adapt=adapt, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val={},
+        section=section,
+        plan=PLAN,
+        run=run,
+        adapt=adapt,
+        quiet=True,
+    )
     assert (run.adapter / "adapter_model.safetensors").is_file()
 
 
@@ -1498,12 +1772,12 @@ def adapter_by(engine, folder, stop_at=None):
             fit(
                 model,
                 tokenizer,
-                data.train,
-                data.val,
-                section,
-                PLAN,
-                run,
-                interrupting(stop_at) if stop_at and not attempt else next_token,
+                train=data.train,
+                val=data.val,
+                section=section,
+                plan=PLAN,
+                run=run,
+                objective=interrupting(stop_at) if stop_at and not attempt else next_token,
                 quiet=True,
             )
         except Stopped:
@@ -1533,7 +1807,16 @@ def test_each_source_has_its_own_validation_loss(tmp_path):
             Data(train=str(tmp_path / "other.jsonl"), max_length=160, val=None), tokenizer
         ).train,
     }
-    fit(model, tokenizer, data.train, both, Train(max_steps=2, batch_size=2), PLAN, run, quiet=True)
+    fit(
+        model,
+        tokenizer,
+        train=data.train,
+        val=both,
+        section=Train(max_steps=2, batch_size=2),
+        plan=PLAN,
+        run=run,
+        quiet=True,
+    )
     last = run.metrics()[-1]
     tokens = {
         task: sum((s["labels"] != -100).sum() for s in sequences)
@@ -1552,11 +1835,11 @@ def test_no_secret_and_no_pickle_of_arguments_in_a_run(tmp_path, monkeypatch):
     fit(
         model,
         tokenizer,
-        data.train,
-        data.val,
-        Train(max_steps=2, batch_size=2, save_steps=1),
-        PLAN,
-        run,
+        train=data.train,
+        val=data.val,
+        section=Train(max_steps=2, batch_size=2, save_steps=1),
+        plan=PLAN,
+        run=run,
         quiet=True,
     )
     files = [p for p in run.path.rglob("*") if p.is_file()]
@@ -1581,11 +1864,11 @@ def test_real_model_on_real_data(realdata, tmp_path):
     fit(
         adapt_model(model, Adapt()),
         tokenizer,
-        data.train,
-        {"some": list(data.val["gsm8k_train"])[:8]},
-        Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4),
-        PLAN,
-        run,
+        train=data.train,
+        val={"some": list(data.val["gsm8k_train"])[:8]},
+        section=Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4),
+        plan=PLAN,
+        run=run,
         quiet=True,
     )
     losses = [r["eval_loss"] for r in run.metrics() if "eval_loss" in r]

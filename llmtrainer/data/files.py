@@ -410,9 +410,9 @@ def guard_records(
         )
         raise UserError(
             f"{label} cannot be read: {what}",
-            f"{label}, after line {line}",
-            "a whole file in UTF-8",
-            "get the file again, or convert it",
+            where=f"{label}, after line {line}",
+            allowed="a whole file in UTF-8",
+            fix="get the file again, or convert it",
         ) from None
 
 
@@ -438,9 +438,9 @@ def read_file(
     if kind not in READERS:
         raise UserError(
             f"{path.name}: I cannot read files that end in {kind or 'nothing'!r}",
-            "data.train or data.val",
-            ", ".join(READERS) + ", each also with .gz or .zst",
-            "convert the file to JSON lines",
+            where="data.train or data.val",
+            allowed=", ".join(READERS) + ", each also with .gz or .zst",
+            fix="convert the file to JSON lines",
         )
     return guard_records(label or path.name, READERS[kind](path))
 
@@ -463,9 +463,8 @@ def missing_path_error(path: Path) -> UserError:
     near = difflib.get_close_matches(path.name, names, 1)
     return UserError(
         f"there is no file or folder {path}",
-        "data.train or data.val",
-        None,
-        f"Did you mean {near[0]}?"
+        where="data.train or data.val",
+        fix=f"Did you mean {near[0]}?"
         if near
         else "check the path; it is taken from where the command runs",
     )
@@ -484,8 +483,7 @@ def expand_path(path: Path) -> list[Path]:
     if path.is_dir() and not files:
         raise UserError(
             f"the folder {path} holds no files",
-            "data.train or data.val",
-            None,
-            "put JSON lines there, or name another folder",
+            where="data.train or data.val",
+            fix="put JSON lines there, or name another folder",
         )
     return files

@@ -141,9 +141,8 @@ def prefix_length(
         "the chat template changes earlier turns when a later one is added, or begins an answer"
         " otherwise than its generation prompt, so that the prompt of serving is not a prefix of"
         " what is trained",
-        "data.template",
-        None,
-        "use mask: last where only earlier turns change, or another template",
+        where="data.template",
+        fix="use mask: last where only earlier turns change, or another template",
     )
 
 
@@ -363,7 +362,9 @@ class Renderer:
         except TemplateRefused as error:
             raise BadRecord(error.what) from None
         except UserError as error:
-            raise UserError(error.what, location(row), error.allowed, error.fix) from None
+            raise UserError(
+                error.what, where=location(row), allowed=error.allowed, fix=error.fix
+            ) from None
         return RenderedRow(text, found, [text[max(0, start - 200) : start] for start, _ in found])
 
 
@@ -499,7 +500,9 @@ def batch_runs(
         for row, start, end in zip(
             *map(
                 np.ndarray.tolist,
-                runs_from_special_tokens(one, np.array(rows), flat, borders, places),
+                runs_from_special_tokens(
+                    one, np.array(rows), ids=flat, borders=borders, places=places
+                ),
             )
         ):
             runs[row] = list(zip(start, end))
@@ -525,7 +528,7 @@ def encode_rendered(
         return encode_plain_text(known, ids)
     if not all(start < end for start, end in where) or not where:
         return BadRecord("no turn of the assistant is trained")
-    runs = token_runs(known, encoding, ids, where, prompts) if encoding else None
+    runs = token_runs(known, encoding, ids=ids, spans=where, prompts=prompts) if encoding else None
     try:
         return Encoded(ids, runs) if runs else tokenize_in_parts(known, text, where)
     except BadRecord as bad:
@@ -574,9 +577,9 @@ class Encoder:
         raise UserError(
             "the chat template writes no stop token after an answer: the model would never learn to"
             " stop",
-            "data.template",
-            "a template that ends each answer in a special token",
-            "add {{ eos_token }} after the assistant's content, or use another template",
+            where="data.template",
+            allowed="a template that ends each answer in a special token",
+            fix="add {{ eos_token }} after the assistant's content, or use another template",
         )
 
     @functools.cached_property
@@ -663,8 +666,10 @@ class Encoder:
             if "text" in row
             else self._stop_texts
         )
-        for what, fix in contract_violations(row, encoded, stops, self.known.bos, self.known.pad):
-            raise UserError(what, location(row), None, fix)
+        for what, fix in contract_violations(
+            row, encoded, stops=stops, bos=self.known.bos, pad=self.known.pad
+        ):
+            raise UserError(what, where=location(row), fix=fix)
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #fbfe9542
@@ -694,7 +699,7 @@ def encode(
     "Ids and trained runs of one canonical row; `UserError` where it has none."
     one = get_encoder(tokenizer, mask).encode([row], check=False)[0]
     if isinstance(one, BadRecord):
-        raise UserError(str(one), location(row), None, "change the row or the template")
+        raise UserError(str(one), where=location(row), fix="change the row or the template")
     return one
 
 
@@ -709,9 +714,9 @@ def check_contract(row: dict, encoded: Encoded, tokenizer, stops: set[int]) -> N
     ids at which a server stops."""
     texts = {i: tokenizer.convert_ids_to_tokens(i) for i in stops}
     for what, fix in contract_violations(
-        row, encoded, texts, tokenizer.bos_token_id, tokenizer.pad_token_id
+        row, encoded, stops=texts, bos=tokenizer.bos_token_id, pad=tokenizer.pad_token_id
     ):
-        raise UserError(what, location(row), None, fix)
+        raise UserError(what, where=location(row), fix=fix)
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #5d2304f2

@@ -225,9 +225,9 @@ def mixture_weights(
     if None in weights and any(w is not None for w in weights):
         raise UserError(
             "some sources have a weight and some have none",
-            "data.train",
-            "a weight for every source, or for none",
-            "add weight: to each, or take all out",
+            where="data.train",
+            allowed="a weight for every source, or for none",
+            fix="add weight: to each, or take all out",
         )
     base = np.array(
         weights if weights and weights[0] is not None else np.minimum(sizes, mix.cap or np.inf),

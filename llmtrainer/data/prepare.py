@@ -246,9 +246,8 @@ def too_long_error(
     return UserError(
         f"{n} of {len(lengths)} rows have more than {limit} tokens; the longest has"
         f" {lengths.max()}, and {enough} would keep 99 % of the rows",
-        f"data.max_length, first at {place[0]}:{place[1]}",
-        None,
-        f"set data.max_length={enough}, or data.too_long=drop, cut_start or cut_end (what is lost"
+        where=f"data.max_length, first at {place[0]}:{place[1]}",
+        fix=f"set data.max_length={enough}, or data.too_long=drop, cut_start or cut_end (what is lost"
         " is counted)",
     )
 
@@ -277,10 +276,10 @@ def fit_to_length(
     view = RowView(
         found.table,
         rows[text],
-        np.where(plain[text], begins, np.int32(-1)),
-        limit,
-        data.too_long.removeprefix("cut_"),
-        stops,
+        begins=np.where(plain[text], begins, np.int32(-1)),
+        capacity=limit,
+        side=data.too_long.removeprefix("cut_"),
+        stops=stops,
     )
     lengths = np.where(
         plain[text],
@@ -431,9 +430,9 @@ def check_disjoint_paths(train: list[Source], val: list[Source]) -> None:
     if both := {s.path for s in train} & {s.path for s in val}:
         raise UserError(
             f"{', '.join(sorted(both))} is named for training and for validation",
-            "data.val",
-            "other rows than data.train's, or auto",
-            "use val: auto to hold a share out",
+            where="data.val",
+            allowed="other rows than data.train's, or auto",
+            fix="use val: auto to hold a share out",
         )
 
 
@@ -489,9 +488,8 @@ def to_sequences(
     if empty := [s.task for s, some in zip(sources, members) if not len(some)]:
         raise UserError(
             f"no row is left of {', '.join(empty)}",
-            "data.train",
-            None,
-            "take the source out, or look at the ledger: llmtrainer data RECIPE",
+            where="data.train",
+            fix="take the source out, or look at the ledger: llmtrainer data RECIPE",
         )
     parts = [(some, bins(some)) for some in members]
     starts = np.cumsum([0, *(len(some) for some in members)])
@@ -617,14 +615,16 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         if data.duplicates == "drop"
         else np.arange(len(found.table), dtype=np.int32)
     )
-    rows, other, val_rows, where = make_validation(data, beside, found, rows, encoder, seed, quiet)
-    fitted = fit_to_length(found, rows, data, encoder, ledger)
+    rows, other, val_rows, where = make_validation(
+        data, beside, found=found, rows=rows, encoder=encoder, seed=seed, quiet=quiet
+    )
+    fitted = fit_to_length(found, rows, data=data, encoder=encoder, ledger=ledger)
     if not len(fitted.view):
         raise UserError(
-            "no row is left to train on", "data.train", None, f"reasons: {ledger.reasons}"
+            "no row is left to train on", where="data.train", fix=f"reasons: {ledger.reasons}"
         )
     val_ledger = ledger if other is found else other.ledger
-    held = fit_to_length(other, val_rows, data, encoder, val_ledger)
+    held = fit_to_length(other, val_rows, data=data, encoder=encoder, ledger=val_ledger)
     used = np.unique(held.view.rows)
     train, val = (
         to_sequences(fitted, source_of_rows(found, fitted), found.sources, data),
@@ -646,13 +646,13 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     return Prepared(
         train,
         val,
-        ledger,
-        fitted.view,
-        about,
-        found.places(used) if other is found else [],
-        data_digest([found, other], [train, *val.values()], data, seed),
-        found,
-        other,
+        ledger=ledger,
+        encoded=fitted.view,
+        about=about,
+        held=found.places(used) if other is found else [],
+        digest=data_digest([found, other], [train, *val.values()], data, seed),
+        sources=found,
+        val_sources=other,
     )
 
 

@@ -815,9 +815,9 @@ def detect_format(
     )
     raise UserError(
         f"{source}: {what}",
-        "data.format: auto",
-        "; ".join(f"{n} ({', '.join(s[0].columns)})" for n, s in FORMATS.items()),
-        "name the format in data.format, or rename the columns",
+        where="data.format: auto",
+        allowed="; ".join(f"{n} ({', '.join(s[0].columns)})" for n, s in FORMATS.items()),
+        fix="name the format in data.format, or rename the columns",
     )
 
 
@@ -868,8 +868,8 @@ def as_sources(
     if not some:
         raise UserError(
             "the list of sources is empty",
-            "data.train",
-            "a path, a folder, a hub name, or a list of them",
+            where="data.train",
+            allowed="a path, a folder, a hub name, or a list of them",
         )
     return [parse_source(s) if isinstance(s, str) else s for s in some]
 
@@ -889,9 +889,9 @@ def read_hub(source: Source) -> Iterator[tuple[int, object]]:
         raise UserError(
             f"there is no file or folder {source.path!r}, and the hub gave no data set of that name"
             f" ({type(error).__name__})",
-            "data.train or data.val",
-            "a path, or a hub name such as openai/gsm8k",
-            "check the spelling; paths are taken from where the command runs",
+            where="data.train or data.val",
+            allowed="a path, or a hub name such as openai/gsm8k",
+            fix="check the spelling; paths are taken from where the command runs",
         ) from None
     return guard_records(source.path, enumerate(map(dict, dataset), 1))
 
@@ -901,9 +901,9 @@ def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, objec
     if isinstance(dataset, DatasetDict):
         raise UserError(
             "the DatasetDict holds several splits",
-            "the source",
-            "one of " + ", ".join(dataset),
-            "take one of them",
+            where="the source",
+            allowed="one of " + ", ".join(dataset),
+            fix="take one of them",
         )
     if isinstance(dataset, IterableDataset):
         return enumerate(map(dict, dataset), 1)
@@ -962,9 +962,8 @@ def detect_file_format(head: list[tuple[int, object]], label: str, format: str) 
     if not head:
         raise UserError(
             f"{label} holds no rows",
-            "data.train or data.val",
-            None,
-            "the file is empty: check how it was written",
+            where="data.train or data.val",
+            fix="the file is empty: check how it was written",
         )
     if format != "auto":
         shape = max(
@@ -980,9 +979,9 @@ def detect_file_format(head: list[tuple[int, object]], label: str, format: str) 
     line, first = head[0]
     raise UserError(
         f"{label}: no row is an object",
-        f"{label}:{line}",
-        'one {"column": value} a line',
-        str(first) if isinstance(first, BadRecord) else "the file holds other values",
+        where=f"{label}:{line}",
+        allowed='one {"column": value} a line',
+        fix=str(first) if isinstance(first, BadRecord) else "the file holds other values",
     )
 
 
@@ -997,9 +996,9 @@ def detect_source_formats(
         raise UserError(
             f"the folder {name} mixes formats:"
             f" {', '.join(f'{f} is {m.format}' for f, m in found.items())}",
-            "data.train or data.val",
-            "one format in a folder",
-            "name the files as a list",
+            where="data.train or data.val",
+            allowed="one format in a folder",
+            fix="name the files as a list",
         )
     return found
 
@@ -1055,9 +1054,9 @@ def check_rejects(ledger: Ledger, limit: float) -> None:
     )
     raise UserError(
         f"{ledger.damaged} of {ledger.read} rows cannot be used:\n{reasons}",
-        "data.train",
-        f"at most {limit:.1%} rejected",
-        "mend the rows, or raise data.max_rejects",
+        where="data.train",
+        allowed=f"at most {limit:.1%} rejected",
+        fix="mend the rows, or raise data.max_rejects",
     )
 
 

@@ -366,7 +366,7 @@ def leakage(
         np.concatenate([np.zeros(0, np.uint64), *(hashes for hashes, _ in runs.values())])
     )
     questions = {q for rows in others.values() for q in map(normalized_question, rows) if q}
-    learned, asked = index_overlaps(train, known, questions, vocabulary, n)
+    learned, asked = index_overlaps(train, known, questions=questions, vocabulary=vocabulary, n=n)
     return {
         name: count_leaks(rows, *runs[name], learned, asked, n, examples)
         for name, rows in others.items()

@@ -251,7 +251,11 @@ class StreamedSequences(Dataset):
         read, rejects = self.reader.account()
         fitted = (
             fit_to_length(
-                found, np.arange(len(found.table), dtype=np.int32), self.data, self.encoder, ledger
+                found,
+                np.arange(len(found.table), dtype=np.int32),
+                data=self.data,
+                encoder=self.encoder,
+                ledger=ledger,
             )
             if len(found.table)
             else None
@@ -266,7 +270,13 @@ class StreamedSequences(Dataset):
         if not fitted or not len(fitted.view):
             return Block(rows, before=before)
         sequences = to_sequences(fitted, source_of_rows(found, fitted), [source], self.data)
-        return Block(rows, found, sequences, count_tokens(self.data, fitted, sequences), before)
+        return Block(
+            rows,
+            found,
+            sequences=sequences,
+            about=count_tokens(self.data, fitted, sequences),
+            before=before,
+        )
 
     def visit(self, mark: StreamPosition) -> Block:
         """The block that is trained on next; what is known of the way here is kept until it lies
@@ -280,13 +290,27 @@ class StreamedSequences(Dataset):
         sequence, taken = mark.sequence + len(block), mark.taken + len(block)
         if block.rows == self.data.block:
             return StreamPosition(
-                mark.epoch, mark.block + 1, mark.source, mark.row + block.rows, sequence, taken
+                mark.epoch,
+                mark.block + 1,
+                source=mark.source,
+                row=mark.row + block.rows,
+                sequence=sequence,
+                taken=taken,
             )
         if mark.source + 1 < len(self.sources):
-            return StreamPosition(mark.epoch, mark.block + 1, mark.source + 1, 0, sequence, taken)
+            return StreamPosition(
+                mark.epoch,
+                mark.block + 1,
+                source=mark.source + 1,
+                row=0,
+                sequence=sequence,
+                taken=taken,
+            )
         if not sequence:
             raise UserError(
-                "no row is left to train on", "data.train", None, f"reasons: {self.tally.reasons}"
+                "no row is left to train on",
+                where="data.train",
+                fix=f"reasons: {self.tally.reasons}",
             )
         return StreamPosition(epoch=mark.epoch + 1, taken=taken)
 
@@ -404,18 +428,16 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
     if any(s.weight is not None for s in sources):
         raise UserError(
             "a stream is read source after source, and not mixed by weights",
-            "data.train",
-            None,
-            "take the weights out, or set data.stream=false",
+            where="data.train",
+            fix="take the weights out, or set data.stream=false",
         )
     train = StreamedSequences(sources, data, encoder)
     first = train.read(StreamPosition())
     if not len(first):
         raise UserError(
             f"no row of the first {data.block} can be trained",
-            "data.train",
-            None,
-            f"reasons: {train.tally.reasons}",
+            where="data.train",
+            fix=f"reasons: {train.tally.reasons}",
         )
     named = as_sources(data.val) if data.val else []
     check_disjoint_paths(sources, named)
@@ -425,9 +447,9 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
     held = fit_to_length(
         other,
         np.arange(len(other.table) if named else 0, dtype=np.int32),
-        data,
-        encoder,
-        other.ledger,
+        data=data,
+        encoder=encoder,
+        ledger=other.ledger,
     )
     about = dict(
         rows=train.tally.summary(),

@@ -101,9 +101,8 @@ def template_named(name: str) -> tuple[str, Template | None]:
     near = difflib.get_close_matches(name, TEMPLATES, 1, 0.5)
     raise UserError(
         f"no template is called {name!r}" + (f"; the nearest is {near[0]!r}" if near else ""),
-        "data.template",
-        "auto, " + ", ".join(TEMPLATES) + ", the path of a .jinja file, or jinja text",
-        None,
+        where="data.template",
+        allowed="auto, " + ", ".join(TEMPLATES) + ", the path of a .jinja file, or jinja text",
     )
 
 
@@ -128,9 +127,8 @@ def set_template(
     if missing:
         raise UserError(
             f"the template {name!r} needs tokens that this tokenizer lacks: {', '.join(missing)}",
-            "data.template",
-            None,
-            "use template: auto",
+            where="data.template",
+            fix="use template: auto",
         )
     tokenizer.chat_template = jinja
     return name if known else "from the recipe" if "{" in name else name

@@ -68,9 +68,7 @@ def correct_by_item(result: Result) -> dict[str, bool]:
     if len(grades) < len(result.answers):
         raise UserError(
             f"an item comes twice in a result of {result.task}",
-            None,
-            None,
-            "take the copies out of the task's data, and evaluate again",
+            fix="take the copies out of the task's data, and evaluate again",
         )
     return grades
 
@@ -82,9 +80,7 @@ def compare(a: Result, b: Result) -> Comparison:
         raise UserError(
             f"the two results of {a.task} are not over the same items: {len(left)} and"
             f" {len(right)}, {len(left.keys() & right.keys())} in common",
-            None,
-            None,
-            "evaluate both again with the same task, limit and data",
+            fix="evaluate both again with the same task, limit and data",
         )
     only_a, only_b = (
         sum(left[i] and not right[i] for i in left),
@@ -94,13 +90,13 @@ def compare(a: Result, b: Result) -> Comparison:
     return Comparison(
         a.task,
         len(left),
-        a.accuracy,
-        b.accuracy,
-        b.accuracy - a.accuracy,
-        bootstrap(differences),
-        only_a,
-        only_b,
-        mcnemar(only_a, only_b),
+        a=a.accuracy,
+        b=b.accuracy,
+        difference=b.accuracy - a.accuracy,
+        interval=bootstrap(differences),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=mcnemar(only_a, only_b),
     )
 
 

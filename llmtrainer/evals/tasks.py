@@ -95,9 +95,9 @@ def question_answers(source: str) -> list[tuple[str, str]]:
         first = ledger.rejects[0]
         raise UserError(
             f"{len(ledger.rejects)} of {ledger.read} items cannot be used",
-            f"{first.file}:{first.line}: {first.reason}",
-            "a question and an answer in every item",
-            "get the file again: a test without some of its items is another test",
+            where=f"{first.file}:{first.line}: {first.reason}",
+            allowed="a question and an answer in every item",
+            fix="get the file again: a test without some of its items is another test",
         )
     return [(r["messages"][0]["content"], r["messages"][1]["content"]) for r in rows]
 
@@ -110,9 +110,8 @@ def gsm8k(data_dir: str | None) -> list[tuple[str, str]]:
     if not path.is_file():
         raise UserError(
             f"the task gsm8k needs {path.name} in {data_dir}",
-            "eval.data_dir",
-            None,
-            "put the file there, or leave data_dir out to take it from the hub",
+            where="eval.data_dir",
+            fix="put the file there, or leave data_dir out to take it from the hub",
         )
     return question_answers(str(path))
 
@@ -135,7 +134,7 @@ TASKS = {
 def find_task(name: str) -> Task:
     "A task by its name."
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}", "eval.tasks", ", ".join(TASKS))
+        raise UserError(f"there is no task {name!r}", where="eval.tasks", allowed=", ".join(TASKS))
     return TASKS[name]
 
 
@@ -176,12 +175,15 @@ def grade(item: Item, text: str) -> Answer:
     if expected is None:
         raise UserError(
             f"the item {item.id} has no number after ####",
-            "the task's data",
-            None,
-            "mend its answer",
+            where="the task's data",
+            fix="mend its answer",
         )
     return Answer(
-        item.id, text, expected, strict_answer(text) == expected, flexible_answer(text) == expected
+        item.id,
+        text,
+        expected=expected,
+        right=strict_answer(text) == expected,
+        flexible=flexible_answer(text) == expected,
     )
 
 
@@ -190,10 +192,15 @@ def summarise(task: str, answers: list[Answer]) -> Result:
     """The shares of right answers, with the interval of the strict one; `UserError` where there are
     no answers."""
     if not answers:
-        raise UserError(f"the task {task} has no items", "eval", None, "check data_dir")
+        raise UserError(f"the task {task} has no items", where="eval", fix="check data_dir")
     n, right = len(answers), sum(a.right for a in answers)
     return Result(
-        task, right / n, wilson(right, n), sum(a.flexible for a in answers) / n, n, answers
+        task,
+        right / n,
+        interval=wilson(right, n),
+        flexible=sum(a.flexible for a in answers) / n,
+        n=n,
+        answers=answers,
     )
 
 

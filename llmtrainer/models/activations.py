@@ -141,9 +141,9 @@ def apply_activation_checkpointing(
     if policy != "keep" and not len(layers):
         raise UserError(
             "this model has no layers that can be computed again",
-            f"train.activations: {policy}",
-            "keep, auto",
-            "train.activations=keep, with a smaller train.batch_size",
+            where=f"train.activations: {policy}",
+            allowed="keep, auto",
+            fix="train.activations=keep, with a smaller train.batch_size",
         )
     store = (
         HostStore(next(chosen[0].parameters()).device) if chosen and policy == "offload" else None

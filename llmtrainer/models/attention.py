@@ -165,13 +165,19 @@ def document_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (flatten_heads(t) for t in (query, key, value))
     if not dropout and supports_varlen(q, sliding_window):
-        out = attend_varlen(q, k, v, cu_seq_lens_q, max_length_q, sliding_window, scale).transpose(
-            1, 2
-        )
+        out = attend_varlen(
+            q,
+            k,
+            v=v,
+            borders=cu_seq_lens_q,
+            longest=max_length_q,
+            window=sliding_window,
+            scale=scale,
+        ).transpose(1, 2)
     elif not dropout and not q.is_cuda and not torch.compiler.is_compiling():
-        out = attend_documents(q, k, v, cu_seq_lens_q.tolist(), sliding_window, scale).transpose(
-            1, 2
-        )
+        out = attend_documents(
+            q, k, v=v, borders=cu_seq_lens_q.tolist(), window=sliding_window, scale=scale
+        ).transpose(1, 2)
     else:
         out = sdpa_attention_forward(
             module,

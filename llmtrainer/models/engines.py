@@ -199,10 +199,10 @@ class SharedInput:
         y = lora_linear(
             flat,
             drop(flat) if drop else None,
-            tuple(m.scaling[name] for m, name in zip(together, names)),
-            w,
-            A,
-            B,
+            scales=tuple(m.scaling[name] for m, name in zip(together, names)),
+            w=w,
+            A=A,
+            B=B,
         )
         return {
             m.place: m.biased(one, name).view(*x.shape[:-1], -1).to(x.dtype)

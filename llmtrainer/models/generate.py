@@ -183,9 +183,8 @@ def stop_ids(model, tokenizer, section: Generation) -> list[int]:
     if unknown:
         raise UserError(
             f"the tokenizer has no token {', '.join(unknown)}",
-            "generate.stop_tokens",
-            None,
-            "write a text that is no single token under generate.stop",
+            where="generate.stop_tokens",
+            fix="write a text that is no single token under generate.stop",
         )
     known = model.generation_config.eos_token_id
     return sorted(
@@ -240,9 +239,7 @@ def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Te
     if limit and batch["input_ids"].shape[1] >= limit:
         raise UserError(
             f"a prompt has {batch['input_ids'].shape[1]} tokens, and the model reads {limit}",
-            None,
-            None,
-            "shorten it, or take a model with a longer context",
+            fix="shorten it, or take a model with a longer context",
         )
     return {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask")}
 
@@ -393,7 +390,11 @@ def generate_answers(
     for lo in range(0, len(jobs), batch_size):
         now = jobs[lo : lo + batch_size]
         written = generate_batch(
-            model, tokenizer, [texts[i] for i, _ in now], [number for _, number in now], section
+            model,
+            tokenizer,
+            texts=[texts[i] for i, _ in now],
+            numbers=[number for _, number in now],
+            section=section,
         )
         per = len(written) // len(now)
         for k, (i, _) in enumerate(now):
@@ -414,7 +415,12 @@ def generate(
     return [
         found[0].text
         for found in generate_answers(
-            model, tokenizer, conversations, section, batch_size, progress
+            model,
+            tokenizer,
+            conversations=conversations,
+            section=section,
+            batch_size=batch_size,
+            progress=progress,
         )
     ]
 
@@ -487,8 +493,9 @@ def stream_answer(
         whole = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield whole.text
         return whole.ended
+    text, stop = render(messages, tokenizer, prompt=True), Event()
     streamer, thread, ends = start_generation(
-        model, tokenizer, render(messages, tokenizer, prompt=True), section, stop := Event()
+        model, tokenizer, text=text, section=section, stop=stop
     )
     thread.start()
     try:
@@ -552,8 +559,8 @@ def parse_question(line: str, where: str) -> list[dict]:
     except ValueError as error:
         raise UserError(
             f"this line is no JSON: {error}",
-            where,
-            "a prompt, or a JSON row with messages or prompt",
+            where=where,
+            allowed="a prompt, or a JSON row with messages or prompt",
         ) from None
     if isinstance(row.get("prompt"), str):
         return [{"role": "user", "content": row["prompt"]}]
@@ -564,14 +571,20 @@ def parse_question(line: str, where: str) -> list[dict]:
         if isinstance(m, dict) and m.get("role") == "user"
     ]
     if not turns:
-        raise UserError("this row has no question", where, "messages with a user's turn, or prompt")
+        raise UserError(
+            "this row has no question",
+            where=where,
+            allowed="messages with a user's turn, or prompt",
+        )
     return messages[: turns[-1] + 1]
 
 
 def load_questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
     "Conversations of prompts and of a file's lines; `UserError` where there are none."
     if file and not Path(file).is_file():
-        raise UserError(f"there is no file {file}", "--file", "a text or JSONL file of prompts")
+        raise UserError(
+            f"there is no file {file}", where="--file", allowed="a text or JSONL file of prompts"
+        )
     lines = Path(file).read_text(encoding="utf-8").splitlines() if file else []
     found = [[{"role": "user", "content": p}] for p in prompts] + [
         parse_question(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
@@ -579,9 +592,8 @@ def load_questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]
     if not found:
         raise UserError(
             "there is nothing to answer",
-            "--prompt, --file",
-            None,
-            'llmtrainer generate RUN --prompt "2 + 3?"',
+            where="--prompt, --file",
+            fix='llmtrainer generate RUN --prompt "2 + 3?"',
         )
     return found
 
@@ -596,7 +608,9 @@ def answer_questions(
 ) -> tuple[list[dict], dict]:
     "(each prompt with its answers, how fast they were written), in plain values."
     conversations, began = load_questions(prompts, file), time.perf_counter()
-    answers = generate_answers(model, tokenizer, conversations, section, batch_size)
+    answers = generate_answers(
+        model, tokenizer, conversations=conversations, section=section, batch_size=batch_size
+    )
     return [
         dict(prompt=c[-1]["content"], answers=[asdict(a) for a in each])
         for c, each in zip(conversations, answers)

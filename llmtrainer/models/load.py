@@ -359,26 +359,24 @@ def resolve_base(base: str) -> str:
     if not path.is_dir():
         raise UserError(
             f"there is no model folder {base}",
-            "model.base",
-            "a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B",
-            "check the path; it is taken from where the command runs",
+            where="model.base",
+            allowed="a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B",
+            fix="check the path; it is taken from where the command runs",
         )
     if not (path / "config.json").is_file() and any(
         (path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")
     ):
         raise UserError(
             f"{base} is a run or an adapter, and not a model",
-            "model.base",
-            None,
-            "to train it further, name its base here and itself under adapt.continue_from; to talk"
+            where="model.base",
+            fix="to train it further, name its base here and itself under adapt.continue_from; to talk"
             " with it, name the run",
         )
     if not (path / "config.json").is_file():
         raise UserError(
             f"the folder {base} has no config.json, so it is not a model",
-            "model.base",
-            None,
-            "name the folder that save_pretrained wrote",
+            where="model.base",
+            fix="name the folder that save_pretrained wrote",
         )
     return str(path)
 
@@ -393,9 +391,9 @@ def weight_files(base: str) -> list[Path]:
     if not found:
         raise UserError(
             f"the folder {base} has no .safetensors file",
-            "model.base",
-            "weights in safetensors",
-            "pickled weights can run code when loaded; convert them first",
+            where="model.base",
+            allowed="weights in safetensors",
+            fix="pickled weights can run code when loaded; convert them first",
         )
     return found
 
@@ -419,9 +417,9 @@ def call_from_pretrained(load, base: str, **options):
     except OSError as error:
         raise UserError(
             f"{base} could not be loaded: {str(error).splitlines()[0]}",
-            "model.base",
-            "a folder, or a hub name that this machine may read",
-            "check the name; log in with `hf auth login` where the model is gated",
+            where="model.base",
+            allowed="a folder, or a hub name that this machine may read",
+            fix="check the name; log in with `hf auth login` where the model is gated",
         ) from None
 
 
@@ -484,9 +482,9 @@ def check_code(model: Model, raw: dict) -> None:
     if asked and not model.remote_code:
         raise UserError(
             f"{model.base} wants to run code of its own: {'; '.join(asked)}",
-            "model.base",
-            "models that transformers has a class for",
-            "take a model of a known family; or read its code, then set model.remote_code=true and"
+            where="model.base",
+            allowed="models that transformers has a class for",
+            fix="take a model of a known family; or read its code, then set model.remote_code=true and"
             f" model.trust={model.base}"
             + (
                 ""
@@ -497,16 +495,15 @@ def check_code(model: Model, raw: dict) -> None:
     if not asked and not raw.get("model_type"):
         raise UserError(
             f"{model.base} does not say what kind of model it is",
-            "model.base",
-            "a config.json with model_type",
-            "is it an adapter? name its base, and the adapter under adapt.continue_from",
+            where="model.base",
+            allowed="a config.json with model_type",
+            fix="is it an adapter? name its base, and the adapter under adapt.continue_from",
         )
     if not asked and raw["model_type"] not in CONFIG_MAPPING:
         raise UserError(
             f"this version of transformers knows no model type {raw['model_type']}",
-            "model.base",
-            None,
-            "pip install -U transformers",
+            where="model.base",
+            fix="pip install -U transformers",
         )
 
 
@@ -563,9 +560,8 @@ def explain_load_errors(stored: str | None):
         raise UserError(
             f"weights stored as {stored} cannot be loaded here: {type(error).__name__}:"
             f" {str(error).splitlines()[0]}",
-            "model.base",
-            None,
-            "take the unquantised model, with model.quantize for this machine",
+            where="model.base",
+            fix="take the unquantised model, with model.quantize for this machine",
         ) from None
 
 
@@ -577,9 +573,9 @@ def check_stored(model: Model, raw: dict) -> None:
     if model.quantize not in ("none", found):
         raise UserError(
             f"the weights of {model.base} are quantised already, as {found}",
-            f"model.quantize: {model.quantize}",
-            "none",
-            "set model.quantize: none, which takes them as they are; or name the unquantised model",
+            where=f"model.quantize: {model.quantize}",
+            allowed="none",
+            fix="set model.quantize: none, which takes them as they are; or name the unquantised model",
         )
     module, package = NEEDS.get(
         "bitsandbytes" if found in QUANTIZE and found != "fp8" else found, ("transformers", "")
@@ -588,9 +584,8 @@ def check_stored(model: Model, raw: dict) -> None:
         raise UserError(
             f"the weights of {model.base} are stored as {found}, which needs {module}, and it is"
             " not installed",
-            "model.base",
-            None,
-            f"pip install {package}",
+            where="model.base",
+            fix=f"pip install {package}",
         )
 
 
@@ -609,8 +604,8 @@ def load_config(model: Model):
     if not model.remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"{model.base} is a {raw['model_type']}, which is no causal language model",
-            "model.base",
-            "a model that continues text, such as Llama, Mistral, Gemma, Qwen or Phi",
+            where="model.base",
+            allowed="a model that continues text, such as Llama, Mistral, Gemma, Qwen or Phi",
         )
     return config
 
@@ -737,9 +732,8 @@ def tokenizer_from_sentencepiece(tokenizer, file: Path):
         raise UserError(
             f"{file.parent.name} has a slow tokenizer, and sentencepiece, which it is converted"
             " with, is not installed",
-            "model.base",
-            None,
-            "pip install sentencepiece protobuf",
+            where="model.base",
+            fix="pip install sentencepiece protobuf",
         )
     from sentencepiece import (
         SentencePieceProcessor,
@@ -765,9 +759,8 @@ def tokenizer_from_sentencepiece(tokenizer, file: Path):
         raise UserError(
             f"the tokenizer of {file.parent.name} cannot be converted: it reads {other[0]!r}"
             " otherwise than SentencePiece",
-            "model.base",
-            None,
-            "take a repository with a tokenizer.json",
+            where="model.base",
+            fix="take a repository with a tokenizer.json",
         )
     made.converted = (
         "converted from a SentencePiece model, its spaces mended by the model's own rules"
@@ -895,9 +888,9 @@ def check_complete(base: str, missing: Iterable[str], stored: str | None) -> Non
         raise UserError(
             f"{len(names)} weights of {base} are not in its files and would be random numbers, such"
             f" as {names[0]}",
-            "model.base",
-            "a whole checkpoint of a causal language model",
-            (
+            where="model.base",
+            allowed="a whole checkpoint of a causal language model",
+            fix=(
                 f"this version of transformers does not read weights stored as {stored}: take the"
                 " unquantised model"
                 if stored

@@ -238,9 +238,8 @@ def match_names(target: str, names: Iterable[str]) -> list[str]:
     except re.error as error:
         raise UserError(
             f"{target!r} is no regular expression: {error}",
-            "adapt.targets",
-            None,
-            "write the end of a layer's name, such as q_proj",
+            where="adapt.targets",
+            fix="write the end of a layer's name, such as q_proj",
         ) from None
 
 
@@ -252,9 +251,8 @@ def expand_targets(model, targets: str | list[str]) -> list[str]:
     if not usual:
         raise UserError(
             f"nothing is agreed on for the family {model.config.model_type}",
-            "adapt.targets: family",
-            None,
-            "use all-linear",
+            where="adapt.targets: family",
+            fix="use all-linear",
         )
     return list(usual)
 
@@ -266,9 +264,9 @@ def find_targets(model, adapt: Adapt) -> list[str]:
     if adapt.routers and not sends:
         raise UserError(
             "the model has no routers",
-            "adapt.routers: true",
-            "false",
-            "leave it out: it is for mixtures of experts",
+            where="adapt.routers: true",
+            allowed="false",
+            fix="leave it out: it is for mixtures of experts",
         )
     known = [*linear_layers(model), *fused_experts(model)]
     if adapt.targets == "all-linear":
@@ -279,16 +277,15 @@ def find_targets(model, adapt: Adapt) -> list[str]:
         if not here + closed:
             raise UserError(
                 f"no layer of the model is called {target}",
-                "adapt.targets",
-                f"all-linear, or names out of {', '.join(suffixes(known))}",
-                "look at the names above; a regular expression must match the whole name",
+                where="adapt.targets",
+                allowed=f"all-linear, or names out of {', '.join(suffixes(known))}",
+                fix="look at the names above; a regular expression must match the whole name",
             )
         if closed and not here and not adapt.routers:
             raise UserError(
                 f"{target} is a router, and routers are frozen",
-                "adapt.targets",
-                None,
-                "set adapt.routers: true, and watch the load of the experts",
+                where="adapt.targets",
+                fix="set adapt.routers: true, and watch the load of the experts",
             )
         chosen |= {*here, *([sends[name] for name in closed] if adapt.routers else [])}
     return [name for name in [*known, *sends.values()] if name in chosen]
@@ -307,23 +304,22 @@ def check_storage(variant: str | None, quantised: bool, float8: bool = False) ->
         raise UserError(
             f"{variant} moves a part of the base into the adapter; quantised weights would be"
             " rounded anew, and the stored adapter would fit no base",
-            where,
-            "loftq, eva, dora, rslora, lora+ on quantised weights",
-            "set model.quantize: none, or take loftq, which is made for quantised weights",
+            where=where,
+            allowed="loftq, eva, dora, rslora, lora+ on quantised weights",
+            fix="set model.quantize: none, or take loftq, which is made for quantised weights",
         )
     if variant in ("dora", "loftq") and float8:
         raise UserError(
             f"{variant} reads the weights' numbers, and peft cannot unpack fp8",
-            where,
-            "null, rslora, eva, lora+",
-            "set model.quantize: nf4",
+            where=where,
+            allowed="null, rslora, eva, lora+",
+            fix="set model.quantize: nf4",
         )
     if variant == "loftq" and not quantised:
         raise UserError(
             "loftq makes up for the rounding of quantised weights, and these are not quantised",
-            where,
-            None,
-            "set model.quantize: nf4, or another variant",
+            where=where,
+            fix="set model.quantize: nf4, or another variant",
         )
 
 
@@ -335,24 +331,24 @@ def check_variant(model, adapt: Adapt, fused: list[str]) -> None:
         raise UserError(
             "loftq looks at what quantisation has lost, and the base's files hold only what it has"
             " left",
-            where,
-            "null, rslora, eva, lora+",
-            "name the unquantised model, with model.quantize: nf4",
+            where=where,
+            allowed="null, rslora, eva, lora+",
+            fix="name the unquantised model, with model.quantize: nf4",
         )
     if v == "dora" and any(hasattr(m, "qweight") for m in model.modules()):
         raise UserError(
             "dora reads the weights' numbers, and peft has none for GPTQ and AWQ",
-            where,
-            "null, rslora, eva, lora+",
-            "name the unquantised model, with model.quantize: nf4",
+            where=where,
+            allowed="null, rslora, eva, lora+",
+            fix="name the unquantised model, with model.quantize: nf4",
         )
     if fused and (v in ("dora", "pissa", "olora", "eva") or adapt.dropout):
         raise UserError(
             f"the experts lie fused in {', '.join(suffixes(fused))}, and fused weights take plain"
             " adapters only",
-            where if v else "adapt.dropout",
-            "null, rslora or lora+, and dropout: 0",
-            "or adapt the other layers alone: adapt.targets:"
+            where=where if v else "adapt.dropout",
+            allowed="null, rslora or lora+, and dropout: 0",
+            fix="or adapt the other layers alone: adapt.targets:"
             f" [{', '.join(suffixes(linear_layers(model)))}]",
         )
 
@@ -414,8 +410,8 @@ def lora_config(model, adapt: Adapt) -> LoraConfig:
         if not match_names(name, dict(model.named_modules())):
             raise UserError(
                 f"no module of the model is called {name}",
-                "adapt.modules_to_save",
-                ", ".join(
+                where="adapt.modules_to_save",
+                allowed=", ".join(
                     suffixes(
                         n
                         for n, m in model.named_modules()
@@ -605,18 +601,16 @@ def explain_mismatch(folder: Path):
         made = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
             f"the adapter does not fit the model: {str(error).strip().splitlines()[-1].strip()}",
-            str(folder),
-            f"a model of the shape of {made}",
-            "load the base that the adapter was trained on",
+            where=str(folder),
+            allowed=f"a model of the shape of {made}",
+            fix="load the base that the adapter was trained on",
         ) from None
 
 
 def check_adapter_folder(folder: Path) -> None:
     "`UserError` where a folder holds no adapter."
     if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"there is no adapter in {folder}", None, None, "has the run finished training?"
-        )
+        raise UserError(f"there is no adapter in {folder}", fix="has the run finished training?")
 
 
 def check_tensor_names(model, folder: Path, name: str = "default") -> None:
@@ -690,9 +684,8 @@ def init_eva(model, batches: Iterable[dict] | None) -> None:
     if not (some := list(batches or ())):
         raise UserError(
             "eva looks at the training data before the first step, and was given none",
-            "adapt.variant: eva",
-            None,
-            "hand batches to adapt_model, or take another variant",
+            where="adapt.variant: eva",
+            fix="hand batches to adapt_model, or take another variant",
         )
     read = lambda model, batch: model(
         **{k: v for k, v in batch.items() if k != "labels"}, use_cache=False
@@ -759,8 +752,8 @@ def match_weights(model, word: str) -> set[str]:
         if not 0 < int(last[1]) <= len(block_names(model)):
             raise UserError(
                 f"the model has {len(block_names(model))} blocks",
-                f"adapt.trainable: {word}",
-                f"last-1 to last-{len(block_names(model))}",
+                where=f"adapt.trainable: {word}",
+                allowed=f"last-1 to last-{len(block_names(model))}",
             )
         return weights_of_modules(
             model, [model.get_submodule(name) for name in block_names(model)[-int(last[1]) :]]
@@ -770,10 +763,10 @@ def match_weights(model, word: str) -> set[str]:
     if not chosen:
         raise UserError(
             f"no weight of the model is meant by {word}",
-            "adapt.trainable",
-            "norms, embeddings, head, last-N, or a pattern for names such as "
+            where="adapt.trainable",
+            allowed="norms, embeddings, head, last-N, or a pattern for names such as "
             + sorted(names)[len(names) // 2],
-            "a regular expression must match the whole name",
+            fix="a regular expression must match the whole name",
         )
     return chosen
 
@@ -783,9 +776,8 @@ def make_trainable(model, adapt: Adapt):
     if is_quantized(model):
         raise UserError(
             "quantised weights cannot be trained",
-            f"adapt.method: {adapt.method}",
-            None,
-            "set model.quantize: none, or adapt.method: lora",
+            where=f"adapt.method: {adapt.method}",
+            fix="set model.quantize: none, or adapt.method: lora",
         )
     if adapt.method == "full":
         return model.float().requires_grad_(True)
@@ -837,29 +829,31 @@ def allow_globals(package: str, place: str) -> None:
 def optimizer_arguments(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
     "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
     if word not in OPTIMIZERS:
-        raise UserError(f"there is no optimizer {word!r}", "train.optimizer", ", ".join(OPTIMIZERS))
+        raise UserError(
+            f"there is no optimizer {word!r}",
+            where="train.optimizer",
+            allowed=", ".join(OPTIMIZERS),
+        )
     name, package, projects = OPTIMIZERS[word]
     if projects and adapt.method != "full":
         raise UserError(
             f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few"
             " or thin ones",
-            "train.optimizer",
-            "adamw, adamw_8bit, adafactor",
-            "set adapt.method: full, or another optimizer",
+            where="train.optimizer",
+            allowed="adamw, adamw_8bit, adafactor",
+            fix="set adapt.method: full, or another optimizer",
         )
     if name.startswith("paged") and device != "cuda":
         raise UserError(
             f"{word} moves its state between GPU and main memory, and there is no GPU",
-            "train.optimizer",
-            None,
-            "take adamw_8bit",
+            where="train.optimizer",
+            fix="take adamw_8bit",
         )
     if package and find_spec(package) is None:
         raise UserError(
             f"{word} needs the package {package}, which is not installed",
-            "train.optimizer",
-            None,
-            f"pip install {package.replace('_', '-')}",
+            where="train.optimizer",
+            fix=f"pip install {package.replace('_', '-')}",
         )
     if projects:
         allow_globals(package, projects)
@@ -902,9 +896,9 @@ def check_adapter_base(model, folder: Path) -> None:
         why = f"it names {said} as its base"
     raise UserError(
         f"the adapter was trained on another base: {why}",
-        f"adapt.continue_from: {folder}",
-        f"model.base: {said}",
-        "set model.base and model.revision to what it was trained on, or begin a new adapter",
+        where=f"adapt.continue_from: {folder}",
+        allowed=f"model.base: {said}",
+        fix="set model.base and model.revision to what it was trained on, or begin a new adapter",
     )
 
 
@@ -922,9 +916,8 @@ def continue_adapter(model, adapt: Adapt):
     if other := {k: config[k] for k, v in asked.items() if config[k] != v}:
         raise UserError(
             f"the adapter to go on from has another form than the recipe: {other}",
-            f"adapt.continue_from: {folder}",
-            None,
-            f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}"
+            where=f"adapt.continue_from: {folder}",
+            fix=f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}"
             + ", and the same variant" * ("use_dora" in other or "use_rslora" in other),
         )
     with explain_mismatch(folder):
@@ -958,7 +951,7 @@ def load_adapters(
 def activate_adapter(model, name: str):
     "The model with one of its adapters active."
     if name not in model.peft_config:
-        raise UserError(f"there is no adapter {name!r}", None, ", ".join(model.peft_config))
+        raise UserError(f"there is no adapter {name!r}", allowed=", ".join(model.peft_config))
     model.set_adapter(name, inference_mode=True)
     return model.eval()
 
@@ -974,16 +967,12 @@ def combine_adapters(
     if dora := [one for one in weights if model.peft_config[one].use_dora]:
         raise UserError(
             f"dora adapters are no sums and cannot be mixed: {', '.join(dora)}",
-            None,
-            None,
-            "merge each into a base of its own",
+            fix="merge each into a base of its own",
         )
     if any(model.peft_config[one].target_parameters for one in weights):
         raise UserError(
             "adapters of fused experts cannot be mixed",
-            None,
-            None,
-            "peft keeps one adapter for a fused weight: merge them one after the other",
+            fix="peft keeps one adapter for a fused weight: merge them one after the other",
         )
     model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
     return activate_adapter(model, name)
@@ -1042,9 +1031,7 @@ def expert_load(model, batches: Iterable[dict]) -> dict[str, list[int]]:
     if not holders:
         raise UserError(
             "the model has no fused experts whose load could be counted",
-            None,
-            None,
-            "expert_load is for mixtures of experts",
+            fix="expert_load is for mixtures of experts",
         )
     load, now = {name: torch.zeros(expert_count(model), dtype=torch.long) for name in holders}, {}
 

@@ -55,17 +55,17 @@ def logit_gradient(z, lse, y, g, scale: float, cap: float | None) -> torch.Tenso
 
 def target_logprobs(x, w, b, y, scale: float, cap: float | None):
     "Log-probabilities of the targets."
-    z = compute_logits(x, w, b, scale, cap)
+    z = compute_logits(x, w, b=b, scale=scale, cap=cap)
     return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - torch.logsumexp(z, -1)
 
 
 def target_logprobs_and_gradient(x, w, b, y, g, scale: float, cap: float | None):
     """(log-probabilities, gradient by the head's product of sum(g * them)), the logits computed
     once."""
-    z = compute_logits(x, w, b, scale, cap)
+    z = compute_logits(x, w, b=b, scale=scale, cap=cap)
     lse = torch.logsumexp(z, -1)
     return z.gather(1, y.clamp(min=0)[:, None])[:, 0] - lse, logit_gradient(
-        z, lse, y, g, scale, cap
+        z, lse, y=y, g=g, scale=scale, cap=cap
     ).to(x.dtype)
 
 
@@ -237,7 +237,9 @@ def head_scaling(base) -> tuple[float, float | None]:
         known = base(
             input_ids=torch.arange(8, device=head.weight.device)[None], use_cache=False
         ).logits
-    ours = compute_logits(kept[0].to(head.weight.dtype), head.weight, head.bias, scale, cap)
+    ours = compute_logits(
+        kept[0].to(head.weight.dtype), head.weight, b=head.bias, scale=scale, cap=cap
+    )
     if (ours - known).abs().max() > (
         1e-4 if known.dtype == torch.float32 else 2e-2
     ) * known.abs().max():

@@ -646,7 +646,11 @@ def suggestions(
         )
         rows = max(
             n
-            for n in range(1, max(1, largest_batch_size(config, section, least, memory, step)) + 1)
+            for n in range(
+                1,
+                max(1, largest_batch_size(config, section, work=least, memory=memory, most=step))
+                + 1,
+            )
             if step % n == 0
         )
         total = required_memory(

@@ -215,10 +215,22 @@ def dequantize_to(
     for p, n in zip(split_stored(stored, len(sizes)), sizes):
         r = None if rows is None else rows[first : first + n]
         if out.is_cuda:
-            dequantize_into(out, first, p, r, n, k, block, block2, transpose)
+            dequantize_into(
+                out,
+                first,
+                stored=p,
+                rows=r,
+                n=n,
+                k=k,
+                block=block,
+                block2=block2,
+                transpose=transpose,
+            )
         else:
             (out[:, first : first + n].t() if transpose else out[first : first + n, :k]).copy_(
-                dequantize_plain(p[0], p[1], p[2:], r, n, k, block, block2)
+                dequantize_plain(
+                    p[0], p[1], constants=p[2:], rows=r, n=n, k=k, block=block, block2=block2
+                )
             )
         first += n
 
@@ -234,8 +246,8 @@ def dequantize(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     "The numbers of stored matrices; an operation of its own, so that a compiler takes it as it is."
-    out = dequantized_like(stored, rows, shape, transpose, dtype)
-    dequantize_to(out, stored, rows, shape, transpose)
+    out = dequantized_like(stored, rows, shape=shape, transpose=transpose, dtype=dtype)
+    dequantize_to(out, stored, rows=rows, shape=shape, transpose=transpose)
     return out
 
 
@@ -275,7 +287,7 @@ def dequantized_matrix(
 ) -> torch.Tensor:
     "The numbers of stored matrices below each other, or of the transpose of that."
     if len(stored) > len(shape) - 3:
-        return dequantize(list(stored), rows, list(shape), transpose, dtype)
+        return dequantize(list(stored), rows, shape=list(shape), transpose=transpose, dtype=dtype)
     w = stored[0] if len(stored) == 1 else torch.cat(stored)
     w = (w if rows is None else w.float() / rows[:, None]).to(dtype)
     return w.t().contiguous() if transpose else w
@@ -291,9 +303,9 @@ def stack_weights(parts: Sequence[FrozenWeight]) -> FrozenWeight:
         else FrozenWeight(
             sum((p.stored for p in parts), ()),
             one.shape[:3] + sum((p.shape[3:] for p in parts), ()),
-            one.dtype,
-            rows,
-            one.ahead,
+            dtype=one.dtype,
+            rows=rows,
+            ahead=one.ahead,
         )
     )
 
@@ -350,10 +362,13 @@ def freeze_weight(
     return FrozenWeight(
         stored,
         shape,
-        dtype,
-        dequantized_matrix(stored, shape, None, False, torch.float32).abs().amax(1).clamp(min=TINY)
+        dtype=dtype,
+        rows=dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=torch.float32)
+        .abs()
+        .amax(1)
+        .clamp(min=TINY)
         / F8_MAX,
-        ahead,
+        ahead=ahead,
     )
 
 
@@ -388,22 +403,22 @@ def matmul_stored(
     are folded into x before x is rounded."""
     if rows is None and len(stored) == len(shape) - 3:
         return x @ (
-            dequantized_matrix(stored, shape, None, False, x.dtype)
+            dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=x.dtype)
             if back
-            else dequantized_matrix(stored, shape, None, False, x.dtype).t()
+            else dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=x.dtype).t()
         )
     # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all
     # unpacked weights in between
     if rows is None:
-        return x @ dequantized_matrix(stored, shape, None, back, x.dtype).t()
+        return x @ dequantized_matrix(stored, shape, rows=None, transpose=back, dtype=x.dtype).t()
     x8, scale = quantize_fp8(x.float() * rows if back else x)
-    w8 = dequantized_matrix(stored, shape, rows, back, F8)
+    w8 = dequantized_matrix(stored, shape, rows=rows, transpose=back, dtype=F8)
     return scaled_matmul(
         x8,
         w8,
-        scale,
-        torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None],
-        x.dtype,
+        sa=scale,
+        sb=torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None],
+        dtype=x.dtype,
     )
 
 
@@ -460,7 +475,7 @@ class LoraLinear(torch.autograd.Function):
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
         return add_once(
-            matmul_stored(x, stored, shape, rows if ahead else None, False),
+            matmul_stored(x, stored, shape=shape, rows=rows if ahead else None, back=False),
             h @ block_diagonal(B, scales, x.dtype).t(),
         )
 
@@ -470,7 +485,11 @@ class LoraLinear(torch.autograd.Function):
         m, sizes = len(ctx.scales), ctx.shape[3:]
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
         a, gh = torch.cat(A).to(g.dtype), g @ block_diagonal(B, ctx.scales, g.dtype)
-        dx = matmul_stored(g, stored, ctx.shape, rows, True) if ctx.needs_input_grad[0] else None
+        dx = (
+            matmul_stored(g, stored, shape=ctx.shape, rows=rows, back=True)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         if dx is not None and not ctx.apart:
             dx = add_once(dx, gh @ a)
         return (
@@ -693,7 +712,7 @@ def quantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "(FP8 (tokens, columns + room): x * rows / scale and the tail of h; h = x thin')."
     (m, k), r, x = x.shape, len(thin), x.contiguous()
-    out, h = quantize_rows_like(x, thin, reach, rows, scale)
+    out, h = quantize_rows_like(x, thin, reach=reach, rows=rows, scale=scale)
     if x.is_cuda:
         ranks = max(16, triton.next_power_of_2(r))
         wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE[0]),)](
@@ -716,7 +735,7 @@ def quantize_rows(
     else:
         out[:, :k] = ((x.float() if rows is None else x.float() * rows) * (1 / scale)).to(F8)
         torch.mm(x, thin.t(), out=h)
-    write_tail(out, h, reach, scale, True)
+    write_tail(out, h, cols=reach, rows=scale, inputs=True)
     return out, h
 
 
@@ -740,9 +759,11 @@ def dequantize_with_tail(
     tail_rows: torch.Tensor,
 ) -> torch.Tensor:
     "Stored 4-bit matrices in FP8, with the tail of `wide` beside them."
-    out = dequantize_with_tail_like(stored, rows, shape, transpose, wide, cols, tail_rows)
-    dequantize_to(out, stored, rows, shape, transpose)
-    write_tail(out, wide, cols, tail_rows, False)
+    out = dequantize_with_tail_like(
+        stored, rows, shape=shape, transpose=transpose, wide=wide, cols=cols, tail_rows=tail_rows
+    )
+    dequantize_to(out, stored, rows=rows, shape=shape, transpose=transpose)
+    write_tail(out, wide, cols=cols, rows=tail_rows, inputs=False)
     return out
 
 
@@ -774,20 +795,26 @@ def matmul_with_tail(
     )
     reach = column_scales(wide, None if back else rows)
     scale = row_scale(x, thin, reach, rows if back else None)
-    x8, h = quantize_rows(x, thin, reach, rows if back else None, scale)
+    x8, h = quantize_rows(x, thin, reach=reach, rows=rows if back else None, scale=scale)
     if len(stored) > len(shape) - 3:
         w8 = dequantize_with_tail(
-            list(stored), rows, list(shape), back, wide, 1 / reach, out_rows[:, None]
+            list(stored),
+            rows,
+            shape=list(shape),
+            transpose=back,
+            wide=wide,
+            cols=1 / reach,
+            tail_rows=out_rows[:, None],
         )
     else:
         w8 = torch.cat(
             [
-                dequantized_matrix(stored, shape, rows, back, F8),
+                dequantized_matrix(stored, shape, rows=rows, transpose=back, dtype=F8),
                 adapter_tail(wide, 1 / reach, out_rows[:, None], False),
             ],
             1,
         )
-    return scaled_matmul(x8, w8, scale, out_rows[None], x.dtype), x8, scale, h
+    return scaled_matmul(x8, w8, sa=scale, sb=out_rows[None], dtype=x.dtype), x8, scale, h
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #363db987
@@ -884,11 +911,11 @@ class LoraLinearFP8(torch.autograd.Function):
         y, x8, scale, h = matmul_with_tail(
             x,
             stored,
-            shape,
-            rows,
-            torch.cat(A).to(x.dtype),
-            block_diagonal(B, scales, x.dtype),
-            False,
+            shape=shape,
+            rows=rows,
+            thin=torch.cat(A).to(x.dtype),
+            wide=block_diagonal(B, scales, x.dtype),
+            back=False,
         )
         ctx.save_for_backward(x8, scale, h, rows, *tensors)
         ctx.scales, ctx.shape = scales, shape
@@ -902,11 +929,11 @@ class LoraLinearFP8(torch.autograd.Function):
         dx, g8, g_scale, gh = matmul_with_tail(
             g,
             stored,
-            ctx.shape,
-            rows,
-            block_diagonal(B, ctx.scales, g.dtype).t(),
-            torch.cat(A).to(g.dtype).t(),
-            True,
+            shape=ctx.shape,
+            rows=rows,
+            thin=block_diagonal(B, ctx.scales, g.dtype).t(),
+            wide=torch.cat(A).to(g.dtype).t(),
+            back=True,
         )
         dA, dB = (
             thin_gradient(gh, x8, scale, ctx.shape[0]),

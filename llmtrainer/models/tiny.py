@@ -72,9 +72,8 @@ def check_shipped_base(folder: Path = BASE) -> dict:
     if damaged:
         raise UserError(
             f"the shipped base is damaged: {', '.join(damaged)}",
-            str(folder.name),
-            None,
-            "install the package again",
+            where=str(folder.name),
+            fix="install the package again",
         )
     return made
 
@@ -89,8 +88,8 @@ def tiny_folder(kind: str) -> Path:
     if kind not in KINDS:
         raise UserError(
             f"there is no tiny model {kind!r}",
-            "model.base",
-            ", ".join(f"tiny:{k}" for k in ("base", *KINDS)),
+            where="model.base",
+            allowed=", ".join(f"tiny:{k}" for k in ("base", *KINDS)),
         )
     folder = (
         cache_folder() / f"tiny-{kind}-{check_shipped_base()['sha256']['tokenizer.json'][:8]}"
@@ -272,7 +271,7 @@ def pretrain(
     forward = torch.compile(model) if device.type == "cuda" else model
     begun = time.monotonic()
     for step in range(steps):
-        ids = sample_windows(stream, starts, batch, length, generator)
+        ids = sample_windows(stream, starts, batch=batch, length=length, generator=generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = forward(input_ids=ids[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(
@@ -335,7 +334,7 @@ def make_base(
     tokenizer = make_tokenizer(texts[:50_000])
     stream, starts = token_stream(tokenizer, texts)
     model = make_model("llama", tokenizer, SIZE, seed).to(device)
-    losses = pretrain(model, stream, starts, steps, batch, seed=seed)
+    losses = pretrain(model, stream, starts=starts, steps=steps, batch=batch, seed=seed)
     model = model.half().float()  # measure what is shipped, not what was trained
     accuracy = plain_accuracy(model, tokenizer)
     out = Path(out)

@@ -153,9 +153,7 @@ def load_gradio():
     if find_spec("gradio") is None:
         raise UserError(
             "the demo needs gradio, which is not installed",
-            None,
-            None,
-            'pip install "llmtrainer[app]"',
+            fix='pip install "llmtrainer[app]"',
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     return import_module("gradio")
@@ -297,9 +295,7 @@ def launch_demo(
     except OSError:
         raise UserError(
             f"port {port or '7860 and the hundred after it'} is taken",
-            None,
-            None,
-            "name another one with --port, or stop what uses it",
+            fix="name another one with --port, or stop what uses it",
         ) from None
     if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules:
         demo.block_thread()
@@ -350,7 +346,7 @@ class Chat:
         )
         if word not in known:
             raise UserError(
-                f"there is no command /{word}", None, ", ".join(f"/{name}" for name in known)
+                f"there is no command /{word}", allowed=", ".join(f"/{name}" for name in known)
             )
         return known[word](rest.strip())
 
@@ -382,9 +378,7 @@ class Chat:
         if not name or not self.turns:
             raise UserError(
                 "there is nothing to save" if name else "a file is wanted",
-                None,
-                None,
-                "/save good.jsonl, after an answer",
+                fix="/save good.jsonl, after an answer",
             )
         row = dict(messages=self.messages, settings=self.section.model_dump())
         try:
@@ -393,9 +387,7 @@ class Chat:
         except OSError as error:
             raise UserError(
                 f"{name} cannot be written: {error.strerror}",
-                None,
-                None,
-                "the conversation goes on: /save it under another name",
+                fix="the conversation goes on: /save it under another name",
             ) from None
         return f"{count_answered(self.turns)} added to {name}"
 

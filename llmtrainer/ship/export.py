@@ -53,9 +53,7 @@ def require_onnx(needed: Sequence[str] = NEEDED) -> None:
     if missing:
         raise UserError(
             f"ONNX export needs {', '.join(missing)}, which is not installed",
-            None,
-            None,
-            'pip install "llmtrainer[export]"',
+            fix='pip install "llmtrainer[export]"',
         )
 
 
@@ -65,16 +63,12 @@ def model_folder(folder: Path) -> Path:
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds an adapter, not a whole model",
-            None,
-            None,
-            "merge it first: llmtrainer merge RUN",
+            fix="merge it first: llmtrainer merge RUN",
         )
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no model: there is no config.json",
-            None,
-            None,
-            "merge the run first: llmtrainer merge RUN",
+            fix="merge the run first: llmtrainer merge RUN",
         )
     return folder
 
@@ -215,9 +209,7 @@ class OnnxModel:
         if not (folder / "model.onnx").is_file():
             raise UserError(
                 f"there is no model.onnx in {folder}",
-                None,
-                None,
-                "write it first: llmtrainer export RUN --to onnx",
+                fix="write it first: llmtrainer export RUN --to onnx",
             )
         self.session = onnxruntime.InferenceSession(
             folder / "model.onnx", providers=["CPUExecutionProvider"]
@@ -336,7 +328,7 @@ def check_parity(
         graph = OnnxModel(folder)
         ids, mask = graph.encode(prompts)
         expected, found = (
-            torch_answers(model, ids, mask, max_new_tokens, graph.stops),
+            torch_answers(model, ids, mask=mask, max_new_tokens=max_new_tokens, stops=graph.stops),
             graph.answer_ids(ids, mask, max_new_tokens),
         )
         longest = max(map(len, expected))

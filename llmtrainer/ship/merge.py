@@ -200,9 +200,8 @@ def staging(out: Path) -> Iterator[Path]:
     ):
         raise UserError(
             f"{out} exists and was not written by this command, so it is not replaced",
-            None,
-            "a new or empty folder",
-            "name another folder",
+            allowed="a new or empty folder",
+            fix="name another folder",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     staged = out.with_name(f".{out.name}.staging")
@@ -223,13 +222,10 @@ def check_adapter(adapter: Path) -> None:
     if (adapter.parent / "model" / "config.json").is_file():
         raise UserError(
             "there is nothing to merge: this run trained every weight",
-            str(adapter),
-            None,
-            "its model folder is whole already; export or serve that",
+            where=str(adapter),
+            fix="its model folder is whole already; export or serve that",
         )
-    raise UserError(
-        f"there is no adapter in {adapter}", None, None, "has the run finished training?"
-    )
+    raise UserError(f"there is no adapter in {adapter}", fix="has the run finished training?")
 
 
 def adapter_tokenizer(adapter: Path, otherwise):
@@ -261,7 +257,9 @@ def merge(
         trained, tokenizer = load_adapter(base, adapter), adapter_tokenizer(adapter, tokenizer)
         answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
         before = model_logits(trained, tokenizer, texts)
-        save_model(merge_adapter(trained, model, chosen, adapter, how), tokenizer, staged)
+        save_model(
+            merge_adapter(trained, model, plan=chosen, adapter=adapter, how=how), tokenizer, staged
+        )
         del base, trained
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), chosen)
         found = difference(before, model_logits(shipped, tokenizer, texts))

@@ -609,9 +609,8 @@ class Durable:
                     if progress.split >= micro
                     else f" with micro-batches of {micro}"
                 ),
-                f"step {self.state.global_step + 1}",
-                None,
-                (
+                where=f"step {self.state.global_step + 1}",
+                fix=(
                     "halve train.batch_size and double train.accumulate, which gives the same steps"
                     if progress.split < micro
                     else (
@@ -742,9 +741,8 @@ class Durable:
                 f"{found.name} was saved with weights that were"
                 f" {'whole on each device' if self.sharded else 'spread over devices'}, and its"
                 " optimizer cannot be read into the other form",
-                str(found),
-                None,
-                "set launch.strategy as it was, or begin another run with --run",
+                where=str(found),
+                fix="set launch.strategy as it was, or begin another run with --run",
             )
         accepted = check_identity(found, self.keeping.identity, self.keeping.accept)
         self.keeper.progress = progress = Progress(**read_json(found / "progress.json"))

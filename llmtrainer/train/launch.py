@@ -90,30 +90,29 @@ def check_launch(
     if machine.kind == "cuda" and launch.gpus > machine.count:
         raise UserError(
             f"there are {machine.count} GPUs here",
-            f"launch.gpus: {launch.gpus}",
-            f"1 to {machine.count}",
-            f"set launch.gpus={machine.count}",
+            where=f"launch.gpus: {launch.gpus}",
+            allowed=f"1 to {machine.count}",
+            fix=f"set launch.gpus={machine.count}",
         )
     if launch.strategy != "ddp" and process_count(launch) == 1:
         raise UserError(
             f"{launch.strategy} shares weights between devices, and one was asked for",
-            f"launch.strategy: {launch.strategy}",
-            "ddp",
-            "set launch.gpus, or launch.strategy=ddp",
+            where=f"launch.strategy: {launch.strategy}",
+            allowed="ddp",
+            fix="set launch.gpus, or launch.strategy=ddp",
         )
     if launch.strategy != "ddp" and machine.kind != "cuda":
         raise UserError(
             f"{launch.strategy} needs GPUs, and there are none here",
-            f"launch.strategy: {launch.strategy}",
-            "ddp",
-            "set launch.strategy=ddp",
+            where=f"launch.strategy: {launch.strategy}",
+            allowed="ddp",
+            fix="set launch.strategy=ddp",
         )
     if launch.strategy == "deepspeed" and find_spec("deepspeed") is None:
         raise UserError(
             "the package deepspeed is not installed",
-            "launch.strategy: deepspeed",
-            None,
-            "pip install deepspeed, or launch.strategy=fsdp",
+            where="launch.strategy: deepspeed",
+            fix="pip install deepspeed, or launch.strategy=fsdp",
         )
     if (
         launch.strategy != "ddp"
@@ -121,28 +120,30 @@ def check_launch(
     ):
         raise UserError(
             f"{launch.strategy} cannot share weights held as {quantize} between devices",
-            f"model.quantize: {quantize}",
-            "none" + ", nf4, fp4" * (launch.strategy == "fsdp"),
-            "set launch.strategy=ddp (each device holds the small weights), or model.quantize as"
+            where=f"model.quantize: {quantize}",
+            allowed="none" + ", nf4, fp4" * (launch.strategy == "fsdp"),
+            fix="set launch.strategy=ddp (each device holds the small weights), or model.quantize as"
             " above",
         )
     if launch.strategy == "deepspeed" and engine in ("fused", "fp8"):
         raise UserError(
             f"the engine {engine} reads weights that deepspeed has not gathered",
-            f"model.engine: {engine}",
-            "auto, reference",
-            "set model.engine=auto, or launch.strategy=fsdp",
+            where=f"model.engine: {engine}",
+            allowed="auto, reference",
+            fix="set model.engine=auto, or launch.strategy=fsdp",
         )
     if launch.nodes > 1 and not launch.head:
         raise UserError(
             "several machines must know the first one",
-            "launch.head",
-            "name:port",
-            "set launch.head=NAME:29500, the same on each machine",
+            where="launch.head",
+            allowed="name:port",
+            fix="set launch.head=NAME:29500, the same on each machine",
         )
     if launch.node >= launch.nodes:
         raise UserError(
-            "machines are counted from 0", f"launch.node: {launch.node}", f"0 to {launch.nodes - 1}"
+            "machines are counted from 0",
+            where=f"launch.node: {launch.node}",
+            allowed=f"0 to {launch.nodes - 1}",
         )
 
 
@@ -240,9 +241,8 @@ def init_distributed(
     if world_size() != process_count(launch):
         raise UserError(
             f"{world_size()} processes run, and the recipe asks for {process_count(launch)}",
-            f"launch: gpus {launch.gpus}, nodes {launch.nodes}",
-            None,
-            "start it with `llmtrainer train`, which starts as many as are needed",
+            where=f"launch: gpus {launch.gpus}, nodes {launch.nodes}",
+            fix="start it with `llmtrainer train`, which starts as many as are needed",
         )
 
 
@@ -266,9 +266,8 @@ def check_strategy(
         raise UserError(
             f"asked for: {launch.strategy} on {process_count(launch)}; what runs:"
             f" {accelerator.distributed_type.value} on {accelerator.num_processes}",
-            "launch.strategy",
-            None,
-            "nothing was trained; this is a fault of the set-up and not of the recipe",
+            where="launch.strategy",
+            fix="nothing was trained; this is a fault of the set-up and not of the recipe",
         )
     whole = (
         [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
@@ -279,9 +278,8 @@ def check_strategy(
         raise UserError(
             f"asked for: fsdp; what runs: {len(whole)} weights are whole on each device, such as"
             f" {whole[0]}",
-            "launch.strategy",
-            None,
-            "nothing was trained; model.quantize=none is spread in any case",
+            where="launch.strategy",
+            fix="nothing was trained; model.quantize=none is spread in any case",
         )
 
 

@@ -183,7 +183,9 @@ def open_place(target: str | Path):
     repo = str(target).removeprefix("hf://")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(
-            f"{target} names no repository", "train.mirror", "hf://user/name, or a folder"
+            f"{target} names no repository",
+            where="train.mirror",
+            allowed="hf://user/name, or a folder",
         )
     return HubPlace(repo)
 
@@ -373,7 +375,7 @@ def mirrored(
     if target is None:
         yield None
         return
-    mirror = Mirror(run, open_place(target), keep, every, say)
+    mirror = Mirror(run, open_place(target), keep=keep, every=every, say=say)
     mirror.thread.start()
     try:
         yield mirror

@@ -166,9 +166,9 @@ class ProgressBar(TrainerCallback):
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
+            seconds=MofNCompleteColumn(),
+            split=TextColumn("{task.fields[said]}"),
+            skipped=TimeRemainingColumn(),
         )
 
     def on_train_begin(self, args, state, control, **_):
@@ -269,15 +269,14 @@ def resolve_trackers(wanted: str | list[str]) -> list[str]:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(
                 f"there is no tracker {name!r}",
-                "train.trackers",
-                f"auto, none, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}",
+                where="train.trackers",
+                allowed=f"auto, none, {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}",
             )
         if find_spec(name) is None:
             raise UserError(
                 f"the tracker {name} is not installed",
-                "train.trackers",
-                None,
-                f"pip install {name}, or train.trackers=none",
+                where="train.trackers",
+                fix=f"pip install {name}, or train.trackers=none",
             )
     return names
 

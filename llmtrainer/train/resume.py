@@ -168,9 +168,8 @@ def check_identity(
         table = "".join(f"\n    {key}: {there} -> {here}" for key, there, here in refused)
         raise UserError(
             f"{checkpoint.name} does not belong to this job (there -> now):{table}",
-            str(checkpoint),
-            None,
-            "restore what was changed, or begin another run with --run; to go on all the same,"
+            where=str(checkpoint),
+            fix="restore what was changed, or begin another run with --run; to go on all the same,"
             " which is noted in the run:"
             f" train.accept_changes=[{', '.join(dict.fromkeys(k.split('.')[0] for k, *_ in refused))}]",
         )

@@ -313,9 +313,9 @@ def split_batch(batch_size: int, accumulate: int, devices: int) -> tuple[int, in
     times = devices // math.gcd(batch_size, devices)
     raise UserError(
         f"a step of {whole} sequences cannot be shared by {devices} devices",
-        "train.batch_size * train.accumulate",
-        f"a multiple of {devices}",
-        f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a"
+        where="train.batch_size * train.accumulate",
+        allowed=f"a multiple of {devices}",
+        fix=f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a"
         " run that was begun keeps its step",
     )
 
@@ -411,9 +411,9 @@ class DurableTrainer(Durable, Trainer):
         steps = MicroBatchSampler(
             self.train_dataset.sampler(self.args.seed),
             self.args.train_batch_size,
-            self.args.gradient_accumulation_steps,
-            rank(),
-            world_size(),
+            accumulate=self.args.gradient_accumulation_steps,
+            rank=rank(),
+            world=world_size(),
         )
         return SeededLoader(
             self.rows,
@@ -623,19 +623,19 @@ def checkpoint_config(
     return CheckpointConfig(
         run,
         section.save_every or f"{section.save_steps} steps",
-        every if validate else None,
-        section.keep_checkpoints,
-        section.final if validate else "last",
-        section.patience,
-        section.ema_decay,
-        section.non_finite,
-        section.max_skipped_steps,
-        section.max_hours and 3600 * section.max_hours,
-        identity,
-        section.accept_changes,
-        signals,
-        print if not quiet and rank() == 0 else warn_user,
-        running,
+        evaluate=every if validate else None,
+        keep=section.keep_checkpoints,
+        final=section.final if validate else "last",
+        patience=section.patience,
+        average=section.ema_decay,
+        non_finite=section.non_finite,
+        max_skipped_steps=section.max_skipped_steps,
+        seconds=section.max_hours and 3600 * section.max_hours,
+        identity=identity,
+        accept=section.accept_changes,
+        signals=signals,
+        say=print if not quiet and rank() == 0 else warn_user,
+        running=running,
     )
 
 
@@ -716,9 +716,9 @@ def fit(
         raise UserError(
             "weights that are spread over devices are neither averaged nor taken from an earlier"
             " step in this version",
-            "train.ema_decay, train.final",
-            "null, last",
-            "set launch.strategy=ddp",
+            where="train.ema_decay, train.final",
+            allowed="null, last",
+            fix="set launch.strategy=ddp",
         )
     if train.endless:
         check_streaming(section)
@@ -729,11 +729,13 @@ def fit(
         durable = checkpoint_config(
             section,
             run,
-            checkpoint_identity(model, tokenizer, train, section, adapt, known),
-            bool(val),
-            signals,
-            quiet,
-            running,
+            identity=checkpoint_identity(
+                model, tokenizer, train=train, section=section, adapt=adapt, known=known
+            ),
+            validate=bool(val),
+            signals=signals,
+            quiet=quiet,
+            running=running,
         )
         trainer = DurableTrainer(
             model,
@@ -747,7 +749,7 @@ def fit(
             data_collator=collator(plan.attn, tokenizer.pad_token_id),
             **custom_optimizer(model, section, adapt, args),
         )
-        add_callbacks(trainer, section, plan, run, quiet)
+        add_callbacks(trainer, section, plan=plan, run=run, quiet=quiet)
         with explain_full_disk(run.path):
             trainer.go()
         trainer.settle()
@@ -777,9 +779,9 @@ def check_needs_validation(section: Train) -> None:
         if value:
             raise UserError(
                 f"train.{key} goes by the validation loss, and there are no validation rows",
-                f"train.{key}: {value}",
-                fix,
-                f"name a file in data.val, or set train.{key}={fix}",
+                where=f"train.{key}: {value}",
+                allowed=fix,
+                fix=f"name a file in data.val, or set train.{key}={fix}",
             )
 
 
@@ -788,16 +790,16 @@ def check_streaming(section: Train) -> None:
     if not section.max_steps:
         raise UserError(
             "a stream has no last step",
-            "train.max_steps: null",
-            "a number",
-            "set train.max_steps, or data.stream=false",
+            where="train.max_steps: null",
+            allowed="a number",
+            fix="set train.max_steps, or data.stream=false",
         )
     for key in ("eval_every", "save_every"):
         if (text := getattr(section, key)) and parse_period(text)[1] == "epoch":
             raise UserError(
                 "a stream does not know how long an epoch is",
-                f"train.{key}: {text}",
-                "steps, minutes, hours, tokens",
+                where=f"train.{key}: {text}",
+                allowed="steps, minutes, hours, tokens",
             )
 
 
@@ -809,8 +811,8 @@ def taught(section: Train, objective: Callable) -> Callable:
     if objective is not next_token:
         raise UserError(
             "label smoothing is for next tokens",
-            f"train.objective: {section.objective}",
-            "sft, pretrain",
-            "set train.label_smoothing=0",
+            where=f"train.objective: {section.objective}",
+            allowed="sft, pretrain",
+            fix="set train.label_smoothing=0",
         )
     return smoothed(section.label_smoothing)
