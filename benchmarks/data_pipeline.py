@@ -34,6 +34,7 @@ CHATML = (
 def make(folder: Path, out: Path, rows: int) -> int:
     "Write the rows as messages, a toy model with each tokenizer, and what LLaMA-Factory wants to know; the number of rows."
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     from llmtrainer.data.rows import load_rows
 
     kept = [row for name in FILES for row in load_rows(str(folder / name))[0][:rows]]
@@ -86,8 +87,9 @@ def make(folder: Path, out: Path, rows: int) -> int:
 
 def ours(out: Path, name: str) -> int:
     "This package: from the file to packed sequences."
-    from llmtrainer.data.prepare import Data, prepare
     from transformers import AutoTokenizer
+
+    from llmtrainer.data.prepare import Data, prepare
 
     tokenizer = AutoTokenizer.from_pretrained(out / name)
     section = Data(

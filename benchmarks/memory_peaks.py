@@ -14,29 +14,29 @@ import tempfile
 import time
 from pathlib import Path
 
+import bitsandbytes as bnb
 import numpy as np
 import torch
+from qlora_gpu import SHAPES, quicken
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
+from transformers.quantizers import AutoHfQuantizer
 
 from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import collator, make_sequences
 from llmtrainer.device import DevicePlan
-from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.activations import apply_activation_checkpointing, decoder_layers
+from llmtrainer.models.lora import Adapt
 from llmtrainer.models.memory import StepShape, predict_memory
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
 from llmtrainer.train.durable import CheckpointConfig
 from llmtrainer.train.trainer import (
     DurableTrainer,
     Train,
-    training_arguments,
-    next_token,
     custom_optimizer,
+    next_token,
+    training_arguments,
 )
-
-import bitsandbytes as bnb
-from qlora_gpu import SHAPES, quicken
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
-from transformers.quantizers import AutoHfQuantizer
 
 QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
 CASES = {  # name -> (shape, blocks, (method, storage), rows, length, recompute, engine)

@@ -20,15 +20,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.initialization import no_init_weights
 
 from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.data.packing import pad_batch, make_sequences
-from llmtrainer.models.lora import Adapt, adapt_model
+from llmtrainer.data.packing import make_sequences, pad_batch
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
-    remove_activation_checkpointing,
     decoder_layers,
+    remove_activation_checkpointing,
 )
 from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import keep_trainable
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 
 HEADS = dict(
     num_key_value_heads=8,

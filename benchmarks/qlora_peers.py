@@ -21,10 +21,9 @@ if PEER == "unsloth":
 
 import torch
 from peft import LoraConfig, get_peft_model
+from qlora_gpu import SHAPES, batches, blank, pack
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-from qlora_gpu import SHAPES, batches, blank, pack
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STORED = dict(

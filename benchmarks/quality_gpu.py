@@ -21,9 +21,10 @@ from qlora_gpu import pack, quicken
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.data.prepare import prepare
-from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import load_tokenizer
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.pipeline import read_recipe
 
 SIZE = dict(

@@ -74,26 +74,28 @@ class Random:
 
 def work(case: Case, given, folder: Path) -> None:
     "One process of a case: imports, waits for its turn, trains a few steps, and leaves what it saw."
-    from qlora_gpu import SHAPES, blank, pack
     import torch
     import torch.distributed as dist
+    from qlora_gpu import SHAPES, blank, pack
     from transformers import TrainerCallback
+
     from llmtrainer.data.packing import collator
     from llmtrainer.device import plan_device, probe
     from llmtrainer.models.activations import apply_activation_checkpointing, decoder_layers
-    from llmtrainer.models.lora import Adapt, adapt_model
     from llmtrainer.models.engines import fuse_model
+    from llmtrainer.models.lora import Adapt
+    from llmtrainer.models.variants import adapt_model
     from llmtrainer.run import Run
+    from llmtrainer.train.distributed import all_gather, rank, world_size
     from llmtrainer.train.durable import CheckpointConfig
     from llmtrainer.train.launch import (
         Launch,
         check_strategy,
         init_distributed,
-        strategy_arguments,
         sharded,
+        strategy_arguments,
     )
-    from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token
-    from llmtrainer.train.distributed import all_gather, rank, world_size
+    from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists():

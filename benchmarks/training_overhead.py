@@ -14,18 +14,20 @@ import tempfile
 import time
 from pathlib import Path
 
-import llmtrainer.models.load  # first, for it silences a warning of bitsandbytes
 import torch
+
+import llmtrainer.models.load  # first, for it silences a warning of bitsandbytes
 from llmtrainer.data.packing import collator, pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
-from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
 from llmtrainer.train.durable import CheckpointConfig
-from llmtrainer.train.resume import copy_to_host, checkpoint_weights
-from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments, next_token
+from llmtrainer.train.resume import checkpoint_weights, copy_to_host
+from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
 
 
 def made(folder: Path):

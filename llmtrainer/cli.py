@@ -208,8 +208,9 @@ def data(
 ):
     "The ledger, statistics, leaks, and which tokens are trained."
     from rich.console import Console
+
     from llmtrainer.data.loss_mask import xray, xray_html
-    from llmtrainer.data.prepare import prepare, data_statistics
+    from llmtrainer.data.prepare import data_statistics, prepare
     from llmtrainer.data.statistics import report_html, statistics_table
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
@@ -242,9 +243,11 @@ def data(
 def doctor(as_json: AsJson = False):
     "What this machine can do, and what is missing."
     from dataclasses import asdict
+
     from rich.console import Console
     from rich.table import Table
-    from llmtrainer.device import plan_device, probe, plan_table
+
+    from llmtrainer.device import plan_device, plan_table, probe
 
     machine = probe()
     if as_json:
@@ -280,14 +283,15 @@ def plan_device(
 ):
     "What will be done here and why, and the memory and time it should take."
     from rich.console import Console
+
     from llmtrainer import device
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.preflight import (
         check_preflight,
-        preflight_table,
         forecast,
         forecast_tables,
         preflight,
+        preflight_table,
     )
     from llmtrainer.recipe import UserError
 
@@ -326,9 +330,9 @@ def train(
     ] = None,
 ):
     "Train, evaluate and write the card. The same command resumes."
-    from llmtrainer.pipeline import unmet_requirements, read_recipe, stored_result, train
+    from llmtrainer.pipeline import read_recipe, stored_result, train, unmet_requirements
     from llmtrainer.run import Run
-    from llmtrainer.train.launch import torchrun_command, process_count, is_worker, run_torchrun
+    from llmtrainer.train.launch import is_worker, process_count, run_torchrun, torchrun_command
 
     restore_gc()
     job, folder = read_recipe(recipe, changes or []), run or Path("runs") / recipe.stem
@@ -401,6 +405,7 @@ def launch(
 ):
     "Write the file that runs a recipe on a cluster."
     import shlex
+
     from llmtrainer.pipeline import Recipe
     from llmtrainer.recipe import UserError, load_recipe
     from llmtrainer.run import write_atomic
@@ -466,8 +471,9 @@ def evaluate(
     generate: generate.temperature=0.7."""
     from rich.console import Console
     from rich.table import Table
+
     from llmtrainer.evals.tasks import Eval, find_task
-    from llmtrainer.pipeline import evaluate_tasks, is_run, unmet_requirements, open_model
+    from llmtrainer.pipeline import evaluate_tasks, is_run, open_model, unmet_requirements
     from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run
 
@@ -508,7 +514,9 @@ def compare(
 ):
     "Is B better than A? Paired, on the same items."
     from dataclasses import asdict
+
     from rich.console import Console
+
     from llmtrainer.evals.compare import compare, comparison_table
     from llmtrainer.pipeline import stored_result
     from llmtrainer.run import Run

@@ -70,8 +70,20 @@ __all__ = [
 ]
 
 # %% ../nbs/internals/99_literate.ipynb #64efe50c
-import argparse, ast, configparser, graphlib, importlib.util, json, os, posixpath, re
-import shutil, subprocess, symtable, sys, tempfile
+import argparse
+import ast
+import configparser
+import graphlib
+import importlib.util
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import symtable
+import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

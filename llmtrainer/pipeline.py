@@ -60,69 +60,69 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.data.prepare import Data, Prepared, prepare
 from llmtrainer.data.streaming import prepare_stream
-from llmtrainer.data.templates import set_template
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import Machine, DevicePlan, probe
+from llmtrainer.data.templates import set_template
+from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.evals.compare import compare, comparison_table
 from llmtrainer.evals.tasks import Eval, Result, evaluate, find_task, read_result
-from llmtrainer.models.lora import (
-    Adapt,
-    adapt_model,
-    with_router_loss,
-    check_storage,
-    expert_load,
-    fused_experts,
-    load_adapter,
-    optimizer_arguments,
-    trainable_table as trained_table,
-    count_trainable,
-)
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
     choose_policy,
     decoder_layers,
 )
 from llmtrainer.models.engines import fuse_model
+from llmtrainer.models.experts import expert_load, fused_experts, with_router_loss
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
     Model,
-    is_small,
     describe_model,
     fingerprint,
+    hide_progress_bars,
+    is_small,
     load_config,
     load_model,
     load_tokenizer,
     plan_model,
-    hide_progress_bars,
+)
+from llmtrainer.models.lora import (
+    Adapt,
+    check_storage,
+    count_trainable,
+    load_adapter,
+)
+from llmtrainer.models.lora import (
+    trainable_table as trained_table,
 )
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card
 from llmtrainer.ship.export import check_parity, export_onnx, require_onnx
 from llmtrainer.ship.merge import merge
 from llmtrainer.train.checkpoints import explain_full_disk
+from llmtrainer.train.distributed import rank
 from llmtrainer.train.durable import Signals
 from llmtrainer.train.launch import (
     Launch,
     check_launch,
     check_strategy,
-    main_process_first,
     init_distributed,
-    strategy_arguments,
+    main_process_first,
     sharded,
+    strategy_arguments,
 )
+from llmtrainer.train.mirror import mirrored, open_place, restore
+from llmtrainer.train.monitor import resolve_trackers
+from llmtrainer.train.optimizers import optimizer_arguments
 from llmtrainer.train.trainer import (
     RESUME_MAY_CHANGE,
     Train,
-    check_streaming,
     check_needs_validation,
+    check_streaming,
     fit,
     next_token,
 )
-from llmtrainer.train.mirror import mirrored, open_place, restore
-from llmtrainer.train.distributed import rank
-from llmtrainer.train.monitor import resolve_trackers
 
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d

@@ -42,32 +42,32 @@ from rich.table import Table
 # %% ../nbs/system/81_preflight.ipynb #13fcd85e
 from llmtrainer.data.packing import Bins, Sequences, collator
 from llmtrainer.data.prepare import Prepared, prepare
-from llmtrainer.device import Machine, DevicePlan, probe, plan_table as device_table
-from llmtrainer.models.lora import (
-    adapt_model,
-    load_adapter,
-    trainable_table as trained_table,
-    count_trainable,
-)
-from llmtrainer.models.load import Model, load_config, load_model, plan_model, model_traits
+from llmtrainer.device import DevicePlan, Machine, probe
+from llmtrainer.device import plan_table as device_table
+from llmtrainer.models.load import Model, load_config, load_model, model_traits, plan_model
+from llmtrainer.models.lora import count_trainable, load_adapter
+from llmtrainer.models.lora import trainable_table as trained_table
 from llmtrainer.models.memory import (
     MAX_ROWS,
     MemoryTracker,
     StepShape,
     count_trainable_from_config,
     largest_batch_size,
-    predict_memory,
     matmul_speed,
-    suggestions,
+    predict_memory,
     step_time_range,
+    suggestions,
+)
+from llmtrainer.models.memory import (
     memory_table as memory_table,
 )
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.pipeline import (
     OBJECTIVES,
     Recipe,
+    apply_engine,
     check_objective,
     choose_activations,
-    apply_engine,
     step_shape,
 )
 from llmtrainer.recipe import UserError

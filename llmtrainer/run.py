@@ -47,9 +47,9 @@ from llmtrainer.recipe import (
     Section,
     UserError,
     _show,
-    recipe_differences,
     dump_section,
     parse_yaml,
+    recipe_differences,
 )
 
 # %% ../nbs/internals/91_run.ipynb #a909b40d
@@ -185,7 +185,8 @@ def seed_everything(
     seed: int,  # 0 or more
 ) -> None:
     "Seed Python, numpy and torch, the GPUs included."
-    import numpy, torch  # here, because this module must import fast
+    import numpy  # here, because this module must import fast
+    import torch
 
     random.seed(seed)
     numpy.random.seed(seed % 2**32)

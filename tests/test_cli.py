@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 from llmtrainer.data.synthetic import problems
 
 
@@ -40,9 +41,11 @@ import re
 import select
 import signal
 import termios
+
 import llmtrainer.pipeline as pipeline
-from llmtrainer.models.lora import Adapt, adapt_model, save_adapter
 from llmtrainer.models.load import Model, load_model, plan_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model, save_adapter
 
 
 def recipe_in(folder, **data):

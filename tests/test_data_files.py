@@ -10,9 +10,12 @@ import json
 import tempfile
 import tracemalloc
 from pathlib import Path
+
 import pyarrow
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from llmtrainer.recipe import UserError
 
 

@@ -10,11 +10,14 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-import llmtrainer
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
+
+import llmtrainer
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import TEMPLATES, render, set_template
 from llmtrainer.recipe import UserError
@@ -358,8 +361,8 @@ _STRIPPED, _SPACED = (
     ("mistral", "vicuna", "openchat", "plain", "falcon"),
 )
 _WRITTEN = (
-    {name: str for name in TEMPLATES}
-    | {name: str.strip for name in _STRIPPED}
+    dict.fromkeys(TEMPLATES, str)
+    | dict.fromkeys(_STRIPPED, str.strip)
     | {name: (lambda text: " " + text) for name in _SPACED}
     | {"llama-2": lambda text: f" {text.strip()} "}
 )

@@ -6,17 +6,19 @@ from llmtrainer.data.packing import Encoded, UserError, np, torch
 
 import itertools
 import math
-import pytest
 import random
-import torch
+
 import numpy as np
+import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
-from hypothesis import given, settings, strategies as st
-from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.recipe import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
@@ -25,6 +27,9 @@ from transformers import (
     Phi3Config,
     Qwen3Config,
 )
+
+from llmtrainer.data.loss_mask import Encoded
+from llmtrainer.recipe import UserError
 
 
 def _fewest(lengths, capacity):

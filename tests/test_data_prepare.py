@@ -21,17 +21,20 @@ from llmtrainer.data.prepare import (
 import json
 import os
 import tempfile
-import llmtrainer
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from collections import Counter
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+import llmtrainer
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.table import SCHEMA, to_record_batch
 from llmtrainer.recipe import Section, UserError, load_recipe
-from pathlib import Path
-from transformers import AutoTokenizer
 
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"

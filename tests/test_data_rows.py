@@ -7,9 +7,12 @@ from llmtrainer.data.rows import BadRecord, Dataset, DatasetDict, FORMATS, Path,
 import json
 import tempfile
 from pathlib import Path
+
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from llmtrainer.recipe import UserError
 
 
@@ -531,7 +534,8 @@ _REAL = {  # format -> file -> rows
         "multilingual/xquad_en.json.gz": 1190,
     }
     | {
-        f"multilingual/mgsm_{x}.tsv": 250 for x in "bn de en es fr ja ru sw te th zh".split()
+        f"multilingual/mgsm_{x}.tsv": 250
+        for x in ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"]
     },  # xquad: 48 articles hold 1,190 questions
     "multiple_choice": {
         "reasoning/arc_challenge_mc.jsonl": 1172,

@@ -8,10 +8,13 @@ import io
 import json
 import random
 import re
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
+
 from llmtrainer.data.rows import load_rows
 
 
@@ -202,7 +205,7 @@ def test_languages_of_plain_sentences():
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("code", "bn de en es fr ja ru sw te th zh".split())
+@pytest.mark.parametrize("code", ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"])
 def test_languages_of_mgsm(realdata, code):
     found = [
         detect_language(row)

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
+
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.rows import Source
 from llmtrainer.data.synthetic import problems

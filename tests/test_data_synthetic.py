@@ -7,8 +7,9 @@ from llmtrainer.data.synthetic import random
 import ast
 import operator
 import re
-import pytest
 from collections import Counter
+
+import pytest
 
 
 def test_every_slot_of_a_wording_is_filled_and_every_number_used():

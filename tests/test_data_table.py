@@ -7,15 +7,18 @@ from llmtrainer.data.table import Encoded, Encoder, Path, Source, json, np, pa
 import json
 import os
 import tempfile
-import llmtrainer
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+import llmtrainer
 from llmtrainer.data.rows import as_sources
 from llmtrainer.data.synthetic import problems
 from llmtrainer.recipe import UserError
-from pathlib import Path
-from transformers import AutoTokenizer
 
 
 _BASE = Path(llmtrainer.__file__).parent / "models" / "base"

@@ -9,10 +9,13 @@ import json
 import re
 import tempfile
 from pathlib import Path
-import llmtrainer
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
+
+import llmtrainer
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.recipe import UserError
 

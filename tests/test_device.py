@@ -7,8 +7,10 @@ from llmtrainer.device import UserError, _attention, _number_format, metadata, o
 import subprocess
 import sys
 import tempfile
+
 import pytest
 from transformers import LlamaConfig, Qwen2Config
+
 from llmtrainer.recipe import UserError, parse_yaml
 
 

@@ -7,10 +7,13 @@ from llmtrainer.evals.compare import UserError, math, np
 import io
 import itertools
 import math
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
+
 from llmtrainer.evals.metrics import wilson
 from llmtrainer.evals.tasks import Answer, Result, summarise
 from llmtrainer.recipe import UserError

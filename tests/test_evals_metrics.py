@@ -5,10 +5,13 @@ from llmtrainer.evals.metrics import math, re
 
 
 import math
-import pytest
 import random
 import re
-from hypothesis import given, settings, strategies as st
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from llmtrainer.data.rows import load_rows
 
 

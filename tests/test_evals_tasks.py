@@ -5,12 +5,14 @@ from llmtrainer.evals.tasks import Path, UserError, asdict, problems, wilson
 
 
 import json
-import llmtrainer
-import pytest
 import tempfile
-import torch
 from pathlib import Path
+
+import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llmtrainer
 from llmtrainer.data.loss_mask import encode, render
 from llmtrainer.data.synthetic import problems
 from llmtrainer.recipe import RecipeError, UserError, load_recipe

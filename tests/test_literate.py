@@ -4,7 +4,8 @@ from llmtrainer.literate import *
 from llmtrainer.literate import Path, ast, json, subprocess, sys, tempfile
 
 
-import json, tempfile
+import json
+import tempfile
 from pathlib import Path
 
 

@@ -6,10 +6,12 @@ from llmtrainer.models.activations import UserError, saved_tensors_hooks, torch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
 from llmtrainer.recipe import UserError
-from hypothesis import given, settings, strategies as st
 
 
 def small(layers=3, dropout=0.1, **more):

@@ -5,14 +5,18 @@ from llmtrainer.models.engines import _, bucket, counters, decoder_layers, torch
 
 
 import tempfile
+
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.activations import apply_activation_checkpointing
-from llmtrainer.models.lora import Adapt, adapt_model, load_adapter
 from llmtrainer.models.load import Model, load_model, plan_model
+from llmtrainer.models.lora import Adapt, load_adapter
 from llmtrainer.models.quantized_linear import *
 from llmtrainer.models.tiny import KINDS
+from llmtrainer.models.variants import adapt_model
 
 
 def tiny_model(kind="llama", quantize="nf4", **adapt):

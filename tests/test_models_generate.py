@@ -12,12 +12,14 @@ from llmtrainer.models.generate import (
 
 
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LogitsProcessorList
+
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import UserError
-from transformers import LogitsProcessorList
 
 
 def refused(do, *words):

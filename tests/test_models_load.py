@@ -35,7 +35,8 @@ def test_fp8_is_its_numbers_and_its_gradient_is_that_of_the_plain_layer():
     assert (plain.weight / layer.weight - 1).abs().median() < 2**-4
 
 
-from tokenizers import Tokenizer, models as tokenizer_models
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 
@@ -115,7 +116,9 @@ def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
 
 
 import random
+
 import pytest
+
 from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 
@@ -311,6 +314,7 @@ def test_a_model_that_does_not_continue_text_is_named(tmp_path):
 
 
 from pathlib import Path
+
 from llmtrainer.data.synthetic import documents
 
 
@@ -418,10 +422,11 @@ def test_a_slow_tokenizer_without_its_library_is_said(tmp_path, monkeypatch):
     assert "pip install sentencepiece" in caught.value.fix
 
 
-from llmtrainer.device import plan_device, probe
-from llmtrainer.models.tiny import KINDS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+
+from llmtrainer.device import plan_device, probe
+from llmtrainer.models.tiny import KINDS
 
 
 def test_nf4_holds_what_bitsandbytes_says_and_costs_a_quarter():

@@ -6,7 +6,8 @@ from llmtrainer.models.loss import torch
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def own_logits(x, w, b, scale, cap):

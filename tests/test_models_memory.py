@@ -13,6 +13,7 @@ from llmtrainer.models.memory import (
 
 
 from dataclasses import replace
+
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
@@ -26,8 +27,10 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.optimization import Adafactor
+
 from llmtrainer.device import QUANTIZE, meta_model
-from llmtrainer.models.lora import OPTIMIZERS, Adapt, optimizer_arguments
+from llmtrainer.models.lora import Adapt
+from llmtrainer.train.optimizers import OPTIMIZERS, optimizer_arguments
 
 
 def test_nf4_bytes_are_those_of_bitsandbytes():
@@ -411,6 +414,7 @@ def test_operations_are_the_textbooks_and_time_follows_them():
 
 
 from functools import cache
+
 from transformers import LlamaConfig
 
 

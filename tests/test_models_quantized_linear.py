@@ -9,7 +9,8 @@ from dataclasses import replace
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def quantised(n, k, nested=True, block=64, device="cpu", seed=0):

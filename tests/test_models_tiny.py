@@ -92,6 +92,7 @@ def test_the_shipped_base_can_do_its_arithmetic_and_an_untrained_one_cannot():
 
 import shutil
 import tempfile
+
 from llmtrainer.run import read_json
 
 

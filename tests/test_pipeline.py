@@ -25,18 +25,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from base64 import b64encode
+from pathlib import Path
+
 import pytest
 import torch
-import llmtrainer.pipeline as pipeline
-from base64 import b64encode
 from nbformat import write as write_notebook
 from nbformat.v4 import new_code_cell, new_notebook
-from pathlib import Path
 from transformers import LlamaConfig
+
+import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
+from llmtrainer.device import Machine, plan_device
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
-from llmtrainer.device import Machine, plan_device
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
 from llmtrainer.train.checkpoints import newest_checkpoint

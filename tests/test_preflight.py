@@ -7,8 +7,10 @@ from llmtrainer.preflight import Machine, Path, UserError, prepare, torch
 import json
 import shutil
 from pathlib import Path
+
 import pytest
 import torch
+
 from llmtrainer import preflight as preflight_module
 from llmtrainer.data.prepare import prepare
 from llmtrainer.data.synthetic import problems

@@ -16,8 +16,10 @@ from llmtrainer.recipe import (
 
 import math
 import tempfile
+
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import Field
 
 

@@ -24,10 +24,11 @@ from llmtrainer.run import (
 
 
 import signal
-import sys
 import stat
+import sys
 import tempfile
 import textwrap
+
 import numpy
 import pytest
 import torch

@@ -8,13 +8,16 @@ import contextlib
 import io
 import os
 import tempfile
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from pydantic import Field
+
 from llmtrainer.device import plan_device, probe
-from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section
 from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
 

@@ -7,8 +7,10 @@ from llmtrainer.ship.demo import Generation, Path, UserError, contextlib, load_r
 import io
 import tempfile
 import threading
+
 import pytest
 from gradio_client import Client
+
 from llmtrainer.data.rows import load_rows
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model

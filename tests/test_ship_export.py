@@ -15,8 +15,10 @@ from llmtrainer.ship.export import (
 
 import functools
 import tempfile
+
 import onnx_ir
 import pytest
+
 from llmtrainer.models.tiny import tiny_folder
 
 

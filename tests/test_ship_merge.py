@@ -19,11 +19,14 @@ from llmtrainer.ship.merge import (
 
 import json
 import math
-import pytest
 from dataclasses import replace
+
+import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
-from llmtrainer.models.lora import Adapt, adapt_model
+
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.ship.merge import quiet_libraries
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
 from llmtrainer.run import sha256
 
 
@@ -144,7 +145,8 @@ def test_a_foreign_file_is_a_fault(tmp_path):
     assert verify(tmp_path / "step-1") == ["extra is not in the manifest"]
 
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -182,6 +184,7 @@ def test_only_on_a_full_disk_an_error_gets_that_name(tmp_path):
 
 import os
 import threading
+
 import pytest
 
 

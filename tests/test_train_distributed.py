@@ -6,8 +6,9 @@ from llmtrainer.train.distributed import *
 import os
 import subprocess
 import sys
-import torch
 from pathlib import Path
+
+import torch
 
 
 TWO = """

@@ -5,7 +5,8 @@ from llmtrainer.train.durable import Run, Stopped, newest_checkpoint, signal
 
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -36,12 +37,15 @@ def test_the_units_of_a_period():
 
 
 import json
-import torch
 from pathlib import Path
+
+import torch
+
 import llmtrainer.models.load
-from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.load import Model, load_model
 from llmtrainer.device import plan_device, probe
+from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 
 
 PLAN = plan_device(probe())
@@ -53,6 +57,7 @@ def small(dropout=0.0, **adapt):
 
 
 import signal
+
 from llmtrainer.run import Stopped
 
 
@@ -72,8 +77,9 @@ def test_a_signal_is_a_wish_in_the_loop_and_an_end_outside_and_twice_is_an_order
 
 
 import random
-from llmtrainer.run import Run, Stopped, sha256
+
 from llmtrainer.recipe import Section
+from llmtrainer.run import Run, Stopped, sha256
 from llmtrainer.train.checkpoints import newest_checkpoint
 from llmtrainer.train.resume import tokenizer_digest
 

@@ -17,20 +17,22 @@ from llmtrainer.train.launch import (
 
 import json
 import os
-import pytest
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import yaml
 from pathlib import Path
-import llmtrainer.models.load
+
+import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+
+import llmtrainer.models.load
 from llmtrainer.device import Machine
 from llmtrainer.recipe import UserError
-from safetensors.torch import load_file
 
 
 CPU, GPUS = (
@@ -114,7 +116,8 @@ import torch
 import torch.distributed as dist
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.device import plan_device, probe
-from llmtrainer.models.lora import Adapt, adapt_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
 from llmtrainer.train.checkpoints import newest_checkpoint
@@ -213,7 +216,7 @@ def same(a, b, tolerance=1e-6):
 
 from llmtrainer.data.synthetic import problems
 from llmtrainer.run import read_lines
-from llmtrainer.train.checkpoints import newest_checkpoint, list_steps
+from llmtrainer.train.checkpoints import list_steps, newest_checkpoint
 
 
 @pytest.mark.slow
@@ -327,7 +330,8 @@ from torch.distributed.tensor import DTensor
 from llmtrainer.data.packing import pad_batch
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.activations import decoder_layers
-from llmtrainer.models.lora import Adapt, adapt_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.train.trainer import MicroBatchSampler, next_token

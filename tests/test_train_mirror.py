@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from llmtrainer.train.checkpoints import commit, newest_checkpoint, list_steps
+
+from llmtrainer.train.checkpoints import commit, list_steps, newest_checkpoint
 
 
 def write_some(folder, step):
@@ -33,8 +34,10 @@ def write_some(folder, step):
 
 
 import errno
-import pytest
 import time
+
+import pytest
+
 from llmtrainer.run import Stopped, verify
 
 
@@ -162,8 +165,10 @@ def test_a_fault_of_the_training_is_passed_on_and_what_is_saved_arrives(tmp_path
 
 import inspect
 import json
+
 from httpx import ConnectError
 from huggingface_hub import HfApi
+
 from llmtrainer.recipe import UserError
 
 

@@ -4,9 +4,10 @@ from llmtrainer.train.monitor import *
 from llmtrainer.train.monitor import UserError, sys, torch
 
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from types import SimpleNamespace
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -113,6 +114,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+
 from llmtrainer.recipe import UserError
 
 

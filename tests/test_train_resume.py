@@ -5,12 +5,15 @@ from llmtrainer.train.resume import UserError, torch
 
 
 import json
-import torch
 from pathlib import Path
+
+import torch
+
 import llmtrainer.models.load
-from llmtrainer.models.lora import Adapt, adapt_model
-from llmtrainer.models.load import Model, load_model
 from llmtrainer.device import plan_device, probe
+from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 
 
 PLAN = plan_device(probe())

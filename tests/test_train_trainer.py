@@ -29,27 +29,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
 from llmtrainer.data.packing import make_bins, pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
-from llmtrainer.models.lora import Adapt, adapt_model
 from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
 from llmtrainer.train import trainer as trainer_module
-from llmtrainer.train.checkpoints import AsyncSaver, newest_checkpoint, list_steps
-from llmtrainer.train.durable import Diverged, CheckpointCallback, CheckpointConfig, Signals
-from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from llmtrainer.train.checkpoints import AsyncSaver, list_steps, newest_checkpoint
+from llmtrainer.train.durable import CheckpointCallback, CheckpointConfig, Diverged, Signals
 
 
 PLAN = plan_device(probe())
@@ -152,7 +155,8 @@ def test_label_smoothing_is_its_formula_in_float64():
     )
 
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -1757,8 +1761,9 @@ def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
     assert max(abs(f - exact) for f in found) < 1e-5
 
 
-from llmtrainer.models.engines import fuse_model
 from safetensors.torch import load_file
+
+from llmtrainer.models.engines import fuse_model
 
 
 def adapter_by(engine, folder, stop_at=None):

@@ -53,14 +53,14 @@ from rich.text import Text
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import (
     BlindEnvironment,
-    RenderedRow,
-    Hole,
-    ConversationLayout,
     ContentInspected,
-    TemplateRefused,
+    ConversationLayout,
+    Hole,
     HoledText,
-    find_prefix,
+    RenderedRow,
+    TemplateRefused,
     check_nothing_left_out,
+    find_prefix,
     render,
     set_template,
 )

@@ -50,20 +50,20 @@ import numpy as np
 from pydantic import Field, model_validator
 
 # %% ../../nbs/data/14_prepare.ipynb #2b8d2663
-from llmtrainer.data.loss_mask import Encoded, Encoder, truncate
 from llmtrainer.data.files import expand_path
+from llmtrainer.data.loss_mask import Encoded, Encoder, truncate
 from llmtrainer.data.packing import (
     Bins,
     Mix,
     Sequences,
-    make_bins,
     epoch_counts,
-    pack,
+    make_bins,
     mixture_weights,
+    pack,
     seeded_permutation,
 )
 from llmtrainer.data.rows import FORMATS, Ledger, Reject, Source, as_sources, check_rejects
-from llmtrainer.data.statistics import load_benchmarks, describe_data, leakage, near_duplicates
+from llmtrainer.data.statistics import describe_data, leakage, load_benchmarks, near_duplicates
 from llmtrainer.data.table import EncodedSources, EncodedTable, encode_sources, reread_rows
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError

@@ -554,7 +554,7 @@ ALPACA = ("input", "history", *BESIDE)
 def question_answer_shape(asked: str, answered: str, *before: str) -> Shape:
     "The shape of a question in one column and its answer in another, with context columns."
     return Shape(
-        {c: "text" for c in before} | {asked: "text", answered: "text or a number"},
+        dict.fromkeys(before, "text") | {asked: "text", answered: "text or a number"},
         pair_converter(asked, answered, *before),
         ("history", *BESIDE),
     )
@@ -685,7 +685,7 @@ FORMATS: dict[str, list[Shape]] = {
         ),
     ],
     "preference": [
-        Shape({c: SAID for c in (*prompt, "chosen", "rejected")}, preference_row, ALPACA)
+        Shape(dict.fromkeys((*prompt, "chosen", "rejected"), SAID), preference_row, ALPACA)
         for prompt in ((), ("prompt",), ("conversations",), ("instruction",), ("question",))
     ],
     "kto": [

@@ -32,18 +32,18 @@ import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 # %% ../../nbs/data/17_streaming.ipynb #aa0fce34
-from llmtrainer.data.loss_mask import Encoder
 from llmtrainer.data.files import expand_path
+from llmtrainer.data.loss_mask import Encoder
 from llmtrainer.data.packing import Sequences, seeded_permutation
 from llmtrainer.data.prepare import (
     Data,
     Prepared,
-    to_sequences,
-    source_of_rows,
+    check_disjoint_paths,
     count_tokens,
     fit_to_length,
-    check_disjoint_paths,
     separate_splits,
+    source_of_rows,
+    to_sequences,
     validation_sequences,
 )
 from llmtrainer.data.rows import (
@@ -59,11 +59,11 @@ from llmtrainer.data.table import (
     SCHEMA,
     EncodedSources,
     EncodedTable,
-    prefetch_map,
-    to_record_batch,
+    batched,
     encode_sources,
     encoded_rows,
-    batched,
+    prefetch_map,
+    to_record_batch,
 )
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError

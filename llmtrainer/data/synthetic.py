@@ -39,15 +39,65 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # %% ../../nbs/data/16_synthetic.ipynb #6e3b74e0
-NAMES = (
-    "Ada Ben Cara Dan Ella Finn Gita Hugo Ida Jon Kira Leo Mia Noor Omar Pia Quin Rosa Sam Tara Uma"
-    " Vik Wen Zoe"
-).split()
-ITEMS = (
-    "apples pears plums eggs books pens cards coins shells stones beads stamps cups plates shirts"
-    " socks kites balls dolls drums lamps roses tulips seeds nuts buns cakes pies rolls tickets"
-).split()
-BOXES = "boxes bags baskets crates jars shelves trays rows".split()
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cara",
+    "Dan",
+    "Ella",
+    "Finn",
+    "Gita",
+    "Hugo",
+    "Ida",
+    "Jon",
+    "Kira",
+    "Leo",
+    "Mia",
+    "Noor",
+    "Omar",
+    "Pia",
+    "Quin",
+    "Rosa",
+    "Sam",
+    "Tara",
+    "Uma",
+    "Vik",
+    "Wen",
+    "Zoe",
+]
+ITEMS = [
+    "apples",
+    "pears",
+    "plums",
+    "eggs",
+    "books",
+    "pens",
+    "cards",
+    "coins",
+    "shells",
+    "stones",
+    "beads",
+    "stamps",
+    "cups",
+    "plates",
+    "shirts",
+    "socks",
+    "kites",
+    "balls",
+    "dolls",
+    "drums",
+    "lamps",
+    "roses",
+    "tulips",
+    "seeds",
+    "nuts",
+    "buns",
+    "cakes",
+    "pies",
+    "rolls",
+    "tickets",
+]
+BOXES = ["boxes", "bags", "baskets", "crates", "jars", "shelves", "trays", "rows"]
 
 
 # %% ../../nbs/data/16_synthetic.ipynb #c8b2bc30
@@ -385,14 +435,30 @@ def draw_sums(rng: random.Random) -> str:
 
 
 # %% ../../nbs/data/16_synthetic.ipynb #4e2dab09
-PLACES = (
-    "the market,the river,the old mill,the school,the library,the harbour,the forest,the station,a"
-    " small garden,the bakery,the top of the hill,the museum".split(",")
-)
-TIMES = (
-    "In the morning,After lunch,On a rainy day,Late in the evening,On the first day of"
-    " spring,Before the sun came up,During the holidays,One quiet Sunday".split(",")
-)
+PLACES = [
+    "the market",
+    "the river",
+    "the old mill",
+    "the school",
+    "the library",
+    "the harbour",
+    "the forest",
+    "the station",
+    "a small garden",
+    "the bakery",
+    "the top of the hill",
+    "the museum",
+]
+TIMES = [
+    "In the morning",
+    "After lunch",
+    "On a rainy day",
+    "Late in the evening",
+    "On the first day of spring",
+    "Before the sun came up",
+    "During the holidays",
+    "One quiet Sunday",
+]
 ACTIONS = (
     "walked to {place}",
     "met {friend} at {place}",

@@ -42,9 +42,9 @@ import pyarrow as pa
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 # %% ../../nbs/internals/93_table.ipynb #2349c2e7
-from llmtrainer.data.loss_mask import Encoded, Encoder
 from llmtrainer.data.files import expand_path
-from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, row_key, read_rows
+from llmtrainer.data.loss_mask import Encoded, Encoder
+from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, read_rows, row_key
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
 
 # %% ../../nbs/internals/93_table.ipynb #a88c9584

@@ -40,9 +40,9 @@ from llmtrainer.models import (
 from llmtrainer.models.activations import decoder_layers
 from llmtrainer.models.attention import (
     NAME,
-    isolate_documents,
     document_boundaries,
     install_document_attention,
+    isolate_documents,
 )
 from llmtrainer.models.loss import (
     LinearCrossEntropy,
@@ -55,8 +55,8 @@ from llmtrainer.models.loss import (
 from llmtrainer.models.quantized_linear import (
     FrozenWeight,
     freeze_weight,
-    stack_weights,
     lora_linear,
+    stack_weights,
     stored_tensors,
 )
 
@@ -65,7 +65,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
-from peft.tuners.lora import Linear as PeftLinear, LoraLayer
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel

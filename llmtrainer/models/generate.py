@@ -34,8 +34,8 @@ import json
 import sys
 import time
 import zlib
-from contextlib import closing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Thread

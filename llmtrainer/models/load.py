@@ -79,10 +79,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import cached_file, logging as transformers_logging
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 # %% ../../nbs/models/20_load.ipynb #d01abd4f
-from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, Machine, DevicePlan, plan_device, probe
+from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine, plan_device, probe
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import sha256

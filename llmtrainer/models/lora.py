@@ -4,16 +4,9 @@
 
 # %% auto #0
 __all__ = [
-    "EXPERTS",
-    "ROUTERS",
     "RENAMED_WEIGHTS",
     "INIT_WORDS",
-    "INITIALIZERS",
-    "OPTIMIZERS",
     "Adapt",
-    "expert_count",
-    "fused_experts",
-    "router_weights",
     "linear_layers",
     "suffixes",
     "match_names",
@@ -28,38 +21,19 @@ __all__ = [
     "cast_floats",
     "keep_float32",
     "quiet_peft_warning",
-    "adapt_model",
     "layer_kind",
     "count_trainable",
     "trainable_table",
-    "save_init",
-    "subtract_init",
-    "save_adapter",
     "explain_mismatch",
     "check_adapter_folder",
     "check_tensor_names",
     "load_adapter",
-    "stored_weights",
-    "init_loftq",
-    "init_eva",
-    "parameter_groups",
-    "block_names",
-    "weights_of_modules",
-    "match_weights",
-    "make_trainable",
-    "expected_trainable",
-    "allow_globals",
-    "optimizer_arguments",
     "adapter_folder",
     "check_adapter_base",
     "continue_adapter",
     "load_adapters",
     "activate_adapter",
     "combine_adapters",
-    "router_options",
-    "router_loss",
-    "with_router_loss",
-    "expert_load",
 ]
 
 # %% ../../nbs/models/21_lora.ipynb #2a922a17
@@ -76,6 +50,7 @@ from typing import Literal
 
 # %% ../../nbs/models/21_lora.ipynb #b875035c
 from llmtrainer.device import meta_model
+from llmtrainer.models.experts import EXPERTS, ROUTERS, expert_count, fused_experts, router_weights
 from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import read_json, write_json
@@ -164,43 +139,7 @@ class Adapt(Section):
         return self
 
 
-# %% ../../nbs/models/21_lora.ipynb #50687f33
-EXPERTS = (
-    "num_local_experts",
-    "num_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-)  # how families call their number
-ROUTERS = {"gate", "router", "shared_expert_gate"}
-
-
-def expert_count(model) -> int:
-    "Experts in a layer; 0 in a dense model."
-    return next(
-        (getattr(model.config, key) for key in EXPERTS if getattr(model.config, key, None)), 0
-    )
-
-
-def fused_experts(model) -> dict[str, torch.Tensor]:
-    """The weights that hold all experts of a layer, (experts, out, in) or (experts, in, out), by
-    name."""
-    count = expert_count(model)
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if count and p.dim() == 3 and len(p) == count
-    }
-
-
-def router_weights(model) -> dict[str, torch.Tensor]:
-    "The weights (experts, in) that send tokens to experts, by name."
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if expert_count(model) and name.split(".")[-2:][0] in ROUTERS and name.endswith(".weight")
-    }
-
-
+# %% ../../nbs/models/21_lora.ipynb #23293ae5
 def linear_layers(model) -> dict[str, torch.nn.Module]:
     "The linear layers by name, quantised or not, without the output head and without routers."
     head, sends = (
@@ -472,7 +411,6 @@ def keep_float32(model) -> None:
             )
 
 
-# %% ../../nbs/models/21_lora.ipynb #668b6908
 @contextmanager
 def quiet_peft_warning():
     """Without the warning that peft still asks transformers by the older name of activation
@@ -482,30 +420,6 @@ def quiet_peft_warning():
             "ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning
         )
         yield
-
-
-INITIALIZERS = {}  # variant -> what gives its adapters their first values; filled below
-
-
-def adapt_model(
-    model,
-    adapt: Adapt,
-    seed: int = 0,  # of the adapters' first values
-    batches: Iterable[dict] | None = None,  # what eva looks at
-):
-    "The model with exactly what the section names trainable, those weights in float32."
-    if adapt.method != "lora":
-        return make_trainable(model, adapt)
-    if adapt.continue_from:
-        return continue_adapter(model, adapt)
-    config = lora_config(model, adapt)
-    with torch.random.fork_rng(), quiet_peft_warning():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=adapt.variant == "eva")
-        if adapt.variant in INITIALIZERS:
-            INITIALIZERS[adapt.variant](adapted, batches)
-    keep_float32(adapted)
-    return adapted
 
 
 # %% ../../nbs/models/21_lora.ipynb #7b79afa1
@@ -540,52 +454,6 @@ def trainable_table(counts: dict[str, float]) -> Table:
         if kind not in ("total", "percent"):
             grid.add_row(kind, f"{n:,}", f"{100 * n / counts['total']:.2f}")
     return grid
-
-
-# %% ../../nbs/models/21_lora.ipynb #43dd237f
-def save_init(model, batches=None) -> None:
-    "Keep the adapter's first values, which were taken out of the base."
-    model.first_values = {
-        name: t.detach().cpu().clone()
-        for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-        if ".lora_" in name
-    }
-
-
-INITIALIZERS |= dict(pissa=save_init, olora=save_init)
-
-
-def subtract_init(state: dict, first: dict) -> dict:
-    "The adapter minus its first values, as one of twice the rank."
-    joined = {
-        name: torch.cat([state[name], -t if "lora_B" in name else t], 1 if "lora_B" in name else 0)
-        for name, t in first.items()
-    }
-    return state | {name: t.contiguous() for name, t in joined.items()}
-
-
-def save_adapter(
-    model,
-    folder: Path,
-    base: str = "",  # the recipe's name of the base
-) -> None:
-    "Store the adapter so that it fits the untouched base, whatever its first values were."
-    folder, active = Path(folder), model.active_adapter
-    if base:
-        model.peft_config[active].base_model_name_or_path = base
-    model.save_pretrained(folder, selected_adapters=[active], save_embedding_layers=False)
-    if not (first := getattr(model, "first_values", None)):
-        return
-    config, weights = (
-        read_json(folder / "adapter_config.json"),
-        folder / "adapter_model.safetensors",
-    )
-    save_file(subtract_init(load_file(weights), first), weights, metadata=dict(format="pt"))
-    write_json(
-        folder / "adapter_config.json",
-        config
-        | dict(r=2 * config["r"], lora_alpha=2 * config["lora_alpha"], init_lora_weights=True),
-    )
 
 
 # %% ../../nbs/models/21_lora.ipynb #755c09f6
@@ -634,230 +502,6 @@ def load_adapter(model, folder: Path):
         adapted = PeftModel.from_pretrained(model, folder)
         check_tensor_names(adapted, folder)
     return adapted.eval()
-
-
-# %% ../../nbs/models/21_lora.ipynb #463c3556
-def stored_weights(model):
-    "A function from a weight's name to what the base's files hold."
-    base = model.config.name_or_path
-    folder = (
-        Path(base)
-        if Path(base).is_dir()
-        else Path(cached_file(base, "config.json", revision=getattr(model, "commit", None))).parent
-    )
-    files = {
-        name: file for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()
-    }
-
-    def read(name: str) -> torch.Tensor:
-        with safe_open(files[name], "pt") as file:
-            return file.get_tensor(name)
-
-    return read
-
-
-@torch.no_grad()
-def init_loftq(model, batches=None) -> None:
-    "Adapters that begin as the largest part of what quantisation has lost."
-    original = stored_weights(model.get_base_model())
-    for name, layer in model.get_base_model().named_modules():
-        if not isinstance(layer, LoraLayer) or not hasattr(layer, "weight"):
-            continue
-        now = dequantize_module_weight(layer.get_base_layer()).float()
-        lost = original(f"{name}.weight").to(now) - now
-        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        U, S, V = torch.svd_lowrank(lost, q=min(len(A), *lost.shape), niter=8)
-        half = (S / layer.scaling["default"]).sqrt()
-        A[: len(S)], A[len(S) :], B[:, : len(S)] = (
-            half[:, None] * V.T,
-            0,
-            U * half,
-        )  # B is zero where A is
-
-
-INITIALIZERS["loftq"] = init_loftq
-
-
-# %% ../../nbs/models/21_lora.ipynb #4ddb4da6
-def init_eva(model, batches: Iterable[dict] | None) -> None:
-    "Adapters that begin as the main directions of each layer's inputs over the batches."
-    if not (some := list(batches or ())):
-        raise UserError(
-            "eva looks at the training data before the first step, and was given none",
-            where="adapt.variant: eva",
-            fix="hand batches to adapt_model, or take another variant",
-        )
-    read = lambda model, batch: model(
-        **{k: v for k, v in batch.items() if k != "labels"}, use_cache=False
-    )
-    initialize_lora_eva_weights(model, some, forward_fn=read, show_progress_bar=False)
-    config = model.peft_config["default"]
-    config.init_lora_weights, config.eva_config = (
-        True,
-        None,
-    )  # a stored adapter needs no second look
-
-
-INITIALIZERS["eva"] = init_eva
-
-
-# %% ../../nbs/models/21_lora.ipynb #f159785c
-def parameter_groups(model, adapt: Adapt, lr: float, weight_decay: float = 0.0) -> list[dict]:
-    """Groups of trained weights for an optimizer: vectors do not decay, and with LoRA+ the B of an
-    adapter learns `loraplus_lr_ratio` times faster."""
-    groups = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            groups.setdefault(
-                (adapt.variant == "lora+" and "lora_B" in name, p.dim() > 1), []
-            ).append(p)
-    return [
-        dict(
-            params=params,
-            lr=lr * adapt.loraplus_lr_ratio if fast else lr,
-            weight_decay=weight_decay if decays else 0.0,
-        )
-        for (fast, decays), params in groups.items()
-    ]
-
-
-# %% ../../nbs/models/21_lora.ipynb #995dee42
-def block_names(model) -> list[str]:
-    "The names of the transformer blocks, first to last."
-    name, layers = next(
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers
-    )
-    return [f"{name}.{i}" for i in range(len(layers))]
-
-
-def weights_of_modules(model, modules: Iterable[torch.nn.Module]) -> set[str]:
-    "The names of the weights that some modules hold; a tied weight has one name."
-    held = {id(p) for m in modules for p in m.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) in held}
-
-
-def match_weights(model, word: str) -> set[str]:
-    "The weights that a word of `adapt.trainable` means."
-    if word == "norms":
-        return weights_of_modules(
-            model, (m for m in model.modules() if "norm" in type(m).__name__.lower())
-        )
-    if word == "embeddings":
-        return weights_of_modules(model, [model.get_input_embeddings()])
-    if word == "head":
-        return weights_of_modules(model, [model.get_output_embeddings()])
-    if last := re.fullmatch(r"last-(\d+)", word):
-        if not 0 < int(last[1]) <= len(block_names(model)):
-            raise UserError(
-                f"the model has {len(block_names(model))} blocks",
-                where=f"adapt.trainable: {word}",
-                allowed=f"last-1 to last-{len(block_names(model))}",
-            )
-        return weights_of_modules(
-            model, [model.get_submodule(name) for name in block_names(model)[-int(last[1]) :]]
-        )
-    names = {name for name, _ in model.named_parameters()}
-    chosen = set(match_names(word, names))
-    if not chosen:
-        raise UserError(
-            f"no weight of the model is meant by {word}",
-            where="adapt.trainable",
-            allowed="norms, embeddings, head, last-N, or a pattern for names such as "
-            + sorted(names)[len(names) // 2],
-            fix="a regular expression must match the whole name",
-        )
-    return chosen
-
-
-def make_trainable(model, adapt: Adapt):
-    "The model with the named parts, or everything, trainable in float32."
-    if is_quantized(model):
-        raise UserError(
-            "quantised weights cannot be trained",
-            where=f"adapt.method: {adapt.method}",
-            fix="set model.quantize: none, or adapt.method: lora",
-        )
-    if adapt.method == "full":
-        return model.float().requires_grad_(True)
-    chosen = set().union(*(match_weights(model, word) for word in adapt.trainable))
-    for name, p in model.named_parameters():
-        p.requires_grad_(name in chosen)
-    keep_float32(model)
-    return model
-
-
-# %% ../../nbs/models/21_lora.ipynb #badaac24
-def expected_trainable(
-    config,
-    adapt: Adapt,  # config: a transformers configuration
-) -> dict[str, float]:
-    "What `count_trainable` will count, without making or loading a weight."
-    form = (
-        "dora" if adapt.variant == "dora" else None
-    )  # the other variants change numbers, not shapes
-    return count_trainable(
-        adapt_model(
-            meta_model(config), adapt.model_copy(update=dict(variant=form, continue_from=None))
-        )
-    )
-
-
-# %% ../../nbs/models/21_lora.ipynb #569c926c
-# word -> (transformers' name, package it needs, its class that projects whole matrices)
-OPTIMIZERS = {
-    "adamw": ("adamw_torch_fused", None, None),
-    "adamw_8bit": ("adamw_8bit", "bitsandbytes", None),
-    "paged_adamw_8bit": ("paged_adamw_8bit", "bitsandbytes", None),
-    "adafactor": ("adafactor", None, None),
-    "galore": ("galore_adamw", "galore_torch", "galore_projector.GaLoreProjector"),
-    "apollo": ("apollo_adamw", "apollo_torch", "random_projector.GradientProjector"),
-}
-
-
-def allow_globals(package: str, place: str) -> None:
-    """Let a checkpoint bring the optimizer's projections back: of objects, torch reads only kinds
-    that it was told of."""
-    warnings.filterwarnings(
-        "ignore", "This implementation of AdamW is deprecated", FutureWarning, package
-    )  # there is no other of theirs
-    module, _, name = f"{package}.{place}".rpartition(".")
-    torch.serialization.add_safe_globals([getattr(import_module(module), name)])
-
-
-def optimizer_arguments(word: str, adapt: Adapt = Adapt(), device: str = "cuda") -> dict:
-    "What `TrainingArguments` take for a word of the recipe; `UserError` where it cannot be had."
-    if word not in OPTIMIZERS:
-        raise UserError(
-            f"there is no optimizer {word!r}",
-            where="train.optimizer",
-            allowed=", ".join(OPTIMIZERS),
-        )
-    name, package, projects = OPTIMIZERS[word]
-    if projects and adapt.method != "full":
-        raise UserError(
-            f"{word} shrinks the gradients of whole matrices, and method: {adapt.method} trains few"
-            " or thin ones",
-            where="train.optimizer",
-            allowed="adamw, adamw_8bit, adafactor",
-            fix="set adapt.method: full, or another optimizer",
-        )
-    if name.startswith("paged") and device != "cuda":
-        raise UserError(
-            f"{word} moves its state between GPU and main memory, and there is no GPU",
-            where="train.optimizer",
-            fix="take adamw_8bit",
-        )
-    if package and find_spec(package) is None:
-        raise UserError(
-            f"{word} needs the package {package}, which is not installed",
-            where="train.optimizer",
-            fix=f"pip install {package.replace('_', '-')}",
-        )
-    if projects:
-        allow_globals(package, projects)
-    return dict(optim=name) | (dict(optim_target_modules="all-linear") if projects else {})
 
 
 # %% ../../nbs/models/21_lora.ipynb #bb6a8218
@@ -976,85 +620,3 @@ def combine_adapters(
         )
     model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
     return activate_adapter(model, name)
-
-
-# %% ../../nbs/models/21_lora.ipynb #e2ea3631
-def router_options(model) -> dict:
-    """What to add to a forward pass so that the load-balancing loss comes with it; nothing for a
-    dense model."""
-    return (
-        dict(output_router_logits=True)
-        if expert_count(model) and hasattr(model.config, "router_aux_loss_coef")
-        else {}
-    )
-
-
-def router_loss(model, outputs) -> torch.Tensor | float:
-    """The load-balancing loss as the model's configuration weighs it, for outputs made with
-    `router_options`; 0 without."""
-    loss = getattr(outputs, "aux_loss", None)
-    return 0.0 if loss is None else model.config.router_aux_loss_coef * loss
-
-
-def with_router_loss(model, objective):
-    """The objective with the load-balancing loss on top while training, as the model's
-    configuration weighs it, by the share of a step's tokens; of a dense model the objective as it
-    is."""
-    if not (options := router_options(model)):
-        return objective
-    seen = []
-    model.register_forward_pre_hook(
-        lambda module, args, given: (args, given | (options if module.training else {})),
-        with_kwargs=True,
-    )
-    model.register_forward_hook(
-        lambda module, args, outputs: seen.append(router_loss(model, outputs))
-    )
-
-    def with_balance(model, batch, items=None):
-        seen.clear()
-        loss, metrics = objective(model, batch, items)
-        return loss + sum(seen) * (
-            1 if items is None else metrics["tokens"] / items
-        ), metrics | dict(balance=sum(seen))
-
-    return with_balance
-
-
-@torch.no_grad()
-def expert_load(model, batches: Iterable[dict]) -> dict[str, list[int]]:
-    "How many tokens went to each expert, by layer, padding left out."
-    holders = {
-        name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0])
-        for name in fused_experts(model)
-    }
-    if not holders:
-        raise UserError(
-            "the model has no fused experts whose load could be counted",
-            fix="expert_load is for mixtures of experts",
-        )
-    load, now = {name: torch.zeros(expert_count(model), dtype=torch.long) for name in holders}, {}
-
-    def count(module, args, kwargs, name):
-        index = next(
-            v for v in (*args, *kwargs.values()) if torch.is_tensor(v) and not v.is_floating_point()
-        )  # (tokens, chosen experts)
-        load[name] += torch.bincount(
-            index[now["real"]].flatten().cpu(), minlength=expert_count(model)
-        )[: expert_count(model)]
-
-    hooks = [
-        module.register_forward_pre_hook(partial(count, name=name), with_kwargs=True)
-        for name, module in holders.items()
-    ]
-    try:
-        for batch in batches:
-            now["real"] = (
-                batch.get("attention_mask", batch["input_ids"] != model.config.pad_token_id)
-                .flatten()
-                .bool()
-            )
-            model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)
-    finally:
-        [hook.remove() for hook in hooks]
-    return {name: n.tolist() for name, n in load.items()}

@@ -70,15 +70,11 @@ from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/speed/60_memory.ipynb #5b4e9990
 from llmtrainer.device import DevicePlan, meta_model
-from llmtrainer.models.lora import (
-    EXPERTS,
-    Adapt,
-    adapt_model,
-    expected_trainable,
-    quiet_peft_warning,
-)
-from llmtrainer.models.engines import unwrap_model, token_loss
+from llmtrainer.models.engines import token_loss, unwrap_model
+from llmtrainer.models.experts import EXPERTS
+from llmtrainer.models.lora import Adapt
 from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
+from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
 
 
 # %% ../../nbs/speed/60_memory.ipynb #974c8db8

@@ -57,7 +57,8 @@ import torch
 from torch.library import wrap_triton
 
 try:
-    import triton, triton.language as tl
+    import triton
+    import triton.language as tl
 except ImportError:
     triton = None
 
@@ -72,9 +73,7 @@ def dequantize_plain(
     constants: Sequence[
         torch.Tensor
     ],  # [absmax], or nested: [uint8 indices, their 256 numbers, float32 scales, offset]
-    rows: Optional[
-        torch.Tensor
-    ],  # scale of each row, which the result is divided by; None for none
+    rows: torch.Tensor | None,  # scale of each row, which the result is divided by; None for none
     n: int,
     k: int,
     block: int,
@@ -163,7 +162,7 @@ def dequantize_into(
     out: torch.Tensor,
     first: int,  # the row of it, or with `transpose` the column, where the matrix begins
     stored: Sequence[torch.Tensor],
-    rows: Optional[torch.Tensor],
+    rows: torch.Tensor | None,
     n: int,
     k: int,
     block: int,
@@ -205,7 +204,7 @@ def split_stored(stored: Sequence[torch.Tensor], count: int) -> list[Sequence[to
 def dequantize_to(
     out: torch.Tensor,
     stored: Sequence[torch.Tensor],
-    rows: Optional[torch.Tensor],
+    rows: torch.Tensor | None,
     shape: Sequence[int],
     transpose: bool,
 ) -> None:
@@ -238,7 +237,7 @@ def dequantize_to(
 @register_operator("llmtrainer::dequantize")
 def dequantize(
     stored: Sequence[torch.Tensor],  # of each matrix: packed, code, constants
-    rows: Optional[torch.Tensor],  # scales of all rows
+    rows: torch.Tensor | None,  # scales of all rows
     shape: Sequence[
         int
     ],  # columns, values for a constant, constants for a second one, then the rows of each matrix
@@ -526,7 +525,7 @@ def split_fp8(
 # %% ../../nbs/speed/64_quantized_linear.ipynb #d71f4914
 def column_scales(
     wide: torch.Tensor,  # (outputs, ranks): what h is multiplied by
-    rows: Optional[torch.Tensor],  # scales of the outputs, or None
+    rows: torch.Tensor | None,  # scales of the outputs, or None
 ) -> torch.Tensor:
     "(ranks,) float32: what each column is divided by, so that its largest number becomes 448."
     wide = wide.float() if rows is None else wide.float() / rows[:, None]
@@ -537,7 +536,7 @@ def row_scale(
     x: torch.Tensor,
     thin: torch.Tensor,  # (tokens, columns), (ranks, columns)
     reach: torch.Tensor,
-    rows: Optional[torch.Tensor],  # scales that are folded into x
+    rows: torch.Tensor | None,  # scales that are folded into x
 ) -> torch.Tensor:
     """(tokens, 1) float32: what a row is divided by, so that neither its numbers nor x thin' *
     reach exceed 448."""
@@ -707,7 +706,7 @@ def quantize_rows(
     x: torch.Tensor,
     thin: torch.Tensor,
     reach: torch.Tensor,
-    rows: Optional[torch.Tensor],
+    rows: torch.Tensor | None,
     scale: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "(FP8 (tokens, columns + room): x * rows / scale and the tail of h; h = x thin')."

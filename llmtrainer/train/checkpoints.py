@@ -28,7 +28,7 @@ from pathlib import Path
 
 # %% ../../nbs/training/33_checkpoints.ipynb #2d473dc1
 from llmtrainer.recipe import UserError
-from llmtrainer.run import read_json, seal, sha256, fsync_path, verify, write_json
+from llmtrainer.run import fsync_path, read_json, seal, sha256, verify, write_json
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #34c59630

@@ -51,26 +51,26 @@ from llmtrainer.train.checkpoints import (
     best_checkpoint,
     commit,
     newest_checkpoint,
-    write_pointer,
     prune_checkpoints,
-)
-from llmtrainer.train.resume import (
-    WeightAverage,
-    copy_to_host,
-    load_weights,
-    random_state,
-    check_identity,
-    tensor_bytes,
-    checkpoint_weights,
+    write_pointer,
 )
 from llmtrainer.train.distributed import (
+    all_gather,
+    all_reduce_max,
     any_rank,
     average_gradients,
     averages_after_backward,
-    all_reduce_max,
-    all_gather,
     rank,
     world_size,
+)
+from llmtrainer.train.resume import (
+    WeightAverage,
+    check_identity,
+    checkpoint_weights,
+    copy_to_host,
+    load_weights,
+    random_state,
+    tensor_bytes,
 )
 
 # %% ../../nbs/training/39_durable.ipynb #9a494f6f

@@ -22,9 +22,9 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +36,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 # %% ../../nbs/training/35_mirror.ipynb #1d179e54
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Stopped, sha256, fsync_path, verify, write_json
-from llmtrainer.train.checkpoints import DISK_FULL_ERRORS, newest_checkpoint, list_steps
+from llmtrainer.run import Stopped, fsync_path, sha256, verify, write_json
+from llmtrainer.train.checkpoints import DISK_FULL_ERRORS, list_steps, newest_checkpoint
 
 
 # %% ../../nbs/training/35_mirror.ipynb #5a3817e7

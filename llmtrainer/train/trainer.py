@@ -49,30 +49,26 @@ from transformers import Trainer, TrainingArguments
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.activations import POLICIES
-from llmtrainer.models.lora import (
-    OPTIMIZERS,
-    Adapt,
-    optimizer_arguments,
-    parameter_groups,
-    save_adapter,
-)
 from llmtrainer.models.engines import token_loss
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
 from llmtrainer.train.checkpoints import commit, explain_full_disk
-from llmtrainer.train.durable import Durable, CheckpointConfig, Signals, parse_period
-from llmtrainer.train.resume import model_signature, tokenizer_digest
-from llmtrainer.train.distributed import any_rank, all_gather, rank, world_size
+from llmtrainer.train.distributed import all_gather, any_rank, rank, world_size
+from llmtrainer.train.durable import CheckpointConfig, Durable, Signals, parse_period
 from llmtrainer.train.monitor import (
-    ProgressBar,
     LossCurve,
+    ProgressBar,
     ThroughputMeter,
     TrackerCallback,
-    resolve_trackers,
     flops_per_token,
     in_notebook,
     peak_flops,
+    resolve_trackers,
 )
+from llmtrainer.train.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
+from llmtrainer.train.resume import model_signature, tokenizer_digest
 
 # %% ../../nbs/training/31_trainer.ipynb #b688e141
 SCHEDULES = {  # word -> (transformers' name, what it takes)
