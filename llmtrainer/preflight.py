@@ -245,8 +245,7 @@ def logits_on_cpu(model, batch: dict) -> torch.Tensor:
         model.eval()(
             **{
                 k: v.to(model.device) if isinstance(v, torch.Tensor) else v
-                for k, v in batch.items()
-                if k != "labels"
+                for k, v in model_inputs(batch).items()
             },
             use_cache=False,
         )

@@ -32,6 +32,23 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.recipe import UserError
 
 
+def test_no_group_is_parted_and_single_rows_are_packed_as_before():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 300).astype(np.int32)
+    alone, plain = pack_groups(lengths, np.arange(300)[::-1], 64), pack(lengths, 64)
+    assert (alone.rows == plain.rows).all() and (alone.starts == plain.starts).all()
+    groups = np.repeat(np.arange(100), 3)
+    rng.shuffle(groups)
+    for packing in (True, False):
+        bins = pack_groups(lengths, groups, 64, packing)
+        place = np.empty(300, dtype=int)
+        for i in range(len(bins)):
+            place[bins[i]] = i
+            assert lengths[bins[i]].sum() <= 3 * 64
+        assert all(len(set(place[groups == g])) == 1 for g in range(100))
+        assert sorted(bins.rows) == list(range(300))
+
+
 def _fewest(lengths, capacity):
     "The least number of sequences, by trying every place for every row."
     best = [len(lengths)]

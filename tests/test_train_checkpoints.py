@@ -34,7 +34,7 @@ def hook(event, args):
         if seen == fatal: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
 write_pointer(commit(root / ".staging" / "work", root / "step-2"))
-prune_checkpoints(root, keep=1)
+prune_checkpoints(root, Retention(newest=1))
 print("finished", seen)
 """
 
@@ -130,7 +130,7 @@ def test_a_pointer_that_is_stale_missing_or_damaged_changes_nothing(tmp_path):
     assert (
         newest_checkpoint(tmp_path)[0].name == "step-2" and json.loads(pointer.read_text()) == hint
     ), "what it names is damaged, and is not taken"
-    AsyncSaver(tmp_path, keep=1)._write(
+    AsyncSaver(tmp_path, Retention(newest=1))._write(
         tmp_path / ".staging" / "step-4",
         4,
         lambda folder: (folder / "weights").write_bytes(b"4"),
@@ -287,7 +287,7 @@ def test_the_best_stays_and_never_instead_of_the_newest(tmp_path):
         if loss:
             (staged / "progress.json").write_text(json.dumps({"eval_loss": loss}))
         commit(staged, tmp_path / f"step-{step}")
-        prune_checkpoints(tmp_path, keep=1, best_too=True)
+        prune_checkpoints(tmp_path, Retention(newest=1, best=True))
     assert [p.name for p in list_steps(tmp_path)] == ["step-5", "step-2"] and best_checkpoint(
         tmp_path
     ).name == "step-2"
@@ -344,9 +344,9 @@ class Life(RuleBasedStateMachine):
     @rule()
     def rotate(self):
         kept = {*sorted(self.whole)[-self.keep :], self.best()} - {None}
-        assert {int(n[5:]) for n in prune_checkpoints(self.root, self.keep, best_too=True)} == set(
-            self.whole
-        ) - kept
+        assert {
+            int(n[5:]) for n in prune_checkpoints(self.root, Retention(self.keep, best=True))
+        } == set(self.whole) - kept
         self.whole = {s: l for s, l in self.whole.items() if s in kept}
 
     @precondition(lambda self: self.whole)

@@ -126,8 +126,11 @@ def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
-            keeping=CheckpointConfig(
-                run, save="3 steps", say=lambda text: None, identity=tokenizer_digest(tokenizer)
+            checkpoint_config=CheckpointConfig(
+                run,
+                save_every="3 steps",
+                say=lambda text: None,
+                identity=tokenizer_digest(tokenizer),
             ),
         )
         plain, calls = made.compute_loss, []
@@ -143,15 +146,15 @@ def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
         return made, run
 
     straight, _ = trainer(tmp_path / "straight")
-    with straight.keeping.signals:
-        straight.go()
+    with straight.checkpoint_config.signals:
+        straight.run_to_end()
     broken, run = trainer(tmp_path / "broken", stop_at=9)
-    with pytest.raises(Stopped, match="SIGTERM"), broken.keeping.signals:
-        broken.go()
+    with pytest.raises(Stopped, match="SIGTERM"), broken.checkpoint_config.signals:
+        broken.run_to_end()
     assert newest_checkpoint(run.checkpoints)[0].name == "step-5"
     resumed, _ = trainer(tmp_path / "broken")
-    with resumed.keeping.signals:
-        resumed.go()
+    with resumed.checkpoint_config.signals:
+        resumed.run_to_end()
     for name in ("adapter_model.safetensors", "optimizer.pt"):
         assert sha256(run.checkpoints / "step-8" / name) == sha256(
             tmp_path / "straight" / "run" / "checkpoints" / "step-8" / name
@@ -159,4 +162,4 @@ def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
     assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9))
     bad, _ = trainer(tmp_path / "bad", bad_at=4)
     with pytest.raises(Diverged, match="the loss is nan at step 2"):
-        bad.go()
+        bad.run_to_end()

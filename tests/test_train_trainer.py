@@ -3,10 +3,12 @@ import pytest
 from llmtrainer.train.trainer import *
 from llmtrainer.train.trainer import (
     Adapt,
+    Callable,
     CheckpointConfig,
-    F,
     Path,
+    Retention,
     Run,
+    Sft,
     Signals,
     Stopped,
     UserError,
@@ -51,8 +53,9 @@ from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
 from llmtrainer.train import trainer as trainer_module
-from llmtrainer.train.checkpoints import AsyncSaver, list_steps, newest_checkpoint
+from llmtrainer.train.checkpoints import AsyncSaver, Retention, list_steps, newest_checkpoint
 from llmtrainer.train.durable import CheckpointCallback, CheckpointConfig, Diverged, Signals
+from llmtrainer.train.objective import Loss, Sft
 
 
 PLAN = plan_device(probe())
@@ -78,25 +81,24 @@ def job(folder, base="tiny:llama", rows=80, dropout=0.0, here=PLAN, **data):
     )
 
 
+class Calls(Sft):
+    "An objective whose loss is a function of model and batch: tests inject faults with it."
+
+    function: Callable
+
+    def loss(self, model, batch):
+        return self.function(model, batch)
+
+    def eval_loss(self, model, batch):
+        return self.function(model, batch)
+
+
+def times(loss, factor):
+    return Loss(loss.total * factor, loss.count)
+
+
 def adapter_hash(run):
     return sha256(run.adapter / "adapter_model.safetensors")
-
-
-def test_accumulation_packing_and_padding_give_one_gradient():
-    def gradient(batch, accumulate):
-        model, tokenizer, data, _ = job(Path(tempfile.mkdtemp()), max_length=160)
-        rows = list(data.train)[:8]
-        items = torch.tensor(int(sum((s["labels"] != -100).sum() for s in rows)))
-        for lo in range(0, 8, batch):
-            next_token(model, pad_batch(rows[lo : lo + batch], tokenizer.pad_token_id), items)[
-                0
-            ].backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-
-    whole = gradient(8, 1)
-    assert whole.norm() > 0
-    for batch in (1, 2, 3, 4):
-        assert torch.allclose(gradient(batch, 8 // batch), whole, atol=1e-5), batch
 
 
 def trained(model):
@@ -135,24 +137,6 @@ def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing
     assert apart(found[8], start) > 1e-4 and all(apart(found[8], found[b]) < 1e-5 for b in found), {
         b: apart(found[8], found[b]) for b in found
     }
-
-
-def test_label_smoothing_is_its_formula_in_float64():
-    model, tokenizer, data, _ = job(Path(tempfile.mkdtemp()))
-    batch = pad_batch(list(data.train)[:3], tokenizer.pad_token_id)
-    logits = (
-        model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        .logits.double()
-        .log_softmax(-1)[:, :-1]
-    )
-    labels, total = batch["labels"][:, 1:], 0.0
-    for row, at in (labels != -100).nonzero().tolist():
-        total -= 0.9 * logits[row, at, labels[row, at]] + 0.1 * logits[row, at].mean()
-    loss, metrics = smoothed(0.1)(model, batch)
-    assert (
-        abs(float(loss) - float(total) / int((labels != -100).sum())) < 1e-5
-        and metrics["tokens"] == (labels != -100).sum()
-    )
 
 
 from hypothesis import given, settings
@@ -259,11 +243,11 @@ def test_the_trainer_is_the_plain_loop(tmp_path):
 def interrupting(step, number=signal.SIGTERM):
     seen = []
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         seen.append(1)
         if len(seen) == step:
             signal.raise_signal(number)
-        return next_token(model, batch, items)
+        return Sft().loss(model, batch)
 
     return objective
 
@@ -317,7 +301,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
                     section=section,
                     plan=PLAN,
                     run=run,
-                    objective=interrupting(at) if stops < 2 else next_token,
+                    objective=Calls(function=interrupting(at)) if stops < 2 else Sft(),
                     quiet=True,
                 )
             except Stopped:
@@ -347,13 +331,13 @@ from test_train_trainer import *
 import os, time
 model, tokenizer, data, run = job(Path(sys.argv[1]), dropout=0.1)
 seen = []
-def deadly(model, batch, items=None):
+def deadly(model, batch):
     seen.append(1)
     if len(seen) == 15:
-        while not newest(run.checkpoints)[0]: time.sleep(0.01)  # it is written in a thread
+        while not newest_checkpoint(run.checkpoints)[0]: time.sleep(0.01)  # it is written in a thread
         os.kill(os.getpid(), signal.SIGKILL)
-    return next_token(model, batch, items)
-fit(model, tokenizer, data.train, {}, Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5), PLAN, run, deadly, quiet=True)
+    return Sft().loss(model, batch)
+fit(model, tokenizer, data.train, {}, section=Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5), plan=PLAN, run=run, objective=Calls(function=deadly), quiet=True)
 """
 
 
@@ -411,7 +395,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
             section=section,
             plan=PLAN,
             run=run,
-            objective=interrupting(8),
+            objective=Calls(function=interrupting(8)),
             quiet=True,
         )
     except Stopped:
@@ -460,7 +444,7 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
             section=section,
             plan=PLAN,
             run=run,
-            objective=interrupting(4),
+            objective=Calls(function=interrupting(4)),
             quiet=True,
         )
     names = sorted(p.name for p in (run.checkpoints / "step-4").iterdir())
@@ -521,9 +505,9 @@ PHASES = {
     "optimizer": (CheckpointCallback, "on_pre_optimizer_step"),
     "after the step": (CheckpointCallback, "on_step_end"),
     "validation": (DurableTrainer, "validation"),
-    "copying": (CheckpointCallback, "save_copy"),
+    "copying": (CheckpointCallback, "save"),
     "writing": (AsyncSaver, "_write"),
-    "logging": (CheckpointCallback, "note"),
+    "logging": (CheckpointCallback, "write_line"),
 }
 
 
@@ -635,13 +619,13 @@ def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
                 [],
             )
 
-            def objective(model, batch, items=None):
+            def objective(model, batch):
                 here.append(batch["input_ids"].tolist())
                 if kind == "streamed" and model.training:
                     epochs.add(train.position(2 * (len(seen) + len(here)))["epoch"])
                 if stopped < len(stops) and len(seen) + len(here) == 2 * stops[stopped]:
                     signal.raise_signal(signal.SIGTERM)
-                return next_token(model, batch, items)
+                return Sft().loss(model, batch)
 
             section = Train(
                 max_steps=3 * per_epoch,
@@ -660,7 +644,7 @@ def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
                     section=section,
                     plan=PLAN,
                     run=run,
-                    objective=objective,
+                    objective=Calls(function=objective),
                     quiet=True,
                 )
             except Stopped:
@@ -699,8 +683,8 @@ def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_
                 quiet=True,
             )
 
-    def objective(model, batch, items=None):
-        return next_token(model, batch, items)[0] * float("nan"), {}
+    def objective(model, batch):
+        return times(Sft().loss(model, batch), float("nan"))
 
     with pytest.raises(Diverged, match=r"rows.jsonl:\d+"):
         fit(
@@ -711,7 +695,7 @@ def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_
             section=Train(max_steps=4, batch_size=2),
             plan=PLAN,
             run=run,
-            objective=objective,
+            objective=Calls(function=objective),
             quiet=True,
         )
 
@@ -842,10 +826,10 @@ def in_float16(folder, seen, stop):
         0,
     )
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         if len(seen) == until:
             signal.raise_signal(signal.SIGTERM)
-        return next_token(model, batch, items)
+        return Sft().loss(model, batch)
 
     def run_of(name):
         model, tokenizer, data, run = job(folder / name, here=HALF)
@@ -865,7 +849,7 @@ def in_float16(folder, seen, stop):
             section=section,
             plan=HALF,
             run=run,
-            objective=objective,
+            objective=Calls(function=objective),
             quiet=True,
         )
         return run
@@ -932,13 +916,13 @@ def count():
     seen[0] += 1
     if seen[0] == fatal: os.kill(os.getpid(), signal.SIGKILL)
 model, tokenizer, data, run = job(Path(sys.argv[1]), dropout=0.1)
-def objective(model, batch, items=None):
+def objective(model, batch):
     if kind == "micro-batch": count()
-    return next_token(model, batch, items)
+    return Sft().loss(model, batch)
 def hook(event, args):
     if kind == "file" and event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and args and "checkpoints" in str(args[0]): count()
 sys.addaudithook(hook)
-fit(model, tokenizer, data.train, data.val, Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4), PLAN, run, objective, quiet=True)
+fit(model, tokenizer, data.train, data.val, section=Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4), plan=PLAN, run=run, objective=Calls(function=objective), quiet=True)
 """
 
 
@@ -989,12 +973,12 @@ from test_train_trainer import *
 model, tokenizer, data, run = job(Path(sys.argv[1]))
 seen = []
 def limit(n): resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.RLIM_INFINITY))
-def objective(model, batch, items=None):
+def objective(model, batch):
     seen.append(1)
     if len(seen) == 4: limit(2000)
     if len(seen) == 6: time.sleep(0); [t.join() for t in __import__("threading").enumerate() if t.name.startswith("save")]; limit(resource.RLIM_INFINITY)
-    return next_token(model, batch, items)
-fit(model, tokenizer, data.train, {}, Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1), PLAN, run, objective, quiet=True)
+    return Sft().loss(model, batch)
+fit(model, tokenizer, data.train, {}, section=Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1), plan=PLAN, run=run, objective=Calls(function=objective), quiet=True)
 """
 
 
@@ -1077,15 +1061,15 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
             section=section,
             plan=PLAN,
             run=run,
-            objective=interrupting(2),
+            objective=Calls(function=interrupting(2)),
             known=dict(base="one", data="aa", quantize="none"),
             quiet=True,
         )
     calls = []
 
-    def objective(*args):
+    def objective(model, batch):
         calls.append(1)
-        return next_token(*args)
+        return Sft().loss(model, batch)
 
     def again(
         known=dict(base="one", data="aa", quantize="none"), section=section, template=None, r=4
@@ -1103,7 +1087,7 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
             section=section,
             plan=PLAN,
             run=run,
-            objective=objective,
+            objective=Calls(function=objective),
             known=known,
             quiet=True,
         )
@@ -1159,16 +1143,16 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
     model, tokenizer, data, run = job(tmp_path)
     now, done = [0.0], []
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         now[0] += 600  # a step takes ten minutes
-        return next_token(model, batch, items)
+        return Sft().loss(model, batch)
 
     args = training_arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
     keep = CheckpointConfig(
         run,
-        save="1 hour",
-        keep_checkpoints=9,
-        seconds=3600 * 3 + 60,
+        save_every="1 hour",
+        retention=Retention(newest=9),
+        max_seconds=3600 * 3 + 60,
         clock=lambda: now[0],
         say=lambda text: None,
     )
@@ -1176,12 +1160,12 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
         model,
         args,
         train_dataset=data.train,
-        objective=objective,
-        keeping=keep,
+        objective=Calls(function=objective),
+        checkpoint_config=keep,
         data_collator=collator("sdpa", tokenizer.pad_token_id),
     )
     with pytest.raises(Stopped, match="max_hours"):
-        trainer.go()
+        trainer.run_to_end()
     assert trainer.state.global_step == 17 and now[0] < 3 * 3600, (
         "another step would have gone beyond it"
     )
@@ -1193,12 +1177,12 @@ def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_b
         late[0],
         args,
         train_dataset=data.train,
-        objective=objective,
-        keeping=keep,
+        objective=Calls(function=objective),
+        checkpoint_config=keep,
         data_collator=collator("sdpa", tokenizer.pad_token_id),
     )
     with pytest.raises(Stopped, match="max_hours"):
-        trainer.go()
+        trainer.run_to_end()
     assert trainer.state.global_step == 11 and now[0] < 2 * 3600
 
 
@@ -1206,10 +1190,9 @@ def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
     model, tokenizer, data, run = job(tmp_path)
     calls = []
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         calls.append(1)
-        loss, metrics = next_token(model, batch, items)
-        return loss * (float("nan") if len(calls) == 3 else 1.0), metrics
+        return times(Sft().loss(model, batch), float("nan") if len(calls) == 3 else 1.0)
 
     try:
         fit(
@@ -1220,7 +1203,7 @@ def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
             section=Train(max_steps=9, epochs=9, batch_size=2, save_steps=1),
             plan=PLAN,
             run=run,
-            objective=objective,
+            objective=Calls(function=objective),
             quiet=True,
         )
     except Diverged as error:
@@ -1246,12 +1229,14 @@ class Blow(torch.autograd.Function):
 def bad_at(*bad, how="loss"):
     calls = []
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         calls.append(1)
-        loss, metrics = next_token(model, batch, items)
-        if len(calls) in bad:
-            loss = loss * float("nan") if how == "loss" else Blow.apply(loss)
-        return loss, metrics
+        loss = Sft().loss(model, batch)
+        if len(calls) not in bad:
+            return loss
+        if how == "loss":
+            return times(loss, float("nan"))
+        return Loss(Blow.apply(loss.total), loss.count)
 
     return objective
 
@@ -1269,7 +1254,7 @@ def test_a_gradient_that_is_not_finite_stops_and_names_the_rows(tmp_path):
             section=Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1),
             plan=PLAN,
             run=run,
-            objective=bad_at(4, how="gradient"),
+            objective=Calls(function=bad_at(4, how="gradient")),
             sources=data.sources,
             quiet=True,
         )
@@ -1307,7 +1292,7 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
         section=section,
         plan=PLAN,
         run=run,
-        objective=bad_at(2, 4),
+        objective=Calls(function=bad_at(2, 4)),
         quiet=True,
     )
     lines = run.metrics()
@@ -1326,12 +1311,12 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
     model, tokenizer, data, run = job(tmp_path / "b")
     both = bad_at(2, 3, 5)
 
-    def stopping(model, batch, items=None):
-        found = both(model, batch, items)
-        if len(newest_calls := seen) == 2:
+    def stopping(model, batch):
+        loss = both(model, batch)
+        if len(seen) == 2:
             signal.raise_signal(signal.SIGTERM)
         seen.append(1)
-        return found
+        return loss
 
     seen = []
     with pytest.raises(Stopped):
@@ -1343,7 +1328,7 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
             section=section,
             plan=PLAN,
             run=run,
-            objective=stopping,
+            objective=Calls(function=stopping),
             quiet=True,
         )
     model, tokenizer, data, run = job(tmp_path / "b")
@@ -1356,17 +1341,17 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
             section=section,
             plan=PLAN,
             run=run,
-            objective=both,
+            objective=Calls(function=both),
             quiet=True,
         )
 
 
 def crowded(most, seen):
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         if model.training and len(batch["input_ids"]) > most:
             seen.append(len(batch["input_ids"]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return next_token(model, batch, items)
+        return Sft().loss(model, batch)
 
     return objective
 
@@ -1388,7 +1373,7 @@ def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
         section=section,
         plan=PLAN,
         run=run,
-        objective=crowded(1, seen),
+        objective=Calls(function=crowded(1, seen)),
         quiet=True,
     )
     assert seen[:2] == [4, 2] and len(seen) == 2, "it ended twice, and was remembered"
@@ -1410,13 +1395,13 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
     wide = trained(model)
     model, tokenizer, data, run = job(tmp_path / "late")
 
-    def objective(model, batch, items=None):
+    def objective(model, batch):
         calls.append(len(batch["input_ids"]))
-        loss, metrics = next_token(model, batch, items)
+        loss = Sft().loss(model, batch)
         if len(calls) == 2:
-            loss.backward(retain_graph=True)  # the way back has begun when memory ends
+            loss.total.backward(retain_graph=True)  # the backward pass has begun by then
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return loss, metrics
+        return loss
 
     fit(
         model,
@@ -1426,7 +1411,7 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
         section=section,
         plan=PLAN,
         run=run,
-        objective=objective,
+        objective=Calls(function=objective),
         quiet=True,
     )
     assert calls[:6] == [4, 4, 2, 2, 2, 2] and apart(trained(model), wide) < 1e-5
@@ -1443,7 +1428,7 @@ def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_s
             section=Train(max_steps=5, batch_size=2),
             plan=PLAN,
             run=run,
-            objective=crowded(0, []),
+            objective=Calls(function=crowded(0, [])),
             quiet=True,
         )
     model, tokenizer, data, run = job(tmp_path / "b")
@@ -1460,7 +1445,7 @@ def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_s
             section=Train(max_steps=5, batch_size=2),
             plan=PLAN,
             run=run,
-            objective=wrong,
+            objective=Calls(function=wrong),
             quiet=True,
         )
 
@@ -1469,11 +1454,11 @@ def judged(losses):
     "An objective whose validations come out as told."
     left = list(losses)
 
-    def objective(model, batch, items=None):
-        loss, metrics = next_token(model, batch, items)
-        if not model.training:
-            loss = loss * 0 + left.pop(0)
-        return loss, metrics
+    def objective(model, batch):
+        loss = Sft().loss(model, batch)
+        if model.training:
+            return loss
+        return Loss(loss.total * 0 + left.pop(0) * loss.count, loss.count)
 
     return objective
 
@@ -1508,7 +1493,7 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
         section=section,
         plan=PLAN,
         run=run,
-        objective=judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]),
+        objective=Calls(function=judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0])),
         quiet=True,
     )
     straight = told(run)
@@ -1531,7 +1516,7 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
         section=section,
         plan=PLAN,
         run=run,
-        objective=judged([7.0]),
+        objective=Calls(function=judged([7.0])),
         quiet=True,
     )
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
@@ -1565,7 +1550,7 @@ def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_traini
             section=section,
             plan=PLAN,
             run=run,
-            objective=objective,
+            objective=Calls(function=objective),
             quiet=True,
         )
 
@@ -1620,7 +1605,7 @@ def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
                 section=section,
                 plan=PLAN,
                 run=run,
-                objective=interrupting(6),
+                objective=Calls(function=interrupting(6)),
                 quiet=True,
             )
         model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
@@ -1652,8 +1637,8 @@ def test_biases_and_norms_do_not_decay(tmp_path):
         model,
         training_arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")),
         train_dataset=data.train,
-        objective=next_token,
-        keeping=CheckpointConfig(Run(tmp_path / "run")),
+        objective=Sft(),
+        checkpoint_config=CheckpointConfig(Run(tmp_path / "run")),
         data_collator=collator("sdpa", 0),
     )
     decay = {
@@ -1716,8 +1701,8 @@ def test_lora_plus_trains_b_faster_than_a(tmp_path):
         model,
         args,
         train_dataset=data.train,
-        objective=next_token,
-        keeping=CheckpointConfig(run),
+        objective=Sft(),
+        checkpoint_config=CheckpointConfig(run),
         data_collator=collator("sdpa", tokenizer.pad_token_id),
         **custom_optimizer(model, section, adapt, args),
     )
@@ -1747,16 +1732,13 @@ def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
             model,
             training_arguments(Train(batch_size=size), PLAN, tmp_path / "x"),
             train_dataset=data.train,
-            keeping=CheckpointConfig(run),
+            checkpoint_config=CheckpointConfig(run),
             eval_dataset=data.val,
-            objective=next_token,
+            objective=Sft(),
             data_collator=collator("sdpa", tokenizer.pad_token_id),
         )
         found.append(trainer.evaluate()["eval_loss"])
-    total = sum(
-        next_token(model.eval(), pad_batch([s], 0))[0].item() * (s["labels"] != -100).sum()
-        for s in val
-    )
+    total = sum(Sft().loss(model.eval(), pad_batch([s], 0)).total.item() for s in val)
     exact = total / sum((s["labels"] != -100).sum() for s in val)
     assert max(abs(f - exact) for f in found) < 1e-5
 
@@ -1782,7 +1764,9 @@ def adapter_by(engine, folder, stop_at=None):
                 section=section,
                 plan=PLAN,
                 run=run,
-                objective=interrupting(stop_at) if stop_at and not attempt else next_token,
+                objective=Calls(function=interrupting(stop_at))
+                if stop_at and not attempt
+                else Sft(),
                 quiet=True,
             )
         except Stopped:

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = [
+    "MODEL_INPUTS",
     "Bins",
     "make_bins",
     "pack",
+    "pack_places",
     "iter_lengths",
+    "pack_groups",
     "build_sequence",
     "pad_batch",
     "flatten_batch",
+    "model_inputs",
     "collator",
     "splitmix64",
     "seeded_permutation",
@@ -74,6 +78,11 @@ def pack(
 ) -> Bins:
     """Rows into sequences by best-fit decreasing: each row, the longest first, goes where it leaves
     the least room."""
+    return make_bins(pack_places(lengths, capacity))
+
+
+def pack_places(lengths: Sequence[int], capacity: int) -> np.ndarray:
+    "The sequence of each row, as `pack` chooses it."
     lengths = np.asarray(lengths, dtype=np.int32)
     if max(lengths, default=0) > capacity:
         raise ValueError(f"a row of {max(lengths)} tokens does not fit into {capacity}")
@@ -94,7 +103,7 @@ def pack(
         if left := free - n:
             having[left].append(place)
             rooms |= 1 << left
-    return make_bins(places)
+    return places
 
 
 def iter_lengths(
@@ -106,10 +115,31 @@ def iter_lengths(
         yield from zip(rows[lo : lo + block].tolist(), lengths[rows[lo : lo + block]].tolist())
 
 
+# %% ../../nbs/data/13_packing.ipynb #a1c3pac2
+def pack_groups(
+    lengths: np.ndarray,  # tokens of each row
+    groups: np.ndarray,  # rows with the same number stay in one sequence
+    capacity: int,  # tokens of a sequence, for each row of the largest group
+    packing: bool = True,  # else a sequence for each group
+) -> Bins:
+    "Sequences in which no group is parted; rows without companions are packed as `pack` does."
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(np.argsort(first, kind="stable"), kind="stable")
+    group = by_appearance[inverse]
+    if not packing:
+        return make_bins(group)
+    totals = np.bincount(group, weights=lengths).astype(np.int64)
+    largest = int(np.bincount(group).max(initial=1))
+    return make_bins(pack_places(totals, capacity * largest)[group])
+
+
 # %% ../../nbs/data/13_packing.ipynb #969f3496
-def build_sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
-    """One training sequence of several rows, int64: positions start again at each row, and no row's
-    first token is a target."""
+def build_sequence(
+    rows: Sequence[Encoded],
+    columns: dict[str, Sequence[int]] | None = None,  # a number for each row, such as its role
+) -> dict[str, np.ndarray]:
+    """One training sequence of several rows, int64: positions start again at each row, no row's
+    first token is a target, and a column repeats its row's number for each token."""
     ids, labels, start = np.concatenate([r.ids for r in rows]).astype(np.int64), [], 0
     labels = np.full(len(ids), -100)
     for row in rows:
@@ -117,9 +147,10 @@ def build_sequence(rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
             at = slice(start + max(lo, 1), start + hi)
             labels[at] = ids[at]
         start += len(row)
+    lengths = [len(row) for row in rows]
     return dict(
-        input_ids=ids, position_ids=np.concatenate([np.arange(len(r)) for r in rows]), labels=labels
-    )
+        input_ids=ids, position_ids=np.concatenate([np.arange(n) for n in lengths]), labels=labels
+    ) | {name: np.repeat(values, lengths) for name, values in (columns or {}).items()}
 
 
 # %% ../../nbs/data/13_packing.ipynb #9a4eaab3
@@ -132,22 +163,20 @@ def pad_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]
         position_ids=np.arange,
         labels=lambda n: np.full(n, -100),
     )
-    return {
-        k: torch.from_numpy(
-            np.stack([np.concatenate([s[k], f(longest - len(s[k]))]) for s in sequences])
-        )
-        for k, f in fill.items()
-    }
+
+    def padded(sequence: dict, name: str) -> np.ndarray:
+        values = sequence[name]
+        filler = fill.get(name, lambda n: np.full(n, -1))  # a column: padding belongs to no row
+        return np.concatenate([values, filler(longest - len(values))])
+
+    return {k: torch.from_numpy(np.stack([padded(s, k) for s in sequences])) for k in sequences[0]}
 
 
 # %% ../../nbs/data/13_packing.ipynb #3346cbac
 def flatten_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
     """A batch (1, tokens) of all sequences end to end, with the borders of its rows as flash
     attention's variable-length kernels take them. Nothing is padded."""
-    batch = {
-        k: torch.from_numpy(np.concatenate([s[k] for s in sequences]))
-        for k in ("input_ids", "position_ids", "labels")
-    }
+    batch = {k: torch.from_numpy(np.concatenate([s[k] for s in sequences])) for k in sequences[0]}
     starts = torch.nonzero(batch["position_ids"] == 0).flatten()
     borders = torch.cat([starts, torch.tensor([len(batch["position_ids"])])]).to(torch.int32)
     longest = int(borders.diff().max())
@@ -157,6 +186,23 @@ def flatten_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Ten
 
 
 # %% ../../nbs/data/13_packing.ipynb #227bde10
+# what a model is called with; everything else in a batch is for the objective
+MODEL_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+)
+
+
+def model_inputs(batch: dict) -> dict:
+    "What of a batch a model is called with: no labels and no columns."
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
 def collator(
     attn: str,  # the plan's attention kernel
     pad_id: int,
@@ -305,6 +351,7 @@ class Sequences(Dataset):
     bins: Bins  # the rows of each sequence
     sizes: list[int] = field(default_factory=list)  # sequences of each source, where they are mixed
     counts: list[int] = field(default_factory=list)  # how many of them an epoch takes
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # numbers of each row
 
     def __post_init__(self):
         self.sizes, self.counts = self.sizes or [len(self.bins)], self.counts or [len(self.bins)]
@@ -315,7 +362,9 @@ class Sequences(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return build_sequence([self.rows[row] for row in self.bins[i]])
+        rows = self.bins[i]
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return build_sequence([self.rows[row] for row in rows], columns)
 
     def sampler(self, seed: int) -> EpochSampler:
         "The order of an epoch."

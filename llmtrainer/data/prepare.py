@@ -22,9 +22,12 @@ __all__ = [
     "hold_out_groups",
     "flatten_rows",
     "duplicate_groups",
+    "joined_labels",
     "check_disjoint_paths",
     "choose_held_out",
     "make_validation",
+    "row_columns",
+    "make_row_bins",
     "to_sequences",
     "Prepared",
     "source_of_rows",
@@ -57,13 +60,18 @@ from llmtrainer.data.packing import (
     Mix,
     Sequences,
     epoch_counts,
-    make_bins,
     mixture_weights,
-    pack,
+    pack_groups,
     seeded_permutation,
 )
 from llmtrainer.data.rows import FORMATS, Ledger, Reject, Source, as_sources, check_rejects
-from llmtrainer.data.statistics import describe_data, leakage, load_benchmarks, near_duplicates
+from llmtrainer.data.statistics import (
+    describe_data,
+    leakage,
+    load_benchmarks,
+    merge_groups,
+    near_duplicates,
+)
 from llmtrainer.data.table import EncodedSources, EncodedTable, encode_sources, reread_rows
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError
@@ -261,13 +269,13 @@ def fit_to_length(
 ) -> FittedRows:
     """Deal with rows over max_length as the section says; plain text is cut into pieces, and
     nothing of it is lost."""
-    plain, limit = found.table.column("plain")[rows].astype(bool), data.max_length
+    plain, limit = found.table.column("text")[rows].astype(bool), data.max_length
     long = ~plain & (found.table.lengths[rows] > limit)
     if long.any() and data.too_long == "raise":
         raise too_long_error(found.table.lengths[rows], limit, found.places(rows[long][:1])[0])
     if data.too_long == "drop":
         long = np.isin(
-            found.origin()[rows], found.origin()[rows[long]]
+            found.groups()[rows], found.groups()[rows[long]]
         )  # of a preference both answers go, or none
         reject_rows(found, rows[long], "too long", ledger)
         rows, plain = rows[~long], plain[~long]
@@ -290,7 +298,8 @@ def fit_to_length(
     fitted = truncation_report(
         FittedRows(view, lengths, trained, dict(rows=0, answers=0, tokens=0))
     )
-    empty = fitted.lengths == 0
+    groups = found.groups()[fitted.view.rows]
+    empty = np.isin(groups, groups[fitted.lengths == 0])  # with one answer goes the other
     reject_rows(found, fitted.view.rows[empty], "too long", ledger)
     return FittedRows(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
 
@@ -314,9 +323,9 @@ def truncation_report(fitted: FittedRows) -> FittedRows:
 # %% ../../nbs/data/14_prepare.ipynb #e23f04b6
 def drop_duplicates(found: EncodedSources, ledger: Ledger) -> np.ndarray:
     "The rows whose content did not stand there before; the others go into the ledger."
-    origin = found.origin()
+    groups = found.groups()
     _, first, same = np.unique(found.table.column("key"), return_index=True, return_inverse=True)
-    keep = origin == origin[first][same]
+    keep = groups == groups[first][same]
     reject_rows(found, np.flatnonzero(~keep), "duplicate", ledger)
     return np.flatnonzero(keep).astype(np.int32)
 
@@ -421,7 +430,17 @@ def duplicate_groups(found: EncodedSources, rows: np.ndarray) -> np.ndarray:
     if len(rows) > NEAR_LIMIT:
         return found.table.column("key")[rows]
     ids, offsets, _ = flatten_rows([found.table[i] for i in rows.tolist()])
-    return near_duplicates(ids, offsets, sources=found.of_source()[rows])
+    labels = near_duplicates(ids, offsets, sources=found.of_source()[rows])
+    return joined_labels(labels, found.groups()[rows])
+
+
+def joined_labels(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    "Labels in which rows of one group, and so whatever is near to either of them, are one."
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    leader = first[inverse]  # the first row of each row's group
+    companions = np.flatnonzero(leader != np.arange(len(leader)))
+    pairs = zip(leader[companions].tolist(), companions.tolist())
+    return merge_groups(labels, np.arange(len(labels)), pairs, near=lambda i, j: True)
 
 
 # %% ../../nbs/data/14_prepare.ipynb #a3c9d5ac
@@ -470,20 +489,32 @@ def make_validation(
 
 
 # %% ../../nbs/data/14_prepare.ipynb #e3bfaae3
+def row_columns(encoded: EncodedSources, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Group and role of rows of the table, for objectives that judge answers; nothing where every
+    row is plain."""
+    roles = encoded.table.column("role")[rows]
+    if not roles.any():
+        return {}
+    return dict(group=encoded.groups()[rows], role=roles.astype(np.int64))
+
+
+def make_row_bins(fitted: FittedRows, rows: np.ndarray, columns: dict, data: Data) -> Bins:
+    "The sequences of some rows, as numbers among them: packed or one each, and no group parted."
+    groups = columns["group"][rows] if columns else np.arange(len(rows))
+    return pack_groups(fitted.lengths[rows], groups, data.max_length, data.packing)
+
+
 def to_sequences(
+    found: EncodedSources,
     fitted: FittedRows,
-    source: np.ndarray,  # the number of each row's source
-    sources: list[Source],
     data: Data,
 ) -> Sequences:
     "The rows as training sequences: all together, or each source for itself where they are mixed."
-    bins = lambda some: (
-        pack(fitted.lengths[some], data.max_length)
-        if data.packing
-        else make_bins(np.arange(len(some)))
-    )
+    source, sources = source_of_rows(found, fitted), found.sources
+    columns = row_columns(found, fitted.view.rows)
     if not data.mix.asked and all(s.weight is None for s in sources):
-        return Sequences(fitted.view, bins(np.arange(len(source))))
+        bins = make_row_bins(fitted, np.arange(len(source)), columns, data)
+        return Sequences(fitted.view, bins, columns=columns)
     members = [np.flatnonzero(source == task) for task in range(len(sources))]
     if empty := [s.task for s, some in zip(sources, members) if not len(some)]:
         raise UserError(
@@ -491,21 +522,16 @@ def to_sequences(
             where="data.train",
             fix="take the source out, or look at the ledger: llmtrainer data RECIPE",
         )
-    parts = [(some, bins(some)) for some in members]
+    parts = [(some, make_row_bins(fitted, some, columns, data)) for some in members]
     starts = np.cumsum([0, *(len(some) for some in members)])
     joined = Bins(
         np.concatenate([some[b.rows] for some, b in parts]),
         np.concatenate([[0], *(start + b.starts[1:] for start, (_, b) in zip(starts, parts))]),
     )
     sizes = [len(b) for _, b in parts]
-    return Sequences(
-        fitted.view,
-        joined,
-        sizes,
-        epoch_counts(
-            sizes, mixture_weights(sizes, [s.weight for s in sources], data.mix), data.mix.stop
-        ),
-    )
+    weights = mixture_weights(sizes, [s.weight for s in sources], data.mix)
+    counts = epoch_counts(sizes, weights, data.mix.stop)
+    return Sequences(fitted.view, joined, sizes=sizes, counts=counts, columns=columns)
 
 
 # %% ../../nbs/data/14_prepare.ipynb #169230e1
@@ -627,7 +653,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     held = fit_to_length(other, val_rows, data=data, encoder=encoder, ledger=val_ledger)
     used = np.unique(held.view.rows)
     train, val = (
-        to_sequences(fitted, source_of_rows(found, fitted), found.sources, data),
+        to_sequences(found, fitted, data),
         validation_sequences(other, held, data),
     )
     about = dict(
@@ -662,13 +688,11 @@ def validation_sequences(
     "The validation rows of each task as sequences; tasks without rows are left out."
     task = np.array([s.task for s in found.sources])[source_of_rows(found, fitted)]
 
-    def one(some):
-        bins = (
-            pack(fitted.lengths[some], data.max_length)
-            if data.packing
-            else make_bins(np.arange(len(some)))
-        )
-        return Sequences(fitted.view, Bins(some[bins.rows], bins.starts))
+    columns = row_columns(found, fitted.view.rows)
+
+    def one(rows):
+        bins = make_row_bins(fitted, rows, columns, data)
+        return Sequences(fitted.view, Bins(rows[bins.rows], bins.starts), columns=columns)
 
     return {name: one(np.flatnonzero(task == name)) for name in dict.fromkeys(task.tolist())}
 

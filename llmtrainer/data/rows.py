@@ -16,6 +16,7 @@ __all__ = [
     "JUDGED",
     "TURN_COLUMNS",
     "MESSAGE_KEYS",
+    "ROW_KINDS",
     "Reject",
     "Ledger",
     "column_text",
@@ -50,6 +51,7 @@ __all__ = [
     "matches_shape",
     "Match",
     "explain_match",
+    "row_kind",
     "matching_shapes",
     "detect_format",
     "Source",
@@ -779,6 +781,14 @@ def explain_match(name: str, shape: Shape, records: list[dict]) -> str:
 
 
 # %% ../../nbs/data/10_rows.ipynb #c5241797
+ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled"}
+
+
+def row_kind(format: str) -> str:
+    "The kind of canonical row that a format becomes: messages, text, preference, labelled."
+    return ROW_KINDS.get(format, "messages")
+
+
 def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
     "The shapes that most of the records fit, without those that another one contains."
     found = [

@@ -269,7 +269,7 @@ class StreamedSequences(Dataset):
             check_rejects(self.tally, self.data.max_rejects)
         if not fitted or not len(fitted.view):
             return Block(rows, before=before)
-        sequences = to_sequences(fitted, source_of_rows(found, fitted), [source], self.data)
+        sequences = to_sequences(found, fitted, self.data)
         return Block(
             rows,
             found,

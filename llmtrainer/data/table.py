@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = [
+    "ROLES",
     "SCHEMA",
     "arrow_lists",
     "to_record_batch",
     "EncodedTable",
     "batched",
     "prefetch_map",
-    "preference_conversations",
+    "answers_of",
     "training_examples",
     "encoded_rows",
     "write_table",
@@ -48,11 +49,14 @@ from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, read_rows, r
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
 
 # %% ../../nbs/internals/93_table.ipynb #a88c9584
+# what an encoded text is in its canonical row
+ROLES = ("plain", "chosen", "rejected", "desirable", "undesirable", "prompt")
 SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),
         ("runs", pa.list_(pa.int32())),
-        ("plain", pa.bool_()),
+        ("text", pa.bool_()),  # plain text, which may be cut into pieces
+        ("role", pa.int8()),  # its place in ROLES
         ("file", pa.int32()),
         ("line", pa.int64()),
         ("key", pa.uint64()),
@@ -76,6 +80,7 @@ def to_record_batch(
         arrow_lists([one.ids for one in encoded]),
         arrow_lists([list(chain.from_iterable(one.runs)) for one in encoded]),
         ["text" in row for row in rows],
+        [ROLES.index(row.get("role", "plain")) for row in rows],
         [names.setdefault(row["source"], len(names)) for row in rows],
         [row["line"] for row in rows],
         [row["key"] for row in rows],
@@ -183,24 +188,20 @@ def prefetch_map(
 
 
 # %% ../../nbs/internals/93_table.ipynb #a1059303
-def preference_conversations(row: dict) -> list[list[dict]]:
-    "The conversations of a row of preferences: the prompt with each of its answers."
-    return [
-        row["prompt"] + row[answer]
-        for answer in ("chosen", "rejected", "completion")
-        if answer in row
-    ]
+def answers_of(row: dict) -> dict[str, list[dict]]:
+    "Role -> the prompt with that answer, of a canonical row whose answers are judged."
+    if "completion" in row:
+        role = "desirable" if row["label"] else "undesirable"
+        return {role: row["prompt"] + row["completion"]}
+    return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
 
 
 def training_examples(row: dict) -> list[dict]:
-    "What is encoded of a row: itself, or of preferences each answer with its prompt."
-    marked = row | {"key": row_key(row)}
+    "What is encoded of a canonical row, with its role: itself, or each answer with its prompt."
+    place = dict(source=row["source"], line=row["line"], key=row_key(row))
     if "messages" in row or "text" in row:
-        return [marked]
-    return [
-        dict(messages=messages, source=row["source"], line=row["line"], key=marked["key"])
-        for messages in preference_conversations(row)
-    ]
+        return [row | place | dict(role="plain")]
+    return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
 
 
 def encoded_rows(
@@ -234,6 +235,7 @@ def write_table(
             batch = to_record_batch(encoded, good, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
+            digest.update(batch.column("role").to_numpy().tobytes())
             writer.write(batch)
             say(ledger)
     return dict(
@@ -347,9 +349,9 @@ class EncodedSources:
         "The number of each row's source."
         return np.repeat(np.arange(len(self.sources), dtype=np.int32), self.table.sizes)
 
-    def origin(self) -> np.ndarray:
-        """A number for the row of the source behind each of the table: file and line. The two
-        answers of a preference share it."""
+    def groups(self) -> np.ndarray:
+        """The group of each row of the table: a number for file and line of the canonical row behind
+        it, which the answers of a preference share."""
         return (
             np.cumsum([0, *(len(a["files"]) for a in self.accounts)])[self.of_source()]
             + self.table.column("file")
@@ -358,8 +360,8 @@ class EncodedSources:
 
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
         "(file, line) of rows."
-        origin = self.origin()[rows]
-        return list(zip([self.files[i] for i in origin >> 40], (origin & (1 << 40) - 1).tolist()))
+        groups = self.groups()[rows]
+        return list(zip([self.files[i] for i in groups >> 40], (groups & (1 << 40) - 1).tolist()))
 
 
 def encode_sources(

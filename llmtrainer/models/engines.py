@@ -44,6 +44,7 @@ from llmtrainer.models.attention import (
     install_document_attention,
     isolate_documents,
 )
+from llmtrainer.data.packing import model_inputs
 from llmtrainer.models.loss import (
     LinearCrossEntropy,
     LinearLogProbs,
@@ -515,7 +516,7 @@ def trained_hidden_states(model, done: EngineReport, inputs: dict, labels: torch
 
 def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     "(summed cross-entropy of the next token over trained positions, their number)."
-    inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
+    inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
     count, done = (labels != -100).sum(), getattr(unwrap_model(model), "fused", None)
     if done is None or done.head is None:
         logits = model(**inputs, use_cache=False).logits[:, :-1]
@@ -529,7 +530,7 @@ def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each next token (rows, tokens - 1), zero where it is not trained: what
     preference objectives are made of."""
-    inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
+    inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
     done = getattr(unwrap_model(model), "fused", None)
     if done is None or done.head is None:
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)

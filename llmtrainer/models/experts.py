@@ -11,7 +11,7 @@ __all__ = [
     "router_weights",
     "router_options",
     "router_loss",
-    "with_router_loss",
+    "collect_router_losses",
     "expert_load",
 ]
 
@@ -108,29 +108,23 @@ def router_loss(model, outputs) -> torch.Tensor | float:
     return 0.0 if loss is None else model.config.router_aux_loss_coef * loss
 
 
-def with_router_loss(model, objective):
-    """The objective with the load-balancing loss on top while training, as the model's
-    configuration weighs it, by the share of a step's tokens; of a dense model the objective as it
-    is."""
+def collect_router_losses(model) -> list | None:
+    """A list that receives the load-balancing loss of every forward pass that is trained on; None
+    for a model without one. The caller clears it."""
     if not (options := router_options(model)):
-        return objective
-    seen = []
-    model.register_forward_pre_hook(
-        lambda module, args, given: (args, given | (options if module.training else {})),
-        with_kwargs=True,
-    )
-    model.register_forward_hook(
-        lambda module, args, outputs: seen.append(router_loss(model, outputs))
-    )
+        return None
+    losses = []
 
-    def with_balance(model, batch, items=None):
-        seen.clear()
-        loss, metrics = objective(model, batch, items)
-        return loss + sum(seen) * (
-            1 if items is None else metrics["tokens"] / items
-        ), metrics | dict(balance=sum(seen))
+    def ask(module, args, given):
+        return args, given | (options if module.training and torch.is_grad_enabled() else {})
 
-    return with_balance
+    def keep(module, args, outputs):
+        if getattr(outputs, "aux_loss", None) is not None:
+            losses.append(router_loss(model, outputs))
+
+    model.register_forward_pre_hook(ask, with_kwargs=True)
+    model.register_forward_hook(keep)
+    return losses
 
 
 @torch.no_grad()

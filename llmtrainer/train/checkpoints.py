@@ -9,6 +9,7 @@ __all__ = [
     "write_pointer",
     "list_steps",
     "newest_checkpoint",
+    "Retention",
     "checkpoint_score",
     "best_checkpoint",
     "prune_checkpoints",
@@ -24,6 +25,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../../nbs/training/33_checkpoints.ipynb #2d473dc1
@@ -92,6 +94,14 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #40a55f32
+@dataclass(frozen=True)
+class Retention:
+    "Which whole checkpoints of a run stay."
+
+    newest: int = 2  # so many of the newest
+    best: bool = False  # and the one with the lowest validation loss, however old
+
+
 def checkpoint_score(folder: Path) -> float | None:
     "The validation loss that a checkpoint was saved with, if it was measured at that step."
     try:
@@ -112,13 +122,12 @@ def best_checkpoint(root: Path) -> Path | None:
 
 def prune_checkpoints(
     root: Path,
-    keep: int,  # newest whole checkpoints to keep
-    best_too: bool = False,  # and the best one, however old
+    retention: Retention,
 ) -> list[str]:
-    """Remove the other whole checkpoints; a damaged one is left for a person to look at and never
-    counts."""
+    """Remove whole checkpoints that the retention does not keep; their names. A damaged one stays
+    for a person to look at, and never counts."""
     whole = [folder for folder in list_steps(root) if not verify(folder)]
-    kept = {*whole[:keep], best_checkpoint(root) if best_too else None}
+    kept = {*whole[: retention.newest], best_checkpoint(root) if retention.best else None}
     gone = [folder for folder in whole if folder not in kept]
     for folder in gone:
         remove_checkpoint(folder)
@@ -185,9 +194,12 @@ class AsyncSaver:
     full disk keeps the older ones, is said, and stops nothing."""
 
     def __init__(
-        self, root: Path, keep: int = 2, best_too: bool = False, say: Callable[[str], None] = print
+        self,
+        root: Path,
+        retention: Retention = Retention(),
+        say: Callable[[str], None] = print,
     ):
-        self.root, self.keep, self.best_too, self.say = root, keep, best_too, say
+        self.root, self.retention, self.say = root, retention, say
         self.thread, self.fault, self.failed = None, None, []  # failed: steps that found no room
 
     def save(
@@ -236,4 +248,4 @@ class AsyncSaver:
                 raise reason
             write(staged)
             write_pointer(commit(staged, self.root / f"step-{step}"))
-        prune_checkpoints(self.root, self.keep, self.best_too)
+        prune_checkpoints(self.root, self.retention)

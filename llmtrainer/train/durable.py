@@ -13,11 +13,24 @@ __all__ = [
     "Diverged",
     "Progress",
     "CheckpointConfig",
-    "CheckpointCallback",
     "check_finite_weights",
+    "optimizer_state",
+    "RunLog",
+    "CheckpointWriter",
+    "commit_sharded",
+    "CheckpointSchedule",
+    "ValidationRules",
+    "CheckpointCallback",
     "skipped_by_deepspeed",
     "is_out_of_memory",
+    "MemoryFallback",
+    "SplitMicroBatch",
+    "StepGuard",
+    "StepLog",
+    "TrainerData",
     "Durable",
+    "resume_point",
+    "check_sharding",
 ]
 
 # %% ../../nbs/training/39_durable.ipynb #630aeb22
@@ -31,6 +44,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/training/39_durable.ipynb #8050315e
@@ -48,6 +62,7 @@ from llmtrainer.run import Run, Stopped, read_json
 from llmtrainer.train.checkpoints import (
     DISK_FULL_ERRORS,
     AsyncSaver,
+    Retention,
     best_checkpoint,
     commit,
     newest_checkpoint,
@@ -167,324 +182,60 @@ class AlreadyFinished(Exception):
 
 
 class Diverged(Exception):
-    "A number of the step is none: nothing of it was applied."
+    "A loss or the gradient of a step is not finite; nothing of the step was applied."
 
     exit_code = 1
 
 
 @dataclass
 class Progress:
-    "How far a training has come, beside step and epoch."
+    "How far a training has come, beside step and epoch; JSON in every checkpoint."
 
     tokens: int = 0  # trained so far
-    read: int = 0  # with what is only read, and padding
+    read: int = 0  # tokens seen, with those that are only read and padding
     seconds: float = 0.0  # of training, over all resumes
-    split: int = 1  # pieces of a micro-batch, after memory has ended
-    skipped: int = 0  # steps left out because a number was none
+    split: int = 1  # pieces of a micro-batch, after memory has run out
+    skipped: int = 0  # steps that were skipped because a number was not finite
     eval_loss: float | None = None  # measured at this very step
     best: float | None = None  # lowest validation loss
     best_step: int = 0
     worse: int = 0  # validations in a row that were not better
-    ended: str | None = None  # why it is over before its last step
-    owed: bool = False  # is a validation of this very step left out, for it was told to stop?
-    steps: int = 0  # taken: without those that were left out
+    ended: str | None = None  # why the training is over before its last step
+    owed: bool = False  # was a validation of this step left out because of a stop?
+    steps: int = 0  # applied, without the skipped ones
     loss: float = 0.0  # summed over the steps that are in the log
     unlogged: list = field(
         default_factory=list
-    )  # of each device, the losses of the steps since the last line of the log
+    )  # per device: sums of steps after the last log line
     lines: int | None = None  # of the log, when this was saved
-    data: dict = field(default_factory=dict)  # where a stream stands
+    data: dict = field(default_factory=dict)  # position of a stream
 
 
-@dataclass
+# %% ../../nbs/training/39_durable.ipynb #fad8108a
+@dataclass(frozen=True)
 class CheckpointConfig:
-    "What makes a training durable."
+    "When a durable training saves, validates, stops and resumes."
 
     run: Run
-    save: str = "100 steps"
-    evaluate: str | None = (
-        None  # period between validations; without one there are none but the trainer's own
-    )
-    keep: int = 2  # newest checkpoints that stay
-    final: str = "last"  # or best: whose weights the run ends with
-    patience: int | None = None  # validations without a better one after which it is over
-    average: float | None = None  # decay of the average of the weights
+    save_every: str = "100 steps"
+    eval_every: str | None = None  # without it only the trainer's own validations
+    retention: Retention = Retention()  # with best=True the run ends with the best weights
+    patience: int | None = None  # validations without improvement until the training ends
+    ema_decay: float | None = None  # of the moving average of the weights
     non_finite: str = "stop"  # or skip
     max_skipped_steps: int = 3
-    seconds: float | None = None  # after which it stops, resumable
-    identity: dict = field(default_factory=dict)
-    accept: Collection[str] = ()  # parts of the identity that may differ
+    max_seconds: float | None = None  # until the training stops, resumable
+    identity: dict = field(default_factory=dict)  # what a checkpoint must share with this job
+    accept_changes: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
     say: Callable[[str], None] = print
-    running: Callable = lambda accelerator: None  # called before the first step
+    check_start: Callable = lambda accelerator: None  # called before the first step
     clock: Callable[[], float] = time.monotonic
 
 
 # %% ../../nbs/training/39_durable.ipynb #78c6fa7f
-class CheckpointCallback(TrainerCallback):
-    "Saves, logs and stops a training; its state is in every checkpoint."
-
-    def __init__(self, trainer, keeping: CheckpointConfig):
-        self.trainer, self.keeping, self.progress = trainer, keeping, Progress()
-        self.save, self.evaluate = (
-            PeriodTimer(keeping.save),
-            keeping.evaluate and PeriodTimer(keeping.evaluate),
-        )
-        self.saver = AsyncSaver(
-            keeping.run.checkpoints, keeping.keep, keeping.final == "best", keeping.say
-        )
-        self.due, self.training, self.stopped, self.slowest, self.unlogged, self.lines = (
-            False,
-            False,
-            None,
-            0.0,
-            [],
-            0,
-        )
-        self.began = self.last = keeping.clock()
-        self.average, self.meter, self.before = (
-            None,
-            None,
-            time.monotonic() - keeping.signals.began,
-        )  # seconds in which data and model were prepared
-
-    # when
-    def now(self, state) -> dict[str, float]:
-        "Where the training is, in every unit."
-        return dict(
-            step=state.global_step,
-            epoch=state.epoch or 0,
-            tokens=self.progress.tokens,
-            minutes=(self.keeping.clock() - self.began) / 60,
-        )
-
-    def on_train_begin(self, args, state, control, **_):
-        self.keeping.running(self.trainer.accelerator)
-        self.training, self.last = True, self.keeping.clock()
-        for every in (self.save, self.evaluate):
-            if every:
-                every.start(self.now(state))
-
-    def on_pre_optimizer_step(self, args, state, control, **_):
-        self.trainer.guard()
-
-    def on_step_end(self, args, state, control, **_):
-        now = self.keeping.clock()
-        self.progress.seconds, self.slowest, self.last = (
-            self.progress.seconds + now - self.last,
-            max(self.slowest, now - self.last),
-            now,
-        )
-        self.progress.eval_loss = None
-        if self.meter:
-            self.meter.tick()
-        if self.average:
-            self.average.update(state.global_step)
-        stop, save, evaluate, split = all_reduce_max(
-            [
-                bool(self.wanted()),
-                self.save.due(self.now(state)),
-                bool(self.evaluate and self.evaluate.due(self.now(state))),
-                self.progress.split,
-            ],
-            args.device,
-        )
-        if split > self.progress.split:
-            self.trainer.in_more_pieces(split, "on another device ")
-        over = state.global_step >= state.max_steps
-        self.due = save or over or stop
-        if stop and not over:
-            self.stop(control, owed=bool(evaluate))
-            evaluate = False
-        control.should_evaluate = control.should_evaluate or evaluate
-        if not (control.should_evaluate or control.should_log):
-            self.store(state, control)
-
-    def stop(
-        self,
-        control,
-        owed: bool,  # is a validation of this step due, which the resume makes up for?
-    ) -> None:
-        "End here, resumable."
-        self.due, self.progress.owed, self.stopped, control.should_training_stop = (
-            True,
-            owed,
-            self.wanted() or "another process",
-            True,
-        )
-
-    def make_up(self) -> None:
-        """The validation that a stop has left out; `AlreadyFinished` where the training should have been over
-        with it."""
-        if not self.progress.owed or self.stopped:
-            return
-        self.progress.owed = False
-        self.trainer.evaluate()
-        if self.progress.ended and self.training:
-            raise AlreadyFinished
-
-    def on_step_begin(self, args, state, control, **_):
-        self.make_up()
-        if state.global_step >= state.max_steps:
-            raise AlreadyFinished  # resumed from its last step, the Trainer would take another one
-
-    def wanted(self) -> str | None:
-        """Why it should stop now; before a time limit there must be time for one more step and a
-        save."""
-        if self.keeping.signals.asked:
-            return self.keeping.signals.asked
-        if (
-            self.keeping.seconds
-            and self.before + self.keeping.clock() - self.began + 1.5 * self.slowest
-            > self.keeping.seconds
-        ):
-            return "train.max_hours is over"
-        return None
-
-    def on_evaluate(self, args, state, control, metrics=None, **_):
-        loss, progress = (metrics or {}).get("eval_loss"), self.progress
-        if not self.training or loss is None:
-            return
-        progress.eval_loss = loss
-        if progress.best is None or loss < progress.best:
-            progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
-        else:
-            progress.worse += 1
-        if self.keeping.patience and progress.worse >= self.keeping.patience:
-            progress.ended = (
-                f"no better validation than {progress.best:.4f} of step {progress.best_step} in"
-                f" {progress.worse} of them"
-            )
-            control.should_training_stop = True
-        self.due = (
-            self.due
-            or bool(progress.ended)
-            or (self.keeping.final == "best" and progress.worse == 0)
-        )
-        self.store(state, control)
-
-    def on_train_end(self, args, state, control, **_):
-        self.training = False
-        if not self.progress.ended:
-            self.make_up()  # where no step was left
-
-    # what
-    def store(self, state, control) -> None:
-        "Save if it is due."
-        if not self.due:
-            return
-        self.trainer.store_flos()
-        self.due, self.progress.unlogged, self.progress.lines = (
-            False,
-            all_gather(torch.stack(self.trainer.applied).tolist() if self.trainer.applied else []),
-            self.lines,
-        )
-        if self.trainer.sharded:
-            control.should_save = True  # the Trainer's own save, turned into a checkpoint below
-        else:
-            self.save_copy(state)
-
-    def save_copy(self, state) -> None:
-        "Copy all that decides the future, and have it written."
-        numbers, trainer = all_gather(random_state()), self.trainer
-        if rank() != 0:
-            return
-        weights, write = checkpoint_weights(trainer.model)
-        held = copy_to_host(
-            {
-                "optimizer.pt": trainer.optimizer.state_dict(),
-                "scheduler.pt": trainer.lr_scheduler.state_dict(),
-            }
-            | (
-                {"scaler.pt": trainer.accelerator.scaler.state_dict()}
-                if trainer.accelerator.scaler
-                else {}
-            )
-        )
-        held |= {
-            f"rng_state_{i}.pth" if world_size() > 1 else "rng_state.pth": one
-            for i, one in enumerate(numbers)
-        }
-        weights, mean, notes = (
-            copy_to_host(weights),
-            self.average and copy_to_host(self.average.mean),
-            self.notes(state),
-        )
-
-        def into(folder: Path) -> None:
-            check_finite_weights(weights, state_step)
-            write(folder, weights)
-            for name, value in held.items():
-                torch.save(value, folder / name)
-            if mean:
-                save_file(mean, folder / "average.safetensors")
-            for name, text in notes.items():
-                (folder / name).write_text(text, encoding="utf-8")
-
-        state_step = state.global_step
-        self.saver.save(
-            state_step, into, tensor_bytes(weights) + tensor_bytes(held) + tensor_bytes(mean or {})
-        )
-
-    def notes(self, state) -> dict[str, str]:
-        "The small files of a checkpoint."
-        plain, self.progress.data = dict(indent=1, sort_keys=True), self.trainer.position()
-        return {
-            "trainer_state.json": json.dumps(dataclasses.asdict(state), **plain),
-            "progress.json": json.dumps(dataclasses.asdict(self.progress), **plain),
-            "identity.json": json.dumps(self.keeping.identity, **plain),
-        }
-
-    def on_save(self, args, state, control, **_):
-        "After the Trainer's own save of a state that is spread over devices."
-        if world_size() > 1:
-            # each device writes its random numbers itself: sealed before the last of them, a
-            # checkpoint would never verify
-            dist.barrier()
-        if rank() == 0:
-            staged = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (staged / "training_args.bin").unlink(
-                missing_ok=True
-            )  # a pickle that can hold tokens, and that nothing here reads
-            for name, text in self.notes(state).items():
-                (staged / name).write_text(text, encoding="utf-8")
-            write_pointer(
-                commit(staged, self.keeping.run.checkpoints / f"step-{state.global_step}")
-            )
-            prune_checkpoints(
-                self.keeping.run.checkpoints, self.keeping.keep, self.keeping.final == "best"
-            )
-        if world_size() > 1:
-            dist.barrier()
-
-    # and the log
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.stopped and "train_runtime" in logs:
-            return  # it is not over: the line comes when it is
-        self.note(state.global_step, **logs, **(self.meter.figures() if self.meter else {}))
-        if self.training and not control.should_evaluate:
-            self.store(state, control)
-
-    def note(self, step: int, **values) -> None:
-        "A line in metrics.jsonl; on a full disk it waits in memory for the next one."
-        if rank() != 0:
-            return
-        self.lines += 1
-        self.unlogged.append(
-            dict(step=step, time=round(time.time(), 3), tokens=self.progress.tokens, **values)
-        )
-        try:
-            while self.unlogged:
-                self.keeping.run.log(**self.unlogged[0])
-                self.unlogged.pop(0)
-        except OSError as error:
-            if error.errno not in DISK_FULL_ERRORS:
-                raise
-
-
-# %% ../../nbs/training/39_durable.ipynb #833db441
 def check_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
-    "`Diverged` where a weight is no number: such a state is never saved."
+    "`Diverged` where a weight is not finite: such a state is never saved."
     for name, t in weights.items():
         if t.is_floating_point() and not t.isfinite().all():
             raise Diverged(
@@ -493,57 +244,535 @@ def check_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
             )
 
 
+def optimizer_state(trainer, random_states: list) -> dict:
+    "Optimizer, schedule, gradient scaler and random numbers by file name, copied to main memory."
+    state = {
+        "optimizer.pt": trainer.optimizer.state_dict(),
+        "scheduler.pt": trainer.lr_scheduler.state_dict(),
+    }
+    if trainer.accelerator.scaler:
+        state["scaler.pt"] = trainer.accelerator.scaler.state_dict()
+    state = copy_to_host(state)
+    for i, numbers in enumerate(random_states):
+        name = f"rng_state_{i}.pth" if len(random_states) > 1 else "rng_state.pth"
+        state[name] = numbers
+    return state
+
+
+# %% ../../nbs/training/39_durable.ipynb #833db441
+class RunLog:
+    "Writes metrics.jsonl of a run; a full disk delays lines and loses none."
+
+    def __init__(self, config: CheckpointConfig):
+        self.config, self.progress = config, Progress()
+        self.lines, self.unwritten = 0, []  # of the log; lines that a full disk keeps back
+
+    def write_line(self, step: int, **values) -> None:
+        "Append a line; on a full disk it waits in memory for the next one."
+        if rank() != 0:
+            return
+        self.lines += 1
+        stamp = dict(step=step, time=round(time.time(), 3), tokens=self.progress.tokens)
+        self.unwritten.append(stamp | values)
+        try:
+            while self.unwritten:
+                self.config.run.log(**self.unwritten[0])
+                self.unwritten.pop(0)
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRORS:
+                raise
+
+
+# %% ../../nbs/training/39_durable.ipynb #a0de962d
+class CheckpointWriter(RunLog):
+    "Writes the state of a training into checkpoints."
+
+    def __init__(self, trainer, config: CheckpointConfig):
+        super().__init__(config)
+        self.trainer = trainer
+        self.average = None  # a WeightAverage, where the recipe asks for one
+        self.saver = AsyncSaver(config.run.checkpoints, config.retention, config.say)
+
+    def save(self, state) -> None:
+        "Copy everything that decides the future, and write it in the background."
+        random_states, trainer, step = all_gather(random_state()), self.trainer, state.global_step
+        if rank() != 0:
+            return
+        weights, write_weights = checkpoint_weights(trainer.model)
+        weights = copy_to_host(weights)
+        tensors = optimizer_state(trainer, random_states)
+        average = copy_to_host(self.average.mean) if self.average else {}
+        texts = self.small_files(state)
+
+        def write(folder: Path) -> None:
+            check_finite_weights(weights, step)
+            write_weights(folder, weights)
+            for name, value in tensors.items():
+                torch.save(value, folder / name)
+            if average:
+                save_file(average, folder / "average.safetensors")
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
+
+        self.saver.save(step, write, sum(map(tensor_bytes, (weights, tensors, average))))
+
+    def small_files(self, state) -> dict[str, str]:
+        "The JSON files of a checkpoint, by name."
+        self.progress.data = self.trainer.position()
+        contents = {
+            "trainer_state.json": dataclasses.asdict(state),
+            "progress.json": dataclasses.asdict(self.progress),
+            "identity.json": self.config.identity,
+        }
+        return {
+            name: json.dumps(value, indent=1, sort_keys=True) for name, value in contents.items()
+        }
+
+
+# %% ../../nbs/training/39_durable.ipynb #e1724f4a
+def commit_sharded(writer: CheckpointWriter, state, output_dir: str) -> None:
+    "Make a checkpoint of what the Trainer has saved of a sharded state."
+    if world_size() > 1:
+        # each device writes its random numbers itself: sealed before the last of them, a
+        # checkpoint would never verify
+        dist.barrier()
+    if rank() == 0:
+        staged = Path(output_dir) / f"checkpoint-{state.global_step}"
+        # a pickle that can hold tokens, and that nothing here reads
+        (staged / "training_args.bin").unlink(missing_ok=True)
+        for name, text in writer.small_files(state).items():
+            (staged / name).write_text(text, encoding="utf-8")
+        root = writer.config.run.checkpoints
+        write_pointer(commit(staged, root / f"step-{state.global_step}"))
+        prune_checkpoints(root, writer.config.retention)
+    if world_size() > 1:
+        dist.barrier()
+
+
+# %% ../../nbs/training/39_durable.ipynb #bee997ac
+class CheckpointSchedule(CheckpointWriter):
+    "Decides when to save and when to stop."
+
+    def __init__(self, trainer, config: CheckpointConfig):
+        super().__init__(trainer, config)
+        self.save_timer = PeriodTimer(config.save_every)
+        self.eval_timer = PeriodTimer(config.eval_every) if config.eval_every else None
+        self.save_due = False  # a save waits for the validation or the log line of its step
+        self.training = False  # between the first step and the last
+        self.stopped = None  # why the training stops before its end
+        self.began = self.last = config.clock()
+        self.slowest = 0.0  # seconds of the slowest step
+        self.preparation = time.monotonic() - config.signals.began  # seconds before the trainer
+
+    def now(self, state) -> dict[str, float]:
+        "Where the training is, in every unit of a period."
+        return dict(
+            step=state.global_step,
+            epoch=state.epoch or 0,
+            tokens=self.progress.tokens,
+            minutes=(self.config.clock() - self.began) / 60,
+        )
+
+    def stop_reason(self) -> str | None:
+        "Why to stop now; before a time limit one more step and a save must still fit."
+        if self.config.signals.asked:
+            return self.config.signals.asked
+        used = self.preparation + self.config.clock() - self.began
+        limit = self.config.max_seconds
+        if limit and used + 1.5 * self.slowest > limit:
+            return "train.max_hours is over"
+        return None
+
+    def stop(
+        self,
+        control,
+        owed: bool,  # a validation of this step is due, and the resume makes up for it
+    ) -> None:
+        "Stop here, resumable."
+        self.save_due, self.progress.owed = True, owed
+        self.stopped = self.stop_reason() or "another process"
+        control.should_training_stop = True
+
+    def save_if_due(self, state, control) -> None:
+        "Save, where a save is due."
+        if not self.save_due:
+            return
+        self.save_due = False
+        self.trainer.store_flos()
+        own = [{name: t.item() for name, t in sums.items()} for sums in self.trainer.unlogged]
+        self.progress.unlogged, self.progress.lines = all_gather(own), self.lines
+        if self.trainer.sharded:
+            control.should_save = True  # the Trainer saves, and on_save makes a checkpoint of it
+        else:
+            self.save(state)
+
+
+# %% ../../nbs/training/39_durable.ipynb #c855144e
+class ValidationRules(CheckpointSchedule):
+    "What follows from a validation loss."
+
+    def judge(self, loss: float, state, control) -> None:
+        "Note the loss; end the training when patience runs out; save where it is the best."
+        progress = self.progress
+        progress.eval_loss = loss
+        if progress.best is None or loss < progress.best:
+            progress.best, progress.best_step, progress.worse = loss, state.global_step, 0
+        else:
+            progress.worse += 1
+        if self.config.patience and progress.worse >= self.config.patience:
+            progress.ended = (
+                f"no better validation than {progress.best:.4f} of step {progress.best_step} in"
+                f" {progress.worse} of them"
+            )
+            control.should_training_stop = True
+        best_is_kept = self.config.retention.best and progress.worse == 0
+        self.save_due = self.save_due or bool(progress.ended) or best_is_kept
+        self.save_if_due(state, control)
+
+    def evaluate_owed(self) -> None:
+        """The validation that a stop has left out; raises `AlreadyFinished` where the training
+        should have ended with it."""
+        if not self.progress.owed or self.stopped:
+            return
+        self.progress.owed = False
+        self.trainer.evaluate()
+        if self.progress.ended and self.training:
+            raise AlreadyFinished
+
+
+# %% ../../nbs/training/39_durable.ipynb #902e9d4a
+class CheckpointCallback(ValidationRules, TrainerCallback):
+    "Saves, validates, logs and stops a training at the Trainer's events."
+
+    meter = None  # a ThroughputMeter, where somebody looks
+
+    def on_train_begin(self, args, state, control, **_):
+        self.config.check_start(self.trainer.accelerator)
+        self.training, self.last = True, self.config.clock()
+        for timer in filter(None, (self.save_timer, self.eval_timer)):
+            timer.start(self.now(state))
+
+    def on_step_begin(self, args, state, control, **_):
+        self.evaluate_owed()
+        if state.global_step >= state.max_steps:
+            raise AlreadyFinished  # resumed from its last step, the Trainer would take another one
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.trainer.check_step()
+
+    def on_step_end(self, args, state, control, **_):
+        self.time_step(state)
+        stop, save, evaluate, split = all_reduce_max(
+            [
+                bool(self.stop_reason()),
+                self.save_timer.due(self.now(state)),
+                bool(self.eval_timer and self.eval_timer.due(self.now(state))),
+                self.progress.split,
+            ],
+            args.device,
+        )
+        if split > self.progress.split:
+            self.trainer.increase_split(split, "on another device ")
+        finished = state.global_step >= state.max_steps
+        self.save_due = bool(save or finished or stop)
+        if stop and not finished:
+            self.stop(control, owed=bool(evaluate))
+            evaluate = False
+        control.should_evaluate = control.should_evaluate or evaluate
+        if not (control.should_evaluate or control.should_log):
+            self.save_if_due(state, control)
+
+    def time_step(self, state) -> None:
+        "Count the seconds of a step, and take it into the average of the weights."
+        now = self.config.clock()
+        self.progress.seconds += now - self.last
+        self.slowest, self.last = max(self.slowest, now - self.last), now
+        self.progress.eval_loss = None
+        if self.meter:
+            self.meter.tick()
+        if self.average:
+            self.average.update(state.global_step)
+
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        if self.training and (metrics or {}).get("eval_loss") is not None:
+            self.judge(metrics["eval_loss"], state, control)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.stopped and "train_runtime" in logs:
+            return  # the training is not over: the line comes when it is
+        self.write_line(state.global_step, **logs, **(self.meter.figures() if self.meter else {}))
+        if self.training and not control.should_evaluate:
+            self.save_if_due(state, control)
+
+    def on_save(self, args, state, control, **_):
+        commit_sharded(self, state, args.output_dir)
+
+    def on_train_end(self, args, state, control, **_):
+        self.training = False
+        if not self.progress.ended:
+            self.evaluate_owed()  # where no step was left
+
+
+# %% ../../nbs/training/39_durable.ipynb #4ab2e1a4
 def skipped_by_deepspeed(
-    engine,  # of DeepSpeed, which has stepped on the way back already, or not
+    engine,  # of DeepSpeed, which steps inside its backward pass, or does not
 ) -> bool:
-    """Did DeepSpeed leave out the step because its gradient is no number? In float16 it does so to
-    find its scale."""
+    """Whether DeepSpeed skipped the step because of a non-finite gradient; in float16 it does so to
+    find its loss scale."""
     return engine.optimizer.overflow and engine.optimizer.dtype != torch.float16
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    "Did memory end?"
+    "Whether the error says that memory ran out."
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 # %% ../../nbs/training/39_durable.ipynb #5fcc8e2b
-class Durable:
-    """A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable,
-    SomeTrainer)`."""
+class MemoryFallback:
+    "Computes a step in smaller pieces when memory runs out; the gradient stays the same."
 
-    def __init__(self, *args, keeping: CheckpointConfig, **kw):
-        super().__init__(*args, **kw)
-        self.keeping, self.window, self.losses, self.applied, self.read = keeping, [], [], [], 0
-        self.keeper = CheckpointCallback(self, keeping)
-        self.add_callback(self.keeper)
-        self.remove_callback(PrinterCallback)
-        self.args.save_strategy = "no"  # the keeper says when
-        if keeping.average:
-            self.keeper.average = WeightAverage(self.model, keeping.average)
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        ids = inputs.pop("ids", None)
+        self.window.append(ids)
+        # no device waits for another in the backward pass then, and each may begin again
+        self.alone = averages_after_backward(model)
+        with model.no_sync() if self.alone else nullcontext():
+            loss = self.step_within_memory(model, inputs, ids=ids, items=num_items_in_batch)
+        if self.alone and self.accelerator.sync_gradients:
+            average_gradients(model)
+        if "input_ids" in inputs:
+            self.read += inputs["input_ids"].numel() * world_size()
+        self.losses.append(loss)
+        self.items = num_items_in_batch
+        skip = self.checkpoint_config.non_finite == "skip"
+        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skip else loss
 
-    sharded = property(
-        lambda self: self.is_fsdp_enabled or self.is_deepspeed_enabled,
-        doc="Is the state spread over devices?",
-    )
+    def step_within_memory(self, model, inputs, ids, items):
+        "The loss of a micro-batch after its backward pass, in as many pieces as memory asks for."
+        again = False
+        while True:
+            try:
+                for earlier in self.window[:-1] if again else []:
+                    self.step_in_pieces(model, self.pieces(earlier), items)
+                whole = self.checkpoints.progress.split == 1
+                return self.step_in_pieces(model, [inputs] if whole else self.pieces(ids), items)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.split_micro_batch(error)
+            again, inputs, self.step_sums = True, None, {}
+            model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def step_in_pieces(self, model, pieces: list[dict], items):
+        "Forward and backward pass of each piece; the sum of their losses."
+        total = 0
+        for piece in pieces:
+            total = total + super().training_step(model, piece, items)
+        return total
+
+    def pieces(self, ids: Sequence[int]) -> list[dict]:
+        "The batches of a micro-batch that was split."
+        size = max(1, -(-len(ids) // self.checkpoints.progress.split))
+        return [self.batch_of(ids[lo : lo + size]) for lo in range(0, len(ids), size)]
+
+
+# %% ../../nbs/training/39_durable.ipynb #823f6c42
+class SplitMicroBatch(MemoryFallback):
+    "Decides how small the pieces of a micro-batch become."
+
+    def split_micro_batch(self, error: RuntimeError) -> None:
+        "Halve the pieces from here on, and say so; `UserError` where they cannot be halved."
+        progress, micro = self.checkpoints.progress, self.args.train_batch_size
+        smallest = progress.split >= micro
+        if smallest or self.window[-1] is None or (world_size() > 1 and not self.alone):
+            size = "one sequence in a micro-batch" if smallest else f"micro-batches of {micro}"
+            advice = (
+                "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
+                " model.quantize=nf4"
+                if smallest
+                else "halve train.batch_size and double train.accumulate: the steps stay the same"
+            )
+            raise UserError(
+                f"out of memory with {size}",
+                where=f"step {self.state.global_step + 1}",
+                fix=f"{advice}; `llmtrainer plan RECIPE` says what each saves",
+            ) from error
+        self.increase_split(min(2 * progress.split, micro))
+
+    def increase_split(self, split: int, where: str = "") -> None:
+        "Split every micro-batch into so many pieces from here on, and say so."
+        micro, step = self.args.train_batch_size, self.state.global_step
+        self.checkpoints.progress.split = split
+        self.checkpoint_config.say(
+            f"out of memory {where}at step {step + (not where)}: from here on {split} pieces of"
+            f" {-(-micro // split)} instead of a micro-batch of {micro}; tokens and order of each"
+            " step stay the same"
+        )
+        self.checkpoints.write_line(step, event="out of memory", pieces=split)
+
+
+# %% ../../nbs/training/39_durable.ipynb #59daafd1
+class StepGuard:
+    "Looks at a step before the optimizer takes it."
+
+    def check_step(self) -> None:
+        "Called before the optimizer step: every loss and the gradient must be finite."
+        losses, window = torch.stack([loss.float() for loss in self.losses]), self.window
+        sums, self.losses, self.window, self.step_sums = self.step_sums, [], [], {}
+        finite = torch.isfinite(losses).all() & torch.isfinite(self.gradient_norm(losses))
+        if any_rank([not bool(finite)], self.args.device)[0]:
+            self.reject_step(losses.tolist(), window)
+            for p in self.model.parameters():
+                p.grad = None  # the optimizer, which is called all the same, finds nothing
+            return
+        progress = self.checkpoints.progress
+        self.unlogged.append({"loss": losses.sum()} | sums)
+        progress.steps += 1
+        progress.tokens += self.step_token_count(self.items)
+        progress.read, self.read = progress.read + self.read, 0
+
+    def gradient_norm(self, losses: torch.Tensor) -> torch.Tensor:
+        "The norm of the gradient; 0 where a gradient scaler makes and handles infinite ones."
+        if self.accelerator.scaler:
+            return losses.new_zeros(())
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.is_deepspeed_enabled and skipped_by_deepspeed(self.deepspeed):
+            norm = norm.new_tensor(torch.inf)
+        return norm
+
+    def reject_step(self, losses: list[float], window: list) -> None:
+        "Raise `Diverged`, or note the step and skip it while the recipe allows."
+        step, progress = self.state.global_step + 1, self.checkpoints.progress
+        config = self.checkpoint_config
+        bad = [(loss, ids) for loss, ids in zip(losses, window) if not np.isfinite(loss)]
+        suspects = [ids for _, ids in bad] or window
+        rows = self.locate([i for ids in suspects if ids is not None for i in ids])
+        what = f"the loss is {bad[0][0]}" if bad else "the gradient is not finite"
+        text = f"{what} at step {step}: nothing of this step was applied"
+        if rows:
+            text += f". Its rows: {', '.join(rows[:8])}{' ...' * (len(rows) > 8)}"
+        progress.skipped += 1
+        self.checkpoints.write_line(step, event="not finite", loss=sum(losses), rows=rows[:64])
+        if config.non_finite != "skip":
+            raise Diverged(f"{text}. Lower train.lr, or look at these rows")
+        if progress.skipped > config.max_skipped_steps:
+            raise Diverged(
+                f"{text}. It is the {progress.skipped}th such step, and train.max_skipped_steps is"
+                f" {config.max_skipped_steps}"
+            )
+        config.say(f"{text}. Skipped, {progress.skipped} of {config.max_skipped_steps}")
+
+
+# %% ../../nbs/training/39_durable.ipynb #2635f2c8
+class StepLog:
+    "Averages what the steps between two lines of the log have summed."
+
+    def log(self, logs, start_time=None):
+        progress = self.checkpoints.progress
+        if "loss" in logs:
+            logs |= self.mean_of_unlogged()
+        if "train_runtime" in logs:  # of the whole training, and not of what came after a resume
+            self.mean_of_unlogged()
+            faster = logs["train_runtime"] / progress.seconds if progress.seconds else 1.0
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                if name in logs:
+                    logs[name] = round(logs[name] * faster, 3)
+            logs |= dict(train_runtime=round(progress.seconds, 4), train_loss=self.mean_loss())
+        super().log(logs, start_time)
+
+    def mean_of_unlogged(self) -> dict[str, float]:
+        """Over all devices: the mean loss of the steps since the last line, NaN where there was
+        none, and each metric of the objective per unit."""
+        if not self.unlogged:
+            return {"loss": float("nan")}
+        steps, self.unlogged = self.unlogged, []
+        mean = torch.stack([sums["loss"] for sums in steps]).mean()
+        mean = self.accelerator.reduce(mean, "mean").item()
+        self.checkpoints.progress.loss += mean * len(steps)
+        names = [name for name in steps[0] if name != "loss"]
+        if not names:
+            return {"loss": mean}
+        totals = [torch.stack([sums[name].double() for sums in steps]).sum() for name in names]
+        totals = self.accelerator.reduce(torch.stack(totals), "sum").tolist()
+        values = dict(zip(names, totals))
+        count = values.pop("count")
+        return {"loss": mean} | {name: value / count for name, value in values.items()}
+
+    def mean_loss(self) -> float | None:
+        "Over all steps that were applied and are in the log."
+        progress = self.checkpoints.progress
+        return progress.loss / progress.steps if progress.steps else None
+
+    def own_share(
+        self,
+        saved: Sequence[Sequence[dict]],  # of each device that saved, the sums of some steps
+    ) -> list[dict[str, torch.Tensor]]:
+        "This device's part of them; on another number of devices each takes the mean."
+        if not saved:
+            return []
+        if len(saved) == world_size():
+            own = saved[rank()]
+        else:
+            own = [
+                {name: float(np.mean([sums[name] for sums in step])) for name in step[0]}
+                for step in zip(*saved)
+            ]
+        as_tensor = partial(torch.tensor, dtype=torch.float32, device=self.args.device)
+        return [{name: as_tensor(value) for name, value in sums.items()} for sums in own]
+
+
+# %% ../../nbs/training/39_durable.ipynb #77de5bc2
+class TrainerData:
+    "What a trainer tells a `Durable` about its data; each has a default."
 
     def batch_of(self, ids: Sequence[int]) -> dict:
         """The batch of sequences by their numbers; a trainer that offers it can go on in smaller
-        pieces when memory ends."""
+        pieces when memory runs out."""
         raise NotImplementedError
 
     def position(self) -> dict:
         "Where the data stands after the steps so far, if step and seed do not say it."
         return {}
 
-    def go_to(self, position: dict) -> None:
+    def seek(self, position: dict) -> None:
         "Let the data begin there."
 
-    def places(self, ids: Sequence[int]) -> list[str]:
-        "Where the rows of sequences stand."
+    def locate(self, ids: Sequence[int]) -> list[str]:
+        "File and line of the rows of sequences."
         return [f"sequence {i}" for i in ids]
 
+    def step_token_count(self, items) -> int:
+        "Trained tokens of the step, of which the trainer has counted `items` units."
+        return int(items or 0)
+
+
+class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
+    """A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable,
+    SomeTrainer)`."""
+
+    def __init__(self, *args, checkpoint_config: CheckpointConfig, **kw):
+        super().__init__(*args, **kw)
+        self.checkpoint_config = checkpoint_config
+        self.window, self.losses = [], []  # sequence numbers and losses of the step's micro-batches
+        self.step_sums, self.unlogged = {}, []  # metrics of the step; of steps without a log line
+        self.read, self.items = 0, None  # tokens seen in the step; units in it
+        self.checkpoints = CheckpointCallback(self, checkpoint_config)
+        self.add_callback(self.checkpoints)
+        self.remove_callback(PrinterCallback)
+        self.args.save_strategy = "no"  # the callback says when
+        if checkpoint_config.ema_decay:
+            self.checkpoints.average = WeightAverage(self.model, checkpoint_config.ema_decay)
+
+    @property
+    def sharded(self) -> bool:
+        "Is the state spread over devices?"
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def save_model(self, output_dir=None, _internal_call=False):
-        """The Trainer's; of spread weights with adapters only what is trained is gathered, and not
+        """The Trainer's; of sharded weights with adapters only what is trained is gathered, and not
         the base."""
         if not (self.is_fsdp_enabled and isinstance(self.model, PeftModel)):
             return super().save_model(output_dir, _internal_call)
@@ -554,256 +783,81 @@ class Durable:
         }
         self._save(output_dir, state_dict=own)
 
-    # a step
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        ids = inputs.pop("ids", None)
-        self.window.append(ids)
-        self.alone = averages_after_backward(
-            model
-        )  # then no device waits for another on the way back, and each may begin again
-        with model.no_sync() if self.alone else nullcontext():
-            loss = self.within_memory(model, inputs, ids, num_items_in_batch)
-        if self.alone and self.accelerator.sync_gradients:
-            average_gradients(model)
-        self.items, self.read = (
-            num_items_in_batch,
-            self.read + inputs["input_ids"].numel() * world_size() if "input_ids" in inputs else 0,
-        )
-        self.losses.append(loss)
-        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if self.keeping.non_finite == "skip" else loss
-
-    def within_memory(self, model, inputs, ids, items):
-        "A micro-batch's loss after its backward pass, in as many pieces as memory asks for."
-        again = False
-        while True:
-            try:
-                for earlier in self.window[:-1] if again else []:
-                    self.in_pieces(model, self.pieces(earlier), items)
-                return self.in_pieces(
-                    model, [inputs] if self.keeper.progress.split == 1 else self.pieces(ids), items
-                )
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.halve(error)
-            again, inputs = True, None
-            model.zero_grad()
-            torch.cuda.empty_cache()
-
-    def in_pieces(self, model, pieces: list[dict], items):
-        return sum(super(Durable, self).training_step(model, piece, items) for piece in pieces)
-
-    def pieces(self, ids: Sequence[int]) -> list[dict]:
-        "The batches of a micro-batch that was divided."
-        size = max(1, -(-len(ids) // self.keeper.progress.split))
-        return [self.batch_of(ids[lo : lo + size]) for lo in range(0, len(ids), size)]
-
-    def halve(self, error: RuntimeError) -> None:
-        "Half the micro-batch from here on, and say so; `UserError` where it cannot be halved."
-        progress, ids, micro = self.keeper.progress, self.window[-1], self.args.train_batch_size
-        if ids is None or (world_size() > 1 and not self.alone) or progress.split >= micro:
-            raise UserError(
-                "out of memory"
-                + (
-                    " with one sequence in a micro-batch"
-                    if progress.split >= micro
-                    else f" with micro-batches of {micro}"
-                ),
-                where=f"step {self.state.global_step + 1}",
-                fix=(
-                    "halve train.batch_size and double train.accumulate, which gives the same steps"
-                    if progress.split < micro
-                    else (
-                        "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
-                        " model.quantize=nf4"
-                    )
-                )
-                + "; `llmtrainer plan RECIPE` says what each saves",
-            ) from error
-        self.in_more_pieces(min(2 * progress.split, micro))
-
-    def in_more_pieces(self, split: int, where: str = "") -> None:
-        "Divide every micro-batch from here on, and say so."
-        micro, self.keeper.progress.split = self.args.train_batch_size, split
-        self.keeping.say(
-            f"out of memory {where}at step {self.state.global_step + (not where)}: from here on"
-            f" {split} pieces of {-(-micro // split)} instead of a micro-batch of {micro}; tokens"
-            " and order of each step stay the same"
-        )
-        self.keeper.note(self.state.global_step, event="out of memory", pieces=split)
-
-    def guard(self) -> None:
-        "Called before the optimizer step: every loss and the gradient must be finite."
-        losses, window, self.losses, self.window = (
-            torch.stack([l.float() for l in self.losses]),
-            self.window,
-            [],
-            [],
-        )
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = (
-            torch.nn.utils.get_total_norm(grads)
-            if not self.accelerator.scaler
-            else losses.new_zeros(())
-        )  # a scaler makes and handles infinite ones
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if self.is_deepspeed_enabled and skipped_by_deepspeed(self.deepspeed):
-            norm = norm.new_tensor(torch.inf)
-        if not any_rank(
-            [not bool(torch.isfinite(losses).all() & torch.isfinite(norm))], self.args.device
-        )[0]:
-            self.applied.append(losses.sum())
-            self.keeper.progress.steps += 1
-            self.keeper.progress.tokens += int(self.items or 0)
-            self.keeper.progress.read, self.read = self.keeper.progress.read + self.read, 0
-            return
-        self.non_finite(losses.tolist(), window)
-        for p in self.model.parameters():
-            p.grad = None
-
-    def non_finite(self, losses: list[float], window: list) -> None:
-        """A step that must not be taken: `Diverged`, or noted and left out while the recipe allows
-        it."""
-        step, progress = self.state.global_step + 1, self.keeper.progress
-        bad = [(loss, ids) for loss, ids in zip(losses, window) if not np.isfinite(loss)]
-        rows = self.places(
-            [i for ids in [ids for _, ids in bad] or window if ids is not None for i in ids]
-        )
-        what = f"the loss is {bad[0][0]}" if bad else "the gradient is not finite"
-        said = (
-            f"{what} at step {step}: nothing of this step was applied. Its rows:"
-            f" {', '.join(rows[:8])}{' ...' * (len(rows) > 8)}"
-            if rows
-            else f"{what} at step {step}: nothing of this step was applied"
-        )
-        progress.skipped += 1
-        self.keeper.note(step, event="not finite", loss=sum(losses), rows=rows[:64])
-        if self.keeping.non_finite != "skip":
-            raise Diverged(f"{said}. Lower train.lr, or look at these rows")
-        if progress.skipped > self.keeping.max_skipped_steps:
-            raise Diverged(
-                f"{said}. It is the {progress.skipped}th such step, and train.max_skipped_steps is"
-                f" {self.keeping.max_skipped_steps}"
-            )
-        self.keeping.say(
-            f"{said}. Left out, {progress.skipped} of {self.keeping.max_skipped_steps}"
-        )
-
-    # the log
-    def log(self, logs, start_time=None):
-        progress = self.keeper.progress
-        if "loss" in logs:
-            logs["loss"] = self.logged()
-        if "train_runtime" in logs:  # of the whole training, and not of what came after a resume
-            self.logged()
-            faster = logs["train_runtime"] / progress.seconds if progress.seconds else 1.0
-            logs |= dict(train_runtime=round(progress.seconds, 4), train_loss=self.mean_loss()) | {
-                name: round(logs[name] * faster, 3)
-                for name in ("train_samples_per_second", "train_steps_per_second")
-                if name in logs
-            }
-        super().log(logs, start_time)
-
-    def logged(self) -> float:
-        """The mean loss, over all devices, of the steps taken since the last line of the log; where
-        there was none, it is no number."""
-        if not self.applied:
-            return float("nan")
-        own, count, self.applied = torch.stack(self.applied).mean(), len(self.applied), []
-        mean = self.accelerator.reduce(own, "mean").item()
-        self.keeper.progress.loss += mean * count
-        return mean
-
-    def mean_loss(self) -> float | None:
-        "Of all steps that were taken and are in the log."
-        return (
-            self.keeper.progress.loss / self.keeper.progress.steps
-            if self.keeper.progress.steps
-            else None
-        )
-
-    # the whole
-    def resume_point(self) -> Path | None:
-        "The newest whole checkpoint, checked to be this job's."
-        run, say = self.keeping.run, self.keeping.say if rank() == 0 else lambda text: None
-        if rank() == 0:
-            for left in run.checkpoints.glob(".*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        found, damaged = newest_checkpoint(run.checkpoints)
-        for name, faults in damaged.items():
-            say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
-        if not found:
-            if rank() == 0:
-                run.rewind(0, 0)
-            return None
-        if (found / "optimizer.pt").is_file() == self.sharded:
-            raise UserError(
-                f"{found.name} was saved with weights that were"
-                f" {'whole on each device' if self.sharded else 'spread over devices'}, and its"
-                " optimizer cannot be read into the other form",
-                where=str(found),
-                fix="set launch.strategy as it was, or begin another run with --run",
-            )
-        accepted = check_identity(found, self.keeping.identity, self.keeping.accept)
-        self.keeper.progress = progress = Progress(**read_json(found / "progress.json"))
-        self.applied = self.shares(progress.unlogged)
-        self.go_to(progress.data)
-        if self.keeper.average:
-            self.keeper.average.load(found / "average.safetensors")
-        if rank() == 0:
-            run.rewind(int(found.name.removeprefix("step-")), progress.lines)
-            self.keeper.lines = sum("step" in line for line in run.metrics())
-            for key, there, here in accepted:
-                self.keeper.note(
-                    int(found.name.removeprefix("step-")),
-                    event="accepted",
-                    key=key,
-                    there=there,
-                    now=here,
-                )
-        say(f"resuming from {found.name}")
-        return found
-
-    def shares(
-        self,
-        each: Sequence[Sequence[float]],  # of each device that saved, the losses of some steps
-    ) -> list[torch.Tensor]:
-        "This device's part of them; on another number of devices each takes the mean."
-        losses = torch.tensor(each, dtype=torch.float32, device=self.args.device)
-        return list(losses[rank()] if len(each) == world_size() else losses.mean(0)) if each else []
-
-    def go(self) -> None:
-        """Train to the end from the newest whole checkpoint; raises `Stopped` when it was asked to
-        stop."""
-        resume, signals = self.resume_point(), self.keeping.signals
-        if resume and self.keeper.progress.ended:
-            self.logged()
-            load_weights(self.model, resume)
+    def run_to_end(self) -> None:
+        "Train from the newest whole checkpoint to the end; raises `Stopped` when asked to stop."
+        checkpoint, signals = resume_point(self), self.checkpoint_config.signals
+        if checkpoint and self.checkpoints.progress.ended:
+            self.mean_of_unlogged()
+            load_weights(self.model, checkpoint)
             return
         signals.gentle = True
         try:
-            self.train(resume_from_checkpoint=str(resume) if resume else None)
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except AlreadyFinished:
             self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
             self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
-            self.keeper.saver.wait()
+            self.checkpoints.saver.wait()
         signals.gentle = False
-        if self.keeper.stopped and all_gather("saved"):  # process 0 has written it
-            found = newest_checkpoint(self.keeping.run.checkpoints)[0]
+        if self.checkpoints.stopped and all_gather("saved"):  # process 0 has written it
+            newest = newest_checkpoint(self.checkpoint_config.run.checkpoints)[0]
             raise Stopped(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}"
-                f" ({self.keeper.stopped}); the same command goes on from"
-                f" {found.name if found else 'the beginning'}"
+                f" ({self.checkpoints.stopped}); the same command goes on from"
+                f" {newest.name if newest else 'the beginning'}"
             )
 
-    def settle(self) -> None:
-        "After the last step: give the model the weights that the run ends with."
-        if self.keeping.final == "best" and (
-            found := best_checkpoint(self.keeping.run.checkpoints)
-        ):
-            load_weights(self.model, found)
-            if self.keeper.average:
-                self.keeper.average.load(found / "average.safetensors")
-        if self.keeper.average:
-            self.keeper.average.swap()
+    def load_final_weights(self) -> None:
+        "Give the model the weights that the run ends with: the last, the best, or their average."
+        average, config = self.checkpoints.average, self.checkpoint_config
+        if config.retention.best and (best := best_checkpoint(config.run.checkpoints)):
+            load_weights(self.model, best)
+            if average:
+                average.load(best / "average.safetensors")
+        if average:
+            average.swap()
+
+
+# %% ../../nbs/training/39_durable.ipynb #598f6684
+def resume_point(trainer: Durable) -> Path | None:
+    "The newest whole checkpoint, checked to be this job's; the trainer has its progress then."
+    config, callback = trainer.checkpoint_config, trainer.checkpoints
+    run, say = config.run, config.say if rank() == 0 else lambda text: None
+    if rank() == 0:
+        for leftover in run.checkpoints.glob(".*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    checkpoint, damaged = newest_checkpoint(run.checkpoints)
+    for name, faults in damaged.items():
+        say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
+    if not checkpoint:
+        if rank() == 0:
+            run.rewind(0, 0)
+        return None
+    check_sharding(checkpoint, trainer.sharded)
+    accepted = check_identity(checkpoint, config.identity, config.accept_changes)
+    callback.progress = progress = Progress(**read_json(checkpoint / "progress.json"))
+    trainer.unlogged = trainer.own_share(progress.unlogged)
+    trainer.seek(progress.data)
+    if callback.average:
+        callback.average.load(checkpoint / "average.safetensors")
+    if rank() == 0:
+        step = int(checkpoint.name.removeprefix("step-"))
+        run.rewind(step, progress.lines)
+        callback.lines = sum("step" in line for line in run.metrics())
+        for key, there, here in accepted:
+            callback.write_line(step, event="accepted", key=key, there=there, now=here)
+    say(f"resuming from {checkpoint.name}")
+    return checkpoint
+
+
+def check_sharding(checkpoint: Path, sharded: bool) -> None:
+    "`UserError` where the optimizer state was saved in the other form than this run's."
+    if (checkpoint / "optimizer.pt").is_file() != sharded:
+        return
+    form = "whole on each device" if sharded else "spread over devices"
+    raise UserError(
+        f"{checkpoint.name} was saved with weights that were {form}, and its optimizer state cannot"
+        " be read into the other form",
+        where=str(checkpoint),
+        fix="set launch.strategy as it was, or begin another run with --run",
+    )

@@ -6,32 +6,38 @@
 __all__ = [
     "SCHEDULES",
     "RESUME_MAY_CHANGE",
+    "SEQUENCE_KEYS",
     "Train",
-    "next_token",
-    "smoothed",
     "split_batch",
     "MicroBatchSampler",
     "IndexedDataset",
     "SeededLoader",
+    "SequenceData",
+    "Validation",
     "DurableTrainer",
     "training_arguments",
     "custom_optimizer",
     "save_final",
-    "checkpoint_config",
-    "warn_user",
     "checkpoint_identity",
+    "warn_user",
+    "make_checkpoint_config",
     "add_callbacks",
-    "fit",
     "check_needs_validation",
     "check_streaming",
-    "taught",
+    "check_sharded",
+    "TrainingData",
+    "build_trainer",
+    "complete_training",
+    "fit",
 ]
 
 # %% ../../nbs/training/31_trainer.ipynb #8e4e7b3e
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections import Counter
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -39,7 +45,6 @@ from typing import Literal
 # %% ../../nbs/training/31_trainer.ipynb #a82276e4
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
@@ -49,14 +54,20 @@ from transformers import Trainer, TrainingArguments
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.activations import POLICIES
-from llmtrainer.models.engines import token_loss
+from llmtrainer.models.experts import collect_router_losses
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
-from llmtrainer.train.checkpoints import commit, explain_full_disk
+from llmtrainer.train.checkpoints import Retention, commit, explain_full_disk
 from llmtrainer.train.distributed import all_gather, any_rank, rank, world_size
-from llmtrainer.train.durable import CheckpointConfig, Durable, Signals, parse_period
+from llmtrainer.train.durable import (
+    CheckpointConfig,
+    Durable,
+    Signals,
+    TrainerData,
+    parse_period,
+)
 from llmtrainer.train.monitor import (
     LossCurve,
     ProgressBar,
@@ -68,6 +79,13 @@ from llmtrainer.train.monitor import (
     resolve_trackers,
 )
 from llmtrainer.train.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
+from llmtrainer.train.objective import (
+    Objective,
+    Pretrain,
+    Sft,
+    objective_choice,
+    trained_tokens,
+)
 from llmtrainer.train.resume import model_signature, tokenizer_digest
 
 # %% ../../nbs/training/31_trainer.ipynb #b688e141
@@ -83,8 +101,10 @@ SCHEDULES = {  # word -> (transformers' name, what it takes)
 class Train(Section):
     "How long, how fast and in what order the model is trained."
 
-    objective: Literal["sft", "pretrain"] = Field(
-        "sft", description="what is learned: answers in conversations, or plain text"
+    objective: objective_choice({"sft": Sft, "pretrain": Pretrain}) = Field(
+        "sft",
+        description="what is learned: a word, or {word: {setting: value}}",
+        json_schema_extra={"renamed_from": "label_smoothing"},
     )
     epochs: float = Field(1.0, gt=0, description="times through the data")
     max_steps: int | None = Field(
@@ -127,9 +147,6 @@ class Train(Section):
         gt=0,
         description="largest norm of the gradient",
         json_schema_extra={"renamed_from": "clip"},
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each target that is spread over all tokens"
     )
     neftune_alpha: float | None = Field(
         None,
@@ -264,40 +281,6 @@ RESUME_MAY_CHANGE = {
 }  # what a resumed run may change: nothing of it decides what is learned
 
 
-# %% ../../nbs/training/31_trainer.ipynb #210d0c73
-def next_token(
-    model,
-    batch: dict[str, torch.Tensor],  # collated sequences
-    items: torch.Tensor
-    | None = None,  # trained tokens of the whole step; without it, of this batch
-) -> tuple[torch.Tensor, dict]:
-    """Cross-entropy of the next token over the trained ones: sum / items, so that every trained
-    token of a step weighs the same."""
-    total, count = token_loss(model, batch)
-    return total / (count if items is None else items), {"tokens": count}
-
-
-# %% ../../nbs/training/31_trainer.ipynb #b00c754f
-def smoothed(
-    share: float,  # of each target
-) -> Callable:
-    "`next_token` with label smoothing. It holds all logits in memory."
-
-    def objective(model, batch, items=None):
-        inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]
-        logits, count = model(**inputs, use_cache=False).logits[:, :-1], (labels != -100).sum()
-        total = F.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=-100,
-            reduction="sum",
-            label_smoothing=share,
-        )
-        return total / (count if items is None else items), {"tokens": count}
-
-    return objective
-
-
 # %% ../../nbs/training/31_trainer.ipynb #f07bad9e
 def split_batch(batch_size: int, accumulate: int, devices: int) -> tuple[int, int]:
     """(sequences in a micro-batch, micro-batches of each device in a step), so that a step has
@@ -322,13 +305,8 @@ class MicroBatchSampler:
     targets."""
 
     def __init__(self, order, micro: int, accumulate: int, rank: int = 0, world: int = 1):
-        self.order, self.micro, self.accumulate, self.rank, self.world = (
-            order,
-            micro,
-            accumulate,
-            rank,
-            world,
-        )
+        self.order, self.micro, self.accumulate = order, micro, accumulate
+        self.rank, self.world = rank, world
         self.step = micro * accumulate * world
 
     def __len__(self) -> int:
@@ -348,8 +326,11 @@ class MicroBatchSampler:
         self.order.set_epoch(epoch)
 
 
+SEQUENCE_KEYS = {"input_ids", "position_ids", "labels"}  # what is no column of rows
+
+
 class IndexedDataset(Dataset):
-    "Sequences that come with their numbers."
+    "Sequences that come with their numbers; `~i` is sequence i without targets and columns."
 
     def __init__(self, sequences: Sequences):
         self.sequences = sequences
@@ -361,7 +342,8 @@ class IndexedDataset(Dataset):
         if i >= 0:
             return i, self.sequences[i]
         row = self.sequences[~i]
-        return i, row | dict(labels=np.full_like(row["labels"], -100))
+        blank = {name: np.full_like(row[name], -1) for name in row.keys() - SEQUENCE_KEYS}
+        return i, row | blank | dict(labels=np.full_like(row["labels"], -100))
 
 
 class SeededLoader(DataLoader):
@@ -377,136 +359,148 @@ class SeededLoader(DataLoader):
 
 
 # %% ../../nbs/training/31_trainer.ipynb #03e0b80a
-class DurableTrainer(Durable, Trainer):
-    """transformers.Trainer with an exact order, an objective as a function, a true validation loss,
-    and all that `Durable` gives."""
+class SequenceData(TrainerData):
+    "What a trainer over sequences tells `Durable` about its data."
 
-    def __init__(
-        self, *args, objective: Callable, judge: Callable | None = None, sources=None, **kw
-    ):
-        super().__init__(*args, **kw)
-        self.objective, self.judge, self.sources = objective, judge or objective, sources
-        self.model_accepts_loss_kwargs = (
-            True  # so that the Trainer counts a step's trained tokens for us
+    def step_token_count(self, items):
+        return int(self.step_tokens)
+
+    def position(self):
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * world_size()
+        return self.train_dataset.position(self.state.global_step * step)
+
+    def seek(self, position):
+        self.train_dataset.seek(position)
+
+    def batch_of(self, ids):
+        batch = self.collate_indexed([self.rows[i] for i in ids])
+        batch.pop("ids")
+        return batch
+
+    def locate(self, ids):
+        return self.train_dataset.places([i for i in ids if i >= 0], self.sources)
+
+
+# %% ../../nbs/training/31_trainer.ipynb #6a958901
+class Validation:
+    "Measures the objective on validation rows, each task for itself."
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        average = self.checkpoints.average
+        with average.used() if average and self.checkpoints.training else nullcontext():
+            sums = self.validation_sums()
+        if sums is None:  # somebody wants it to stop
+            self.checkpoints.stop(self.control, owed=True)
+            self.checkpoints.save_if_due(self.state, self.control)
+            return {}
+        names = list(next(iter(sums.values())))
+        whole = {name: sum(task[name] for task in sums.values()) for name in names}
+        measured = {"": whole} | {f"{task}_": sums[task] for task in sums if len(sums) > 1}
+        metrics = {
+            f"{metric_key_prefix}_{prefix}{name}": values[name] / values["count"]
+            for prefix, values in measured.items()
+            for name in names
+            if name != "count"
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
         )
+        return metrics
+
+    def validation_sums(self) -> dict[str, dict[str, float]] | None:
+        "Task -> sums of loss, count and metrics over all devices; None after a wish to stop."
+        self.model.eval()
+        sums = {task: self.sum_batches(rows) for task, rows in self.eval_dataset.items()}
+        names = sorted({name for task in sums.values() for name in task})
+        own = [[task.get(name, 0.0) for name in names] for task in sums.values()]
+        own = torch.tensor(own, dtype=torch.float64, device=self.args.device)
+        totals = self.accelerator.reduce(own, "sum").tolist()
+        asked = self.checkpoints.training and bool(self.checkpoint_config.signals.asked)
+        if any_rank([asked], self.args.device)[0]:
+            return None
+        return {task: dict(zip(names, values)) for task, values in zip(sums, totals)}
+
+    @torch.no_grad()
+    def sum_batches(self, sequences: Sequences) -> dict[str, float]:
+        "Sums of loss, count and metrics over this device's share of the sequences."
+        rows, sums = IndexedDataset(sequences), Counter(loss=0.0, count=0.0)
+        size = max(1, self.args.eval_batch_size // self.checkpoints.progress.split)
+        starts = range(0, len(sequences), size)
+        batches = [range(lo, min(lo + size, len(sequences))) for lo in starts]
+        while self.sharded and len(batches) % world_size():
+            batches.append([~0])  # a sequence without targets
+        for ids in batches[rank() :: world_size()]:
+            asked = bool(self.checkpoint_config.signals.asked and self.checkpoints.training)
+            if any_rank([asked], self.args.device)[0] if self.sharded else asked:
+                break
+            batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
+            with self.compute_loss_context_manager():
+                loss = self.objective.eval_loss(self.model, batch)
+            if loss.count:
+                values = loss.metrics | dict(loss=loss.total, count=loss.count)
+                sums.update({name: value.item() for name, value in values.items()})
+        return dict(sums)
+
+
+# %% ../../nbs/training/31_trainer.ipynb #d02e742b
+class DurableTrainer(SequenceData, Validation, Durable, Trainer):
+    "transformers.Trainer with an exact order, an `Objective`, and all that `Durable` gives."
+
+    def __init__(self, *args, objective: Objective, sources=None, **kw):
+        super().__init__(*args, **kw)
+        self.objective, self.sources = objective, sources
+        self.router_losses = collect_router_losses(self.model)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the units of the whole step
         self.rows = IndexedDataset(self.train_dataset)
         self.args.ignore_data_skip = self.train_dataset.endless  # a stream goes to its place itself
 
-    def position(self):
-        return self.train_dataset.position(
-            self.state.global_step
-            * self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * world_size()
-        )
-
-    def go_to(self, position):
-        self.train_dataset.seek(position)
-
     def get_train_dataloader(self):
-        steps = MicroBatchSampler(
+        batches = MicroBatchSampler(
             self.train_dataset.sampler(self.args.seed),
             self.args.train_batch_size,
             accumulate=self.args.gradient_accumulation_steps,
             rank=rank(),
             world=world_size(),
         )
+        pin = self.args.device.type == "cuda"
         return SeededLoader(
-            self.rows,
-            batch_sampler=steps,
-            collate_fn=self.collated,
-            pin_memory=self.args.device.type == "cuda",
+            self.rows, batch_sampler=batches, collate_fn=self.collate_indexed, pin_memory=pin
         )
 
-    def collated(self, pairs: list[tuple[int, dict]]) -> dict:
+    def collate_indexed(self, pairs: list[tuple[int, dict]]) -> dict:
         "A batch with the numbers of its sequences."
         return self.data_collator([row for _, row in pairs]) | dict(ids=[i for i, _ in pairs])
 
-    def batch_of(self, ids):
-        batch = self.collated([self.rows[i] for i in ids])
-        batch.pop("ids")
-        return batch
-
-    def places(self, ids):
-        return self.train_dataset.places([i for i in ids if i >= 0], self.sources)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        if self.args.lr_scheduler_type == "warmup_stable_decay":
-            self.args.lr_scheduler_kwargs = self.args.lr_scheduler_kwargs | dict(
-                num_decay_steps=max(1, num_training_steps // 5)
-            )  # the fall is a fifth of it
-        return super().create_scheduler(num_training_steps, optimizer)
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "(the micro-batches of a step, the units in all of them on all devices)."
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        units = sum(self.objective.units(batch) for batch in batches)
+        tokens = sum(trained_tokens(batch) for batch in batches)
+        counts = torch.stack([units, tokens]).to(device)
+        units, self.step_tokens = self.accelerator.reduce(counts, "sum")
+        return batches, units
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return (
-            self.objective(model, inputs, num_items_in_batch)[0] * world_size()
-        )  # devices average their gradients, and items are those of all
+        if self.router_losses is not None:
+            self.router_losses.clear()
+        loss = self.objective.loss(model, inputs)
+        total, metrics = loss.total, loss.metrics
+        if self.router_losses is not None:
+            balance = sum(self.router_losses) * loss.count
+            total, metrics = total + balance, metrics | dict(router_loss=balance)
+        for name, value in (metrics | dict(count=loss.count) if metrics else {}).items():
+            self.step_sums[name] = self.step_sums.get(name, 0) + value.detach()
+        # devices average their gradients, and the units are those of all devices
+        return total / num_items_in_batch * world_size()
 
-    @torch.no_grad()
-    def validation(self, sequences) -> tuple[float, int]:
-        """(summed loss, trained tokens) of this device's share of the sequences; where weights are
-        spread, nobody can read a batch without the others."""
-        total, tokens, rows = 0, 0, IndexedDataset(sequences)
-        size = max(1, self.args.eval_batch_size // self.keeper.progress.split)
-        batches = [
-            range(lo, min(lo + size, len(sequences))) for lo in range(0, len(sequences), size)
-        ]
-        while self.sharded and len(batches) % world_size():
-            batches.append([~0])
-        for ids in batches[rank() :: world_size()]:
-            asked = bool(self.keeping.signals.asked and self.keeper.training)
-            if any_rank([asked], self.args.device)[0] if self.sharded else asked:
-                break
-            batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
-            with self.compute_loss_context_manager():
-                loss, metrics = self.judge(self.model, batch)
-            if metrics["tokens"]:
-                total, tokens = (
-                    total + loss.item() * metrics["tokens"].item(),
-                    tokens + metrics["tokens"].item(),
-                )
-        return total, tokens
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        average = self.keeper.average
-        if average and self.keeper.training:
-            with average.used():
-                each = self.measured()
-        else:
-            each = self.measured()
-        if each is None:  # somebody wants it to stop
-            self.keeper.stop(self.control, owed=True)
-            self.keeper.store(self.state, self.control)
-            return {}
-        whole = sum(total for total, _ in each.values()) / sum(
-            tokens for _, tokens in each.values()
-        )
-        found = {f"{metric_key_prefix}_loss": whole} | (
-            {
-                f"{metric_key_prefix}_{task}_loss": total / tokens
-                for task, (total, tokens) in each.items()
-            }
-            if len(each) > 1
-            else {}
-        )
-        self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
-
-    def measured(self) -> dict[str, tuple[float, int]] | None:
-        """(summed loss, tokens) of each task over all devices; None where the measuring was broken
-        off."""
-        self.model.eval()
-        each = {task: self.validation(sequences) for task, sequences in self.eval_dataset.items()}
-        sums = self.accelerator.reduce(
-            torch.tensor(list(each.values()), dtype=torch.float64, device=self.args.device), "sum"
-        ).tolist()
-        broken = any_rank(
-            [self.keeper.training and bool(self.keeping.signals.asked)], self.args.device
-        )[0]
-        return (
-            None if broken else {task: (total, tokens) for task, (total, tokens) in zip(each, sums)}
-        )
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.args.lr_scheduler_type == "warmup_stable_decay":  # the last fifth decays
+            decay = dict(num_decay_steps=max(1, num_training_steps // 5))
+            self.args.lr_scheduler_kwargs = self.args.lr_scheduler_kwargs | decay
+        return super().create_scheduler(num_training_steps, optimizer)
 
 
 # %% ../../nbs/training/31_trainer.ipynb #287d9a08
@@ -591,56 +585,17 @@ def save_final(
     adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
     if not stored:
         shutil.rmtree(staged, ignore_errors=True)
+        if adapter:
+            # with the recipe's name of the base, not this machine's folder
+            save_adapter(model, staged, base)
+        else:
+            model.save_pretrained(staged)
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens
-    if stored:
-        pass
-    elif adapter:
-        save_adapter(
-            model, staged, base
-        )  # with the recipe's name of the base, not this machine's folder
-    else:
-        model.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
     return commit(staged, run.adapter if adapter else run.model)
 
 
 # %% ../../nbs/training/31_trainer.ipynb #3ef2ab50
-def checkpoint_config(
-    section: Train,
-    run: Run,
-    identity: dict,
-    validate: bool,
-    signals: Signals,
-    quiet: bool,
-    running: Callable,
-) -> CheckpointConfig:
-    "What the section says of saving, stopping and resuming."
-    every = section.eval_every or f"{section.eval_steps} steps"
-    return CheckpointConfig(
-        run,
-        section.save_every or f"{section.save_steps} steps",
-        evaluate=every if validate else None,
-        keep=section.keep_checkpoints,
-        final=section.final if validate else "last",
-        patience=section.patience,
-        average=section.ema_decay,
-        non_finite=section.non_finite,
-        max_skipped_steps=section.max_skipped_steps,
-        seconds=section.max_hours and 3600 * section.max_hours,
-        identity=identity,
-        accept=section.accept_changes,
-        signals=signals,
-        say=print if not quiet and rank() == 0 else warn_user,
-        running=running,
-    )
-
-
-def warn_user(text: str) -> None:
-    "Say what must be heard even where all is quiet."
-    if rank() == 0 and not text.startswith("resuming from"):
-        print(text)
-
-
 def checkpoint_identity(
     model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict
 ) -> dict:
@@ -651,121 +606,64 @@ def checkpoint_identity(
         counts=list(train.counts),
         step=section.batch_size * section.accumulate,
     )
-    return (
-        known
-        | tokenizer_digest(tokenizer)
-        | dict(
-            adapter=(
-                model_signature(model) | dict(alpha=adapt.alpha, variant=adapt.variant)
-                if adapt.method == "lora"
-                else model_signature(model)
-            ),
-            order=order,
-        )
+    adapter = model_signature(model)
+    if adapt.method == "lora":
+        adapter |= dict(alpha=adapt.alpha, variant=adapt.variant)
+    return known | tokenizer_digest(tokenizer) | dict(adapter=adapter, order=order)
+
+
+def warn_user(text: str) -> None:
+    "Print what must be heard even where all is quiet."
+    if rank() == 0 and not text.startswith("resuming from"):
+        print(text)
+
+
+def make_checkpoint_config(
+    section: Train, run: Run, identity: dict, validate: bool, signals: Signals, **more
+) -> CheckpointConfig:
+    "What the section says of saving, validating, stopping and resuming."
+    eval_every = section.eval_every or f"{section.eval_steps} steps"
+    best = validate and section.final == "best"
+    return CheckpointConfig(
+        run,
+        save_every=section.save_every or f"{section.save_steps} steps",
+        eval_every=eval_every if validate else None,
+        retention=Retention(newest=section.keep_checkpoints, best=best),
+        patience=section.patience,
+        ema_decay=section.ema_decay,
+        non_finite=section.non_finite,
+        max_skipped_steps=section.max_skipped_steps,
+        max_seconds=section.max_hours and 3600 * section.max_hours,
+        identity=identity,
+        accept_changes=section.accept_changes,
+        signals=signals,
+        **more,
     )
 
 
+# %% ../../nbs/training/31_trainer.ipynb #289c23f2
 def add_callbacks(
     trainer: DurableTrainer, section: Train, plan: DevicePlan, run: Run, quiet: bool
 ) -> None:
     "Put on a trainer what shows how it goes."
     chip = torch.cuda.get_device_name() if plan.device == "cuda" else ""
+    peak = peak_flops(chip)
     meter = ThroughputMeter(
-        lambda: trainer.keeper.progress.read,
-        flops_per_token(trainer.model),
-        peak_flops(chip) and peak_flops(chip) * world_size(),
+        lambda: trainer.checkpoints.progress.read,
+        trainer.objective.passes * flops_per_token(trainer.model),
+        peak and peak * world_size(),
     )
-    trainer.keeper.meter = meter
+    trainer.checkpoints.meter = meter
     if rank() != 0:
         return
     if not quiet:
         trainer.add_callback((LossCurve if in_notebook() else ProgressBar)(meter))
-    if names := resolve_trackers(
-        "none" if quiet and section.trackers == "auto" else section.trackers
-    ):
+    wanted = "none" if quiet and section.trackers == "auto" else section.trackers
+    if names := resolve_trackers(wanted):
         trainer.add_callback(TrackerCallback(names, run.path, section.model_dump()))
 
 
-def fit(
-    model,
-    tokenizer,
-    train: Sequences,
-    val: dict[str, Sequences],  # by task
-    section: Train,
-    plan: DevicePlan,
-    run: Run,
-    objective: Callable = next_token,
-    base: str = "",  # the recipe's name of the base, for the adapter's configuration
-    adapt: Adapt = Adapt(),
-    quiet: bool = False,
-    known: dict = {},  # of the identity, what is not seen here: base, data, quantisation
-    sources=None,  # what knows the file and line of the training rows
-    signals: Signals | None = None,  # where the caller already listens to them
-    running: Callable = lambda accelerator: (
-        None
-    ),  # checks, before the first step, that what was asked for is what runs
-    **more,  # for TrainingArguments: how several devices share the work
-) -> dict:
-    """Train to the end, from the newest whole checkpoint where there is one; the result lies in the
-    run. Raises `Stopped` when interrupted."""
-    if more and (section.ema_decay or section.final == "best"):
-        raise UserError(
-            "weights that are spread over devices are neither averaged nor taken from an earlier"
-            " step in this version",
-            where="train.ema_decay, train.final",
-            allowed="null, last",
-            fix="set launch.strategy=ddp",
-        )
-    if train.endless:
-        check_streaming(section)
-    if not val:
-        check_needs_validation(section)
-    with nullcontext(signals) if signals else Signals() as signals:
-        args = training_arguments(section, plan, run.checkpoints / ".staging", adapt, **more)
-        durable = checkpoint_config(
-            section,
-            run,
-            identity=checkpoint_identity(
-                model, tokenizer, train=train, section=section, adapt=adapt, known=known
-            ),
-            validate=bool(val),
-            signals=signals,
-            quiet=quiet,
-            running=running,
-        )
-        trainer = DurableTrainer(
-            model,
-            args,
-            train_dataset=train,
-            eval_dataset=val or None,
-            objective=taught(section, objective),
-            judge=objective,
-            sources=sources,
-            keeping=durable,
-            data_collator=collator(plan.attn, tokenizer.pad_token_id),
-            **custom_optimizer(model, section, adapt, args),
-        )
-        add_callbacks(trainer, section, plan=plan, run=run, quiet=quiet)
-        with explain_full_disk(run.path):
-            trainer.go()
-        trainer.settle()
-        found = trainer.evaluate() if val else {}
-        with explain_full_disk(run.path):
-            if trainer.sharded:
-                trainer.save_model(str(run.path / ".final"))  # all must take part
-            if rank() == 0:
-                save_final(trainer.model, tokenizer, run, base, stored=trainer.sharded)
-        all_gather("done")  # nobody leaves before the result is there
-        if signals.asked:
-            raise Stopped(
-                f"stopped by {signals.asked} after the last step: the result is saved, and the same"
-                " command does what is left"
-            )
-        shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
-        ended = dict(ended=trainer.keeper.progress.ended) if trainer.keeper.progress.ended else {}
-        return dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **found, **ended)
-
-
+# %% ../../nbs/training/31_trainer.ipynb #2a89ca13
 def check_needs_validation(section: Train) -> None:
     "`UserError` for what cannot be had without validation rows."
     for key, value, fix in (
@@ -799,16 +697,119 @@ def check_streaming(section: Train) -> None:
             )
 
 
-def taught(section: Train, objective: Callable) -> Callable:
-    """The objective that is trained, smoothed where the section says so; `UserError` where it
-    cannot be."""
-    if not section.label_smoothing:
-        return objective
-    if objective is not next_token:
+def check_sharded(section: Train) -> None:
+    "`UserError` for what cannot be had of weights that are spread over devices."
+    if section.ema_decay or section.final == "best":
         raise UserError(
-            "label smoothing is for next tokens",
-            where=f"train.objective: {section.objective}",
-            allowed="sft, pretrain",
-            fix="set train.label_smoothing=0",
+            "weights that are spread over devices are neither averaged nor taken from an earlier"
+            " step in this version",
+            where="train.ema_decay, train.final",
+            allowed="null, last",
+            fix="set launch.strategy=ddp",
         )
-    return smoothed(section.label_smoothing)
+
+
+# %% ../../nbs/training/31_trainer.ipynb #661e5784
+@dataclass
+class TrainingData:
+    "Sequences to train on and to validate with."
+
+    train: Sequences
+    val: dict[str, Sequences] = field(default_factory=dict)  # by task
+    sources: object = None  # what knows file and line of the training rows
+
+
+def build_trainer(
+    model,
+    tokenizer,
+    *,
+    data,  # `TrainingData`, or what `prepare` and `prepare_stream` return
+    section: Train,
+    plan: DevicePlan,
+    run: Run,
+    signals: Signals,
+    objective: Objective = Sft(),
+    adapt: Adapt = Adapt(),
+    known: dict | None = None,  # of the identity, what is not seen here: base, data, quantization
+    quiet: bool = False,
+    check_start: Callable = lambda accelerator: None,  # is what was asked for what runs?
+    **sharding,  # for TrainingArguments: how several devices share the weights
+) -> DurableTrainer:
+    "The trainer of a job, with everything that makes it durable."
+    if sharding:
+        check_sharded(section)
+    if data.train.endless:
+        check_streaming(section)
+    if not data.val:
+        check_needs_validation(section)
+    args = training_arguments(section, plan, run.checkpoints / ".staging", adapt, **sharding)
+    parts = dict(train=data.train, section=section, adapt=adapt, known=known or {})
+    config = make_checkpoint_config(
+        section,
+        run,
+        identity=checkpoint_identity(model, tokenizer, **parts),
+        validate=bool(data.val),
+        signals=signals,
+        say=print if not quiet and rank() == 0 else warn_user,
+        check_start=check_start,
+    )
+    trainer = DurableTrainer(
+        model,
+        args,
+        train_dataset=data.train,
+        eval_dataset=data.val or None,
+        objective=objective,
+        sources=data.sources,
+        checkpoint_config=config,
+        data_collator=collator(plan.attn, tokenizer.pad_token_id),
+        **custom_optimizer(model, section, adapt, args),
+    )
+    add_callbacks(trainer, section, plan=plan, run=run, quiet=quiet)
+    return trainer
+
+
+# %% ../../nbs/training/31_trainer.ipynb #6db1c1e4
+def complete_training(
+    trainer: DurableTrainer,
+    tokenizer,
+    base: str = "",  # the recipe's name of the base, for the adapter's configuration
+) -> dict:
+    """Train to the end from the newest whole checkpoint; the result lies in the run. Raises
+    `Stopped` when interrupted. Returns steps, loss, and the last validation."""
+    config, run = trainer.checkpoint_config, trainer.checkpoint_config.run
+    with explain_full_disk(run.path):
+        trainer.run_to_end()
+    trainer.load_final_weights()
+    metrics = trainer.evaluate() if trainer.eval_dataset else {}
+    with explain_full_disk(run.path):
+        if trainer.sharded:
+            trainer.save_model(str(run.path / ".final"))  # all must take part
+        if rank() == 0:
+            save_final(trainer.model, tokenizer, run=run, base=base, stored=trainer.sharded)
+    all_gather("done")  # nobody leaves before the result is there
+    if config.signals.asked:
+        raise Stopped(
+            f"stopped by {config.signals.asked} after the last step: the result is saved, and the"
+            " same command does what is left"
+        )
+    shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
+    ended = trainer.checkpoints.progress.ended
+    result = dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **metrics)
+    return result | (dict(ended=ended) if ended else {})
+
+
+def fit(
+    model,
+    tokenizer,
+    train: Sequences,
+    val: dict[str, Sequences],  # by task
+    *,
+    sources=None,  # what knows file and line of the training rows
+    base: str = "",
+    **parts,  # of `build_trainer`: section, plan, run, objective, ...
+) -> dict:
+    "Train to the end; the result lies in the run."
+    data = TrainingData(train, val, sources)
+    with Signals() as signals:
+        trainer = build_trainer(model, tokenizer, data=data, signals=signals, **parts)
+        return complete_training(trainer, tokenizer, base)
