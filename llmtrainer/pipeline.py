@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = [
     "OBJECTIVES",
-    "JUDGED_FORMATS",
     "FILES_BEFORE_TRAINING",
+    "JobTrain",
     "Recipe",
     "read_recipe",
-    "check_objective",
     "record_data",
     "progress_bar",
     "evaluate_tasks",
@@ -23,13 +22,20 @@ __all__ = [
     "sample_batches",
     "record_experts",
     "check_target_names",
+    "group_size",
     "step_shape",
     "choose_activations",
     "apply_engine",
+    "record_model",
+    "Session",
+    "prepare_rows",
+    "assemble",
+    "show_session",
     "run_training",
     "release_unused_run",
     "open_or_fetch",
     "fetch_recipe",
+    "evaluate_missing",
     "train",
     "merge_run",
     "export_run",
@@ -43,12 +49,11 @@ __all__ = [
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 import torch
@@ -57,8 +62,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
+from llmtrainer.align.preference import Dpo
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.data.prepare import Data, Prepared, prepare
+from llmtrainer.data.rows import row_kind
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
@@ -71,7 +78,7 @@ from llmtrainer.models.activations import (
     decoder_layers,
 )
 from llmtrainer.models.engines import fuse_model
-from llmtrainer.models.experts import expert_load, fused_experts, with_router_loss
+from llmtrainer.models.experts import expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
     Model,
@@ -89,9 +96,7 @@ from llmtrainer.models.lora import (
     check_storage,
     count_trainable,
     load_adapter,
-)
-from llmtrainer.models.lora import (
-    trainable_table as trained_table,
+    trainable_table,
 )
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
 from llmtrainer.models.variants import adapt_model
@@ -115,24 +120,46 @@ from llmtrainer.train.launch import (
 from llmtrainer.train.mirror import mirrored, open_place, restore
 from llmtrainer.train.monitor import resolve_trackers
 from llmtrainer.train.optimizers import optimizer_arguments
+from llmtrainer.train.objective import (
+    Objective,
+    Pretrain,
+    Sft,
+    check_rows,
+    chosen_objective,
+    objective_choice,
+)
 from llmtrainer.train.trainer import (
     RESUME_MAY_CHANGE,
+    DurableTrainer,
     Train,
+    build_trainer,
     check_needs_validation,
     check_streaming,
-    fit,
-    next_token,
+    complete_training,
 )
 
-
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
+OBJECTIVES: dict[str, type[Objective]] = {"sft": Sft, "pretrain": Pretrain, "dpo": Dpo}
+
+
+class JobTrain(Train):
+    "How long, how fast, in what order and towards what the model is trained."
+
+    objective: objective_choice(OBJECTIVES) = Field(
+        "sft",
+        description="what is learned: a word, or {word: {setting: value}}",
+        json_schema_extra={"renamed_from": "label_smoothing"},
+    )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #b4a11c15
 class Recipe(Section):
     "A job, whole: each section is defined beside the code that reads it."
 
     model: Model
     data: Data
     adapt: Adapt = Adapt()
-    train: Train = Train()
+    train: JobTrain = JobTrain()
     eval: Eval = Eval()
     generate: Generation = Generation()
     launch: Launch = Launch()
@@ -165,39 +192,6 @@ def read_recipe(
     for name in recipe.eval.tasks:
         find_task(name)
     return recipe
-
-
-# %% ../nbs/system/80_pipeline.ipynb #14193a26
-OBJECTIVES = {
-    "sft": next_token,
-    "pretrain": next_token,
-}  # the word of the recipe -> loss; which tokens are trained is the data's business
-
-JUDGED_FORMATS = {"preference", "kto"}  # formats whose rows say which answers are worse
-
-
-def check_objective(
-    objective: str,
-    formats: str,  # of the rows, with commas
-) -> None:
-    "`UserError` where the objective and the rows do not belong together."
-    found = set(formats.split(", "))
-    if {"sft": not found & JUDGED_FORMATS and found != {"text"}, "pretrain": found == {"text"}}[
-        objective
-    ]:
-        return
-    fix = (
-        "no objective of this version learns from judged answers: prepare rows with the good"
-        " answers only"
-        if found & JUDGED_FORMATS
-        else f"set train.objective={'pretrain' if found == {'text'} else 'sft'}"
-    )
-    raise UserError(
-        f"the objective {objective} does not learn from rows of the format {formats}",
-        where="train.objective",
-        allowed="sft for conversations, pretrain for plain text",
-        fix=fix,
-    )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0b767b0e
@@ -385,12 +379,18 @@ def check_target_names(model: Model, adapt: Adapt) -> None:
         count_trainable_from_config(config, adapt)
 
 
+def group_size(recipe: Recipe) -> int:
+    "Texts of a canonical row that stay in one sequence: two where an objective compares answers."
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    return 2 if objective.rows == {"preference"} else 1
+
+
 def step_shape(recipe: Recipe, chosen: DevicePlan, recompute: bool) -> StepShape:
     "What a step of the recipe does here, as the memory plan wants to know it."
     t = recipe.train
     return StepShape(
         t.batch_size,
-        recipe.data.max_length,
+        recipe.data.max_length * group_size(recipe),
         recompute=recompute,
         quantize=recipe.model.quantize,
         mixed=chosen.device == "cuda",
@@ -425,101 +425,126 @@ def choose_activations(
     return choose_policy(kept, peak(True), config.get_text_config().num_hidden_layers, budget)
 
 
-def apply_engine(model, recipe: Recipe, chosen: DevicePlan) -> dict:
-    "Set the kernels and what the way back keeps, in place; what was done, for the run."
-    engine = (
-        "reference" if recipe.launch.strategy == "deepspeed" else chosen.engine
-    )  # what deepspeed has not gathered can only be read by the model's own layers
-    fused, (policy, count) = (
-        fuse_model(model, engine, spread=sharded(recipe.launch), fp8=recipe.model.fp8),
-        choose_activations(recipe, load_config(recipe.model), chosen),
-    )
-    return dict(
-        engine=fused.about(),
-        activations=dict(
-            policy=policy,
-            layers=apply_activation_checkpointing(decoder_layers(model), policy, count),
-        ),
-    )
-
-
 # %% ../nbs/system/80_pipeline.ipynb #91e02f05
-def run_training(
-    recipe: Recipe, run: Run, chosen: DevicePlan, quiet: bool, signals: Signals | None = None
-):
-    "(model, tokenizer) after training; the trained weights lie in the run."
-    resolve_trackers(
-        recipe.train.trackers
-    )  # one that cannot be had is named now, and not after the data
+def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
+    "Set the kernels and what the backward pass keeps, in place; what was done, for the run."
+    # what deepspeed has not gathered can only be read by the model's own layers
+    engine = "reference" if recipe.launch.strategy == "deepspeed" else plan.engine
+    report = fuse_model(model, engine, spread=sharded(recipe.launch), fp8=recipe.model.fp8)
+    policy, count = choose_activations(recipe, load_config(recipe.model), plan)
+    layers = apply_activation_checkpointing(decoder_layers(model), policy, count)
+    return dict(engine=report.about(), activations=dict(policy=policy, layers=layers))
+
+
+def record_model(run: Run, model, tokenizer, base: dict, plan: DevicePlan, speed: dict) -> None:
+    "Write what the model is, what of it is trained, and how it is computed into the run."
+    facts = dict(
+        base=base,
+        family=describe_model(model, tokenizer),
+        plan=asdict(plan),
+        trainable=count_trainable(model),
+    )
+    run.write("model.json", facts | speed)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #ccfce15e
+@dataclass
+class Session:
+    "Everything that a training needs, put together."
+
+    model: object
+    tokenizer: object
+    data: Prepared
+    objective: Objective
+    trainer: DurableTrainer
+    batches: Callable[[], Iterator[dict]]  # a few, from all over the data
+
+
+def prepare_rows(recipe: Recipe, tokenizer, run: Run, quiet: bool) -> Prepared:
+    "The job's rows, recorded in the run, and checked to be what the objective learns from."
+    make = prepare_stream if recipe.data.stream else prepare
+    data = make(recipe.data, tokenizer, recipe.train.seed, quiet)
+    kinds = {row_kind(name) for name in data.about["format"].split(", ")}
+    check_rows(chosen_objective(recipe.train.objective, OBJECTIVES)[0], kinds, OBJECTIVES)
+    record_data(run, data, recipe.train.accept_changes)
+    return data
+
+
+def assemble(
+    recipe: Recipe,
+    run: Run,
+    plan: DevicePlan,
+    *,
+    signals: Signals,
+    quiet: bool = True,
+    shrink: Callable[[Prepared], Prepared] = lambda data: data,  # what a preflight trains on
+) -> Session:
+    "Model, data, objective and trainer of a recipe, ready for the first step."
     seed_everything(recipe.train.seed)
     section = pin_model(run, recipe.model)
-    model, tokenizer = load_model(section, chosen, sharded(recipe.launch))
-    data = (prepare_stream if recipe.data.stream else prepare)(
-        recipe.data, tokenizer, recipe.train.seed, quiet
-    )
-    check_objective(recipe.train.objective, data.about["format"])
-    record_data(run, data, recipe.train.accept_changes)
-    if not quiet:
-        print(data.said)
-    batches = partial(
-        sample_batches, data.train, recipe.train.batch_size, chosen, tokenizer.pad_token_id
-    )
+    model, tokenizer = load_model(section, plan, sharded(recipe.launch))
+    data = shrink(prepare_rows(recipe, tokenizer, run, quiet))
+    rows = recipe.train.batch_size
+    batches = partial(sample_batches, data.train, rows, plan=plan, pad_id=tokenizer.pad_token_id)
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
-    speed = apply_engine(model, recipe, chosen)
-    known = dict(
-        base=fingerprint(section.base, section.revision),
-        quantize=recipe.model.quantize,
-        data=data.digest,
+    speed = apply_engine(model, recipe, plan)
+    base = fingerprint(section.base, section.revision)
+    record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    trainer = build_trainer(
+        model,
+        tokenizer,
+        data=data,
+        section=recipe.train,
+        plan=plan,
+        run=run,
+        signals=signals,
+        objective=objective,
+        adapt=recipe.adapt,
+        known=dict(base=base, quantize=recipe.model.quantize, data=data.digest),
+        quiet=quiet,
+        check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
+        **strategy_arguments(recipe.launch),
     )
-    run.write(
-        "model.json",
-        dict(
-            base=known["base"],
-            family=describe_model(model, tokenizer),
-            plan=asdict(chosen),
-            trainable=count_trainable(model),
-        )
-        | speed,
+    session = Session(
+        model, tokenizer, data=data, objective=objective, trainer=trainer, batches=batches
     )
-    facts = describe_model(model, tokenizer) | (
-        {"chat template": data.about["template"]} if data.about["format"] != "text" else {}
-    )
+    objective.setup(session)
+    return session
+
+
+# %% ../nbs/system/80_pipeline.ipynb #4c8c6c58
+def show_session(session: Session) -> None:
+    "Print what will be trained, and on what."
+    facts = describe_model(session.model, session.tokenizer)
+    if session.data.about["format"] != "text":
+        facts |= {"chat template": session.data.about["template"]}
+    lines = (f"{name}: {words}" for name, words in facts.items())
+    table = trainable_table(count_trainable(session.model))
+    Console().print(session.data.summary, table, *lines, sep="\n")
+
+
+def run_training(
+    recipe: Recipe, run: Run, plan: DevicePlan, signals: Signals, quiet: bool
+) -> Session:
+    "The session after its training; the trained weights lie in the run."
+    resolve_trackers(recipe.train.trackers)  # a missing one is named now, and not after the data
+    session = assemble(recipe, run, plan, signals=signals, quiet=quiet)
     if not quiet:
-        Console().print(
-            trained_table(count_trainable(model)),
-            *(f"{name}: {words}" for name, words in facts.items()),
-            sep="\n",
-        )
-    record_experts(run, model, batches=batches(), when="before", quiet=quiet)
-    with hide_progress_bars(
-        is_small(section.base)
-    ):  # a checkpoint of a small model is written in a blink
-        fit(
-            model,
-            tokenizer,
-            data.train,
-            data.val,
-            recipe.train,
-            chosen,
-            run,
-            with_router_loss(model, OBJECTIVES[recipe.train.objective]),
-            recipe.model.base,
-            recipe.adapt,
-            quiet,
-            known,
-            data.sources,
-            signals,
-            lambda accelerator: check_strategy(recipe.launch, accelerator, model),
-            **strategy_arguments(recipe.launch),
-        )
+        show_session(session)
+    record = partial(record_experts, run, session.model, quiet=quiet)
+    record(batches=session.batches(), when="before")
+    # a checkpoint of a small model is written in no time: a bar for it would only flicker
+    with hide_progress_bars(is_small(pin_model(run, recipe.model).base)):
+        complete_training(session.trainer, session.tokenizer, recipe.model.base)
     if recipe.data.stream:
-        record_data(run, data, recipe.train.accept_changes)  # now its rows are counted
-    record_experts(run, model, batches=batches(), when="after", quiet=quiet)
-    return model, tokenizer
+        record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
+    record(batches=session.batches(), when="after")
+    return session
 
 
-# what lies in a run before its first step; with a mirror there is more, and a second place that
-# knows it
+# %% ../nbs/system/80_pipeline.ipynb #8cf1aaaf
+# what lies in a run before its first step; with a mirror there is more, and a second place knows it
 FILES_BEFORE_TRAINING = {
     "recipe.yaml",
     "env.json",
@@ -533,14 +558,12 @@ FILES_BEFORE_TRAINING = {
 
 @contextmanager
 def release_unused_run(run: Run) -> Iterator[None]:
-    """A job that is refused before its first step leaves its folder to the recipe put right, since
-    nothing in it was learned."""
+    "Clears a run that was refused before its first step."
     try:
         yield
     except UserError:
-        if rank() == 0 and {p.name for p in run.path.iterdir()} <= FILES_BEFORE_TRAINING | {
-            ".lock"
-        }:
+        names = {path.name for path in run.path.iterdir()}
+        if rank() == 0 and names <= FILES_BEFORE_TRAINING | {".lock"}:
             for name in FILES_BEFORE_TRAINING:
                 (run.path / name).unlink(missing_ok=True)
         raise
@@ -563,9 +586,22 @@ def fetch_recipe(place: str, path: Path) -> Recipe:
             allowed="a run, a folder that train.mirror named, or hf://user/name",
             fix="is the drive mounted?",
         )
-    return read_recipe(
-        Run.load(path).recipe, [f"train.mirror={json.dumps(place)}"] if place != str(path) else []
-    )
+    changes = [f"train.mirror={json.dumps(place)}"] if place != str(path) else []
+    return read_recipe(Run.load(path).recipe, changes)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #e0783b9a
+def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: bool) -> None:
+    "Run the tasks of the recipe that have no result yet."
+    missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
+    if not missing:
+        return
+    if session:
+        model, tokenizer = session.model, session.tokenizer
+    else:
+        model, tokenizer = open_model(str(run.path))
+    section = recipe.eval.model_copy(update={"tasks": missing})
+    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, how=recipe.generate)
 
 
 def train(
@@ -575,40 +611,21 @@ def train(
 ) -> Run:
     """From a recipe to a run with the trained model, its evaluation and its card. The same call
     resumes, and does only what is not done."""
-    chosen, mirror = plan_model(recipe.model), recipe.train.mirror
+    plan, session = plan_model(recipe.model), None
     check_target_names(recipe.model, recipe.adapt)
-    init_distributed(recipe.launch, chosen.device)
+    init_distributed(recipe.launch, plan.device)
     run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
-    with (
-        Signals() as signals,
-        release_unused_run(run),
-        mirrored(
-            run.path,
-            mirror if rank() == 0 else None,
-            recipe.train.keep_checkpoints,
-            say=(lambda text: None) if quiet else print,
-        ),
-    ):
-        trained = (
-            None
-            if is_finished(run)
-            else run_training(
-                recipe, run, chosen=chosen, quiet=quiet or rank() > 0, signals=signals
+    mirror = recipe.train.mirror if rank() == 0 else None
+    kept = dict(keep=recipe.train.keep_checkpoints, say=(lambda text: None) if quiet else print)
+    with Signals() as signals, release_unused_run(run), mirrored(run.path, mirror, **kept):
+        if not is_finished(run):
+            session = run_training(
+                recipe, run, plan=plan, signals=signals, quiet=quiet or rank() > 0
             )
-        )
-        if rank() > 0:
-            return run  # the rest is for one
-        missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
-        if missing:
-            evaluate_tasks(
-                run,
-                *(trained or open_model(str(path))),
-                recipe.eval.model_copy(update={"tasks": missing}),
-                quiet,
-                how=recipe.generate,
-            )
-        write_card(run)
-        run.seal()
+        if rank() == 0:  # the rest is for one process
+            evaluate_missing(recipe, run, session=session, quiet=quiet)
+            write_card(run)
+            run.seal()
     return run
 
 

@@ -13,13 +13,17 @@ __all__ = [
     "format_verdict",
     "forecast_tables",
     "longest_sequences",
-    "longest_validation",
     "measure_peak",
     "reload_model",
     "logits_on_cpu",
     "total_steps",
     "step_seconds",
+    "preflight_recipe",
+    "shrink_to_longest",
+    "Trial",
+    "train_longest",
     "preflight",
+    "preflight_memory",
     "check_preflight",
     "preflight_table",
 ]
@@ -30,8 +34,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 # %% ../nbs/system/81_preflight.ipynb #6ce11310
@@ -40,13 +43,12 @@ import torch
 from rich.table import Table
 
 # %% ../nbs/system/81_preflight.ipynb #13fcd85e
-from llmtrainer.data.packing import Bins, Sequences, collator
-from llmtrainer.data.prepare import Prepared, prepare
+from llmtrainer.data.packing import Bins, Sequences, model_inputs
+from llmtrainer.data.prepare import Prepared
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.device import plan_table as device_table
 from llmtrainer.models.load import Model, load_config, load_model, model_traits, plan_model
-from llmtrainer.models.lora import count_trainable, load_adapter
-from llmtrainer.models.lora import trainable_table as trained_table
+from llmtrainer.models.lora import count_trainable, load_adapter, trainable_table
 from llmtrainer.models.memory import (
     MAX_ROWS,
     MemoryTracker,
@@ -54,25 +56,24 @@ from llmtrainer.models.memory import (
     count_trainable_from_config,
     largest_batch_size,
     matmul_speed,
+    memory_table,
     predict_memory,
     step_time_range,
     suggestions,
 )
-from llmtrainer.models.memory import (
-    memory_table as memory_table,
-)
-from llmtrainer.models.variants import adapt_model
 from llmtrainer.pipeline import (
     OBJECTIVES,
     Recipe,
-    apply_engine,
-    check_objective,
+    Session,
+    assemble,
     choose_activations,
     step_shape,
 )
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Run, seed_everything
-from llmtrainer.train.trainer import fit
+from llmtrainer.run import Run
+from llmtrainer.train.durable import Signals
+from llmtrainer.train.objective import chosen_objective
+from llmtrainer.train.trainer import complete_training
 
 
 # %% ../nbs/system/81_preflight.ipynb #32eeb8d1
@@ -119,7 +120,10 @@ def predict_time(
 ) -> dict:
     """Tokens of a step, the range of seconds that it should take, and of the hours of the job where
     the recipe says how many steps."""
-    step, steps = speed and step_time_range(flops * work.accumulate, speed), recipe.train.max_steps
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    forward = 1 / 2 if recipe.adapt.method == "lora" else 1 / 3  # share of forward and backward
+    flops = flops * work.accumulate * (1 + (objective.passes - 1) * forward)
+    step, steps = speed and step_time_range(flops, speed), recipe.train.max_steps
     return dict(
         seconds_per_step=step,
         tokens_per_step=work.rows * work.length * work.accumulate,
@@ -189,7 +193,7 @@ def forecast_tables(said: dict) -> list:
     return [
         device_table(DevicePlan(**said["plan"])),
         facts,
-        trained_table(said["trainable"]),
+        trainable_table(said["trainable"]),
         memory_table(said["bytes"]),
         *format_verdict(said),
     ]
@@ -201,15 +205,8 @@ def longest_sequences(found: Sequences, rows: int, among: int = 5000) -> Sequenc
     some = range(0, len(found), 1 + len(found) // among)
     chosen = sorted(some, key=lambda i: -len(found[i]["input_ids"]))[:rows]
     bins = [found.bins[i] for i in chosen]
-    return Sequences(
-        found.rows,
-        Bins(np.concatenate(bins), np.concatenate([[0], np.cumsum([len(b) for b in bins])])),
-    )
-
-
-def longest_validation(val: dict[str, Sequences], rows: int) -> dict[str, Sequences]:
-    "The longest validation sequences of each task."
-    return {task: longest_sequences(found, rows) for task, found in val.items()}
+    starts = np.concatenate([[0], np.cumsum([len(b) for b in bins])])
+    return replace(found, bins=Bins(np.concatenate(bins), starts), sizes=[], counts=[])
 
 
 # %% ../nbs/system/81_preflight.ipynb #c0daf90d
@@ -254,8 +251,13 @@ def logits_on_cpu(model, batch: dict) -> torch.Tensor:
     )
 
 
-def total_steps(recipe: Recipe, sequences: int) -> int:
+def total_steps(
+    recipe: Recipe,
+    sequences: int | None,  # of an epoch; None for a stream, which has a number of steps
+) -> int:
     "Optimizer steps that the job will take."
+    if sequences is None:
+        return recipe.train.max_steps
     whole = math.ceil(
         recipe.train.epochs
         * math.ceil(sequences / (recipe.train.batch_size * recipe.train.accumulate))
@@ -269,101 +271,127 @@ def step_seconds(run: Run) -> float:
     return times[-1] - times[-2]
 
 
+# %% ../nbs/system/81_preflight.ipynb #9281926b
+def preflight_recipe(recipe: Recipe, steps: int) -> Recipe:
+    "The recipe of a job that takes so many steps, saves, validates and logs, and then ends."
+    changes = dict(
+        max_steps=steps,
+        epochs=float(steps),
+        save_steps=steps,
+        eval_steps=steps,
+        save_every=None,
+        eval_every=None,
+        log_steps=1,
+        mirror=None,
+        max_hours=None,
+        trackers="none",
+    )
+    return recipe.model_copy(update=dict(train=recipe.train.model_copy(update=changes)))
+
+
+def shrink_to_longest(data: Prepared, train: int, val: int) -> Prepared:
+    "The longest sequences of the data: so many to train on, so many of each task to validate."
+    sequences = data.train.first_sequences() if data.train.endless else data.train
+    longest = {task: longest_sequences(rows, val) for task, rows in data.val.items()}
+    return replace(data, train=longest_sequences(sequences, train), val=longest)
+
+
+# %% ../nbs/system/81_preflight.ipynb #964d4cba
+@dataclass
+class Trial:
+    "What came of training on the longest batch."
+
+    about: dict  # of the whole data
+    sequences: int | None  # of the whole data; None for a stream
+    batch: dict
+    logits: torch.Tensor  # of the trained model on that batch
+    trainable: dict
+    result: dict  # steps, loss, validation
+    seconds: float
+    peak: int  # bytes
+    checkpoint_bytes: int
+
+
+def train_longest(recipe: Recipe, run: Run, plan: DevicePlan, steps: int, quiet: bool) -> Trial:
+    "Train a few steps on the longest batch of the job."
+    whole, rows = {}, recipe.train.batch_size
+
+    def shrink(data: Prepared) -> Prepared:
+        whole.update(about=data.about, sequences=None if data.train.endless else len(data.train))
+        return shrink_to_longest(data, train=rows * recipe.train.accumulate, val=rows)
+
+    small = preflight_recipe(recipe, steps)
+    with Signals() as signals:
+        session = assemble(small, run, plan, signals=signals, quiet=quiet, shrink=shrink)
+        sequences, model = session.data.train, session.model
+        batch = session.trainer.data_collator(
+            [sequences[i] for i in range(min(len(sequences), rows))]
+        )
+        began = time.perf_counter()
+        result, peak = measure_peak(
+            plan.device,
+            lambda: complete_training(session.trainer, session.tokenizer, recipe.model.base),
+            [*model.parameters(), *model.buffers()],
+        )
+    files = [file for file in run.checkpoints.rglob("*") if file.is_file()]
+    return Trial(
+        **whole,
+        batch=batch,
+        logits=logits_on_cpu(model, batch),
+        trainable=count_trainable(model),
+        result=result,
+        seconds=time.perf_counter() - began,
+        peak=peak,
+        checkpoint_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+# %% ../nbs/system/81_preflight.ipynb #5cfd1287
 def preflight(recipe: Recipe, quiet: bool = True) -> dict:
     """The job in small: render, two steps on the longest batch, validation, save, load, compare;
     predicted beside measured. Raises what the job would raise."""
-    chosen, steps = plan_model(recipe.model), 2
-    seed_everything(recipe.train.seed)
-    model, tokenizer = load_model(recipe.model, chosen)
-    data = prepare(recipe.data, tokenizer, recipe.train.seed, quiet)
-    check_objective(recipe.train.objective, data.about["format"])
-    worst = longest_sequences(data.train, recipe.train.batch_size * recipe.train.accumulate)
-    batch = collator(chosen.attn, tokenizer.pad_token_id)(
-        [worst[i] for i in range(min(len(worst), recipe.train.batch_size))]
-    )
-    work = replace(
-        planned_step_shape(recipe, load_config(recipe.model), chosen),
-        rows=len(batch["input_ids"]),
-        length=batch["input_ids"].shape[1],
-    )
-    model = adapt_model(model, recipe.adapt, recipe.train.seed, batches=[batch])
-    apply_engine(model, recipe, chosen)
-    section = recipe.train.model_copy(
-        update=dict(
-            max_steps=steps,
-            epochs=float(steps),
-            save_steps=steps,
-            eval_steps=steps,
-            log_steps=1,
-            mirror=None,
-            max_hours=None,
-        )
-    )
+    plan, steps = plan_model(recipe.model), 2
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", recipe)
-        began = time.perf_counter()
-        done, peak = measure_peak(
-            chosen.device,
-            lambda: fit(
-                model,
-                tokenizer,
-                train=worst,
-                val=longest_validation(data.val, recipe.train.batch_size),
-                section=section,
-                plan=chosen,
-                run=run,
-                objective=OBJECTIVES[recipe.train.objective],
-                base=recipe.model.base,
-                adapt=recipe.adapt,
-                quiet=True,
-            ),
-            [*model.parameters(), *model.buffers()],
-        )
-        took, size = (
-            time.perf_counter() - began,
-            sum(f.stat().st_size for f in run.checkpoints.rglob("*") if f.is_file()),
-        )
-        trained, counts, each = (
-            logits_on_cpu(model, batch),
-            count_trainable(model),
-            step_seconds(run),
-        )
-        del model  # the stored one must find its place
-        gc.collect(), torch.cuda.empty_cache()
-        apart = (
-            (trained - logits_on_cpu(reload_model(recipe, chosen, run), batch)).abs().max().item()
-        )
-    said = predict_memory(load_config(recipe.model), recipe.adapt, work)
-    standing = (
-        0 if chosen.device == "cuda" else said["weights"] + said["constants"] + said["trained"]
-    )  # lay there before the ledger was opened
-    saving = (
-        0
-        if chosen.device == "cuda"
-        else standing
-        + said["trained"]
-        + 2 * said["optimizer"]
-        + said["weights"] * (recipe.adapt.method == "partial")
-    )  # a save copies in main memory what it writes
-    total = total_steps(recipe, len(data.train))
+        trial = train_longest(recipe, run, plan=plan, steps=steps, quiet=quiet)
+        gc.collect()
+        torch.cuda.empty_cache()
+        reloaded = logits_on_cpu(reload_model(recipe, plan, run), trial.batch)
+        each = step_seconds(run)
+    job_steps = total_steps(recipe, trial.sequences)
     return dict(
-        rows=data.about["rows"],
-        tokens=data.about["tokens"],
-        longest=work.length,
-        sequences=len(data.train),
-        trainable=counts,
-        loss=done["loss"],
-        validation=done.get("eval_loss"),
-        seconds=round(took, 2),
-        checkpoint_bytes=size,
-        reload_difference=apart,
-        predicted_bytes=max(said["allocated"], saving),
-        measured_bytes=peak + standing,
+        rows=trial.about["rows"],
+        tokens=trial.about["tokens"],
+        longest=trial.batch["input_ids"].shape[1],
+        sequences=trial.sequences,
+        trainable=trial.trainable,
+        loss=trial.result["loss"],
+        validation=trial.result.get("eval_loss"),
+        seconds=round(trial.seconds, 2),
+        checkpoint_bytes=trial.checkpoint_bytes,
+        reload_difference=(trial.logits - reloaded).abs().max().item(),
+        **preflight_memory(recipe, plan, batch=trial.batch, peak=trial.peak),
         steps=steps,
         seconds_per_step=round(each, 3),
-        job_steps=total,
-        job_hours=round(total * each / 3600, 3),
+        job_steps=job_steps,
+        job_hours=round(job_steps * each / 3600, 3),
     )
+
+
+# %% ../nbs/system/81_preflight.ipynb #f6918651
+def preflight_memory(recipe: Recipe, plan: DevicePlan, batch: dict, peak: int) -> dict[str, int]:
+    "Bytes that were predicted for the steps on this batch, and that were measured."
+    config = load_config(recipe.model)
+    rows, length = batch["input_ids"].shape
+    step = replace(planned_step_shape(recipe, config, plan), rows=rows, length=length)
+    parts = predict_memory(config, recipe.adapt, step)
+    if plan.device == "cuda":
+        return dict(predicted_bytes=parts["allocated"], measured_bytes=peak)
+    loaded = parts["weights"] + parts["constants"] + parts["trained"]
+    saving = loaded + parts["trained"] + 2 * parts["optimizer"]
+    if recipe.adapt.method == "partial":
+        saving += parts["weights"]
+    return dict(predicted_bytes=max(parts["allocated"], saving), measured_bytes=peak + loaded)
 
 
 # %% ../nbs/system/81_preflight.ipynb #d390b016

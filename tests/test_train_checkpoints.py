@@ -25,7 +25,7 @@ def write_some(folder, step):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llmtrainer.train.checkpoints import commit, write_pointer, prune_checkpoints
+from llmtrainer.train.checkpoints import Retention, commit, prune_checkpoints, write_pointer
 root, fatal, seen = Path(sys.argv[1]), int(sys.argv[2]), 0
 def hook(event, args):
     global seen
@@ -158,7 +158,7 @@ def test_pruning_never_removes_the_newest_whole_one_nor_any_damaged_one(whole, k
         if not good:
             (folder / "adapter_model.safetensors").unlink()
     first = newest_checkpoint(root)[0]
-    prune_checkpoints(root, keep)
+    prune_checkpoints(root, Retention(keep))
     left = {int(p.name.removeprefix("step-")) for p in list_steps(root)}
     assert newest_checkpoint(root)[0] == first
     assert left == {i for i, good in enumerate(whole, 1) if not good} | set(

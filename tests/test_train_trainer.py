@@ -504,7 +504,7 @@ def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
 PHASES = {
     "optimizer": (CheckpointCallback, "on_pre_optimizer_step"),
     "after the step": (CheckpointCallback, "on_step_end"),
-    "validation": (DurableTrainer, "validation"),
+    "validation": (DurableTrainer, "sum_batches"),
     "copying": (CheckpointCallback, "save"),
     "writing": (AsyncSaver, "_write"),
     "logging": (CheckpointCallback, "write_line"),
@@ -1043,7 +1043,15 @@ def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_t
         == 3
     )
     straight = job(tmp_path / "b")
-    fit(*straight[:2], straight[2].train, {}, section, PLAN, straight[3], quiet=True)
+    fit(
+        *straight[:2],
+        straight[2].train,
+        {},
+        section=section,
+        plan=PLAN,
+        run=straight[3],
+        quiet=True,
+    )
     assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), (
         "not one step more"
     )

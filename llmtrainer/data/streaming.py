@@ -341,6 +341,10 @@ class StreamedSequences(Dataset):
         "A few sequences, of the first block."
         return list(range(min(count, len(self.read(StreamPosition())))))
 
+    def first_sequences(self) -> Sequences:
+        "The sequences of the first block."
+        return self.read(StreamPosition()).sequences
+
     # where it stands
     def position(
         self,
