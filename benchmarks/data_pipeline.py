@@ -266,11 +266,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.once:
         what, out, name = given.once
-        import transformers  # before the memory is looked at
 
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if what == "ours":
-            import llmtrainer.data.prepare
+            pass
         before = peak()
         seconds, made = WORK[what](Path(out), name)
         return print(

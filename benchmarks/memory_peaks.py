@@ -30,11 +30,11 @@ from llmtrainer.models.memory import StepShape, predict_memory
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
 from llmtrainer.train.durable import CheckpointConfig
+from llmtrainer.train.objective import Sft
 from llmtrainer.train.trainer import (
     DurableTrainer,
     Train,
     custom_optimizer,
-    next_token,
     training_arguments,
 )
 
@@ -170,18 +170,20 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
-        keeping = CheckpointConfig(Run(Path(folder)), save="1000000 steps", say=lambda text: None)
+        never = CheckpointConfig(
+            Run(Path(folder)), save_every="1000000 steps", say=lambda text: None
+        )
         trainer = DurableTrainer(
             model,
             args,
             train_dataset=packed_rows(rows, length, config.vocab_size, steps),
-            objective=next_token,
-            keeping=keeping,
+            objective=Sft(),
+            checkpoint_config=never,
             data_collator=collator("sdpa", 0),
             **custom_optimizer(model, recipe, adapt, args),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.keeper.store = lambda *_: None  # what is measured is the steps
+        trainer.checkpoints.save_if_due = lambda *_: None  # what is measured is the steps
         made = time.perf_counter()
         trainer.train()
     peak, reserved = (

@@ -95,7 +95,8 @@ def work(case: Case, given, folder: Path) -> None:
         sharded,
         strategy_arguments,
     )
-    from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
+    from llmtrainer.train.objective import Sft
+    from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists():
@@ -153,8 +154,8 @@ def work(case: Case, given, folder: Path) -> None:
         track="none",
     )
     (folder / "run").mkdir(exist_ok=True)
-    keeping = CheckpointConfig(
-        Run(folder / "run"), save="1000000 steps", say=lambda text: None, running=running
+    never = CheckpointConfig(
+        Run(folder / "run"), save_every="1000000 steps", say=lambda text: None, check_start=running
     )
     trainer = DurableTrainer(
         model,
@@ -162,12 +163,12 @@ def work(case: Case, given, folder: Path) -> None:
         train_dataset=Random(
             given.rows * case.gpus * 4, given.length, SHAPES[case.shape]["vocab_size"]
         ),
-        objective=next_token,
-        keeping=keeping,
+        objective=Sft(),
+        checkpoint_config=never,
         data_collator=collator("sdpa", 0),
         callbacks=[Clock()],
     )
-    trainer.keeper.store = lambda *_: None  # what is measured is the steps
+    trainer.checkpoints.save_if_due = lambda *_: None  # what is measured is the steps
     done = trainer.train()
     mark("trained")
     seconds = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))

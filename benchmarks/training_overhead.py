@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-import llmtrainer.models.load  # first, for it silences a warning of bitsandbytes
 from llmtrainer.data.packing import collator, pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
@@ -26,8 +25,9 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
 from llmtrainer.train.durable import CheckpointConfig
+from llmtrainer.train.objective import Sft
 from llmtrainer.train.resume import checkpoint_weights, copy_to_host
-from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
+from llmtrainer.train.trainer import DurableTrainer, Train, training_arguments
 
 
 def made(folder: Path):
@@ -63,7 +63,7 @@ def bare(model, tokenizer, train, section: Train) -> list[float]:
         ]
         items = sum((b["labels"][:, 1:] != -100).sum() for b in micro)
         for batch in micro:
-            next_token(model, batch, items)[0].backward()
+            (Sft().loss(model, batch).total / items).backward()
         torch.nn.utils.clip_grad_norm_(
             [p for p in model.parameters() if p.requires_grad], section.max_grad_norm
         )
@@ -82,18 +82,18 @@ def ours(
         model,
         training_arguments(section, plan_device(probe()), folder / "x"),
         train_dataset=train,
-        objective=next_token,
-        keeping=CheckpointConfig(run, save=save, say=lambda text: None),
+        objective=Sft(),
+        checkpoint_config=CheckpointConfig(run, save_every=save, say=lambda text: None),
         data_collator=collator("sdpa", tokenizer.pad_token_id),
     )
-    end, store = trainer.keeper.on_step_end, trainer.keeper.save_copy
+    end, store = trainer.checkpoints.on_step_end, trainer.checkpoints.save
 
     def timed_end(*args, **kw):
         end(*args, **kw)
         ends.append(time.perf_counter())
 
     def timed_store(state):
-        trainer.keeper.saver.wait()  # a machine this small may still be writing the last one: that is counted apart
+        trainer.checkpoints.saver.wait()  # a machine this small may still be writing the last one: that is counted apart
         begun = time.perf_counter()
         held = copy_to_host([checkpoint_weights(trainer.model)[0], trainer.optimizer.state_dict()])
         copies.append(time.perf_counter() - begun)
@@ -102,9 +102,9 @@ def ours(
         store(state)
         pauses.append(time.perf_counter() - begun)
 
-    trainer.keeper.on_step_end, trainer.keeper.save_copy = timed_end, timed_store
+    trainer.checkpoints.on_step_end, trainer.checkpoints.save = timed_end, timed_store
     trainer.train()
-    trainer.keeper.saver.wait()
+    trainer.checkpoints.saver.wait()
     return [b - a for a, b in zip(ends, ends[1:])], pauses, copies
 
 

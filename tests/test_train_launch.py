@@ -122,7 +122,8 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.run import Run
 from llmtrainer.train.checkpoints import newest_checkpoint
 from llmtrainer.train.launch import Launch, check_strategy, main_process_first, init_distributed, strategy_arguments, sharded
-from llmtrainer.train.trainer import DurableTrainer, Train, fit, next_token
+from llmtrainer.train.objective import Sft
+from llmtrainer.train.trainer import DurableTrainer, Train, fit
 from llmtrainer.train.distributed import rank, world_size
 folder, run, gpus, kill, full, strategy, quantize = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:8]
 init_distributed(launch := Launch(gpus=gpus, strategy=strategy), "cpu")
@@ -134,25 +135,28 @@ model, tokenizer = load_model(Model(base="tiny:llama", quantize=quantize), PLAN,
 data = prepare(Data(train=str(folder / "rows.jsonl"), max_length=160), tokenizer)
 section = Train(max_steps=9, epochs=9, batch_size=4, accumulate=1, lr=1e-3, save_steps=3, log_steps=1, eval_steps=4)
 run, seen, began = main_process_first(lambda: Run.open(run, section), run), [], time.time()
-def objective(model, batch, items=None):
+def loss_of(model, batch):
     if model.training: seen.append(1)
     if model.training and len(seen) == kill and rank() == world_size() - 1:
         while not newest_checkpoint(run.checkpoints)[0]:
             assert time.time() < began + 120, newest_checkpoint(run.checkpoints)
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-    loss, metrics = next_token(model, batch, items)
-    if full == "no number" and len(seen) == 6 and rank() == 1: loss.register_hook(lambda g: g * float("nan"))
+    loss = Sft().loss(model, batch)
+    if full == "no number" and len(seen) == 6 and rank() == 1: loss.total.register_hook(lambda g: g * float("nan"))
     elif model.training and len(seen) == 6 and rank() == 1 and full != "never":
         def end(g=None):
             if full != "forward": hook.remove()
             raise torch.OutOfMemoryError("CUDA out of memory.")
         if full == "forward": end()
-        hook = (loss if full == "backward" else inner(model)[0]).register_hook(end)
-    return loss, metrics
+        hook = (loss.total if full == "backward" else inner(model)[0]).register_hook(end)
+    return loss
+class Faulty(Sft):
+    def loss(self, model, batch): return loss_of(model, batch)
+    def eval_loss(self, model, batch): return loss_of(model, batch)
 inner = lambda model: [p for n, p in model.named_parameters() if "layers.0" in n and p.requires_grad]
 model = adapt_model(model, Adapt(r=4))
-fit(model, tokenizer, data.train, data.val, section, PLAN, run, objective, running=lambda a: check_strategy(launch, a, model), quiet=True, **strategy_arguments(launch))
+fit(model, tokenizer, data.train, data.val, section=section, plan=PLAN, run=run, objective=Faulty(), check_start=lambda a: check_strategy(launch, a, model), quiet=True, **strategy_arguments(launch))
 if strategy == "deepspeed": os._exit(0)  # groups that it made over gloo have threads, and some of them outlive the interpreter
 if dist.is_initialized(): dist.destroy_process_group()
 """
@@ -276,7 +280,8 @@ from pathlib import Path
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 from llmtrainer.data.packing import pad_batch
-from llmtrainer.train.trainer import MicroBatchSampler, next_token
+from llmtrainer.train.objective import Sft
+from llmtrainer.train.trainer import MicroBatchSampler
 out, many = Path(sys.argv[1]), "RANK" in __import__("os").environ
 if many: dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
@@ -295,7 +300,7 @@ for lo in range(0, len(batches), accumulate):
     micro = [pad_batch([rows[i] if i >= 0 else blank(rows[~i]) for i in ids], 0) for ids in batches[lo:lo + accumulate]]
     items = torch.tensor(sum((m["labels"][:, 1:] != -100).sum() for m in micro))
     if many: dist.all_reduce(items)
-    for m in micro: (next_token(model, m, items)[0] * world).backward()
+    for m in micro: (Sft().loss(model, m).total / items * world).backward()
     optimizer.step(); optimizer.zero_grad()
 full = {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in model.named_parameters()}
 if rank == 0: torch.save(full, out)
@@ -334,7 +339,8 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.load import Model, load_model
-from llmtrainer.train.trainer import MicroBatchSampler, next_token
+from llmtrainer.train.objective import Sft
+from llmtrainer.train.trainer import MicroBatchSampler
 out, engine, many = sys.argv[1], sys.argv[2], "RANK" in os.environ
 if many: dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
@@ -357,7 +363,7 @@ rows = [dict(input_ids=(i := torch.randint(200, (n,))).numpy(), position_ids=tor
 batches = [pad_batch([rows[i] for i in ids], 0) for ids in MicroBatchSampler(range(4), 1, 4 // world, rank, world)]
 items, total = torch.tensor(sum(len(r["labels"]) - 1 for r in rows)), torch.zeros(())
 for batch in batches:
-    loss = next_token(model, batch, items)[0]
+    loss = Sft().loss(model, batch).total / items
     (loss * world).backward()
     total += loss.detach()
 if many: dist.all_reduce(total)

@@ -550,8 +550,8 @@ class Prepared:
     val_sources: EncodedSources  # what the validation rows were chosen from
 
     @property
-    def said(self) -> str:
-        "It in a line."
+    def summary(self) -> str:
+        "The data in one line."
         return (
             f"{len(self.encoded):,} rows to train on; validation:"
             f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"

@@ -378,8 +378,8 @@ class StreamedData(Prepared):
     "What training needs of streamed data, and what to tell about it so far."
 
     @property
-    def said(self) -> str:
-        "It in a line."
+    def summary(self) -> str:
+        "The data in one line."
         return (
             f"rows are streamed, {self.train.data.block:,} in a block; validation:"
             f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"

@@ -166,9 +166,9 @@ class ProgressBar(TrainerCallback):
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
-            seconds=MofNCompleteColumn(),
-            split=TextColumn("{task.fields[said]}"),
-            skipped=TimeRemainingColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
         )
 
     def on_train_begin(self, args, state, control, **_):
