@@ -22,7 +22,7 @@ __all__ = [
     "init",
     "data",
     "doctor",
-    "plan_device",
+    "plan",
     "train",
     "continue_run",
     "launch",
@@ -264,7 +264,7 @@ def doctor(as_json: AsJson = False):
 
 # %% ../nbs/system/84_cli.ipynb #2f3b5120
 @app.command()
-def plan_device(
+def plan(
     recipe: RecipeFile,
     changes: Overrides = None,
     as_json: AsJson = False,
