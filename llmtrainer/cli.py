@@ -158,7 +158,7 @@ def restore_gc() -> None:
 def report_in_worker(error: Exception) -> None:
     """In one of several processes: who started them says it, once; a job that stopped is no failure
     to torchrun."""
-    from llmtrainer.train.launch import exit_worker
+    from llmtrainer.training.launch import exit_worker
 
     exit_worker(error.exit_code, str(error))
     raise SystemExit(0 if error.exit_code == 75 else error.exit_code)
@@ -332,7 +332,7 @@ def train(
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import read_recipe, stored_result, train, unmet_requirements
     from llmtrainer.run import Run
-    from llmtrainer.train.launch import is_worker, process_count, run_torchrun, torchrun_command
+    from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
 
     restore_gc()
     job, folder = read_recipe(recipe, changes or []), run or Path("runs") / recipe.stem
@@ -409,7 +409,7 @@ def launch(
     from llmtrainer.pipeline import Recipe
     from llmtrainer.recipe import UserError, load_recipe
     from llmtrainer.run import write_atomic
-    from llmtrainer.train.launch import CLUSTERS
+    from llmtrainer.training.launch import CLUSTERS
 
     if to not in CLUSTERS:
         raise UserError(

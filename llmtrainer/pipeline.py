@@ -105,10 +105,10 @@ from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card
 from llmtrainer.ship.export import check_parity, export_onnx, require_onnx
 from llmtrainer.ship.merge import merge
-from llmtrainer.train.checkpoints import explain_full_disk
-from llmtrainer.train.distributed import rank
-from llmtrainer.train.durable import Signals
-from llmtrainer.train.launch import (
+from llmtrainer.training.checkpoints import explain_full_disk
+from llmtrainer.training.distributed import rank
+from llmtrainer.training.durable import Signals
+from llmtrainer.training.launch import (
     Launch,
     check_launch,
     check_strategy,
@@ -117,10 +117,10 @@ from llmtrainer.train.launch import (
     sharded,
     strategy_arguments,
 )
-from llmtrainer.train.mirror import mirrored, open_place, restore
-from llmtrainer.train.monitor import resolve_trackers
-from llmtrainer.train.optimizers import optimizer_arguments
-from llmtrainer.train.objective import (
+from llmtrainer.training.mirror import mirrored, open_place, restore
+from llmtrainer.training.monitor import resolve_trackers
+from llmtrainer.training.optimizers import optimizer_arguments
+from llmtrainer.training.objective import (
     Objective,
     Pretrain,
     Sft,
@@ -128,7 +128,7 @@ from llmtrainer.train.objective import (
     chosen_objective,
     objective_choice,
 )
-from llmtrainer.train.trainer import (
+from llmtrainer.training.trainer import (
     RESUME_MAY_CHANGE,
     DurableTrainer,
     Train,

@@ -71,9 +71,9 @@ from llmtrainer.pipeline import (
 )
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
-from llmtrainer.train.durable import Signals
-from llmtrainer.train.objective import chosen_objective
-from llmtrainer.train.trainer import complete_training
+from llmtrainer.training.durable import Signals
+from llmtrainer.training.objective import chosen_objective
+from llmtrainer.training.trainer import complete_training
 
 
 # %% ../nbs/system/81_preflight.ipynb #32eeb8d1

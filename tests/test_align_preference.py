@@ -21,8 +21,8 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
-from llmtrainer.train.objective import Sft
-from llmtrainer.train.trainer import Train, fit
+from llmtrainer.training.objective import Sft
+from llmtrainer.training.trainer import Train, fit
 
 
 def wrong(text, answer):

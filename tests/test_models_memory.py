@@ -30,7 +30,7 @@ from transformers.optimization import Adafactor
 
 from llmtrainer.device import QUANTIZE, meta_model
 from llmtrainer.models.lora import Adapt
-from llmtrainer.train.optimizers import OPTIMIZERS, optimizer_arguments
+from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments
 
 
 def test_nf4_bytes_are_those_of_bitsandbytes():

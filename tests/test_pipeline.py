@@ -41,7 +41,7 @@ from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
-from llmtrainer.train.checkpoints import newest_checkpoint
+from llmtrainer.training.checkpoints import newest_checkpoint
 
 
 LEAST = {"model": {"base": "tiny:base"}, "data": {"train": "train.jsonl"}}

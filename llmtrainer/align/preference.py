@@ -16,7 +16,7 @@ from pydantic import Field
 # %% ../../nbs/align/50_preference.ipynb #3ce94ca7
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.recipe import UserError
-from llmtrainer.train.objective import Loss, Objective
+from llmtrainer.training.objective import Loss, Objective
 
 # %% ../../nbs/align/50_preference.ipynb #08a1731e
 CHOSEN, REJECTED = 1, 2  # places in data.table.ROLES

@@ -50,7 +50,7 @@ from llmtrainer.models.generate import Generation, encode_prompts, generate, gen
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.recipe import UserError
-from llmtrainer.train.checkpoints import commit
+from llmtrainer.training.checkpoints import commit
 
 # %% ../../nbs/shipping/70_merge.ipynb #a456954e
 How = Literal["dequantized", "original"]

@@ -54,7 +54,7 @@ from torch.distributed.tensor import DTensor
 from llmtrainer.device import Machine
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, write_json
-from llmtrainer.train.distributed import all_gather, rank, world_size
+from llmtrainer.training.distributed import all_gather, rank, world_size
 
 
 # %% ../../nbs/training/38_launch.ipynb #5c455290

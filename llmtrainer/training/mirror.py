@@ -37,7 +37,7 @@ from huggingface_hub.errors import HfHubHTTPError
 # %% ../../nbs/training/35_mirror.ipynb #1d179e54
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Stopped, fsync_path, sha256, verify, write_json
-from llmtrainer.train.checkpoints import DISK_FULL_ERRORS, list_steps, newest_checkpoint
+from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, list_steps, newest_checkpoint
 
 
 # %% ../../nbs/training/35_mirror.ipynb #5a3817e7

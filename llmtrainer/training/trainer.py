@@ -59,16 +59,16 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
-from llmtrainer.train.checkpoints import Retention, commit, explain_full_disk
-from llmtrainer.train.distributed import all_gather, any_rank, rank, world_size
-from llmtrainer.train.durable import (
+from llmtrainer.training.checkpoints import Retention, commit, explain_full_disk
+from llmtrainer.training.distributed import all_gather, any_rank, rank, world_size
+from llmtrainer.training.durable import (
     CheckpointConfig,
     Durable,
     Signals,
     TrainerData,
     parse_period,
 )
-from llmtrainer.train.monitor import (
+from llmtrainer.training.monitor import (
     LossCurve,
     ProgressBar,
     ThroughputMeter,
@@ -78,15 +78,15 @@ from llmtrainer.train.monitor import (
     peak_flops,
     resolve_trackers,
 )
-from llmtrainer.train.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
-from llmtrainer.train.objective import (
+from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
+from llmtrainer.training.objective import (
     Objective,
     Pretrain,
     Sft,
     objective_choice,
     trained_tokens,
 )
-from llmtrainer.train.resume import model_signature, tokenizer_digest
+from llmtrainer.training.resume import model_signature, tokenizer_digest
 
 # %% ../../nbs/training/31_trainer.ipynb #b688e141
 SCHEDULES = {  # word -> (transformers' name, what it takes)

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/training/34_resume.ipynb #ea5b84a5
 from llmtrainer.recipe import UserError, recipe_differences
 from llmtrainer.run import read_json
-from llmtrainer.train.distributed import world_size
+from llmtrainer.training.distributed import world_size
 
 
 # %% ../../nbs/training/34_resume.ipynb #8945b98e

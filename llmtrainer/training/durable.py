@@ -59,7 +59,7 @@ from transformers import PrinterCallback, TrainerCallback
 # %% ../../nbs/training/39_durable.ipynb #6c6f4d39
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_json
-from llmtrainer.train.checkpoints import (
+from llmtrainer.training.checkpoints import (
     DISK_FULL_ERRORS,
     AsyncSaver,
     Retention,
@@ -69,7 +69,7 @@ from llmtrainer.train.checkpoints import (
     prune_checkpoints,
     write_pointer,
 )
-from llmtrainer.train.distributed import (
+from llmtrainer.training.distributed import (
     all_gather,
     all_reduce_max,
     any_rank,
@@ -78,7 +78,7 @@ from llmtrainer.train.distributed import (
     rank,
     world_size,
 )
-from llmtrainer.train.resume import (
+from llmtrainer.training.resume import (
     WeightAverage,
     check_identity,
     checkpoint_weights,
