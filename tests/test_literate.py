@@ -63,6 +63,7 @@ def toy(root=None, **changed):
         git_url="https://github.com/ada/toy",
         author="ada",
         description="a toy",
+        api="shout:words",
         tst_flags="slow",
         layers="words < talk < *",
         update_pyproject="False",
@@ -182,6 +183,15 @@ def test_numbers_and_neighbours_are_written(tmp_path):
         write_links(read_book(tmp_path))
         text = read_book(tmp_path).chapters[2].cells[-1].source
         assert text == "[chapter 01](01_words.ipynb)\n\nPrevious: [Words](01_words.ipynb)."
+
+
+def test_names_at_the_top_are_imported_when_they_are_asked_for(tmp_path, monkeypatch):
+    export(toy(tmp_path))
+    settings = read_book(tmp_path).settings | dict(api="shout:words")
+    (tmp_path / "toy/__init__.py").write_text(init_file(settings))
+    code = "import sys, toy; early = 'toy.words' in sys.modules; print(early, toy.shout('hi'))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == "False HI!\n", run.stderr
 
 
 def test_everything_out_of_step_is_found(tmp_path):
