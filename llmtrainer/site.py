@@ -321,7 +321,7 @@ def find_name(names, text, module):
         if len(ends) == 1:
             return ends[0], last
         return place if place and last in names.members.get(place, ()) else None
-    if re.fullmatch("[a-z]+", name) and name == text:
+    if re.fullmatch("[a-z0-9]+", name) and name == text:
         return None  # an ordinary word
     if module in homes:
         return module, name
@@ -575,8 +575,9 @@ def missing_alt_texts(book, pages):
 def wrong_addresses(book, pages):
     "Pages whose link to their source would be a 404."
     site = yaml.safe_load((book.root / "_quarto.yml").read_text(encoding="utf-8"))["website"]
-    if "source" not in site.get("repo-actions", []):
-        yield Finding("_quarto.yml", None, "no link to the source", "repo-actions: [issue, source]")
+    for action in {"issue", "source"} - {*site.get("repo-actions", [])}:
+        what = f"pages have no link of the kind {action!r}"
+        yield Finding("_quarto.yml", None, what, "repo-actions: [issue, source]")
     for file in pages:
         inside = posixpath.relpath(file, book.settings["nbs_path"])
         source = posixpath.join(site.get("repo-subdir", ""), inside)
@@ -608,25 +609,30 @@ def check_pages(book):
 
 # %% ../nbs/internals/98_site.ipynb #c59ee9a1
 PROCESS = """
+import sys
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     refresh_quarto_yml()
-    proc_nbs(force=True, n_workers=2)
+    proc_nbs(force=True, n_workers=int(sys.argv[1]))
 """
 
 
-def write_pages(root):
+def write_pages(
+    root,
+    workers=2,  # processes; 0: none but one
+):
     "Process the notebooks of a project into `_proc`, from where Quarto renders them."
     env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}
-    subprocess.run([sys.executable, "-c", PROCESS], cwd=root, env=env, check=True)
+    command = [sys.executable, "-c", PROCESS, str(workers)]
+    subprocess.run(command, cwd=root, env=env, check=True)
     return Path(root) / "_proc"
 
 
-def build_site(root):
+def build_site(root, workers=2):
     "Write the site of a project into its `doc_path`; needs Quarto."
     docs = Path(root) / read_book(root).settings["doc_path"]
-    pages = write_pages(root)
+    pages = write_pages(root, workers)
     subprocess.run(["quarto", "render", "--no-cache"], cwd=pages, check=True)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(pages / docs.name, docs)
