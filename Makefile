@@ -57,8 +57,9 @@ test: check  ## check the book, run every chapter, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing   # one thread each: two OpenMP pools on two cores only spin
 	$(BIN)/python -m pytest
 
-check: .venv/.dev  ## is everything generated what the chapters give, and is the book sound?
+check: .venv/.dev  ## is everything generated what the chapters give, and are the book and its pages sound?
 	$(BIN)/python -m llmtrainer.literate check
+	$(BIN)/python -m llmtrainer.site check
 
 export: .venv/.dev  ## write the package, the tests and the README from the chapters
 	$(BIN)/python -m llmtrainer.literate export
@@ -68,7 +69,7 @@ lab: .venv/.dev  ## the chapters in JupyterLab
 
 docs: .venv/.dev  ## the site, in _docs; needs Quarto
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started"; exit 1; }
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m llmtrainer.site build
 
 bench: .venv/.dev  ## the measurements of benchmarks/
 	@scripts=$$(ls benchmarks/*.py 2>/dev/null) || { echo "no benchmark has been written yet"; exit 1; }; \
