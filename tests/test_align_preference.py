@@ -70,8 +70,9 @@ def as_trl(encoded):
 @pytest.mark.parametrize("packing", [True, False])
 def test_loss_and_gradient_are_those_of_trl(tmp_path, packing):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
+    collate = pytest.importorskip("trl.trainer.dpo_trainer").DataCollatorForPreference(
+        pad_token_id=0
+    )
     model, tokenizer, data = preferences(packing=packing)
     batch = pad_batch([data.train[i] for i in range(2)], tokenizer.pad_token_id)
     model.train()
@@ -95,7 +96,7 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, packing):
     trainer = trl.DPOTrainer(
         model, base, args=args, train_dataset=dummy, processing_class=tokenizer
     )
-    inputs = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)(examples)
+    inputs = collate(examples)
     theirs = loss_and_gradient(model, lambda: trainer.compute_loss(model, dict(inputs)))
     assert len(examples) == int(Dpo().units(batch)) >= 2
     assert abs(ours[0] - theirs[0]) < 1e-5 and ours[1].norm() > 1e-3
