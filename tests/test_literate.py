@@ -345,6 +345,15 @@ def test_promises_without_a_command_or_chapter_are_found(tmp_path):
     assert found(check_promises, tmp_path) == [("nbs/index.ipynb", 2), ("nbs/index.ipynb", 3)]
 
 
+def test_a_change_touches_the_chapters_that_import_it(tmp_path):
+    book = read_book(toy(tmp_path))
+    for file, expected in (("01_words", ["01_words", "10_talk"]), ("10_talk", ["10_talk"])):
+        files = [chapter.file for chapter in touched(book, {f"nbs/{file}.ipynb"})]
+        assert files == [f"nbs/{name}.ipynb" for name in expected]
+    given = code("#| test\n@given(st.integers())\ndef test_drawn(n): pass\ndef test_fixed(): pass")
+    assert property_tests(read_book(toy(tmp_path, **{"10_talk": [*TALK, given]}))) == ["test_drawn"]
+
+
 def test_a_clean_project_passes_and_a_broken_one_ends_with_1(tmp_path):
     root = toy(tmp_path)
     assert main(["export", "--root", str(root)]) == 0
