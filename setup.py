@@ -13,7 +13,7 @@ cfg = ini["DEFAULT"]
 ending = "_requirements"
 extras = {key.removesuffix(ending): cfg[key].split() for key in cfg if key.endswith(ending)}
 extras["all"] = sorted(
-    {package for name, packages in extras.items() if name != "dev" for package in packages}
+    {package for name, packages in extras.items() if name not in ("dev", "optional") for package in packages}
 )
 
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
