@@ -11,6 +11,7 @@ __all__ = [
     "CONFTEST",
     "MENTION",
     "NEIGHBOURS",
+    "CONTENTS",
     "INIT",
     "NBDEV",
     "ABSOLUTE",
@@ -43,6 +44,9 @@ __all__ = [
     "readme",
     "renumbered",
     "neighbours",
+    "minutes",
+    "promise",
+    "contents",
     "write_links",
     "init_file",
     "run_ruff",
@@ -503,6 +507,40 @@ def neighbours(book, file):
     return " ".join(said)
 
 
+# %% ../nbs/internals/97_literate.ipynb #83c3b852
+CONTENTS = "## Contents"
+
+
+def minutes(chapter):
+    "Minutes that a chapter takes to read."
+    text = " ".join(cell.source for cell in chapter.cells if cell.kind == "markdown")
+    code = [cell for cell in chapter.cells if cell.kind == "code" and not cell.has("hide", "test")]
+    lines = sum(len(cell.source.splitlines()) for cell in code)
+    return max(1, round(len(text.split()) / 200 + lines / 15))
+
+
+def promise(chapter):
+    "The sentence under a chapter's title."
+    lines = "\n".join(cell.source for cell in chapter.cells[:2]).splitlines()
+    return next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), "")
+
+
+def contents(book):
+    "The table of contents, by part, as Markdown for the first page."
+    site = yaml.safe_load((book.root / "_quarto.yml").read_text(encoding="utf-8"))
+    by_file = {chapter.file: chapter for chapter in book.chapters}
+    nbs, lines = book.settings["nbs_path"], [CONTENTS]
+    for part in site["website"]["sidebar"]["contents"]:
+        pages = [by_file.get(f"{nbs}/{page}") for page in listed(part)]
+        chapters = [chapter for chapter in pages if chapter and chapter.number]
+        if chapters:
+            lines += ["", f"**{part['section']}**", "", "| | | minutes |", "|---|---|---|"]
+        for chapter in chapters:
+            link = f"[{chapter.number} {chapter.title}]({chapter.file.removeprefix(nbs + '/')})"
+            lines.append(f"| {link} | {promise(chapter)} | {minutes(chapter)} |")
+    return "\n".join(lines)
+
+
 # %% ../nbs/internals/97_literate.ipynb #f35a7987
 def write_links(book):
     "Write the numbers of mentioned chapters and the line of neighbours into the notebooks."
@@ -512,6 +550,8 @@ def write_links(book):
         texts = [cell for cell in page["cells"] if cell["cell_type"] == "markdown"]
         for cell in texts:
             text = renumbered("".join(cell["source"]))
+            if text.startswith(CONTENTS + "\n"):
+                text = contents(book)
             if cell is page["cells"][-1] and len(texts) > 1:
                 text = "\n\n".join(filter(None, [NEIGHBOURS.sub("", text), line]))
             cell["source"] = text.splitlines(keepends=True)

@@ -176,6 +176,13 @@ def test_what_is_written_and_where_2():
     assert "secret" not in text and "<b>" not in text and "yes" in text
 
 
+def test_the_table_of_contents_is_written(tmp_path):
+    index = [md("# Toy\n> A toy."), md("## Contents\n\nnothing yet")]
+    write_links(read_book(toy(tmp_path, index=index)))
+    text = read_book(tmp_path).chapters[0].cells[1].source
+    assert "**All**" in text and "| [01 Words](01_words.ipynb) | Loud words. | 1 |" in text
+
+
 def test_numbers_and_neighbours_are_written(tmp_path):
     last = md("[chapter 99](01_words.ipynb)\n\nNext: [nothing](gone.ipynb).")
     toy(tmp_path, **{"10_talk": [*TALK, last]})
