@@ -11,6 +11,8 @@ __all__ = [
     "CONFTEST",
     "MENTION",
     "NEIGHBOURS",
+    "INSTALL",
+    "EXTRAS",
     "CONTENTS",
     "INIT",
     "NBDEV",
@@ -44,6 +46,7 @@ __all__ = [
     "readme",
     "renumbered",
     "neighbours",
+    "with_install",
     "minutes",
     "promise",
     "contents",
@@ -507,6 +510,43 @@ def neighbours(book, file):
     return " ".join(said)
 
 
+# %% ../nbs/internals/97_literate.ipynb #1453c150
+INSTALL = """if "google.colab" in sys.modules:
+    import subprocess
+    import tempfile
+    from importlib.metadata import version
+    from pathlib import Path
+
+    drive = Path("/content/drive/MyDrive")
+    copies = [path.parent for depth in ("*", "*/*") for path in drive.glob(depth + "/settings.ini")]
+    places = ["{name}{extras}=={version}"]
+    places += [f"{{copy}}{extras}" for copy in copies if (copy / "{package}").is_dir()]
+    places += ["{name}{extras} @ git+{url}"]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as kept:
+        kept.write(f"torch=={{version('torch')}}")  # Colab's own, which fits its driver
+        kept.flush()
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", kept.name]
+        done = (p for p in places if not subprocess.run([*pip, p], capture_output=True).returncode)
+        print("installed from", next(done, "nowhere: see the quickstart, What goes wrong"))"""
+EXTRAS = re.compile(r"\[[\w,]+\]")
+
+
+def with_install(source, settings):
+    "The source of a chapter's installing cell with today's `INSTALL`, its extras kept."
+    head, begin, _ = source.partition('if "google.colab" in sys.modules:\n')
+    if not begin or head.removeprefix("#| hide\n") != "import sys\n\n":
+        return source
+    extras = EXTRAS.search(source)
+    text = INSTALL.format(
+        name=settings["lib_name"],
+        package=settings["lib_path"],
+        extras=extras[0] if extras else "",
+        version=settings["version"],
+        url=settings["git_url"],
+    )
+    return head + text
+
+
 # %% ../nbs/internals/97_literate.ipynb #83c3b852
 CONTENTS = "## Contents"
 
@@ -555,6 +595,9 @@ def write_links(book):
             if cell is page["cells"][-1] and len(texts) > 1:
                 text = "\n\n".join(filter(None, [NEIGHBOURS.sub("", text), line]))
             cell["source"] = text.splitlines(keepends=True)
+        for cell in (cell for cell in page["cells"] if cell["cell_type"] == "code"):
+            source = with_install("".join(cell["source"]), book.settings)
+            cell["source"] = source.splitlines(keepends=True)
         path.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
