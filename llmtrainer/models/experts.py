@@ -16,42 +16,14 @@ __all__ = [
 ]
 
 # %% ../../nbs/models/23_experts.ipynb #09dc0f66
-import json
-import re
-import warnings
 from collections.abc import Iterable
-from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 # %% ../../nbs/models/23_experts.ipynb #dafdc447
-from llmtrainer.device import meta_model
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
-from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json, write_json
+import torch
 
 # %% ../../nbs/models/23_experts.ipynb #63747de0
-import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    initialize_lora_eva_weights,
-)
-from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.integrations import dequantize_module_weight
-from pydantic import Field, model_validator
-from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
+from llmtrainer.recipe import UserError
 
 # %% ../../nbs/models/23_experts.ipynb #50687f33
 EXPERTS = (

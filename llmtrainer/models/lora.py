@@ -37,43 +37,27 @@ __all__ = [
 ]
 
 # %% ../../nbs/models/21_lora.ipynb #2a922a17
-import json
 import re
 import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/models/21_lora.ipynb #b875035c
-from llmtrainer.device import meta_model
-from llmtrainer.models.experts import EXPERTS, ROUTERS, expert_count, fused_experts, router_weights
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
-from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json, write_json
-
-# %% ../../nbs/models/21_lora.ipynb #89678797
 import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    initialize_lora_eva_weights,
-)
-from peft.tuners.lora import LoraLayer
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.integrations import dequantize_module_weight
 from pydantic import Field, model_validator
 from rich.table import Table
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
+
+# %% ../../nbs/models/21_lora.ipynb #89678797
+from llmtrainer.models.experts import fused_experts, router_weights
+from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
+from llmtrainer.recipe import Section, UserError
+from llmtrainer.run import read_json
 
 
 # %% ../../nbs/models/21_lora.ipynb #ac2a42d6

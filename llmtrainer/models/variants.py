@@ -20,70 +20,33 @@ __all__ = [
 ]
 
 # %% ../../nbs/models/22_variants.ipynb #3da81b6a
-import json
 import re
-import warnings
 from collections.abc import Iterable
-from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 # %% ../../nbs/models/22_variants.ipynb #cb9e3e66
-from llmtrainer.device import meta_model
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
-from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json, write_json
-
-# %% ../../nbs/models/22_variants.ipynb #1f2f9c70
 import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    initialize_lora_eva_weights,
-)
+from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
 from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.integrations import dequantize_module_weight
-from pydantic import Field, model_validator
-from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-# %% ../../nbs/models/22_variants.ipynb #3c70e6d9
-from llmtrainer.models.experts import EXPERTS, ROUTERS, expert_count, fused_experts, router_weights
+# %% ../../nbs/models/22_variants.ipynb #1f2f9c70
+from llmtrainer.device import meta_model
 from llmtrainer.models.lora import (
     Adapt,
-    adapter_folder,
-    cast_floats,
-    check_adapter_base,
-    check_adapter_folder,
-    check_storage,
-    check_tensor_names,
-    check_variant,
     continue_adapter,
     count_trainable,
-    expand_targets,
-    explain_mismatch,
-    find_targets,
     is_quantized,
     keep_float32,
-    layer_kind,
-    linear_layers,
-    load_adapter,
     lora_config,
     match_names,
     quiet_peft_warning,
-    split_targets,
-    suffixes,
 )
+from llmtrainer.recipe import UserError
+from llmtrainer.run import read_json, write_json
 
 # %% ../../nbs/models/22_variants.ipynb #668b6908
 INITIALIZERS = {}  # variant -> what gives its adapters their first values; filled below

@@ -6,45 +6,16 @@
 __all__ = ["OPTIMIZERS", "parameter_groups", "allow_globals", "optimizer_arguments"]
 
 # %% ../../nbs/training/32_optimizers.ipynb #61da17e9
-import json
-import re
 import warnings
-from collections.abc import Iterable
-from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 # %% ../../nbs/training/32_optimizers.ipynb #8446230a
-from llmtrainer.device import meta_model
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
-from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json, write_json
+import torch
 
 # %% ../../nbs/training/32_optimizers.ipynb #16298fdb
-import torch
-from peft import (
-    EvaConfig,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    initialize_lora_eva_weights,
-)
-from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.integrations import dequantize_module_weight
-from pydantic import Field, model_validator
-from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
-
-# %% ../../nbs/training/32_optimizers.ipynb #170773b2
 from llmtrainer.models.lora import Adapt
+from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/training/32_optimizers.ipynb #f159785c
