@@ -18,8 +18,8 @@ from llmtrainer.models.variants import adapt_model, save_adapter
 IDS = torch.arange(4, 60).reshape(2, 28)
 
 
-def open_tiny(kind="llama", quantize="none"):
-    section = Model(base=f"tiny:{kind}", quantize=quantize)
+def open_tiny(kind="llama"):
+    section = Model(base=f"tiny:{kind}", quantize="none")
     return load_model(section, plan_model(section))[0]
 
 
@@ -28,14 +28,15 @@ def refused(do, *words):
     try:
         do()
     except UserError as error:
-        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+        assert all(word in str(error) for word in words), str(error)
+        assert error.exit_code == 2
     else:
         raise AssertionError("it was accepted")
 
 
-def train_a_little(model, steps=3, lr=1e-2):
+def train_a_little(model, steps=3):
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
         model(input_ids=IDS, labels=IDS).loss.backward()
         optimizer.step()
@@ -48,105 +49,30 @@ def logits(model):
         return model.eval()(input_ids=IDS, use_cache=False).logits
 
 
-def test_the_load_is_what_the_router_says():
-    model = open_tiny("mixtral")
-    ids = torch.randint(8, 800, (3, 20))
-    mask = torch.ones_like(ids)
-    mask[0, 12:] = 0
-    out = model(input_ids=ids, attention_mask=mask, use_cache=False, **router_options(model))
-    chosen = [
-        l.detach().topk(2).indices[mask.flatten().bool()].flatten().bincount(minlength=4).tolist()
-        for l in out.router_logits
-    ]
-    assert list(expert_load(model, [dict(input_ids=ids, attention_mask=mask)]).values()) == chosen
-    assert (
-        list(
-            expert_load(
-                adapt_model(model, Adapt(r=4)), [dict(input_ids=ids, attention_mask=mask)]
-            ).values()
-        )
-        == chosen
-    )
-    refused(lambda: expert_load(open_tiny(), []), "no fused experts")
-
-
-def test_the_balancing_loss_reaches_the_adapters_and_equals_the_models_own():
-    model = adapt_model(open_tiny("mixtral"), Adapt(r=4))
-    own = model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True)
-    plainly = model(input_ids=IDS, labels=IDS, use_cache=False)
-    assert (
-        torch.allclose(own.loss, plainly.loss + router_loss(model, own))
-        and router_loss(model, own) > 0
-    )
-    router_loss(model, own).backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
-
-
-def test_an_objective_keeps_the_balance_while_training_and_only_then():
-    plain = lambda model, batch, items=None: (
-        model(**batch, use_cache=False).loss / (1 if items is None else 2),
-        dict(tokens=torch.tensor(10)),
-    )
-    model = adapt_model(open_tiny("mixtral"), Adapt(r=4)).train()
-    batch, own = (
-        dict(input_ids=IDS, labels=IDS),
-        model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True),
-    )
-    expected_loss = own.loss - router_loss(
-        model, own
-    )  # the models add it themselves where labels are given
-    alone = lambda model, batch, items=None: (
-        F.cross_entropy(
-            model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].flatten(0, 1),
-            batch["labels"][:, 1:].flatten(),
-        ),
-        dict(tokens=torch.tensor(10)),
-    )
-    objective = with_router_loss(model, alone)
-    loss, metrics = objective(model, batch)
-    assert (
-        torch.allclose(loss, expected_loss + metrics["balance"], atol=1e-5)
-        and metrics["balance"] > 0
-    )
-    halved = objective(model, batch, torch.tensor(20))[0]
-    assert torch.allclose(halved, expected_loss + metrics["balance"] / 2, atol=1e-5)
-    model.eval()
-    assert (
-        objective(model, batch)[1]["balance"] == 0
-        and with_router_loss(adapt_model(open_tiny(), Adapt(r=4)), plain) is plain
-    )
-
-
 def test_routers_are_frozen_unless_asked_for():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = adapt_model(open_tiny("mixtral"), Adapt(r=4))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert (
-        trained
-        and not any(".gate." in n for n in trained)
-        and sum("experts" in n for n in trained) == 2 * 2 * 2
-    )
+    assert trained
+    assert not any(".gate." in n for n in trained)
+    assert sum("experts" in n for n in trained) == 2 * 2 * 2  # layers, fused weights, A and B
     routed = count_trainable(adapt_model(open_tiny("mixtral"), Adapt(r=4, routers=True)))
-    assert (
-        sum(routed[k] for k in routed if k not in ("all", "total", "percent"))
-        > count_trainable(model)["all"]
-    )
+    by_kind = sum(routed[k] for k in routed if k not in ("all", "total", "percent"))
+    assert by_kind > count_trainable(model)["all"]
+    assert routed["gate"] == 2 * 4 * (64 + 4)  # layers, rank, in + experts
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(variant="dora")), "fused", "q_proj")
     refused(lambda: adapt_model(open_tiny("mixtral"), Adapt(dropout=0.1)), "adapt.dropout")
 
 
 def shared_experts():
-    size = dict(
+    config = CONFIG_MAPPING["qwen2_moe"](
         vocab_size=893,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-    )
-    config = CONFIG_MAPPING["qwen2_moe"](
-        **size,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=32,
@@ -163,14 +89,63 @@ def test_shared_experts_and_their_gate():
     model = adapt_model(shared_experts(), Adapt(r=4))
     counts = count_trainable(model)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {"gate_up_proj", "down_proj", "q_proj"} <= set(counts) and any(
-        "shared_expert.gate_proj" in n for n in trained
-    )
+    assert {"gate_up_proj", "down_proj", "gate_proj", "q_proj"} <= set(counts)
+    assert any("shared_expert.gate_proj" in n for n in trained)
     assert not any("shared_expert_gate" in n or ".mlp.gate." in n for n in trained)
     before = logits(model)
     train_a_little(model)
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
-        assert torch.equal(
-            logits(load_adapter(shared_experts(), folder)), logits(model)
-        ) and not torch.equal(before, logits(model))
+        stored = load_adapter(shared_experts(), folder)
+    assert torch.equal(logits(stored), logits(model))
+    assert not torch.equal(before, logits(model))
+
+
+def test_the_balancing_loss_reaches_the_adapters_and_equals_the_models_own():
+    model = adapt_model(open_tiny("mixtral"), Adapt(r=4))
+    own = model(input_ids=IDS, labels=IDS, use_cache=False, output_router_logits=True)
+    without = model(input_ids=IDS, labels=IDS, use_cache=False)
+    assert torch.allclose(own.loss, without.loss + router_loss(model, own))
+    assert router_loss(model, own) > 0
+    router_loss(model, own).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def plain_loss(model, batch, items=None):
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
+    return loss, dict(tokens=torch.tensor(10))
+
+
+def test_an_objective_keeps_the_balance_while_training_and_only_then():
+    model = adapt_model(open_tiny("mixtral"), Adapt(r=4)).train()
+    batch = dict(input_ids=IDS, labels=IDS)
+    own = model(**batch, use_cache=False, output_router_logits=True)
+    expected = own.loss - router_loss(model, own)  # the model adds it where labels are given
+    objective = with_router_loss(model, plain_loss)
+    loss, metrics = objective(model, batch)
+    assert torch.allclose(loss, expected + metrics["balance"], atol=1e-5)
+    assert metrics["balance"] > 0
+    half = objective(model, batch, torch.tensor(20))[0]
+    assert torch.allclose(half, expected + metrics["balance"] / 2, atol=1e-5)
+    model.eval()
+    assert objective(model, batch)[1]["balance"] == 0
+    dense = adapt_model(open_tiny(), Adapt(r=4))
+    assert with_router_loss(dense, plain_loss) is plain_loss
+
+
+def test_the_load_is_what_the_router_says():
+    model = open_tiny("mixtral")
+    ids = torch.randint(8, 800, (3, 20))
+    mask = torch.ones_like(ids)
+    mask[0, 12:] = 0
+    batch = dict(input_ids=ids, attention_mask=mask)
+    outputs = model(**batch, use_cache=False, **router_options(model))
+    expected = []
+    for layer in outputs.router_logits:
+        best = layer.detach().topk(2).indices[mask.flatten().bool()]
+        expected.append(best.flatten().bincount(minlength=4).tolist())
+    assert list(expert_load(model, [batch]).values()) == expected
+    adapted = adapt_model(model, Adapt(r=4))
+    assert list(expert_load(adapted, [batch]).values()) == expected
+    refused(lambda: expert_load(open_tiny(), []), "no fused experts")

@@ -5,6 +5,7 @@ from llmtrainer.models.variants import Adapt, Path, UserError, count_trainable, 
 
 
 import tempfile
+from functools import partial
 
 import pytest
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from llmtrainer.models.load import (
 )
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.models.tiny import KINDS, SMALL, make_model
+from llmtrainer.recipe import load_recipe
 from llmtrainer.ship.merge import merge
 
 
@@ -38,7 +40,8 @@ def refused(do, *words):
     try:
         do()
     except UserError as error:
-        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+        assert all(word in str(error) for word in words), str(error)
+        assert error.exit_code == 2
     else:
         raise AssertionError("it was accepted")
 
@@ -62,15 +65,9 @@ def first_values(seed, disturb):
     model = open_tiny(quantize="nf4")
     torch.manual_seed(disturb)
     state = torch.random.get_rng_state()
-    values = torch.cat(
-        [
-            p.flatten()
-            for n, p in adapt_model(model, Adapt(r=4), seed).named_parameters()
-            if "lora_A" in n
-        ]
-    )
+    adapted = adapt_model(model, Adapt(r=4), seed)
     assert torch.equal(state, torch.random.get_rng_state())
-    return values
+    return torch.cat([p.flatten() for n, p in adapted.named_parameters() if "lora_A" in n])
 
 
 def test_first_values_depend_on_the_seed_alone():
@@ -87,54 +84,42 @@ def test_pissa_and_olora_start_at_the_base_and_are_stored_as_plain_lora():
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(model, folder, "tiny:llama")
             again = load_adapter(open_tiny(), folder)
-        assert (
-            again.peft_config["default"].init_lora_weights is True
-            and again.peft_config["default"].r == 8
-        )
-        assert torch.allclose(logits(model), logits(again), atol=1e-4) and not torch.allclose(
-            logits(model), base, atol=1e-2
-        )
-    refused(
-        lambda: adapt_model(open_tiny(quantize="nf4"), Adapt(variant="pissa")),
-        "quantize: none",
-        "loftq",
-    )
+        config = again.peft_config["default"]
+        assert config.init_lora_weights is True
+        assert config.r == 8
+        assert torch.allclose(logits(model), logits(again), atol=1e-4)
+        assert not torch.allclose(logits(model), base, atol=1e-2)
+    pissa_on_nf4 = partial(adapt_model, open_tiny(quantize="nf4"), Adapt(variant="pissa"))
+    refused(pissa_on_nf4, "quantize: none", "loftq")
 
 
-# so that a resumed run finds the base it left
 def test_a_repeated_decomposition_is_the_same_to_the_bit():
     for variant in ("pissa", "olora"):
-        a, b = (
-            adapt_model(open_tiny(), Adapt(r=4, variant=variant), seed=3).state_dict()
-            for _ in range(2)
-        )
-        assert all(torch.equal(a[n], b[n]) for n in a)
+        section = Adapt(r=4, variant=variant)
+        a, b = (adapt_model(open_tiny(), section, seed=3).state_dict() for _ in range(2))
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_loftq_brings_the_quantised_model_nearer_to_the_exact_one():
     exact, rounded = logits(open_tiny()), logits(open_tiny(quantize="nf4"))
-    near = [
-        (
-            logits(adapt_model(open_tiny(quantize="nf4"), Adapt(r=r, alpha=a, variant="loftq")))
-            - exact
-        ).norm()
-        for r, a in ((8, 8), (8, 32), (64, 64))
-    ]
-    assert (
-        near[0] < (rounded - exact).norm() and abs(near[0] - near[1]) < 1e-3 * near[0]
-    )  # the scale is accounted for
-    assert near[2] < 0.05 * near[0]  # rank 64 is all there is in these layers
+
+    def distance(r, alpha):
+        section = Adapt(r=r, alpha=alpha, variant="loftq")
+        return (logits(adapt_model(open_tiny(quantize="nf4"), section)) - exact).norm()
+
+    near = distance(8, 8)
+    assert near < (rounded - exact).norm()
+    assert abs(near - distance(8, 32)) < 1e-3 * near  # the scale is accounted for
+    assert distance(64, 64) < 0.05 * near  # rank 64 is all there is in these layers
     refused(lambda: adapt_model(open_tiny(), Adapt(variant="loftq")), "not quantised", "nf4")
 
 
 def test_eva_needs_batches_and_starts_at_the_base():
     refused(lambda: adapt_model(open_tiny(), Adapt(variant="eva")), "batches")
-    batches = [
-        dict(input_ids=torch.randint(4, 800, (8, 30)), labels=torch.randint(4, 800, (8, 30)))
-    ]
-    model = adapt_model(
-        open_tiny(), Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]), batches=batches
-    )
+    ids, labels = torch.randint(4, 800, (8, 30)), torch.randint(4, 800, (8, 30))
+    section = Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"])
+    batches = [dict(input_ids=ids, labels=labels)]
+    model = adapt_model(open_tiny(), section, batches=batches)
     assert torch.equal(logits(model), logits(open_tiny()))
     train_a_little(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,54 +127,52 @@ def test_eva_needs_batches_and_starts_at_the_base():
         assert torch.equal(logits(load_adapter(open_tiny(), folder)), logits(model))
 
 
+def inputs_of_layers(model, names, ids):
+    "(tokens, width): what goes into each of the named layers."
+    inputs = {}
+
+    def keep(name, module, args):
+        inputs[name] = args[0].detach().flatten(0, 1)
+
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(partial(keep, name))
+    model(input_ids=ids, use_cache=False)
+    return inputs
+
+
 def test_eva_takes_the_main_directions_of_each_layers_own_inputs():
-    ids, seen, plain = (
-        torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1)),
-        {},
-        open_tiny(),
-    )
-    model = adapt_model(
-        open_tiny(),
-        Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"]),
-        batches=[dict(input_ids=ids)],
-    )
+    ids = torch.randint(10, 24, (8, 30), generator=torch.Generator().manual_seed(1))
+    section = Adapt(r=4, variant="eva", targets=["q_proj", "down_proj"])
+    model = adapt_model(open_tiny(), section, batches=[dict(input_ids=ids)])
     adapted = {
-        n: m.lora_A["default"].weight.detach()
-        for n, m in model.get_base_model().named_modules()
-        if hasattr(m, "lora_A")
+        name: layer.lora_A["default"].weight.detach()
+        for name, layer in model.get_base_model().named_modules()
+        if hasattr(layer, "lora_A")
     }
-    for n in adapted:
-        plain.get_submodule(n).register_forward_pre_hook(
-            lambda _, args, n=n: seen.update({n: args[0].detach().flatten(0, 1)})
-        )
-    plain(input_ids=ids, use_cache=False)
-    for n, A in adapted.items():
-        main = torch.linalg.svd(seen[n] - seen[n].mean(0))[2][: len(A)]
-        assert (torch.linalg.qr(A.T)[0].T @ main.T).square().sum() > 0.95 * len(A), n
-    assert sum(len(A) for A in adapted.values()) == 4 * 4, (
-        "ranks move between layers, and their sum stays"
-    )
+    inputs = inputs_of_layers(open_tiny(), adapted, ids)
+    for name, A in adapted.items():
+        centred = inputs[name] - inputs[name].mean(0)
+        main = torch.linalg.svd(centred)[2][: len(A)]
+        overlap = (torch.linalg.qr(A.T)[0].T @ main.T).square().sum()
+        assert overlap > 0.95 * len(A), name
+    total = sum(len(A) for A in adapted.values())
+    assert total == 4 * 4, "ranks move between layers, and their sum stays"
 
 
 def test_parts_are_what_their_words_say():
     model = open_tiny()
-    assert match_weights(model, "last-1") == {
-        n for n, _ in model.named_parameters() if ".layers.1." in n
-    }
-    assert match_weights(model, "norms") == {n for n, _ in model.named_parameters() if "norm" in n}
-    assert (
-        match_weights(model, "head")
-        == match_weights(model, "embeddings")
-        == {"model.embed_tokens.weight"}
-    )
-    one = adapt_model(open_tiny(), Adapt(method="partial", trainable=["last-1"]))
-    assert {n for n, p in one.named_parameters() if p.requires_grad} == match_weights(
-        model, "last-1"
-    )
+    names = {name for name, _ in model.named_parameters()}
+    assert match_weights(model, "last-1") == {n for n in names if ".layers.1." in n}
+    assert match_weights(model, "norms") == {n for n in names if "norm" in n}
+    tied = {"model.embed_tokens.weight"}
+    assert match_weights(model, "head") == match_weights(model, "embeddings") == tied
+    last = adapt_model(open_tiny(), Adapt(method="partial", trainable=["last-1"]))
+    trained = {n for n, p in last.named_parameters() if p.requires_grad}
+    assert trained == match_weights(model, "last-1")
     counts = count_trainable(adapt_model(open_tiny(), Adapt(method="full")))
     assert counts["all"] == counts["total"] == sum(p.numel() for p in model.parameters())
     for section in (Adapt(method="full"), Adapt(method="partial", trainable=["norms"])):
-        refused(lambda: adapt_model(open_tiny(quantize="nf4"), section), "quantize: none")
+        refused(partial(adapt_model, open_tiny(quantize="nf4"), section), "quantize: none")
 
 
 def test_what_is_trained_is_float32_in_a_16_bit_model():
@@ -200,14 +183,12 @@ def test_what_is_trained_is_float32_in_a_16_bit_model():
         Adapt(method="partial", trainable=["norms"]),
     ):
         model = adapt_model(open_tiny().to(torch.bfloat16), section)
-        assert {p.dtype for p in model.parameters() if p.requires_grad} == {
-            torch.float32
-        } and torch.bfloat16 in {p.dtype for p in model.parameters()}
         before = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+        assert {p.dtype for p in before.values()} == {torch.float32}
+        assert torch.bfloat16 in {p.dtype for p in model.parameters()}
         train_a_little(model, steps=1)
-        assert all(
-            not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before
-        )
+        after = dict(model.named_parameters())
+        assert all(not torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_what_is_expected_is_what_comes():
@@ -219,15 +200,16 @@ def test_what_is_expected_is_what_comes():
             Adapt(method="partial", trainable=["last-1"]),
         ):
             model = open_tiny(kind)
-            assert expected_trainable(model.config, section) == count_trainable(
-                adapt_model(model, section)
-            ), (
-                kind,
-                section,
-            )
+            expected = expected_trainable(model.config, section)
+            assert expected == count_trainable(adapt_model(model, section)), (kind, section)
 
 
 SPARSE = {"mixtral", "qwen2_moe", "qwen3_moe"}
+ATTENTION_ONLY = dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"])
+EXACT = 0
+TAKEN_FROM_THE_BASE = 1e-4  # PiSSA and OLoRA differ by the rounding of W - W0 + W0
+
+# method -> (storage, keys of the section)
 METHODS = {
     "LoRA": ("none", dict(r=4)),
     "QLoRA": ("nf4", dict(r=4)),
@@ -245,106 +227,85 @@ METHODS = {
 }
 
 
-def allowed(model, section, name):
-    "May this weight move?"
+def tolerance(method):
+    "How far a logit may move when the trained model is stored and loaded again."
+    return TAKEN_FROM_THE_BASE if method in ("PiSSA", "OLoRA") else EXACT
+
+
+def may_move(model, section, name):
+    "May this weight be trained?"
     if section.method == "partial":
         return name in match_weights(model, "last-1") | match_weights(model, "norms")
     return section.method == "full" or "lora_" in name or ".modules_to_save." in name
 
 
-def check(kind, method, folder):
-    "(largest difference of a logit after reloading, after merging) of a family and a method."
-    quantize, keys = METHODS[method]
-    return check_one(
-        kind,
-        method,
-        quantize,
-        Adapt(
-            **keys,
-            **(
-                dict(targets=["q_proj", "k_proj", "v_proj", "o_proj"])
-                if kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora")
-                else {}
-            ),
-        ),
-        folder,
-    )
+def all_tensors(model):
+    "Parameters and buffers by name; packed weights are parameters too."
+    state = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    return state | dict(model.named_parameters())
 
 
-def check_one(kind, method, quantize, section, folder):
-    "The same of a family, a storage and a section."
-    model = adapt_model(
-        open_tiny(kind, quantize),
-        section,
-        batches=[
-            dict(
-                input_ids=torch.randint(4, 800, (8, 30), generator=torch.Generator().manual_seed(0))
-            )
-        ],
-    )
-    before = {n: t.clone() for n, t in model.state_dict().items() if torch.is_tensor(t)} | {
-        n: p.detach().clone() for n, p in model.named_parameters()
-    }
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+def check_what_moves(model, section, case):
+    "Train a little: everything that is trained moves, and nothing else does."
+    before = {name: value.detach().clone() for name, value in all_tensors(model).items()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
     train_a_little(model)
     moved = {
-        n
-        for n, t in [*model.state_dict().items(), *model.named_parameters()]
-        if torch.is_tensor(t) and not torch.equal(t, before[n])
+        name for name, value in all_tensors(model).items() if not torch.equal(value, before[name])
     }
-    assert (
-        moved
-        and all(allowed(model, section, n) for n in moved | trained)
-        and {
-            n for n, p in model.named_parameters() if torch.equal(p, before[n]) and p.requires_grad
-        }
-        == set()
-    ), (kind, method)
-    if section_is_lora := section.method == "lora":
+    assert moved, case
+    assert trained <= moved, case
+    assert all(may_move(model, section, name) for name in moved | trained), case
+
+
+def store_and_load(model, kind, storage, section, folder):
+    "(the model loaded again, difference after merging or None, folder of the whole model)."
+    if section.method == "lora":
         save_adapter(model, folder / "adapter", f"tiny:{kind}")
-        again = load_adapter(open_tiny(kind, quantize), folder / "adapter")
-        merged = merge(
-            Model(base=f"tiny:{kind}", quantize=quantize), folder / "adapter", folder / "merged"
-        )["max_abs_logit_diff"]
-    else:
-        with hide_progress_bars(True):
-            model.save_pretrained(folder / "model")
+        again = load_adapter(open_tiny(kind, storage), folder / "adapter")
+        base = Model(base=f"tiny:{kind}", quantize=storage)
+        report = merge(base, folder / "adapter", folder / "merged")
+        return again, report["max_abs_logit_diff"], folder / "merged"
+    with hide_progress_bars(True):
+        model.save_pretrained(folder / "model")
         load_tokenizer(f"tiny:{kind}").save_pretrained(folder / "model")
-        section = Model(base=str(folder / "model"), quantize="none")
-        with hide_progress_bars(True):
-            again, merged = load_model(section, plan_model(section))[0], None
-    shipped = folder / ("merged" if section_is_lora else "model")
-    one, two = (
-        generate(
-            m.eval(),
-            load_tokenizer(f"tiny:{kind}"),
-            [[{"role": "user", "content": "2 + 3"}]],
-            Generation(max_new_tokens=4),
-        )
-        for m in (
-            again,
-            load_model(
-                Model(base=str(shipped), quantize="none"),
-                plan_model(Model(base=str(shipped), quantize="none")),
-            )[0],
-        )
-    )
-    assert one == two or quantize == "int8", (kind, method, one, two)
+        again = open_folder(folder / "model")
+    return again, None, folder / "model"
+
+
+def open_folder(folder):
+    section = Model(base=str(folder), quantize="none")
+    return load_model(section, plan_model(section))[0]
+
+
+def check_one(kind, storage, section, folder, case):
+    "(largest difference of a logit after reloading, after merging) of one combination."
+    generator = torch.Generator().manual_seed(0)
+    batches = [dict(input_ids=torch.randint(4, 800, (8, 30), generator=generator))]
+    model = adapt_model(open_tiny(kind, storage), section, batches=batches)
+    check_what_moves(model, section, case)
+    again, merged, shipped = store_and_load(model, kind, storage, section, folder)
+    question = [[{"role": "user", "content": "2 + 3"}]]
+    answers = [
+        generate(m.eval(), load_tokenizer(f"tiny:{kind}"), question, Generation(max_new_tokens=4))
+        for m in (again, open_folder(shipped))
+    ]
+    assert answers[0] == answers[1] or storage == "int8", (case, answers)
     return (logits(again) - logits(model)).abs().max().item(), merged
 
 
 def run_table(kinds=tuple(KINDS), methods=tuple(METHODS)):
+    "{(method, kind): differences of a logit after reloading and after merging}."
     results = {}
     for method in methods:
+        storage, keys = METHODS[method]
         for kind in kinds:
+            fused = kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora")
+            section = Adapt(**keys, **(ATTENTION_ONLY if fused else {}))
             with tempfile.TemporaryDirectory() as folder:
-                results[method, kind] = check(kind, method, Path(folder))
-            assert results[method, kind][0] <= (
-                1e-4
-                if "variant" in METHODS[method][1]
-                and METHODS[method][1]["variant"] in ("pissa", "olora")
-                else 0
-            ), (method, kind, results[method, kind])
+                result = check_one(kind, storage, section, Path(folder), case=(method, kind))
+            assert result[0] <= tolerance(method), (method, kind, result)
+            results[method, kind] = result
     return results
 
 
@@ -378,11 +339,11 @@ FORMS = {
 
 
 def refusal(kind, storage, form):
-    "A word of the reason why a combination is refused; none for one that must work."
+    "Words of the reason why a combination is refused; None for one that must work."
     if form in ("partial", "full") and storage != "none":
         return "quantised weights cannot be trained"
     if form in ("PiSSA", "OLoRA") and storage != "none":
-        return "rounded anew"
+        return "rounded again"
     if form == "LoftQ" and storage == "none":
         return "not quantised"
     if form in ("DoRA", "LoftQ") and storage == "fp8":
@@ -390,146 +351,132 @@ def refusal(kind, storage, form):
     return "fused" if kind in SPARSE and form in ("DoRA", "PiSSA", "OLoRA", "EVA") else None
 
 
-def run_matrix(kinds):
-    for at, (form, storage) in enumerate((f, s) for f in FORMS for s in STORAGE):
-        for kind in kinds if kinds else [list(KINDS)[at % len(KINDS)]]:
+def run_matrix(kinds=None):
+    "Every form with every storage: with the given families, else with one family in turn."
+    pairs = [(form, storage) for form in FORMS for storage in STORAGE]
+    for i, (form, storage) in enumerate(pairs):
+        for kind in kinds or [list(KINDS)[i % len(KINDS)]]:
+            case = (kind, form, storage)
             with tempfile.TemporaryDirectory() as folder:
-                run = lambda: check_one(kind, form, storage, Adapt(**FORMS[form]), Path(folder))
-                if why := refusal(kind, storage, form):
-                    refused(run, why)
+                section = Adapt(**FORMS[form])
+                run = partial(check_one, kind, storage, section, Path(folder), case)
+                if reason := refusal(kind, storage, form):
+                    refused(run, reason)
                 else:
-                    assert run()[0] <= (1e-4 if form in ("PiSSA", "OLoRA") else 0), (
-                        kind,
-                        form,
-                        storage,
-                    )
+                    assert run()[0] <= tolerance(form), case
 
 
 @pytest.mark.slow
 def test_every_form_with_every_storage_works_or_is_refused_with_its_reason():
-    run_matrix(())  # each pair with one family, all families in turn
+    run_matrix()
 
 
 def test_a_mixture_of_experts_in_every_storage():
-    run_matrix_of("qwen3_moe", ("LoRA", "DoRA", "full"))
-
-
-def run_matrix_of(kind, forms):
-    for form in forms:
+    for form in ("LoRA", "DoRA", "full"):
         for storage in STORAGE:
-            if why := refusal(kind, storage, form):
-                refused(lambda: adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), why)
+            model = open_tiny("qwen3_moe", storage)
+            adapt = partial(adapt_model, model, Adapt(**FORMS[form]))
+            if reason := refusal("qwen3_moe", storage, form):
+                refused(adapt, reason)
             else:
-                train_a_little(adapt_model(open_tiny(kind, storage), Adapt(**FORMS[form])), steps=1)
+                train_a_little(adapt(), steps=1)
 
 
 def plain_llama(folder):
     "A small Llama whose layers are wide enough for groups of 128."
     tokenizer = load_tokenizer("tiny:llama")
-    make_model(
-        "llama",
-        tokenizer,
-        SMALL | dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64),
-    ).save_pretrained(folder)
+    wide = dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2, head_dim=64)
+    make_model("llama", tokenizer, SMALL | wide).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def check_packed(folder, inputs=0):
-    """Train, store, reload and merge an adapter on FOLDER/packed, which another library has made of
-    FOLDER/plain; `inputs`: what rounding those does to a logit."""
-    section, wide = (
-        Model(base=str(folder / "packed"), quantize="none"),
-        lambda name: load_model(
-            s := Model(base=str(folder / name), quantize="none"), plan_model(s)
-        )[0],
-    )
-    model, plain = wide("packed"), wide("plain")
-    base = logits(model)
-    assert (base - logits(plain)).abs().max() > 1e-4 and F.cosine_similarity(
-        base.flatten(), logits(plain).flatten(), dim=0
-    ) > 0.95, "other weights, and nearly the same"
-    assert torch.allclose(logits(dequantize(wide("packed"))), base, atol=2e-3 + inputs)
+def check_packed_checkpoint(
+    folder,
+    inputs=0,  # what rounding the inputs does to a logit
+):
+    """Train, store, reload and merge an adapter on FOLDER/packed, which another library has made
+    of FOLDER/plain."""
+    model, plain = open_folder(folder / "packed"), open_folder(folder / "plain")
+    base, exact = logits(model), logits(plain)
+    assert (base - exact).abs().max() > 1e-4, "other weights"
+    similarity = F.cosine_similarity(base.flatten(), exact.flatten(), dim=0)
+    assert similarity > 0.95, "and nearly the same"
+    unpacked = dequantize(open_folder(folder / "packed"))
+    assert torch.allclose(logits(unpacked), base, atol=2e-3 + inputs)
+
     adapted = adapt_model(model, Adapt(r=4))
     counts = count_trainable(adapted)
-    assert {*counts} >= {"q_proj", "down_proj"} and counts["total"] == counts["all"] + sum(
-        p.numel() for p in plain.parameters()
-    )
+    assert {"q_proj", "down_proj"} <= set(counts)
+    assert counts["total"] == counts["all"] + sum(p.numel() for p in plain.parameters())
     train_a_little(adapted)
+    section = Model(base=str(folder / "packed"), quantize="none")
     save_adapter(adapted, folder / "adapter", section.base)
-    again = load_adapter(wide("packed"), folder / "adapter")
-    assert torch.equal(logits(again), logits(adapted)) and not torch.allclose(
-        logits(adapted), base, atol=1e-2
-    )
-    merged = load_adapter(dequantize(wide("packed")), folder / "adapter").merge_and_unload()
-    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs) and not hasattr(
-        merged.config, "quantization_config"
-    )
+    again = load_adapter(open_folder(folder / "packed"), folder / "adapter")
+    assert torch.equal(logits(again), logits(adapted))
+    assert not torch.allclose(logits(adapted), base, atol=1e-2)
+
+    merged = load_adapter(unpacked, folder / "adapter").merge_and_unload()
+    assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs)
+    assert not hasattr(merged.config, "quantization_config")
     assert merge(section, folder / "adapter", folder / "merged")["same_greedy"]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes its logs where it runs
-    monkeypatch.setenv(
-        "GPTQMODEL_CPU_WORKERS", "4"
-    )  # it wants two beside its own one, on however few cores
+    # it wants two workers beside its own, on however few cores
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")
     gptqmodel = pytest.importorskip("gptqmodel")
     plain_llama(tmp_path / "plain")
-    work = gptqmodel.GPTQModel.load(
-        str(tmp_path / "plain"),
-        gptqmodel.QuantizeConfig(
-            bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"
-        ),
-        device="cpu",
+    config = gptqmodel.QuantizeConfig(
+        bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"
     )
-    work.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
-    work.save(str(tmp_path / "packed"))
-    check_packed(tmp_path)
-    model = lambda: load_model(
-        s := Model(base=str(tmp_path / "packed"), quantize="none"), plan_model(s)
-    )[0]
+    quantised = gptqmodel.GPTQModel.load(str(tmp_path / "plain"), config, device="cpu")
+    quantised.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
+    quantised.save(str(tmp_path / "packed"))
+    check_packed_checkpoint(tmp_path)
     for variant in ("dora", "loftq"):
-        refused(lambda: adapt_model(model(), Adapt(variant=variant)), "unquantised")
+        model = open_folder(tmp_path / "packed")
+        refused(partial(adapt_model, model, Adapt(variant=variant)), "unquantised")
+
+
+def freeze_scales(layer, calculate_qparams):
+    "Round to nearest: the scale of each group from its smallest and largest weight."
+    scheme = layer.quantization_scheme.weights
+    if scheme.group_size:
+        groups = layer.weight.data.unflatten(-1, (-1, scheme.group_size))
+    else:
+        groups = layer.weight.data[:, None]
+    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme)
+    layer.weight_scale.data.copy_(scale)
+    layer.weight_zero_point.data.copy_(zero)
 
 
 @pytest.mark.parametrize("preset", ["W4A16", "W8A8", "FP8_DYNAMIC"])
 def test_an_adapter_on_weights_of_compressed_tensors(preset, tmp_path):
-    made, kinds = (
-        pytest.importorskip("compressed_tensors.compressors"),
-        pytest.importorskip("compressed_tensors.quantization"),
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    utils = pytest.importorskip("compressed_tensors.quantization.utils")
+    model = plain_llama(tmp_path / "plain")
+    scheme = quantization.preset_name_to_scheme(preset, ["Linear"])
+    config = quantization.QuantizationConfig(
+        config_groups=dict(group_0=scheme), ignore=["lm_head"], quant_method="compressed-tensors"
     )
-    find_scale = pytest.importorskip("compressed_tensors.quantization.utils").calculate_qparams
-    model, tokenizer = plain_llama(tmp_path / "plain"), load_tokenizer("tiny:llama")
-    kinds.apply_quantization_config(
-        model,
-        kinds.QuantizationConfig(
-            config_groups=dict(group_0=kinds.preset_name_to_scheme(preset, ["Linear"])),
-            ignore=["lm_head"],
-            quant_method="compressed-tensors",
-        ),
-    )
+    quantization.apply_quantization_config(model, config)
     for layer in (m for m in model.modules() if hasattr(m, "weight_scale")):
-        how = layer.quantization_scheme.weights
-        rows = (
-            layer.weight.data.unflatten(-1, (-1, how.group_size))
-            if how.group_size
-            else layer.weight.data[:, None]
-        )
-        scale, zero = find_scale(rows.amin(-1), rows.amax(-1), how)
-        layer.weight_scale.data.copy_(scale)
-        layer.weight_zero_point.data.copy_(zero)
-        layer.quantization_status = kinds.QuantizationStatus.FROZEN
-    packer = made.ModelCompressor.from_pretrained_model(model)
+        freeze_scales(layer, utils.calculate_qparams)
+        layer.quantization_status = quantization.QuantizationStatus.FROZEN
+    packer = compressors.ModelCompressor.from_pretrained_model(model)
     packer.compress_model(model)
     model.save_pretrained(tmp_path / "packed")
     packer.update_config(str(tmp_path / "packed"))
-    tokenizer.save_pretrained(tmp_path / "packed")
-    check_packed(tmp_path)
+    load_tokenizer("tiny:llama").save_pretrained(tmp_path / "packed")
+    check_packed_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "how, inputs",
+    "name, inputs",
     [
         ("Int8WeightOnlyConfig", 0),
         ("Float8WeightOnlyConfig", 0),
@@ -537,14 +484,23 @@ def test_an_adapter_on_weights_of_compressed_tensors(preset, tmp_path):
         ("Int8DynamicActivationInt8WeightConfig", 0.1),
     ],
 )
-def test_an_adapter_on_weights_of_torchao(how, inputs, tmp_path):
-    kinds = pytest.importorskip("torchao.quantization")
+def test_an_adapter_on_weights_of_torchao(name, inputs, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
     plain_llama(tmp_path / "plain")
-    keys = dict(weight_dtype=torch.int4, granularity=kinds.PerGroup(32)) if "Intx" in how else {}
+    keys = {}
+    if name == "IntxWeightOnlyConfig":
+        keys = dict(weight_dtype=torch.int4, granularity=quantization.PerGroup(32))
+    config = TorchAoConfig(getattr(quantization, name)(**keys))
     AutoModelForCausalLM.from_pretrained(
-        tmp_path / "plain",
-        dtype=torch.float32,
-        quantization_config=TorchAoConfig(getattr(kinds, how)(**keys)),
+        tmp_path / "plain", dtype=torch.float32, quantization_config=config
     ).save_pretrained(tmp_path / "packed")
     load_tokenizer("tiny:llama").save_pretrained(tmp_path / "packed")
-    check_packed(tmp_path, inputs)
+    check_packed_checkpoint(tmp_path, inputs)
+
+
+def test_every_variant_of_the_section_is_tested_with_a_storage_that_it_needs():
+    variants = {keys.get("variant") for keys in FORMS.values()} - {None}
+    for variant in variants:
+        assert load_recipe(Adapt, {"variant": variant}).variant == variant
+    assert variants == {"rslora", "lora+", "eva", "dora", "pissa", "olora", "loftq"}
+    assert set(INITIALIZERS) < variants
