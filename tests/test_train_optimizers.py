@@ -17,8 +17,8 @@ from llmtrainer.models.variants import adapt_model
 IDS = torch.arange(4, 60).reshape(2, 28)
 
 
-def open_tiny(kind="llama", quantize="none"):
-    section = Model(base=f"tiny:{kind}", quantize=quantize)
+def open_tiny(kind="llama"):
+    section = Model(base=f"tiny:{kind}", quantize="none")
     return load_model(section, plan_model(section))[0]
 
 
@@ -27,9 +27,61 @@ def refused(do, *words):
     try:
         do()
     except UserError as error:
-        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+        assert all(word in str(error) for word in words), str(error)
+        assert error.exit_code == 2
     else:
         raise AssertionError("it was accepted")
+
+
+def test_words_of_optimizers_are_names_that_transformers_knows():
+    for word, (name, _, _) in OPTIMIZERS.items():
+        assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
+    refused(lambda: optimizer_arguments("adam"), "adafactor")
+    refused(lambda: optimizer_arguments("galore"), "method: full")
+    refused(lambda: optimizer_arguments("paged_adamw_8bit", device="cpu"), "GPU")
+
+
+def train_tiny(word, folder, resume=None):
+    "(losses, weights) of eight steps of full tuning, which save a checkpoint every four."
+    arguments = TrainingArguments(
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        max_steps=8,
+        save_steps=4,
+        logging_steps=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=2,
+        output_dir=str(folder),
+        **optimizer_arguments(word, Adapt(method="full")),
+    )
+    trainer = Trainer(
+        adapt_model(open_tiny(), Adapt(method="full")),
+        arguments,
+        train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS],
+    )
+    with hide_progress_bars(True):
+        trainer.train(resume_from_checkpoint=resume)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return losses, trainer.model.state_dict()
+
+
+@pytest.mark.parametrize("word", ["galore", "apollo"])
+def test_an_optimizer_that_projects_learns_and_resumes_from_its_checkpoint(
+    word, tmp_path, monkeypatch
+):
+    pytest.importorskip(OPTIMIZERS[word][1])
+    losses, weights = train_tiny(word, tmp_path / "once")
+    checkpoint = str(tmp_path / "once" / "checkpoint-4")
+    resumed_losses, resumed_weights = train_tiny(word, tmp_path / "again", checkpoint)
+    assert losses[-1] < 0.7 * losses[0]
+    assert resumed_losses == losses
+    assert all(torch.equal(value, resumed_weights[name]) for name, value in weights.items())
+    monkeypatch.setattr("llmtrainer.train.optimizers.allow_globals", lambda *names: None)
+    torch.serialization.clear_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match="Projector"):
+        train_tiny(word, tmp_path / "not allowed", checkpoint)
 
 
 def test_groups_are_those_of_the_papers_authors():
@@ -41,50 +93,9 @@ def test_groups_are_those_of_the_papers_authors():
     assert len(ours) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_words_of_optimizers_are_names_that_transformers_knows():
-    for word, (name, _, _) in OPTIMIZERS.items():
-        assert TrainingArguments(optim=name, use_cpu=True, report_to="none").optim == name, word
-    refused(lambda: optimizer_arguments("adam"), "adafactor")
-    refused(lambda: optimizer_arguments("galore"), "method: full")
-    refused(lambda: optimizer_arguments("paged_adamw_8bit", device="cpu"), "GPU")
-
-
-@pytest.mark.parametrize("word", ["galore", "apollo"])
-def test_an_optimizer_that_projects_learns_and_goes_on_from_its_checkpoint(
-    word, tmp_path, monkeypatch
-):
-    pytest.importorskip(OPTIMIZERS[word][1])
-    losses = {}
-
-    def run(name, steps, resume=None):
-        keys = dict(
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            max_steps=8,
-            save_steps=4,
-            logging_steps=1,
-            learning_rate=1e-2,
-            lr_scheduler_type="constant",
-            per_device_train_batch_size=2,
-            output_dir=str(tmp_path / name),
-        )
-        trainer = Trainer(
-            adapt_model(open_tiny(), Adapt(method="full")),
-            TrainingArguments(**keys | optimizer_arguments(word, Adapt(method="full"))),
-            train_dataset=[dict(input_ids=ids, labels=ids) for ids in IDS],
-        )
-        with hide_progress_bars(True):
-            trainer.train(resume_from_checkpoint=resume)
-        return [
-            h["loss"] for h in trainer.state.log_history if "loss" in h
-        ], trainer.model.state_dict()
-
-    losses, once = run("once", 8)
-    again = run("again", 8, str(tmp_path / "once" / "checkpoint-4"))
-    assert losses[-1] < 0.7 * losses[0] and again[0] == losses
-    assert all(torch.equal(t, again[1][name]) for name, t in once.items())
-    monkeypatch.setattr("llmtrainer.train.optimizers.allow_globals", lambda *names: None)
-    torch.serialization.clear_safe_globals()
-    with pytest.raises(pickle.UnpicklingError, match="Projector"):
-        run("not told", 8, str(tmp_path / "once" / "checkpoint-4"))
+def test_vectors_do_not_decay():
+    section = Adapt(r=4, variant="dora")
+    model = adapt_model(open_tiny(), section)
+    for group in parameter_groups(model, section, lr=1e-3, weight_decay=0.1):
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.1 if p.dim() > 1 else 0.0)
