@@ -579,6 +579,7 @@ def parse_question(
     )
 
 
+# %% ../../nbs/models/24_generate.ipynb #d980988e
 def load_questions(prompts: Sequence[str], file: Path | None) -> list[list[dict]]:
     "The conversations of prompts and of a file's lines; `UserError` where there are none."
     if file and not Path(file).is_file():
