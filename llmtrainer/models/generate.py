@@ -452,12 +452,12 @@ def start_generation(
     section: Generation,
     stop: Event,  # set it to end the answer
 ):
-    """(streamer, thread, result): the thread, not yet started, writes the answer to the streamer,
-    and in the end puts its token ids, or an exception, into the list `result`."""
-    streamer, result = (
-        TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        [],
-    )
+    """(streamer, thread, result) of an answer to be written in a thread that is not yet started.
+
+    It writes to the streamer, and in the end puts its token ids, or an exception, into the list
+    `result`."""
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    result = []
     batch = encode_prompts(model, tokenizer, [text])
     start = batch["input_ids"].shape[1]
     criteria = [StopOnEvent(stop)]
@@ -494,8 +494,9 @@ def finish_reason(model, tokenizer, ids: list[int], section: Generation) -> str:
 def stream_answer(
     model, tokenizer, messages: list[dict], section: Generation = GREEDY
 ) -> Iterator[str]:
-    """The answer in pieces, as it is written (with beams, in one piece); the iterator's value is
-    the finish reason. Closing the iterator stops the model."""
+    """The answer in pieces, as it is written; with beams, in one piece.
+
+    The iterator's value is the finish reason. Closing the iterator stops the model."""
     if section.beams > 1:
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text

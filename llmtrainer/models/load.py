@@ -309,8 +309,9 @@ RESERVED = (
 
 
 def ensure_pad_token(tokenizer) -> str:
-    """Give the tokenizer a pad token that is not the end token, a reserved one where there is one.
-    Returns it; `tokenizer.pad_from` says where it came from."""
+    """Give the tokenizer a pad token that is not its end token, and return it.
+
+    A reserved token is taken before a new one is added; `tokenizer.pad_from` says which it was."""
     tokenizer.pad_from = "its own"
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         reserved = next((t for t in RESERVED if t in tokenizer.get_vocab()), None)
@@ -330,8 +331,10 @@ def is_local_model(base: str) -> bool:
 
 
 def resolve_base(base: str) -> str:
-    """What transformers should load: the folder behind a `tiny:` name, a checked local folder, or a
-    hub name unchanged. `UserError` for a folder that is not a model."""
+    """What transformers should load for a name.
+
+    The folder behind a `tiny:` name, a checked local folder, or a hub name unchanged. `UserError`
+    for a folder that is not a model."""
     if base.startswith("tiny:"):
         return str(tiny_folder(base.removeprefix("tiny:")))
     if not is_local_model(base):
@@ -362,8 +365,7 @@ def resolve_base(base: str) -> str:
 
 # %% ../../nbs/models/20_load.ipynb #0bb13ab1
 def weight_files(base: str) -> list[Path]:
-    """The weight files of a local folder; empty for a hub name. `UserError` for a folder without
-    any."""
+    "The weight files of a folder, none for a hub name; `UserError` for a folder without any."
     path = Path(resolve_base(base))
     if not path.is_dir():
         return []
@@ -529,8 +531,7 @@ def is_importable(name: str) -> bool:
 
 
 def stored_quantization(raw: dict) -> str | None:
-    """How a checkpoint is quantised already, by config.json: nf4, fp4, int8, gptq, awq, hqq and so
-    on; None for plain weights."""
+    "How a checkpoint is quantised already (nf4, int8, gptq, awq, …); None for plain weights."
     config = raw.get("quantization_config")
     if not config:
         return None
@@ -574,8 +575,10 @@ TO_TRAIN = {
 
 @contextmanager
 def explain_load_errors(stored: str | None):
-    """Turn an error while quantised weights are loaded into one `UserError`: a library that is too
-    old, no GPU, or a format that this version of transformers cannot read."""
+    """Turn an error while quantised weights are loaded into one `UserError`.
+
+    The cause may be a library that is too old, a missing GPU, or a format that this version of
+    transformers cannot read."""
     try:
         yield
     except (ImportError, NotImplementedError, ValueError, KeyError, RuntimeError) as error:
@@ -642,8 +645,7 @@ def attention_kernels(config) -> tuple[str, ...]:
 
 
 def plan_model(model: Model, machine: Machine | None = None, config=None) -> DevicePlan:
-    """What a machine, by default this one, does for a model section: `device.plan_device` among
-    the kernels that the model's code has a path for."""
+    "The plan of a machine, by default this one, for a model and the kernels that its code has."
     return plan_device(
         machine or probe(),
         quantize=model.quantize,
@@ -776,8 +778,7 @@ def repair_conversion(tokenizer, proto) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_from_sentencepiece(tokenizer, file: Path):
-    """A tokenizer that was converted from the SentencePiece model in `file`, made equal to it;
-    `UserError` where it cannot be."""
+    "A converted tokenizer, made equal to the SentencePiece model in `file`; else `UserError`."
     name = file.parent.name
     if not is_importable("sentencepiece"):
         raise UserError(
@@ -831,8 +832,7 @@ def hide_progress_bars(hide: bool):
 
 
 def resize_embeddings(model, tokenizer) -> int:
-    """Give every token of the tokenizer a row in the embeddings; new rows are the mean of the
-    others. Returns how many were added."""
+    "Give every token a row in the embeddings, new rows the mean of the others; how many were new."
     missing = len(tokenizer) - model.get_input_embeddings().num_embeddings
     if missing <= 0:
         return 0
@@ -901,8 +901,9 @@ def load_model(
     plan: DevicePlan,
     sharded: bool = False,  # its weights will be sharded over devices (FSDP)
 ):
-    """(model, tokenizer) as the plan says: from safetensors only, quantised or not, on the plan's
-    device, in evaluation mode."""
+    """(model, tokenizer) as the plan says.
+
+    From safetensors only, quantised or not, on the plan's device, in evaluation mode."""
     weight_files(model.base)
     commit = hub_commit(model.base, model.revision) or model.revision
     model = model.model_copy(update=dict(revision=commit))

@@ -390,8 +390,9 @@ def full_size(model) -> int:
 
 
 def count_trainable(model) -> dict[str, float]:
-    """How many parameters are trained, by kind of layer; also `all` that are trained, the `total`
-    of the model, and `percent`."""
+    """How many parameters are trained, by kind of layer.
+
+    Also `all` that are trained, the `total` of the model, and `percent`."""
     counts = {}
     for name, p in model.named_parameters():
         if p.requires_grad:

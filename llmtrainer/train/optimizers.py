@@ -102,8 +102,10 @@ def parameter_groups(
     lr: float,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """Groups of trained weights for an optimizer: vectors do not decay, and with LoRA+ the B of an
-    adapter learns `loraplus_lr_ratio` times faster."""
+    """Groups of trained weights for an optimizer.
+
+    Vectors do not decay, and with LoRA+ the B of an adapter learns `loraplus_lr_ratio` times
+    faster."""
     groups = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
