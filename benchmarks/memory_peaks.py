@@ -29,8 +29,8 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.memory import StepShape, predict_memory
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
-from llmtrainer.train.durable import CheckpointConfig
-from llmtrainer.train.trainer import (
+from llmtrainer.training.durable import CheckpointConfig
+from llmtrainer.training.trainer import (
     DurableTrainer,
     Train,
     custom_optimizer,

@@ -86,16 +86,16 @@ def work(case: Case, given, folder: Path) -> None:
     from llmtrainer.models.lora import Adapt
     from llmtrainer.models.variants import adapt_model
     from llmtrainer.run import Run
-    from llmtrainer.train.distributed import all_gather, rank, world_size
-    from llmtrainer.train.durable import CheckpointConfig
-    from llmtrainer.train.launch import (
+    from llmtrainer.training.distributed import all_gather, rank, world_size
+    from llmtrainer.training.durable import CheckpointConfig
+    from llmtrainer.training.launch import (
         Launch,
         check_strategy,
         init_distributed,
         sharded,
         strategy_arguments,
     )
-    from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
+    from llmtrainer.training.trainer import DurableTrainer, Train, next_token, training_arguments
 
     (folder / f"imported{os.environ.get('LOCAL_RANK', 0)}").touch()
     while not (folder / "turn").exists():

@@ -25,9 +25,9 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.run import Run
-from llmtrainer.train.durable import CheckpointConfig
-from llmtrainer.train.resume import checkpoint_weights, copy_to_host
-from llmtrainer.train.trainer import DurableTrainer, Train, next_token, training_arguments
+from llmtrainer.training.durable import CheckpointConfig
+from llmtrainer.training.resume import checkpoint_weights, copy_to_host
+from llmtrainer.training.trainer import DurableTrainer, Train, next_token, training_arguments
 
 
 def made(folder: Path):
