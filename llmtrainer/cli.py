@@ -619,7 +619,7 @@ def generate(
         print(f"> {one['prompt']}", *(a["text"] for a in one["answers"]), "", sep="\n")
     print(
         f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']}"
-        f" tokens/s, {speed['cut']} cut at max_new_tokens",
+        f" tokens/s, {speed['truncated']} cut at max_new_tokens",
         file=sys.stderr,
     )
 

@@ -93,13 +93,12 @@ from llmtrainer.models.load import (
 )
 from llmtrainer.models.lora import (
     Adapt,
-    check_storage,
     count_trainable,
     load_adapter,
     trainable_table,
 )
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
-from llmtrainer.models.variants import adapt_model
+from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card

@@ -11,15 +11,21 @@ from llmtrainer.models.generate import (
 )
 
 
-import torch
+import threading
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList
+from transformers import PreTrainedTokenizerFast
 
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import plan_device, probe
-from llmtrainer.models.load import Model, load_model
-from llmtrainer.recipe import UserError
+from llmtrainer.models.load import Model, load_model, plan_model
+from llmtrainer.recipe import RecipeError
+
+
+SECTION = Model(base="tiny:base", quantize="none")
+MODEL, TOKENIZER = load_model(SECTION, plan_model(SECTION))
+ASK = [[{"role": "user", "content": p.question}] for p in problems(12, "test")]
 
 
 def refused(do, *words):
@@ -27,273 +33,10 @@ def refused(do, *words):
     try:
         do()
     except UserError as error:
-        assert all(w in str(error) for w in words) and error.exit_code == 2, str(error)
+        assert all(word in str(error) for word in words), str(error)
+        assert error.exit_code == 2
     else:
         raise AssertionError("it was accepted")
-
-
-MODEL, TOKENIZER = load_model(
-    Model(base="tiny:base", quantize="none"), plan_device(probe(), quantize="none")
-)
-ASK = [[{"role": "user", "content": p.question}] for p in problems(12, "test")]
-
-
-def test_alone_or_in_a_batch_the_text_is_the_same():
-    greedy = Generation(max_new_tokens=40)
-    together = generate(MODEL, TOKENIZER, ASK, greedy)
-    assert len({len(t) for t in together}) > 3
-    assert [generate(MODEL, TOKENIZER, [c], greedy)[0] for c in ASK] == together
-    assert generate(MODEL, TOKENIZER, ASK, greedy, batch_size=5) == together
-    assert generate(MODEL, TOKENIZER, ASK[::-1], greedy) == together[::-1]
-
-
-def by_hand(ids, steps, stops):
-    out = []
-    while len(out) < steps and not (out and out[-1] in stops):
-        with torch.no_grad():
-            out.append(
-                int(
-                    MODEL(input_ids=torch.tensor([ids + out]), use_cache=False)
-                    .logits[0, -1]
-                    .argmax()
-                )
-            )
-    return out
-
-
-def test_greedy_is_the_plain_loop():
-    for c in ASK[:4]:
-        ids = encode_prompts(MODEL, TOKENIZER, [render(c, TOKENIZER, prompt=True)])["input_ids"][
-            0
-        ].tolist()
-        stops = set(generation_config(MODEL, TOKENIZER, Generation()).eos_token_id)
-        assert generate(MODEL, TOKENIZER, [c], Generation(max_new_tokens=30)) == [
-            TOKENIZER.decode(by_hand(ids, 30, stops), skip_special_tokens=True).strip()
-        ]
-
-
-from transformers import PreTrainedTokenizerFast
-
-
-def test_the_template_decides_the_stop():
-    other = PreTrainedTokenizerFast.from_pretrained(TOKENIZER.name_or_path)
-    other.chat_template = (
-        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|reserved|>{%"
-        " endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    stops = generation_config(MODEL, other, Generation()).eos_token_id
-    assert set(stops) == {other.convert_tokens_to_ids("<|reserved|>"), other.eos_token_id}
-
-
-def test_a_stop_text_ends_the_answer_wherever_tokens_end():
-    free = generate(MODEL, TOKENIZER, ASK, Generation(max_new_tokens=40))
-    for word in (free[0][3:9], free[1][5:12], " is", "."):
-        section = Generation(max_new_tokens=40, stop=[word, "never written"])
-        found = [a[0] for a in generate_answers(MODEL, TOKENIZER, ASK, section)]
-        assert [a.text for a in found] == [truncate_at_stop(t, [word]).strip() for t in free]
-        assert all(a.ended == "stop" for a, t in zip(found, free) if word in t) and any(
-            a.tokens < 40 for a in found
-        )
-        assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip() == found[0].text
-
-
-def test_stop_tokens_and_ends_are_told():
-    refused(
-        lambda: generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|nothing|>"])),
-        "<|nothing|>",
-        "generate.stop",
-    )
-    assert (
-        TOKENIZER.convert_tokens_to_ids("<|user|>")
-        in generation_config(MODEL, TOKENIZER, Generation(stop_tokens=["<|user|>"])).eos_token_id
-    )
-    short, long = (
-        generate_answers(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3))[0][0],
-        generate_answers(
-            MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3, stop_tokens=["."])
-        )[0][0],
-    )
-    assert short.ended == "length" and short.tokens == 3
-    refused(
-        lambda: generate(MODEL, TOKENIZER, [[{"role": "user", "content": "long " * 600}]]),
-        "the model reads 512",
-    )
-
-
-@given(
-    st.lists(st.text("ab\n", max_size=4), max_size=8),
-    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
-)
-def test_holding_back_changes_nothing_but_the_end(pieces, stop):
-    assert "".join(stream_until_stop(pieces, stop)) == truncate_at_stop("".join(pieces), stop)
-
-
-def test_drawn_text_is_the_same_alone_in_a_batch_and_streamed():
-    section = Generation(max_new_tokens=25, temperature=1.0, top_p=0.95, n=2)
-    texts = lambda found: [[a.text for a in answers] for answers in found]
-    together = texts(generate_answers(MODEL, TOKENIZER, ASK, section))
-    assert (
-        texts(generate_answers(MODEL, TOKENIZER, ASK, section, batch_size=3))
-        == together
-        == texts(generate_answers(MODEL, TOKENIZER, ASK[::-1], section))[::-1]
-    )
-    assert [
-        texts(generate_answers(MODEL, TOKENIZER, [c], section))[0] for c in ASK[:4]
-    ] == together[:4]
-    assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip() == together[0][0]
-    assert sum(a != b for a, b in together) > 6
-
-
-def test_a_draw_has_the_probabilities_it_should():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
-    drawn = (
-        GumbelNoise(range(20_000), "cpu")(None, logits.repeat(20_000, 1))
-        .argmax(-1)
-        .bincount(minlength=5)
-        / 20_000
-    )
-    assert (drawn - logits.softmax(-1)).abs().max() < 0.012 and drawn[4] == 0
-
-
-def test_filters_are_transformers_own():
-    section = Generation(temperature=0.7, top_p=0.8, top_k=20, min_p=0.02)
-    scores = torch.randn(3, 200)
-    ours = sampling_processor(section, ["a"] * 3, [0, 1, 2], "cpu")[:-1]
-    config = generation_config(MODEL, TOKENIZER, section)
-    theirs = MODEL._get_logits_processor(config, input_ids_seq_length=1, device="cpu")
-    assert torch.equal(
-        LogitsProcessorList(ours)(None, scores.clone()),
-        LogitsProcessorList(theirs)(torch.zeros(3, 1, dtype=torch.long), scores.clone()),
-    )
-
-
-def test_sampling_repeats_by_seed_and_greedy_ignores_it():
-    draw = lambda **kw: generate(MODEL, TOKENIZER, ASK[:4], Generation(max_new_tokens=20, **kw))
-    assert (
-        draw(temperature=1.5, seed=1)
-        == draw(temperature=1.5, seed=1)
-        != draw(temperature=1.5, seed=2)
-    )
-    assert draw(seed=1) == draw(seed=2)
-
-
-import threading
-
-
-def test_a_stream_is_the_same_text_and_leaving_it_stops_the_model():
-    long = Generation(max_new_tokens=60)
-    assert (
-        "".join(stream_answer(MODEL, TOKENIZER, ASK[0], long)).strip()
-        == generate(MODEL, TOKENIZER, ASK[:1], long)[0]
-    )
-    before = threading.active_count()
-    pieces = stream_answer(
-        MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=400, repetition_penalty=1.3)
-    )
-    next(pieces)
-    pieces.close()
-    assert threading.active_count() == before
-
-
-def test_a_stream_says_whether_it_was_cut(capsys):
-    for section in (
-        Generation(max_new_tokens=3),
-        Generation(max_new_tokens=200),
-        Generation(max_new_tokens=60, stop=["e"]),
-        Generation(max_new_tokens=3, beams=2),
-    ):
-        found = generate_answers(MODEL, TOKENIZER, ASK[:1], section)[0][0]
-        print_stream(stream_answer(MODEL, TOKENIZER, ASK[0], section), section, written := [])
-        out, told = capsys.readouterr()
-        assert out.strip() == "".join(written).strip() == found.text and (
-            "[cut at max_new_tokens" in told
-        ) == (found.ended == "length")
-    assert (
-        found.ended == "length"
-        and generate_answers(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=200))[0][0].ended
-        == "stop"
-    )
-
-
-def test_an_error_in_the_thread_reaches_the_caller():
-    try:
-        list(
-            stream_answer(
-                MODEL,
-                TOKENIZER,
-                ASK[0],
-                Generation(max_new_tokens=3, temperature=1.0, repetition_penalty=float("nan")),
-            )
-        )
-    except Exception as error:
-        assert "nan" in str(error).lower() or "prob" in str(error).lower()
-    else:
-        raise AssertionError("the error was swallowed")
-
-
-def best_pair(c, width=40):
-    "The likeliest two tokens without an end token, by trying them."
-    start = encode_prompts(MODEL, TOKENIZER, [render(c, TOKENIZER, prompt=True)])["input_ids"]
-
-    def scores(ids):
-        with torch.no_grad():
-            found = MODEL(input_ids=ids).logits[:, -1].log_softmax(-1)
-        found[:, generation_config(MODEL, TOKENIZER, Generation()).eos_token_id] = -torch.inf
-        return found
-
-    first = scores(start)[0].topk(width)
-    second = scores(torch.cat([start.expand(width, -1), first.indices[:, None]], 1)).max(-1)
-    best = (first.values + second.values).argmax()
-    return TOKENIZER.decode(
-        [first.indices[best], second.indices[best]], skip_special_tokens=True
-    ).strip()
-
-
-def test_beams_find_the_likeliest_text():
-    section = Generation(max_new_tokens=2, min_new_tokens=2, beams=40)
-    found = generate(MODEL, TOKENIZER, ASK[:6], section)
-    assert found == [best_pair(c) for c in ASK[:6]]
-    two = generate_answers(MODEL, TOKENIZER, ASK[:3], Generation(max_new_tokens=12, beams=3, n=2))
-    assert [len(a) for a in two] == [2, 2, 2] and all(a.text != b.text for a, b in two)
-    assert (
-        "".join(stream_answer(MODEL, TOKENIZER, ASK[0], Generation(max_new_tokens=12, beams=3)))
-        == two[0][0].text
-    )
-
-
-def test_questions_come_from_lines_and_rows(tmp_path):
-    rows = [
-        "plain words",
-        json.dumps(dict(prompt="asked")),
-        json.dumps(
-            dict(
-                messages=[
-                    dict(role="system", content="s"),
-                    dict(role="user", content="u"),
-                    dict(role="assistant", content="a"),
-                ]
-            )
-        ),
-        "",
-    ]
-    (tmp_path / "p.jsonl").write_text("\n".join(rows))
-    found = load_questions(["first"], tmp_path / "p.jsonl")
-    assert [c[-1]["content"] for c in found] == ["first", "plain words", "asked", "u"] and found[
-        -1
-    ][0]["role"] == "system"
-    for text, words in (
-        ("{broken", "no JSON"),
-        ('{"a": 1}', "no question"),
-        ("\n", "nothing to answer"),
-    ):
-        (tmp_path / "p.jsonl").write_text(text)
-        with pytest.raises(UserError, match=words):
-            load_questions([], tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match="no file"):
-        load_questions([], tmp_path / "absent")
-
-
-from llmtrainer.recipe import RecipeError, load_recipe
 
 
 def test_recipe_section():
@@ -312,7 +55,8 @@ def test_recipe_section():
         try:
             load_recipe(Generation, bad)
         except RecipeError as error:
-            assert len(error.faults) == faults and words in str(error), str(error)
+            assert len(error.faults) == faults, str(error)
+            assert words in str(error)
         else:
             raise AssertionError(bad)
 
@@ -320,16 +64,229 @@ def test_recipe_section():
 def test_presets_give_way_to_what_is_written_and_survive_storing():
     for name, values in PRESETS.items():
         section = load_recipe(Generation, {"preset": name})
-        assert (
-            all(getattr(section, k) == v for k, v in values.items())
-            and load_recipe(Generation, section.model_dump()) == section
-        )
+        assert all(getattr(section, key) == value for key, value in values.items())
+        assert load_recipe(Generation, section.model_dump()) == section
     mine = load_recipe(Generation, {"preset": "creative", "min_p": 0.2, "seed": 4})
-    assert mine.min_p == 0.2 and mine.temperature == 1.0
+    assert (mine.min_p, mine.temperature) == (0.2, 1.0)
     again = override_section(mine, ["preset=balanced"])
     assert (again.min_p, again.temperature, again.top_p, again.seed) == (0.0, 0.7, 0.95, 4)
-    assert (
-        override_section(again, ["preset=greedy"]).temperature == 0
-        and override_section(again, ["top_p=1.0", "temperature=0"]).temperature == 0
-    )
+    assert override_section(again, ["preset=greedy"]).temperature == 0
+    assert override_section(again, ["top_p=1.0", "temperature=0"]).temperature == 0
     refused(lambda: override_section(again, ["temperature=0"]), "top_p")
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|reserved|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_the_template_decides_the_stop():
+    other = PreTrainedTokenizerFast.from_pretrained(TOKENIZER.name_or_path)
+    other.chat_template = TEMPLATE
+    stops = generation_config(MODEL, other, GREEDY).eos_token_id
+    assert set(stops) == {other.convert_tokens_to_ids("<|reserved|>"), other.eos_token_id}
+
+
+def test_a_draw_has_the_probabilities_it_should():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
+    noisy = GumbelNoise(range(20_000), "cpu")(None, logits.repeat(20_000, 1))
+    drawn = noisy.argmax(-1).bincount(minlength=5) / 20_000
+    assert (drawn - logits.softmax(-1)).abs().max() < 0.012
+    assert drawn[4] == 0
+
+
+def test_filters_are_transformers_own():
+    section = Generation(temperature=0.7, top_p=0.8, top_k=20, min_p=0.02)
+    scores = torch.randn(3, 200)
+    ours = sampling_processor(section, ["a"] * 3, [0, 1, 2], "cpu")[:-1]
+    config = generation_config(MODEL, TOKENIZER, section)
+    theirs = MODEL._get_logits_processor(config, input_ids_seq_length=1, device="cpu")
+    assert torch.equal(
+        LogitsProcessorList(ours)(None, scores.clone()),
+        LogitsProcessorList(theirs)(torch.zeros(3, 1, dtype=torch.long), scores.clone()),
+    )
+
+
+def test_alone_or_in_a_batch_the_text_is_the_same():
+    greedy = Generation(max_new_tokens=40)
+    together = generate(MODEL, TOKENIZER, ASK, greedy)
+    assert len({len(text) for text in together}) > 3
+    assert [generate(MODEL, TOKENIZER, [c], greedy)[0] for c in ASK] == together
+    assert generate(MODEL, TOKENIZER, ASK, greedy, batch_size=5) == together
+    assert generate(MODEL, TOKENIZER, ASK[::-1], greedy) == together[::-1]
+
+
+def test_progress_counts_every_question_once():
+    done = []
+    section = Generation(max_new_tokens=1, temperature=1.0, n=3)
+    generate(MODEL, TOKENIZER, ASK, section, batch_size=7, progress=done.append)
+    assert sum(done) == len(ASK)
+
+
+def test_sampling_repeats_by_seed_and_greedy_ignores_it():
+    def draw(**keys):
+        return generate(MODEL, TOKENIZER, ASK[:4], Generation(max_new_tokens=20, **keys))
+
+    first = draw(temperature=1.5, seed=1)
+    assert first == draw(temperature=1.5, seed=1)
+    assert first != draw(temperature=1.5, seed=2)
+    assert draw(seed=1) == draw(seed=2)
+
+
+def greedy_by_hand(ids, steps, stops):
+    out = []
+    while len(out) < steps and not (out and out[-1] in stops):
+        with torch.no_grad():
+            logits = MODEL(input_ids=torch.tensor([ids + out]), use_cache=False).logits
+        out.append(int(logits[0, -1].argmax()))
+    return out
+
+
+def test_greedy_is_the_plain_loop():
+    stops = set(stop_ids(MODEL, TOKENIZER, GREEDY))
+    for question in ASK[:4]:
+        prompt = encode_prompts(MODEL, TOKENIZER, [render(question, TOKENIZER, prompt=True)])
+        ids = greedy_by_hand(prompt["input_ids"][0].tolist(), 30, stops)
+        expected = TOKENIZER.decode(ids, skip_special_tokens=True).strip()
+        assert generate(MODEL, TOKENIZER, [question], Generation(max_new_tokens=30)) == [expected]
+
+
+@given(
+    st.lists(st.text("ab\n", max_size=4), max_size=8),
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
+)
+def test_holding_back_changes_nothing_but_the_end(pieces, stop):
+    assert "".join(stream_until_stop(pieces, stop)) == truncate_at_stop("".join(pieces), stop)
+
+
+def test_a_stream_is_the_same_text_and_leaving_it_stops_the_model():
+    long = Generation(max_new_tokens=60)
+    streamed = "".join(stream_answer(MODEL, TOKENIZER, ASK[0], long)).strip()
+    assert streamed == generate(MODEL, TOKENIZER, ASK[:1], long)[0]
+    before = threading.active_count()
+    endless = Generation(max_new_tokens=400, repetition_penalty=1.3)
+    pieces = stream_answer(MODEL, TOKENIZER, ASK[0], endless)
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == before
+
+
+def test_a_stream_says_whether_it_was_cut(capsys):
+    for section, reason in (
+        (Generation(max_new_tokens=3), "length"),
+        (Generation(max_new_tokens=200), "stop"),
+        (Generation(max_new_tokens=60, stop=["e"]), "stop"),
+        (Generation(max_new_tokens=3, beams=2), "length"),
+    ):
+        answer = generate_answers(MODEL, TOKENIZER, ASK[:1], section)[0][0]
+        assert answer.finish_reason == reason
+        written = []
+        print_stream(stream_answer(MODEL, TOKENIZER, ASK[0], section), section, written)
+        out, err = capsys.readouterr()
+        assert out.strip() == "".join(written).strip() == answer.text
+        assert ("[cut at max_new_tokens" in err) == (reason == "length")
+
+
+def test_an_error_in_the_thread_reaches_the_caller():
+    valid = Generation(max_new_tokens=3, temperature=1.0)
+    section = valid.model_copy(update=dict(repetition_penalty=float("nan")))
+    with pytest.raises(ValueError, match="nan"):
+        list(stream_answer(MODEL, TOKENIZER, ASK[0], section))
+
+
+def test_a_stop_text_ends_the_answer_wherever_tokens_end():
+    free = generate(MODEL, TOKENIZER, ASK, Generation(max_new_tokens=40))
+    for word in (free[0][3:9], free[1][5:12], " is", "."):
+        section = Generation(max_new_tokens=40, stop=[word, "never written"])
+        answers = [each[0] for each in generate_answers(MODEL, TOKENIZER, ASK, section)]
+        assert [a.text for a in answers] == [truncate_at_stop(t, [word]).strip() for t in free]
+        reasons = [a.finish_reason for a, text in zip(answers, free) if word in text]
+        assert all(reason == "stop" for reason in reasons)
+        assert any(a.tokens < 40 for a in answers)
+        streamed = "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip()
+        assert streamed == answers[0].text
+
+
+def test_stop_tokens_and_finish_reasons():
+    unknown = Generation(stop_tokens=["<|nothing|>"])
+    refused(lambda: stop_ids(MODEL, TOKENIZER, unknown), "<|nothing|>", "generate.stop")
+    user = TOKENIZER.convert_tokens_to_ids("<|user|>")
+    assert user in stop_ids(MODEL, TOKENIZER, Generation(stop_tokens=["<|user|>"]))
+    cut = generate_answers(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3))[0][0]
+    assert (cut.finish_reason, cut.tokens) == ("length", 3)
+    too_long = [[{"role": "user", "content": "long " * 600}]]
+    refused(lambda: generate(MODEL, TOKENIZER, too_long), "the model reads 512")
+
+
+def test_drawn_text_is_the_same_alone_in_a_batch_and_streamed():
+    section = Generation(max_new_tokens=25, temperature=1.0, top_p=0.95, n=2)
+
+    def texts(conversations, **options):
+        answers = generate_answers(MODEL, TOKENIZER, conversations, section, **options)
+        return [[answer.text for answer in each] for each in answers]
+
+    together = texts(ASK)
+    assert texts(ASK, batch_size=3) == together
+    assert texts(ASK[::-1])[::-1] == together
+    assert [texts([c])[0] for c in ASK[:4]] == together[:4]
+    streamed = "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip()
+    assert streamed == together[0][0]
+    assert sum(first != second for first, second in together) > 6
+
+
+def best_pair(question, width=40):
+    "The likeliest two tokens without an end token, by trying them."
+    ends = stop_ids(MODEL, TOKENIZER, GREEDY)
+    start = encode_prompts(MODEL, TOKENIZER, [render(question, TOKENIZER, prompt=True)])
+    ids = start["input_ids"]
+
+    def scores(ids):
+        with torch.no_grad():
+            scores = MODEL(input_ids=ids).logits[:, -1].log_softmax(-1)
+        scores[:, ends] = -torch.inf
+        return scores
+
+    first = scores(ids)[0].topk(width)
+    second = scores(torch.cat([ids.expand(width, -1), first.indices[:, None]], 1)).max(-1)
+    best = (first.values + second.values).argmax()
+    pair = [first.indices[best], second.indices[best]]
+    return TOKENIZER.decode(pair, skip_special_tokens=True).strip()
+
+
+def test_beams_find_the_likeliest_text():
+    section = Generation(max_new_tokens=2, min_new_tokens=2, beams=40)
+    assert generate(MODEL, TOKENIZER, ASK[:6], section) == [best_pair(c) for c in ASK[:6]]
+    two = Generation(max_new_tokens=12, beams=3, n=2)
+    answers = generate_answers(MODEL, TOKENIZER, ASK[:3], two)
+    assert [len(each) for each in answers] == [2, 2, 2]
+    assert all(first.text != second.text for first, second in answers)
+    one = Generation(max_new_tokens=12, beams=3)
+    assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], one)) == answers[0][0].text
+
+
+def test_questions_come_from_lines_and_rows(tmp_path):
+    file = tmp_path / "p.jsonl"
+    system, user, assistant = (
+        dict(role=role, content=role[0]) for role in ("system", "user", "assistant")
+    )
+    rows = [
+        "plain words",
+        json.dumps(dict(prompt="asked")),
+        json.dumps(dict(messages=[system, user, assistant])),
+        "",
+    ]
+    file.write_text("\n".join(rows))
+    questions = load_questions(["first"], file)
+    assert [c[-1]["content"] for c in questions] == ["first", "plain words", "asked", "u"]
+    assert questions[-1][0]["role"] == "system"
+    for text, words in (
+        ("{broken", "no JSON"),
+        ('{"a": 1}', "no question"),
+        ("\n", "nothing to answer"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            load_questions([], file)
+    with pytest.raises(UserError, match="no file"):
+        load_questions([], tmp_path / "absent")

@@ -15,74 +15,77 @@ from llmtrainer.models.load import (
 )
 
 
+import random
+import shutil
+
+import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
+
+from llmtrainer.data.synthetic import documents
+from llmtrainer.models.tiny import KINDS
+from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 
 def test_fp8_is_its_numbers_and_its_gradient_is_that_of_the_plain_layer():
     torch.manual_seed(0)
     layer = torch.nn.Linear(48, 24)
-    packed, x = Float8Linear.of(layer), torch.randn(5, 48, requires_grad=True)
-    plain, y = packed.unpacked(torch.float32), x.detach().clone().requires_grad_(True)
+    packed, x = Float8Linear.from_linear(layer), torch.randn(5, 48, requires_grad=True)
+    plain, y = packed.to_linear(torch.float32), x.detach().clone().requires_grad_(True)
     assert torch.allclose(packed(x), plain(y), atol=1e-6)
     packed(x).square().sum().backward()
     plain(y).square().sum().backward()
-    assert (
-        torch.allclose(x.grad, y.grad, atol=1e-5)
-        and packed.weight.nbytes * 4 == layer.weight.nbytes
-        and not packed.weight.is_floating_point()
-    )
+    assert torch.allclose(x.grad, y.grad, atol=1e-5)
+    assert packed.weight.nbytes * 4 == layer.weight.nbytes
+    assert not packed.weight.is_floating_point()
     assert (plain.weight / layer.weight - 1).abs().median() < 2**-4
 
 
-from tokenizers import Tokenizer
-from tokenizers import models as tokenizer_models
-from transformers import PreTrainedTokenizerFast
-
-
-def made_of(*tokens):
+def tokenizer_of(*tokens):
+    ids = {token: i for i, token in enumerate(tokens)}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(
-            tokenizer_models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=tokens[0])
-        ),
+        tokenizer_object=Tokenizer(tokenizer_models.WordLevel(ids, unk_token=tokens[0])),
         eos_token="</s>",
     )
 
 
 def test_pad_is_reserved_before_it_is_new_and_never_the_end():
-    assert (
-        ensure_pad_token(made_of("a", "</s>", "<|reserved_special_token_0|>", "<unk>"))
-        == "<|reserved_special_token_0|>"
-    )
-    assert ensure_pad_token(made_of("<unk>", "</s>")) == "<unk>"
-    new = made_of("a", "</s>")
-    assert ensure_pad_token(new) == "<|pad|>" and len(new) == 3
-    assert (
-        new.pad_from == "added to its vocabulary"
-        and (ensure_pad_token(old := made_of("<unk>", "</s>")), old.pad_from)[1]
-        == "reserved in its vocabulary"
-    )
-    for t in (new, made_of("<unk>", "</s>")):
-        assert (ensure_pad_token(t), t.pad_token_id != t.eos_token_id)[1]
+    llama = tokenizer_of("a", "</s>", "<|reserved_special_token_0|>", "<unk>")
+    assert ensure_pad_token(llama) == "<|reserved_special_token_0|>"
 
+    old = tokenizer_of("<unk>", "</s>")
+    assert ensure_pad_token(old) == "<unk>"
+    assert old.pad_from == "reserved in its vocabulary"
 
-import shutil
+    new = tokenizer_of("a", "</s>")
+    assert ensure_pad_token(new) == "<|pad|>"
+    assert len(new) == 3
+    assert new.pad_from == "added to its vocabulary"
+
+    for tokenizer in (new, tokenizer_of("<unk>", "</s>")):
+        ensure_pad_token(tokenizer)
+        assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
 def test_fingerprint_follows_the_bytes(tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(resolve_base("tiny:base"), folder)
-    same = fingerprint(str(folder))["sha256"]
-    assert same == fingerprint("tiny:base")["sha256"]
+    original = fingerprint(str(folder))["sha256"]
+    assert original == fingerprint("tiny:base")["sha256"]
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    assert fingerprint(str(folder))["sha256"] != same
+    assert fingerprint(str(folder))["sha256"] != original
 
 
-def refusal(base, ask=resolve_base):
+def refusal(base, load=resolve_base):
     try:
-        ask(base)
+        load(base)
     except UserError as error:
         return str(error)
 
@@ -96,30 +99,18 @@ def test_every_wrong_name_is_explained(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    for ask in (fingerprint, lambda base: load_model(Model(base=base), plan_device(probe()))):
-        assert ".safetensors" in refusal(str(tmp_path), ask)
-    assert resolve_base(str(tmp_path)) == str(
-        tmp_path
-    )  # its configuration can be read: a plan needs no weights
+    for load in (fingerprint, lambda base: load_model(Model(base=base), plan_device(probe()))):
+        assert ".safetensors" in refusal(str(tmp_path), load)
+    # its configuration can be read: a plan needs no weights
+    assert resolve_base(str(tmp_path)) == str(tmp_path)
     assert "tiny:base" in refusal("tiny:gpt5")
     assert resolve_base("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
 
 
 def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    try:
+    with pytest.raises(UserError, match="hf auth login"):
         load_tokenizer("nobody/no-such-model-of-this-name")
-    except UserError as error:
-        assert "hf auth login" in str(error)
-    else:
-        raise AssertionError("it loaded")
-
-
-import random
-
-import pytest
-
-from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 
 CODE = """
@@ -132,64 +123,54 @@ class MyModel(LlamaForCausalLM): config_class = MyConfig
 """
 
 
-def with_code(folder, **more):
+def edit_config(folder, **changes):
+    "Change some keys of a stored model's config.json."
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def with_code(folder, **changes):
     "A copy of a tiny model whose configuration asks for the Python beside it."
     shutil.copytree(resolve_base("tiny:llama"), folder)
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps(
-            raw
-            | dict(
-                model_type="mine",
-                auto_map={"AutoConfig": "own.MyConfig", "AutoModelForCausalLM": "own.MyModel"},
-            )
-            | more
-        )
-    )
+    auto_map = {"AutoConfig": "own.MyConfig", "AutoModelForCausalLM": "own.MyModel"}
+    edit_config(folder, **dict(model_type="mine", auto_map=auto_map) | changes)
     (folder / "own.py").write_text(CODE.format(mark=str(folder.parent / "mark")))
     return Model(base=str(folder), quantize="none")
 
 
+def load_exact(model):
+    return load_model(model, plan_device(probe(), quantize="none"))[0]
+
+
 def test_code_of_a_model_runs_only_when_the_recipe_says_so_twice(tmp_path):
-    model = with_code(tmp_path / "strange")
-    for call in (load_config, lambda m: load_model(m, plan_device(probe(), quantize="none"))):
-        with pytest.raises(UserError) as caught:
+    model, mark = with_code(tmp_path / "strange"), tmp_path / "mark"
+    for call in (load_config, load_exact):
+        with pytest.raises(UserError, match="run code of its own") as caught:
             call(model)
-        assert (
-            "run code of its own" in str(caught.value)
-            and "remote_code" in caught.value.fix
-            and caught.value.exit_code == 2
-        )
-    assert not (tmp_path / "mark").exists()
-    known = with_code(
-        tmp_path / "known", model_type="llama"
-    )  # transformers has a class for it: that one, and no foreign file
-    assert (
-        type(load_model(known, plan_device(probe(), quantize="none"))[0]).__module__.startswith(
-            "transformers."
-        )
-        and not (tmp_path / "mark").exists()
-    )
-    twice = model.model_copy(update=dict(remote_code=True, trust=model.base))
-    assert (
-        type(load_model(twice, plan_device(probe(), quantize="none"))[0]).__name__ == "MyModel"
-        and (tmp_path / "mark").exists()
-    )
+        assert "remote_code" in caught.value.fix
+        assert caught.value.exit_code == 2
+    assert not mark.exists()
+    # transformers has a class for a known type: that one is used, and no foreign file
+    known = with_code(tmp_path / "known", model_type="llama")
+    assert type(load_exact(known)).__module__.startswith("transformers.")
+    assert not mark.exists()
+    allowed = model.model_copy(update=dict(remote_code=True, trust=model.base))
+    assert type(load_exact(allowed)).__name__ == "MyModel"
+    assert mark.exists()
 
 
 def test_a_kernel_from_the_hub_is_code_too(tmp_path):
+    model = with_code(
+        tmp_path / "m",
+        model_type="llama",
+        auto_map=None,
+        attn_implementation="someone/fast-attention",
+    )
     with pytest.raises(UserError, match="run code"):
-        load_config(
-            with_code(
-                tmp_path / "m",
-                model_type="llama",
-                auto_map=None,
-                attn_implementation="someone/fast-attention",
-            )
-        )
+        load_config(model)
 
 
-def test_the_two_words_must_agree_and_the_commit_must_stand_still():
+def test_the_two_keys_must_agree_and_the_commit_must_be_fixed():
     for keys, words in (
         (dict(remote_code=True), "twice"),
         (dict(trust="a/b"), "twice"),
@@ -200,32 +181,26 @@ def test_the_two_words_must_agree_and_the_commit_must_stand_still():
         with pytest.raises(RecipeError) as caught:
             load_recipe(Model, dict(base="a/b") | keys)
         assert words in str(caught.value)
-    assert (
-        load_recipe(
-            Model, dict(base="a/b", remote_code=True, trust="a/b", revision="0123456789" * 4)
-        ).trust
-        == "a/b"
-    )
+    keys = dict(base="a/b", remote_code=True, trust="a/b", revision="0123456789" * 4)
+    assert load_recipe(Model, keys).trust == "a/b"
 
 
 def test_quantised_checkpoints_are_taken_as_they_are_or_refused_with_the_cause(
     tmp_path, monkeypatch
 ):
     quantised, _ = load_model(Model(base="tiny:llama2"), plan_device(probe()))
-    quantised.save_pretrained(tmp_path / "nf4")
-    load_tokenizer("tiny:llama2").save_pretrained(tmp_path / "nf4")
+    folder = tmp_path / "nf4"
+    quantised.save_pretrained(folder)
+    load_tokenizer("tiny:llama2").save_pretrained(folder)
     ids = torch.arange(4, 30)[None]
     for word in ("none", "nf4"):
-        again, _ = load_model(
-            Model(base=str(tmp_path / "nf4"), quantize=word), plan_device(probe(), quantize=word)
-        )
+        section = Model(base=str(folder), quantize=word)
+        again, _ = load_model(section, plan_device(probe(), quantize=word))
+        assert type(again.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
         with torch.no_grad():
-            assert type(again.model.layers[0].mlp.up_proj).__name__ == "Linear4bit" and torch.equal(
-                again(ids).logits, quantised(ids).logits
-            )
+            assert torch.equal(again(ids).logits, quantised(ids).logits)
     with pytest.raises(UserError, match="quantised already, as nf4"):
-        load_config(Model(base=str(tmp_path / "nf4"), quantize="int8"))
-    raw = json.loads((tmp_path / "nf4" / "config.json").read_text())
+        load_config(Model(base=str(folder), quantize="int8"))
     for method, package in (
         ("gptq", "gptqmodel"),
         ("awq", "gptqmodel"),
@@ -233,55 +208,46 @@ def test_quantised_checkpoints_are_taken_as_they_are_or_refused_with_the_cause(
         ("compressed-tensors", "compressed-tensors"),
         ("torchao", "torchao"),
     ):
-        (tmp_path / "nf4" / "config.json").write_text(
-            json.dumps(raw | dict(quantization_config=dict(quant_method=method, bits=4)))
-        )
+        edit_config(folder, quantization_config=dict(quant_method=method, bits=4))
         with pytest.raises(UserError, match=f"quantised already, as {method}"):
-            load_config(Model(base=str(tmp_path / "nf4")))
+            load_config(Model(base=str(folder)))
         monkeypatch.setattr("llmtrainer.models.load.find_spec", lambda name: None)
         with pytest.raises(UserError, match="not installed") as caught:
-            load_config(Model(base=str(tmp_path / "nf4"), quantize="none"))
+            load_config(Model(base=str(folder), quantize="none"))
         assert package in caught.value.fix
 
 
 def test_a_format_that_this_machine_cannot_read_is_one_block(tmp_path, monkeypatch):
-    shutil.copytree(resolve_base("tiny:llama2"), tmp_path / "m")
-    raw = json.loads((tmp_path / "m" / "config.json").read_text())
-    (tmp_path / "m" / "config.json").write_text(
-        json.dumps(raw | dict(quantization_config=dict(quant_method="awq", bits=4, group_size=64)))
-    )
-    monkeypatch.setattr(
-        "llmtrainer.models.load.is_importable", lambda name: True
-    )  # as where the library is there and transformers wants more
+    folder = tmp_path / "m"
+    shutil.copytree(resolve_base("tiny:llama2"), folder)
+    edit_config(folder, quantization_config=dict(quant_method="awq", bits=4, group_size=64))
+    # as where the library is installed and transformers needs more than that
+    monkeypatch.setattr("llmtrainer.models.load.is_importable", lambda name: True)
+    section = Model(base=str(folder), quantize="none")
     with pytest.raises(UserError, match="stored as awq cannot be loaded here") as caught:
-        load_model(section := Model(base=str(tmp_path / "m"), quantize="none"), plan_model(section))
+        load_model(section, plan_model(section))
     assert "unquantised" in caught.value.fix
 
 
 def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():
-    about = {
+    traits = {
         kind: model_traits(load_config(Model(base=f"tiny:{kind}")))
         for kind in ("mistral", "gemma2", "qwen2_moe", "llama3", "phi")
     }
-    assert (
-        "2 of 2 blocks see the last 128 tokens" in about["mistral"]["sliding window"]
-        and "1 of 2" in about["gemma2"]["sliding window"]
-    )
-    assert (
-        about["gemma2"]["soft caps"] == "scores at 50, logits at 30"
-        and about["qwen2_moe"]["experts"].startswith("4,")
-        and about["llama3"]["positions"] == "rope scaled by llama3"
-    )
-    assert about["phi"] == {"family": "phi"}
+    assert "2 of 2 blocks see the last 128 tokens" in traits["mistral"]["sliding window"]
+    assert "1 of 2" in traits["gemma2"]["sliding window"]
+    assert traits["gemma2"]["soft caps"] == "scores at 50, logits at 30"
+    assert traits["qwen2_moe"]["experts"].startswith("4,")
+    assert traits["llama3"]["positions"] == "rope scaled by llama3"
+    assert traits["phi"] == {"family": "phi"}
+
     capped = attention_kernels(load_config(Model(base="tiny:gemma2")))
-    assert "sdpa" not in capped and "sdpa" in attention_kernels(
-        load_config(Model(base="tiny:gemma"))
-    )
+    assert "sdpa" not in capped
+    assert "sdpa" in attention_kernels(load_config(Model(base="tiny:gemma")))
     with pytest.raises(UserError, match="no path"):
         plan_device(probe(), attn="sdpa", kernels=capped)
-    model, _ = load_model(
-        Model(base="tiny:gemma2", quantize="none"), plan_device(probe(), "none", kernels=capped)
-    )
+    section = Model(base="tiny:gemma2", quantize="none")
+    model, _ = load_model(section, plan_device(probe(), "none", kernels=capped))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(30)  # scores and logits large enough for the caps to bite
@@ -289,16 +255,14 @@ def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():
 
 
 def test_sliding_windows_hide_what_lies_before_them():
-    model, _ = load_model(
-        Model(base="tiny:mistral", quantize="none"), plan_device(probe(), quantize="none")
-    )
-    one = torch.arange(4, 304)[None]
-    other = one.clone()
-    other[0, :20] = 7  # 280 tokens before the end; two blocks of 128 see 254 back
+    model = load_exact(Model(base="tiny:mistral", quantize="none"))
+    ids = torch.arange(4, 304)[None]
+    changed = ids.clone()
+    changed[0, :20] = 7  # 280 tokens before the end; two blocks of 128 see 254 back
     with torch.no_grad():
-        assert torch.equal(
-            model(one).logits[0, -1], model(other).logits[0, -1]
-        ) and not torch.equal(model(one).logits[0, 100], model(other).logits[0, 100])
+        a, b = model(ids).logits[0], model(changed).logits[0]
+    assert torch.equal(a[-1], b[-1])
+    assert not torch.equal(a[100], b[100])
 
 
 def test_a_model_that_does_not_continue_text_is_named(tmp_path):
@@ -311,11 +275,6 @@ def test_a_model_that_does_not_continue_text_is_named(tmp_path):
         (tmp_path / "model.safetensors").write_bytes(b"")
         with pytest.raises(UserError, match=words):
             load_config(Model(base=str(tmp_path)))
-
-
-from pathlib import Path
-
-from llmtrainer.data.synthetic import documents
 
 
 def slow_model(folder, **normalising):
@@ -337,20 +296,33 @@ def slow_model(folder, **normalising):
         minloglevel=2,
         **normalising,
     )
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            dict(
-                tokenizer_class="LlamaTokenizer",
-                bos_token="<s>",
-                eos_token="</s>",
-                unk_token="<unk>",
-                add_bos_token=True,
-            )
-        )
+    tokenizer_config = dict(
+        tokenizer_class="LlamaTokenizer",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        add_bos_token=True,
     )
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     (folder / "config.json").write_text(json.dumps(dict(model_type="llama")))
     (folder / "model.safetensors").write_bytes(b"")
     return folder
+
+
+def sentencepiece_of(folder):
+    "SentencePiece itself, as the oracle."
+    sentencepiece = pytest.importorskip("sentencepiece")
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+def add_runs_of_spaces(folder):
+    "Add runs of spaces to a SentencePiece model with the worst score, as Llama 2's has them."
+    file = folder / "tokenizer.model"
+    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    proto = pb2.ModelProto.FromString(file.read_bytes())
+    for n in (4, 3, 2):
+        proto.pieces.insert(259, type(proto.pieces[0])(piece="▁" * n, score=-1e9, type=1))
+    file.write_bytes(proto.SerializeToString())
 
 
 def test_a_slow_tokenizer_is_made_equal_to_its_own_model(tmp_path):
@@ -363,58 +335,41 @@ def test_a_slow_tokenizer_is_made_equal_to_its_own_model(tmp_path):
         normalization_rule_name="identity",
         allow_whitespace_only_pieces=True,
     )
-    third = shutil.copytree(
-        second, tmp_path / "third"
-    )  # runs of spaces were added to it later, as to Llama 2's
-    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(
-        (second / "tokenizer.model").read_bytes()
-    )
-    for n in (4, 3, 2):
-        proto.pieces.insert(259, type(proto.pieces[0])(piece="▁" * n, score=-1e9, type=1))
-    (third / "tokenizer.model").write_bytes(proto.SerializeToString())
+    third = shutil.copytree(second, tmp_path / "third")
+    add_runs_of_spaces(third)
     for folder in (first, second, third):
-        pieces = pytest.importorskip("sentencepiece").SentencePieceProcessor(
-            model_file=str(folder / "tokenizer.model")
-        )
-        assert mismatched_probes(AutoTokenizer.from_pretrained(folder), pieces), (
-            "the plain conversion is right: the care is not needed any more"
-        )
-        made = load_tokenizer(str(folder))
-        assert (
-            not mismatched_probes(made, pieces)
-            and made("Tom")["input_ids"][0] == made.bos_token_id
-            and made.pad_token == "<unk>"
-        )
-        made.save_pretrained(folder / "saved")
+        pieces = sentencepiece_of(folder)
+        plain = AutoTokenizer.from_pretrained(folder)
+        assert mismatched_probes(plain, pieces), "the plain conversion is right: drop the repair"
+        repaired = load_tokenizer(str(folder))
+        assert not mismatched_probes(repaired, pieces)
+        assert repaired("Tom")["input_ids"][0] == repaired.bos_token_id
+        assert repaired.pad_token == "<unk>"
+        repaired.save_pretrained(folder / "saved")
         again = load_tokenizer(str(folder / "saved"))
-        assert not mismatched_probes(again, pieces) and again.pad_token == "<unk>"
+        assert not mismatched_probes(again, pieces)
+        assert again.pad_token == "<unk>"
 
 
 @pytest.mark.realdata
 def test_llama_2s_own_tokenizer_is_read_as_sentencepiece_reads_it(realdata, tmp_path):
     folder = slow_model(tmp_path / "llama2")
     shutil.copy(realdata / "data/tokenizers/llama2/tokenizer.model", folder)
-    pieces, draw = (
-        pytest.importorskip("sentencepiece").SentencePieceProcessor(
-            model_file=str(folder / "tokenizer.model")
-        ),
-        random.Random(0),
-    )
-    texts = [
-        "".join(
-            draw.choice(("a", "b", " ", "  ", "     ", "the", "\n", "\t", "é", "日", "1", "x = "))
-            for _ in range(20)
+    pieces, draw = sentencepiece_of(folder), random.Random(0)
+    snippets = ("a", "b", " ", "  ", "     ", "the", "\n", "\t", "é", "日", "1", "x = ")
+    texts = ["".join(draw.choice(snippets) for _ in range(20)) for _ in range(1000)]
+
+    def mistakes(tokenizer):
+        return sum(
+            tokenizer(text, add_special_tokens=False)["input_ids"] != pieces.encode(text)
+            for text in texts
         )
-        for _ in range(1000)
-    ]
-    wrong, right = (
-        sum(t(text, add_special_tokens=False)["input_ids"] != pieces.encode(text) for text in texts)
-        for t in (AutoTokenizer.from_pretrained(folder), load_tokenizer(str(folder)))
-    )
-    assert wrong > 300 and right == 0
+
+    assert mistakes(AutoTokenizer.from_pretrained(folder)) > 300
+    assert mistakes(load_tokenizer(str(folder))) == 0
 
 
-def test_a_slow_tokenizer_without_its_library_is_said(tmp_path, monkeypatch):
+def test_a_slow_tokenizer_without_its_library_is_reported(tmp_path, monkeypatch):
     folder = slow_model(tmp_path / "slow")
     monkeypatch.setattr("llmtrainer.models.load.is_importable", lambda name: False)
     with pytest.raises(UserError, match="sentencepiece") as caught:
@@ -422,30 +377,24 @@ def test_a_slow_tokenizer_without_its_library_is_said(tmp_path, monkeypatch):
     assert "pip install sentencepiece" in caught.value.fix
 
 
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-
-from llmtrainer.device import plan_device, probe
-from llmtrainer.models.tiny import KINDS
-
-
 def test_nf4_holds_what_bitsandbytes_says_and_costs_a_quarter():
-    a, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
-    b, _ = load_model(
-        Model(base="tiny:base", quantize="none"), plan_device(probe(), quantize="none")
-    )
-    linear = [n for n, m in b.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-    assert len(linear) == 35 and all(
-        type(a.get_submodule(n)).__name__ == "Linear4bit" for n in linear
-    )
-    assert a.get_memory_footprint() < 0.4 * b.get_memory_footprint()
+    quantised, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
+    exact = load_exact(Model(base="tiny:base", quantize="none"))
+    linear = [
+        name
+        for name, module in exact.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    ]
+    assert len(linear) == 35
+    assert all(type(quantised.get_submodule(n)).__name__ == "Linear4bit" for n in linear)
+    assert quantised.get_memory_footprint() < 0.4 * exact.get_memory_footprint()
     ids = torch.tensor([[1, 20, 30, 40, 50]])
-    p, q = (m(input_ids=ids).logits.log_softmax(-1) for m in (a, b))
+    p, q = (m(input_ids=ids).logits.log_softmax(-1) for m in (quantised, exact))
     assert 0 < (q.exp() * (q - p)).sum(-1).mean() < 0.5
 
 
 def without(folder, *names):
-    "Take weights out of a stored model, and give them."
+    "Take weights out of a stored model, and return them."
     weights = load_file(folder / "model.safetensors")
     taken = {name: weights.pop(name) for name in names}
     save_file(weights, folder / "model.safetensors", metadata=dict(format="pt"))
@@ -453,127 +402,104 @@ def without(folder, *names):
 
 
 def test_weights_that_are_missing_are_never_made_up(tmp_path):
-    shutil.copytree(
-        resolve_base("tiny:llama"), tmp_path / "m"
-    )  # its head is its embedding, and is not missing
-    section = Model(base=str(tmp_path / "m"), quantize="none")
+    folder = tmp_path / "m"
+    # its head is its embedding, and is not missing
+    shutil.copytree(resolve_base("tiny:llama"), folder)
+    section = Model(base=str(folder), quantize="none")
     assert load_model(section, plan_model(section))
-    without(tmp_path / "m", "model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(
-        UserError,
-        match="1 weights of .* would be random numbers, such as model.layers.1.mlp.up_proj.weight",
-    ) as caught:
+    without(folder, "model.layers.1.mlp.up_proj.weight")
+    message = "1 of the weights .* would be random numbers, such as model.layers.1.mlp.up_proj"
+    with pytest.raises(UserError, match=message) as caught:
         load_model(section, plan_model(section))
     assert "save_pretrained" in caught.value.fix
 
 
-def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
-    hqq = pytest.importorskip("hqq.core.quantize")
-    shutil.copytree(resolve_base("tiny:llama"), tmp_path / "m")
-    names = [
-        n for n in load_file(tmp_path / "m" / "model.safetensors") if n.endswith("_proj.weight")
-    ]
+def quantise_with_hqq(hqq, folder):
+    "Exchange the linear weights of a stored model for those of HQQ, as its own files have them."
+    file = folder / "model.safetensors"
+    names = [name for name in load_file(file) if name.endswith("_proj.weight")]
     packed = {}
-    for name, weight in without(tmp_path / "m", *names).items():
+    for name, weight in without(folder, *names).items():
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         layer.weight.data = weight.float()
-        found = hqq.HQQLinear(
+        state = hqq.HQQLinear(
             layer,
             hqq.BaseQuantizeConfig(nbits=4, group_size=64),
             compute_dtype=torch.float32,
             device="cpu",
         ).state_dict()
         packed |= {
-            f"{name.removesuffix('.weight')}.{key}": t.contiguous()
-            for key, t in found.items()
-            if isinstance(t, torch.Tensor)
+            f"{name.removesuffix('.weight')}.{key}": value.contiguous()
+            for key, value in state.items()
+            if isinstance(value, torch.Tensor)
         }
-    save_file(
-        load_file(tmp_path / "m" / "model.safetensors") | packed,
-        tmp_path / "m" / "model.safetensors",
-        metadata=dict(format="pt"),
+    save_file(load_file(file) | packed, file, metadata=dict(format="pt"))
+    params = dict(nbits=4, group_size=64, axis=0, view_as_float=False)
+    edit_config(
+        folder,
+        quantization_config=dict(
+            quant_method="hqq",
+            quant_config=dict(weight_quant_params=params),
+            skip_modules=["lm_head"],
+        ),
     )
-    raw, how = (
-        json.loads((tmp_path / "m" / "config.json").read_text()),
-        dict(nbits=4, group_size=64, axis=0, view_as_float=False),
-    )
-    (tmp_path / "m" / "config.json").write_text(
-        json.dumps(
-            raw
-            | dict(
-                quantization_config=dict(
-                    quant_method="hqq",
-                    quant_config=dict(weight_quant_params=how),
-                    skip_modules=["lm_head"],
-                )
-            )
-        )
-    )
-    section, plain = (
-        Model(base=str(tmp_path / "m"), quantize="none"),
-        Model(base="tiny:llama", quantize="none"),
-    )
+
+
+def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
+    hqq = pytest.importorskip("hqq.core.quantize")
+    folder = tmp_path / "m"
+    shutil.copytree(resolve_base("tiny:llama"), folder)
+    quantise_with_hqq(hqq, folder)
+    section = Model(base=str(folder), quantize="none")
+    plain = Model(base="tiny:llama", quantize="none")
     try:
         model = load_model(section, plan_model(section))[0]
     except UserError as error:
-        assert "14 weights" in str(error) and "stored as hqq" in error.fix
+        assert "14 of the weights" in str(error)
+        assert "stored as hqq" in error.fix
     else:
         ids = torch.arange(4, 60)[None]
-        assert (
-            F.cosine_similarity(
-                model(ids).logits.flatten(),
-                load_model(plain, plan_model(plain))[0](ids).logits.flatten(),
-                dim=0,
-            )
-            > 0.95
-        )
+        exact = load_model(plain, plan_model(plain))[0]
+        a, b = model(ids).logits.flatten(), exact(ids).logits.flatten()
+        assert F.cosine_similarity(a, b, dim=0) > 0.95
 
 
 def test_every_storage_costs_what_it_should_and_stays_near_the_weights():
-    ids, sizes, far = torch.tensor([[1, 20, 30, 40, 50]]), {}, {}
+    ids, sizes, divergence = torch.tensor([[1, 20, 30, 40, 50]]), {}, {}
     with torch.no_grad():
-        exact = load_model(
-            Model(base="tiny:base", quantize="none"), plan_device(probe(), quantize="none")
-        )[0](ids).logits.log_softmax(-1)
+        exact = load_exact(Model(base="tiny:base", quantize="none"))(ids).logits.log_softmax(-1)
     for word in ("nf4", "fp4", "int8", "fp8"):
-        model, _ = load_model(
-            Model(base="tiny:base", quantize=word), plan_device(probe(), quantize=word)
-        )
+        section = Model(base="tiny:base", quantize=word)
+        model, _ = load_model(section, plan_device(probe(), quantize=word))
         sizes[word] = model.get_memory_footprint()
         with torch.no_grad():
-            found = model(ids).logits.log_softmax(-1)
+            stored = model(ids).logits.log_softmax(-1)
             plain = dequantize(model)(ids).logits.log_softmax(-1)
-        far[word] = (exact.exp() * (exact - found)).sum(-1).mean().item()
-        assert (plain.exp() * (plain - found)).sum(-1).mean() < (
-            5e-3 if word == "int8" else 1e-7
-        ), word  # int8 also rounds the inputs
-    assert (
-        sizes["nf4"] == sizes["fp4"] < sizes["int8"]
-        and abs(sizes["fp8"] / sizes["int8"] - 1) < 0.02
-    )
-    assert far["fp8"] < far["nf4"] < far["fp4"] < 0.5, far
+        divergence[word] = (exact.exp() * (exact - stored)).sum(-1).mean().item()
+        limit = 5e-3 if word == "int8" else 1e-7  # int8 also rounds the inputs
+        assert (plain.exp() * (plain - stored)).sum(-1).mean() < limit, word
+    assert sizes["nf4"] == sizes["fp4"] < sizes["int8"]
+    assert abs(sizes["fp8"] / sizes["int8"] - 1) < 0.02
+    assert divergence["fp8"] < divergence["nf4"] < divergence["fp4"] < 0.5, divergence
 
 
 def test_a_token_without_a_row_gets_the_mean_of_the_others(tmp_path):
-    shutil.copytree(resolve_base("tiny:phi"), tmp_path / "m")
+    folder = tmp_path / "m"
+    shutil.copytree(resolve_base("tiny:phi"), folder)
     tokenizer = load_tokenizer("tiny:phi")
     tokenizer.add_tokens(["<new>", "<newer>"])
-    tokenizer.save_pretrained(tmp_path / "m")
-    model, tokenizer = load_model(Model(base=str(tmp_path / "m")), plan_device(probe()))
+    tokenizer.save_pretrained(folder)
+    model, tokenizer = load_model(Model(base=str(folder)), plan_device(probe()))
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
-        assert (
-            len(table) == len(tokenizer)
-            and torch.allclose(table[-1], table[:-2].mean(0), atol=1e-6)
-            and torch.equal(table[-1], table[-2])
-        )
-    assert (
-        "gained 2 rows" in describe_model(model, tokenizer)["vocabulary"]
-        and describe_model(model, tokenizer)["pad token"] == "<|pad|>, its own"
-    )
-    again, _ = load_model(Model(base=str(tmp_path / "m")), plan_device(probe()))
-    assert torch.equal(
-        again.get_input_embeddings().weight, model.get_input_embeddings().weight
-    ) and model.config.vocab_size == len(tokenizer)
+        assert len(table) == len(tokenizer)
+        assert torch.allclose(table[-1], table[:-2].mean(0), atol=1e-6)
+        assert torch.equal(table[-1], table[-2])
+    described = describe_model(model, tokenizer)
+    assert "gained 2 rows" in described["vocabulary"]
+    assert described["pad token"] == "<|pad|>, its own"
+    again, _ = load_model(Model(base=str(folder)), plan_device(probe()))
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert model.config.vocab_size == len(tokenizer)
 
 
 def gradient_after(model, evaluations):
@@ -583,79 +509,63 @@ def gradient_after(model, evaluations):
             model.eval()(input_ids=ids)
     embedding = model.get_input_embeddings().weight.requires_grad_(True)
     model.train()(input_ids=ids, labels=ids).loss.backward()
-    found, embedding.grad = embedding.grad.clone(), None
-    return found
+    return embedding.grad.clone()
 
 
 def test_evaluating_first_does_not_change_the_gradient():
     fresh, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
     used, _ = load_model(Model(base="tiny:base"), plan_device(probe()))
     a, b = gradient_after(fresh, 0), gradient_after(used, 3)
-    assert a.norm() > 0 and torch.equal(a, b)
+    assert a.norm() > 0
+    assert torch.equal(a, b)
     for layer in used.modules():
-        assert not getattr(
-            getattr(getattr(layer, "weight", None), "quant_state", None),
-            "packing_format_for_cpu",
-            False,
-        )
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        assert not getattr(state, "packing_format_for_cpu", False)
 
 
 def test_answers_in_8_bits_come_without_a_warning_for_each_layer(caplog):
-    model, _ = load_model(
-        Model(base="tiny:llama", quantize="int8"), plan_device(probe(), quantize="int8")
-    )
+    section = Model(base="tiny:llama", quantize="int8")
+    model, _ = load_model(section, plan_device(probe(), quantize="int8"))
     with torch.no_grad():
         model(torch.tensor([[1, 20, 30]]))
     assert not [r for r in caplog.records if r.name.startswith("bitsandbytes")]
 
 
+def losses_and_gradients_of_dora(model):
+    ids = torch.tensor([[1, 20, 30, 40, 50, 60]])
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "fc1"], use_dora=True, init_lora_weights=False)
+    tuned = get_peft_model(model, config).train()
+    # the second pass is the one that failed
+    losses = [tuned(input_ids=ids, labels=ids).loss for _ in range(3)]
+    losses[-1].backward()
+    return torch.stack(losses).detach(), [p.grad for p in tuned.parameters() if p.requires_grad]
+
+
 def test_dora_on_8_bits_is_dora_on_the_numbers_they_stand_for():
-    ids, found = torch.tensor([[1, 20, 30, 40, 50, 60]]), []
-    for plain in (False, True):
-        model, _ = load_model(
-            Model(base="tiny:phi", quantize="int8"), plan_device(probe(), quantize="int8")
-        )
-        if plain:
-            model = dequantize(model)
-        torch.manual_seed(0)
-        tuned = get_peft_model(
-            model,
-            LoraConfig(target_modules=["q_proj", "fc1"], use_dora=True, init_lora_weights=False),
-        ).train()
-        losses = [
-            tuned(input_ids=ids, labels=ids).loss for _ in range(3)
-        ]  # the second pass is the one that failed
-        losses[-1].backward()
-        found.append(
-            (torch.stack(losses).detach(), [p.grad for p in tuned.parameters() if p.requires_grad])
-        )
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and all(
-        torch.allclose(a, b, atol=1e-5) and b.any()
-        for a, b in zip(found[0][1], found[1][1], strict=True)
-    )
+    section = Model(base="tiny:phi", quantize="int8")
+    packed, plain = (load_model(section, plan_device(probe(), "int8"))[0] for _ in range(2))
+    losses, gradients = losses_and_gradients_of_dora(packed)
+    plain_losses, plain_gradients = losses_and_gradients_of_dora(dequantize(plain))
+    assert torch.allclose(losses, plain_losses, atol=1e-5)
+    for a, b in zip(gradients, plain_gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+        assert b.any()
 
 
 def test_unquantised_equals_transformers_for_every_architecture():
     ids = torch.tensor([[1, 20, 30, 40]])
     for kind in KINDS:
         section = Model(base=f"tiny:{kind}", quantize="none")
-        ours, tokenizer = load_model(
-            section, plan_device(probe(), "none", kernels=attention_kernels(load_config(section)))
-        )
+        ours, tokenizer = load_model(section, plan_model(section))
         theirs = AutoModelForCausalLM.from_pretrained(
             resolve_base(f"tiny:{kind}"), dtype=torch.float32
         ).eval()
         with torch.no_grad():
-            assert torch.equal(
-                ours(input_ids=ids).logits[..., : theirs.config.vocab_size],
-                theirs(input_ids=ids).logits,
-            ), kind
-        assert tokenizer.pad_token_id != tokenizer.eos_token_id and ours.config.vocab_size >= len(
-            tokenizer
-        )
-
-
-from llmtrainer.recipe import load_recipe
+            logits = ours(input_ids=ids).logits[..., : theirs.config.vocab_size]
+            assert torch.equal(logits, theirs(input_ids=ids).logits), kind
+        assert tokenizer.pad_token_id != tokenizer.eos_token_id
+        assert ours.config.vocab_size >= len(tokenizer)
 
 
 def test_recipe_section():

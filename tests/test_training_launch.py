@@ -344,7 +344,7 @@ from llmtrainer.training.trainer import MicroBatchSampler
 out, engine, many = sys.argv[1], sys.argv[2], "RANK" in os.environ
 if many: dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
-model, _ = load_model(Model(base="tiny:llama"), plan_device(probe()), spread=many)
+model, _ = load_model(Model(base="tiny:llama"), plan_device(probe()), sharded=many)
 model = adapt_model(model, Adapt(r=4)).train()
 with torch.random.fork_rng():
     torch.manual_seed(1)
