@@ -118,7 +118,6 @@ from llmtrainer.training.launch import (
 )
 from llmtrainer.training.mirror import mirrored, open_place, restore
 from llmtrainer.training.monitor import resolve_trackers
-from llmtrainer.training.optimizers import optimizer_arguments
 from llmtrainer.training.objective import (
     Objective,
     Pretrain,
@@ -127,6 +126,7 @@ from llmtrainer.training.objective import (
     chosen_objective,
     objective_choice,
 )
+from llmtrainer.training.optimizers import optimizer_arguments
 from llmtrainer.training.trainer import (
     RESUME_MAY_CHANGE,
     DurableTrainer,
@@ -202,8 +202,8 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
         raise UserError(
             "the data is not what this run began with",
             where=str(run.path),
-            fix="put the old files back, or begin another run with --run; to go on all the same, which"
-            " is noted in the run: train.accept_changes=[data,order]",
+            fix="put the old files back, or begin another run with --run; to go on all the same,"
+            " which is noted in the run: train.accept_changes=[data,order]",
         )
     run.write("data.json", data.account() | dict(sha256=data.digest))
     write_atomic(

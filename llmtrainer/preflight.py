@@ -64,7 +64,6 @@ from llmtrainer.models.memory import (
 from llmtrainer.pipeline import (
     OBJECTIVES,
     Recipe,
-    Session,
     assemble,
     choose_activations,
     step_shape,

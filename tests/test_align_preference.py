@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import llmtrainer.models.load
-from llmtrainer.data.packing import flatten_batch, pad_batch
+import llmtrainer.models.load  # noqa: F401
+from llmtrainer.data.packing import pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
@@ -21,7 +21,6 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
-from llmtrainer.training.objective import Sft
 from llmtrainer.training.trainer import Train, fit
 
 

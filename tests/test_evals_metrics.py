@@ -5,7 +5,6 @@ from llmtrainer.evals.metrics import math, re
 
 
 import math
-import random
 import re
 
 import pytest

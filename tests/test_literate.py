@@ -178,7 +178,8 @@ def test_what_is_written_and_where_2():
 
 STAND_IN = """
 import sys, types, pathlib
-sys.modules["google"], sys.modules["google.colab"] = types.ModuleType("google"), types.ModuleType("c")
+sys.modules["google"] = types.ModuleType("google")
+sys.modules["google.colab"] = types.ModuleType("google.colab")
 exec(pathlib.Path(sys.argv[1]).read_text())
 """
 

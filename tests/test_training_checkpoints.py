@@ -29,7 +29,9 @@ from llmtrainer.training.checkpoints import Retention, commit, prune_checkpoints
 root, fatal, seen = Path(sys.argv[1]), int(sys.argv[2]), 0
 def hook(event, args):
     global seen
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree"):  # of a removal the names are relative
+    # of a removal the names are relative
+    removals = ("os.remove", "os.rmdir", "os.scandir", "shutil.rmtree")
+    if event in ("open", "os.rename", "os.mkdir", *removals):
         seen += 1
         if seen == fatal: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)

@@ -30,7 +30,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 from llmtrainer.device import Machine
 from llmtrainer.recipe import UserError
 
@@ -111,7 +111,7 @@ def test_the_files_for_clusters_can_be_read_and_start_the_same_command():
 JOB = """
 import os, signal, sys, time
 from pathlib import Path
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 import torch
 import torch.distributed as dist
 from llmtrainer.data.prepare import Data, prepare
@@ -163,7 +163,7 @@ if dist.is_initialized(): dist.destroy_process_group()
 
 
 OBEYS = """
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 plain = AcceleratorState.__init__
@@ -274,7 +274,7 @@ def test_one_device_without_memory_begins_again_and_all_take_smaller_pieces(tmp_
 
 SHARDED = """
 import sys
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 import torch, torch.distributed as dist
 from pathlib import Path
 from torch.distributed.fsdp import fully_shard
@@ -328,7 +328,7 @@ def test_shared_weights_give_the_same_training(tmp_path):
 
 PACKED = """
 import os, sys
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -483,7 +483,7 @@ def test_deepspeed_leaves_out_a_gradient_that_is_no_number_and_the_guard_says_so
 
 
 SILENT = """
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 from transformers import TrainingArguments
 from accelerate import Accelerator
 from llmtrainer.training.launch import Launch, check_strategy

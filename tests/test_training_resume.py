@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import llmtrainer.models.load
+import llmtrainer.models.load  # noqa: F401
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
