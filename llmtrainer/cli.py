@@ -559,12 +559,10 @@ def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx")
     "Export a run's model, and compare it with the original."
     from llmtrainer.data.synthetic import problems
     from llmtrainer.pipeline import export_run
-    from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if to != "onnx":
-        raise UserError(f"there is no export to {to!r}", where="--to", allowed="onnx")
-    say_json(export_run(Run.load(run), [p.question for p in problems(8, "test", 1)]))
+    questions = [problem.question for problem in problems(8, "test", 1)]
+    say_json(export_run(Run.load(run), questions, to))
 
 
 @app.command()

@@ -102,7 +102,7 @@ from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card
-from llmtrainer.ship.export import check_parity, export_onnx, require_onnx
+from llmtrainer.ship.export import find_exporter
 from llmtrainer.ship.merge import merge
 from llmtrainer.training.checkpoints import explain_full_disk
 from llmtrainer.training.distributed import rank
@@ -645,17 +645,19 @@ def merge_run(run: Run, how: str = "dequantized") -> dict:
     return found
 
 
-def export_run(run: Run, prompts: Sequence[str]) -> dict:
-    "Export a run's merged (or full) model as ONNX under `exports/onnx`, and record how it differs."
+def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> dict:
+    "Export a run's merged (or full) model under `exports/`, and record how it differs."
+    exporter = find_exporter(to)
+    exporter.require()
     if not run.model.is_dir() and not (run.exports / "merged").is_dir():
         merge_run(run)
     source = run.model if run.model.is_dir() else run.exports / "merged"
+    folder = run.exports / to
     with explain_full_disk(run.path):
-        found = export_onnx(source, run.exports / "onnx") | check_parity(
-            source, run.exports / "onnx", list(prompts)
-        )
-    run.write("exports/onnx.json", found)
-    return found
+        facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
+    facts |= dict(format=exporter.title)
+    run.write(f"exports/{to}.json", facts)
+    return facts
 
 
 # %% ../nbs/system/80_pipeline.ipynb #49d8ed3f
@@ -723,7 +725,7 @@ def quickstart(
     began, out, console = began or time.monotonic(), Path(out), Console(highlight=False)
     stage = Stages(console)
     stage.seconds["imports"] = round(time.monotonic() - began, 1)
-    require_onnx()  # now, and not after the training
+    find_exporter("onnx").require()  # now, and not after the training
     recipe = quickstart_recipe(out, seed)
     run = Run.open(out, recipe)
     with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):

@@ -140,6 +140,16 @@ def test_more_architectures(kind):
     )["same_text"]
 
 
+def test_every_exporter_is_complete_and_an_unknown_one_is_named():
+    for exporter in EXPORTERS.values():
+        assert exporter.title and exporter.extra
+        assert all(map(callable, (exporter.require, exporter.write, exporter.verify)))
+    assert find_exporter("onnx").write is export_onnx
+    for wrong in ("onxx", "", "ONNX"):
+        with pytest.raises(UserError, match="allowed: onnx"):
+            find_exporter(wrong)
+
+
 def test_recipe_so_far():
     assert OnnxModel(exported("llama")).stops == {
         stop_id(AutoTokenizer.from_pretrained(tiny_folder("llama")))

@@ -289,16 +289,17 @@ def exports_section(f: dict) -> str:
                 "equal" if m["same_greedy"] else "different",
             ]
         )
-    if o := f["exports"].get("onnx"):
-        rows.append(
-            [
-                "ONNX (float32)",
-                "the model folder",
-                f"{o['max_abs_logit_diff']:.2g}",
-                "not measured",
-                "equal" if o["same_text"] else "different",
-            ]
-        )
+    for name, facts in f["exports"].items():
+        if name != "merge":  # what an exporter has written
+            rows.append(
+                [
+                    facts.get("format", name),
+                    "the model folder",
+                    f"{facts['max_abs_logit_diff']:.2g}",
+                    "not measured",
+                    "equal" if facts["same_text"] else "different",
+                ]
+            )
     return (
         markdown_table(
             ["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows

@@ -9,6 +9,7 @@ __all__ = [
     "AXES",
     "LARGE",
     "PARITY",
+    "EXPORTERS",
     "require_onnx",
     "model_folder",
     "load_float32",
@@ -21,6 +22,8 @@ __all__ = [
     "OnnxModel",
     "torch_answers",
     "check_parity",
+    "Exporter",
+    "find_exporter",
 ]
 
 # %% ../../nbs/shipping/72_export.ipynb #80908caa
@@ -28,7 +31,8 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -364,3 +368,34 @@ def check_parity(
         f"a difference up to {PARITY:g} and the same tokens",
         "export again; if it stays, report it with the model's name",
     )
+
+
+# %% ../../nbs/shipping/72_export.ipynb #36f914cc
+@dataclass(frozen=True)
+class Exporter:
+    "A format that models are shipped in."
+
+    title: str  # as the model card calls it
+    extra: str  # of the package, with the libraries that it needs
+    require: Callable[[], None]  # raises what is missing, before any work
+    write: Callable[[Path, Path], dict]  # (model folder, folder to write) -> facts
+    verify: Callable[[Path, Path, Sequence[str]], dict]  # compares the two on prompts, or raises
+
+
+EXPORTERS = {
+    "onnx": Exporter(
+        title="ONNX (float32)",
+        extra="export",
+        require=require_onnx,
+        write=export_onnx,
+        verify=check_parity,
+    )
+}
+
+
+def find_exporter(name: str) -> Exporter:
+    "The exporter of a format; `UserError` for one that is not in the table."
+    if name not in EXPORTERS:
+        allowed = ", ".join(EXPORTERS)
+        raise UserError(f"there is no export to {name!r}", where="--to", allowed=allowed)
+    return EXPORTERS[name]

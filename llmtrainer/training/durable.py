@@ -110,13 +110,13 @@ def parse_period(text: str) -> tuple[float, str]:
         raise ValueError(
             f"{text!r} is no period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens"
         )
-    return float(found[1]) * SIZES[found[2]] * (60 if found[3] in ("hour", "h") else 1), UNITS[
-        found[3]
-    ]
+    number, size, unit = found.groups()
+    scale = SIZES[size] * (60 if unit in ("hour", "h") else 1)
+    return float(number) * scale, UNITS[unit]
 
 
 class PeriodTimer:
-    "Says when a period has come round."
+    "Says when a period has passed."
 
     def __init__(self, text: str):
         self.length, self.unit = parse_period(text)
@@ -139,17 +139,14 @@ class PeriodTimer:
 
 # %% ../../nbs/training/39_durable.ipynb #307ea7c3
 class Signals:
-    """SIGINT and SIGTERM as a wish while `gentle`, and as `Stopped` at once otherwise; another one,
-    a second later, is obeyed at once."""
+    """SIGINT and SIGTERM: a request to stop after the step while `gentle`, else `Stopped` at once; a
+    second signal, a second later, interrupts at once."""
 
     def __init__(self):
-        self.asked, self.gentle, self.before, self.since, self.began = (
-            None,
-            False,
-            {},
-            None,
-            time.monotonic(),
-        )
+        self.asked = None  # the name of the signal that came
+        self.gentle = False  # is a step under way, which must be finished?
+        self.before = {}  # the handlers that were there
+        self.since, self.began = None, time.monotonic()
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -163,13 +160,11 @@ class Signals:
             signal.signal(s, old)
 
     def handle(self, number, _) -> None:
-        first, self.asked, self.since = (
-            self.since is None,
-            signal.Signals(number).name,
-            self.since or time.monotonic(),
-        )
+        first = self.since is None
+        self.asked = signal.Signals(number).name
+        self.since = self.since or time.monotonic()
         if time.monotonic() - self.since > 1:
-            raise KeyboardInterrupt  # sooner it is the same wish, which came on two ways
+            raise KeyboardInterrupt  # sooner it is the same request, which came twice
         if first and not self.gentle:
             raise Stopped(
                 f"stopped by {self.asked} outside of the training's steps; the same command goes on"
@@ -749,6 +744,7 @@ class TrainerData:
         return int(items or 0)
 
 
+# %% ../../nbs/training/39_durable.ipynb #9c049b1c
 class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
     """A mixin for transformers' Trainer and what descends from it: `class MyTrainer(Durable,
     SomeTrainer)`."""
