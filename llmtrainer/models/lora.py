@@ -127,7 +127,7 @@ def check_method(adapt: Adapt) -> None:
     lora_only = ("variant", "continue_from", "modules_to_save", "routers")
     ignored = [key for key in lora_only if getattr(adapt, key)]
     if adapt.method != "lora" and ignored:
-        raise ValueError(f"{' and '.join(ignored)} belong(s) to method: lora")
+        raise ValueError(f"only method: lora uses {' and '.join(ignored)}")
 
 
 # %% ../../nbs/models/21_lora.ipynb #0534ff09
@@ -175,6 +175,7 @@ def match_names(target: str, names: Iterable[str]) -> list[str]:
     ]
 
 
+# %% ../../nbs/models/21_lora.ipynb #800cf97e
 def expand_targets(model, targets: str | list[str]) -> list[str]:
     "The targets as a list; the word `family` becomes what is usual for the model's family."
     if targets != "family":
@@ -216,6 +217,7 @@ def match_target(
     return matched
 
 
+# %% ../../nbs/models/21_lora.ipynb #3a5806f2
 def find_targets(model, adapt: Adapt) -> list[str]:
     "Full names of the layers, fused experts and routers that get an adapter, in the model's order."
     routers = {name.removesuffix(".weight"): name for name in router_weights(model)}
@@ -250,6 +252,7 @@ def minimal_suffixes(chosen: list[str], others: Iterable[str]) -> list[str]:
     return chosen if ambiguous else tails
 
 
+# %% ../../nbs/models/21_lora.ipynb #559f64ac
 # layers that peft takes for the old names of fused experts
 RENAMED_WEIGHTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
@@ -295,6 +298,7 @@ def check_modules_to_save(model, names: list[str]) -> None:
             )
 
 
+# %% ../../nbs/models/21_lora.ipynb #aecf3acf
 def lora_config(model, adapt: Adapt) -> LoraConfig:
     "peft's configuration of the section for a model."
     modules, weights = split_targets(model, find_targets(model, adapt))
@@ -338,6 +342,7 @@ def cast_at_layer(layer, dtype: torch.dtype) -> None:
     layer.register_forward_hook(cast_output)
 
 
+# %% ../../nbs/models/21_lora.ipynb #8839eb28
 def keep_float32(model) -> None:
     "Hold what is trained in float32; its layers still take and give the model's own format."
     trained = {}  # layer -> its own weights, for layers that train any of them
@@ -356,6 +361,7 @@ def keep_float32(model) -> None:
                 cast_at_layer(layer, narrow[0])
 
 
+# %% ../../nbs/models/21_lora.ipynb #0a98986e
 @contextmanager
 def quiet_peft_warning():
     "Hide that peft asks transformers for activation checkpointing by its older name."
@@ -378,6 +384,7 @@ def layer_kind(model, name: str) -> str:
     return owner.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
 
 
+# %% ../../nbs/models/21_lora.ipynb #7ca649f3
 def full_size(model) -> int:
     "The model's parameters; quantised weights count as the weights that they stand for."
     size = sum(
@@ -402,6 +409,7 @@ def count_trainable(model) -> dict[str, float]:
     return counts | dict(all=trained, total=total, percent=round(100 * trained / total, 3))
 
 
+# %% ../../nbs/models/21_lora.ipynb #3f263272
 def trainable_table(
     counts: dict[str, float],  # by `count_trainable`
 ) -> Table:
@@ -432,6 +440,7 @@ def explain_mismatch(folder: Path):
         ) from None
 
 
+# %% ../../nbs/models/21_lora.ipynb #f8cbcdae
 def check_adapter_folder(folder: Path) -> None:
     "`UserError` where a folder holds no adapter."
     if not (Path(folder) / "adapter_model.safetensors").is_file():
@@ -450,6 +459,7 @@ def check_tensor_names(model, folder: Path, name: str = "default") -> None:
         raise ValueError(f"{len(different)} of its tensors have no place, such as {example}")
 
 
+# %% ../../nbs/models/21_lora.ipynb #0482804d
 def load_adapter(model, folder: Path):
     "The model with a stored adapter on it, for use and not for training."
     check_adapter_folder(folder)
@@ -471,6 +481,7 @@ def adapter_folder(
     return folder
 
 
+# %% ../../nbs/models/21_lora.ipynb #acdfa1c6
 def base_mismatch(model, folder: Path, base: str) -> str | None:
     "Why an adapter's base is not this model, in words; None where nothing speaks against it."
     name, record = model.config.name_or_path, folder.parent / "model.json"
@@ -519,6 +530,7 @@ def check_adapter_form(adapt: Adapt, folder: Path) -> None:
         )
 
 
+# %% ../../nbs/models/21_lora.ipynb #19f59018
 def continue_adapter(model, adapt: Adapt):
     "The model with the stored adapter of `adapt.continue_from`, to be trained further."
     folder = adapter_folder(adapt.continue_from)
@@ -558,6 +570,7 @@ def activate_adapter(model, name: str):
     return model.eval()
 
 
+# %% ../../nbs/models/21_lora.ipynb #c1ff9cc8
 def combine_adapters(
     model,
     weights: dict[str, float],  # adapter -> its share
