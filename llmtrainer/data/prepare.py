@@ -53,8 +53,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 # %% ../../nbs/data/14_prepare.ipynb #2b8d2663
+from llmtrainer.data.encoding import Encoder
 from llmtrainer.data.files import expand_path
-from llmtrainer.data.loss_mask import Encoded, Encoder, truncate
+from llmtrainer.data.loss_mask import Encoded, truncate
 from llmtrainer.data.packing import (
     Bins,
     Mix,

@@ -43,8 +43,9 @@ import pyarrow as pa
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 # %% ../../nbs/internals/93_table.ipynb #2349c2e7
+from llmtrainer.data.encoding import Encoder
 from llmtrainer.data.files import expand_path
-from llmtrainer.data.loss_mask import Encoded, Encoder
+from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, read_rows, row_key
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
 
@@ -266,7 +267,7 @@ def encoding_key(source: Source, encoder: Encoder) -> str | None:
     the mask, this code; None where the source's content has no name."""
     if (bytes_of := source_fingerprint(source)) is None:
         return None
-    tokenizer = encoder.known.tokenizer
+    tokenizer = encoder.info.tokenizer
     # before "added_tokens" stand padding and truncation, which change with use
     vocabulary = (
         tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
@@ -275,7 +276,7 @@ def encoding_key(source: Source, encoder: Encoder) -> str | None:
     )
     code = [
         sha256(find_spec(f"llmtrainer.data.{module}").origin)
-        for module in ("files", "rows", "templates", "loss_mask", "table")
+        for module in ("files", "rows", "templates", "loss_mask", "encoding", "table")
     ]
     return hashlib.sha256(
         json.dumps(
