@@ -165,7 +165,7 @@ class Data(Section):
                     "mix",
                     "{...}",
                     "sources are read one after the other, so take it out",
-                    self.mix.asked,
+                    self.mix.changes_shares,
                 ),
             )
             if self.stream and asked
@@ -513,7 +513,7 @@ def to_sequences(
     "The rows as training sequences: all together, or each source for itself where they are mixed."
     source, sources = source_of_rows(found, fitted), found.sources
     columns = row_columns(found, fitted.view.rows)
-    if not data.mix.asked and all(s.weight is None for s in sources):
+    if not data.mix.changes_shares and all(s.weight is None for s in sources):
         bins = make_row_bins(fitted, np.arange(len(source)), columns, data)
         return Sequences(fitted.view, bins, columns=columns)
     members = [np.flatnonzero(source == task) for task in range(len(sources))]

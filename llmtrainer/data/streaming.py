@@ -337,7 +337,7 @@ class StreamedSequences(Dataset):
 
         return [f"{file}:{line}" for i in ids for file, line in of(self.mark_of(i), i)]
 
-    def some(self, count: int) -> list[int]:
+    def sample(self, count: int) -> list[int]:
         "A few sequences, of the first block."
         return list(range(min(count, len(self.read(StreamPosition())))))
 
