@@ -114,13 +114,23 @@ def test_columns_go_through_both_batches_and_not_to_the_model():
         build_sequence(rows[:1], {"group": [5], "role": [0], "anything": [90]}),
     )
     padded = pad_batch([pair, single], pad_id=0)
-    assert padded["group"].tolist() == [[4, 4, 4, 4, 4], [5, 5, 5, -1, -1]]
+    assert padded["group"].tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, -1, -1]]
     assert padded["role"].tolist() == [[1, 1, 1, 2, 2], [0, 0, 0, -1, -1]]
     assert padded["anything"].tolist() == [[70, 70, 70, 80, 80], [90, 90, 90, -1, -1]]
     flat = flatten_batch([pair, single], pad_id=0)
     assert flat["anything"].tolist() == [[70, 70, 70, 80, 80, 90, 90, 90]]
     for batch in (padded, flat):
         assert {"labels", *columns} & model_inputs(batch).keys() == set()
+
+
+def test_groups_of_different_sequences_are_different_and_columns_are_completed():
+    rows = [Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(1, 2)])]
+    pair = build_sequence(rows, {"group": [1 << 40, 1 << 40], "role": [1, 2]})
+    plain = build_sequence(rows[:1])
+    for batch in (pad_batch([pair, plain, pair], 0), flatten_batch([pair, plain, pair], 0)):
+        trained = batch["labels"] != -100
+        assert batch["group"][trained].tolist() == [0, 0, 0, -1, -1, 2, 2, 2]
+        assert batch["role"][trained].tolist() == [1, 1, 2, -1, -1, 1, 1, 2]
 
 
 @settings(max_examples=100, deadline=None)
@@ -374,13 +384,15 @@ def test_a_pair_of_answers_arrives_in_one_batch_with_its_roles():
     rows = [Encoded([10 * i + k for k in range(2 + i % 3)], [(1, 2 + i % 3)]) for i in range(12)]
     groups, roles = np.repeat(np.arange(6), 2), np.tile([1, 2], 6)
     lengths = np.array([len(row) for row in rows])
-    columns = {"group": groups, "role": roles, "row": np.arange(12)}
+    columns = {"group": groups, "role": roles, "row": np.arange(12), "pair": groups}
     pairs = Sequences(rows, pack_groups(lengths, groups, capacity=6), columns=columns)
     seen = []
     for batch in DataLoader(pairs, 1, sampler=pairs.sampler(0), collate_fn=collator("sdpa", 0)):
         for group in batch["group"].unique().tolist():
-            assert batch["role"][batch["group"] == group].unique().tolist() == [1, 2]
-            seen.append(group)
+            of_group = batch["group"] == group
+            assert batch["role"][of_group].unique().tolist() == [1, 2]
+            (pair,) = batch["pair"][of_group].unique().tolist()
+            seen.append(pair)
         assert (batch["input_ids"] // 10 == batch["row"]).all(), "a column stays with its row"
     assert sorted(seen) == list(range(6)), "no group is in two sequences"
 

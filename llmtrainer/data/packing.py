@@ -12,6 +12,7 @@ __all__ = [
     "iter_lengths",
     "pack_groups",
     "build_sequence",
+    "align_columns",
     "pad_batch",
     "flatten_batch",
     "model_inputs",
@@ -160,8 +161,25 @@ def build_sequence(
 
 
 # %% ../../nbs/data/13_packing.ipynb #9a4eaab3
+def align_columns(sequences: Sequence[dict]) -> list[dict]:
+    "The sequences with the same columns, and with groups numbered through the batch."
+    names = dict.fromkeys(name for sequence in sequences for name in sequence)
+    aligned, groups = [], 0
+    for sequence in sequences:
+        none = np.full(len(sequence["input_ids"]), -1)
+        sequence = {name: sequence.get(name, none) for name in names}
+        if "group" in names:
+            kinds, number = np.unique(sequence["group"], return_inverse=True)
+            sequence["group"] = np.where(sequence["group"] < 0, -1, groups + number)
+            groups += len(kinds)
+        aligned.append(sequence)
+    return aligned
+
+
+# %% ../../nbs/data/13_packing.ipynb #d9aafc66
 def pad_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
     "A batch (sequences, tokens) of int64, padded on the right by a row of padding."
+    sequences = align_columns(sequences)
     longest = max(len(sequence["input_ids"]) for sequence in sequences)
     fill = {"input_ids": pad_id, "labels": -100}  # -1 in a column: padding belongs to no row
 
@@ -181,6 +199,7 @@ def pad_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]
 # %% ../../nbs/data/13_packing.ipynb #3346cbac
 def flatten_batch(sequences: Sequence[dict], pad_id: int) -> dict[str, torch.Tensor]:
     "A batch (1, tokens) of all sequences end to end, with the rows' borders for flash attention."
+    sequences = align_columns(sequences)
     batch = {
         name: torch.from_numpy(np.concatenate([sequence[name] for sequence in sequences]))
         for name in sequences[0]
