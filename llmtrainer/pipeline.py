@@ -346,7 +346,7 @@ def sample_batches(
 ) -> Iterator[dict]:
     """A few batches from all over the data, made as they are asked for: what EVA looks at, and what
     the experts' load is counted on."""
-    collate, places = collator(plan.attn, pad_id), train.some(rows * count)
+    collate, places = collator(plan.attn, pad_id), train.sample(rows * count)
     for lo in range(0, len(places), rows):
         batch = collate([train[i] for i in places[lo : lo + rows]])
         yield {k: v.to(plan.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

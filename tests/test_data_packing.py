@@ -36,7 +36,8 @@ def test_no_group_is_parted_and_single_rows_are_packed_as_before():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, 300).astype(np.int32)
     alone, plain = pack_groups(lengths, np.arange(300)[::-1], 64), pack(lengths, 64)
-    assert (alone.rows == plain.rows).all() and (alone.starts == plain.starts).all()
+    assert (alone.rows == plain.rows).all()
+    assert (alone.starts == plain.starts).all()
     groups = np.repeat(np.arange(100), 3)
     rng.shuffle(groups)
     for packing in (True, False):
@@ -50,7 +51,7 @@ def test_no_group_is_parted_and_single_rows_are_packed_as_before():
 
 
 def _fewest(lengths, capacity):
-    "The least number of sequences, by trying every place for every row."
+    "The smallest number of sequences, by trying every place for every row."
     best = [len(lengths)]
 
     def place(i, rooms):
@@ -72,18 +73,19 @@ def _lists(bins):
     return [bins[i].tolist() for i in range(len(bins))]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 20), max_size=40))
 def test_packs_never_overfill_and_lose_no_row(lengths):
     bins = _lists(pack(lengths, 20))
-    assert sorted(itertools.chain(*bins)) == list(range(len(lengths))) and all(bins)
-    assert all(sum(lengths[i] for i in one) <= 20 for one in bins)
-    assert sum(sum(lengths[i] for i in one) <= 10 for one in bins) <= 1, (
-        "two half-empty sequences would have been one"
-    )
+    assert sorted(itertools.chain(*bins)) == list(range(len(lengths)))
+    assert all(bins)
+    totals = [sum(lengths[row] for row in rows) for rows in bins]
+    assert all(total <= 20 for total in totals)
+    half_empty = sum(total <= 10 for total in totals)
+    assert half_empty <= 1, "two half-empty sequences would have been one"
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=7))
 def test_packs_are_within_the_proved_bound_of_the_best(lengths):
     best = _fewest(lengths, 12)
@@ -98,27 +100,56 @@ def test_labels_and_positions_by_hand():
         ],
         pad_id=1,
     )
-    assert (
-        batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [8, 9, 1, 1, 1]]
-        and batch["input_ids"].dtype == torch.int64
-    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [8, 9, 1, 1, 1]]
+    assert batch["input_ids"].dtype == torch.int64
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100, 9, -100, -100, -100]]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+def test_columns_go_through_both_batches_and_not_to_the_model():
+    rows = [Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(1, 2)])]
+    columns = {"group": [4, 4], "role": [1, 2], "anything": [70, 80]}
+    pair, single = (
+        build_sequence(rows, columns),
+        build_sequence(rows[:1], {"group": [5], "role": [0], "anything": [90]}),
+    )
+    padded = pad_batch([pair, single], pad_id=0)
+    assert padded["group"].tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, -1, -1]]
+    assert padded["role"].tolist() == [[1, 1, 1, 2, 2], [0, 0, 0, -1, -1]]
+    assert padded["anything"].tolist() == [[70, 70, 70, 80, 80], [90, 90, 90, -1, -1]]
+    flat = flatten_batch([pair, single], pad_id=0)
+    assert flat["anything"].tolist() == [[70, 70, 70, 80, 80, 90, 90, 90]]
+    for batch in (padded, flat):
+        assert {"labels", *columns} & model_inputs(batch).keys() == set()
+
+
+def test_groups_of_different_sequences_are_different_and_columns_are_completed():
+    rows = [Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(1, 2)])]
+    pair = build_sequence(rows, {"group": [1 << 40, 1 << 40], "role": [1, 2]})
+    plain = build_sequence(rows[:1])
+    for batch in (pad_batch([pair, plain, pair], 0), flatten_batch([pair, plain, pair], 0)):
+        trained = batch["labels"] != -100
+        assert batch["group"][trained].tolist() == [0, 0, 0, -1, -1, 2, 2, 2]
+        assert batch["role"][trained].tolist() == [1, 1, 2, -1, -1, 1, 1, 2]
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_both_batches_hold_the_same_tokens(lengths):
     packs = [
-        build_sequence([Encoded(list(range(1, n + 1)), [(0, n)]) for n in one]) for one in lengths
+        build_sequence(
+            [Encoded(list(range(1, n + 1)), [(0, n)]) for n in sequence],
+            columns={"row": list(range(len(sequence)))},
+        )
+        for sequence in lengths
     ]
     rectangle, line = pad_batch(packs, 0), flatten_batch(packs, 0)
     real = rectangle["input_ids"] != 0
-    for name in ("input_ids", "position_ids", "labels"):
+    for name in ("input_ids", "position_ids", "labels", "row"):
         assert torch.equal(rectangle[name][real], line[name][0])
-    assert line["cu_seq_lens_q"].diff().tolist() == list(itertools.chain(*lengths)) and line[
-        "max_length_q"
-    ] == max(itertools.chain(*lengths))
+    assert (rectangle["row"][~real] == -1).all()
+    assert line["cu_seq_lens_q"].diff().tolist() == list(itertools.chain(*lengths))
+    assert line["max_length_q"] == max(itertools.chain(*lengths))
 
 
 def test_packed_equals_separate_1():
@@ -179,46 +210,36 @@ ROWS = [Encoded(_CHANCE.choices(range(3, 64), k=n), [(n // 3, n)]) for n in (30,
 def _family(name, attention, device="cpu"):
     "A small random model of the family."
     torch.manual_seed(0)
-    return (
-        AutoModelForCausalLM.from_config(
-            FAMILIES[name], attn_implementation=attention, dtype=torch.float32
-        )
-        .eval()
-        .to(device)
-    )
+    config, how = FAMILIES[name], dict(attn_implementation=attention, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, **how).eval().to(device)
 
 
 def _logits(model, bins, attention):
     "Logits of every token of every row, when the rows are packed as `bins`, in one batch."
-    batch = {
-        k: v.to(model.device) if torch.is_tensor(v) else v
-        for k, v in collator("flash" if attention == "by_borders" else attention, 0)(
-            [build_sequence([ROWS[i] for i in one]) for one in bins]
-        ).items()
-        if k != "labels"
-    }
+    collate = collator("flash" if attention == "by_borders" else attention, 0)
+    batch = model_inputs(collate([build_sequence([ROWS[i] for i in rows]) for rows in bins]))
+    for name, value in batch.items():
+        batch[name] = value.to(model.device) if torch.is_tensor(value) else value
     with torch.no_grad():
-        out = model(**batch, use_cache=False).logits.cpu()
-    sizes = [sum(len(ROWS[i]) for i in one) for one in bins]
-    flat = (
-        out[0]
-        if attention == "by_borders"
-        else torch.cat([out[s, :n] for s, n in enumerate(sizes)])
-    )
-    parts = flat.split([len(ROWS[i]) for one in bins for i in one])
-    return dict(zip(itertools.chain(*bins), parts))
+        logits = model(**batch, use_cache=False).logits.cpu()
+    if attention == "by_borders":
+        flat = logits[0]
+    else:
+        sizes = [sum(len(ROWS[i]) for i in rows) for rows in bins]
+        flat = torch.cat([logits[n, :size] for n, size in enumerate(sizes)])
+    order = list(itertools.chain(*bins))
+    return dict(zip(order, flat.split([len(ROWS[i]) for i in order])))
 
 
 def _gap(name, attention, device="cpu"):
     "The largest difference of a logit, packed against alone; and the largest logit."
     model = _family(name, attention, device)
     alone = {i: _logits(model, [[i]], attention)[i] for i in range(4)}
-    return max(
-        float((found[i] - alone[i]).abs().max())
-        for bins in ([[0, 1, 2, 3]], [[3, 1], [0, 2]], [[0], [1], [2], [3]])
-        for found in [_logits(model, bins, attention)]
-        for i in alone
-    ), max(float(a.abs().max()) for a in alone.values())
+    gaps = []
+    for bins in ([[0, 1, 2, 3]], [[3, 1], [0, 2]], [[0], [1], [2], [3]]):
+        packed = _logits(model, bins, attention)
+        gaps += [float((packed[i] - alone[i]).abs().max()) for i in alone]
+    return max(gaps), max(float(logits.abs().max()) for logits in alone.values())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention", "by_borders"])
@@ -228,7 +249,8 @@ def test_packed_equals_separate(name, attention):
         pytest.skip("transformers has no sdpa for Gemma 2")
     with torch.compiler.set_stance("force_eager"):
         gap, size = _gap(name, attention)  # flex would be compiled by a C++ compiler
-    assert gap < 1e-5 and size > 0.1
+    assert gap < 1e-5
+    assert size > 0.1
 
 
 def test_the_gradient_of_a_pack_is_that_of_its_rows():
@@ -236,9 +258,11 @@ def test_the_gradient_of_a_pack_is_that_of_its_rows():
 
     def gradient(bins):
         model.zero_grad()
-        for one in bins:
-            out = model(**pad_batch([build_sequence([ROWS[i] for i in one])], 0), use_cache=False)
-            (out.loss * sum(hi - max(lo, 1) for i in one for lo, hi in ROWS[i].runs)).backward()
+        for rows in bins:
+            batch = pad_batch([build_sequence([ROWS[i] for i in rows])], 0)
+            out = model(**batch, use_cache=False)
+            trained = sum(end - max(start, 1) for i in rows for start, end in ROWS[i].runs)
+            (out.loss * trained).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     packed, separate = gradient([[0, 1, 2]]), gradient([[0], [1], [2]])
@@ -252,13 +276,12 @@ def test_compiled_flex_attention_keeps_rows_apart(name):
     assert gap < 1e-5
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 60), st.lists(st.integers(-(2**40), 2**70), max_size=3))
 def test_a_shuffle_is_a_permutation_and_pure(n, seeds):
-    found = seeded_permutation(n, *seeds)
-    assert sorted(found.tolist()) == list(range(n)) and np.array_equal(
-        found, seeded_permutation(n, *seeds)
-    )
+    order = seeded_permutation(n, *seeds)
+    assert sorted(order.tolist()) == list(range(n))
+    assert np.array_equal(order, seeded_permutation(n, *seeds))
 
 
 def test_shuffles_are_even_and_always_the_same():
@@ -275,7 +298,7 @@ def test_shuffles_are_even_and_always_the_same():
     )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40)), min_size=1, max_size=4),
     st.integers(0, 2**40),
@@ -285,18 +308,17 @@ def test_an_epoch_holds_what_was_asked_for(sources, seed, epochs):
     sizes, counts = zip(*sources)
     starts, seen = np.cumsum([0, *sizes]), np.zeros(sum(sizes), dtype=int)
     for epoch in range(epochs):
-        one = epoch_order(sizes, counts, seed, epoch)
-        assert np.array_equal(one, epoch_order(sizes, counts, seed, epoch)) and len(one) == sum(
-            counts
-        )
-        seen += np.bincount(one, minlength=len(seen))
-    for lo, hi, count in zip(starts, starts[1:], counts):
-        assert seen[lo:hi].sum() == epochs * count and seen[lo:hi].max() - seen[lo:hi].min() <= 1, (
-            "no sequence is more than a pass ahead"
-        )
+        order = epoch_order(sizes, counts, seed, epoch)
+        assert np.array_equal(order, epoch_order(sizes, counts, seed, epoch))
+        assert len(order) == sum(counts)
+        seen += np.bincount(order, minlength=len(seen))
+    for start, end, count in zip(starts, starts[1:], counts):
+        of_source = seen[start:end]
+        assert of_source.sum() == epochs * count
+        assert of_source.max() - of_source.min() <= 1, "no sequence is more than a pass ahead"
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.integers(1, 500), min_size=1, max_size=5),
     st.floats(1, 5),
@@ -309,16 +331,13 @@ def test_shares_and_draws(sizes, temperature, cap, stop):
     np.testing.assert_allclose(share, np.array(by_hand) / sum(by_hand))
     counts = epoch_counts(sizes, share, stop)
     if stop == "all":
-        assert all(c >= n for c, n in zip(counts, sizes)) and any(
-            c == n for c, n in zip(counts, sizes)
-        )
+        assert all(c >= n for c, n in zip(counts, sizes))
+        assert any(c == n for c, n in zip(counts, sizes))
     else:
-        assert all(c <= n for c, n in zip(counts, sizes)) and any(
-            c == n for c, n in zip(counts, sizes)
-        )
-    assert epoch_counts(sizes, mixture_weights(sizes, [None] * len(sizes), Mix()), stop) == sizes, (
-        "as they are: every sequence once"
-    )
+        assert all(c <= n for c, n in zip(counts, sizes))
+        assert any(c == n for c, n in zip(counts, sizes))
+    as_they_are = mixture_weights(sizes, [None] * len(sizes), Mix())
+    assert epoch_counts(sizes, as_they_are, stop) == sizes, "every sequence once"
 
 
 def test_half_given_weights_are_refused():
@@ -326,58 +345,64 @@ def test_half_given_weights_are_refused():
         mixture_weights([5, 5], [1.0, None], Mix())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4))
 def test_processes_share_the_order_as_accelerate_deals_it(n, batch, world):
     whole = epoch_order([n], [n], 0, 0).tolist()
-    steps = n // (
-        batch * world
-    )  # whole steps; the rest of an epoch accelerate fills up from its start
+    steps = n // (batch * world)  # whole steps; accelerate fills up the rest from the start
+    batches = BatchSampler(whole, batch, drop_last=False)
     for rank in range(world):
-        dealt = list(
-            BatchSamplerShard(
-                BatchSampler(whole, batch, drop_last=False), world, rank, even_batches=True
-            )
-        )
+        dealt = list(BatchSamplerShard(batches, world, rank, even_batches=True))
         assert rank_batches(whole, batch, rank, world)[:steps] == dealt[:steps]
-    together = [
-        rank_batches(whole, batch, rank, world)[step]
-        for step in range(steps)
-        for rank in range(world)
-    ]
-    assert list(itertools.chain(*together)) == whole[: steps * batch * world], (
-        "a step's batches are one slice of the order"
-    )
+    for step in range(steps):
+        of_step = [rank_batches(whole, batch, rank, world)[step] for rank in range(world)]
+        start = step * batch * world
+        assert list(itertools.chain(*of_step)) == whole[start : start + batch * world]
 
 
-def test_a_run_goes_on_where_it_stopped():
+def test_a_run_continues_where_it_stopped():
     rows = [Encoded([i] * 3, [(1, 3)]) for i in range(20)]
-    mixed_in = Sequences(rows, make_bins(np.arange(20)), sizes=[15, 5], counts=[10, 8])
+    mixture = Sequences(rows, make_bins(np.arange(20)), sizes=[15, 5], counts=[10, 8])
 
     def loader(epoch):
-        sampler = mixed_in.sampler(7)
+        sampler = mixture.sampler(7)
         sampler.set_epoch(epoch)
-        return [
-            batch["input_ids"][:, 0].tolist()
-            for batch in DataLoader(mixed_in, 4, sampler=sampler, collate_fn=collator("sdpa", 0))
-        ]
+        batches = DataLoader(mixture, 4, sampler=sampler, collate_fn=collator("sdpa", 0))
+        return [batch["input_ids"][:, 0].tolist() for batch in batches]
 
     for epoch in (0, 2):
-        assert loader(epoch) == loader(epoch) and loader(epoch)[3:] == loader(epoch)[3:]
+        assert loader(epoch) == loader(epoch)
+        assert loader(epoch)[3:] == loader(epoch)[3:]
         assert sum(loader(epoch), []) == epoch_order([15, 5], [10, 8], 7, epoch).tolist()
-    assert loader(0) != loader(2) and len(mixed_in.sampler(7)) == 18
+    assert loader(0) != loader(2)
+    assert len(mixture.sampler(7)) == 18
     with pytest.raises(IndexError):
-        mixed_in[20]
+        mixture[20]
+
+
+def test_a_pair_of_answers_arrives_in_one_batch_with_its_roles():
+    rows = [Encoded([10 * i + k for k in range(2 + i % 3)], [(1, 2 + i % 3)]) for i in range(12)]
+    groups, roles = np.repeat(np.arange(6), 2), np.tile([1, 2], 6)
+    lengths = np.array([len(row) for row in rows])
+    columns = {"group": groups, "role": roles, "row": np.arange(12), "pair": groups}
+    pairs = Sequences(rows, pack_groups(lengths, groups, capacity=6), columns=columns)
+    seen = []
+    for batch in DataLoader(pairs, 1, sampler=pairs.sampler(0), collate_fn=collator("sdpa", 0)):
+        for group in batch["group"].unique().tolist():
+            of_group = batch["group"] == group
+            assert batch["role"][of_group].unique().tolist() == [1, 2]
+            (pair,) = batch["pair"][of_group].unique().tolist()
+            seen.append(pair)
+        assert (batch["input_ids"] // 10 == batch["row"]).all(), "a column stays with its row"
+    assert sorted(seen) == list(range(6)), "no group is in two sequences"
 
 
 def test_the_mix_of_the_recipe():
-    assert (
-        Mix(temperature=1.0, cap=None, stop="all") == Mix()
-        and not Mix().asked
-        and Mix(cap=5).asked
-        and Mix(temperature=2).asked
-        and Mix(stop="first").asked
-    )
+    assert Mix(temperature=1.0, cap=None, stop="all") == Mix()
+    assert not Mix().changes_shares
+    assert Mix(cap=5).changes_shares
+    assert Mix(temperature=2).changes_shares
+    assert Mix(stop="first").changes_shares
     for wrong in (dict(temperature=0.5), dict(cap=0), dict(stop="never")):
         with pytest.raises(ValueError):
             Mix(**wrong)

@@ -79,7 +79,7 @@ def test_recipe_so_far():
             load_recipe(Recipe, path, [wrong])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(8, 20))
 def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
     path = Path(tempfile.mkdtemp()) / "table.arrow"
@@ -91,9 +91,9 @@ def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
                 {},
             )
         )
-    found = EncodedSources(EncodedTable([path]), [Source(path="a")], [dict(files=["a"])])
+    encoded = EncodedSources(EncodedTable([path]), [Source(path="a")], [dict(files=["a"])])
     fitted = fit_to_length(
-        found,
+        encoded,
         np.arange(len(lengths)),
         data=Data(train="a", max_length=capacity),
         encoder=None,
@@ -101,34 +101,27 @@ def test_every_token_of_a_text_is_predicted_once(lengths, capacity):
     )
     targets = Counter(
         (int(row), i)
-        for row, one in zip(fitted.view.rows, fitted.view)
-        for i in one.ids[1:].tolist()
+        for row, piece in zip(fitted.view.rows, fitted.view)
+        for i in piece.ids[1:].tolist()
     )
-    assert targets == Counter((row, i) for row, n in enumerate(lengths) for i in range(1, n)), (
-        "all but each text's first token, once"
-    )
-    assert (
-        fitted.lengths.tolist() == [len(one) for one in fitted.view]
-        and max(fitted.lengths) <= capacity
-    )
-    assert fitted.trained.tolist() == [sum(one.trained[1:]) for one in fitted.view]
+    # all but each text's first token, once
+    assert targets == Counter((row, i) for row, n in enumerate(lengths) for i in range(1, n))
+    assert fitted.lengths.tolist() == [len(piece) for piece in fitted.view]
+    assert max(fitted.lengths) <= capacity
+    assert fitted.trained.tolist() == [sum(piece.trained[1:]) for piece in fitted.view]
 
 
 def test_long_rows_raise_with_their_number_or_are_counted():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(60)
-    with pytest.raises(
-        UserError,
-        match=(
-            r"rows have more than 70 tokens; the longest has \d+, and \d+ would keep 99 %.*\n "
-            r" where: data.max_length, first at train.jsonl:\d+"
-        ),
-    ):
-        prepare(Data(train=path, max_length=70), tokenizer)
-    got = prepare(Data(train=path, max_length=70, too_long="drop"), tokenizer)
-    assert (
-        got.ledger.reasons["too long"] == got.ledger.read - got.ledger.kept > 0
-        and len(got.encoded) + got.about["validation"]["rows"] == got.ledger.kept
+    words = (
+        r"rows have more than 70 tokens; the longest has \d+, and \d+ would keep 99 %.*\n"
+        r"  where: data.max_length, first at train.jsonl:\d+"
     )
+    with pytest.raises(UserError, match=words):
+        prepare(Data(train=path, max_length=70), tokenizer)
+    prepared = prepare(Data(train=path, max_length=70, too_long="drop"), tokenizer)
+    assert prepared.ledger.reasons["too long"] == prepared.ledger.read - prepared.ledger.kept > 0
+    assert len(prepared.encoded) + prepared.about["validation"]["rows"] == prepared.ledger.kept
     with pytest.raises(UserError, match="no row is left"):
         prepare(Data(train=path, max_length=8, too_long="drop"), tokenizer)
 
@@ -137,37 +130,37 @@ def test_long_rows_raise_with_their_number_or_are_counted():
 def test_cut_rows_end_in_their_stop_token_and_are_counted(side):
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(60)
     whole = prepare(Data(train=path, val=None, max_length=512), tokenizer)
-    got = prepare(Data(train=path, val=None, max_length=70, too_long=side), tokenizer)
-    lost = sum(max(0, len(one) - 70) for one in whole.encoded)
-    assert (
-        got.ledger.kept == 60 == len(got.encoded)
-        and got.about["cut"]["rows"] == sum(len(one) > 70 for one in whole.encoded) > 5
-    )
-    assert got.about["cut"]["tokens"] >= lost and (
-        side == "cut_start" or got.about["cut"]["answers"] > 0
-    )
+    prepared = prepare(Data(train=path, val=None, max_length=70, too_long=side), tokenizer)
+    lost = sum(max(0, len(row) - 70) for row in whole.encoded)
+    assert prepared.ledger.kept == 60 == len(prepared.encoded)
+    assert prepared.about["cut"]["rows"] == sum(len(row) > 70 for row in whole.encoded) > 5
+    assert prepared.about["cut"]["tokens"] >= lost
+    assert side == "cut_start" or prepared.about["cut"]["answers"] > 0
     stops = Encoder(tokenizer, "assistant").stops
-    for one in got.encoded:
-        assert len(one) <= 70 and one.ids[-1] in stops and one.runs[-1][1] == len(one)
-    assert got.about["tokens"]["trained"] == sum((s["labels"] != -100).sum() for s in got.train)
+    for row in prepared.encoded:
+        assert len(row) <= 70
+        assert row.ids[-1] in stops
+        assert row.runs[-1][1] == len(row)
+    assert prepared.about["tokens"]["trained"] == sum(
+        (s["labels"] != -100).sum() for s in prepared.train
+    )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=40))
 def test_of_copies_the_first_is_kept(numbers):
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
     path.write_text(
         "".join(json.dumps(dict(question=f"{n}?", answer=str(n))) + "\n" for n in numbers)
     )
-    got, all_of_them = (
-        prepare(
-            Data(train=str(path), val=None, duplicates=choice), AutoTokenizer.from_pretrained(_BASE)
-        )
-        for choice in ("drop", "keep")
-    )
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    dropped = prepare(Data(train=str(path), val=None, duplicates="drop"), tokenizer)
     again = [i + 1 for i, n in enumerate(numbers) if n in numbers[:i]]
-    assert [r.line for r in got.ledger.rejects] == again and len(got.encoded) == len(set(numbers))
-    assert not all_of_them.ledger.rejects and len(all_of_them.encoded) == len(numbers)
+    assert [r.line for r in dropped.ledger.rejects] == again
+    assert len(dropped.encoded) == len(set(numbers))
+    kept = prepare(Data(train=str(path), val=None, duplicates="keep"), tokenizer)
+    assert not kept.ledger.rejects
+    assert len(kept.encoded) == len(numbers)
 
 
 def test_beside_takes_the_usual_names_only():
@@ -175,113 +168,114 @@ def test_beside_takes_the_usual_names_only():
     for name in ("a_train.jsonl", "a_val.jsonl", "train.csv", "b.jsonl"):
         (folder / name).touch()
     assert sibling_validation_file(str(folder / "a_train.jsonl")) == str(folder / "a_val.jsonl")
-    assert (
-        sibling_validation_file(str(folder / "train.csv"))
-        is None
-        is sibling_validation_file(str(folder / "b.jsonl"))
-        and sibling_validation_file("openai/gsm8k") is None
-    )
+    for alone in (str(folder / "train.csv"), str(folder / "b.jsonl"), "openai/gsm8k"):
+        assert sibling_validation_file(alone) is None
 
 
 def test_the_splits_of_a_folder_are_kept_apart():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
     for name, n, split in (("train", 40, "train"), ("dev", 7, "validation"), ("test", 9, "test")):
         _file(n, f"{name}.jsonl", folder, split)
-    got = prepare(Data(train=str(folder)), tokenizer)
-    assert (
-        got.about["rows"]["read"] == 40
-        and got.about["validation"]["rows"] == 7
-        and list(got.val) == [folder.name]
-    )
+    prepared = prepare(Data(train=str(folder)), tokenizer)
+    assert prepared.about["rows"]["read"] == 40
+    assert prepared.about["validation"]["rows"] == 7
+    assert list(prepared.val) == [folder.name]
     (folder / "train.jsonl").rename(folder / "more.jsonl")
-    assert prepare(Data(train=str(folder)), tokenizer).about["rows"]["read"] == 56, (
-        "without a training file all files are training files"
-    )
+    # without a training file all files are training files
+    assert prepare(Data(train=str(folder)), tokenizer).about["rows"]["read"] == 56
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=120), st.integers(0, 5))
 def test_no_group_is_on_both_sides(numbers, seed):
     groups = np.array(numbers, dtype=int)
     held = hold_out_groups(groups, seed)
-    assert not set(groups[held]) & set(groups[~held]) and ((~held).any() or not numbers)
-    assert held.sum() <= max(1, round(0.05 * len(groups))) and (len(groups) >= 32 or not held.any())
+    assert not set(groups[held]) & set(groups[~held])
+    assert (~held).any() or not numbers
+    assert held.sum() <= max(1, round(0.05 * len(groups)))
+    assert len(groups) >= 32 or not held.any()
     assert np.array_equal(held, hold_out_groups(groups, seed)), "the same seed, the same split"
 
 
 def test_a_group_of_copies_does_not_become_the_validation_set():
     groups = np.array([0] * 60 + list(range(1, 41)))
     held = hold_out_groups(groups, 0)
-    assert (
-        held.sum() == 5
-        and not held[:60].any()
-        and not hold_out_groups(np.zeros(50), 0).any()
-        and hold_out_groups(np.arange(100_000), 0).sum() == 2000
-    )
+    assert held.sum() == 5
+    assert not held[:60].any()
+    assert not hold_out_groups(np.zeros(50), 0).any()
+    assert hold_out_groups(np.arange(100_000), 0).sum() == 2000
+
+
+def _two_wordings(path, n):
+    "A file of `n` long questions, each in two wordings in consecutive lines."
+    stories = [problem.gsm8k()["question"] for problem in problems(4 * n, "train")]
+    lines = []
+    for i in range(n):
+        question = " ".join(stories[4 * i : 4 * i + 4])
+        for end in (" Answer quickly.", " Please answer."):
+            lines.append(json.dumps(dict(question=question + end, answer=str(i))) + "\n")
+    Path(path).write_text("".join(lines))
 
 
 def test_where_validation_comes_from():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     path, other = _file(40, folder=folder), _file(7, "other.jsonl", folder, "validation")
     source = lambda **keys: prepare(Data(train=path, **keys), tokenizer).about["validation"]
-    assert source() == dict(rows=2, source="held out of train", rejected=0) and source(
-        val=other
-    ) == dict(rows=7, source=other, rejected=0)
+    assert source() == dict(rows=2, source="held out of train", rejected=0)
+    assert source(val=other) == dict(rows=7, source=other, rejected=0)
     assert source(val=None) == dict(rows=0, source="none: the recipe says so", rejected=0)
     beside_it = _file(6, "val.jsonl", folder, "validation")
     assert source()["source"] == beside_it
     with pytest.raises(UserError, match="for training and for validation"):
         source(val=[other, path])
-    assert prepare(Data(train=_file(31)), tokenizer).about["validation"] == dict(
-        rows=0, source="none: fewer than 32 rows", rejected=0
-    )
+    few = prepare(Data(train=_file(31)), tokenizer).about["validation"]
+    assert few == dict(rows=0, source="none: fewer than 32 rows", rejected=0)
 
 
 def test_near_copies_are_never_on_both_sides():
-    tokenizer, stories = (
-        AutoTokenizer.from_pretrained(_BASE),
-        [p.gsm8k() for p in problems(300, "train")],
-    )
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
-    long = lambda i: " ".join(r["question"] for r in stories[4 * i : 4 * i + 4])
-    path.write_text(
-        "".join(
-            json.dumps(dict(question=long(i) + end, answer=str(i))) + "\n"
-            for i in range(70)
-            for end in (" Answer quickly.", " Please answer.")
-        )
-    )
-    got = prepare(Data(train=str(path)), tokenizer)
+    _two_wordings(path, 70)
+    prepared = prepare(Data(train=str(path)), tokenizer)
     lines = {
         name: {int(line) for line in view.table.column("line")[view.rows]}
-        for name, view in (("train", got.encoded), ("val", next(iter(got.val.values())).rows))
+        for name, view in (
+            ("train", prepared.encoded),
+            ("val", next(iter(prepared.val.values())).rows),
+        )
     }
-    assert sorted(got.held) == [("rows.jsonl", line) for line in sorted(lines["val"])]
-    assert len(lines["val"]) >= 6 and len(lines["val"]) + len(lines["train"]) == 140
-    assert all((line + 1 if line % 2 else line - 1) in lines["val"] for line in lines["val"]), (
-        "the other wording of each is there too"
-    )
+    assert sorted(prepared.held) == [("rows.jsonl", line) for line in sorted(lines["val"])]
+    assert len(lines["val"]) >= 6
+    assert len(lines["val"]) + len(lines["train"]) == 140
+    other_wording = {line + 1 if line % 2 else line - 1 for line in lines["val"]}
+    assert other_wording == lines["val"], "the other wording of each is there too"
+
+
+def _preferences(n, name="pairs.jsonl", folder=None, **extra):
+    "A file of `n` preferences: the right answer of a word problem, and a wrong one."
+    path = Path(folder or tempfile.mkdtemp()) / name
+    lines = []
+    for problem in problems(n, "train"):
+        row = problem.gsm8k()
+        pair = dict(prompt=row["question"], chosen=row["answer"], rejected="#### 0")
+        lines.append(json.dumps(pair | extra) + "\n")
+    path.write_text("".join(lines))
+    return str(path)
 
 
 def test_weights_decide_what_an_epoch_holds():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     a, b = _file(90, "a.jsonl", folder), _file(30, "b.jsonl", folder, "validation")
-    got = prepare(
-        Data(train=[dict(path=a, weight=1), dict(path=b, weight=3)], packing=False, val=None),
-        tokenizer,
-    )
-    lines = got.encoded.table.column("file")[got.encoded.rows]
-    assert (
-        got.train.sizes == [90, 30]
-        and got.train.counts == [90, 270]
-        and len(got.train.sampler(0)) == 360
-    )
-    seen = Counter(got.encoded.table.sizes[0] <= i for i in got.train.sampler(0))
+    weighted = [dict(path=a, weight=1), dict(path=b, weight=3)]
+    prepared = prepare(Data(train=weighted, packing=False, val=None), tokenizer)
+    assert prepared.train.sizes == [90, 30]
+    assert prepared.train.counts == [90, 270]
+    assert len(prepared.train.sampler(0)) == 360
+    seen = Counter(prepared.encoded.table.sizes[0] <= i for i in prepared.train.sampler(0))
     assert seen == {False: 90, True: 270}
     plain = prepare(Data(train=[a, b], packing=False, val=None), tokenizer)
-    assert plain.train.counts == [120] and {
-        s["name"]: s["rows"] for s in plain.about["sources"]
-    } == {"a": 90, "b": 30}
+    assert plain.train.counts == [120]
+    assert {s["name"]: s["rows"] for s in plain.about["sources"]} == {"a": 90, "b": 30}
     with pytest.raises(UserError, match="some sources have a weight"):
         prepare(Data(train=[dict(path=a, weight=1), b]), tokenizer)
 
@@ -289,49 +283,37 @@ def test_weights_decide_what_an_epoch_holds():
 def test_prepare_accounts_for_every_row_and_token():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(100)
     for packing in (True, False):
-        got = prepare(Data(train=path, max_length=256, packing=packing), tokenizer)
-        assert got.about["rows"] == dict(read=100, kept=100, rejected=0, reasons={}) and got.about[
-            "validation"
-        ] == dict(rows=5, source="held out of train", rejected=0)
-        assert len(got.encoded) == 95 and got.about["tokens"]["total"] == sum(
-            len(s["input_ids"]) for s in got.train
+        prepared = prepare(Data(train=path, max_length=256, packing=packing), tokenizer)
+        assert prepared.about["rows"] == dict(read=100, kept=100, rejected=0, reasons={})
+        assert prepared.about["validation"] == dict(rows=5, source="held out of train", rejected=0)
+        assert len(prepared.encoded) == 95
+        assert prepared.about["tokens"]["total"] == sum(len(s["input_ids"]) for s in prepared.train)
+        assert prepared.about["tokens"]["trained"] == sum(
+            (s["labels"] != -100).sum() for s in prepared.train
         )
-        assert got.about["tokens"]["trained"] == sum((s["labels"] != -100).sum() for s in got.train)
-        assert (
-            max(len(s["input_ids"]) for s in got.train) <= 256 and (len(got.train) < 95) == packing
-        )
-        assert (
-            got.about["template"] == "the model's own" and got.about["format"] == "question_answer"
-        )
-        together = Counter(
-            tuple(one.ids.tolist()) for one in [*got.encoded, *next(iter(got.val.values())).rows]
-        )
-        assert together == Counter(
-            tuple(one.ids.tolist())
-            for one in encode_sources(
-                as_sources(path), "auto", Encoder(tokenizer, "assistant")
-            ).table
-        )
+        assert max(len(s["input_ids"]) for s in prepared.train) <= 256
+        assert (len(prepared.train) < 95) == packing
+        assert prepared.about["template"] == "the model's own"
+        assert prepared.about["format"] == "question_answer"
+        (val,) = prepared.val.values()
+        table = encode_sources(as_sources(path), "auto", Encoder(tokenizer, "assistant")).table
+        used = Counter(tuple(row.ids.tolist()) for row in [*prepared.encoded, *val.rows])
+        assert used == Counter(tuple(row.ids.tolist()) for row in table)
 
 
 def test_the_digest_knows_all_that_matters():
     tokenizer, path = AutoTokenizer.from_pretrained(_BASE), _file(60)
     digest = lambda seed=0, **keys: prepare(Data(train=path, **keys), tokenizer, seed).digest
     same = digest()
-    assert (
-        digest() == same
-        and len(
-            {
-                same,
-                digest(seed=1),
-                digest(mask="all"),
-                digest(max_length=300),
-                digest(packing=False),
-                digest(val=None),
-            }
-        )
-        == 6
-    )
+    assert digest() == same
+    changed = {
+        digest(seed=1),
+        digest(mask="all"),
+        digest(max_length=300),
+        digest(packing=False),
+        digest(val=None),
+    }
+    assert len(changed - {same}) == 5
 
 
 def test_plain_text_needs_no_stop_of_a_template():
@@ -350,29 +332,81 @@ def test_rejects_over_the_limit_stop_the_job():
         UserError, match=r"4 of 54 rows cannot be used:\n +3 no answer.*\n +1 not JSON"
     ):
         prepare(Data(train=path), AutoTokenizer.from_pretrained(_BASE))
-    got = prepare(Data(train=path, max_rejects=0.1), AutoTokenizer.from_pretrained(_BASE))
-    assert (
-        got.about["rows"]["reasons"] == {"no answer": 3, "not JSON": 1}
-        and got.about["rows"]["read"] == 54 == got.about["rows"]["kept"] + 4
+    prepared = prepare(Data(train=path, max_rejects=0.1), AutoTokenizer.from_pretrained(_BASE))
+    assert prepared.about["rows"]["reasons"] == {"no answer": 3, "not JSON": 1}
+    assert prepared.about["rows"]["read"] == 54 == prepared.about["rows"]["kept"] + 4
+
+
+def _groups(sequences):
+    "Group -> its roles, of all texts in sequences; a group must be in one sequence."
+    roles = {}
+    for sequence in sequences:
+        starts = sequence["position_ids"] == 0
+        groups = sequence["group"][starts].tolist()
+        assert not roles.keys() & set(groups), "a group is in two sequences"
+        for group, role in zip(groups, sequence["role"][starts].tolist()):
+            roles.setdefault(group, []).append(role)
+    return roles
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("too_long", ["raise", "drop", "cut_start", "cut_end"])
+def test_no_step_parts_the_answers_of_a_preference(packing, too_long):
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    path = Path(_preferences(100, folder=folder))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[3], lines[9]]) + "\n")  # two duplicates
+    section = Data(
+        train=str(path),
+        max_length=512 if too_long == "raise" else 70,
+        too_long=too_long,
+        packing=packing,
     )
+    prepared = prepare(section, tokenizer)
+    (held_out,) = prepared.val.values()
+    train, val = _groups(prepared.train), _groups(held_out)
+    assert set(map(tuple, [*train.values(), *val.values()])) == {(1, 2)}
+    assert not train.keys() & val.keys()
+    assert len(train) + len(val) == prepared.ledger.kept
+    assert prepared.ledger.reasons["duplicate"] == 2
+    assert ("too long" in prepared.ledger.reasons) == (too_long == "drop")
+    assert prepared.about["validation"]["rows"] == 2 * len(val)
+
+
+def test_a_preference_without_room_for_an_answer_goes_whole():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
+    short = _preferences(3, "short.jsonl", folder)
+    long = _preferences(2, "long.jsonl", folder, prompt="What? " * 200)
+    section = Data(train=[short, long], max_length=100, too_long="cut_end", val=None)
+    prepared = prepare(section, tokenizer)
+    assert list(_groups(prepared.train).values()) == [[1, 2]] * 3
+    assert prepared.ledger.reasons == {"too long": 2}
+
+
+def test_mixed_sources_keep_groups_and_plain_rows_apart():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
+    pairs, plain = _preferences(20, folder=folder), _file(30, folder=folder)
+    sources = [dict(path=pairs, weight=1), dict(path=plain, weight=1)]
+    prepared = prepare(Data(train=sources, max_length=512, val=None), tokenizer)
+    roles = sorted(map(tuple, _groups(prepared.train).values()))
+    assert roles == [(0,)] * 30 + [(1, 2)] * 20
+    assert not prepare(Data(train=plain, max_length=512, val=None), tokenizer).train.columns
 
 
 @pytest.mark.realdata
 def test_gsm8k_is_packed_without_a_loss(realdata):
     tokenizer = AutoTokenizer.from_pretrained(realdata / "data/tokenizers/llama2-hf")
     tokenizer.pad_token = "<unk>"
-    got = prepare(Data(train=str(realdata / "data/reasoning/gsm8k_train.jsonl")), tokenizer)
-    assert (
-        got.ledger.summary() == dict(read=7473, kept=7473, rejected=0, reasons={})
-        and len(got.encoded) + got.about["validation"]["rows"] == 7473
-    )
-    assert got.about["sequences"]["fill"] > 0.99
+    prepared = prepare(Data(train=str(realdata / "data/reasoning/gsm8k_train.jsonl")), tokenizer)
+    assert prepared.ledger.summary() == dict(read=7473, kept=7473, rejected=0, reasons={})
+    assert len(prepared.encoded) + prepared.about["validation"]["rows"] == 7473
+    assert prepared.about["sequences"]["fill"] > 0.99
 
 
 @pytest.mark.realdata
 def test_preferences_are_encoded_both_ways(realdata):
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
-    got = prepare(
+    prepared = prepare(
         Data(
             train=str(realdata / "data/preference/hh_rlhf_harmless_test.jsonl.gz"),
             template="plain",
@@ -383,7 +417,8 @@ def test_preferences_are_encoded_both_ways(realdata):
         ),
         tokenizer,
     )
-    assert got.ledger.read == 2312 and len(got.encoded) == 2 * got.ledger.kept
+    assert prepared.ledger.read == 2312
+    assert len(prepared.encoded) == 2 * prepared.ledger.kept
     pairs = prepare(
         Data(
             train=str(realdata / "data/preference/lf_dpo_en_demo.json"),
@@ -394,11 +429,9 @@ def test_preferences_are_encoded_both_ways(realdata):
         ),
         tokenizer,
     )
-    assert (
-        pairs.ledger.read == 300 == pairs.ledger.kept + sum(pairs.ledger.reasons.values())
-        and pairs.ledger.reasons == {"too long": 260, "duplicate": 5}
-        and len(pairs.encoded) == 2 * pairs.ledger.kept > 0
-    )
+    assert pairs.ledger.read == 300 == pairs.ledger.kept + sum(pairs.ledger.reasons.values())
+    assert pairs.ledger.reasons == {"too long": 260, "duplicate": 5}
+    assert len(pairs.encoded) == 2 * pairs.ledger.kept > 0
 
 
 def test_statistics_see_a_leak_and_the_rows_of_the_table():
@@ -414,27 +447,13 @@ def test_statistics_see_a_leak_and_the_rows_of_the_table():
         folder=folder,
         more=[json.dumps(long[0]), json.dumps(long[1] | dict(answer="2")), '{"question": "x"}'],
     )
-    data, bench = (
-        Data(train=path, max_rejects=0.1, max_length=512, val=None),
-        str(Path(folder) / "bench.jsonl"),
-    )
+    data = Data(train=path, max_rejects=0.1, max_length=512, val=None)
+    bench = str(Path(folder) / "bench.jsonl")
     stats = data_statistics(prepare(data, tokenizer), tokenizer, data, named=bench)
-    assert (
-        stats["rows"] == 52
-        and list(stats["leakage"]) == ["bench"]
-        and stats["leakage"]["bench"]["leaked"] == 2
-    )
-    data = data.model_copy(update=dict(val=bench))
-    assert (
-        data_statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"][
-            "leaked"
-        ]
-        == 2
-    )
-    data = data.model_copy(update=dict(val="auto"))
-    assert (
-        data_statistics(prepare(data, tokenizer), tokenizer, data)["leakage"]["validation"][
-            "leaked"
-        ]
-        == 0
-    ), "near-copies are never on both sides"
+    assert stats["rows"] == 52
+    assert list(stats["leakage"]) == ["bench"]
+    assert stats["leakage"]["bench"]["leaked"] == 2
+    for val, leaked in ((bench, 2), ("auto", 0)):  # near-copies are never on both sides
+        section = data.model_copy(update=dict(val=val))
+        stats = data_statistics(prepare(section, tokenizer), tokenizer, section)
+        assert stats["leakage"]["validation"]["leaked"] == leaked

@@ -24,12 +24,13 @@ def test_ledger_counts():
         2,
         1,
         {"too long": 2, "x": 1},
-    ) and list(ledger.reasons) == ["too long", "x"]
+    )
+    assert list(ledger.reasons) == ["too long", "x"]
     assert ledger.summary() == dict(read=5, kept=2, rejected=3, reasons={"too long": 2, "x": 1})
 
 
 @pytest.mark.parametrize(
-    "said, reason",
+    "messages, reason",
     [
         ([{"from": "human", "value": "a"}], "no assistant turn"),
         ([{"from": "function_call", "value": "a"}], "tool calls are not JSON"),
@@ -54,31 +55,31 @@ def test_ledger_counts():
         ([{"from": "function_call", "value": '{"name": "f", "arguments": [1]}'}], "not an object"),
     ],
 )
-def test_turns_are_refused_with_a_reason(said, reason):
+def test_turns_are_refused_with_a_reason(messages, reason):
     with pytest.raises(BadRecord, match=reason):
-        turns_converter("conversations")({"conversations": said})
+        turns_converter("conversations")({"conversations": messages})
 
 
 def test_the_spellings_of_a_tool_call_are_one():
-    wanted = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
-    for said in (
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    for message in (
         {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
         {"from": "function_call", "value": '[{"name": "f", "arguments": "{\\"a\\": 1}"}]'},
-        {"role": "assistant", "content": None, "tool_calls": wanted},
+        {"role": "assistant", "content": None, "tool_calls": calls},
         {
             "role": "assistant",
             "content": "",
             "function_call": {"name": "f", "arguments": '{"a": 1}'},
         },
     ):
-        assert parse_message(said) == {"role": "assistant", "content": "", "tool_calls": wanted}
-    said = [
+        assert parse_message(message) == {"role": "assistant", "content": "", "tool_calls": calls}
+    messages = [
         {"role": "developer", "content": "s"},
         {"role": "user", "content": "q", "name": "Ann"},
         {"role": "assistant", "content": "b", "weight": 0},
         {"role": "assistant", "content": "", "train": False},
     ]
-    assert parse_turns(said) == [
+    assert parse_turns(messages) == [
         turn("system", "s"),
         turn("user", "q") | {"name": "Ann"},
         turn("assistant", "b") | {"trained": False},
@@ -117,8 +118,9 @@ def test_alpaca_keeps_input_history_and_system():
     for history in ("x", [["a"]], [("a", "b")]):
         with pytest.raises(BadRecord, match="not a list of pairs"):
             alpaca_prompt({"instruction": "A", "output": "C", "history": history})
-    with pytest.raises(BadRecord, match="no output"):
-        alpaca_prompt({"instruction": "A", "instances": []})
+    for instances in ([], 3, None, {"0": {"output": "C"}}):
+        with pytest.raises(BadRecord, match="no output"):
+            alpaca_prompt({"instruction": "A", "instances": instances})
     assert pair_converter("q", "a", "b")({"b": "Body", "q": "Q", "a": 51.0})["messages"] == [
         turn("user", "Body\n\nQ"),
         turn("assistant", "51"),
@@ -126,30 +128,28 @@ def test_alpaca_keeps_input_history_and_system():
 
 
 def test_preferences_in_every_spelling_are_one():
-    wanted = {
+    canonical = {
         "prompt": [turn("user", "q")],
         "chosen": [turn("assistant", "a")],
         "rejected": [turn("assistant", "b")],
     }
-    text, both = (
-        {"chosen": "a", "rejected": "b"},
-        {"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]},
-    )
-    one = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    text = {"chosen": "a", "rejected": "b"}
+    both = {"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}
+    objects = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
     full = {k: [turn("user", "q"), *v] for k, v in both.items()}
-    said = {k: f"\n\nHuman: q\n\nAssistant: {v}" for k, v in text.items()}
+    script = {k: f"\n\nHuman: q\n\nAssistant: {v}" for k, v in text.items()}
     for record in (
         {"prompt": "q"} | text,
         {"prompt": [turn("user", "q")]} | both,
         full,
         {"prompt": "q"} | full,
-        said,
+        script,
         {"prompt": "\n\nHuman: q\n\nAssistant:"} | text,
-        {"conversations": [{"from": "human", "value": "q"}]} | one,
+        {"conversations": [{"from": "human", "value": "q"}]} | objects,
         {"instruction": "q", "input": ""} | text,
         {"question": "q", "system": ""} | text,
     ):
-        assert preference_row(record) == wanted, record
+        assert preference_row(record) == canonical, record
     assert preference_row({"question": "q", "system": "s"} | text)["prompt"] == [
         turn("system", "s"),
         turn("user", "q"),
@@ -157,10 +157,10 @@ def test_preferences_in_every_spelling_are_one():
     for record, reason in (
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same"),
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
-        (said | {"rejected": "\n\nHuman: q\n\nAssistant:"}, "empty rejected"),
-        (said | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "no prompt"),
+        (script | {"rejected": "\n\nHuman: q\n\nAssistant:"}, "empty rejected"),
+        (script | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "no prompt"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty chosen"),
-        (said | {"chosen": "\n\nHuman: q\n\nHuman: q\n\nAssistant: a"}, "alternate"),
+        (script | {"chosen": "\n\nHuman: q\n\nHuman: q\n\nAssistant: a"}, "alternate"),
     ):
         with pytest.raises(BadRecord, match=reason):
             preference_row(record)
@@ -183,11 +183,9 @@ def test_every_shape_is_recognised_by_its_columns_alone():
             match = detect_format(
                 [{c: _SAMPLE[k] for c, k in shape.columns.items()} | {"id": 1}], "x"
             )
-            assert (
-                (match.format, match.shape) == (name, shape)
-                and match.why.startswith(f"{name}: every one of the first 1 rows has the column")
-                and match.why.endswith("not used: id")
-            )
+            assert (match.format, match.shape) == (name, shape)
+            assert match.why.startswith(f"{name}: every one of the first 1 rows has the column")
+            assert match.why.endswith("not used: id")
 
 
 def test_recognition_refuses_rather_than_guesses():
@@ -261,13 +259,11 @@ def test_sources_that_are_not_data():
 
 def test_lists_mix_formats_and_folders_do_not():
     folder = _folder(a_jsonl='{"text": "x"}', b_json='[{"prompt": "p", "completion": "c"}]')
-    rows, ledger, found = load_rows([str(folder / "b.json"), str(folder / "a.jsonl")])
-    assert (
-        found == "prompt_completion, text"
-        and [r["source"] for r in rows] == ["b.json", "a.jsonl"]
-        and ledger.kept == 2
-        and ledger.formats == {"b.json": "prompt_completion", "a.jsonl": "text"}
-    )
+    rows, ledger, format = load_rows([str(folder / "b.json"), str(folder / "a.jsonl")])
+    assert format == "prompt_completion, text"
+    assert [r["source"] for r in rows] == ["b.json", "a.jsonl"]
+    assert ledger.kept == 2
+    assert ledger.formats == {"b.json": "prompt_completion", "a.jsonl": "text"}
     with pytest.raises(UserError, match="mixes formats"):
         load_rows(str(folder))
     assert load_rows(str(folder / "*.jsonl"))[2] == "text"
@@ -287,13 +283,15 @@ def test_a_source_says_what_it_wants():
         assert [
             (r["source"], r["line"])
             for r in read_rows(Source(path=str(folder), limit=limit), ledger)
-        ] == lines and ledger.read == (limit or 8)
+        ] == lines
+        assert ledger.read == (limit or 8)
     assert load_rows(Source(path=str(folder / "a.jsonl"), format="question_answer"), "text")[
         1
     ].reasons == {"no question": 3}, "a source's own format comes first"
     assert as_sources("openai/gsm8k:main:test") == [
         Source(path="openai/gsm8k", config="main", split="test")
-    ] and as_sources(["a.jsonl"]) == [Source(path="a.jsonl")]
+    ]
+    assert as_sources(["a.jsonl"]) == [Source(path="a.jsonl")]
     assert [s.task for s in as_sources(["a/b.jsonl.gz", "c/", "openai/gsm8k:main"])] == [
         "b",
         "c",
@@ -308,50 +306,45 @@ def test_files_of_one_name_stay_apart(monkeypatch, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text('{"text": "x"}\n{}\n')
-    wanted = ["a/train.jsonl", "b/train.jsonl"]
+    labels = ["a/train.jsonl", "b/train.jsonl"]
     for source in (["a/train.jsonl", "b"], "*/train.jsonl", str(tmp_path / "*" / "*.jsonl")):
         rows, ledger, _ = load_rows(source, "text")
-        assert (
-            [r["source"] for r in rows]
-            == [r.file for r in ledger.rejects]
-            == list(ledger.formats)
-            == wanted
-        )
-    assert load_rows(str(tmp_path / "a"), "text")[0][0]["source"] == "train.jsonl", (
-        "no path of this machine in the ledger"
-    )
+        assert [row["source"] for row in rows] == labels
+        assert [reject.file for reject in ledger.rejects] == labels
+        assert list(ledger.formats) == labels
+    (row,), _, _ = load_rows(str(tmp_path / "a"), "text")
+    assert row["source"] == "train.jsonl", "no path of this machine in the ledger"
 
 
 def test_datasets_objects_are_taken_as_they_are():
     table = [{"question": f"{i}?", "answer": str(i)} for i in range(2100)]
     for dataset in (Dataset.from_list(table), Dataset.from_list(table).to_iterable_dataset()):
-        rows, ledger, found = load_rows(dataset)
-        assert (
-            found == "question_answer"
-            and ledger.kept == 2100
-            and rows[7]
-            == {
-                "messages": [turn("user", "7?"), turn("assistant", "7")],
-                "source": "dataset",
-                "line": 8,
-            }
-        )
+        rows, ledger, format = load_rows(dataset)
+        assert format == "question_answer"
+        assert ledger.kept == 2100
+        assert rows[7] == {
+            "messages": [turn("user", "7?"), turn("assistant", "7")],
+            "source": "dataset",
+            "line": 8,
+        }
     with pytest.raises(UserError, match="one of train, test"):
         load_rows(DatasetDict(train=Dataset.from_list(table), test=Dataset.from_list(table)))
 
 
 def test_the_hub_is_asked_for_what_the_source_names(monkeypatch):
-    asked = {}
+    request = {}
 
     def hub(path, config, **more):
-        asked.update(path=path, config=config, **more)
-        return iter([{"text": "a"}]) if path == "a/b" else (_ for _ in ()).throw(ConnectionError())
+        request.update(path=path, config=config, **more)
+        if path != "a/b":
+            raise ConnectionError
+        return iter([{"text": "a"}])
 
     monkeypatch.setattr("llmtrainer.data.rows.load_dataset", hub)
     assert list(read_rows(Source(path="a/b", revision="abc"), Ledger())) == [
         {"text": "a", "source": "a/b", "line": 1}
     ]
-    assert asked == dict(path="a/b", config=None, split="train", revision="abc", streaming=True)
+    assert request == dict(path="a/b", config=None, split="train", revision="abc", streaming=True)
     with pytest.raises(UserError, match="no data set of that name"):
         load_rows("a/c:main:test")
 
@@ -363,9 +356,8 @@ def test_the_limit_is_inclusive_and_copies_are_no_damage():
     assert check_rejects(ledger, 0.01) is None
     with pytest.raises(UserError, match=r"1 of 100 rows cannot be used") as caught:
         check_rejects(ledger, 0.009)
-    assert "empty answer (first: a:7)" in str(caught.value) and "50 duplicate (first: a:0)" in str(
-        caught.value
-    )
+    assert "empty answer (first: a:7)" in str(caught.value)
+    assert "50 duplicate (first: a:0)" in str(caught.value)
 
 
 def test_a_key_is_what_a_row_says():
@@ -379,8 +371,8 @@ def test_a_key_is_what_a_row_says():
     )
     assert (
         row_key(one) == row_key(two) == row_key(json.loads(json.dumps(one))) == 2874579269489929217
-        and 0 <= row_key(one) < 2**64
     )
+    assert 0 <= row_key(one) < 2**64
     others = [
         {"text": "ab"},
         {"messages": [turn("user", "ab")]},
@@ -445,7 +437,7 @@ def _is_row(row):
     )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None)
 @given(_lines, st.sampled_from(["auto", *sorted(FORMATS)]))
 def test_read_is_kept_plus_rejected_for_any_junk(lines, format):
     path = _folder(junk_jsonl=b"\n".join(lines)) / "junk.jsonl"
@@ -455,13 +447,15 @@ def test_read_is_kept_plus_rejected_for_any_junk(lines, format):
         rows, ledger, _ = load_rows(str(path), format)
     except UserError:
         return pytest.fail("a named format is not refused") if format != "auto" else None
-    assert ledger.read == sum(bool(line.strip()) for line in lines) == len(rows) + len(
-        ledger.rejects
-    ) and ledger.kept == len(rows)
+    assert (
+        ledger.read == sum(bool(line.strip()) for line in lines) == len(rows) + len(ledger.rejects)
+    )
+    assert ledger.kept == len(rows)
     assert sorted([r["line"] for r in rows] + [r.line for r in ledger.rejects]) == [
         i for i, line in enumerate(lines, 1) if line.strip()
     ]
-    assert all(map(_is_row, rows)) and all(isinstance(row_key(row), int) for row in rows)
+    assert all(map(_is_row, rows))
+    assert all(isinstance(row_key(row), int) for row in rows)
 
 
 _GOOD = (
@@ -484,21 +478,19 @@ _SPOILT = {  # line -> reason
 }
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from(sorted(_SPOILT)), max_size=20),
     st.randoms(use_true_random=False),
     st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
 )
 def test_the_ledger_holds_what_was_spoilt(spoilt, random, gap):
-    lines = [
-        b'{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content":'
-        b' "4"}]}'
-    ] * (len(spoilt) + 1) + spoilt
+    lines = [_GOOD] * (len(spoilt) + 1) + spoilt
     random.shuffle(lines)
-    rows, ledger, found = load_rows(str(_folder(a_jsonl=gap.join([_GOOD, *lines])) / "a.jsonl"))
+    file = _folder(a_jsonl=gap.join([_GOOD, *lines])) / "a.jsonl"
+    rows, ledger, format = load_rows(str(file))
     step = len(gap.replace(b"\r", b""))
-    assert (found, len(rows), ledger.read) == ("messages", len(spoilt) + 2, 2 * len(spoilt) + 2)
+    assert (format, len(rows), ledger.read) == ("messages", len(spoilt) + 2, 2 * len(spoilt) + 2)
     assert [(r.line, r.reason) for r in ledger.rejects] == [
         ((i + 1) * step + 1, _SPOILT[line]) for i, line in enumerate(lines) if line in _SPOILT
     ]
@@ -531,12 +523,12 @@ _REAL = {  # format -> file -> rows
         "reasoning/bbh_all.jsonl": 6511,
         "safety/truthfulqa.csv": 817,
         "domain/pubmedqa_ori_pqal.json.gz": 1000,
-        "multilingual/xquad_en.json.gz": 1190,
+        "multilingual/xquad_en.json.gz": 1190,  # questions of 48 articles
     }
     | {
-        f"multilingual/mgsm_{x}.tsv": 250
-        for x in ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"]
-    },  # xquad: 48 articles hold 1,190 questions
+        f"multilingual/mgsm_{language}.tsv": 250
+        for language in ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"]
+    },
     "multiple_choice": {
         "reasoning/arc_challenge_mc.jsonl": 1172,
         "reasoning/arc_easy_mc.jsonl": 2376,
@@ -563,8 +555,8 @@ _REAL = {  # format -> file -> rows
         "pretrain/wiki_demo.txt": 30,
         "pretrain/gutenberg_en_books.jsonl.gz": 85,
         "heldout/tinystories_sample.txt": 5,
-        "pretrain/tinyshakespeare.txt": 7222,
-    },  # Shakespeare: 40,000 lines are 7,222 speeches
+        "pretrain/tinyshakespeare.txt": 7222,  # speeches of 40,000 lines
+    },
 }
 _REJECTS = {
     "preference/hh_rlhf_harmless_test.jsonl.gz": {
@@ -572,7 +564,7 @@ _REJECTS = {
         "empty chosen": 4,
     }
 }
-_NO_ANSWERS = {  # file -> why it is refused
+_NO_ANSWERS = {  # file without answers -> why it is refused
     "instruction/mt_bench_question.jsonl": "columns category, question_id, reference, turns",
     "preference/cai_samples_palms_hhrlhf.jsonl": "columns comparison_dataset, rl_prompt",
     "safety/crows_pairs.csv": "columns annotations",
@@ -599,15 +591,16 @@ def test_every_real_file_by_recognition_alone(realdata):
     )
     for format, files in _REAL.items():
         for file, count in files.items():
-            rows, ledger, found = load_rows(str(folder / file))
+            rows, ledger, recognised = load_rows(str(folder / file))
             rejects = _REJECTS.get(file, {})
-            assert (found, ledger.read, ledger.reasons, len(rows)) == (
+            assert (recognised, ledger.read, ledger.reasons, len(rows)) == (
                 format,
                 count,
                 rejects,
                 count - sum(rejects.values()),
             ), file
-            assert all(map(_is_row, rows)) and check_rejects(ledger, 0.01) is None
+            assert all(map(_is_row, rows))
+            assert check_rejects(ledger, 0.01) is None
     for file, words in _NO_ANSWERS.items():
         with pytest.raises(UserError, match=words):
             load_rows(str(folder / file))
@@ -616,48 +609,37 @@ def test_every_real_file_by_recognition_alone(realdata):
 @pytest.mark.realdata
 def test_real_rows_say_what_their_files_say(realdata):
     first = lambda file, i=0: load_rows(str(realdata / "data" / file))[0][i]
-    assert (
-        sum(
-            len(row["messages"]) > 2
-            for row in load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))[0]
-        )
-        == 390
-    )
-    tools = load_rows(str(realdata / "data/instruction/lf_glaive_toolcall_en_demo.json"))[0]
-    assert (
-        sum("tools" in row for row in tools) == 191
-        and sum("tool_calls" in m for row in tools for m in row["messages"])
-        == sum(m["role"] == "tool" for row in tools for m in row["messages"])
-        > 200
-    )
-    assert (
-        first("domain/agieval_lsat_lr.jsonl")["messages"][1]["content"] == "D"
-        and first("knowledge/mmlu_dev.jsonl")["messages"][1]["content"] == "B. 1"
-    )
+    talks, _, _ = load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))
+    assert sum(len(row["messages"]) > 2 for row in talks) == 390
+    tools, _, _ = load_rows(str(realdata / "data/instruction/lf_glaive_toolcall_en_demo.json"))
+    assert sum("tools" in row for row in tools) == 191
+    messages = [m for row in tools for m in row["messages"]]
+    calls = sum("tool_calls" in m for m in messages)
+    results = sum(m["role"] == "tool" for m in messages)
+    assert calls == results > 200
+    assert first("domain/agieval_lsat_lr.jsonl")["messages"][1]["content"] == "D"
+    assert first("knowledge/mmlu_dev.jsonl")["messages"][1]["content"] == "B. 1"
     assert (
         first("knowledge/winogrande_mc.jsonl")["messages"][0]["content"]
         == "Sarah was a much better surgeon than Maria so _ always got the easier cases.\n\nA."
         " Sarah\nB. Maria"
     )
-    assert (
-        first("multilingual/mgsm_en.tsv")["messages"][1]["content"] == "18"
-        and first("reasoning/svamp.json")["messages"][1]["content"] == "51"
-    )
+    assert first("multilingual/mgsm_en.tsv")["messages"][1]["content"] == "18"
+    assert first("reasoning/svamp.json")["messages"][1]["content"] == "51"
     chat = first("preference/hh_rlhf_harmless_test.jsonl.gz")
-    assert (
-        [m["role"] for m in chat["prompt"]][-1] == "user"
-        and len(chat["chosen"]) == 1
-        and chat["chosen"] != chat["rejected"]
-    )
+    assert [m["role"] for m in chat["prompt"]][-1] == "user"
+    assert len(chat["chosen"]) == 1
+    assert chat["chosen"] != chat["rejected"]
 
 
 def test_recipe_so_far():
     folder = _folder(a_jsonl='{"question": "2 + 2?", "answer": "4"}', poem_txt="Roses are red.")
-    rows, ledger, found = load_rows(
+    _, ledger, format = load_rows(
         [
             str(folder / "a.jsonl"),
             Source(path=str(folder / "poem.txt"), format="text", limit=1000, name="poems"),
         ],
         format="auto",
     )
-    assert found == "question_answer, text" and check_rejects(ledger, 0.01) is None
+    assert format == "question_answer, text"
+    assert check_rejects(ledger, 0.01) is None

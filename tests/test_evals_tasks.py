@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmtrainer
-from llmtrainer.data.loss_mask import encode, render
+from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
+from llmtrainer.data.templates import render
 from llmtrainer.recipe import RecipeError, UserError, load_recipe
 
 

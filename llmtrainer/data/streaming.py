@@ -32,8 +32,8 @@ import pyarrow as pa
 from torch.utils.data import Dataset, Sampler
 
 # %% ../../nbs/data/17_streaming.ipynb #aa0fce34
+from llmtrainer.data.encoding import Encoder
 from llmtrainer.data.files import expand_path
-from llmtrainer.data.loss_mask import Encoder
 from llmtrainer.data.packing import Sequences, seeded_permutation
 from llmtrainer.data.prepare import (
     Data,
@@ -337,7 +337,7 @@ class StreamedSequences(Dataset):
 
         return [f"{file}:{line}" for i in ids for file, line in of(self.mark_of(i), i)]
 
-    def some(self, count: int) -> list[int]:
+    def sample(self, count: int) -> list[int]:
         "A few sequences, of the first block."
         return list(range(min(count, len(self.read(StreamPosition())))))
 

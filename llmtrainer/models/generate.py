@@ -66,7 +66,8 @@ from transformers.generation.logits_process import (
 )
 
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
-from llmtrainer.data.loss_mask import render, stop_id
+from llmtrainer.data.encoding import stop_id
+from llmtrainer.data.templates import render
 from llmtrainer.recipe import Section, UserError, load_recipe
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef

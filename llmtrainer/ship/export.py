@@ -42,7 +42,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
-from llmtrainer.data.loss_mask import render, stop_id
+from llmtrainer.data.encoding import stop_id
+from llmtrainer.data.templates import render
 from llmtrainer.models.generate import encode_prompts
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.merge import PROMPTS, MergeMismatch, quiet_libraries, staging

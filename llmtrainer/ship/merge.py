@@ -44,7 +44,7 @@ from transformers.utils.logging import (
 )
 
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
-from llmtrainer.data.loss_mask import render, set_template
+from llmtrainer.data.templates import render, set_template
 from llmtrainer.device import DevicePlan, plan_device, probe
 from llmtrainer.models.generate import Generation, encode_prompts, generate, generation_config
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
