@@ -12,9 +12,8 @@ cfg = ini["DEFAULT"]
 
 ending = "_requirements"
 extras = {key.removesuffix(ending): cfg[key].split() for key in cfg if key.endswith(ending)}
-extras["all"] = sorted(
-    {package for name, packages in extras.items() if name not in ("dev", "optional") for package in packages}
-)
+features = [extras[name] for name in extras if name not in ("dev", "optional")]
+extras["all"] = sorted({package for packages in features for package in packages})
 
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 readme = here / "README.md"

@@ -1064,7 +1064,7 @@ def check_syntax(book):
     for chapter in book.chapters:
         for cell in chapter.cells:
             try:
-                cell.tree
+                _ = cell.tree
             except SyntaxError as error:
                 yield Finding(chapter.file, cell.number, f"is not Python: {error}", "mend the cell")
 

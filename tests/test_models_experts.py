@@ -7,7 +7,6 @@ from llmtrainer.models.experts import UserError, torch
 import tempfile
 import warnings
 
-import torch.nn.functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmtrainer.models.load import Model, load_model, plan_model

@@ -231,7 +231,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from llmtrainer.training.checkpoints import AsyncSaver, newest_checkpoint
 saver = AsyncSaver(Path(sys.argv[1]))
-kinds = {"plain": lambda f: (f / "weights").write_bytes(bytes(200_000)), "torch": lambda f: torch.save(torch.zeros(50_000), f / "optimizer.pt"), "safetensors": lambda f: save_file({"a": torch.zeros(50_000)}, f / "adapter.safetensors")}
+kinds = {
+    "plain": lambda f: (f / "weights").write_bytes(bytes(200_000)),
+    "torch": lambda f: torch.save(torch.zeros(50_000), f / "optimizer.pt"),
+    "safetensors": lambda f: save_file({"a": torch.zeros(50_000)}, f / "adapter.safetensors"),
+}
 saver.save(1, kinds[sys.argv[2]]); saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 saver.save(2, kinds[sys.argv[2]]); saver.wait()

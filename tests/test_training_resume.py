@@ -66,6 +66,8 @@ def test_weights_come_back_adapter_or_whole_model(tmp_path):
         ), adapt
 
 
+import pytest
+
 from llmtrainer.recipe import UserError
 from llmtrainer.run import write_json
 

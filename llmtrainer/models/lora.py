@@ -49,12 +49,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-# %% ../../nbs/models/21_lora.ipynb #89678797
-from llmtrainer.models.experts import fused_experts, router_weights
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
-from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json
-
 # %% ../../nbs/models/21_lora.ipynb #b875035c
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model_state_dict
@@ -63,6 +57,12 @@ from pydantic import Field, model_validator
 from rich.table import Table
 from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
+
+# %% ../../nbs/models/21_lora.ipynb #89678797
+from llmtrainer.models.experts import fused_experts, router_weights
+from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
+from llmtrainer.recipe import Section, UserError
+from llmtrainer.run import read_json
 
 
 # %% ../../nbs/models/21_lora.ipynb #7345b489

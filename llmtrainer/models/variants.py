@@ -29,6 +29,15 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+# %% ../../nbs/models/22_variants.ipynb #cb9e3e66
+import torch
+from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.utils import cached_file
+
 # %% ../../nbs/models/22_variants.ipynb #1f2f9c70
 from llmtrainer.device import meta_model
 from llmtrainer.models.lora import (
@@ -46,15 +55,6 @@ from llmtrainer.models.lora import (
 )
 from llmtrainer.recipe import UserError
 from llmtrainer.run import read_json, write_json
-
-# %% ../../nbs/models/22_variants.ipynb #cb9e3e66
-import torch
-from peft import get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers.utils import cached_file
 
 # %% ../../nbs/models/22_variants.ipynb #a9af3f6c
 INITIALIZERS = {}  # variant -> function(model, batches) that gives its adapters their first values

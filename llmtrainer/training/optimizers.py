@@ -16,12 +16,12 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 
+# %% ../../nbs/training/32_optimizers.ipynb #8446230a
+import torch
+
 # %% ../../nbs/training/32_optimizers.ipynb #16298fdb
 from llmtrainer.models.lora import Adapt
 from llmtrainer.recipe import UserError
-
-# %% ../../nbs/training/32_optimizers.ipynb #8446230a
-import torch
 
 # %% ../../nbs/training/32_optimizers.ipynb #7380de0f
 # word -> (transformers' name, package it needs, its class that projects whole matrices)
