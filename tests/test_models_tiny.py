@@ -72,7 +72,7 @@ def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights():
         losses = pretrain(model, stream, starts, steps=12, batch=8, length=32, seed=seed, every=100)
         return losses, torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    (a, wa), (b, wb), (c, wc) = run(0), run(0), run(1)
+    (a, wa), (b, wb), (_, wc) = run(0), run(0), run(1)
     assert a[-1] < a[0] - 1 and a == b and torch.equal(wa, wb)
     assert not torch.equal(wa, wc)
 
