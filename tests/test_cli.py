@@ -451,22 +451,22 @@ def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
         terminal.close()
 
 
-def test_help_answers_within_half_a_second_and_without_torch():
-    probe = (
-        "import sys; sys.argv = ['llmtrainer', '--help']\nfrom llmtrainer.cli import main\ntry:"
-        " main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    )
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-        times.append(time.perf_counter() - begun)
-        assert (
-            out.returncode == 0
-            and "quickstart" in out.stdout
-            and out.stdout.strip().endswith("False")
-        )
-    assert min(times) < 0.5, times
+def test_help_imports_little():
+    "The modules are counted: a clock would measure what else the machine does."
+    probe = """import sys
+from llmtrainer.cli import main
+sys.argv = ["llmtrainer", "--help"]
+try:
+    main()
+except SystemExit:
+    print(*sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert out.returncode == 0 and "quickstart" in out.stdout, out.stderr
+    loaded = out.stdout.splitlines()[-1].split()
+    assert "typer" in loaded and len(loaded) < 500, len(loaded)
+    heavy = {"torch", "transformers", "datasets", "numpy", "pandas", "pydantic", "gradio"}
+    assert not heavy & set(loaded)
 
 
 @pytest.mark.realdata

@@ -252,6 +252,7 @@ answers
 """
 
 
+@pytest.mark.slow
 def test_no_token_is_in_any_file_of_a_whole_life_in_a_notebook(tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     token, hidden = (
