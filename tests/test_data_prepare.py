@@ -373,6 +373,21 @@ def test_no_step_parts_the_answers_of_a_preference(packing, too_long):
     assert prepared.about["validation"]["rows"] == 2 * len(val)
 
 
+def test_rows_of_files_with_one_name_are_counted_apart():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    paths = []
+    for name in "ab":
+        (folder / name).mkdir()
+        paths.append(_preferences(10, folder=folder / name))
+    section = Data(train=paths, max_length=40, too_long="drop", duplicates="keep", val=None)
+    with pytest.raises(UserError, match="no row is left"):
+        prepare(section, tokenizer)
+    prepared = prepare(section.model_copy(update=dict(max_length=64)), tokenizer)
+    long = prepared.ledger.reasons["too long"]
+    assert long % 2 == 0, "each of the two equal files has its own rejects"
+    assert prepared.ledger.kept == 20 - long == len(_groups(prepared.train))
+
+
 def test_a_preference_without_room_for_an_answer_goes_whole():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     short = _preferences(3, "short.jsonl", folder)

@@ -4,6 +4,7 @@ from llmtrainer.data.streaming import *
 from llmtrainer.data.streaming import Data, Path, Source, UserError, json, np
 
 
+import inspect
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from llmtrainer.data.packing import flatten_batch, pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.rows import Source
 from llmtrainer.data.synthetic import problems
@@ -21,113 +23,160 @@ from llmtrainer.models.load import load_tokenizer
 from llmtrainer.recipe import UserError
 
 
-def made(folder, rows=600, broken=(7, 300), **section):
+def _section(folder, rows=600, broken=(7, 300), **section):
+    "A streamed data section, with a file of word problems of which some lines are broken."
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(p.gsm8k()) for p in problems(rows, "train")]
     for n in broken:
         lines[n] = "{broken"
-    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return Data(
-        train=str(folder / "train.jsonl"),
-        stream=True,
-        val=None,
-        duplicates="keep",
-        **{"max_length": 256, "block": 128} | section,
-    )
+    path = folder / "train.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    keys = {"max_length": 256, "block": 128, "val": None, "duplicates": "keep"}
+    return Data(train=str(path), stream=True, **keys | section)
 
 
 @pytest.fixture(scope="module")
-def words():
+def tiny_tokenizer():
     return load_tokenizer("tiny:llama")
 
 
-def rows_in(sequence):
+def _rows_in(sequence):
     starts = (sequence["position_ids"] == 0).nonzero()[0]
     return [tuple(part.tolist()) for part in np.split(sequence["input_ids"], starts[1:])]
 
 
-def content(stream, i):
+def _first_epoch(train, order):
+    "The sequence numbers of the first epoch in their order; one of the next epoch is drawn."
+    ids = []
+    while not train.trail or train.trail[-1][0].epoch == 0:
+        ids.append(next(order))
+    return ids[:-1]
+
+
+def _ids(stream, i):
     return stream[i]["input_ids"].tolist()
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_every_sequence_of_an_epoch_comes_once_and_holds_every_row_once(tmp_path, words, packing):
-    section = made(tmp_path, packing=packing)
-    train, whole = (
-        prepare_stream(section, words).train,
-        prepare(section.model_copy(update=dict(stream=False)), words),
-    )
-    order, ids, n = iter(train.sampler(3)), [], 0
-    while train.trail == [] or train.trail[-1][0].epoch == 0:
-        ids.append(next(order))
-    ids.pop()  # of the next epoch
-    assert sorted(ids) == list(range(len(ids))) and ids != sorted(ids)
-    assert sorted(row for i in ids for row in rows_in(train[i])) == sorted(
-        tuple(r.ids.tolist()) for r in whole.encoded
-    ), "the same rows as of the prepared set"
-    assert train.tally.summary() == whole.ledger.summary() and train.tally.kept == 598
+def test_an_epoch_has_every_sequence_once_and_every_row_once(tmp_path, tiny_tokenizer, packing):
+    section = _section(tmp_path, packing=packing)
+    train = prepare_stream(section, tiny_tokenizer).train
+    whole = prepare(section.model_copy(update=dict(stream=False)), tiny_tokenizer)
+    order = iter(train.sampler(3))
+    ids = _first_epoch(train, order)
+    assert sorted(ids) == list(range(len(ids)))
+    assert ids != sorted(ids)
+    rows = sorted(row for i in ids for row in _rows_in(train[i]))
+    assert rows == sorted(tuple(row.ids.tolist()) for row in whole.encoded)
+    assert train.ledger.summary() == whole.ledger.summary()
+    assert train.ledger.kept == 598
     second = [next(order) for _ in range(len(ids) - 1)]
-    assert second != ids[1:] and len(train.blocks) <= 3
+    assert second != ids[1:]
+    assert len(train.store.blocks) <= 3
 
 
-def test_wherever_it_stops_it_goes_on_at_the_next_sequence_with_the_ledger_as_it_was(
-    tmp_path, words
-):
-    section = made(tmp_path)
-    straight = prepare_stream(section, words).train
+def test_a_resume_continues_at_the_next_sequence_with_the_same_ledger(tmp_path, tiny_tokenizer):
+    section = _section(tmp_path)
+    straight = prepare_stream(section, tiny_tokenizer).train
     order = iter(straight.sampler(1))
     ids = [next(order) for _ in range(500)]
-    epochs = {mark.epoch for mark, _ in straight.trail}
+    epochs = {position.epoch for position, _ in straight.trail}
     assert max(epochs) >= 2, "three epochs were seen"
     for stop in (0, 1, 63, 130, 250, 251, 400):
-        begun = prepare_stream(section, words).train
-        some, ran_ahead = iter(begun.sampler(1)), 5
-        taken = [next(some) for _ in range(stop + ran_ahead)][:stop]
-        place = json.loads(json.dumps(begun.position(stop)))
-        resumed = prepare_stream(section, words).train
-        resumed.seek(place)
+        interrupted = prepare_stream(section, tiny_tokenizer).train
+        order, read_ahead = iter(interrupted.sampler(1)), 5
+        taken = [next(order) for _ in range(stop + read_ahead)][:stop]
+        position = json.loads(json.dumps(interrupted.position(stop)))
+        resumed = prepare_stream(section, tiny_tokenizer).train
+        resumed.seek(position)
         rest = iter(resumed.sampler(1))
         assert taken + [next(rest) for _ in range(500 - stop)] == ids, stop
-        assert (
-            resumed.tally.summary() == straight.tally.summary()
-            and resumed.tally.rejects == straight.tally.rejects
-        ), stop
-        assert [content(resumed, i) for i in ids[-5:]] == [content(straight, i) for i in ids[-5:]]
+        assert resumed.ledger.summary() == straight.ledger.summary()
+        assert resumed.ledger.rejects == straight.ledger.rejects, stop
+        assert [_ids(resumed, i) for i in ids[-5:]] == [_ids(straight, i) for i in ids[-5:]]
 
 
-def test_sequences_of_blocks_long_gone_can_still_be_had_with_their_places(tmp_path, words):
-    train = prepare_stream(made(tmp_path, block=64, max_rejects=0.05), words).train
+def test_sequences_of_released_blocks_can_be_read_again(tmp_path, tiny_tokenizer):
+    section = _section(tmp_path, block=64, max_rejects=0.05)
+    train = prepare_stream(section, tiny_tokenizer).train
     order = iter(train.sampler(0))
-    ids = [next(order) for _ in range(120)]
-    assert len(train.known) > 4 and 0 not in train.blocks
-    before = content(train, 0)
-    assert before == content(
-        prepare_stream(made(tmp_path, block=64, max_rejects=0.05), words).train, 0
-    )
+    for _ in range(120):
+        next(order)
+    assert len(train.positions) > 4
+    assert 0 not in train.store.blocks
+    assert _ids(train, 0) == _ids(prepare_stream(section, tiny_tokenizer).train, 0)
     file, line = train.places([0])[0].split(":")
-    assert file == "train.jsonl" and 1 <= int(line) <= 65
+    assert file == "train.jsonl"
+    assert 1 <= int(line) <= 65
 
 
-def test_several_files_end_within_a_block_and_an_exact_multiple_makes_no_sequence_twice(
-    tmp_path, words
-):
-    section = made(tmp_path / "a", rows=256, broken=())
-    made(tmp_path / "b", rows=130, broken=(129,))
-    section = section.model_copy(
-        update=dict(
-            train=[str(tmp_path / "a" / "train.jsonl"), str(tmp_path / "b" / "train.jsonl")]
-        )
-    )
-    train = prepare_stream(section, words).train
-    order, ids = iter(train.sampler(0)), []
-    while not train.trail or train.trail[-1][0].epoch == 0:
-        ids.append(next(order))
-    assert sorted(ids[:-1]) == list(range(len(ids) - 1)) and train.tally.summary() == dict(
-        read=386, kept=385, rejected=1, reasons={"not JSON": 1}
-    )
+def test_a_file_may_end_within_a_block_or_at_its_end(tmp_path, tiny_tokenizer):
+    first = _section(tmp_path / "a", rows=256, broken=())
+    second = _section(tmp_path / "b", rows=130, broken=(129,))
+    section = first.model_copy(update=dict(train=[first.train, second.train]))
+    train = prepare_stream(section, tiny_tokenizer).train
+    ids = _first_epoch(train, iter(train.sampler(0)))
+    assert sorted(ids) == list(range(len(ids)))
+    assert train.ledger.summary() == dict(read=386, kept=385, rejected=1, reasons={"not JSON": 1})
 
 
-def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, words):
+def _preferences(path, count):
+    "A file of preferences: the right answer of a word problem, and a wrong one."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for problem in problems(count, "train"):
+            row = problem.gsm8k()
+            pair = dict(prompt=row["question"], chosen=row["answer"], rejected="#### 0")
+            file.write(json.dumps(pair) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("keys", [{}, dict(max_length=64, too_long="drop"), dict(packing=False)])
+def test_a_stream_carries_groups_and_roles(tmp_path, tiny_tokenizer, keys):
+    keys = dict(max_length=256, val=None, duplicates="keep") | keys
+    paths = [_preferences(tmp_path / name / "pairs.jsonl", 30) for name in "ab"]
+    section = Data(train=paths, stream=True, block=8, **keys)
+    streamed = prepare_stream(section, tiny_tokenizer)
+    whole = prepare(section.model_copy(update=dict(stream=False)), tiny_tokenizer)
+    ids = _first_epoch(streamed.train, iter(streamed.train.sampler(0)))
+    roles = []
+    for i in ids:
+        sequence = streamed.train[i]
+        starts = sequence["position_ids"] == 0
+        assert set(sequence) == {"input_ids", "position_ids", "labels", "group", "role"}
+        of_group = {}
+        for group, role in zip(sequence["group"][starts], sequence["role"][starts]):
+            of_group.setdefault(int(group), []).append(int(role))
+        roles += of_group.values()
+    assert roles == [[1, 2]] * streamed.ledger.kept, "both answers, in one sequence"
+    assert streamed.ledger.summary() == whole.ledger.summary()
+    assert ("too long" in streamed.ledger.reasons) == ("too_long" in keys)
+
+
+def test_a_batch_over_the_border_of_two_files_keeps_their_groups_apart(tmp_path, tiny_tokenizer):
+    paths = [_preferences(tmp_path / name / "pairs.jsonl", 4) for name in "ab"]
+    keys = dict(max_length=512, val=None, duplicates="keep")
+    train = prepare_stream(Data(train=paths, stream=True, block=8, **keys), tiny_tokenizer).train
+    ids = _first_epoch(train, iter(train.sampler(0)))
+    raw = [set(train[i]["group"].tolist()) for i in ids]
+    assert set.union(*raw) == set(range(1, 5)), "each block numbers its files anew"
+    for collate in (pad_batch, flatten_batch):
+        batch = collate([train[i] for i in ids], pad_id=0)
+        groups = batch["group"][batch["group"] >= 0].unique()
+        assert len(groups) == 8, "and a batch tells them apart"
+
+
+def test_validation_of_a_stream_carries_groups_too(tmp_path, tiny_tokenizer):
+    train = _preferences(tmp_path / "train.jsonl", 20)
+    val = _preferences(tmp_path / "held_out.jsonl", 5)
+    keys = dict(max_length=256, duplicates="keep", block=8)
+    section = Data(train=train, val=val, stream=True, **keys)
+    (sequences,) = prepare_stream(section, tiny_tokenizer).val.values()
+    assert {name for sequence in sequences for name in sequence} >= {"group", "role"}
+    assert sum(len(set(sequence["group"].tolist())) for sequence in sequences) == 5
+
+
+def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, tiny_tokenizer):
     for wish, name in (
         (dict(val="auto"), "data.val"),
         (dict(duplicates="drop"), "data.duplicates"),
@@ -135,49 +184,59 @@ def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, words):
     ):
         with pytest.raises(ValueError, match=name):
             Data(**dict(train="x.jsonl", stream=True, val=None, duplicates="keep") | wish)
-    section = made(tmp_path)
+    section = _section(tmp_path)
+    weighted = section.model_copy(update=dict(train=[Source(path=section.train, weight=1)]))
     with pytest.raises(UserError, match="not mixed by weights"):
-        prepare_stream(
-            section.model_copy(update=dict(train=[Source(path=section.train, weight=1)])), words
-        )
-    bad = made(tmp_path / "bad", broken=range(150, 200))
-    order = iter(prepare_stream(bad, words).train.sampler(0))
+        prepare_stream(weighted, tiny_tokenizer)
+    bad = _section(tmp_path / "bad", broken=range(150, 200))
+    order = iter(prepare_stream(bad, tiny_tokenizer).train.sampler(0))
     with pytest.raises(UserError, match="rows cannot be used"):
         [next(order) for _ in range(300)]
     with pytest.raises(UserError, match="have more than 64 tokens"):
-        prepare_stream(made(tmp_path, max_length=64), words)
-    short = prepare_stream(made(tmp_path, max_length=64, too_long="drop"), words)
+        prepare_stream(_section(tmp_path, max_length=64), tiny_tokenizer)
+    short = prepare_stream(_section(tmp_path, max_length=64, too_long="drop"), tiny_tokenizer)
     assert short.ledger.reasons["too long"] > 0
 
 
-MEASURED = """
-import json, sys
+def _stream_an_epoch(path: str, keep: bool) -> dict:
+    "Rows, tokens and MiB that this process needs for an epoch; run in a process of its own."
+
+    def memory(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+    tokenizer, kept, tokens = load_tokenizer("tiny:llama"), [], 0
+    Path("/proc/self/clear_refs").write_text("5")  # the largest memory counts from here
+    before = memory("VmRSS")
+    section = Data(train=path, stream=True, block=1000, val=None, duplicates="keep", max_length=256)
+    data = prepare_stream(section, tokenizer)
+    order = iter(data.train.sampler(0))
+    while not data.train.trail or data.train.trail[-1][0].epoch == 0:
+        sequence = data.train[next(order)]
+        tokens += len(sequence["input_ids"])
+        if keep:
+            kept.append(sequence)
+    mib = round(memory("VmHWM") - before, 1)
+    return dict(rows=data.ledger.read, tokens=tokens, mib=mib, kept=keep)
+
+
+_IMPORTS = """
+import json
 from pathlib import Path
 from llmtrainer.data.prepare import Data
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.models.load import load_tokenizer
-def memory(name): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)) / 1024
-tokenizer, kept = load_tokenizer("tiny:llama"), []
-Path("/proc/self/clear_refs").write_text("5")  # the largest memory counts from here
-before = memory("VmRSS")
-data = prepare_stream(Data(train=sys.argv[1], stream=True, block=1000, val=None, duplicates="keep", max_length=256), tokenizer)
-order, tokens = iter(data.train.sampler(0)), 0
-while not data.train.trail or data.train.trail[-1][0].epoch == 0:
-    one = data.train[next(order)]
-    tokens += len(one["input_ids"])
-    if sys.argv[2] == "kept": kept.append(one)
-print(json.dumps(dict(rows=data.ledger.read, tokens=tokens, mib=round(memory("VmHWM") - before, 1))))
 """
 
 
-def measured(folder: Path, rows: int, what: str) -> dict:
-    "Rows, tokens and MiB of a process that streams a file."
+def _in_a_process(folder: Path, rows: int, keep: bool) -> dict:
+    "What `_stream_an_epoch` measures in a new process, for a file of so many rows."
     file = folder / f"{rows}.jsonl"
-    some = [json.dumps(p.gsm8k()) for p in problems(1000, "train")]
-    file.write_text("\n".join(some * (rows // 1000)) + "\n")
-    out = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(file), what], capture_output=True, text=True
-    )
+    lines = [json.dumps(p.gsm8k()) for p in problems(1000, "train")]
+    file.write_text("\n".join(lines * (rows // 1000)) + "\n")
+    call = f"print(json.dumps(_stream_an_epoch({str(file)!r}, {keep})))"
+    script = "\n".join([_IMPORTS, inspect.getsource(_stream_an_epoch), call])
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     return json.loads(out.stdout.splitlines()[-1])
 
@@ -186,20 +245,17 @@ def measured(folder: Path, rows: int, what: str) -> dict:
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it"
 )
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    (few, many), held = (
-        (measured(tmp_path, rows, "streamed") for rows in (4_000, 32_000)),
-        measured(tmp_path, 32_000, "kept"),
-    )
-    assert many["rows"] == 8 * few["rows"] and many["tokens"] > 7 * few["tokens"]
-    assert many["mib"] < few["mib"] + 15 and held["mib"] > many["mib"] + 30, (few, many, held)
+    few, many = (_in_a_process(tmp_path, rows, keep=False) for rows in (4_000, 32_000))
+    kept = _in_a_process(tmp_path, 32_000, keep=True)
+    assert many["rows"] == 8 * few["rows"]
+    assert many["tokens"] > 7 * few["tokens"]
+    assert many["mib"] < few["mib"] + 15
+    assert kept["mib"] > many["mib"] + 30, (few, many, kept)
 
 
 def test_recipe_section():
-    data = Data(
-        **yaml.safe_load(
-            "{train: shards/, val: held_out.jsonl, stream: true, block: 8192, duplicates: keep}"
-        )
-    )
-    assert (
-        data.stream and data.block == Data(train="x").block == 8192 and not Data(train="x").stream
-    )
+    recipe = "{train: shards/, val: held_out.jsonl, stream: true, block: 8192, duplicates: keep}"
+    data = Data(**yaml.safe_load(recipe))
+    assert data.stream
+    assert data.block == Data(train="x").block == 8192
+    assert not Data(train="x").stream

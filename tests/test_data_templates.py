@@ -24,15 +24,10 @@ _BASE = Path(llmtrainer.__file__).parent / "models" / "base"
 
 
 def _tokenizer(template, folder=_BASE, extra=()):
-    """A tokenizer with every special token of the catalogue, a pad token of its own, and this
-    template."""
+    "A tokenizer with all special tokens of the catalogue, its own pad token, and this template."
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(
-        sorted(
-            {token for t in TEMPLATES.values() for token in (*t.needs, t.stop) if token != "eos"}
-        ),
-        special_tokens=True,
-    )
+    special = {token for t in TEMPLATES.values() for token in (*t.needs, t.stop)}
+    tokenizer.add_tokens(sorted(special - {"eos"}), special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
     tokenizer.add_tokens(list(extra))
     set_template(tokenizer, template)
@@ -47,10 +42,11 @@ def _talk(*contents):
     ]
 
 
-def test_auto_takes_the_own_template_then_the_most_particular_whose_tokens_are_known():
+def test_auto_takes_the_own_template_then_the_one_with_most_tokens():
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
     own = tokenizer.chat_template
-    assert set_template(tokenizer) == "the model's own" and tokenizer.chat_template == own
+    assert set_template(tokenizer) == "the model's own"
+    assert tokenizer.chat_template == own
     tokenizer.chat_template = None
     assert set_template(copy.deepcopy(tokenizer)) == "plain"
     for name in (
@@ -66,9 +62,10 @@ def test_auto_takes_the_own_template_then_the_most_particular_whose_tokens_are_k
         "granite",
         "openchat",
     ):
-        one = copy.deepcopy(tokenizer)
-        one.add_tokens(list(TEMPLATES[name].needs), special_tokens=True)
-        assert set_template(one) == name and one.chat_template == TEMPLATES[name].jinja
+        larger = copy.deepcopy(tokenizer)
+        larger.add_tokens(list(TEMPLATES[name].needs), special_tokens=True)
+        assert set_template(larger) == name
+        assert larger.chat_template == TEMPLATES[name].jinja
 
 
 def test_a_template_by_name_file_or_text():
@@ -82,10 +79,8 @@ def test_a_template_by_name_file_or_text():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.jinja"
         path.write_text("{{ messages[0]['content'] }}!", encoding="utf-8")
-        assert (
-            set_template(tokenizer, str(path)) == str(path)
-            and tokenizer.chat_template == "{{ messages[0]['content'] }}!"
-        )
+        assert set_template(tokenizer, str(path)) == str(path)
+        assert tokenizer.chat_template == "{{ messages[0]['content'] }}!"
         with pytest.raises(UserError, match="no template is called"):
             set_template(tokenizer, str(path) + "x.jinja")
     with pytest.raises(UserError, match="the nearest is 'llama-3'"):
@@ -96,18 +91,15 @@ def test_a_template_by_name_file_or_text():
 
 def test_each_template_gives_the_text_of_its_family():
     talk = _talk(" 2 + 2? ", "4")
-    assert render(talk, _tokenizer("plain")) == "<|begin|>Question:  2 + 2? \nAnswer: 4<|end|>\n"
-    assert (
-        render(talk[:1], _tokenizer("plain"), prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
+    plain = _tokenizer("plain")
+    assert render(talk, plain) == "<|begin|>Question:  2 + 2? \nAnswer: 4<|end|>\n"
+    assert render(talk[:1], plain, prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
+    assert render(talk, _tokenizer("chatml")) == (
+        "<|begin|><|im_start|>user\n 2 + 2? <|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
     )
-    assert (
-        render(talk, _tokenizer("chatml"))
-        == "<|begin|><|im_start|>user\n 2 + 2? <|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
-    )
-    assert (
-        render(talk[:1], _tokenizer("llama-3"), prompt=True)
-        == "<|begin|><|start_header_id|>user<|end_header_id|>\n\n2 +"
-        " 2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert render(talk[:1], _tokenizer("llama-3"), prompt=True) == (
+        "<|begin|><|start_header_id|>user<|end_header_id|>\n\n2 + 2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     for jinja in ("{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ none + 'a' }}"):
         with pytest.raises(TemplateRefused, match="chat template refuses"):
@@ -115,22 +107,16 @@ def test_each_template_gives_the_text_of_its_family():
 
 
 def test_arguments_of_a_call_are_read_wherever_they_stand():
-    asked, read = {"name": "add", "arguments": '{"a": 1}'}, {"name": "add", "arguments": {"a": 1}}
-    assert normalized_call(asked) == read == normalized_call(read) and normalized_call(
-        {"id": "1", "function": asked}
-    ) == {
-        "id": "1",
-        "function": read,
-    }
-    assert normalized_call({"name": "add", "arguments": "1 +"}) == {
-        "name": "add",
-        "arguments": "1 +",
-    }
+    as_text = {"name": "add", "arguments": '{"a": 1}'}
+    as_object = {"name": "add", "arguments": {"a": 1}}
+    broken = {"name": "add", "arguments": "1 +"}
+    assert normalized_call(as_text) == as_object == normalized_call(as_object)
+    wrapped = normalized_call({"id": "1", "function": as_text})
+    assert wrapped == {"id": "1", "function": as_object}
+    assert normalized_call(broken) == broken
     tokenizer = _tokenizer("{% for m in messages %}{{ m.tool_calls | tojson }}{% endfor %}")
-    assert (
-        render([{"role": "assistant", "tool_calls": [asked]}], tokenizer)
-        == '[{"name": "add", "arguments": {"a": 1}}]'
-    )
+    text = render([{"role": "assistant", "tool_calls": [as_text]}], tokenizer)
+    assert text == '[{"name": "add", "arguments": {"a": 1}}]'
 
 
 _SAID = [
@@ -151,10 +137,11 @@ UPSTREAM = {
     ),
     "chatml": "<s><|im_start|>system\nBe brief.<|im_end|>\n" + _IM,
     "command-r": (
-        "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be"
-        " brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hello<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hi"
-        " there<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Who are"
-        " you<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+        "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hello<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hi there<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Who are you<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
     ),
     "deepseek": (
         "<s>Be brief.<｜User｜>Hello<｜Assistant｜>Hi there</s><｜User｜>Who are you<｜Assistant｜>"
@@ -169,10 +156,11 @@ UPSTREAM = {
         " there<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\n"
     ),
     "granite": (
-        "<|start_of_role|>system<|end_of_role|>Be"
-        " brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hello<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>Hi"
-        " there<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Who are"
-        " you<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Hello<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>Hi there<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Who are you<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
     ),
     "llama-2": (
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi there </s><s>[INST] Who are you"
@@ -268,17 +256,19 @@ def test_llama_2_as_its_tokenizer_has_it(realdata):
     own = AutoTokenizer.from_pretrained(realdata / "data/tokenizers/llama2-hf")
     ours = copy.deepcopy(own)
     set_template(ours, "llama-2")
-    assert own.chat_template and own.chat_template != ours.chat_template
+    assert own.chat_template
+    assert own.chat_template != ours.chat_template
     lines = (realdata / "data/reasoning/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[:300]]
-    for one, two in zip(rows, rows[1:]):
+    for first, second in zip(rows, rows[1:]):
+        turns = _talk(
+            first["question"], first["answer"] + " ", "\n" + second["question"], second["answer"]
+        )
         for system in ([], [{"role": "system", "content": " Work step by step.\n"}]):
-            messages = system + _talk(
-                one["question"], one["answer"] + " ", "\n" + two["question"], two["answer"]
-            )
-            assert render(messages, ours) == render(messages, own) and render(
-                messages[:-1], ours, prompt=True
-            ) == render(messages[:-1], own, prompt=True)
+            messages = system + turns
+            assert render(messages, ours) == render(messages, own)
+            prompt = messages[:-1]
+            assert render(prompt, ours, prompt=True) == render(prompt, own, prompt=True)
     for refused in (_talk("a", "b")[::-1], _talk("a") * 2):
         for tokenizer in (own, ours):
             with pytest.raises(TemplateRefused, match="alternate"):
@@ -317,14 +307,14 @@ LOOKS = [
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_no_look_gets_through(look):
+def test_no_inspection_gets_through(look):
     with pytest.raises(ContentInspected):
         BlindEnvironment().compiled("{% for m in messages %}" + look + "{% endfor %}").render(
             messages=[{"content": HoledText([Hole(0)])}]
         )
 
 
-def test_what_needs_no_look_is_let_through():
+def test_what_inspects_nothing_is_let_through():
     program = BlindEnvironment().compiled(
         "{% macro f(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{% if m.content is string"
         " and m.content is defined and m.content and m.content != false %}{{ f(m.content | trim) ~"
@@ -357,10 +347,10 @@ _odd = (
         ]
     )
 ).filter(str.strip)
-_KNOWING = {name: _tokenizer(name) for name in TEMPLATES}
+_TOKENIZERS = {name: _tokenizer(name) for name in TEMPLATES}
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(_odd, min_size=3, max_size=7),
     st.sampled_from(sorted(TEMPLATES)),
@@ -368,19 +358,19 @@ _KNOWING = {name: _tokenizer(name) for name in TEMPLATES}
     st.booleans(),
 )
 def test_a_layout_gives_what_transformers_gives(texts, name, system, prompt):
-    tokenizer = _KNOWING[name]
-    messages = [{"role": "system", "content": texts[0]}] * (
-        system and TEMPLATES[name].system != "no"
-    ) + _talk(*texts[1:])
-    unseen = [{"role": m["role"], "content": HoledText([Hole(i)])} for i, m in enumerate(messages)]
-    whole = (
-        BlindEnvironment()
-        .compiled(tokenizer.chat_template)
-        .render(messages=unseen, add_generation_prompt=prompt, **tokenizer.special_tokens_map)
+    tokenizer = _TOKENIZERS[name]
+    messages = _talk(*texts[1:])
+    if system and TEMPLATES[name].system != "no":
+        messages = [{"role": "system", "content": texts[0]}, *messages]
+    with_holes = [
+        {"role": m["role"], "content": HoledText([Hole(i)])} for i, m in enumerate(messages)
+    ]
+    template = BlindEnvironment().compiled(tokenizer.chat_template)
+    whole = template.render(
+        messages=with_holes, add_generation_prompt=prompt, **tokenizer.special_tokens_map
     )
-    assert ConversationLayout(whole, []).fill([m["content"] for m in messages]).text == render(
-        messages, tokenizer, prompt
-    )
+    filled = ConversationLayout(whole, []).fill([m["content"] for m in messages])
+    assert filled.text == render(messages, tokenizer, prompt)
 
 
 def test_what_a_template_leaves_out_is_named():
@@ -403,7 +393,5 @@ def test_what_a_template_leaves_out_is_named():
 
 
 def test_recipe_so_far():
-    assert (
-        set_template(AutoTokenizer.from_pretrained(_BASE), {"template": "auto"}["template"])
-        == "the model's own"
-    )
+    tokenizer, data = AutoTokenizer.from_pretrained(_BASE), {"template": "auto"}
+    assert set_template(tokenizer, data["template"]) == "the model's own"

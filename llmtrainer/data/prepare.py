@@ -226,7 +226,9 @@ class FittedRows:
 
 def reject_rows(encoded: EncodedSources, rows: np.ndarray, reason: str, ledger: Ledger) -> None:
     "Enter rows of a table into the ledger, each canonical row once."
-    ledger.rejects += [Reject(*place, reason) for place in dict.fromkeys(encoded.places(rows))]
+    _, first = np.unique(encoded.groups()[rows], return_index=True)
+    places = encoded.places(rows[np.sort(first)])
+    ledger.rejects += [Reject(file, line, reason) for file, line in places]
 
 
 def too_long_error(
