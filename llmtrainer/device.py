@@ -23,7 +23,7 @@ __all__ = [
 # %% ../nbs/internals/94_device.ipynb #3816fa0d
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
