@@ -23,28 +23,26 @@ def _rows(rng, count, words=3000, low=30, high=120):
 
 
 def _flat(rows):
-    return np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32), np.cumsum(
-        [0, *map(len, rows)]
-    )
+    ids = np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32)
+    return ids, np.cumsum([0, *map(len, rows)])
 
 
-def _brute(rows, threshold, n=5, common=()):
+def _brute(rows, threshold, n=5):
     "Groups by comparing all pairs."
-    sets = [
-        {tuple(r[i : i + n]) for i in range(len(r) - n + 1)} - set(common)
-        for r in (r.tolist() for r in rows)
-    ]
+    rows = [row.tolist() for row in rows]
+    sets = [{tuple(row[i : i + n]) for i in range(len(row) - n + 1)} for row in rows]
+
+    def near(i, j):
+        if rows[i] == rows[j] or not sets[i] or not sets[j]:
+            return rows[i] == rows[j]
+        return len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
+
     labels = list(range(len(rows)))
     for i in range(len(rows)):
         for j in range(i):
-            if (
-                np.array_equal(rows[i], rows[j])
-                or sets[i]
-                and sets[j]
-                and len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
-            ):
+            if near(i, j):
                 a, b = labels[i], labels[j]
-                labels = [min(a, b) if x in (a, b) else x for x in labels]
+                labels = [min(a, b) if label in (a, b) else label for label in labels]
     return np.array(labels)
 
 
@@ -56,40 +54,39 @@ def test_near_duplicates_are_those_that_all_pairs_give():
             copy = rows[i].copy()
             copy[rng.choice(len(copy), rng.integers(0, 4), replace=False)] = 5000
             rows[i + 1] = copy
-        found, truth = near_duplicates(*_flat(rows)), _brute(rows, 0.8)
+        labels, truth = near_duplicates(*_flat(rows)), _brute(rows, 0.8)
         same = lambda labels: labels[:, None] == labels[None]
-        missed, wrong = (
-            missed + (same(truth) & ~same(found)).sum(),
-            wrong + (same(found) & ~same(truth)).sum(),
-        )
-    assert wrong == 0 and missed == 0
+        missed += (same(truth) & ~same(labels)).sum()
+        wrong += (same(labels) & ~same(truth)).sum()
+    assert wrong == 0
+    assert missed == 0
 
 
-def test_a_shared_system_prompt_makes_no_likeness():
+def test_a_shared_system_prompt_makes_no_duplicates():
     rng = np.random.default_rng(2)
     prompt = np.arange(9000, 9150, dtype=np.int32)
     rows = [np.concatenate([prompt, r]) for r in _rows(rng, 300, low=8, high=12)]
     rows[7] = rows[200].copy()
     labels = near_duplicates(*_flat(rows))
-    assert labels[200] == 7 and len(np.unique(labels)) == 299
-    assert len(np.unique(_brute(rows[:40], 0.8))) == 1, (
-        "all pairs, prompt counted: one single group"
-    )
+    assert labels[200] == 7
+    assert len(np.unique(labels)) == 299
+    with_prompt = _brute(rows[:40], 0.8)
+    assert len(np.unique(with_prompt)) == 1, "with the prompt, all pairs are one group"
 
 
-def test_each_source_has_its_own_template():
+def test_each_source_has_its_own_boilerplate():
     rng = np.random.default_rng(4)
-    rows = [
-        np.concatenate([np.arange(9000, 9150), r]) for r in _rows(rng, 100, low=8, high=12)
-    ] + _rows(rng, 2000)
+    short = _rows(rng, 100, low=8, high=12)
+    rows = [np.concatenate([np.arange(9000, 9150), row]) for row in short] + _rows(rng, 2000)
     rows[150], rows[160] = np.append(rows[3], 1), rows[5].copy()  # copies in the other source
     sources = np.arange(2100) >= 100
     ids, offsets = _flat(rows)
-    assert len(np.unique(near_duplicates(ids, offsets))) <= 2000, (
-        "the template is a twentieth of all rows"
-    )
+    # the boilerplate is in a twentieth of all rows
+    assert len(np.unique(near_duplicates(ids, offsets))) <= 2000
     labels = near_duplicates(ids, offsets, sources=sources.astype(int))
-    assert labels[150] == 3 and labels[160] == 5 and len(np.unique(labels)) == 2098
+    assert labels[150] == 3
+    assert labels[160] == 5
+    assert len(np.unique(labels)) == 2098
 
 
 def test_empty_and_short_rows_are_grouped_only_if_equal():
@@ -98,14 +95,14 @@ def test_empty_and_short_rows_are_grouped_only_if_equal():
     assert near_duplicates(np.zeros(0, np.int32), np.array([0])).tolist() == []
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=12),
     st.sampled_from([0.5, 0.8, 1.0]),
 )
 def test_labels_are_first_rows_and_equal_rows_share_them(rows, threshold):
     labels = near_duplicates(*_flat([np.array(r, np.int32) for r in rows]), threshold).tolist()
-    assert all(labels[l] == l <= i for i, l in enumerate(labels))
+    assert all(labels[label] == label <= i for i, label in enumerate(labels))
     assert all(
         labels[i] == labels[j] for i in range(len(rows)) for j in range(i) if rows[i] == rows[j]
     )
@@ -130,14 +127,13 @@ def test_leaks_are_found_at_their_place_and_no_others():
     assert leakage(train, {"test": test})["test"] == dict(
         rows=300, leaked=0, same_question=0, runs=0, n=13, examples=[]
     )
-    said = test[40]["messages"][1]["content"].split()
-    train[9] = _row(
-        "x y " + ", ".join(said[5:18]).upper() + " z", "train", 10
-    )  # thirteen words, spelt otherwise
-    train[19] = _row("a b " + " ".join(said[18:30]), "train", 20, assistant="no")  # twelve
+    words = test[40]["messages"][1]["content"].split()
+    thirteen = ", ".join(words[5:18]).upper()  # written differently
+    train[9] = _row(f"x y {thirteen} z", "train", 10)
+    train[19] = _row("a b " + " ".join(words[18:30]), "train", 20, assistant="no")  # twelve
     test[7], train[29] = _row("Why not?", "test", 8), _row("why NOT", "train", 30)
-    found = leakage(iter(train), {"test": test, "none": []})
-    assert found["test"] == dict(
+    leaks = leakage(iter(train), {"test": test, "none": []})
+    assert leaks["test"] == dict(
         rows=300,
         leaked=2,
         same_question=1,
@@ -148,7 +144,7 @@ def test_leaks_are_found_at_their_place_and_no_others():
             {"row": "test:41", "in": "train:10", "why": "1 of 19 runs of 13 words"},
         ],
     )
-    assert found["none"]["leaked"] == 0
+    assert leaks["none"]["leaked"] == 0
 
 
 def test_a_tests_instructions_are_no_leak():
@@ -158,15 +154,12 @@ def test_a_tests_instructions_are_no_leak():
         for name in ("train", "test")
     )
     assert leakage(train, {"test": test})["test"]["leaked"] == 0
-    assert leakage(train[:1], {"test": test[:1]})["test"]["leaked"] == 1, (
-        "in a set of one row nothing is common"
-    )
+    # in a set of one row nothing is common
+    assert leakage(train[:1], {"test": test[:1]})["test"]["leaked"] == 1
     zh = "这是一个没有空格的句子它有很多字"
     assert leakage([_row(f"前面{zh}后面", "a")], {"zh": [_row(zh + "吗", "b")]})["zh"]["runs"] == 1
-    assert (
-        leakage([{"text": "a " * 20}], {"text": [{"text": "a " * 20}]})["text"]["same_question"]
-        == 1
-    )
+    text = {"text": "a " * 20}
+    assert leakage([text], {"text": [text]})["text"]["same_question"] == 1
 
 
 @pytest.mark.realdata
@@ -176,20 +169,15 @@ def test_leakage_planted_in_gsm8k(realdata):
         for part in ("train", "test")
     )
     before = leakage(train, {"gsm8k_test": test}, examples=2000)["gsm8k_test"]
-    planted = [test[i] for i in (3, 5)] + [
-        _row("Here is a problem. " + test[i]["messages"][0]["content"], assistant="7")
-        for i in (11, 13, 17)
-    ]
+    planted = [test[i] for i in (3, 5)]
+    for i in (11, 13, 17):
+        question = test[i]["messages"][0]["content"]
+        planted.append(_row("Here is a problem. " + question, assistant="7"))
     after = leakage([*train, *planted], {"gsm8k_test": test}, examples=2000)["gsm8k_test"]
     new = {e["row"] for e in after["examples"]} - {e["row"] for e in before["examples"]}
-    assert (
-        new == {f"gsm8k_test.jsonl:{i + 1}" for i in (3, 5, 11, 13, 17)}
-        and after["same_question"] - before["same_question"] == 2
-    )
-    assert (before["leaked"], before["same_question"]) == (10, 0), (
-        "phrases such as: at the same rate, how many additional hours would it take to travel an"
-        " additional"
-    )
+    assert new == {f"gsm8k_test.jsonl:{i + 1}" for i in (3, 5, 11, 13, 17)}
+    assert after["same_question"] - before["same_question"] == 2
+    assert (before["leaked"], before["same_question"]) == (10, 0), "common phrases"
 
 
 def test_languages_of_plain_sentences():
@@ -207,55 +195,48 @@ def test_languages_of_plain_sentences():
 @pytest.mark.realdata
 @pytest.mark.parametrize("code", ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"])
 def test_languages_of_mgsm(realdata, code):
-    found = [
-        detect_language(row)
-        for row in load_rows(str(realdata / f"data/multilingual/mgsm_{code}.tsv"))[0]
-    ]
-    assert len(found) == 250 and found.count(code) >= 247
+    rows, _, _ = load_rows(str(realdata / f"data/multilingual/mgsm_{code}.tsv"))
+    codes = [detect_language(row) for row in rows]
+    assert len(codes) == 250
+    assert codes.count(code) >= 247
 
 
 def test_describe_counts_what_was_made():
     rng = random.Random(5)
-    rows = [
-        _row(
-            "What is this? " + "word " * rng.randrange(30),
-            "b" if i % 3 == 0 else "a",
-            i,
-            "Be kind." if i % 2 else None,
-        )
-        for i in range(300)
-    ]
+    rows = []
+    for i in range(300):
+        question = "What is this? " + "word " * rng.randrange(30)
+        system = "Be kind." if i % 2 else None
+        rows.append(_row(question, "b" if i % 3 == 0 else "a", i, system=system))
     sizes = [rng.randrange(1, 200) for _ in rows]
     offsets = np.cumsum([0, *sizes])
     ids = np.array([rng.randrange(900) for _ in range(offsets[-1])], np.int32)
     trained = np.array([i % 4 == 0 for i in range(len(ids))])
-    found = describe_data(
+    description = describe_data(
         iter(rows), ids, offsets, trained, vocabulary=1000, unknown=7, max_length=150, sample=50
     )
-    assert (
-        json.loads(json.dumps(found)) == json.loads(json.dumps(found))
-        and found["rows"] == 300
-        and found["turns"] == {2: 300}
-        and found["roles"] == {"user": 300, "assistant": 300, "system": 150}
-    )
-    assert (found["tokens"]["total"], found["tokens"]["trained"]) == (
+    assert json.loads(json.dumps(description)) == json.loads(json.dumps(description))
+    assert description["rows"] == 300
+    assert description["turns"] == {2: 300}
+    assert description["roles"] == {"user": 300, "assistant": 300, "system": 150}
+    assert (description["tokens"]["total"], description["tokens"]["trained"]) == (
         len(ids),
         sum(trained.tolist()),
-    ) and sum(found["tokens"]["histogram"]["counts"]) + found["tokens"]["histogram"]["over"] == 300
-    keep = found["length"]["keep99"]
-    assert found["length"]["over"] == sum(s > 150 for s in sizes) and sum(
-        s <= keep for s in sizes
-    ) >= 297 > sum(s <= keep - 1 for s in sizes)
-    assert (
-        found["tokens"]["percentiles"]["p50"] == sorted(sizes)[149]
-        and found["vocabulary"]["unknown"] == int((ids == 7).sum())
-        and found["vocabulary"]["used"] == len(set(ids.tolist()))
     )
     assert (
-        found["languages"]["sampled"] == 50
-        and [s["rows"] for s in found["sources"]] == [100, 200]
-        and sum(s["tokens"] for s in found["sources"]) == len(ids)
+        sum(description["tokens"]["histogram"]["counts"])
+        + description["tokens"]["histogram"]["over"]
+        == 300
     )
+    keep = description["length"]["keep99"]
+    assert description["length"]["over"] == sum(s > 150 for s in sizes)
+    assert sum(s <= keep for s in sizes) >= 297 > sum(s <= keep - 1 for s in sizes)
+    assert description["tokens"]["percentiles"]["p50"] == sorted(sizes)[149]
+    assert description["vocabulary"]["unknown"] == int((ids == 7).sum())
+    assert description["vocabulary"]["used"] == len(set(ids.tolist()))
+    assert description["languages"]["sampled"] == 50
+    assert [s["rows"] for s in description["sources"]] == [100, 200]
+    assert sum(s["tokens"] for s in description["sources"]) == len(ids)
 
 
 def test_describe_takes_every_kind_of_row_and_an_empty_set():
@@ -265,19 +246,19 @@ def test_describe_takes_every_kind_of_row_and_an_empty_set():
         {"prompt": turn("user"), "chosen": turn("assistant"), "rejected": turn("assistant")},
         {"prompt": turn("user"), "completion": turn("assistant"), "label": True},
     ]
-    found = describe_data(
+    description = describe_data(
         rows, np.array([1, 1, 2], np.int32), np.array([0, 1, 2, 3]), np.zeros(3, bool), vocabulary=3
     )
-    assert (
-        found["turns"] == {1: 1, 2: 1, 3: 1}
-        and found["roles"] == {"assistant": 3, "user": 2, "text": 1}
-        and found["duplicates"]["exact"] == 1
-        and found["tokens"]["untrained_rows"] == 3
-    )
+    assert description["turns"] == {1: 1, 2: 1, 3: 1}
+    assert description["roles"] == {"assistant": 3, "user": 2, "text": 1}
+    assert description["duplicates"]["exact"] == 1
+    assert description["tokens"]["untrained_rows"] == 3
     nothing = describe_data(
         [], np.zeros(0, np.int32), np.array([0]), np.zeros(0, bool), vocabulary=3
     )
-    assert nothing["rows"] == 0 and report_html(nothing) and json.dumps(nothing)
+    assert nothing["rows"] == 0
+    assert report_html(nothing)
+    assert json.dumps(nothing)
     with pytest.raises(ValueError, match="2 rows, but offsets for 3"):
         describe_data(
             rows[:2],
@@ -288,11 +269,11 @@ def test_describe_takes_every_kind_of_row_and_an_empty_set():
         )
 
 
-def test_the_page_stands_alone_and_escapes_what_the_data_says():
+def test_the_page_needs_nothing_else_and_escapes_the_data():
     evil = "<script>alert('x')</script>&.jsonl"
     rows = [_row("How are you today?", evil, i) for i in range(40)]
     offsets = np.arange(41) * 5
-    found = describe_data(
+    description = describe_data(
         rows,
         np.arange(200, dtype=np.int32) % 50,
         offsets,
@@ -300,23 +281,22 @@ def test_the_page_stands_alone_and_escapes_what_the_data_says():
         vocabulary=50,
         max_length=4,
     )
-    found["leakage"] = leakage(rows, {evil: rows[:2]})
-    page = report_html(found, ["<pre>an X-ray</pre>"], title=evil)
-    assert "<script" not in page and "&lt;script&gt;" in page and "<pre>an X-ray</pre>" in page
+    description["leakage"] = leakage(rows, {evil: rows[:2]})
+    page = report_html(description, ["<pre>an X-ray</pre>"], title=evil)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<pre>an X-ray</pre>" in page
     assert not re.search(r"https?://|src=|@import|url\(", page), "nothing is fetched"
-    assert (
-        page.count("<table>") == page.count("</table>") == 5
-        and "prefers-color-scheme: dark" in page
-        and "width=device-width" in page
-    )
-    assert (
-        report_html(json.loads(json.dumps(found)), ["<pre>an X-ray</pre>"], title=evil) == page
-    ), "the same from JSON"
+    assert page.count("<table>") == page.count("</table>") == 5
+    assert "prefers-color-scheme: dark" in page
+    assert "width=device-width" in page
+    from_json = json.loads(json.dumps(description))
+    assert report_html(from_json, ["<pre>an X-ray</pre>"], title=evil) == page
 
 
 def test_the_table_says_the_same():
     rows = [_row("How are you today?", "[red]a.jsonl", i) for i in range(40)]
-    found = describe_data(
+    description = describe_data(
         rows,
         np.arange(200, dtype=np.int32) % 50,
         np.arange(41) * 5,
@@ -325,7 +305,7 @@ def test_the_table_says_the_same():
         max_length=4,
     )
     console = Console(width=100, record=True, file=io.StringIO(), force_jupyter=False)
-    console.print(statistics_table(found | {"leakage": leakage(rows, {"test": rows[:2]})}))
+    console.print(statistics_table(description | {"leakage": leakage(rows, {"test": rows[:2]})}))
     shown = console.export_text()
     for words in (
         "40 of 2",
@@ -340,18 +320,15 @@ def test_the_table_says_the_same():
 
 def _words(rows):
     "(ids, offsets) of rows, a token a word or a sign."
-    said, known = (
-        [re.findall(r"\w+|\S", " ".join(m["content"] for m in row["messages"])) for row in rows],
-        {},
-    )
-    return np.array(
-        [known.setdefault(w, len(known)) for row in said for w in row], np.int32
-    ), np.cumsum([0, *map(len, said)])
+    texts = [" ".join(m["content"] for m in row["messages"]) for row in rows]
+    words, numbers = [re.findall(r"\w+|\S", text) for text in texts], {}
+    ids = [numbers.setdefault(word, len(numbers)) for row in words for word in row]
+    return np.array(ids, np.int32), np.cumsum([0, *map(len, words)])
 
 
 @pytest.mark.realdata
 def test_near_duplicates_of_real_files(realdata):
-    for file, copies_in_it, near in (
+    for file, exact, near in (
         ("instruction/gpteacher_toolformer.json", 0, 30),
         ("instruction/lf_alpaca_en_demo.json", 14, 14),
         ("reasoning/gsm8k_train.jsonl", 0, 0),
@@ -359,7 +336,5 @@ def test_near_duplicates_of_real_files(realdata):
         rows = load_rows(str(realdata / "data" / file))[0]
         ids, offsets = _words(rows)
         labels = near_duplicates(ids, offsets)
-        assert (
-            len(rows) - len(np.unique(equal_rows(ids, offsets))),
-            len(rows) - len(np.unique(labels)),
-        ) == (copies_in_it, near), file
+        assert len(rows) - len(np.unique(equal_rows(ids, offsets))) == exact, file
+        assert len(rows) - len(np.unique(labels)) == near, file
