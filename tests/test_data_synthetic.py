@@ -20,9 +20,7 @@ def test_every_slot_of_a_wording_is_filled_and_every_number_used():
             assert slots & set("abcdefgh") == set(family.numbers), wording
             assert slots - set("abcdefgh") <= {"name", "friend", "items", "boxes"}
         used = {word for _, op, _ in family.steps for word in op.split()[::2]}
-        assert used == set(family.numbers) | set(results[:-1]), (
-            "a given number or a middle result that nobody needs"
-        )
+        assert used == set(family.numbers) | set(results[:-1]), "a number that no step uses"
         assert all(sentence.count("{}") == 1 for _, _, sentence in family.steps)
 
 
@@ -47,44 +45,39 @@ def test_numbers_stay_in_their_ranges_and_all_steps_work():
     rng = random.Random(1)
     for family in FAMILIES:
         for _ in range(100):
-            known = draw_numbers(family, rng)
-            assert all(low <= known[name] <= high for name, (low, high) in family.numbers.items())
-            assert all(0 < value <= LIMIT for value in known.values())
+            values = draw_numbers(family, rng)
+            assert all(low <= values[name] <= high for name, (low, high) in family.numbers.items())
+            assert all(0 < value <= LIMIT for value in values.values())
 
 
 def test_the_last_step_gives_the_answer_in_every_form():
     rng = random.Random(2)
     for _ in range(200):
-        one = draw_problem(rng)
-        assert one.gsm8k()["answer"].endswith(
-            f"\n#### {one.answer}"
-        ) and f"= {one.answer} " in one.steps[-1].replace(".", " ")
+        problem = draw_problem(rng)
+        assert problem.gsm8k()["answer"].endswith(f"\n#### {problem.answer}")
+        assert f"= {problem.answer} " in problem.steps[-1].replace(".", " ")
         for style in range(len(STYLES)):
-            text = one.plain(style)
-            assert (
-                "####" not in text
-                and one.question in text
-                and all(step in text for step in one.steps)
-            )
+            text = problem.plain(style)
+            assert "####" not in text
+            assert problem.question in text
+            assert all(step in text for step in problem.steps)
 
 
 def test_no_question_is_in_two_splits_whatever_the_seed():
-    found = {
+    questions = {
         split: {p.question for seed in range(3) for p in problems(300, split, seed)}
         for split in POOLS
     }
-    assert sum(map(len, found.values())) == len(set().union(*found.values()))
-    assert all(
-        split_for(question) == split for split, questions in found.items() for question in questions
-    )
+    assert sum(map(len, questions.values())) == len(set().union(*questions.values()))
+    for split in POOLS:
+        assert {split_for(question) for question in questions[split]} == {split}
     assert sorted(slot for slots in POOLS.values() for slot in slots) == list(range(16))
 
 
 def test_the_same_seed_gives_the_same_problems():
     assert problems(50, "train", 7) == problems(50, "train", 7) != problems(50, "train", 8)
-    assert problems(20, "test") == problems(50, "test")[:20], (
-        "asking for more must not change the first"
-    )
+    # asking for more must not change the first
+    assert problems(20, "test") == problems(50, "test")[:20]
     assert len({p.question for p in problems(256, "test")}) == 256
 
 
@@ -93,9 +86,10 @@ def test_an_unknown_split_is_refused_at_once():
         problems(1, "val")
 
 
-def test_the_corpus_never_holds_the_marker_and_only_base_questions():
+def test_the_corpus_has_no_marker_and_only_base_questions():
     texts = list(documents(4000, seed=5))
-    assert not any("####" in text for text in texts) and any("#" in text for text in texts)
+    assert not any("####" in text for text in texts)
+    assert any("#" in text for text in texts)
     held_out = [
         p.question
         for split in ("train", "validation", "test")
@@ -114,41 +108,32 @@ _OPERATORS = {
 }
 
 
-def _worked(expression):
-    "The value of one sum as Python's parser reads it."
+def _value(expression):
+    "The value of a sum as Python's parser reads it."
     node = ast.parse(expression, mode="eval").body
     return _OPERATORS[type(node.op)](node.left.value, node.right.value)
 
 
 def test_every_printed_equation_is_right():
-    equations = [
-        line
-        for text in documents(4000, seed=3)
-        for line in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", text)
-    ]
-    equations += [
-        pair
-        for p in problems(500, "test")
-        for step in p.steps
-        for pair in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", step)
-    ]
+    texts = list(documents(4000, seed=3))
+    texts += [step for problem in problems(500, "test") for step in problem.steps]
+    equations = [pair for t in texts for pair in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", t)]
     assert len(equations) > 5000
-    assert [left for left, right in equations if _worked(left) != int(right)] == []
+    assert [left for left, right in equations if _value(left) != int(right)] == []
 
 
 def test_a_reader_can_follow_every_step():
-    for one in problems(500, "validation"):
-        known = set(re.findall(r"\d+", one.question))
-        for step in one.steps:
+    for problem in problems(500, "validation"):
+        numbers = set(re.findall(r"\d+", problem.question))
+        for step in problem.steps:
             left, right, value = re.search(r"(\d+) [-+*/] (\d+) = (\d+)", step).groups()
-            assert {left, right} <= known, (one.question, step)
-            known.add(value)
-        assert value == str(one.answer)
+            assert {left, right} <= numbers, (problem.question, step)
+            numbers.add(value)
+        assert value == str(problem.answer)
 
 
 def test_rows_have_the_columns_of_gsm8k():
     row = problems(1, "train")[0].gsm8k()
-    assert list(row) == ["question", "answer"] and all(
-        isinstance(value, str) for value in row.values()
-    )
+    assert list(row) == ["question", "answer"]
+    assert all(isinstance(value, str) for value in row.values())
     assert re.fullmatch(r"(?:.+\n)+#### \d+", row["answer"])
