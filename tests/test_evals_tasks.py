@@ -110,9 +110,8 @@ def test_a_perfect_and_a_mute_model(monkeypatch):
         read_result(json.loads(json.dumps(asdict(best)))) == best
         and "answers" not in best.summary()
     )
-    monkeypatch.setitem(
-        evaluate.__globals__, "generate", lambda model, tokenizer, talks, *rest: [""] * len(talks)
-    )
+    mute = lambda model, tokenizer, talks, section, **rest: [""] * len(talks)
+    monkeypatch.setitem(evaluate.__globals__, "generate", mute)
     assert evaluate(None, None, task, limit=20).interval == wilson(0, 20)
     with pytest.raises(UserError, match="no items"):
         evaluate(None, None, Task("none", lambda _: [], 8, ""))
