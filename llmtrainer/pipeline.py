@@ -208,7 +208,7 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
     run.write("data.json", data.account() | dict(sha256=data.digest))
     write_atomic(
         run.path / "validation.jsonl",
-        "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held),
+        "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held_places),
     )
     write_atomic(run.rejects, "".join(json.dumps(asdict(r)) + "\n" for r in data.ledger.rejects))
 

@@ -244,7 +244,7 @@ def test_near_copies_are_never_on_both_sides():
             ("val", next(iter(prepared.val.values())).rows),
         )
     }
-    assert sorted(prepared.held) == [("rows.jsonl", line) for line in sorted(lines["val"])]
+    assert sorted(prepared.held_places) == [("rows.jsonl", line) for line in sorted(lines["val"])]
     assert len(lines["val"]) >= 6
     assert len(lines["val"]) + len(lines["train"]) == 140
     other_wording = {line + 1 if line % 2 else line - 1 for line in lines["val"]}
@@ -472,3 +472,26 @@ def test_statistics_see_a_leak_and_the_rows_of_the_table():
         section = data.model_copy(update=dict(val=val))
         stats = data_statistics(prepare(section, tokenizer), tokenizer, section)
         assert stats["leakage"]["validation"]["leaked"] == leaked
+
+
+def test_what_is_held_out_is_told_apart_in_files_of_one_name(tmp_path):
+    tokenizer, rows = (
+        AutoTokenizer.from_pretrained(_BASE),
+        [p.gsm8k() for p in problems(400, "train")],
+    )
+    for name, part in (("a", rows[:200]), ("b", rows[200:])):
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / name / "rows.jsonl").write_text(text)
+    data = Data(train=[str(tmp_path / name / "rows.jsonl") for name in "ab"], val="auto")
+    prepared = prepare(data, tokenizer)
+    held = prepared.about["validation"]["rows"]
+    assert held == len(prepared.held) == len(prepared.held_places) > 5
+    assert {name for name, _ in prepared.held_places} == {"rows.jsonl"}, "the names do not tell"
+    found = data_statistics(prepared, tokenizer, data)["leakage"]["validation"]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one_file = Data(train=str(tmp_path / "all.jsonl"), val="auto")
+    known = data_statistics(prepare(one_file, tokenizer), tokenizer, one_file)
+    known = known["leakage"]["validation"]
+    assert found["rows"] == known["rows"] == held
+    assert found["leaked"] == known["leaked"]

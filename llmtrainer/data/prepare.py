@@ -50,6 +50,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -543,10 +544,15 @@ class Prepared:
     ledger: Ledger  # of the training sources
     encoded: RowView  # the training rows before packing
     about: dict  # rows, format, template, tokens, lengths, validation, sources, sequences
-    held: list[tuple[str, int]]  # (file, line) of the training rows that are held out
+    held: np.ndarray  # rows of the table of `sources` that are held out for validation
     digest: str  # a hash of all sequences
     sources: EncodedSources  # what the training rows were chosen from
     val_sources: EncodedSources  # what the validation rows were chosen from
+
+    @property
+    def held_places(self) -> list[tuple[str, int]]:
+        "(file, line) of the rows that are held out."
+        return self.sources.places(self.held)
 
     @property
     def summary(self) -> str:
@@ -675,7 +681,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         ledger=ledger,
         encoded=fitted.view,
         about=about,
-        held=encoded.places(used) if held_out else [],
+        held=used if held_out else used[:0],
         digest=data_digest([encoded, val_encoded], [train, *val.values()], data, seed),
         sources=encoded,
         val_sources=val_encoded,
@@ -690,7 +696,9 @@ def data_statistics(
     named: Sources = (),  # benchmarks that must not be among the training rows
 ) -> dict:
     "Statistics of the training sources, and which validation or benchmark rows they contain."
-    encoded, held = prepared.sources, set(prepared.held)
+    encoded = prepared.sources
+    groups = encoded.groups()  # of a file's number and a line, since two files may have one name
+    is_held = np.isin(groups, groups[prepared.held])
     stats = describe_data(
         reread_rows(encoded),
         *flatten_rows(encoded.table),
@@ -698,13 +706,12 @@ def data_statistics(
         tokenizer.unk_token_id,
         data.max_length,
     )
-    is_held = lambda row: (row["source"], row["line"]) in held
     own_file = prepared.val_sources is not encoded
     others = {}
     if prepared.val:
         rows = reread_rows(prepared.val_sources)
-        others["validation"] = [row for row in rows if own_file or is_held(row)]
+        others["validation"] = list(rows if own_file else compress(rows, is_held))
     if named:
         others |= load_benchmarks(as_sources(named))
-    trained = (row for row in reread_rows(encoded) if not is_held(row))
+    trained = compress(reread_rows(encoded), ~is_held)
     return stats | dict(leakage=leakage(trained, others) if others else {})

@@ -461,7 +461,7 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
         ledger=ledger,
         encoded=first.sequences.rows,
         about=about,
-        held=[],
+        held=np.zeros(0, np.int64),
         digest=stream_digest(sources, first, data, seed),
         sources=first.encoded,
         val_sources=val_encoded,
