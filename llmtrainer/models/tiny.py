@@ -91,10 +91,11 @@ def tiny_folder(kind: str) -> Path:
             where="model.base",
             allowed=", ".join(f"tiny:{k}" for k in ("base", *KINDS)),
         )
-    folder = (
-        cache_folder() / f"tiny-{kind}-{check_shipped_base()['sha256']['tokenizer.json'][:8]}"
-    )  # another tokenizer, another model
+    made = json.loads((BASE / "made.json").read_text())
+    # another tokenizer, another model
+    folder = cache_folder() / f"tiny-{kind}-{made['sha256']['tokenizer.json'][:8]}"
     if not folder.is_dir():
+        check_shipped_base()  # hashing its weights takes longer than loading a tiny model
         folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(BASE)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
