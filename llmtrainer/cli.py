@@ -491,16 +491,13 @@ def evaluate(
     if as_json:
         say_json([r.summary() for r in results])
     else:
-        figures = Table("task", "items", "accuracy", "95 % interval", "any form")
-        for r in results:
-            figures.add_row(
-                r.task,
-                str(r.n),
-                f"{r.accuracy:.3f}",
-                f"{r.interval[0]:.3f} to {r.interval[1]:.3f}",
-                f"{r.flexible:.3f}",
-            )
-        Console().print(figures)
+        table = Table("task", "items", "score", "value", "95 % interval")
+        for result in results:
+            for name, score in result.scores.items():
+                low, high = score.interval
+                interval = f"{low:.3f} to {high:.3f}"
+                table.add_row(result.task, str(result.n), name, f"{score.value:.3f}", interval)
+        Console().print(table)
     fail_under(unmet_requirements(results, section.require))
 
 
@@ -510,11 +507,10 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="RUN_A")],
     b: Annotated[str, typer.Argument(metavar="RUN_B")],
     task: Annotated[str, typer.Option(help="a task both were measured on")],
+    score: Annotated[str | None, typer.Option(help="instead of the task's primary score")] = None,
     as_json: AsJson = False,
 ):
     "Is B better than A? Paired, on the same items."
-    from dataclasses import asdict
-
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
@@ -522,11 +518,11 @@ def compare(
     from llmtrainer.run import Run
 
     left, right = (stored_result(Run.load(name), task) for name in (a, b))
-    found = compare(left, right)
+    comparison = compare(left, right, score, (a, b))
     if as_json:
-        say_json(asdict(found))
+        say_json(comparison.model_dump())
     else:
-        Console().print(comparison_table(found, left, right, (a, b)))
+        Console().print(comparison_table(comparison))
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8
@@ -551,7 +547,7 @@ def merge(
             where="--how",
             allowed="dequantized, original",
         )
-    say_json(merge_run(Run.load(run), how))
+    say_json(merge_run(Run.load(run), how).model_dump())
 
 
 @app.command()
@@ -562,7 +558,7 @@ def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx")
     from llmtrainer.run import Run
 
     questions = [problem.question for problem in problems(8, "test", 1)]
-    say_json(export_run(Run.load(run), questions, to))
+    say_json(export_run(Run.load(run), questions, to).model_dump())
 
 
 @app.command()

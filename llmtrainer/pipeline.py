@@ -64,24 +64,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 from llmtrainer.align.preference import Dpo
 from llmtrainer.data.packing import Sequences, collator
-from llmtrainer.data.prepare import Data, Prepared, prepare
+from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare
 from llmtrainer.data.rows import row_kind
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.evals.compare import compare, comparison_table
-from llmtrainer.evals.tasks import Eval, Result, evaluate, find_task, read_result
+from llmtrainer.evals.tasks import Eval, TaskResult, evaluate, find_task
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
     choose_policy,
     decoder_layers,
 )
 from llmtrainer.models.engines import fuse_model
-from llmtrainer.models.experts import expert_load, fused_experts
+from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
     Model,
+    ModelRecord,
     describe_model,
     fingerprint,
     hide_progress_bars,
@@ -102,8 +103,8 @@ from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, seed_everything, write_atomic
 from llmtrainer.ship.card import write_card
-from llmtrainer.ship.export import find_exporter
-from llmtrainer.ship.merge import merge
+from llmtrainer.ship.export import ExportRecord, find_exporter
+from llmtrainer.ship.merge import MergeRecord, merge
 from llmtrainer.training.checkpoints import explain_full_disk
 from llmtrainer.training.distributed import rank
 from llmtrainer.training.durable import Signals
@@ -197,15 +198,15 @@ def read_recipe(
 def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
     """Write what the data is into the run; `UserError` where a resumed run would go on with other
     data, unless `data` is accepted."""
-    known = run.read("data.json")["sha256"] if (run.path / "data.json").is_file() else data.digest
-    if known != data.digest and "data" not in accept:
+    begun = run.find_record(DataRecord)
+    if begun and begun.sha256 != data.digest and "data" not in accept:
         raise UserError(
             "the data is not what this run began with",
             where=str(run.path),
             fix="put the old files back, or begin another run with --run; to go on all the same,"
             " which is noted in the run: train.accept_changes=[data,order]",
         )
-    run.write("data.json", data.account() | dict(sha256=data.digest))
+    run.add_record(data.account())
     write_atomic(
         run.path / "validation.jsonl",
         "".join(json.dumps(dict(file=file, line=line)) + "\n" for file, line in data.held_places),
@@ -232,7 +233,7 @@ def evaluate_tasks(
     quiet: bool = False,
     folder: str = "evals",  # under the run
     how: Generation = Generation(),
-) -> list[Result]:
+) -> list[TaskResult]:
     "Run the section's tasks on a model and store each result in the run, where there is one."
     results = []
     for name in section.tasks:
@@ -250,26 +251,27 @@ def evaluate_tasks(
                 )
             )
         if run:
-            run.write(f"{folder}/{name}.json", asdict(results[-1]))
+            run.add_record(results[-1], f"{folder}/{name}.json")
     return results
 
 
-def stored_result(run: Run, task: str, folder: str = "evals") -> Result:
+def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
     "A task's result in a run; `UserError` where it was never measured."
-    if not (run.path / folder / f"{task}.json").is_file():
-        raise UserError(
-            f"{run.path} has no result of {task}",
-            fix=f"llmtrainer eval {run.path} --tasks {task}",
-        )
-    return read_result(run.read(f"{folder}/{task}.json"))
+    if result := run.find_record(TaskResult, f"{folder}/{task}.json"):
+        return result
+    raise UserError(
+        f"{run.path} has no result of {task}",
+        fix=f"llmtrainer eval {run.path} --tasks {task}",
+    )
 
 
-def unmet_requirements(results: list[Result], require: dict[str, float]) -> list[str]:
-    "The tasks whose accuracy is under what the recipe requires, in words."
+def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:
+    "The tasks whose primary score does not reach what the recipe requires, in words."
     return [
-        f"{r.task}: {r.accuracy:.3f} is under the required {require[r.task]}"
-        for r in results
-        if r.accuracy < require.get(r.task, 0)
+        f"{result.task}: {result.primary} {result.score.value:.3f} does not reach the required"
+        f" {require[result.task]:g}"
+        for result in results
+        if result.task in require and not result.reaches(require[result.task])
     ]
 
 
@@ -327,12 +329,12 @@ def is_finished(run: Run) -> bool:
 def pin_model(run: Run, model: Model) -> Model:
     """The section at the commit that the run began with; `UserError` where a folder's weights are
     others now."""
-    if not (run.path / "model.json").is_file():
+    record = run.find_record(ModelRecord)
+    if record is None:
         return model
-    known = run.read("model.json")["base"]
-    if "sha256" not in known:
-        return model.model_copy(update=dict(revision=known["revision"]))
-    if not is_finished(run) and fingerprint(model.base)["sha256"] != known["sha256"]:
+    if record.base.sha256 is None:
+        return model.model_copy(update=dict(revision=record.base.revision))
+    if not is_finished(run) and fingerprint(model.base)["sha256"] != record.base.sha256:
         raise UserError(
             "the base model is not the one this run began with",
             where=str(run.path),
@@ -358,10 +360,8 @@ def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: b
     if not fused_experts(model):
         return
     load = expert_load(model.eval(), batches)
-    run.write(
-        "experts.json",
-        (run.read("experts.json") if (run.path / "experts.json").is_file() else {}) | {when: load},
-    )
+    record = run.find_record(ExpertsRecord) or ExpertsRecord()
+    run.add_record(record.model_copy(update={when: load}))
     if not quiet:
         print(
             f"experts {when} training: the busiest of a layer gets"
@@ -437,13 +437,15 @@ def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
 
 def record_model(run: Run, model, tokenizer, base: dict, plan: DevicePlan, speed: dict) -> None:
     "Write what the model is, what of it is trained, and how it is computed into the run."
-    facts = dict(
-        base=base,
-        family=describe_model(model, tokenizer),
-        plan=asdict(plan),
-        trainable=count_trainable(model),
+    run.add_record(
+        ModelRecord(
+            base=base,
+            family=describe_model(model, tokenizer),
+            plan=plan,
+            trainable=count_trainable(model),
+            **speed,
+        )
     )
-    run.write("model.json", facts | speed)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ccfce15e
@@ -629,7 +631,7 @@ def train(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
-def merge_run(run: Run, how: str = "dequantized") -> dict:
+def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`, and record the difference."
     if run.model.is_dir():
         raise UserError(
@@ -640,12 +642,12 @@ def merge_run(run: Run, how: str = "dequantized") -> dict:
         raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
     section = pin_model(run, load_recipe(Recipe, run.recipe).model)
     with explain_full_disk(run.path):
-        found = merge(section, run.adapter, run.exports / "merged", how=how)
-    run.write("exports/merge.json", found)
-    return found
+        record = merge(section, run.adapter, run.exports / "merged", how=how)
+    run.add_record(record, "exports/merge.json")
+    return record
 
 
-def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> dict:
+def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`, and record how it differs."
     exporter = find_exporter(to)
     exporter.require()
@@ -655,9 +657,9 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> dict:
     folder = run.exports / to
     with explain_full_disk(run.path):
         facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
-    facts |= dict(format=exporter.title)
-    run.write(f"exports/{to}.json", facts)
-    return facts
+    record = ExportRecord(format=exporter.title, **facts)
+    run.add_record(record, f"exports/{to}.json")
+    return record
 
 
 # %% ../nbs/system/80_pipeline.ipynb #49d8ed3f
@@ -745,8 +747,8 @@ def quickstart(
         train(recipe, out)
     after = stored_result(run, "word_problems")
     comparison = compare(before, after)
-    run.write("evals/comparison.json", asdict(comparison))
-    console.print(comparison_table(comparison, before, after))
+    run.add_record(comparison, "evals/comparison.json")
+    console.print(comparison_table(comparison))
     with stage("merge", "4/6  Merging the adapter, and measuring what that changes"):
         merged = merge_run(run)
     with stage("onnx", "5/6  Exporting to ONNX, and reading the same text from it"):
@@ -758,8 +760,8 @@ def quickstart(
         after=after.summary(),
         test_size=after.n,
         p_value=comparison.p_value,
-        merge=merged,
-        onnx=exported,
+        merge=merged.model_dump(),
+        onnx=exported.model_dump(),
         seed=seed,
         seconds=round(time.monotonic() - began, 1),
         stages=stage.seconds,
@@ -767,9 +769,9 @@ def quickstart(
     run.write("summary.json", summary)
     run.seal()
     console.print(
-        f"\nMerged and trained model differ by {merged['max_abs_logit_diff']:.1e} in a logit, ONNX"
-        f" and merged by {exported['max_abs_logit_diff']:.1e}, same text:"
-        f" {exported['same_text']}.\n{summary['seconds']:.0f} seconds. All of it lies in {out}."
+        f"\nMerged and trained model differ by {merged.max_abs_logit_diff:.1e} in a logit, ONNX"
+        f" and merged by {exported.max_abs_logit_diff:.1e}, same text:"
+        f" {exported.same_text}.\n{summary['seconds']:.0f} seconds. All of it lies in {out}."
         f" Next:\n  llmtrainer chat {out}\n  llmtrainer demo {out}\n  llmtrainer init recipe.yaml"
     )
     return summary

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = [
+    "AnyRecord",
     "PACKAGES",
     "fsync_path",
     "write_atomic",
     "write_json",
     "read_json",
+    "Record",
+    "Environment",
     "environment",
     "seed_everything",
     "sha256",
@@ -18,6 +21,10 @@ __all__ = [
     "Stopped",
     "append_line",
     "read_lines",
+    "MetricsLine",
+    "loss_svg",
+    "facts_html",
+    "run_html",
     "Run",
 ]
 
@@ -37,10 +44,14 @@ import time
 import uuid
 import warnings
 from collections.abc import Collection, Mapping
+from html import escape
 from importlib import metadata
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
+from typing import ClassVar, Self, TypeVar
+
+# %% ../nbs/internals/91_run.ipynb #f2e55690
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # %% ../nbs/internals/91_run.ipynb #2767e7e8
 from llmtrainer.recipe import (
@@ -128,6 +139,43 @@ def read_json(path: str | Path):
         ) from None
 
 
+# %% ../nbs/internals/91_run.ipynb #95419f8a
+class Record(BaseModel):
+    "A JSON file of a run: named and typed fields, stored with the record's kind and version."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: ClassVar[str | None] = None  # its name under a run, where there is only one
+    form: ClassVar[int] = 1  # to be raised when a field is added, renamed or means something else
+
+    def save(self, path: str | Path) -> None:
+        "Write it as JSON, atomically."
+        write_json(path, dict(kind=type(self).__name__, version=self.form) | self.model_dump())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        "Read it; `UserError` for a missing or damaged file, another kind or another version."
+        stored = read_json(path)
+        stored = dict(stored) if isinstance(stored, Mapping) else {}
+        kind, version = stored.pop("kind", None), stored.pop("version", None)
+        if (kind, version) != (cls.__name__, cls.form):
+            raise UserError(
+                f"{path} holds {kind or 'no record'} of version {version or 'none'}",
+                allowed=f"{cls.__name__} of version {cls.form}",
+                fix="Use the release that wrote it, or repeat the step that writes it.",
+            )
+        try:
+            return cls.model_validate(stored)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise UserError(
+                f"{path} is damaged: {key}: {fault['msg']}",
+                fix="Restore it, or remove it and repeat the step that writes it.",
+            ) from None
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
 # %% ../nbs/internals/91_run.ipynb #451f43be
 PACKAGES = (
     "llmtrainer",
@@ -170,14 +218,24 @@ def _commit():
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def environment() -> dict:
+class Environment(Record):
     "What a result depends on beside recipe and data, without names, paths or variables."
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
+
+    file = "env.json"
+    python: str
+    platform: str  # system and processor
+    packages: dict[str, str | None]  # name -> version
+    commit: str | None  # of the package's own checkout
+
+
+def environment() -> Environment:
+    "The environment of this process."
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+        commit=_commit(),
+    )
 
 
 # %% ../nbs/internals/91_run.ipynb #180a7fc0
@@ -233,7 +291,8 @@ def _lock(folder):
             raise
         warnings.warn(
             f"The drive under {folder} has no locks: make sure that only one process writes this"
-            " run."
+            " run.",
+            stacklevel=2,
         )
     _held[lock] = handle
 
@@ -248,13 +307,12 @@ def sha256(path: str | Path) -> str:
 # %% ../nbs/internals/91_run.ipynb #1edc10e5
 def _files(folder):
     "{name relative to folder: path} of all files that a manifest covers."
-    found = {
-        p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob("*")) if p.is_file()
-    }
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {
-        name: p
-        for name, p in found.items()
-        if name not in ("manifest.json", ".lock") and not _TEMPORARY.fullmatch(p.name)
+        name: path
+        for name, path in names.items()
+        if name not in ("manifest.json", ".lock") and not _TEMPORARY.fullmatch(path.name)
     }
 
 
@@ -311,7 +369,9 @@ def _refuse_other(path, recipe, free=()):
     """Raise if the run at `path` was begun by another recipe; `free` are keys or sections that may
     change."""
     changed = [
-        c for c in _changes(path, recipe) if c[0] not in free and c[0].split(".")[0] not in free
+        (key, before, after)
+        for key, before, after in _changes(path, recipe)
+        if key not in free and key.split(".")[0] not in free
     ]
     if changed:
         table = "".join(
@@ -363,9 +423,30 @@ def read_lines(path: str | Path) -> list:
             rows.append(json.loads(line))
         except ValueError:
             warnings.warn(
-                f"Line {number} of {path.name} is torn, as after a kill, and is left out."
+                f"Line {number} of {path.name} is torn, as after a kill, and is left out.",
+                stacklevel=2,
             )
     return rows
+
+
+# %% ../nbs/internals/91_run.ipynb #eed70e72
+class MetricsLine(BaseModel):
+    "One line of metrics.jsonl; values of an objective or a validation task pass through."
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    version: int = Field(1, ge=1, le=1)  # of the form, where it is written
+    step: int | None = None  # optimizer steps done
+    time: float | None = None  # seconds since 1970
+    tokens: int | None = None  # read so far
+    loss: float | None = None  # a unit, over the steps since the last line; NaN stays NaN
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None  # share of the chip's FLOP/s
+    memory_gib: float | None = None  # peak
+    train_runtime: float | None = None  # seconds in the loop, in its last line
 
 
 # %% ../nbs/internals/91_run.ipynb #a69f941a
@@ -394,7 +475,161 @@ class _Files:
 
 
 # %% ../nbs/internals/91_run.ipynb #72de6c4f
-class Run(_Files):
+def loss_svg(
+    lines: dict[str, list[tuple[float, float]]],  # name -> (step, value)
+    width: int = 560,
+    height: int = 200,
+) -> str:
+    "Lines over steps as SVG; a value that is not finite leaves a gap."
+    lines = {
+        name: [(step, value) for step, value in line if math.isfinite(value)]
+        for name, line in lines.items()
+    }
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return "<svg/>"
+    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points))
+
+    def x(step: float) -> float:
+        return 40 + (width - 50) * (step - left) / max(right - left, 1)
+
+    def y(value: float) -> float:
+        return height - 20 - (height - 40) * (value - low) / max(high - low, 1e-9)
+
+    def text(across: float, down: float, words: str, style: str) -> str:
+        return f'<text x="{across:.0f}" y="{down:.0f}" {style}>{escape(words)}</text>'
+
+    drawn, end = [], 'font-size="11" text-anchor="end"'
+    colors = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+    for number, (name, line) in enumerate(lines.items()):
+        if not line:
+            continue
+        color, path = colors[number % 4], " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in line)
+        drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{path}"/>')
+        label = f"{name} {line[-1][1]:.4f}"
+        drawn.append(text(width - 10, 14 * number + 11, label, f'fill="{color}" {end}'))
+    axis = 'fill="currentColor" font-size="10"'
+    drawn += [text(2, y(value), f"{value:.3g}", axis) for value in (low, high)]
+    drawn.append(text(width - 10, height - 4, f"step {right:.0f}", f'{axis} text-anchor="end"'))
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="losses over steps"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(drawn)}</svg>'
+    )
+
+
+# %% ../nbs/internals/91_run.ipynb #6f0cd47b
+def facts_html(rows: Mapping[str, str]) -> str:
+    "Names and words as an HTML table; everything is escaped."
+    cells = (f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+    return f'<table style="text-align:left">{"".join(cells)}</table>'
+
+
+def run_html(run: "Run") -> str:
+    "A run for a notebook: what and how far, and the curve of its losses."
+    lines, recipe = run.metrics_lines(), run.recipe
+    steps = [line for line in lines if line.step is not None]
+    finished = run.adapter.is_dir() or run.model.is_dir()
+    facts = {
+        "run": run.path.name,
+        "base": recipe.get("model", {}).get("base", "not named"),
+        "data": recipe.get("data", {}).get("train", "not named"),
+        "steps": f"{steps[-1].step if steps else 0:,}, {'finished' if finished else 'unfinished'}",
+    }
+    if results := sorted(path.stem for path in run.evals.glob("*.json")):
+        facts["evaluated on"] = ", ".join(results)
+    if shipped := sorted(path.name for path in run.exports.glob("*/")):
+        facts["exports"] = ", ".join(shipped)
+    curves = {
+        name: [(line.step, value) for line in steps if (value := getattr(line, name)) is not None]
+        for name in ("loss", "eval_loss")
+    }
+    return facts_html(facts) + loss_svg(curves)
+
+
+# %% ../nbs/internals/91_run.ipynb #42cd6eb4
+class _Records(_Files):
+    "Reading and writing the JSON files of a run."
+
+    def write(self, name: str, obj) -> None:
+        "Write JSON under the run, atomically."
+        write_json(self.path / name, obj)
+
+    def read(self, name: str):
+        "Read JSON from under the run."
+        return read_json(self.path / name)
+
+    def add_record(
+        self,
+        record: Record,
+        name: str | None = None,  # under the run; without one, the name of the record's kind
+    ) -> None:
+        "Write a record under the run, atomically."
+        record.save(self.path / (name or record.file))
+
+    def find_record(self, kind: type[AnyRecord], name: str | None = None) -> AnyRecord | None:
+        "A record of the run, None where there is none; `UserError` where it cannot be read."
+        path = self.path / (name or kind.file)
+        return kind.load(path) if path.is_file() else None
+
+    def find_records(self, kind: type[AnyRecord], folder: str) -> dict[str, AnyRecord]:
+        "The records of one kind that lie in a folder of the run, by their files' names."
+        paths = sorted((self.path / folder).glob("*.json"))
+        return {
+            path.stem: kind.load(path)
+            for path in paths
+            if read_json(path).get("kind") == kind.__name__
+        }
+
+
+# %% ../nbs/internals/91_run.ipynb #091a1f67
+class _Log(_Records):
+    "The lines of metrics.jsonl."
+
+    def log(self, **values) -> None:
+        "Append one line to metrics.jsonl."
+        append_line(self.path / "metrics.jsonl", values)
+
+    def metrics(self) -> list[dict]:
+        "The logged lines; a torn one is left out with a warning."
+        return read_lines(self.path / "metrics.jsonl")
+
+    def metrics_lines(self) -> list[MetricsLine]:
+        "The logged lines with typed fields; `UserError` for a line that is something else."
+        lines = []
+        for number, values in enumerate(self.metrics(), 1):
+            try:
+                lines.append(MetricsLine.model_validate(values))
+            except ValidationError as error:
+                fault = error.errors()[0]
+                key = ".".join(map(str, fault["loc"]))
+                raise UserError(
+                    f"line {number} of {self.path / 'metrics.jsonl'}: {key}: {fault['msg']}",
+                    fix="Remove the line, or the change that was made to it.",
+                ) from None
+        return lines
+
+    def rewind(
+        self,
+        step: int,
+        lines: int | None = None,  # with a step, that there were when its checkpoint was made
+    ) -> int:
+        "Drop the logged lines after a step, which a resumed training writes again; how many."
+        rows, kept, numbered = self.metrics(), [], 0
+        for row in rows:
+            if "step" in row:
+                if row["step"] > step:
+                    continue
+                numbered += 1
+                if lines is not None and numbered > lines:
+                    continue
+            kept.append(row)
+        if len(kept) < len(rows):
+            write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
+        return len(rows) - len(kept)
+
+
+# %% ../nbs/internals/91_run.ipynb #a493975c
+class Run(_Log):
     "A run directory: `Run.open` to write it, `Run.load` to read it."
 
     @classmethod
@@ -404,7 +639,7 @@ class Run(_Files):
         recipe: Section,
         free: Collection[
             str
-        ] = (),  # keys or sections that may differ from the run's: what they change is noted
+        ] = (),  # keys or sections that may differ from the run's; this is noted
     ) -> "Run":
         "Create a run, or resume the run that this very recipe began."
         run = cls(path)
@@ -419,7 +654,7 @@ class Run(_Files):
         if not (run.path / "recipe.yaml").exists():
             write_atomic(run.path / "recipe.yaml", dump_section(recipe))
         if not (run.path / "env.json").exists():
-            run.write("env.json", environment())
+            run.add_record(environment())
         return run
 
     @classmethod
@@ -432,38 +667,6 @@ class Run(_Files):
             fix="Name a folder that `llmtrainer train` wrote.",
         )
 
-    def write(self, name: str, obj) -> None:
-        "Write JSON under the run, atomically."
-        write_json(self.path / name, obj)
-
-    def read(self, name: str):
-        "Read JSON from under the run."
-        return read_json(self.path / name)
-
-    def log(self, **values) -> None:
-        "Append one line to metrics.jsonl."
-        append_line(self.path / "metrics.jsonl", values)
-
-    def metrics(self) -> list[dict]:
-        "The logged lines; a torn one is left out with a warning."
-        return read_lines(self.path / "metrics.jsonl")
-
-    def rewind(
-        self,
-        step: int,
-        lines: int | None = None,  # with a step, that there were when its checkpoint was made
-    ) -> int:
-        "Drop the logged lines after a step, which a resumed training writes again; how many."
-        rows, number = self.metrics(), count(1)
-        kept = [
-            r
-            for r in rows
-            if "step" not in r or r["step"] <= step and (lines is None or next(number) <= lines)
-        ]
-        if len(kept) < len(rows):
-            write_atomic(self.path / "metrics.jsonl", "".join(_json(r) + "\n" for r in kept))
-        return len(rows) - len(kept)
-
     def seal(self) -> None:
         "Write manifest.json: size and SHA-256 of every file."
         seal(self.path)
@@ -471,3 +674,6 @@ class Run(_Files):
     def verify(self) -> list[str]:
         "What differs from the manifest; empty when nothing does."
         return verify(self.path)
+
+    def _repr_html_(self) -> str:
+        return run_html(self)

@@ -349,13 +349,11 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     recipe, path = job(tmp_path), tmp_path / "run"
     run = train(recipe, path, quiet=True)
     before = sha256(run.adapter / "adapter_model.safetensors")
-    answers = run.read("evals/word_problems.json")
+    answers = stored_result(run, "word_problems").items
     (run.evals / "word_problems.json").unlink()  # as after a kill between training and evaluation
     train(recipe, path, quiet=True)
-    assert (
-        sha256(run.adapter / "adapter_model.safetensors") == before
-        and run.read("evals/word_problems.json") == answers
-    )
+    assert sha256(run.adapter / "adapter_model.safetensors") == before
+    assert stored_result(run, "word_problems").items == answers
 
 
 def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):

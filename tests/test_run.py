@@ -2,6 +2,7 @@
 import pytest
 from llmtrainer.run import *
 from llmtrainer.run import (
+    Field,
     Path,
     Section,
     UserError,
@@ -59,23 +60,17 @@ def test_a_kill_between_write_and_rename_keeps_the_old_content(tmp_path):
     )
     assert child.wait(60) == -signal.SIGKILL, child.stderr.read()
     assert target.read_text() == "old " * 1000
-    left = [p for p in tmp_path.iterdir() if p != target]
-    assert (
-        len(left) == 1
-        and left[0].read_text() == "new " * 1000
-        and _TEMPORARY.fullmatch(left[0].name)
-    )
+    (left,) = [path for path in tmp_path.iterdir() if path != target]
+    assert left.read_text() == "new " * 1000 and _TEMPORARY.fullmatch(left.name)
 
 
 def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
     seen, sync, rename = [], os.fsync, os.replace
 
     def see_sync(handle):
-        seen.append(
-            "sync folder"
-            if stat.S_ISDIR(os.fstat(handle).st_mode)
-            else f"sync {os.fstat(handle).st_size} bytes"
-        )
+        status = os.fstat(handle)
+        folder = stat.S_ISDIR(status.st_mode)
+        seen.append("sync folder" if folder else f"sync {status.st_size} bytes")
         sync(handle)
 
     with monkeypatch.context() as patch:
@@ -92,29 +87,25 @@ def test_a_full_disk_is_passed_on_and_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
         patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(full))
         write_atomic(target, "new")
-    assert (
-        caught.value is full
-        and target.read_text() == "old"
-        and list(tmp_path.iterdir()) == [target]
-    )
+    assert caught.value is full and target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
     child = _child(
         """
         import resource, sys
         from llmtrainer.run import write_atomic
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-        try: write_atomic(sys.argv[1], "x" * 5000)
-        except OSError as error: sys.exit(f"errno {error.errno}")
+        try:
+            write_atomic(sys.argv[1], "x" * 5000)
+        except OSError as error:
+            sys.exit(f"errno {error.errno}")
         """,
         target,
     )
-    assert (
-        f"errno {errno.EFBIG}" in child.communicate(timeout=60)[1]
-        and list(tmp_path.iterdir()) == [target]
-        and target.read_text() == "old"
-    )
+    assert f"errno {errno.EFBIG}" in child.communicate(timeout=60)[1]
+    assert list(tmp_path.iterdir()) == [target] and target.read_text() == "old"
 
 
-def test_json_keeps_numbers_and_shows_what_is_none(tmp_path):
+def test_json_keeps_numbers_and_shows_what_is_not_one(tmp_path):
     values = {
         "a": [1, 2.5, None, True],
         "b": numpy.float32(0.5),
@@ -136,6 +127,47 @@ def test_json_keeps_numbers_and_shows_what_is_none(tmp_path):
             read_json(tmp_path / name)
 
 
+class Shoe(Record):
+    "A toy record."
+
+    size: float
+
+
+def test_a_record_comes_back_equal_or_is_refused_by_name(tmp_path):
+    class Reading(Record):
+        "A record with a list, a tuple and numbers that JSON does not know."
+
+        name: str
+        pair: tuple[float, float]
+        losses: list[float] = []
+
+    class Other(Record):
+        "Another kind with the same fields."
+
+        name: str
+        pair: tuple[float, float]
+        losses: list[float] = []
+
+    path = tmp_path / "reading.json"
+    Reading(name="é", pair=(1, math.inf), losses=[math.nan]).save(path)
+    back = Reading.load(path)
+    assert (back.name, back.pair) == ("é", (1.0, math.inf)) and math.isnan(back.losses[0])
+    with pytest.raises(UserError, match="holds Reading of version 1"):
+        Other.load(path)
+    for old, new, words in (
+        ('"version": 1', '"version": 0', "Reading of version"),
+        ('"kind": "Reading",', "", "no record"),
+        ('"name"', '"nmae"', "name: Field required"),
+        ('"Infinity"', '"far"', "pair.1: "),
+        ("{", "[", "is damaged"),
+    ):
+        text = path.read_text()
+        assert old in text
+        (tmp_path / "edited.json").write_text(text.replace(old, new, 1))
+        with pytest.raises(UserError, match=words):
+            Reading.load(tmp_path / "edited.json")
+
+
 def test_a_seed_repeats_all_three_generators():
     def draw():
         return (
@@ -154,17 +186,14 @@ def test_a_seed_repeats_all_three_generators():
 
 def test_environment_gives_versions_and_nothing_else():
     here = environment()
-    assert set(here) == {"python", "platform", "packages", "commit"} and set(
-        here["packages"]
-    ) == set(PACKAGES)
-    assert (
-        re.fullmatch(r"3\.\d+\.\d+\S*", here["python"])
-        and here["platform"] == f"{platform.system()} {platform.machine()}"
-    )
-    assert all(
-        v is None or re.fullmatch(r"\d[\w.+!-]*", v) for v in here["packages"].values()
-    ) and here["packages"]["pydantic"] == metadata.version("pydantic")
-    assert here["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(\+changed)?", here["commit"])
+    assert set(here.model_dump()) == {"python", "platform", "packages", "commit"}
+    assert set(here.packages) == set(PACKAGES)
+    assert re.fullmatch(r"3\.\d+\.\d+\S*", here.python)
+    assert here.platform == f"{platform.system()} {platform.machine()}"
+    assert here.packages["pydantic"] == metadata.version("pydantic")
+    for version in here.packages.values():
+        assert version is None or re.fullmatch(r"\d[\w.+!-]*", version)
+    assert here.commit is None or re.fullmatch(r"[0-9a-f]{40}(\+changed)?", here.commit)
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
@@ -219,8 +248,10 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         import os, sys, time
         from llmtrainer.run import _lock
         _lock(sys.argv[1])
-        if os.fork() == 0: print(os.getpid(), flush=True)  # the child speaks: what runs at a fork has run in it then
-        time.sleep(60); os._exit(0)
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)  # by then the hooks of a fork have run in the child
+        time.sleep(60)
+        os._exit(0)
         """,
         tmp_path,
     )
@@ -255,10 +286,9 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 def test_oracle_sha256_of_known_texts(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert (
-        sha256(tmp_path / "abc")
-        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )  # FIPS 180-2
+    # from FIPS 180-2
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "abc") == known
     (tmp_path / "big").write_bytes(data := os.urandom(3_000_001))
     assert sha256(tmp_path / "big") == hashlib.sha256(data).hexdigest()
 
@@ -285,15 +315,12 @@ def test_the_same_recipe_resumes_and_another_is_refused(tmp_path):
     assert (
         Run.open(run.path, Toy(lr=1e-4)).metrics() == [{"step": 1}] and run.recipe["name"] == "no"
     )
-    assert set(run.read("env.json")) == {"python", "platform", "packages", "commit"}
+    assert run.find_record(Environment) == environment()
     with pytest.raises(UserError) as caught:
         Run.open(run.path, Toy(lr=2e-4, tasks=["x"]))
-    assert (
-        "lr: 0.0001 -> 0.0002" in str(caught.value)
-        and "tasks: [] -> [x]" in str(caught.value)
-        and "--run" in caught.value.fix
-    )
-    assert "seed" not in str(caught.value)
+    text = str(caught.value)
+    assert "lr: 0.0001 -> 0.0002" in text and "tasks: [] -> [x]" in text and "seed" not in text
+    assert "--run" in caught.value.fix
 
 
 def test_a_free_key_may_change_and_the_change_is_noted(tmp_path):
@@ -303,9 +330,8 @@ def test_a_free_key_may_change_and_the_change_is_noted(tmp_path):
     assert run.recipe["seed"] == 0 and not (run.path / "changes.jsonl").exists()
     Run.open(run.path, Toy(seed=5), free={"seed"})
     (noted,) = read_lines(run.path / "changes.jsonl")
-    assert (noted["key"], noted["there"], noted["now"]) == ("seed", 0, 5) and run.recipe[
-        "seed"
-    ] == 5
+    assert (noted["key"], noted["there"], noted["now"]) == ("seed", 0, 5)
+    assert run.recipe["seed"] == 5
     assert Run.open(run.path, Toy(seed=5)).recipe["lr"] == 2e-4
 
 
@@ -316,11 +342,8 @@ def test_rewinding_drops_what_will_be_written_again(tmp_path):
     run.log(note="without a step")
     before = run.metrics()
     assert run.rewind(3) == 0 and run.metrics() == before
-    assert (
-        run.rewind(2) == 1
-        and run.metrics() == [before[0], before[1], before[3]]
-        and before[1]["loss"] == "NaN"
-    )
+    assert run.rewind(2) == 1 and run.metrics() == [before[0], before[1], before[3]]
+    assert before[1]["loss"] == "NaN"
     run.log(step=2, eval_loss=0.4)
     assert run.rewind(2, 2) == 1 and run.metrics() == [before[0], before[1], before[3]]
 
@@ -344,12 +367,19 @@ def test_a_kill_while_a_run_is_created_is_mended_by_opening_again(tmp_path):
         import os, signal, sys
         from llmtrainer.recipe import Section
         from llmtrainer.run import Run
-        class Toy(Section): lr: float = 2e-4
-        left, real = [int(sys.argv[2])], os.replace
+
+        class Toy(Section):
+            lr: float = 2e-4
+
+        left, real = int(sys.argv[2]), os.replace
+
         def counted(*paths):
-            left[0] -= 1
-            if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             real(*paths)
+
         os.replace = counted
         Run.open(sys.argv[1], Toy())
         """
@@ -371,18 +401,18 @@ def test_a_line_that_does_not_fit_is_an_error_and_tears_nothing_else(tmp_path):
         from llmtrainer.run import append_line
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         try:
-            for step in range(50): append_line(sys.argv[1], {"step": step})
-        except OSError as error: sys.exit(f"errno {error.errno} at {step}")
+            for step in range(50):
+                append_line(sys.argv[1], {"step": step})
+        except OSError as error:
+            sys.exit(f"errno {error.errno} at {step}")
         """,
         tmp_path / "m.jsonl",
     )
-    said = child.communicate(timeout=60)[1]
+    message = child.communicate(timeout=60)[1]
     with pytest.warns(UserWarning, match="torn"):
         rows = read_lines(tmp_path / "m.jsonl")
-    assert (
-        said.strip() == f"errno {errno.EFBIG} at {len(rows)}"
-        and [row["step"] for row in rows] == list(range(len(rows))) != []
-    )
+    assert message.strip() == f"errno {errno.EFBIG} at {len(rows)}"
+    assert rows and [row["step"] for row in rows] == list(range(len(rows)))
 
 
 def test_a_torn_line_is_left_out_and_said(tmp_path):
@@ -409,6 +439,38 @@ def test_a_run_seals_and_verifies_itself(tmp_path):
     }
     run.log(step=1)
     assert run.verify() == ["metrics.jsonl is not in the manifest"]
+
+
+def test_typed_lines_and_the_picture_of_a_run(tmp_path):
+    run = Run.open(tmp_path / "<b>run", Toy())
+    for step in (1, 2, 3):
+        run.log(step=step, loss=math.nan if step == 2 else 3.0 - step, margin=0.5)
+    run.log(step=3, eval_loss=0.25)
+    lines = run.metrics_lines()
+    assert [line.step for line in lines] == [1, 2, 3, 3] and math.isnan(lines[1].loss)
+    assert lines[0].model_extra == {"margin": 0.5} and lines[3].eval_loss == 0.25
+    page = run._repr_html_()
+    assert "&lt;b&gt;run" in page and "<b>" not in page and "nan" not in page.lower()
+    assert "eval_loss 0.2500" in page and "loss 0.0000" in page and "3, unfinished" in page
+    run.log(step="four")
+    with pytest.raises(UserError, match="line 5 of .*step"):
+        run.metrics_lines()
+
+
+def test_records_of_a_folder_are_told_apart_by_their_kind(tmp_path):
+    class Ship(Record):
+        "Another kind."
+
+        name: str
+
+    run = Run.open(tmp_path / "run", Toy())
+    run.add_record(Shoe(size=40), "evals/a.json")
+    run.add_record(Ship(name="Vasa"), "evals/b.json")
+    run.write("evals/c.json", {"size": 1})
+    assert run.find_records(Shoe, "evals") == {"a": Shoe(size=40)}
+    assert run.find_record(Shoe, "evals/none.json") is None and run.find_records(Shoe, "no") == {}
+    with pytest.raises(UserError, match="holds Ship"):
+        run.find_record(Shoe, "evals/b.json")
 
 
 def test_recipe_so_far(tmp_path):

@@ -158,13 +158,8 @@ def test_a_refused_merge_leaves_nothing(tmp_path):
 def test_merged_equals_adapter(tmp_path, variant):
     section = random_adapter(tmp_path / "adapter", variant=variant)
     found = merge(section, tmp_path / "adapter", tmp_path / "merged", ["What is 3 plus 4?"])
-    assert (
-        found["mean_kl"] <= 1e-5
-        and found["max_abs_logit_diff"] < 5e-3
-        and found["same_greedy"]
-        and found["how"] == "dequantized"
-        and found["parameters"] > 3e6
-    )
+    assert found.mean_kl <= 1e-5 and found.max_abs_logit_diff < 5e-3 and found.same_greedy
+    assert found.how == "dequantized" and found.parameters > 3e6
     stored = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert stored["eos_token_id"] == [
         AutoTokenizer.from_pretrained(tmp_path / "adapter").convert_tokens_to_ids("<|end|>")
@@ -195,12 +190,12 @@ def test_merged_weights_are_the_formula(tmp_path):
 
 def test_unquantised_and_original_bases(tmp_path):
     plain = random_adapter(tmp_path / "plain", quantize="none")
-    assert merge(plain, tmp_path / "plain", tmp_path / "a", list(PROMPTS[:1]))["mean_kl"] < 1e-5
+    assert merge(plain, tmp_path / "plain", tmp_path / "a", list(PROMPTS[:1])).mean_kl < 1e-5
     four = random_adapter(tmp_path / "four")
     other = merge(
         four, tmp_path / "four", tmp_path / "b", list(PROMPTS[:1]), how="original", tolerance=10
     )
-    assert other["how"] == "original" and other["mean_kl"] > 1e-4
+    assert other.how == "original" and other.mean_kl > 1e-4
     with quiet_libraries():
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "b").dtype == torch.float32
 

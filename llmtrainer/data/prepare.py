@@ -8,6 +8,7 @@ __all__ = [
     "VALIDATION_NAMES",
     "SPLIT_NAMES",
     "NEAR_LIMIT",
+    "HISTOGRAM_STYLE",
     "check_streamable",
     "Data",
     "text_chunks",
@@ -35,7 +36,17 @@ __all__ = [
     "to_sequences",
     "join_bins",
     "source_of_rows",
+    "Part",
+    "RowCounts",
+    "TokenCounts",
+    "CutCounts",
+    "SequenceCounts",
+    "ValidationRows",
+    "SourceCounts",
+    "StreamFacts",
+    "DataRecord",
     "Prepared",
+    "data_html",
     "source_table",
     "count_tokens",
     "validation_sequences",
@@ -56,7 +67,7 @@ from typing import Literal
 
 # %% ../../nbs/data/14_prepare.ipynb #d861593e
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% ../../nbs/data/14_prepare.ipynb #2b8d2663
 from llmtrainer.data.encoding import Encoder
@@ -75,6 +86,8 @@ from llmtrainer.data.rows import FORMATS, Ledger, Reject, Source, as_sources, ch
 from llmtrainer.data.statistics import (
     describe_data,
     leakage,
+    length_distribution,
+    length_histogram,
     load_benchmarks,
     merge_groups,
     near_duplicates,
@@ -82,6 +95,7 @@ from llmtrainer.data.statistics import (
 from llmtrainer.data.table import EncodedSources, EncodedTable, encode_sources, reread_rows
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError
+from llmtrainer.run import Record, facts_html
 
 # %% ../../nbs/data/14_prepare.ipynb #0c8f184c
 Sources = str | Source | list[str | Source]
@@ -535,6 +549,89 @@ def source_of_rows(encoded: EncodedSources, fitted: FittedRows) -> np.ndarray:
 
 
 # %% ../../nbs/data/14_prepare.ipynb #460127ad
+class Part(BaseModel):
+    "A part of a record."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RowCounts(Part):
+    "What became of the rows that were read."
+
+    read: int
+    kept: int
+    rejected: int
+    reasons: dict[str, int]  # reason -> rows
+
+
+class TokenCounts(Part):
+    "Tokens of the training rows."
+
+    total: int
+    trained: int
+
+
+class CutCounts(Part):
+    "What truncation took away."
+
+    rows: int
+    answers: int
+    tokens: int
+
+
+class SequenceCounts(Part):
+    "Training sequences after packing."
+
+    number: int
+    epoch: int  # of them in an epoch
+    fill: float  # share of max_length that they use
+
+
+class ValidationRows(Part):
+    "The rows that are not trained on."
+
+    rows: int
+    source: str  # where they come from
+    rejected: int = 0
+
+
+class SourceCounts(Part):
+    "One source of training rows; a stream does not know its numbers beforehand."
+
+    name: str
+    rows: int | None = None
+    tokens: int | None = None
+    trained: int | None = None
+    share: float | None = None  # of the tokens of an epoch
+
+
+class StreamFacts(Part):
+    "How rows are streamed."
+
+    block: int  # rows that are shuffled and packed together
+
+
+class DataRecord(Record):
+    "What the data of a run is: rows, tokens, sequences, and the digest that identifies it."
+
+    file = "data.json"
+
+    rows: RowCounts
+    format: str
+    why: dict[str, str]  # file -> how its format was recognised
+    template: str
+    tokens: TokenCounts  # of a stream: of its first block, like lengths, cut and sequences
+    longest: int
+    lengths: dict[str, int]  # percentiles
+    cut: CutCounts
+    sequences: SequenceCounts
+    validation: ValidationRows
+    sources: list[SourceCounts]
+    stream: StreamFacts | None = None
+    sha256: str
+
+
+# %% ../../nbs/data/14_prepare.ipynb #c75106a5
 @dataclass
 class Prepared:
     "Everything that training needs of the data, and the account of it."
@@ -562,9 +659,41 @@ class Prepared:
             f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
         )
 
-    def account(self) -> dict:
+    def account(self) -> DataRecord:
         "What is known of the data now."
-        return self.about
+        return DataRecord(**self.about, sha256=self.digest)
+
+    def _repr_html_(self) -> str:
+        return data_html(self)
+
+
+# %% ../../nbs/data/14_prepare.ipynb #c25da9d0
+HISTOGRAM_STYLE = (
+    "<style>.lengths svg{max-width:600px}.lengths rect{fill:#4c72b0}.lengths line{stroke:#d62728}"
+    ".lengths text{fill:currentColor;font-size:11px}</style>"
+)
+
+
+def data_html(prepared: "Prepared", sample: int = 5000) -> str:
+    "Prepared data for a notebook: its figures, and a histogram of the lengths of training rows."
+    record = prepared.account()
+    rows, tokens = record.rows, record.tokens
+    reasons = "; ".join(f"{count:,} x {why}" for why, count in rows.reasons.items())
+    validation = record.validation
+    facts = {
+        "rows": f"{rows.read:,} read, {rows.kept:,} kept, {rows.rejected:,} rejected",
+        "rejected because": reasons or "none was rejected",
+        "validation": f"{validation.rows:,} rows, {Path(validation.source).name}",
+        "format": record.format,
+        "template": record.template,
+        "tokens": f"{tokens.total:,}, of which {tokens.trained:,} are trained",
+        "sequences": f"{record.sequences.number:,}, {record.sequences.fill:.0%} full",
+    }
+    places = range(0, len(prepared.encoded), max(1, len(prepared.encoded) // sample))
+    lengths = np.array([len(prepared.encoded[place]) for place in places])
+    percentiles, histogram = length_distribution(lengths)
+    drawing = length_histogram(histogram, {"median": percentiles["p50"]})
+    return f"{facts_html(facts)}{HISTOGRAM_STYLE}<div class=lengths>{drawing}</div>"
 
 
 # %% ../../nbs/data/14_prepare.ipynb #169230e1

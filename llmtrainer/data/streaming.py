@@ -40,6 +40,7 @@ from llmtrainer.data.files import expand_path
 from llmtrainer.data.packing import Sequences, seeded_permutation
 from llmtrainer.data.prepare import (
     Data,
+    DataRecord,
     Prepared,
     check_disjoint_paths,
     count_tokens,
@@ -385,9 +386,10 @@ class StreamedData(Prepared):
             f" {self.about['validation']['rows']:,} rows ({self.about['validation']['source']})"
         )
 
-    def account(self) -> dict:
+    def account(self) -> DataRecord:
         "What is known now: rows counted so far; tokens and lengths of the first block."
-        return self.about | dict(rows=self.ledger.summary())
+        about = self.about | dict(rows=self.ledger.summary())
+        return DataRecord(**about, sha256=self.digest)
 
 
 def stream_digest(sources: Sequence[Source], first: Block, data: Data, seed: int) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "router_loss",
     "collect_router_losses",
     "chosen_experts",
+    "ExpertsRecord",
     "expert_load",
 ]
 
@@ -26,6 +27,7 @@ import torch
 # %% ../../nbs/models/23_experts.ipynb #63747de0
 from llmtrainer.data.packing import model_inputs
 from llmtrainer.recipe import UserError
+from llmtrainer.run import Record
 
 # %% ../../nbs/models/23_experts.ipynb #827a5d2e
 # how the families call the number of experts in their configuration
@@ -104,6 +106,15 @@ def chosen_experts(args, kwargs) -> torch.Tensor:
     "(tokens, chosen): the indices of experts among what a module of fused experts is called with."
     tensors = (value for value in (*args, *kwargs.values()) if torch.is_tensor(value))
     return next(tensor for tensor in tensors if not tensor.is_floating_point())
+
+
+class ExpertsRecord(Record):
+    "How many tokens went to each expert of each layer, before and after training."
+
+    file = "experts.json"
+
+    before: dict[str, list[int]] = {}
+    after: dict[str, list[int]] = {}
 
 
 @torch.no_grad()

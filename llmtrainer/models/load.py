@@ -57,6 +57,8 @@ __all__ = [
     "load_tokenizer",
     "load_options",
     "load_model",
+    "BaseIdentity",
+    "ModelRecord",
     "describe_model",
 ]
 
@@ -68,12 +70,12 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # %% ../../nbs/models/20_load.ipynb #b1f2493c
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import (
     CONFIG_MAPPING,
@@ -94,7 +96,7 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import sha256
+from llmtrainer.run import Record, sha256
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
 # bitsandbytes asks for an optional kernel package when it is imported; its own path is used here.
@@ -927,6 +929,29 @@ def load_model(
 
 
 # %% ../../nbs/models/20_load.ipynb #fdbfd64e
+class BaseIdentity(BaseModel):
+    "What identifies a base: the hashes of a folder's weight files, or the commit of a hub name."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    sha256: dict[str, str] | None = None  # file -> hash
+    revision: str | None = None
+
+
+class ModelRecord(Record):
+    "What the model of a run is, what of it is trained, and how it is computed."
+
+    file = "model.json"
+
+    base: BaseIdentity
+    family: dict[str, str]  # by `describe_model`
+    plan: DevicePlan
+    trainable: dict[str, float]  # by `count_trainable`
+    engine: dict[str, Any] = {}  # the kernels that were set, and what was left to the model
+    activations: dict[str, Any] = {}  # what the backward pass keeps
+
+
 def describe_model(model, tokenizer) -> dict[str, str]:
     "What is special about a loaded model and its tokenizer, by name, in words."
     vocabulary, added = f"{len(tokenizer):,} tokens", getattr(model, "added_rows", 0)

@@ -60,7 +60,12 @@ from transformers.pytorch_utils import Conv1D
 
 # %% ../../nbs/models/21_lora.ipynb #89678797
 from llmtrainer.models.experts import fused_experts, router_weights
-from llmtrainer.models.load import fingerprint, hide_progress_bars, resolve_base
+from llmtrainer.models.load import (
+    ModelRecord,
+    fingerprint,
+    hide_progress_bars,
+    resolve_base,
+)
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import read_json
 
@@ -487,7 +492,7 @@ def base_mismatch(model, folder: Path, base: str) -> str | None:
     name, record = model.config.name_or_path, folder.parent / "model.json"
     if not record.is_file():
         return None if base and resolve_base(base) == name else f"it names {base} as its base"
-    recorded = read_json(record)["base"]
+    recorded = ModelRecord.load(record).base.model_dump()
     if Path(name).is_dir():
         here = fingerprint(name)
     else:

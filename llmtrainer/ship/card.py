@@ -7,18 +7,22 @@ __all__ = [
     "SECRET",
     "DATA_FILE",
     "ABSOLUTE",
+    "TEST_NAMES",
     "ADAPTER_USE",
     "FOLDER_USE",
     "SECTIONS",
     "is_local_path",
     "public_value",
+    "public_record",
+    "CardFacts",
     "card_facts",
     "data_names",
     "hub_name",
     "training_kind",
+    "objective_name",
     "front_matter",
     "markdown_table",
-    "accuracy_text",
+    "score_text",
     "results_section",
     "sample_losses",
     "training_section",
@@ -26,21 +30,30 @@ __all__ = [
     "exports_section",
     "use_section",
     "unknown_section",
+    "base_identity",
     "reproduce_section",
     "card",
     "write_card",
 ]
 
 # %% ../../nbs/shipping/73_card.ipynb #fc0b3ab3
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% ../../nbs/shipping/73_card.ipynb #60f46358
 import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
-from llmtrainer.run import Run, write_atomic
+from llmtrainer.data.prepare import DataRecord
+from llmtrainer.evals.compare import Comparison
+from llmtrainer.evals.tasks import TaskResult
+from llmtrainer.models.load import ModelRecord
+from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, write_atomic
+from llmtrainer.ship.export import ExportRecord
+from llmtrainer.ship.merge import MergeRecord
 
 # %% ../../nbs/shipping/73_card.ipynb #6f0ed640
 SECRET = re.compile(r"\b(hf|sk|ghp|gho|github_pat)[_-][A-Za-z0-9_-]{16,}")
@@ -67,46 +80,67 @@ def public_value(value):
     token."""
     if isinstance(value, dict):
         return {k: public_value(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [public_value(v) for v in value]
     if not isinstance(value, str):
         return value
-    short = (
-        Path(value).name if is_local_path(value) else ABSOLUTE.sub(lambda m: Path(m[0]).name, value)
-    )
+    if is_local_path(value):
+        short = Path(value).name
+    else:
+        short = ABSOLUTE.sub(lambda match: Path(match[0]).name, value)
     return SECRET.sub("[removed]", short)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b5568b40
-def card_facts(run: Run) -> dict:
-    """Everything that a card is made from, already `public_value`; what the run does not hold is an empty
-    dictionary."""
-    read = lambda name: run.read(name) if (run.path / name).is_file() else {}
-    results = lambda folder: {
-        p.stem: public_value(run.read(f"{folder}/{p.name}"))
-        for p in sorted((run.path / folder).glob("*.json"))
-    }
-    return dict(
+def public_record(record: AnyRecord | None) -> AnyRecord | None:
+    "The record without paths and tokens in its texts."
+    return record and type(record).model_validate(public_value(record.model_dump()))
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    "Everything that a card is made from, already public; what the run does not hold is None."
+
+    name: str
+    full: bool  # a full fine-tune, not an adapter
+    recipe: dict
+    hub: list[str]  # training data that lies on the hub
+    env: Environment | None = None
+    data: DataRecord | None = None
+    model: ModelRecord | None = None
+    metrics: list[MetricsLine] = field(default_factory=list)
+    before: dict[str, TaskResult] = field(default_factory=dict)  # the base, by task
+    after: dict[str, TaskResult] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    merge: MergeRecord | None = None
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
+
+
+def card_facts(run: Run) -> CardFacts:
+    "The facts of a run; `UserError` for a record that cannot be read."
+    return CardFacts(
         name=run.path.resolve().name,
         full=run.model.is_dir(),
         recipe=public_value(run.recipe),
-        hub=[n for n in data_names(run.recipe) if not is_local_path(n)],
-        **{name: public_value(read(f"{name}.json")) for name in ("env", "data", "model")},
-        metrics=run.metrics(),
-        after=results("evals"),
-        before=results("evals/base"),
-        exports=results("exports"),
+        hub=[name for name in data_names(run.recipe) if not is_local_path(name)],
+        env=public_record(run.find_record(Environment)),
+        data=public_record(run.find_record(DataRecord)),
+        model=public_record(run.find_record(ModelRecord)),
+        metrics=run.metrics_lines(),
+        before=run.find_records(TaskResult, "evals/base"),
+        after=run.find_records(TaskResult, "evals"),
+        comparison=run.find_record(Comparison, "evals/comparison.json"),
+        merge=run.find_record(MergeRecord, "exports/merge.json"),
+        exports=run.find_records(ExportRecord, "exports"),
     )
 
 
 def data_names(recipe: dict) -> list[str]:
     "The names of the training data, paths and hub names alike."
     named = recipe.get("data", {}).get("train", [])
-    return (
-        [named]
-        if isinstance(named, str)
-        else [n if isinstance(n, str) else n.get("source", "") for n in named]
-    )
+    if isinstance(named, str):
+        return [named]
+    return [name if isinstance(name, str) else name.get("source", "") for name in named]
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b75a4b9e
@@ -115,198 +149,185 @@ def hub_name(base: str) -> str | None:
     return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
 
 
-def training_kind(f: dict) -> str:
+def training_kind(facts: CardFacts) -> str:
     "What was trained, in words."
-    adapt, quantize = (
-        f["recipe"].get("adapt", {}),
-        f["recipe"].get("model", {}).get("quantize", "none"),
-    )
-    if f["full"]:
+    if facts.full:
         return "A fully fine-tuned model"
-    return (
-        f"A {'QLoRA' if quantize != 'none' else 'LoRA'} adapter of rank {adapt.get('r', 'unknown')}"
-    )
+    quantize = facts.recipe.get("model", {}).get("quantize", "none")
+    kind = "QLoRA" if quantize != "none" else "LoRA"
+    return f"A {kind} adapter of rank {facts.recipe.get('adapt', {}).get('r', 'unknown')}"
 
 
-def front_matter(f: dict) -> str:
+def objective_name(facts: CardFacts) -> str:
+    "The objective's word, without its settings."
+    objective = facts.recipe.get("train", {}).get("objective", "unknown")
+    return objective if isinstance(objective, str) else next(iter(objective))
+
+
+def front_matter(facts: CardFacts) -> str:
     "The YAML block that the Hub reads; only keys whose value is known."
-    base, train = f["recipe"].get("model", {}).get("base", "unknown"), f["recipe"].get("train", {})
-    about = dict(
-        library_name="transformers" if f["full"] else "peft",
+    kind = [] if facts.full else ["lora"]
+    values = dict(
+        library_name="transformers" if facts.full else "peft",
         pipeline_tag="text-generation",
-        base_model=hub_name(base),
-        datasets=[n.split(":")[0] for n in f["hub"]],
-        tags=["llmtrainer", train.get("objective", "sft"), *([] if f["full"] else ["lora"])],
+        base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
+        datasets=[name.split(":")[0] for name in facts.hub],
+        tags=["llmtrainer", objective_name(facts), *kind],
     )
-    return (
-        "---\n" + yaml.safe_dump({k: v for k, v in about.items() if v}, sort_keys=False) + "---\n"
-    )
+    known = {key: value for key, value in values.items() if value}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3e5425bf
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     "A Markdown table; a pipe or line break in a cell cannot break it."
-    line = lambda cells: (
-        "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-    )
+
+    def line(cells: Sequence) -> str:
+        texts = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
-def accuracy_text(result: dict | None) -> str:
-    "An accuracy with its interval, or that there is none."
-    return (
-        f"{result['accuracy']:.3f} ({result['interval'][0]:.3f} to {result['interval'][1]:.3f})"
-        if result
-        else "not measured"
-    )
+def score_text(result: TaskResult | None, name: str) -> str:
+    "A score with its interval, or that there is none."
+    if result is None or name not in result.scores:
+        return "not measured"
+    score = result.scores[name]
+    low, high = score.interval
+    return f"{score.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 # %% ../../nbs/shipping/73_card.ipynb #7a50e254
-def results_section(f: dict) -> str:
+TEST_NAMES = {"mcnemar": "McNemar's exact test", "exchange": "a paired permutation test"}
+
+
+def results_section(facts: CardFacts) -> str:
     "Before and after on each task, and the paired test where there is one."
-    tasks = {name: r for name, r in f["after"].items() if "accuracy" in r}
-    if not tasks:
+    if not facts.after:
         return (
             "No task was evaluated on this model: nothing is known about its quality but the loss"
             " below."
         )
-    text = markdown_table(
-        ["task", "items", "base", "this model"],
-        [
-            [n, r["n"], accuracy_text(f["before"].get(n)), accuracy_text(r)]
-            for n, r in tasks.items()
-        ],
-    )
+    rows = [
+        [task, name, result.n, score_text(facts.before.get(task), name), score_text(result, name)]
+        for task, result in facts.after.items()
+        for name in result.scores
+    ]
+    text = markdown_table(["task", "score", "items", "base", "this model"], rows)
     text += (
-        "\n\nExact match, greedy decoding, the model's own chat template; in brackets the 95 %"
-        " interval."
+        "\n\nAsked in the model's own chat template, texts written greedily unless the recipe says"
+        " otherwise; in brackets the 95 % interval."
     )
-    if c := f["after"].get("comparison"):
+    if c := facts.comparison:
+        low, high = c.interval
         text += (
-            f" On {c['task']} the difference to the base is {c['difference']:+.3f} (95 % interval"
-            f" {c['interval'][0]:+.3f} to {c['interval'][1]:+.3f}, paired bootstrap); McNemar's"
-            f" exact test on the same {c['n']} items gives p = {c['p_value']:.2g}."
+            f" On {c.task} the difference to the base in {c.score} is {c.difference:+.3f} (95 %"
+            f" interval {low:+.3f} to {high:+.3f}, paired bootstrap); {TEST_NAMES[c.test]} on the"
+            f" same {c.n} items gives p = {c.p_value:.2g}."
         )
     return text
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9ac31414
-def sample_losses(metrics: list[dict], points: int = 8) -> list[list]:
+def sample_losses(lines: Sequence[MetricsLine], points: int = 8) -> list[list]:
     """(step, training loss, validation loss) at a few steps spread over the run, and always where
     validation was measured first and last."""
-    merged = {}
-    for line in metrics:
-        if "step" in line:
-            merged.setdefault(line["step"], {}).update(
-                {k: line[k] for k in ("loss", "eval_loss") if k in line}
-            )
-    steps = [s for s, v in sorted(merged.items()) if v]
-    chosen = (
-        {steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)}
-        if steps
-        else set()
-    )
-    validated = [s for s in steps if "eval_loss" in merged[s]]
-    show = lambda value: (
-        f"{value:.4f}" if isinstance(value, (int, float)) else value if value else ""
-    )
-    return [
-        [s, show(merged[s].get("loss")), show(merged[s].get("eval_loss"))]
-        for s in sorted(chosen | set(validated[:1] + validated[-1:]))
-    ]
+    losses: dict[int, dict[str, float]] = {}
+    for line in lines:
+        values = {"loss": line.loss, "eval_loss": line.eval_loss}
+        logged = {name: value for name, value in values.items() if value is not None}
+        if line.step is not None and logged:
+            losses.setdefault(line.step, {}).update(logged)
+    steps = sorted(losses)
+    spread = {round(i * (len(steps) - 1) / (points - 1)) for i in range(points)}
+    chosen = {steps[place] for place in spread} if steps else set()
+    validated = [step for step in steps if "eval_loss" in losses[step]]
+    chosen |= {*validated[:1], *validated[-1:]}
+
+    def text(step: int, name: str) -> str:
+        value = losses[step].get(name)
+        if value is None:
+            return ""
+        return "NaN" if math.isnan(value) else f"{value:.4f}"
+
+    return [[step, text(step, "loss"), text(step, "eval_loss")] for step in sorted(chosen)]
 
 
 # %% ../../nbs/shipping/73_card.ipynb #ed284173
-def training_section(f: dict) -> str:
+def training_section(facts: CardFacts) -> str:
     "Settings, cost and loss of the training."
-    train, plan, size = (
-        f["recipe"].get("train", {}),
-        f["model"].get("plan", {}),
-        f["model"].get("trainable", {}),
-    )
-    seconds = sum(m["train_runtime"] for m in f["metrics"] if "train_runtime" in m)
-    rows = [
-        ["objective", train.get("objective", "unknown")],
-        ["steps", max((m.get("step", 0) for m in f["metrics"]), default="unknown")],
-        [
-            "sequences a step",
-            train["batch_size"] * train.get("accumulate", 1)
-            if "batch_size" in train
-            else "unknown",
-        ],
-        ["learning rate", f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}"],
-        ["seed", train.get("seed", "unknown")],
-        ["trained weights", f"{size['all']:,} of {size['total']:,}" if size else "unknown"],
-        ["weights held as", plan.get("quantize", "unknown")],
-        ["computed in", plan.get("compute_dtype", "unknown")],
-        ["machine", plan.get("reasons", {}).get("device", "unknown")],
-        ["time in the loop", f"{seconds:.0f} s" if seconds else "unknown"],
-    ]
-    curve = sample_losses(f["metrics"])
-    return (
-        markdown_table(["setting", "value"], rows)
-        + "\n\n"
-        + (
-            markdown_table(["step", "loss", "validation loss"], curve)
-            if curve
-            else "No loss was logged."
-        )
-    )
+    train, model = facts.recipe.get("train", {}), facts.model
+    seconds = sum(line.train_runtime or 0 for line in facts.metrics)
+    sequences = "unknown"
+    if "batch_size" in train:
+        sequences = train["batch_size"] * train.get("accumulate", 1)
+    size = model and f"{model.trainable['all']:,.0f} of {model.trainable['total']:,.0f}"
+    rows = {
+        "objective": objective_name(facts),
+        "steps": max((line.step or 0 for line in facts.metrics), default="unknown"),
+        "sequences a step": sequences,
+        "learning rate": f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}",
+        "seed": train.get("seed", "unknown"),
+        "trained weights": size or "unknown",
+        "weights held as": model.plan.quantize if model else "unknown",
+        "computed in": model.plan.compute_dtype if model else "unknown",
+        "machine": model.plan.reasons["device"] if model else "unknown",
+        "time in the loop": f"{seconds:.0f} s" if seconds else "unknown",
+    }
+    text = markdown_table(["setting", "value"], list(rows.items()))
+    curve = sample_losses(facts.metrics)
+    losses = "No loss was logged."
+    if curve:
+        losses = markdown_table(["step", "loss", "validation loss"], curve)
+    return f"{text}\n\n{losses}"
 
 
 # %% ../../nbs/shipping/73_card.ipynb #154692cc
-def data_section(f: dict) -> str:
+def data_section(facts: CardFacts) -> str:
     "Rows, rejects and tokens of the data."
-    names, d = (
-        ", ".join(f"`{public_value(n)}`" for n in data_names(f["recipe"])) or "unknown",
-        f["data"],
-    )
-    if not d:
+    names = ", ".join(f"`{public_value(name)}`" for name in data_names(facts.recipe)) or "unknown"
+    if facts.data is None:
         return f"Trained on {names}. The run holds no record of its rows."
-    rows, tokens = d["rows"], d["tokens"]
-    reasons = "; ".join(f"{n} x {why}" for why, n in rows["reasons"].items())
+    rows, tokens, validation = facts.data.rows, facts.data.tokens, facts.data.validation
+    reasons = "; ".join(f"{count} x {why}" for why, count in rows.reasons.items())
+    mask = facts.recipe.get("data", {}).get("mask", "unknown")
     return (
-        f"Trained on {names}: {rows['read']:,} rows read, {rows['kept']:,} kept,"
-        f" {rows['rejected']:,} rejected{f' ({reasons})' if reasons else ''}; {tokens['total']:,}"
-        f" tokens, of which {tokens['trained']:,} are trained (mask:"
-        f" {f['recipe'].get('data', {}).get('mask', 'unknown')}). Validation:"
-        f" {d['validation']['rows']:,} rows, {d['validation']['source']}. Format {d['format']},"
-        f" chat template: {d['template']}."
+        f"Trained on {names}: {rows.read:,} rows read, {rows.kept:,} kept, {rows.rejected:,}"
+        f" rejected{f' ({reasons})' if reasons else ''}; {tokens.total:,} tokens, of which"
+        f" {tokens.trained:,} are trained (mask: {mask}). Validation: {validation.rows:,} rows,"
+        f" {validation.source}. Format {facts.data.format}, chat template: {facts.data.template}."
     )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #437523ac
-def exports_section(f: dict) -> str:
+def exports_section(facts: CardFacts) -> str:
     "What was shipped beside the trained weights, and how far each form is from them."
-    rows, nothing = [], "This run was neither merged nor exported."
-    if m := f["exports"].get("merge"):
+    rows = []
+    if merge := facts.merge:
         rows.append(
             [
-                f"merged ({m['how']} base, {m['dtype']})",
+                f"merged ({merge.how} base, {merge.dtype})",
                 "the trained model",
-                f"{m['max_abs_logit_diff']:.2g}",
-                f"{m['mean_kl']:.2g}",
-                "equal" if m["same_greedy"] else "different",
+                f"{merge.max_abs_logit_diff:.2g}",
+                f"{merge.mean_kl:.2g}",
+                "equal" if merge.same_greedy else "different",
             ]
         )
-    for name, facts in f["exports"].items():
-        if name != "merge":  # what an exporter has written
-            rows.append(
-                [
-                    facts.get("format", name),
-                    "the model folder",
-                    f"{facts['max_abs_logit_diff']:.2g}",
-                    "not measured",
-                    "equal" if facts["same_text"] else "different",
-                ]
-            )
-    return (
-        markdown_table(
-            ["form", "compared with", "largest logit difference", "mean KL", "greedy text"], rows
+    for export in facts.exports.values():
+        rows.append(
+            [
+                export.format,
+                "the model folder",
+                f"{export.max_abs_logit_diff:.2g}",
+                "not measured",
+                "equal" if export.same_text else "different",
+            ]
         )
-        if rows
-        else nothing
-    )
+    if not rows:
+        return "This run was neither merged nor exported."
+    head = ["form", "compared with", "largest logit difference", "mean KL", "greedy text"]
+    return markdown_table(head, rows)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9b680a63
@@ -316,24 +337,33 @@ from llmtrainer.models.lora import load_adapter
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import Model, load_model
 
-base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})  # as in training: another number format is another model
+# as in training: another number format is another model
+base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})
 model, _ = load_model(base, plan_device(probe(), base.quantize))
 model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
 print(generate(model, tokenizer, [[{{"role": "user", "content": "What is 2 plus 3?"}}]])[0])"""
 
 FOLDER_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
-chat = tokenizer.apply_chat_template([{{"role": "user", "content": "What is 2 plus 3?"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(chat["input_ids"], attention_mask=chat["attention_mask"], max_new_tokens=64)
-print(tokenizer.decode(answer[0, chat["input_ids"].shape[1]:], skip_special_tokens=True))"""
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+question = [{{"role": "user", "content": "What is 2 plus 3?"}}]
+inputs = tokenizer.apply_chat_template(
+    question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
-def use_section(f: dict) -> str:
+def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card."
-    model, code = f["recipe"].get("model", {}), lambda text: f"```python\n{text}\n```"
-    if f["full"]:
+
+    def code(text: str) -> str:
+        return f"```python\n{text}\n```"
+
+    if facts.full:
         return code(FOLDER_USE.format(folder="model"))
+    model = facts.recipe.get("model", {})
     text = code(
         ADAPTER_USE.format(
             base=model.get("base"),
@@ -341,52 +371,56 @@ def use_section(f: dict) -> str:
             revision=model.get("revision"),
         )
     )
-    return text + (
-        "\n\nOr the merged model, with transformers alone:\n\n"
-        + code(FOLDER_USE.format(folder="exports/merged"))
-        if "merge" in f["exports"]
-        else ""
-    )
+    if facts.merge is None:
+        return text
+    merged = code(FOLDER_USE.format(folder="exports/merged"))
+    return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bc6917aa
-def unknown_section(f: dict) -> str:
+def unknown_section(facts: CardFacts) -> str:
     "What nobody measured or wrote down, as a list."
-    base = f["recipe"].get("model", {}).get("base", "unknown")
+    base = facts.recipe.get("model", {}).get("base", "unknown")
     gaps = [
         f"Licence: not recorded. The terms of the base ({base}) and of the data apply.",
         "Languages, intended use and who is behind the data: not recorded.",
         "Bias, toxicity, memorised text and safety: not measured.",
     ]
-    if not any("accuracy" in r for r in f["after"].values()):
+    if not facts.after:
         gaps.append("Quality on any task: not measured.")
-    elif not f["before"]:
+    elif not facts.before:
         gaps.append(
             "The base on the same tasks: not measured, so nothing is known about what the training"
             " changed."
         )
-    if not f["data"].get("validation", {}).get("rows"):
+    if facts.data is None or not facts.data.validation.rows:
         gaps.append("Loss on rows outside the training set: not measured.")
     return "\n".join(f"- {gap}" for gap in gaps)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #809e12ae
-def reproduce_section(f: dict) -> str:
+def base_identity(facts: CardFacts) -> str:
+    "What identifies the weights of the base, in words."
+    if facts.model is None:
+        return "not recorded"
+    base = facts.model.base
+    if base.revision:
+        return f"revision {base.revision}"
+    return ", ".join(f"{name} sha256 {digest}" for name, digest in (base.sha256 or {}).items())
+
+
+def reproduce_section(facts: CardFacts) -> str:
     "The recipe, the versions and what identifies the base."
-    base, env = f["model"].get("base", {}), f["env"]
-    identity = (
-        f"revision {base['revision']}"
-        if base.get("revision")
-        else ", ".join(f"{n} sha256 {h}" for n, h in base.get("sha256", {}).items())
-        or "not recorded"
-    )
-    versions = (
-        ", ".join(f"{n} {v}" for n, v in env.get("packages", {}).items() if v) or "not recorded"
-    )
+    machine = "Versions: not recorded."
+    if env := facts.env:
+        packages = ", ".join(f"{name} {v}" for name, v in env.packages.items() if v)
+        machine = (
+            f"Python {env.python} on {env.platform}; {packages}; commit"
+            f" {env.commit or 'not recorded'}."
+        )
     return (
-        f"```yaml\n{yaml.safe_dump(f['recipe'], sort_keys=False)}```\n\nBase weights: {identity}."
-        f" Python {env.get('python', 'unknown')} on {env.get('platform', 'unknown')}; {versions};"
-        f" commit {env.get('commit') or 'not recorded'}. Paths are shortened to their last part."
+        f"```yaml\n{yaml.safe_dump(facts.recipe, sort_keys=False)}```\n\nBase weights:"
+        f" {base_identity(facts)}. {machine} Paths are shortened to their last part."
     )
 
 
@@ -402,21 +436,16 @@ SECTIONS = {
 }
 
 
-def card(f: dict) -> str:
+def card(facts: CardFacts) -> str:
     "The whole card as Markdown."
+    base = facts.recipe.get("model", {}).get("base", "unknown")
     opening = (
-        f"{training_kind(f)} on `{f['recipe'].get('model', {}).get('base', 'unknown')}`, made with"
+        f"{training_kind(facts)} on `{base}`, made with"
         " [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from"
         " the run's own files."
     )
-    return "\n".join(
-        [
-            front_matter(f),
-            f"# {f['name']}\n",
-            opening + "\n",
-            *(f"## {title}\n\n{write(f)}\n" for title, write in SECTIONS.items()),
-        ]
-    )
+    sections = [f"## {title}\n\n{write(facts)}\n" for title, write in SECTIONS.items()]
+    return "\n".join([front_matter(facts), f"# {facts.name}\n", f"{opening}\n", *sections])
 
 
 def write_card(run: Run) -> Path:

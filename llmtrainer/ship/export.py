@@ -22,6 +22,7 @@ __all__ = [
     "OnnxModel",
     "torch_answers",
     "check_parity",
+    "ExportRecord",
     "Exporter",
     "find_exporter",
 ]
@@ -35,6 +36,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/shipping/72_export.ipynb #283c00ea
 import numpy as np
@@ -46,6 +48,7 @@ from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.generate import encode_prompts
 from llmtrainer.recipe import UserError
+from llmtrainer.run import Record
 from llmtrainer.ship.merge import PROMPTS, MergeMismatch, quiet_libraries, staging
 
 # %% ../../nbs/shipping/72_export.ipynb #2f586090
@@ -194,11 +197,12 @@ def export_onnx(model_dir: Path, out: Path) -> dict:
             part.save_pretrained(staged)
         size = sum(f.stat().st_size for f in staged.glob("model.onnx*"))
         return dict(
-            format="onnx",
             dtype="float32",
             bytes=size,
-            opset=program.opset_imports[""],
-            inputs=[v.name for v in program.graph.inputs],
+            facts=dict(
+                opset=program.opset_imports[""],
+                inputs=[value.name for value in program.graph.inputs],
+            ),
         )
 
 
@@ -372,6 +376,17 @@ def check_parity(
 
 
 # %% ../../nbs/shipping/72_export.ipynb #36f914cc
+class ExportRecord(Record):
+    "What an exporter wrote, and how far it is from the model folder."
+
+    format: str  # as the model card calls it
+    max_abs_logit_diff: float
+    same_text: bool  # are the greedy answers the same texts?
+    dtype: str | None = None
+    bytes: int | None = None  # of all files
+    facts: dict[str, Any] = {}  # of this format alone
+
+
 @dataclass(frozen=True)
 class Exporter:
     "A format that models are shipped in."

@@ -21,6 +21,7 @@ __all__ = [
     "staging",
     "check_adapter",
     "adapter_tokenizer",
+    "MergeRecord",
     "merge",
 ]
 
@@ -50,6 +51,7 @@ from llmtrainer.models.generate import Generation, encode_prompts, generate, gen
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.recipe import UserError
+from llmtrainer.run import Record
 from llmtrainer.training.checkpoints import commit
 
 # %% ../../nbs/shipping/70_merge.ipynb #a456954e
@@ -240,6 +242,17 @@ def adapter_tokenizer(adapter: Path, otherwise):
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #81695a81
+class MergeRecord(Record):
+    "How a merged model was made, and how far it is from the trained one."
+
+    max_abs_logit_diff: float
+    mean_kl: float  # nats a token
+    same_greedy: bool  # are the greedy answers the same texts?
+    how: How
+    dtype: str  # of the weights that were written
+    parameters: int
+
+
 def merge(
     model: Model,
     adapter: Path,
@@ -247,7 +260,7 @@ def merge(
     prompts: list[str] | None = None,  # what to compare the two models on
     how: How = "dequantized",
     tolerance: float | None = None,  # mean KL; by default what was measured for the number format
-) -> dict:
+) -> MergeRecord:
     """Merge, write, load what was written, and compare it with the trained model; refuses when they
     differ."""
     check_adapter(adapter := Path(adapter))
@@ -265,7 +278,8 @@ def merge(
         found = difference(before, model_logits(shipped, tokenizer, texts))
         check_difference(found, tolerance or tolerance_of(model, chosen, how))
         said = observe_answers(shipped, tokenizer, prompts or PROMPTS)[0]
-        return found | dict(
+        return MergeRecord(
+            **found,
             same_greedy=said == answers,
             how=how,
             dtype=chosen.dtype,

@@ -11,12 +11,12 @@ __all__ = [
     "flops_per_token",
     "format_figures",
     "ProgressBar",
-    "loss_svg",
     "LossCurve",
     "in_notebook",
     "resolve_trackers",
-    "TrackerCallback",
     "flatten_recipe",
+    "open_tracker",
+    "TrackerCallback",
 ]
 
 # %% ../../nbs/training/36_monitor.ipynb #76468c25
@@ -39,8 +39,9 @@ from transformers import TrainerCallback
 
 # %% ../../nbs/training/36_monitor.ipynb #4b49655d
 from llmtrainer.recipe import UserError
+from llmtrainer.run import loss_svg
 
-# %% ../../nbs/training/36_monitor.ipynb #1441aa99
+# %% ../../nbs/training/36_monitor.ipynb #77e79b2d
 # FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from
 # NVIDIA's data sheets
 PEAK_FLOPS = {
@@ -75,15 +76,15 @@ PEAK_FLOPS = {
 
 
 def peak_flops(chip: str) -> float | None:
-    """FLOP/s that a chip could do in 16 bits, where its name is known; a laptop's chip has the name
-    of another."""
-    return (
-        next((flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", chip)), None)
-        if "Laptop" not in chip
-        else None
-    )
+    """FLOP/s that a chip could do in 16 bits; None where its name is not known, or is a laptop's
+    chip with the name of a larger one."""
+    if "Laptop" in chip:
+        return None
+    fitting = (flops for name, flops in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", chip))
+    return next(fitting, None)
 
 
+# %% ../../nbs/training/36_monitor.ipynb #cdcc6d69
 class ThroughputMeter:
     "Tokens a second over the last steps, the share of the chip that they take, and memory."
 
@@ -104,41 +105,37 @@ class ThroughputMeter:
 
     def figures(self) -> dict[str, float]:
         "What is known by now."
-        found = {"memory_gib": peak_memory_gib()}
-        if len(self.seen) > 1 and (seconds := self.seen[-1][0] - self.seen[0][0]) > 0:
-            found["tokens_per_second"] = (self.seen[-1][1] - self.seen[0][1]) / seconds
+        figures, window = {"memory_gib": peak_memory_gib()}, self.seen
+        seconds = window[-1][0] - window[0][0] if len(window) > 1 else 0
+        if seconds > 0:
+            rate = (window[-1][1] - window[0][1]) / seconds
+            figures["tokens_per_second"] = rate
             if self.peak and self.flops:
-                found["mfu"] = found["tokens_per_second"] * self.flops / self.peak
-        return {name: float(f"{value:.4g}") for name, value in found.items()}
+                figures["mfu"] = rate * self.flops / self.peak
+        return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def peak_memory_gib() -> float:
     "GiB: the most that a GPU has held, or this process on a CPU."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024)
-        / 2**30
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what the system reports
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def flops_per_token(model) -> float:
     """FLOPs of one token, forward and backward: 4 for each weight that is passed, and 2 more where
     its own gradient is computed."""
-    size = lambda p: (
-        p.quant_state.shape.numel() if getattr(p, "quant_state", None) is not None else p.numel()
-    )
-    table = {id(p) for p in model.get_input_embeddings().parameters()} - {
-        id(p) for p in model.get_output_embeddings().parameters()
-    }
-    return float(
-        sum(
-            size(p) * (6 if p.requires_grad else 4)
-            for p in model.parameters()
-            if id(p) not in table
-        )
-    )  # looking up is no arithmetic
+
+    def size(weight) -> int:
+        quantized = getattr(weight, "quant_state", None)
+        return weight.numel() if quantized is None else quantized.shape.numel()
+
+    # looking up a row of the embeddings is no arithmetic; a tied head multiplies by it
+    looked_up = {id(p) for p in model.get_input_embeddings().parameters()}
+    looked_up -= {id(p) for p in model.get_output_embeddings().parameters()}
+    passed = [p for p in model.parameters() if id(p) not in looked_up]
+    return float(sum(size(p) * (6 if p.requires_grad else 4) for p in passed))
 
 
 # %% ../../nbs/training/36_monitor.ipynb #14e7866d
@@ -163,17 +160,13 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, meter: ThroughputMeter):
         self.meter, self.losses = meter, {}
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-        )
+        columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
+        self.bar = Progress(*columns)
 
     def on_train_begin(self, args, state, control, **_):
         self.task = self.bar.add_task(
-            "training", total=state.max_steps, completed=state.global_step, said=""
+            "training", total=state.max_steps, completed=state.global_step, figures=""
         )
         self.bar.start()
 
@@ -184,7 +177,7 @@ class ProgressBar(TrainerCallback):
         self.bar.update(
             self.task,
             completed=state.global_step,
-            said=format_figures(self.losses | self.meter.figures()),
+            figures=format_figures(self.losses | self.meter.figures()),
         )
 
     def on_train_end(self, args, state, control, **_):
@@ -192,48 +185,14 @@ class ProgressBar(TrainerCallback):
 
 
 # %% ../../nbs/training/36_monitor.ipynb #0fd43948
-def loss_svg(
-    lines: dict[str, list[tuple[float, float]]],  # name -> (step, value)
-    width: int = 560,
-    height: int = 200,
-) -> str:
-    "Lines over steps as SVG."
-    points = [p for line in lines.values() for p in line]
-    if not points:
-        return "<svg/>"
-    (left, right), (low, high) = ((min(v), max(v)) for v in zip(*points))
-    x = lambda step: 40 + (width - 50) * (step - left) / max(right - left, 1)
-    y = lambda value: height - 20 - (height - 40) * (value - low) / max(high - low, 1e-9)
-    drawn = []
-    for (name, line), colour in zip(lines.items(), ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")):
-        drawn.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5"'
-            f' points="{" ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in line)}"/>'
-        )
-        drawn.append(
-            f'<text x="{width - 10}" y="{14 * len(drawn) / 2 + 4:.0f}" fill="{colour}"'
-            f' font-size="11" text-anchor="end">{name} {line[-1][1]:.4f}</text>'
-            if line
-            else ""
-        )
-    marks = (
-        f'<text x="2" y="{y(low):.0f}" font-size="10">{low:.3g}</text><text x="2" y="{y(high):.0f}"'
-        f' font-size="10">{high:.3g}</text><text x="{width - 10}" y="{height - 4}" font-size="10"'
-        f' text-anchor="end">step {right:.0f}</text>'
-    )
-    return (
-        f'<svg width="{width}" height="{height}"'
-        f' xmlns="http://www.w3.org/2000/svg">{"".join(drawn)}{marks}</svg>'
-    )
-
-
 class LossCurve(TrainerCallback):
     "The losses as a curve that grows under the cell."
 
     def __init__(self, meter: ThroughputMeter):
         from ipywidgets import HTML  # only where there is a notebook
 
-        self.meter, self.lines, self.widget = meter, {"loss": [], "eval_loss": []}, HTML()
+        self.meter, self.widget = meter, HTML()
+        self.lines: dict[str, list[tuple[int, float]]] = {"loss": [], "eval_loss": []}
 
     def on_train_begin(self, args, state, control, **_):
         from IPython.display import display
@@ -242,29 +201,30 @@ class LossCurve(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         for name, line in self.lines.items():
-            if isinstance(value := (logs or {}).get(name), float) and value == value:
+            value = (logs or {}).get(name)
+            if isinstance(value, float):
                 line.append((state.global_step, value))
+        figures = format_figures(self.meter.figures())
         self.widget.value = (
-            loss_svg(self.lines) + f"<div>step {state.global_step} of {state.max_steps} "
-            f" {format_figures(self.meter.figures())}</div>"
+            f"{loss_svg(self.lines)}<div>step {state.global_step} of {state.max_steps}  {figures}"
+            "</div>"
         )
 
 
 def in_notebook() -> bool:
-    "Does a person look at a notebook's cell?"
+    "Does this process run the cells of a notebook, with widgets?"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return (
-        type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
-        and find_spec("ipywidgets") is not None
-    )
+    shows_widgets = type(shell).__name__ in ("ZMQInteractiveShell", "Shell")  # Colab's is Shell
+    return shows_widgets and find_spec("ipywidgets") is not None
 
 
 # %% ../../nbs/training/36_monitor.ipynb #e5c89e47
-def resolve_trackers(wanted: str | list[str]) -> list[str]:
-    "Names of trackers; `UserError` for one that cannot be had."
-    if wanted == "auto":
+def resolve_trackers(trackers: str | list[str]) -> list[str]:
+    "Names of trackers; `UserError` for one that is unknown or not installed."
+    if trackers == "auto":
         return ["trackio"] if find_spec("trackio") else []
-    names = [n for n in ([wanted] if isinstance(wanted, str) else wanted) if n != "none"]
+    listed = [trackers] if isinstance(trackers, str) else trackers
+    names = [name for name in listed if name != "none"]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(
@@ -281,59 +241,54 @@ def resolve_trackers(wanted: str | list[str]) -> list[str]:
     return names
 
 
-# forgets the run, or the end of the program would finish it aloud once more
+# %% ../../nbs/training/36_monitor.ipynb #cd79d3e1
+def flatten_recipe(values: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
+    "A recipe as dotted keys with plain values, as trackers take them."
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten_recipe(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, (str, int, float, bool))
+            flat[prefix + key] = value if plain else str(value)
+    return flat
+
+
+def open_tracker(name: str, run: Path):
+    "accelerate's tracker of this name, for a run."
+    kind, options = LOGGER_TYPE_TO_CLASS[name], {}
+    if name == "trackio":
+        options = dict(name=run.name, embed=False, resume="allow", auto_log_gpu=False)
+        options |= dict(auto_log_cpu=False)
+    if kind.requires_logging_directory:
+        options |= dict(logging_dir=run / "tracking")
+    return kind(run.parent.name or "llmtrainer", **options)
+
+
 class TrackerCallback(TrainerCallback):
     "Sends what is logged to trackers."
 
     def __init__(self, names: list[str], run: Path, recipe: dict):
-        options = dict(
-            trackio=dict(
-                name=run.name, embed=False, resume="allow", auto_log_gpu=False, auto_log_cpu=False
-            )
-        )
-        kinds = {name: LOGGER_TYPE_TO_CLASS[name] for name in names}
-        places = lambda name, kind: (
-            (options.get(name) or {})
-            | (dict(logging_dir=run / "tracking") if kind.requires_logging_directory else {})
-        )
-        self.trackers, self.recipe = (
-            [
-                kind(run.parent.name or "llmtrainer", **places(name, kind))
-                for name, kind in kinds.items()
-            ],
-            flatten_recipe(recipe),
-        )
+        self.trackers = [open_tracker(name, run) for name in names]
+        self.recipe = flatten_recipe(recipe)
 
     def on_train_begin(self, args, state, control, **_):
-        with contextlib.redirect_stdout(io.StringIO()):  # what they say is not about this training
+        # what trackers print is not about this training
+        with contextlib.redirect_stdout(io.StringIO()):
             for tracker in self.trackers:
                 if hasattr(tracker, "start"):
                     tracker.start()
                 tracker.store_init_configuration(self.recipe)
 
     def on_log(self, args, state, control, logs=None, **_):
+        figures = {name: v for name, v in logs.items() if isinstance(v, (int, float))}
         for tracker in self.trackers:
-            tracker.log(
-                {k: v for k, v in logs.items() if isinstance(v, (int, float))},
-                step=state.global_step,
-            )
+            tracker.log(figures, step=state.global_step)
 
     def on_train_end(self, args, state, control, **_):
         with contextlib.redirect_stdout(io.StringIO()):
             for tracker in self.trackers:
                 tracker.finish()
+            # trackio would finish its run once more, aloud, when the program ends
             if any(tracker.name == "trackio" for tracker in self.trackers):
                 sys.modules["trackio"].finish()
-
-
-def flatten_recipe(values: dict, before: str = "") -> dict[str, str | int | float | bool]:
-    "A recipe as dotted keys with plain values, as trackers take them."
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= flatten_recipe(value, f"{before}{key}.")
-        else:
-            found[before + key] = (
-                value if isinstance(value, (str, int, float, bool)) else str(value)
-            )
-    return found
