@@ -3,9 +3,11 @@ import pytest
 from llmtrainer.pipeline import *
 from llmtrainer.pipeline import (
     Adapt,
+    ExpertsRecord,
     Generation,
     Machine,
     Model,
+    ModelRecord,
     Path,
     Run,
     UserError,
@@ -389,16 +391,12 @@ def small_job(folder, adapt={}, **model):
 
 def test_experts_are_kept_in_balance_and_their_load_is_told(tmp_path, capsys):
     run = train(small_job(tmp_path, base="tiny:mixtral", quantize="none"), tmp_path / "run")
-    load = run.read("experts.json")
-    assert (
-        set(load) == {"before", "after"}
-        and all(len(n) == 4 and sum(n) > 0 for n in load["after"].values())
-        and "times an even share" in capsys.readouterr().out
-    )
-    assert (
-        run.read("model.json")["trainable"]["gate_up_proj"] > 0
-        and "experts" in run.read("model.json")["family"]
-    )
+    load, model = run.find_record(ExpertsRecord), run.find_record(ModelRecord)
+    assert load.before.keys() == load.after.keys() != set()
+    for counts in load.after.values():
+        assert len(counts) == 4 and sum(counts) > 0
+    assert "times an even share" in capsys.readouterr().out
+    assert model.trainable["gate_up_proj"] > 0 and "experts" in model.family
 
 
 def test_a_tracker_that_cannot_be_had_is_named_before_the_data_is_read(tmp_path):
