@@ -68,6 +68,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 
+# %% ../../nbs/speed/60_memory.ipynb #b95e5521
+from llmtrainer.models import load  # noqa: F401
+
+# first, because it silences the messages of importing bitsandbytes
+# isort: split
+
 # %% ../../nbs/speed/60_memory.ipynb #be99a02d
 import torch
 import torch.nn.functional as F

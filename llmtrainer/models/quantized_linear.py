@@ -272,7 +272,7 @@ class FrozenWeight:
     shape: tuple[int, ...]
     dtype: torch.dtype  # of the arithmetic
     rows: torch.Tensor | None = None  # float32 (all rows,): for FP8, what each row is divided by
-    ahead: bool = (
+    fp8_forward: bool = (
         True  # with rows: are inputs multiplied in FP8 too, or only the gradients that come back?
     )
 
@@ -304,7 +304,7 @@ def stack_weights(parts: Sequence[FrozenWeight]) -> FrozenWeight:
             one.shape[:3] + sum((p.shape[3:] for p in parts), ()),
             dtype=one.dtype,
             rows=rows,
-            ahead=one.ahead,
+            fp8_forward=one.fp8_forward,
         )
     )
 
@@ -340,7 +340,7 @@ def nf4_parts(weight) -> tuple[tuple, tuple]:
 def freeze_weight(
     layer: torch.nn.Module,  # a linear layer of PyTorch or bitsandbytes
     fp8: bool,
-    ahead: bool = True,
+    fp8_forward: bool = True,
 ) -> FrozenWeight:
     "A layer's weight as the products below take it; raises `Unsupported` for one they cannot."
     if hasattr(layer.weight, "quant_state"):
@@ -367,7 +367,7 @@ def freeze_weight(
         .amax(1)
         .clamp(min=TINY)
         / F8_MAX,
-        ahead=ahead,
+        fp8_forward=fp8_forward,
     )
 
 
@@ -465,7 +465,7 @@ class LoraLinear(torch.autograd.Function):
         scales: tuple,
         shape: tuple,
         rows,
-        ahead: bool,
+        fp8_forward: bool,
         *tensors,  # A of each, B of each, what is stored of each
     ):
         m, inner = len(scales), x if dropped is None else dropped
@@ -474,7 +474,7 @@ class LoraLinear(torch.autograd.Function):
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
         return add_once(
-            matmul_stored(x, stored, shape=shape, rows=rows if ahead else None, back=False),
+            matmul_stored(x, stored, shape=shape, rows=rows if fp8_forward else None, back=False),
             h @ block_diagonal(B, scales, x.dtype).t(),
         )
 
@@ -959,9 +959,9 @@ def lora_linear(
     B: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     "x W' + scale (x A') B' for matrices below each other with an adapter each: (tokens, all rows)."
-    rides = w.rows is not None and w.ahead and dropped is None and sum(map(len, A)) <= MOST
+    rides = w.rows is not None and w.fp8_forward and dropped is None and sum(map(len, A)) <= MOST
     return (
         LoraLinearFP8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored)
         if rides
-        else LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
+        else LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.fp8_forward, *A, *B, *w.stored)
     )
