@@ -1,10 +1,13 @@
-"""Rows a second from a JSON-lines file of messages to packed sequences with a trained mask: this package, trl, LLaMA-Factory and the bare tokenizer.
+"""Rows a second from a JSON-lines file of messages to packed sequences with a trained mask.
 
-    python benchmarks/data_pipeline.py FOLDER [--trl PYTHON] [--llamafactory PYTHON] [--rows N] [--repeats N] [--memory]
+    python benchmarks/data_pipeline.py FOLDER [--trl PYTHON] [--llamafactory PYTHON]
+        [--rows N] [--repeats N] [--memory]
 
-FOLDER holds the data sets and tokenizers named below. The peers run from environments of their own, whose Pythons are given; without one, a
-peer is left out. Same rows, ChatML with its tokens special, 2,048 tokens a sequence, packed, one process; each repeat in a new process with
-empty caches; the median counts. --memory prepares 1, 10 and 100 copies of the rows and prints the peak of resident memory.
+Measures this package, trl, LLaMA-Factory and the bare tokenizer. FOLDER holds the data sets and
+tokenizers named below. The peers run from environments of their own, whose Pythons are given;
+without one, a peer is left out. Same rows, ChatML with its tokens special, 2,048 tokens a sequence,
+packed, one process; each repeat in a new process with empty caches; the median counts. --memory
+prepares 1, 10 and 100 copies of the rows and prints the peak of resident memory.
 """
 
 import argparse
@@ -26,13 +29,17 @@ FILES = (
 TOKENIZERS = ("gpt2-hf", "llama2-hf")
 LENGTH = 2048
 CHATML = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
-    "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "<|im_start|>assistant\n{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def make(folder: Path, out: Path, rows: int) -> int:
-    "Write the rows as messages, a toy model with each tokenizer, and what LLaMA-Factory wants to know; the number of rows."
+    """Write the rows as messages, a toy model with each tokenizer, and LLaMA-Factory's description.
+
+    Returns the number of rows."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from llmtrainer.data.rows import load_rows
@@ -105,11 +112,12 @@ def ours(out: Path, name: str) -> int:
 
 
 def tokenizer_alone(out: Path, name: str):
-    "The limit: the texts of the messages through the compiled tokenizer, in batches, and nothing else."
+    "The limit: the texts of the messages through the compiled tokenizer in batches, no more."
     from transformers import AutoTokenizer
 
     backend = AutoTokenizer.from_pretrained(out / name).backend_tokenizer
-    texts = [m["content"] for line in open(out / "mix.jsonl") for m in json.loads(line)["messages"]]
+    lines = (out / "mix.jsonl").read_text().splitlines()
+    texts = [m["content"] for line in lines for m in json.loads(line)["messages"]]
     begun = time.perf_counter()
     made = sum(
         len(one.ids)
@@ -216,11 +224,15 @@ def speed(out: Path, pythons: dict[str, str], rows: int, repeats: int) -> None:
             [medians[p] for p in ("trl", "llamafactory") if p in medians], default=float("nan")
         )
         print(
-            f"\n{name}, {rows:,} rows, median of {repeats}\n| | seconds | rows/s | times the faster peer | of the tokenizer's speed |\n|---|---|---|---|---|"
+            f"\n{name}, {rows:,} rows, median of {repeats}\n"
+            "| | seconds | rows/s | times the faster peer | of the tokenizer's speed |\n"
+            "|---|---|---|---|---|"
         )
         for what, seconds in medians.items():
             print(
-                f"| {what} | {seconds:.1f} ({min(found[what]):.1f}-{max(found[what]):.1f}) | {rows / seconds:,.0f} | {best / seconds:.1f} | {medians['tokenizer'] / seconds:.2f} |",
+                f"| {what} | {seconds:.1f} ({min(found[what]):.1f}-{max(found[what]):.1f}) "
+                f"| {rows / seconds:,.0f} | {best / seconds:.1f} "
+                f"| {medians['tokenizer'] / seconds:.2f} |",
                 flush=True,
             )
 
@@ -237,7 +249,9 @@ def memory(out: Path, rows: int) -> None:
         os.symlink(out / TOKENIZERS[0], big / TOKENIZERS[0])
         found = once(sys.executable, "ours", big, TOKENIZERS[0])
         print(
-            f"{copies:3} copies, {copies * rows:,} rows, {copies * len(text) / 2**20:,.0f} MiB: {found['seconds']:.0f} s, peak {found['peak_mib']:,.0f} MiB ({found['before_mib']:,.0f} MiB before)",
+            f"{copies:3} copies, {copies * rows:,} rows, {copies * len(text) / 2**20:,.0f} MiB: "
+            f"{found['seconds']:.0f} s, peak {found['peak_mib']:,.0f} MiB "
+            f"({found['before_mib']:,.0f} MiB before)",
             flush=True,
         )
         (big / "mix.jsonl").unlink()
@@ -253,23 +267,17 @@ def main() -> None:
         type=Path,
         default=Path(os.environ.get("LLMTRAINER_REALDATA", "../shared")) / "data",
     )
-    (
-        parser.add_argument("--trl"),
-        parser.add_argument("--llamafactory"),
-        parser.add_argument("--once", nargs=3),
-        parser.add_argument("--memory", action="store_true"),
-    )
-    (
-        parser.add_argument("--rows", type=int, default=6500, help="rows of each file"),
-        parser.add_argument("--repeats", type=int, default=5),
-    )
+    parser.add_argument("--trl")
+    parser.add_argument("--llamafactory")
+    parser.add_argument("--once", nargs=3)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--rows", type=int, default=6500, help="rows of each file")
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     if given.once:
         what, out, name = given.once
 
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        if what == "ours":
-            pass
         before = peak()
         seconds, made = WORK[what](Path(out), name)
         return print(

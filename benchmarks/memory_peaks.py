@@ -1,10 +1,12 @@
-"""Predicted and measured peaks of training steps on one NVIDIA GPU, the cheapest first, a JSON line each.
+"""Predicted and measured peaks of training steps on one NVIDIA GPU, the cheapest first.
 
     python benchmarks/memory_peaks.py [--cases 1B-qlora,8B-lora] [--steps 2] [--list] [--tiny]
 
-Weights are random, made on the GPU and quantised there; the steps go through the project's own trainer with packed rows, so what is
-measured is what `llmtrainer train` would take. Neither memory nor speed depends on the values of weights, so nothing is downloaded.
-A cut-off run has still said everything up to there. `--tiny` tries the script on a CPU, where there is no peak to measure.
+Weights are random, made on the GPU and quantised there. The steps go through the project's own
+trainer with packed rows, so what is measured is what `llmtrainer train` would take. Neither memory
+nor speed depends on the values of weights, so nothing is downloaded. Each case is a JSON line, so a
+run that is cut off has printed everything up to there. `--tiny` tries the script on a CPU, where
+there is no peak to measure.
 """
 
 import argparse
@@ -69,7 +71,7 @@ def shape(name: str, blocks: int) -> LlamaConfig:
 
 
 def make(config: LlamaConfig, quantize: str, device: str):
-    "A model with random weights, its linear layers in NF4 where wanted, one after the other so that the whole never lies there twice."
+    "A model with random weights, in NF4 where asked for, layer by layer so that none exists twice."
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -156,7 +158,9 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
     if recompute:
         apply_activation_checkpointing(decoder_layers(model), "recompute")
     if device == "cuda":
-        gc.collect(), torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     recipe, adapt = (
         Train(
             batch_size=rows,
@@ -216,11 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    (
-        parser.add_argument("--cases", help="names with commas; all without"),
-        parser.add_argument("--steps", type=int, default=2),
-        parser.add_argument("--list", action="store_true", help="the names of the cases"),
-    )
+    parser.add_argument("--cases", help="names with commas; all without")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="the names of the cases")
     parser.add_argument(
         "--tiny", action="store_true", help="small shapes on a CPU, to try the script"
     )

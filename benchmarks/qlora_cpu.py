@@ -1,15 +1,24 @@
-"""Wall time of a small QLoRA or LoRA run on a CPU, from command to finished adapter: llmtrainer, trl's command line and LLaMA-Factory's.
+"""Wall time of a small QLoRA or LoRA run on a CPU, from command to finished adapter.
 
-    python benchmarks/qlora_cpu.py [--base FOLDER] [--trl PYTHON] [--llamafactory PYTHON] [--quantize nf4|none] [--packed] [--steps N] [--rows N] [--repeats N] [--json]
+    python benchmarks/qlora_cpu.py [--base FOLDER] [--trl PYTHON] [--llamafactory PYTHON]
+        [--quantize nf4|none] [--packed] [--steps N] [--rows N] [--repeats N] [--json]
 
-All three train on the same rows (this package's word problems, in the form that each asks for) with the same model, rank, steps, rows in a step, length and
-learning rate, on answers only, in float32, and save nothing but the adapter. A run is a whole process; they take turns, and the medians count. Each adapter is opened and its numbers are
-counted, so that nobody trains less than another, and the mean training loss is shown. OMP_NUM_THREADS is 1 unless it is set: two thread pools on few cores are far slower.
+Measures llmtrainer, trl's command line and LLaMA-Factory's. All three train on the same rows (this
+package's word problems, in the form that each reads) with the same model, rank, steps, rows in a
+step, length and learning rate, on answers only, in float32, and save nothing but the adapter. A run
+is a whole process; they take turns, and the medians count. Each adapter is opened and its numbers
+are counted, so that none trains less than another, and the mean training loss is shown.
+OMP_NUM_THREADS is 1 unless it is set: two thread pools on few cores are far slower.
 
-The peers run from environments of their own, whose Pythons are given; without one, a peer is left out:
+The peers run from environments of their own, whose Pythons are given; without one, a peer is left
+out:
 
-    python -m venv trl; trl/bin/pip install torch==2.13.0 trl==1.16.0 peft==0.21.2 transformers==5.24.0 bitsandbytes==0.50.2 datasets==5.2.0 accelerate==1.15.0
-    python -m venv lf;  lf/bin/pip install torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0 llamafactory==0.9.5 bitsandbytes==0.50.2
+    python -m venv trl
+    trl/bin/pip install torch==2.13.0 trl==1.16.0 peft==0.21.2 transformers==5.24.0 \\
+        bitsandbytes==0.50.2 datasets==5.2.0 accelerate==1.15.0
+    python -m venv lf
+    lf/bin/pip install torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0 \\
+        llamafactory==0.9.5 bitsandbytes==0.50.2
 """
 
 import argparse
@@ -26,7 +35,10 @@ import time
 from pathlib import Path
 
 R, ALPHA, LENGTH, BATCH, RATE = 16, 32, 256, 8, 3e-3  # as in the quickstart
-CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def prepare(base: str, rows: int, out: Path) -> None:
@@ -175,7 +187,8 @@ def numbers(folder: Path) -> int:
     from safetensors import safe_open
 
     with safe_open(next(folder.rglob("adapter_model.safetensors")), "pt") as file:
-        return sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())
+        names = file.keys()
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def once(tool: str, python: str, out: Path, given) -> dict:
@@ -219,26 +232,20 @@ def main() -> None:
     parser.add_argument(
         "--base", default="tiny:base", help="a folder, or a model that comes with the package"
     )
-    (
-        parser.add_argument("--trl"),
-        parser.add_argument("--llamafactory"),
-        parser.add_argument(
-            "--packed",
-            action="store_true",
-            help="rows packed to 256 tokens; else padded to the longest of a batch",
-        ),
+    parser.add_argument("--trl")
+    parser.add_argument("--llamafactory")
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="rows packed to 256 tokens; else padded to the longest of a batch",
     )
-    (
-        parser.add_argument(
-            "--quantize", choices=("nf4", "none"), default="nf4", help="none is plain LoRA"
-        ),
-        parser.add_argument("--json", action="store_true"),
+    parser.add_argument(
+        "--quantize", choices=("nf4", "none"), default="nf4", help="none is plain LoRA"
     )
-    (
-        parser.add_argument("--steps", type=int, default=120),
-        parser.add_argument("--rows", type=int, default=3000),
-        parser.add_argument("--repeats", type=int, default=3),
-    )
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     pythons = dict(ours=sys.executable) | {
         name: getattr(given, name) for name in ("trl", "llamafactory") if getattr(given, name)
@@ -257,13 +264,18 @@ def main() -> None:
         return print(json.dumps(found))
     best = min((middle[n]["seconds"] for n in middle if n != "ours"), default=float("nan"))
     print(
-        f"{given.base}, {given.quantize}, {given.steps} steps of {BATCH} rows, {'packed to' if given.packed else 'at most'} {LENGTH} tokens, median of {given.repeats}\n\n"
-        "| | seconds | of them in the loop | of the faster peer's | trained numbers | mean loss |\n|---|---|---|---|---|---|"
+        f"{given.base}, {given.quantize}, {given.steps} steps of {BATCH} rows, "
+        f"{'packed to' if given.packed else 'at most'} {LENGTH} tokens, "
+        f"median of {given.repeats}\n\n"
+        "| | seconds | of them in the loop | of the faster peer's | trained numbers | mean loss |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, m in middle.items():
         all_seconds = [one["seconds"] for one in found[name]]
         print(
-            f"| {name} | {m['seconds']:.1f} ({min(all_seconds):.1f}-{max(all_seconds):.1f}) | {m['loop']:.1f} | {m['seconds'] / best:.2f} | {m['numbers']:,.0f} | {m['loss']:.3f} |"
+            f"| {name} | {m['seconds']:.1f} ({min(all_seconds):.1f}-{max(all_seconds):.1f}) "
+            f"| {m['loop']:.1f} | {m['seconds'] / best:.2f} | {m['numbers']:,.0f} "
+            f"| {m['loss']:.3f} |"
         )
 
 

@@ -1,9 +1,14 @@
 """Speed and memory of QLoRA training steps on one NVIDIA GPU, engine by engine.
 
-    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8,fp8:all] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,recompute,recompute:10,offload] [--accumulate 2] [--mix FILE] [--method lora|full] [--profile]
+    python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8,fp8:all]
+        [--lengths 2048] [--tokens 16384] [--ranks 16] [--accumulate 2] [--mix FILE]
+        [--activations keep,recompute,recompute:10,offload] [--method lora|full] [--profile]
 
-Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method full: all weights trained, in bf16). `qlora_peers.py` measures the peers at the same work. Neither time nor memory depends on their values, so nothing
-is downloaded. Medians of the timed steps; the first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean nothing.
+Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method
+full: all weights trained, in bf16). Neither time nor memory depends on their values, so nothing is
+downloaded. `qlora_peers.py` measures the peers at the same work. Medians of the timed steps; the
+first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean
+nothing.
 """
 
 import argparse
@@ -129,7 +134,7 @@ def pack(model, spread: bool = False):
 
 
 def make(shape: str, rank: int, device: str, method: str = "lora"):
-    "A model of the shape with random weights in NF4, and fresh adapters; or with all weights to train."
+    "A model with random weights in NF4 and fresh adapters; or with all weights to train."
     if method == "full":
         return blank(shape, device).train()
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
@@ -142,7 +147,9 @@ def quicken(model, engine: str):
 
 
 def texts_of(file: str, words: int) -> list[Encoded]:
-    "Random tokens in texts of real lengths, of which the last tokens are trained: `file` holds a JSON list of [tokens, trained]."
+    """Random tokens in texts of real lengths, of which the last tokens are trained.
+
+    `file` holds a JSON list of [tokens, trained]."""
     draw = np.random.default_rng(0)
     return [
         Encoded(draw.integers(3, words, n).tolist(), [(n - trained, n)])
@@ -151,7 +158,9 @@ def texts_of(file: str, words: int) -> list[Encoded]:
 
 
 def batches(words: int, rows: int, length: int, mix: str | None):
-    "A function from a step's number to its batch: whole random rows, or rows packed with texts of real lengths."
+    """A function from a step's number to its batch.
+
+    The rows are random and whole, or with `mix` packed with texts of real lengths."""
     if mix is None:
         ids = lambda number: torch.randint(
             3, words, (rows, length), generator=torch.Generator().manual_seed(number)
@@ -200,12 +209,14 @@ def measure(
             with torch.autocast(device, dtype=torch.bfloat16, enabled=cuda):
                 total, _ = token_loss(model, batch)
             (total / trained[-1]).backward()
-        optimizer.step(), optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
 
-    gc.collect(), torch.cuda.empty_cache()
+    gc.collect()
+    torch.cuda.empty_cache()
     for number in range(steps + 3):
         if cuda and number == 2:
             torch.cuda.reset_peak_memory_stats()
@@ -244,36 +255,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     several = lambda text: text.split(",")
-    (
-        parser.add_argument("--shapes", type=several, default=["1B", "8B"]),
-        parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"]),
+    parser.add_argument("--shapes", type=several, default=["1B", "8B"])
+    parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
+    parser.add_argument("--lengths", type=several, default=["2048"])
+    parser.add_argument("--ranks", type=several, default=["16"])
+    parser.add_argument("--tokens", type=int, default=16384, help="in a step")
+    parser.add_argument(
+        "--activations",
+        type=several,
+        default=["keep"],
+        help="keep, recompute, recompute:LAYERS, offload",
     )
-    (
-        parser.add_argument("--lengths", type=several, default=["2048"]),
-        parser.add_argument("--ranks", type=several, default=["16"]),
-        parser.add_argument("--tokens", type=int, default=16384, help="in a step"),
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small shape on a CPU, to try the script"
     )
-    (
-        parser.add_argument(
-            "--activations",
-            type=several,
-            default=["keep"],
-            help="keep, recompute, recompute:LAYERS, offload",
-        ),
-        parser.add_argument("--profile", action="store_true"),
-        parser.add_argument(
-            "--tiny", action="store_true", help="a small shape on a CPU, to try the script"
-        ),
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="batches in a step, which share its tokens"
     )
-    (
-        parser.add_argument(
-            "--accumulate", type=int, default=1, help="batches in a step, which share its tokens"
-        ),
-        parser.add_argument("--method", choices=["lora", "full"], default="lora"),
-        parser.add_argument(
-            "--mix",
-            help="a file with the lengths of real texts, which are packed: a JSON list of [tokens, trained]",
-        ),
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument(
+        "--mix",
+        help="lengths of real texts, which are packed: a JSON list of [tokens, trained]",
     )
     given = parser.parse_args()
     if given.tiny:
@@ -313,7 +316,8 @@ def main() -> None:
                             found = dict(length=length, activations=activations, out_of_memory=True)
                         print(json.dumps(about | found), flush=True)
                 del model
-                gc.collect(), torch.cuda.empty_cache()
+                gc.collect()
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""The peers at the work of `qlora_gpu.py`: transformers + peft + bitsandbytes, the same with Liger's kernels, Unsloth. One NVIDIA GPU, one peer a process.
+"""The peers at the work of `qlora_gpu.py`, on one NVIDIA GPU, one peer a process.
 
-    python benchmarks/qlora_peers.py plain|liger|unsloth [--shapes 1B,8B] [--lengths 2048] [--tokens 16384] [--ranks 16] [--activations keep,default] [--mix FILE] [--method lora|full]
+    python benchmarks/qlora_peers.py plain|liger|unsloth [--shapes 1B,8B] [--lengths 2048]
+        [--tokens 16384] [--ranks 16] [--activations keep,default] [--mix FILE] [--method lora|full]
 
-Weights are random, written once as a checkpoint in NF4 (bf16 for full fine-tuning) to --folder and loaded by the peer's own loader. `default` is what each does unasked: recomputing, or offloading for Unsloth, which takes one of the two a process.
-With --mix rows of real lengths are packed and given to each the way its own packing does: positions that begin anew for transformers, lengths for Unsloth. --tiny tries `plain` on a CPU.
+The peers are transformers + peft + bitsandbytes, the same with Liger's kernels, and Unsloth.
+Weights are random, written once as a checkpoint in NF4 (bf16 for full fine-tuning) to --folder and
+loaded by the peer's own loader. `default` is what each does unasked: recomputing, or offloading for
+Unsloth, which takes one of the two a process. With --mix rows of real lengths are packed and given
+to each the way its own packing does: positions that begin anew for transformers, lengths for
+Unsloth. --tiny tries `plain` on a CPU.
 """
 
 import argparse
@@ -148,7 +153,9 @@ def load(folder: Path, method: str, rank: int, activations: str, length: int, de
 
 
 def as_packed(batch: dict) -> dict:
-    "A packed batch as Unsloth's own packing gives it: one row, the lengths of its texts, no loss across a border."
+    """A packed batch as Unsloth's own packing gives it.
+
+    One row, the lengths of its texts, no loss across a boundary."""
     positions = batch["position_ids"].flatten()
     starts = (positions == 0).nonzero().flatten()
     labels = batch["labels"].flatten().clone()
@@ -177,10 +184,8 @@ def measure(
     )
     for number in range(steps + 3):
         batch = batch_of(number)
-        (
-            read.append(batch["input_ids"].numel()),
-            trained.append((batch["labels"][:, 1:] != -100).sum().item()),
-        )
+        read.append(batch["input_ids"].numel())
+        trained.append((batch["labels"][:, 1:] != -100).sum().item())
         if mix is None:
             batch.pop("position_ids")
         elif PEER == "unsloth":
@@ -194,7 +199,8 @@ def measure(
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
             loss = model(**batch).loss
         loss.backward()
-        optimizer.step(), optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -219,24 +225,18 @@ def main() -> None:
         ),
         lambda text: text.split(","),
     )
-    (
-        parser.add_argument("peer", choices=["plain", "liger", "unsloth"]),
-        parser.add_argument("--shapes", type=several, default=["1B", "8B"]),
-        parser.add_argument("--lengths", type=several, default=["2048"]),
+    parser.add_argument("peer", choices=["plain", "liger", "unsloth"])
+    parser.add_argument("--shapes", type=several, default=["1B", "8B"])
+    parser.add_argument("--lengths", type=several, default=["2048"])
+    parser.add_argument("--ranks", type=several, default=["16"])
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--activations", type=several, default=["keep"])
+    parser.add_argument("--mix")
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmtrainer-peers"
     )
-    (
-        parser.add_argument("--ranks", type=several, default=["16"]),
-        parser.add_argument("--tokens", type=int, default=16384),
-        parser.add_argument("--activations", type=several, default=["keep"]),
-    )
-    (
-        parser.add_argument("--mix"),
-        parser.add_argument("--method", choices=["lora", "full"], default="lora"),
-        parser.add_argument(
-            "--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmtrainer-peers"
-        ),
-        parser.add_argument("--tiny", action="store_true"),
-    )
+    parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     if given.peer == "unsloth" and len(given.activations) > 1:
         parser.error("Unsloth goes on as its first model was told: one of --activations a process")
@@ -253,7 +253,8 @@ def main() -> None:
                     folder, given.method, rank, activations, max(map(int, given.lengths)), device
                 )
                 for length in map(int, given.lengths):
-                    gc.collect(), torch.cuda.empty_cache()
+                    gc.collect()
+                    torch.cuda.empty_cache()
                     try:
                         found = measure(
                             model,

@@ -1,10 +1,15 @@
-"""What an engine costs in quality: a Llama of 280M parameters is pretrained for a minute, quantised to NF4, and tuned with each engine from the same seeds.
+"""What an engine costs in quality: a Llama is pretrained, quantised, and tuned by each engine.
 
-    python benchmarks/quality_gpu.py TEXT.npz ROWS.npz [--seconds 60] [--seeds 3] [--engines reference,fused,fp8] [--base FOLDER] [--tiny]
+    python benchmarks/quality_gpu.py TEXT.npz ROWS.npz [--seconds 60] [--seeds 3]
+        [--engines reference,fused,fp8] [--base FOLDER] [--tiny]
 
-TEXT.npz holds `ids`, the tokens of plain text; ROWS.npz holds `train_ids`, `train_mask`, `test_ids`, `test_mask`: rows of one length, and which of their tokens are trained.
-A JSON line for each run (validation loss along the way), and after the first seed one for each engine with the cosines of its adapter gradients against float32 arithmetic over the same weights.
---base takes a pretrained Llama from a folder instead, and TEXT.npz is not read. --write RECIPE makes ROWS.npz of a recipe's data. --tiny tries the script on a CPU with made-up tokens.
+The model has 280M parameters, is pretrained for a minute and quantised to NF4; the seeds are the
+same for each engine. TEXT.npz holds `ids`, the tokens of plain text. ROWS.npz holds `train_ids`,
+`train_mask`, `test_ids`, `test_mask`: rows of one length, and which of their tokens are trained.
+Prints a JSON line for each run (validation loss along the way), and after the first seed one for
+each engine with the cosines of its adapter gradients against float32 arithmetic over the same
+weights. --base takes a pretrained Llama from a folder instead, and TEXT.npz is not read. --write
+RECIPE makes ROWS.npz of a recipe's data. --tiny tries the script on a CPU with made-up tokens.
 """
 
 import argparse
@@ -59,6 +64,11 @@ def empty(size, device: str):
         )
 
 
+def filled(rows, dtype, length: int) -> np.ndarray:
+    "Rows of numbers as one array, with zeros on the right."
+    return np.stack([np.pad(np.asarray(row, dtype), (0, length - len(row))) for row in rows])
+
+
 def write_rows(recipe: str, target: str, length: int) -> None:
     "Rows of a recipe's data, of one length, and which of their tokens are trained."
     job = read_recipe(recipe)
@@ -66,12 +76,9 @@ def write_rows(recipe: str, target: str, length: int) -> None:
     held = [rows.rows[i] for rows in found.val.values() for together in rows.bins for i in together]
     for split, texts in (("train", found.encoded), ("test", held)):
         texts = [t for t in texts if len(t) <= length]
-        filled = lambda of, kind: np.stack(
-            [np.pad(np.asarray(of(t), kind), (0, length - len(t))) for t in texts]
-        )
         arrays |= {
-            f"{split}_ids": filled(lambda t: t.ids, np.uint16),
-            f"{split}_mask": filled(lambda t: t.trained, np.uint8),
+            f"{split}_ids": filled([t.ids for t in texts], np.uint16, length),
+            f"{split}_mask": filled([t.trained for t in texts], np.uint8, length),
         }
     np.savez_compressed(target, **arrays)
     print(
@@ -91,7 +98,9 @@ def loss_of(model, batch: dict, device: str) -> torch.Tensor:
 def pretrain(
     model, ids: np.ndarray, seconds: float, rows: int, length: int, device: str
 ) -> list[float]:
-    "Next-token training on plain text for so many seconds after compilation; the rate falls along a cosine."
+    """Next-token training on plain text for so many seconds after compilation.
+
+    The learning rate falls along a cosine."""
     fuse_model(model, "fused")
     optimizer, draw, losses, began = (
         torch.optim.AdamW(
@@ -123,7 +132,8 @@ def pretrain(
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(), optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if len(losses) == 3:
             began = time.perf_counter()
@@ -187,7 +197,8 @@ def tune(
         loss_of(
             model, row_batch(rows, "train", order[step * size : (step + 1) * size], device), device
         ).backward()
-        optimizer.step(), optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if (step + 1) % max(1, steps // checks) == 0 or step + 1 == steps:
             curve.append(round(validation(model, rows, min(512, len(rows["test_ids"])), device), 5))
     return curve
@@ -239,22 +250,18 @@ def main(work=quicken) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     several = lambda text: text.split(",")
-    (
-        parser.add_argument("text", nargs="?"),
-        parser.add_argument("rows", nargs="?"),
-        parser.add_argument("--seconds", type=float, default=60),
-        parser.add_argument("--seeds", type=int, default=3),
-    )
-    (
-        parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"]),
-        parser.add_argument("--batch", type=int, default=64),
-        parser.add_argument("--epochs", type=int, default=1),
-        parser.add_argument("--checks", type=int, default=8, help="validations in a run"),
-        parser.add_argument("--tiny", action="store_true"),
-        parser.add_argument("--base", help="the folder of a pretrained Llama"),
-        parser.add_argument("--write", metavar="RECIPE"),
-        parser.add_argument("--length", type=int, default=512),
-    )
+    parser.add_argument("text", nargs="?")
+    parser.add_argument("rows", nargs="?")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--engines", type=several, default=["reference", "fused", "fp8"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--checks", type=int, default=8, help="validations in a run")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--base", help="the folder of a pretrained Llama")
+    parser.add_argument("--write", metavar="RECIPE")
+    parser.add_argument("--length", type=int, default=512)
     given = parser.parse_args()
     device, size = (
         "cuda" if torch.cuda.is_available() and not given.tiny else "cpu",
@@ -294,10 +301,10 @@ def main(work=quicken) -> None:
         losses = pretrain(
             model,
             text,
-            starts=given.seconds,
-            steps=4 if given.tiny else 16,
-            batch=64 if given.tiny else 1024,
-            length=device,
+            seconds=given.seconds,
+            rows=4 if given.tiny else 16,
+            length=64 if given.tiny else 1024,
+            device=device,
         )
     print(
         json.dumps(
@@ -314,7 +321,8 @@ def main(work=quicken) -> None:
     del model
     for seed in range(given.seeds):
         for engine in given.engines:
-            gc.collect(), torch.cuda.empty_cache()
+            gc.collect()
+            torch.cuda.empty_cache()
             model, began = quantised(state, size, seed, device), time.perf_counter()
             work(model, engine)
             first = round(validation(model, rows, min(512, len(rows["test_ids"])), device), 5)

@@ -27,14 +27,18 @@ def run(seed: int, folder: Path) -> dict:
 def line(s: dict) -> str:
     "A summary as a row of the table."
     return (
-        f"| {s['seed']} | {s['before']['accuracy']:.3f} | {s['after']['accuracy']:.3f} | {s['p_value']:.1e} | {s['merge']['max_abs_logit_diff']:.1e} "
-        f"| {s['onnx']['max_abs_logit_diff']:.1e} | {s['onnx']['same_text']} | {s['stages']['train']:.0f} | {s['wall']:.0f} |"
+        f"| {s['seed']} | {s['before']['accuracy']:.3f} | {s['after']['accuracy']:.3f} "
+        f"| {s['p_value']:.1e} | {s['merge']['max_abs_logit_diff']:.1e} "
+        f"| {s['onnx']['max_abs_logit_diff']:.1e} | {s['onnx']['same_text']} "
+        f"| {s['stages']['train']:.0f} | {s['wall']:.0f} |"
     )
 
 
 with tempfile.TemporaryDirectory() as folder:
     print(
-        "| seed | before | after | p | merge | ONNX | same text | training and test, s | whole, s |\n|---|---|---|---|---|---|---|---|---|",
+        "| seed | before | after | p | merge | ONNX | same text "
+        "| training and test, s | whole, s |\n"
+        "|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     summaries = []

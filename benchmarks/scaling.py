@@ -1,13 +1,19 @@
-"""How training speeds up on two GPUs of one machine: tokens a second of one process (single), of two by DDP, by FSDP2 and by DeepSpeed's ZeRO-3, each with LoRA over 16 bits and with QLoRA, through the loop of chapter 31.
+"""How training speeds up on two GPUs of one machine, through the trainer of llmtrainer.training.
 
-    python benchmarks/scaling.py [--shapes 1B,8B] [--strategies single,ddp,fsdp,deepspeed] [--weights lora,qlora] [--rows 4] [--length 2048] [--engine reference] [--seconds 230]
+    python benchmarks/scaling.py [--shapes 1B,8B] [--strategies single,ddp,fsdp,deepspeed]
+        [--weights lora,qlora] [--rows 4] [--length 2048] [--engine reference] [--seconds 230]
 
-Prints a JSON line for each case as it ends, then one with the efficiencies: tokens a second of two divided by twice those of one. Weights are random
-and made in place. `rows` sequences go to each device, so perfect scaling doubles the tokens a second. A case is one or two processes of its own with a
-time limit of its own, so that one that fails takes no other with it; `single` cases run two at a time, on a GPU each. The processes of a case import while
-the case before it trains. Each case checks that what was asked for is what runs: the kind of distribution, the number of processes, and the share of the
-weights' bytes that lies on a device. deepspeed must be installed, takes 16 bits only, and is not among the default strategies. --tiny tries the script on a CPU over gloo,
-where figures mean nothing and fsdp is refused, for the Trainer has it on GPUs only; deepspeed does with DS_ACCELERATOR=cpu in the environment.
+Measures tokens a second of one process (single) and of two by DDP, by FSDP2 and by DeepSpeed's
+ZeRO-3, each with LoRA over 16 bits and with QLoRA. Prints a JSON line for each case as it ends, and
+one with the efficiencies: tokens a second of two divided by twice those of one. Weights are random
+and made in place. `rows` sequences go to each device, so perfect scaling doubles the tokens a
+second. A case is one or two processes of its own with a time limit of its own, so that one that
+fails takes no other with it; `single` cases run two at a time, on a GPU each. The processes of a
+case import while the case before it trains. Each case checks that what was asked for is what runs:
+the kind of distribution, the number of processes, and the share of the weights' bytes on a device.
+deepspeed must be installed, takes 16 bits only, and is not among the default strategies. --tiny
+tries the script on a CPU over gloo, where figures mean nothing. fsdp is refused there, since the
+Trainer has it on GPUs only; deepspeed runs with DS_ACCELERATOR=cpu in the environment.
 """
 
 import argparse
@@ -73,7 +79,7 @@ class Random:
 
 
 def work(case: Case, given, folder: Path) -> None:
-    "One process of a case: imports, waits for its turn, trains a few steps, and leaves what it saw."
+    "One process of a case: imports, waits for its turn, trains a few steps, leaves its figures."
     import torch
     import torch.distributed as dist
     from qlora_gpu import SHAPES, blank, pack
@@ -209,7 +215,6 @@ class Started:
                 if case.gpus > 1
                 else dict(CUDA_VISIBLE_DEVICES=str(gpu))
             )
-            said = open(Path(self.folder.name) / f"said{i}.txt", "w")
             line = [
                 sys.executable,
                 __file__,
@@ -220,17 +225,16 @@ class Started:
                 case.weights,
                 self.folder.name,
             ]
-            self.processes.append(
-                subprocess.Popen(
+            threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            with open(Path(self.folder.name) / f"said{i}.txt", "w") as output:
+                process = subprocess.Popen(
                     line,
-                    env=os.environ
-                    | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-                    | several,
-                    stdout=said,
-                    stderr=said,
+                    env=os.environ | threads | several,
+                    stdout=output,
+                    stderr=output,
                     start_new_session=True,
                 )
-            )
+            self.processes.append(process)
 
     def turn(self) -> None:
         "Let it begin; its time runs from here, or from when its imports are done."
@@ -284,7 +288,7 @@ class Started:
 def turns(
     shapes: list[str], strategies: list[str], weights: list[str], gpus: int
 ) -> list[list[Case]]:
-    "Which cases run at the same time, in their order: single ones two at a time where there are two GPUs."
+    "Cases that run at the same time, in order: single ones in pairs where there are two GPUs."
     single = (
         [Case(shape, "single", kind) for shape in shapes for kind in weights]
         if "single" in strategies
@@ -320,30 +324,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     several = lambda text: text.split(",")
-    (
-        parser.add_argument("--shapes", type=several, default=["1B", "8B"]),
-        parser.add_argument("--strategies", type=several, default=["single", "ddp", "fsdp"]),
-        parser.add_argument("--weights", type=several, default=["lora", "qlora"]),
+    parser.add_argument("--shapes", type=several, default=["1B", "8B"])
+    parser.add_argument("--strategies", type=several, default=["single", "ddp", "fsdp"])
+    parser.add_argument("--weights", type=several, default=["lora", "qlora"])
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--engine", default="reference", help="reference, fused or fp8")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the decoder layers too, as training with the engines fused and fp8 does; "
+        "some 20 s more for a case",
     )
-    (
-        parser.add_argument("--rows", type=int, default=4),
-        parser.add_argument("--length", type=int, default=2048),
-        parser.add_argument("--engine", default="reference", help="reference, fused or fp8"),
-        parser.add_argument(
-            "--compile",
-            action="store_true",
-            help="compile the decoder layers too, as training with the engines fused and fp8 does; some 20 s more for a case",
-        ),
-    )
-    (
-        parser.add_argument(
-            "--seconds", type=float, default=230, help="after which no case begins"
-        ),
-        parser.add_argument("--tiny", action="store_true"),
-        parser.add_argument(
-            "--worker", nargs=4, metavar=("SHAPE", "STRATEGY", "WEIGHTS", "FOLDER")
-        ),
-    )
+    parser.add_argument("--seconds", type=float, default=230, help="after which no case begins")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--worker", nargs=4, metavar=("SHAPE", "STRATEGY", "WEIGHTS", "FOLDER"))
     given = parser.parse_args()
     if given.worker:
         return work(Case(*given.worker[:3]), given, Path(given.worker[3]))

@@ -1,9 +1,10 @@
-"""What the loop of chapter 31 costs over a bare PyTorch loop on the same batches, and how long a save stops it, on the small base on a CPU.
+"""What the training loop costs over a bare PyTorch loop, and how long a save stops it, on a CPU.
 
     python benchmarks/training_overhead.py [--steps 60] [--json]
 
-Both loops train the same adapters of the same model on the same sequences in the same order with AdamW; they take turns in blocks of steps, so that a
-machine that slows down slows both. The bare loop makes its batches, too. A save's pause is what the training waits for, beside copying the same
+Both loops train the same adapters of the small base on the same sequences in the same order with
+AdamW. They take turns in blocks of steps, so that a machine that slows down slows both. The bare
+loop makes its batches, too. A save's pause is what the training waits for, beside copying the same
 tensors in memory.
 """
 
@@ -93,7 +94,8 @@ def ours(
         ends.append(time.perf_counter())
 
     def timed_store(state):
-        trainer.checkpoints.saver.wait()  # a machine this small may still be writing the last one: that is counted apart
+        # a machine this small may still be writing the last one: that is counted separately
+        trainer.checkpoints.saver.wait()
         begun = time.perf_counter()
         held = copy_to_host([checkpoint_weights(trainer.model)[0], trainer.optimizer.state_dict()])
         copies.append(time.perf_counter() - begun)
@@ -155,10 +157,13 @@ def main() -> None:
         print(json.dumps(found))
     else:
         print(
-            f"step: bare {found['bare_ms']:.1f} ms, ours {found['ours_ms']:.1f} ms, overhead {found['overhead']:+.1%} (medians of {found['steps']} steps; at most 5 % is wanted)"
+            f"step: bare {found['bare_ms']:.1f} ms, ours {found['ours_ms']:.1f} ms, "
+            f"overhead {found['overhead']:+.1%} "
+            f"(medians of {found['steps']} steps; at most 5 % is the aim)"
         )
         print(
-            f"save: the training waits {found['pause_ms']:.1f} ms, copying the tensors alone takes {found['copy_ms']:.1f} ms (medians of {found['saves']} saves)"
+            f"save: the training waits {found['pause_ms']:.1f} ms, copying the tensors alone "
+            f"takes {found['copy_ms']:.1f} ms (medians of {found['saves']} saves)"
         )
 
 

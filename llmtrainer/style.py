@@ -183,7 +183,8 @@ def pending(book: Book) -> set[str]:
 def check(root: Path) -> list[Finding]:
     "Everything that stands in a reader's way, in the project in the folder `root`."
     book = read_book(root)
-    places = [book.settings["nbs_path"], book.settings["lib_path"], "setup.py"]
+    places = [book.settings["nbs_path"], book.settings["lib_path"], "benchmarks", "setup.py"]
+    places = [place for place in places if (root / place).exists()]
     later = pending(book)
     findings = [*check_code(book), *check_measures(book), *check_ruff(root, places)]
     return [finding for finding in findings if finding.file not in later]

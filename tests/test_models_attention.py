@@ -12,6 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
+def same_as_the_mask(q, k, v, boundaries, window):
+    "Values and gradients of the kernel are those of float32 with a mask."
+    n, size = q.shape[2:]
+    g = torch.randn_like(q)
+    ours = attend_varlen(
+        q, k, v, boundaries=boundaries, longest=512, window=window, scale=size**-0.5
+    )
+    exact = [t.detach().float().requires_grad_() for t in (q, k, v)]
+    mask = document_mask(boundaries, n, window)
+    masked = F.scaled_dot_product_attention(*exact, mask, enable_gqa=q.shape[1] != k.shape[1])
+    gradients = torch.autograd.grad(ours, (q, k, v), g)
+    expected = torch.autograd.grad(masked, exact, g.float())
+    for a, b in ((ours, masked), *zip(gradients, expected)):
+        assert (a.float() - b).norm() <= 0.01 * b.norm()
+
+
 @pytest.mark.gpu
 def test_the_kernel_is_the_mask():
     for heads, size, window, lengths in (
@@ -20,30 +36,13 @@ def test_the_kernel_is_the_mask():
         (2, 96, None, (64,)),
     ):
         torch.manual_seed(0)
-        n = sum(lengths)
-        borders = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+        boundaries = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
         q, k, v = (
-            (torch.randn(1, h, n, size, device="cuda") / 2).bfloat16().requires_grad_()
+            (torch.randn(1, h, sum(lengths), size, device="cuda") / 2).bfloat16().requires_grad_()
             for h in (heads, 2, 2)
         )
-        g = torch.randn(1, heads, n, size, device="cuda").bfloat16()
-        for given in (window, None):
-            ours = torch.autograd.grad(
-                (
-                    a := attend_varlen(
-                        q, k, v=v, borders=borders, longest=512, window=given, scale=size**-0.5
-                    )
-                ),
-                (q, k, v),
-                g,
-            )
-            exact = [t.detach().float().requires_grad_() for t in (q, k, v)]
-            b = F.scaled_dot_product_attention(
-                *exact, document_mask(borders, n, given), enable_gqa=heads != 2
-            )
-            known = torch.autograd.grad(b, exact, g.float())
-            for x, y in ((a, b), *zip(ours, known)):
-                assert (x.float() - y).norm() <= 0.01 * y.norm()
+        for width in (window, None):
+            same_as_the_mask(q, k, v, boundaries=boundaries, window=width)
 
 
 from llmtrainer.device import plan_device, probe
@@ -51,77 +50,83 @@ from llmtrainer.models.load import Model, load_model
 
 
 def packed(*rows):
-    "A batch of rows of documents."
-    ids = torch.randint(
-        5, 60, (len(rows), sum(rows[0])), generator=torch.Generator().manual_seed(0)
+    "A batch of rows of documents, given by their lengths."
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 60, (len(rows), sum(rows[0])), generator=generator)
+    positions = [torch.cat([torch.arange(n) for n in row]) for row in rows]
+    return dict(input_ids=ids, position_ids=torch.stack(positions))
+
+
+def tiny(kind="llama", quantize="nf4"):
+    model, _ = load_model(
+        Model(base=f"tiny:{kind}", quantize=quantize), plan_device(probe(), quantize)
     )
-    return dict(
-        input_ids=ids,
-        position_ids=torch.stack([torch.cat([torch.arange(n) for n in row]) for row in rows]),
-    )
+    return model.eval()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "qwen", "gemma", "phi"])
 def test_a_document_in_a_pack_is_the_document_alone(kind):
-    model = load_model(Model(base=f"tiny:{kind}", quantize="none"), plan_device(probe(), "none"))[
-        0
-    ].eval()
-    rows = (
-        (9, 1, 150, 20),
-        (80, 70, 20, 10),
-    )  # 150: longer than the window that the small Mistral has
-    batch, before = packed(*rows), model.config._attn_implementation
+    model = tiny(kind, "none")
+    assert model.config._attn_implementation == "sdpa"
+    # 150: longer than the window that the small Mistral has
+    rows = ((9, 1, 150, 20), (80, 70, 20, 10))
+    batch = packed(*rows)
     masked = hidden_states(model, batch).detach()
     install_document_attention(model)
-    found = hidden_states(model, batch | document_boundaries(batch["position_ids"])).detach()
-    assert (
-        before == "sdpa"
-        and model.config._attn_implementation == NAME
-        and (found - masked).abs().max() < 1e-5
-    )
-    for ids, out, lengths in zip(batch["input_ids"], found, rows):
-        for one, alone in zip(ids.split(lengths), out.split(lengths)):
-            assert (hidden_states(model, dict(input_ids=one[None])) - alone).abs().max() < 1e-5
+    assert model.config._attn_implementation == NAME
+    boundaries = document_boundaries(batch["position_ids"])
+    separate = hidden_states(model, batch | boundaries).detach()
+    assert (separate - masked).abs().max() < 1e-5
+    for ids, out, lengths in zip(batch["input_ids"], separate, rows):
+        for document, states in zip(ids.split(lengths), out.split(lengths)):
+            alone = hidden_states(model, dict(input_ids=document[None]))
+            assert (alone - states).abs().max() < 1e-5
 
 
 def test_batches_of_other_documents_have_few_shapes():
-    draw, found = np.random.default_rng(0), set()
+    draw, shapes = np.random.default_rng(0), set()
     for _ in range(50):
         lengths = draw.integers(5, 60, 40)
         positions = torch.cat([torch.arange(n) for n in lengths])[:1000].view(2, 500)
-        known = document_boundaries(positions)
-        assert [b.item() for b in known["cu_seq_lens_q"].unique()] == [
-            *torch.nonzero(positions.flatten() == 0).flatten().tolist(),
-            1000,
-        ]
-        found.add((len(known["cu_seq_lens_q"]), known["max_length_q"]))
-    assert found == {(64, 500)}
-    assert (
-        document_boundaries(torch.arange(6).expand(3, 6)) == {}
-        and len(document_boundaries(torch.zeros(1, 64).long())["cu_seq_lens_q"]) == 128
-    )  # one more border than documents
+        batch = document_boundaries(positions)
+        starts = torch.nonzero(positions.flatten() == 0).flatten().tolist()
+        assert batch["cu_seq_lens_q"].unique().tolist() == [*starts, 1000]
+        shapes.add((len(batch["cu_seq_lens_q"]), batch["max_length_q"]))
+    assert shapes == {(64, 500)}
+    assert document_boundaries(torch.arange(6).expand(3, 6)) == {}
+    # one more boundary than documents
+    assert len(document_boundaries(torch.zeros(1, 64).long())["cu_seq_lens_q"]) == 128
 
 
-def test_no_mask_is_made_where_borders_are_given(monkeypatch):
-    model, batch = (
-        load_model(Model(base="tiny:llama"), plan_device(probe()))[0].eval(),
-        packed((4, 4), (7, 1)),
-    )
+def test_no_mask_is_made_where_boundaries_are_given(monkeypatch):
+    model, batch, masks = tiny(), packed((4, 4), (7, 1)), []
     install_document_attention(model)
-    made = []
-    monkeypatch.setattr(
-        "llmtrainer.models.attention.sdpa_mask",
-        lambda *args, **kwargs: made.append(1) or sdpa_mask(*args, **kwargs),
-    )
-    plain = hidden_states(model, batch)
-    assert made
-    made.clear()
-    borders = batch | document_boundaries(batch["position_ids"])
-    assert (hidden_states(model, borders) - plain).abs().max() < 1e-5 and not made
+
+    def counted(*args, **kwargs):
+        masks.append(sdpa_mask(*args, **kwargs))
+        return masks[-1]
+
+    monkeypatch.setattr("llmtrainer.models.attention.sdpa_mask", counted)
+    masked = hidden_states(model, batch)
+    assert masks
+    masks.clear()
+    separate = hidden_states(model, batch | document_boundaries(batch["position_ids"]))
+    assert (separate - masked).abs().max() < 1e-5
+    assert not masks
 
 
-def test_a_forgetful_model_is_found_out():
-    model = load_model(Model(base="tiny:llama"), plan_device(probe()))[0]
+def test_dropout_does_not_disturb_the_trial():
+    model = tiny().train()
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    install_document_attention(model)
+    assert model.config._attn_implementation == NAME
+    assert model.training
+
+
+def test_a_model_that_loses_the_boundaries_is_refused():
+    model = tiny()
     layer = model.model.layers[0]
     inner = layer.forward
     layer.forward = lambda x, cu_seq_lens_q=None, **kwargs: inner(x, **kwargs)
@@ -140,18 +145,15 @@ def test_a_forgetful_model_is_found_out():
     heads=st.sampled_from([2, 4]),
 )
 def test_by_document_is_the_mask_in_float64(lengths, window, heads):
-    n, borders = sum(lengths), torch.tensor([0, *lengths]).cumsum(0)
+    n, boundaries = sum(lengths), torch.tensor([0, *lengths]).cumsum(0)
     torch.manual_seed(0)
     q, k, v = (
         torch.randn(1, h, n, 4, dtype=torch.float64, requires_grad=True) for h in (heads, 2, 2)
     )
-    ours = attend_documents(q, k, v=v, borders=borders.tolist(), window=window, scale=0.3)
-    known = F.scaled_dot_product_attention(
-        q, k, v, document_mask(borders, n, window), scale=0.3, enable_gqa=heads != 2
-    )
-    g = torch.randn_like(known)
-    for a, b in (
-        (ours, known),
-        *zip(torch.autograd.grad(ours, (q, k, v), g), torch.autograd.grad(known, (q, k, v), g)),
-    ):
+    ours = attend_documents(q, k, v, boundaries=boundaries.tolist(), window=window, scale=0.3)
+    mask = document_mask(boundaries, n, window)
+    masked = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=heads != 2)
+    g = torch.randn_like(masked)
+    gradients, expected = (torch.autograd.grad(y, (q, k, v), g) for y in (ours, masked))
+    for a, b in ((ours, masked), *zip(gradients, expected)):
         assert (a - b).abs().max() < 1e-12

@@ -36,22 +36,13 @@ from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments
 def test_nf4_bytes_are_those_of_bitsandbytes():
     for shape in ((64, 64), (384, 512), (100, 30), (1000, 1024)):
         data, state = quantize_4bit(torch.randn(shape), quant_type="nf4", compress_statistics=True)
-        assert (
-            data.nbytes,
-            sum(
-                t.nbytes
-                for t in (
-                    state.absmax,
-                    state.code,
-                    state.offset,
-                    state.state2.absmax,
-                    state.state2.code,
-                )
-            ),
-        ) == packed_4bit(shape[0] * shape[1]), shape
+        nested = state.state2
+        constants = (state.absmax, state.code, state.offset, nested.absmax, nested.code)
+        stored = (data.nbytes, sum(tensor.nbytes for tensor in constants))
+        assert stored == packed_4bit(shape[0] * shape[1]), shape
 
 
-def test_tied_weights_count_once_and_fused_experts_stay_as_they_are():
+def test_tied_weights_count_once_and_fused_experts_keep_their_format():
     small = dict(
         vocab_size=64,
         hidden_size=64,
@@ -60,90 +51,70 @@ def test_tied_weights_count_once_and_fused_experts_stay_as_they_are():
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    tied, untied = (
-        stored_bytes(
-            meta_model(LlamaConfig(tie_word_embeddings=tie, **small)).requires_grad_(False), "nf4"
-        )[0]
-        for tie in (True, False)
-    )
+
+    def frozen_bytes(config):
+        return stored_bytes(meta_model(config).requires_grad_(False), "nf4")[0]
+
+    tied = frozen_bytes(LlamaConfig(tie_word_embeddings=True, **small))
+    untied = frozen_bytes(LlamaConfig(tie_word_embeddings=False, **small))
     assert untied - tied == 4 * 64 * 64
     experts = 2 * 4 * 3 * 64 * 128  # layers, experts, matrices of one expert
-    assert (
-        stored_bytes(
-            meta_model(MixtralConfig(num_local_experts=4, **small)).requires_grad_(False), "nf4"
-        )[0]
-        > 4 * experts
-    )
+    assert frozen_bytes(MixtralConfig(num_local_experts=4, **small)) > 4 * experts
 
 
-def test_optimizer_bytes_are_those_of_the_optimizers():
-    model = torch.nn.Sequential(torch.nn.Linear(96, 128), torch.nn.LayerNorm(128))
-    for word, optimizer in {
-        "adamw": torch.optim.AdamW(model.parameters()),
-        "adafactor": Adafactor(model.parameters()),
-    }.items():
-        model(torch.randn(2, 96)).sum().backward()
-        optimizer.step()
-        assert held_by(optimizer) == optimizer_bytes(model, word), word
+TWO_BLOCKS = dict(
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+)
 
 
 def held_by(optimizer):
     "Bytes in an optimizer's state, projections included."
     values = [value for state in optimizer.state.values() for value in state.values()]
-    directions = [
-        m for value in values for m in [getattr(value, "ortho_matrix", None)] if m is not None
-    ]
-    return sum(
-        t.nbytes
-        for value in [*values, *directions]
-        for t in (value if isinstance(value, list) else [value])
-        if torch.is_tensor(t) and t.numel() > 1
-    )
+    projections = [getattr(value, "ortho_matrix", None) for value in values]
+    total = 0
+    for value in values + [matrix for matrix in projections if matrix is not None]:
+        for tensor in value if isinstance(value, list) else [value]:
+            if torch.is_tensor(tensor) and tensor.numel() > 1:
+                total += tensor.nbytes
+    return total
+
+
+def test_optimizer_bytes_are_those_of_the_optimizers():
+    model = torch.nn.Sequential(torch.nn.Linear(96, 128), torch.nn.LayerNorm(128))
+    for word, kind in {"adamw": torch.optim.AdamW, "adafactor": Adafactor}.items():
+        optimizer = kind(model.parameters())
+        model(torch.randn(2, 96)).sum().backward()
+        optimizer.step()
+        assert held_by(optimizer) == optimizer_bytes(model, word), word
 
 
 @pytest.mark.parametrize("word, tied", [("galore", True), ("galore", False), ("apollo", True)])
-def test_optimizers_that_project_keep_what_is_said(word, tied, tmp_path):
+def test_projecting_optimizers_hold_the_predicted_bytes(word, tied, tmp_path):
     pytest.importorskip(OPTIMIZERS[word][1])
-    size = dict(
-        vocab_size=900,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=tied,
+    config = LlamaConfig(vocab_size=900, tie_word_embeddings=tied, **TWO_BLOCKS)
+    model, ids = LlamaForCausalLM(config), torch.arange(4, 24)[None]
+    arguments = TrainingArguments(
+        use_cpu=True,
+        report_to="none",
+        output_dir=str(tmp_path),
+        **optimizer_arguments(word, Adapt(method="full")),
     )
-    model, ids = LlamaForCausalLM(LlamaConfig(**size)), torch.arange(4, 24)[None]
-    optimizer = Trainer(
-        model,
-        TrainingArguments(
-            use_cpu=True,
-            report_to="none",
-            output_dir=str(tmp_path),
-            **optimizer_arguments(word, Adapt(method="full")),
-        ),
-    ).create_optimizer()
+    optimizer = Trainer(model, arguments).create_optimizer()
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     assert held_by(optimizer) == optimizer_bytes(model, word) < optimizer_bytes(model, "adamw")
 
 
 def test_a_projecting_optimizer_leaves_embeddings_whole():
-    small = lambda words: optimizer_bytes(
-        meta_model(
-            LlamaConfig(
-                vocab_size=words,
-                hidden_size=256,
-                intermediate_size=640,
-                num_hidden_layers=2,
-                num_attention_heads=8,
-                num_key_value_heads=4,
-                tie_word_embeddings=True,
-            )
-        ).requires_grad_(True),
-        "galore",
-    )
-    assert small(1900) - small(900) == 8 * 1000 * 256
+    def galore_bytes(words):
+        config = LlamaConfig(vocab_size=words, tie_word_embeddings=True, **TWO_BLOCKS)
+        return optimizer_bytes(meta_model(config).requires_grad_(True), "galore")
+
+    assert galore_bytes(1900) - galore_bytes(900) == 8 * 1000 * 256
 
 
 SMALL = dict(
@@ -154,177 +125,131 @@ SMALL = dict(
     num_attention_heads=8,
     num_key_value_heads=2,
 )
+MOMENTS = ("kept", "loss", "backward", "flops")
 
 
 def real_pass(config, section, work):
-    "What `simulate_pass` says, of a step with numbers."
-    model, marks = adapt_model(LlamaForCausalLM(config), section).train(), {}
+    "What `simulate_pass` returns, of a step with values."
+    model = adapt_model(LlamaForCausalLM(config), section).train()
+    base = unwrap_model(model)
     if work.recompute:
-        unwrap_model(model).activation_checkpointing_enable(
-            dict(use_reentrant=False, preserve_rng_state=False)
-        )
+        base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
     ids = torch.zeros(work.rows, work.length, dtype=torch.long)
-
-    def turn(_):
-        marks["loss"], live.most = live.most, live.now
-
-    def blocks_done(module, args, out):
-        marks["kept"] = live.now
-        out[0].register_hook(turn)
-
-    unwrap_model(model).get_decoder().register_forward_hook(blocks_done)
-    with MemoryTracker([*model.parameters(), *model.buffers()]) as live:
+    ledger = MemoryTracker([*model.parameters(), *model.buffers()])
+    marks, _ = record_moments(base, ledger)
+    with ledger:
         full_logits_loss(model, dict(input_ids=ids, labels=ids, position_ids=ids)).backward()
-    return PassMemory(marks["kept"], marks["loss"], live.most, live.flops)
+    return PassMemory(marks["kept"], marks["loss"], ledger.most, ledger.flops)
 
 
-def test_a_step_without_numbers_holds_what_one_with_numbers_holds():
+def assert_close(left, right, *where):
+    "Two passes agree within 1 % at every moment."
+    for moment in MOMENTS:
+        ratio = getattr(left, moment) / getattr(right, moment)
+        assert abs(ratio - 1) < 0.01, (*where, moment, left, right)
+
+
+def test_a_step_without_values_holds_what_a_real_step_holds():
+    config = LlamaConfig(**SMALL)
     for section in (Adapt(r=4), Adapt(method="full"), Adapt(r=4, variant="dora")):
         for recompute in (False, True):
             work = StepShape(2, 64, recompute, "none", mixed=False)
-            fake, real = (
-                simulate_pass(adapt_model(meta_model(LlamaConfig(**SMALL)), section), work),
-                real_pass(LlamaConfig(**SMALL), section, work),
-            )
-            for moment in ("kept", "loss", "back", "flops"):
-                assert abs(getattr(fake, moment) / getattr(real, moment) - 1) < 0.01, (
-                    section,
-                    recompute,
-                    moment,
-                    fake,
-                    real,
-                )
+            fake = simulate_pass(adapt_model(meta_model(config), section), work)
+            assert_close(fake, real_pass(config, section, work), section, recompute)
 
 
-def test_the_line_is_the_long_way():
-    config = LlamaConfig(**SMALL | dict(num_hidden_layers=7))
+def test_the_line_agrees_with_a_pass_through_every_block():
+    config, section = LlamaConfig(**SMALL | dict(num_hidden_layers=7)), Adapt(r=4)
+    assert blocks_uniform(config, section)
+    counts = count_trainable_from_config(config, section)
+    assert counts == expected_trainable(config, section)
     for recompute in (False, True):
         for sliced in (False, True):
             work = StepShape(2, 64, recompute, sliced=sliced)
-            assert (
-                blocks_uniform(config, Adapt(r=4))
-                and static_memory(config, Adapt(r=4), work)
-                == resident_bytes(build_meta_model(config, Adapt(r=4), work), work)
-                and count_trainable_from_config(config, Adapt(r=4))
-                == expected_trainable(config, Adapt(r=4))
-            )
-            line, long = (
-                pass_memory(config, Adapt(r=4), work),
-                simulate_pass(build_meta_model(config, Adapt(r=4), work), work),
-            )
-            for moment in ("kept", "loss", "back", "flops"):
-                assert abs(getattr(line, moment) / getattr(long, moment) - 1) < 0.01, (
-                    recompute,
-                    sliced,
-                    moment,
-                    line,
-                    long,
-                )
-    assert not blocks_uniform(
-        config, Adapt(method="partial", trainable=["last-2"])
-    ) and not blocks_uniform(config, Adapt(targets=r".*layers\.6\..*q_proj"))
-    odd = lambda dense: Qwen3MoeConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        moe_intermediate_size=64,
-        num_experts=4,
-        num_experts_per_tok=2,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        mlp_only_layers=dense,
-    )
-    assert blocks_uniform(odd([0]), Adapt()) and not blocks_uniform(
-        odd([3]), Adapt()
-    )  # a first block of its own does no harm: the line begins after it
-    assert static_memory(odd([0]), Adapt(r=4), StepShape()) == resident_bytes(
-        build_meta_model(odd([0]), Adapt(r=4), StepShape()), StepShape()
-    )
+            whole = build_meta_model(config, section, work)
+            assert static_memory(config, section, work) == resident_bytes(whole, work)
+            line = pass_memory(config, section, work)
+            assert_close(line, simulate_pass(whole, work), recompute, sliced)
+    assert not blocks_uniform(config, Adapt(method="partial", trainable=["last-2"]))
+    assert not blocks_uniform(config, Adapt(targets=r".*layers\.6\..*q_proj"))
+
+
+def test_a_dense_first_block_still_leaves_a_line():
+    def experts_but_dense(blocks):
+        return Qwen3MoeConfig(
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=128,
+            moe_intermediate_size=64,
+            num_experts=4,
+            num_experts_per_tok=2,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            mlp_only_layers=blocks,
+        )
+
+    first, section, work = experts_but_dense([0]), Adapt(r=4), StepShape()
+    # a first block of its own does no harm: the line begins after it
+    assert blocks_uniform(first, Adapt())
+    assert not blocks_uniform(experts_but_dense([3]), Adapt())
+    whole = resident_bytes(build_meta_model(first, section, work), work)
+    assert static_memory(first, section, work) == whole
 
 
 def test_parts_add_up_and_follow_their_causes():
-    config = LlamaConfig(**SMALL)
-    base = predict_memory(config, Adapt(r=4), StepShape(2, 64))
-    assert (
-        base["allocated"]
-        == sum(
-            base[part]
-            for part in (
-                "weights",
-                "constants",
-                "trained",
-                "optimizer",
-                "gradients",
-                "activations",
-                "logits",
-                "workspace",
-            )
-        )
-        and base["total"] == base["allocated"] + base["fragmentation"]
-    )
-    tuned = get_peft_model(
-        meta_model(config), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    assert (
-        base["trained"] == 4 * tuned.get_nb_trainable_parameters()[0]
-        and base["optimizer"] == 2 * base["trained"]
-    )
-    twice = predict_memory(config, Adapt(r=4), StepShape(4, 64))
-    assert (
-        abs(twice["activations"] / base["activations"] - 2) < 0.05
-        and twice["weights"] == base["weights"]
-    )
-    assert (
-        predict_memory(config, Adapt(r=4), StepShape(2, 64, recompute=True))["activations"]
-        < base["activations"] / 2
-    )
-    assert (
-        predict_memory(config, Adapt(r=4), StepShape(2, 64, accumulate=2))["gradients"]
-        == base["trained"]
-    )
-    full = predict_memory(config, Adapt(method="full"), StepShape(2, 64, quantize="none"))
-    assert (
-        full["trained"] == 4 * sum(p.numel() for p in meta_model(config).parameters())
-        and full["weights"] == 0
-    )
-    assert (
-        full["activations"] + full["logits"] + full["workspace"] >= full["trained"]
-    )  # at the latest when all gradients are there
-    assert (
-        base["evaluation"]
-        < predict_memory(config, Adapt(r=4), StepShape(2, 64, recompute=False))["total"]
-    )
+    config, lora, full = LlamaConfig(**SMALL), Adapt(r=4), Adapt(method="full")
+    base = predict_memory(config, lora, StepShape(2, 64))
+    parts = ("weights", "constants", "trained", "optimizer")
+    parts += ("gradients", "activations", "logits", "workspace")
+    assert base["allocated"] == sum(base[part] for part in parts)
+    assert base["total"] == base["allocated"] + base["fragmentation"]
+    adapters = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = get_peft_model(meta_model(config), adapters)
+    assert base["trained"] == 4 * tuned.get_nb_trainable_parameters()[0]
+    assert base["optimizer"] == 2 * base["trained"]
+    twice = predict_memory(config, lora, StepShape(4, 64))
+    assert abs(twice["activations"] / base["activations"] - 2) < 0.05
+    assert twice["weights"] == base["weights"]
+    recomputed = predict_memory(config, lora, StepShape(2, 64, recompute=True))
+    assert recomputed["activations"] < base["activations"] / 2
+    accumulated = predict_memory(config, lora, StepShape(2, 64, accumulate=2))
+    assert accumulated["gradients"] == base["trained"]
+    whole = predict_memory(config, full, StepShape(2, 64, quantize="none"))
+    assert whole["trained"] == 4 * sum(p.numel() for p in meta_model(config).parameters())
+    assert whole["weights"] == 0
+    # at the latest when all gradients exist
+    assert whole["activations"] + whole["logits"] + whole["workspace"] >= whole["trained"]
+    assert base["evaluation"] < base["total"]
 
 
 def test_the_largest_batch_fits_and_one_row_more_does_not():
     config = LlamaConfig(**SMALL)
     wide = LlamaConfig(**SMALL | dict(vocab_size=60_000))
-    for model, section, work in (
-        (config, Adapt(r=4), StepShape(2, 128)),
-        (config, Adapt(r=4), StepShape(64, 128)),
-        (config, Adapt(method="full"), StepShape(4, 64, quantize="none")),
-        (wide, Adapt(r=4), StepShape(2, 64, True, sliced=True)),
-    ):
-        size = lambda rows: required_memory(model, section, replace(work, rows=rows))
+
+    def check(model, section, work):
+        def size(rows):
+            return required_memory(model, section, replace(work, rows=rows))
+
+        def largest(memory):
+            return largest_batch_size(model, section, work, memory)
+
         for rows in (1, 2, 23):
-            assert (
-                largest_batch_size(model, section, work, size(rows))
-                >= rows
-                > largest_batch_size(model, section, work, size(rows) - 1)
-            )
-        assert largest_batch_size(model, section, work, size(23)) == max(
-            n for n in range(23, 60) if size(n) <= size(23)
-        )
-        assert (
-            largest_batch_size(model, section, work, 1000) == 0
-            and largest_batch_size(model, section, work, 2**50) == 512
-        )
+            assert largest(size(rows)) >= rows > largest(size(rows) - 1)
+        assert largest(size(23)) == max(n for n in range(23, 60) if size(n) <= size(23))
+        assert largest(1000) == 0
+        assert largest(2**50) == 512
+
+    check(config, Adapt(r=4), StepShape(2, 128))
+    check(config, Adapt(r=4), StepShape(64, 128))
+    check(config, Adapt(method="full"), StepShape(4, 64, quantize="none"))
+    check(wide, Adapt(r=4), StepShape(2, 64, True, sliced=True))
 
 
 def test_validation_never_takes_more_than_training():
     for words in (256, 60_000):
+        config = LlamaConfig(**SMALL | dict(vocab_size=words))
         for work in (
             StepShape(1, 64),
             StepShape(4, 64, True),
@@ -332,84 +257,69 @@ def test_validation_never_takes_more_than_training():
             StepShape(4, 64, sliced=True, fp8=True),
             StepShape(4, 64, quantize="none", mixed=False),
         ):
-            parts = predict_memory(LlamaConfig(**SMALL | dict(vocab_size=words)), Adapt(r=4), work)
-            assert (
-                parts["evaluation"]
-                <= parts["total"]
-                == required_memory(LlamaConfig(**SMALL | dict(vocab_size=words)), Adapt(r=4), work)
-            )
+            parts = predict_memory(config, Adapt(r=4), work)
+            assert parts["evaluation"] <= parts["total"]
+            assert parts["total"] == required_memory(config, Adapt(r=4), work)
 
 
-def test_changes_lead_to_a_job_that_fits_and_keep_the_step():
+def test_suggestions_lead_to_a_job_that_fits_and_keep_the_step():
     config, full = LlamaConfig(**SMALL), Adapt(method="full")
-    size = lambda section, **keys: required_memory(
-        config, section, StepShape(**dict(rows=8, length=128, quantize="none") | keys)
-    )
-    way = suggestions(
-        config, full, StepShape(8, 128, quantize="none"), size(full, rows=4, accumulate=2)
-    )
-    assert way == [
-        dict(
-            change=[], batch_size=4, accumulate=2, total=size(full, rows=4, accumulate=2), fits=True
-        )
-    ]  # the largest that fits, and not one row
-    way = suggestions(
-        config,
-        full,
-        StepShape(8, 128, quantize="none"),
-        size(Adapt(method="lora"), rows=1, accumulate=8, recompute=True),
-    )
-    assert (
-        [w["fits"] for w in way] == [False] * (len(way) - 1) + [True]
-        and way[-1]["change"] == ["adapt.method=lora"]
-        and all(a["total"] >= b["total"] for a, b in zip(way, way[1:]))
-    )
-    assert all(w["batch_size"] * w["accumulate"] == 8 for w in way)
-    lost = suggestions(config, Adapt(r=4), StepShape(1, 1024), 1000)
-    assert (
-        lost[0]["change"] == ["train.activations=recompute"]
-        and lost[-1]["change"] == ["data.max_length=256"]
-        and not any(w["fits"] for w in lost)
-    )
+    work = StepShape(8, 128, quantize="none")
+
+    def size(section, **changes):
+        return required_memory(config, section, replace(work, **changes))
+
+    half = size(full, rows=4, accumulate=2)
+    # the largest batch that fits, and not one row
+    halved = dict(change=[], batch_size=4, accumulate=2, total=half, fits=True)
+    assert suggestions(config, full, work, half) == [halved]
+    least = size(Adapt(method="lora"), rows=1, accumulate=8, recompute=True)
+    changes = suggestions(config, full, work, least)
+    assert [change["fits"] for change in changes] == [False] * (len(changes) - 1) + [True]
+    assert changes[-1]["change"] == ["adapt.method=lora"]
+    totals = [change["total"] for change in changes]
+    assert totals == sorted(totals, reverse=True)
+    assert all(change["batch_size"] * change["accumulate"] == 8 for change in changes)
+    hopeless = suggestions(config, Adapt(r=4), StepShape(1, 1024), 1000)
+    assert hopeless[0]["change"] == ["train.activations=recompute"]
+    assert hopeless[-1]["change"] == ["data.max_length=256"]
+    assert not any(change["fits"] for change in hopeless)
 
 
-def test_a_question_is_answered_once():
-    asked = []
-    twice = cached_by_value(lambda config, section, work: asked.append(work) or len(asked))
-    same = lambda: (LlamaConfig(**SMALL), Adapt(r=4), StepShape(2))
-    assert twice(*same()) == twice(*same()) == 1  # equal settings, other objects
-    for other in (
-        (LlamaConfig(**SMALL | dict(num_hidden_layers=9)), *same()[1:]),
-        (same()[0], Adapt(r=5), StepShape(2)),
-        (*same()[:2], StepShape(3)),
-    ):
-        twice(*other)
-    assert len(asked) == 4
+def test_equal_settings_are_computed_once():
+    calls = []
+
+    @cached_by_value
+    def counted(config, section, work):
+        calls.append(work)
+        return len(calls)
+
+    def settings():
+        return LlamaConfig(**SMALL), Adapt(r=4), StepShape(2)
+
+    config, section, work = settings()
+    assert counted(*settings()) == counted(*settings()) == 1  # equal settings, other objects
+    counted(LlamaConfig(**SMALL | dict(num_hidden_layers=9)), section, work)
+    counted(config, Adapt(r=5), work)
+    counted(config, section, StepShape(3))
+    assert len(calls) == 4
 
 
 def test_operations_are_the_textbooks_and_time_follows_them():
     config = LlamaConfig(**SMALL)
-    matrices = sum(
-        m.weight.numel()
-        for n, m in meta_model(config).named_modules()
-        if isinstance(m, torch.nn.Linear)
-    )
-    tokens = 2 * 64
-    frozen, full, twice = (
-        predict_memory(config, section, StepShape(2, 64, recompute, quantize="none", mixed=False))[
-            "flops"
-        ]
-        for section, recompute in (
-            (Adapt(r=1, targets=["q_proj"]), False),
-            (Adapt(method="full"), False),
-            (Adapt(method="full"), True),
-        )
-    )
-    assert (
-        abs(full / (6 * matrices * tokens) - 1) < 0.12
-    )  # 2 forward, 2 for each of two gradients, and attention
-    assert abs(frozen / (4 * matrices * tokens) - 1) < 0.15  # no gradients of frozen weights
-    assert 1.2 < twice / full < 4 / 3  # blocks again, the head not
+    linears = [m for m in meta_model(config).modules() if isinstance(m, torch.nn.Linear)]
+    multiplied = 2 * 64 * sum(layer.weight.numel() for layer in linears)  # tokens x weights
+
+    def flops(section, recompute=False):
+        work = StepShape(2, 64, recompute, quantize="none", mixed=False)
+        return predict_memory(config, section, work)["flops"]
+
+    frozen, full = flops(Adapt(r=1, targets=["q_proj"])), flops(Adapt(method="full"))
+    # 2 forward, 2 for each of two gradients, and attention
+    assert abs(full / (6 * multiplied) - 1) < 0.12
+    assert abs(frozen / (4 * multiplied) - 1) < 0.15  # no gradients of frozen weights
+    # the blocks again, but not the head
+    assert 1.2 < flops(Adapt(method="full"), recompute=True) / full < 4 / 3
     assert step_time_range(10, 1.0)[0] < 10 / 0.57 < step_time_range(10, 1.0)[1]
 
 
@@ -445,8 +355,8 @@ LLAMA = {
     ),
 }
 QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
-# shape, blocks, (method, storage), engine, rows, tokens, recompute, micro-batches, GiB measured,
-# where
+# shape, blocks, (method, storage), engine, rows, tokens, recompute, micro-batches,
+# GiB measured, GPU
 PEAKS = [
     ("1B", 16, QLORA, "reference", 4, 2048, False, 1, 26.452, "H100"),
     ("1B", 16, FULL, "reference", 4, 1024, True, 1, 20.815, "H100"),
@@ -469,30 +379,26 @@ PEAKS = [
 
 @cache
 def predicted(size, blocks, kind, engine, rows, tokens, recompute, batches):
-    "GiB of a line above."
+    "The predicted GiB of a line above."
+    method, quantize = kind
+    config = LlamaConfig(**LLAMA[size] | HEADS | dict(num_hidden_layers=blocks))
     work = StepShape(
-        rows,
-        tokens,
-        recompute,
-        kind[1],
+        rows=rows,
+        length=tokens,
+        recompute=recompute,
+        quantize=quantize,
         sliced=engine != "reference",
         accumulate=batches,
         fp8=engine == "fp8",
     )
-    return (
-        predict_memory(
-            LlamaConfig(**LLAMA[size] | HEADS | dict(num_hidden_layers=blocks)),
-            Adapt(method=kind[0]),
-            work,
-        )["allocated"]
-        / 2**30
-    )
+    return predict_memory(config, Adapt(method=method), work)["allocated"] / 2**30
 
 
 def test_predictions_are_within_a_tenth_of_the_peaks_that_gpus_measured():
-    for *case, peak, gpu in PEAKS:
+    for *case, peak, _gpu in PEAKS:
         assert abs(predicted(*case) / peak - 1) < 0.1, (case, predicted(*case), peak)
 
 
 def test_every_word_of_the_recipe_has_its_bytes():
-    assert set(STORED_BYTES) == set(QUANTIZE) - {"none"} and set(STATES) == set(OPTIMIZERS)
+    assert set(STORED_BYTES) == set(QUANTIZE) - {"none"}
+    assert set(STATES) == set(OPTIMIZERS)

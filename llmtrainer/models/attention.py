@@ -6,7 +6,7 @@
 __all__ = [
     "VARLEN_PARAMETERS",
     "NAME",
-    "borders_given",
+    "boundaries_given",
     "KINDS",
     "document_mask",
     "document_boundaries",
@@ -18,6 +18,7 @@ __all__ = [
     "document_attention_mask",
     "isolate_documents",
     "hidden_states",
+    "same_by_document",
     "install_document_attention",
 ]
 
@@ -40,14 +41,15 @@ from llmtrainer.models.loss import Unsupported, capture_hidden_states
 
 # %% ../../nbs/speed/62_attention.ipynb #7f07ab54
 def document_mask(
-    borders: torch.Tensor,  # int (documents + 1,): where each begins, and the end
+    boundaries: torch.Tensor,  # int (documents + 1,): where each begins, and the end
     n: int,  # tokens
     window: int | None,  # a token sees so many at most, itself included; None for all before it
 ) -> torch.Tensor:
-    """(n, n), true where a token may look: at itself and before, inside its document. Borders may
-    repeat: an empty document."""
-    at = torch.arange(n, device=borders.device)
-    document = torch.bucketize(at, borders[1:].to(at.dtype), right=True)
+    """(n, n), true where a token may look: at itself and before, inside its document.
+
+    Boundaries may repeat: an empty document."""
+    at = torch.arange(n, device=boundaries.device)
+    document = torch.bucketize(at, boundaries[1:].to(at.dtype), right=True)
     seen = (document[:, None] == document) & (at[:, None] >= at)
     return seen if window is None else seen & (at[:, None] - at < window)
 
@@ -56,49 +58,51 @@ def document_mask(
 def document_boundaries(
     positions: torch.Tensor,  # (rows, tokens), 0 where a document begins
 ) -> dict:
-    """What attention by document needs to know of a batch whose rows are laid end to end; nothing
-    where each row is one document."""
+    """Where documents begin in a batch whose rows are laid end to end, as transformers names it.
+
+    Empty where each row is one document."""
     starts = torch.nonzero(positions.flatten() == 0).flatten()
     if len(starts) == len(positions):
         return {}
-    end = torch.full(
-        (max(64, 1 << len(starts).bit_length()) - len(starts),),
-        positions.numel(),
-        device=positions.device,
-    )
-    borders, longest = torch.cat([starts, end]).int(), positions.shape[1]
+    length = max(64, 1 << len(starts).bit_length())
+    missing = (length - len(starts),)
+    ends = torch.full(missing, positions.numel(), device=positions.device)
+    boundaries, longest = torch.cat([starts, ends]).int(), positions.shape[1]
     return dict(
-        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest
-    )  # the names that transformers hands on
+        cu_seq_lens_q=boundaries,
+        cu_seq_lens_k=boundaries,
+        max_length_q=longest,
+        max_length_k=longest,
+    )
 
 
 # %% ../../nbs/speed/62_attention.ipynb #811d7e73
 def attend_documents(
-    q,
-    k,
-    v,  # (1, heads, tokens, size of a head); keys and values may have fewer heads
-    borders: list[int],
+    q,  # (1, heads, tokens, size of a head)
+    k,  # keys and values may have fewer heads
+    v,
+    boundaries: list[int],
     window: int | None,
     scale: float | None,
 ) -> torch.Tensor:
     "Causal attention inside each document, one document at a time."
 
-    def one(lo: int, hi: int):
-        part = [t[:, :, lo:hi] for t in (q, k, v)]
-        mask = (
-            None
-            if window is None or hi - lo <= window
-            else document_mask(torch.tensor([0, hi - lo], device=q.device), hi - lo, window)
-        )
+    def attend(start: int, end: int):
+        mask, n = None, end - start
+        if window is not None and n > window:
+            mask = document_mask(torch.tensor([0, n], device=q.device), n, window)
         return F.scaled_dot_product_attention(
-            *part,
+            q[:, :, start:end],
+            k[:, :, start:end],
+            v[:, :, start:end],
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
-    return torch.cat([one(lo, hi) for lo, hi in zip(borders, borders[1:]) if hi > lo], 2)
+    documents = zip(boundaries, boundaries[1:])
+    return torch.cat([attend(start, end) for start, end in documents if end > start], 2)
 
 
 # %% ../../nbs/speed/62_attention.ipynb #5535387c
@@ -106,37 +110,39 @@ VARLEN_PARAMETERS = inspect.signature(varlen_attn).parameters
 
 
 def attend_varlen(
-    q, k, v, borders: torch.Tensor, longest: int, window: int | None, scale: float
+    q,
+    k,
+    v,
+    boundaries: torch.Tensor,
+    longest: int,  # at least the tokens of the longest document
+    window: int | None,
+    scale: float,
 ) -> torch.Tensor:
-    "The same on a GPU, in one kernel; bfloat16 or float16."
+    "What `attend_documents` computes, on a GPU in one kernel; bfloat16 or float16."
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
-    more = (
-        dict(window_size=(-1 if window is None else window - 1, 0))
-        if "window_size" in VARLEN_PARAMETERS
-        else dict(is_causal=True)
-    )
+    if "window_size" in VARLEN_PARAMETERS:
+        options = dict(window_size=(-1 if window is None else window - 1, 0))
+    else:
+        options = dict(is_causal=True)
     if "enable_gqa" in VARLEN_PARAMETERS:
-        more["enable_gqa"] = q.shape[1] != k.shape[1]
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
     if "scale" in VARLEN_PARAMETERS:
-        more["scale"] = scale
+        options["scale"] = scale
     else:
         q = q * (scale * q.shape[-1] ** 0.5)
-    return varlen_attn(q, k, v, borders, borders, longest, longest, **more).transpose(0, 1)[None]
+    out = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
+    return out.transpose(0, 1)[None]
 
 
 def supports_varlen(q, window: int | None) -> bool:
-    "Whether `attend_varlen` can take it."
-    return (
-        q.is_cuda
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.shape[-1] <= 256
-        and (window is None or "window_size" in VARLEN_PARAMETERS)
-    )
+    "Whether `attend_varlen` can take these queries."
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or q.shape[-1] > 256:
+        return False
+    return window is None or "window_size" in VARLEN_PARAMETERS
 
 
 # %% ../../nbs/speed/62_attention.ipynb #ae7ea67e
 NAME = "llmtrainer_documents"
-borders_given = ContextVar("borders_given", default=False)
 
 
 def flatten_heads(t: torch.Tensor) -> torch.Tensor:
@@ -157,100 +163,94 @@ def document_attention(
     max_length_q: int | None = None,
     **kwargs,
 ):
-    """Attention as transformers calls it: by document where the batch says where they begin, else
-    `sdpa`."""
-    module.window_given, plain = sliding_window, dict(scaling=scaling, dropout=dropout, **kwargs)
+    "Attention as transformers calls it: by document where the batch has boundaries, else `sdpa`."
+    module.window_given = sliding_window
+    plain = dict(scaling=scaling, dropout=dropout, **kwargs)
     if cu_seq_lens_q is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **plain)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (flatten_heads(t) for t in (query, key, value))
+    options = dict(
+        window=sliding_window,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+    )
     if not dropout and supports_varlen(q, sliding_window):
-        out = attend_varlen(
-            q,
-            k,
-            v=v,
-            borders=cu_seq_lens_q,
-            longest=max_length_q,
-            window=sliding_window,
-            scale=scale,
-        ).transpose(1, 2)
+        out = attend_varlen(q, k, v, boundaries=cu_seq_lens_q, longest=max_length_q, **options)
+        out = out.transpose(1, 2)
     elif not dropout and not q.is_cuda and not torch.compiler.is_compiling():
-        out = attend_documents(
-            q, k, v=v, borders=cu_seq_lens_q.tolist(), window=sliding_window, scale=scale
-        ).transpose(1, 2)
+        out = attend_documents(q, k, v, boundaries=cu_seq_lens_q.tolist(), **options)
+        out = out.transpose(1, 2)
     else:
-        out = sdpa_attention_forward(
-            module,
-            q,
-            k,
-            v,
-            document_mask(cu_seq_lens_q, q.shape[2], sliding_window)[None, None],
-            **plain,
-        )[0]
+        mask = document_mask(cu_seq_lens_q, q.shape[2], sliding_window)[None, None]
+        out, _ = sdpa_attention_forward(module, q, k, v, mask, **plain)
     return out.reshape(len(query), query.shape[2], *out.shape[2:]), None
 
 
+# %% ../../nbs/speed/62_attention.ipynb #319b1263
+boundaries_given = ContextVar("boundaries_given", default=False)
+
+
 def document_attention_mask(*args, **kwargs):
-    "The mask that `document_attention` needs: none where borders are given."
-    return None if borders_given.get() else sdpa_mask(*args, **kwargs)
-
-
-(
-    AttentionInterface.register(NAME, document_attention),
-    AttentionMaskInterface.register(NAME, document_attention_mask),
-)
+    "The mask that `document_attention` needs: none where boundaries are given."
+    return None if boundaries_given.get() else sdpa_mask(*args, **kwargs)
 
 
 @contextmanager
 def isolate_documents(inputs: dict):
-    "While a model is called with this batch: no mask is made if it has borders."
-    token = borders_given.set("cu_seq_lens_q" in inputs)
+    "While a model is called with this batch, no mask is made if the batch has boundaries."
+    token = boundaries_given.set("cu_seq_lens_q" in inputs)
     try:
         yield
     finally:
-        borders_given.reset(token)
+        boundaries_given.reset(token)
 
 
-# %% ../../nbs/speed/62_attention.ipynb #319b1263
+AttentionInterface.register(NAME, document_attention)
+AttentionMaskInterface.register(NAME, document_attention_mask)
+
+# %% ../../nbs/speed/62_attention.ipynb #61dbeec6
 KINDS = {"full_attention", "sliding_attention"}
 
 
 def hidden_states(base, batch: dict) -> torch.Tensor:
     "The decoder's last hidden states."
-    with isolate_documents(batch), capture_hidden_states(base) as kept:
+    with isolate_documents(batch), capture_hidden_states(base) as states:
         base(**batch, use_cache=False)
-    return kept[0]
+    return states[0]
+
+
+def same_by_document(base) -> bool:
+    "Try document attention on a packed batch: are the hidden states those of the mask?"
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=base.device)
+    ids = torch.arange(8, device=base.device)[None]
+    batch, training = dict(input_ids=ids, position_ids=positions), base.training
+    base.eval()  # dropout would make two passes differ
+    masked = hidden_states(base, batch)
+    base.set_attn_implementation(NAME)
+    separate = hidden_states(base, batch | document_boundaries(positions))
+    base.train(training)
+    tolerance = 1e-4 if masked.dtype == torch.float32 else 5e-2
+    return bool((separate - masked).abs().max() <= tolerance * masked.abs().max())
 
 
 @torch.no_grad()
 def install_document_attention(base) -> None:
-    """Let a model of transformers compute packed batches by document; raises `Unsupported` with the
-    reason, and then nothing has changed."""
+    """Let a model of transformers compute packed batches by document.
+
+    Raises `Unsupported` with the reason where it cannot; then nothing has changed."""
     config = base.config.get_text_config()
-    window, kinds = (
-        getattr(config, "sliding_window", None),
-        set(getattr(config, "layer_types", None) or ()),
-    )
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
     if config._attn_implementation != "sdpa":
         raise Unsupported(f"its attention is {config._attn_implementation}")
     if kinds - KINDS:
         raise Unsupported(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
-    at = lambda *numbers: torch.tensor(numbers, device=base.device)
-    batch = dict(input_ids=at(*range(8))[None], position_ids=at(0, 1, 2, 3, 4, 0, 1, 2)[None])
-    known, was = hidden_states(base, batch), base.training
-    base.eval(), base.set_attn_implementation(NAME)
-    found = hidden_states(base, batch | document_boundaries(batch["position_ids"]))
-    base.train(was)
-    windows = {
-        m.__dict__.pop("window_given") for m in base.modules() if "window_given" in m.__dict__
-    }
-    far = (found - known).abs().max() > (
-        1e-4 if known.dtype == torch.float32 else 5e-2
-    ) * known.abs().max()
-    if far or (window and (not kinds or "sliding_attention" in kinds) and window not in windows):
-        base.set_attn_implementation("sdpa")
-        raise Unsupported(
-            "its documents do not stay apart without a mask"
-            if far
-            else "it has a sliding window that its attention does not know of"
-        )
+    same = same_by_document(base)
+    modules = [m for m in base.modules() if "window_given" in m.__dict__]
+    windows = {m.__dict__.pop("window_given") for m in modules}
+    slides = window and (not kinds or "sliding_attention" in kinds)
+    if same and not (slides and window not in windows):
+        return
+    base.set_attn_implementation("sdpa")
+    if not same:
+        raise Unsupported("its documents do not stay apart without a mask")
+    raise Unsupported("it has a sliding window that its attention does not apply")

@@ -9,6 +9,7 @@ __all__ = [
     "single_plain_adapter",
     "FusedLayer",
     "SharedInput",
+    "stacking_key",
     "group_by_input",
     "FusedLinear4bit",
     "FusedLinear",
@@ -18,11 +19,14 @@ __all__ = [
     "compile_layer",
     "attention_readers",
     "redraw_rounding",
+    "fuse_adapters",
     "fuse_model",
     "unfuse_model",
     "pad_boundaries",
+    "more_positions",
     "pad_to_bucket",
     "prepare_batch",
+    "fused_report",
     "trained_hidden_states",
     "token_loss",
     "token_logprobs",
@@ -34,9 +38,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 # %% ../../nbs/speed/65_engines.ipynb #c2fb800a
-from llmtrainer.models import (
-    load as _,
-)  # first, because it quiets what bitsandbytes says when it is imported
+from llmtrainer.models import load  # noqa: F401
+
+# first, because it silences the messages of importing bitsandbytes
+# isort: split
+
+# %% ../../nbs/speed/65_engines.ipynb #8cbbd5da
+import torch
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache
+
+# %% ../../nbs/speed/65_engines.ipynb #0a771b92
+from llmtrainer.data.packing import model_inputs
 from llmtrainer.models.activations import decoder_layers
 from llmtrainer.models.attention import (
     NAME,
@@ -44,7 +65,6 @@ from llmtrainer.models.attention import (
     install_document_attention,
     isolate_documents,
 )
-from llmtrainer.data.packing import model_inputs
 from llmtrainer.models.loss import (
     LinearCrossEntropy,
     LinearLogProbs,
@@ -61,47 +81,26 @@ from llmtrainer.models.quantized_linear import (
     stored_tensors,
 )
 
-# %% ../../nbs/speed/65_engines.ipynb #8cbbd5da
-import torch
-import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
-from peft.tuners.lora import Linear as PeftLinear
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
-from torch._dynamo.utils import counters
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.hooks import RemovableHandle
-from transformers import Cache
-
 
 # %% ../../nbs/speed/65_engines.ipynb #c9f38e30
 def single_plain_adapter(
     layer: LoraLayer,
     x: torch.Tensor,
-    given: bool,  # further arguments
+    extra: bool,  # were further arguments given?
 ) -> str | None:
     "The name of the one plain adapter that is active, or None: then peft's own forward is right."
-    if (
-        given
-        or layer.disable_adapters
-        or layer.merged
-        or len(layer.active_adapters) != 1
-        or x.numel() == x.shape[-1]
-    ):
+    if extra or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    if x.numel() == x.shape[-1]:  # a single token
         return None
     name = layer.active_adapters[0]
-    return (
-        name
-        if name in layer.lora_A
-        and name not in layer.lora_variant
-        and layer.lora_A[name].weight.device == x.device
-        else None
-    )
+    plain = name in layer.lora_A and name not in layer.lora_variant
+    return name if plain and layer.lora_A[name].weight.device == x.device else None
 
 
+# %% ../../nbs/speed/65_engines.ipynb #668816b8
 class FusedLayer:
-    "What is put before a class of peft's: the fused product where the adapter is a plain one."
+    "A mixin before one of peft's classes: the fused product where the adapter is a plain one."
 
     spread = False  # over devices: then nothing may hold the whole weight between the passes
 
@@ -115,35 +114,33 @@ class FusedLayer:
         drop = self.lora_dropout[self.active_adapters[0]]
         return None if not self.training or isinstance(drop, torch.nn.Identity) else drop
 
-    def weight_now(self) -> FrozenWeight:
-        "The weight as it is stored; a spread one as it was gathered for this pass."
-        f = self.frozen
-        return replace(f, stored=(stored_tensors(self.base_layer), *f.stored)) if self.spread else f
+    def current_weight(self) -> FrozenWeight:
+        "The weight as it is stored; a spread weight as it was gathered for this pass."
+        if not self.spread:
+            return self.frozen
+        return replace(self.frozen, stored=(stored_tensors(self.base_layer), *self.frozen.stored))
 
-    def let_go(self) -> None:
-        "Hold the constants of the weight only: the weight itself will be spread over devices."
-        self.spread, self.frozen, self.shared.joined = (
-            True,
-            replace(self.frozen, stored=self.frozen.stored[1:]),
-            None,
-        )
+    def release_weight(self) -> None:
+        "Hold only the constants of the weight: the weight itself will be spread over devices."
+        self.spread = True
+        self.frozen = replace(self.frozen, stored=self.frozen.stored[1:])
+        self.shared.stacked = None
 
-    def biased(self, y, name: str):
-        "With the biases of the layer and of its adapter."
-        for bias in (self.base_layer.bias, self.lora_B[name].bias):
-            if bias is not None:
-                y = y + (bias if bias is self.base_layer.bias else self.scaling[name] * bias).to(
-                    y.dtype
-                )
+    def add_biases(self, y, name: str):
+        "The output with the biases of the layer and of its adapter."
+        own, adapters = self.base_layer.bias, self.lora_B[name].bias
+        if own is not None:
+            y = y + own.to(y.dtype)
+        if adapters is not None:
+            y = y + (self.scaling[name] * adapters).to(y.dtype)
         return y
 
     def refresh(self, result=None):
-        "Read the weight again, after it was moved, merged or put back."
+        "Read the weight again, after it was moved, merged or restored; returns `result`."
         if not self.spread:
-            self.frozen, self.shared.joined = (
-                freeze_weight(self.base_layer, self.frozen.rows is not None, self.frozen.ahead),
-                None,
-            )
+            fp8 = self.frozen.rows is not None
+            self.frozen = freeze_weight(self.base_layer, fp8, self.frozen.fp8_forward)
+            self.shared.stacked = None
         return result
 
     def _apply(self, *args, **kwargs):
@@ -158,12 +155,14 @@ class FusedLayer:
 
 # %% ../../nbs/speed/65_engines.ipynb #f720baaf
 class SharedInput:
-    "Layers that are given the same input: the first that is asked computes for all."
+    "Layers that are given the same input: the first that is called computes for all."
 
     phase = 1.0  # what the scales of an 8-bit weight are multiplied by, drawn for each pass
 
     def __init__(self, layers: list):
-        self.layers, self.joined, self.x, self.outputs = layers, None, None, {}
+        self.layers = layers
+        self.stacked = None  # the weights of all layers as one
+        self.x, self.outputs = None, {}
         for place, layer in enumerate(layers):
             layer.shared, layer.place = self, place
 
@@ -176,67 +175,74 @@ class SharedInput:
             self.x = None  # nothing is kept alive
         return y
 
+    def members(self, layer, x) -> list:
+        "The layers to compute with this one; dropout gives each adapter an input of its own."
+        if layer.dropout():
+            return [layer]
+        return [m for m in self.layers if single_plain_adapter(m, x, False) and not m.dropout()]
+
+    def weight(self, members: list) -> FrozenWeight:
+        "The members' weights as one; that of all layers is kept unless it is spread."
+        if members[0].spread or len(members) < len(self.layers):
+            return stack_weights([m.current_weight() for m in members])
+        if self.stacked is None:
+            self.stacked = stack_weights([m.current_weight() for m in members])
+        return self.stacked
+
     def compute(self, layer, x) -> dict:
-        """{place: output} of all layers that can be computed with this one: dropout gives each
-        adapter an input of its own."""
-        drop = layer.dropout()
-        together = (
-            [layer]
-            if drop
-            else [m for m in self.layers if single_plain_adapter(m, x, False) and not m.dropout()]
-        )
-        kept = len(together) == len(self.layers) and not layer.spread
-        if kept and self.joined is None:
-            self.joined = stack_weights([m.weight_now() for m in together])
-        w, names = (
-            self.joined if kept else stack_weights([m.weight_now() for m in together]),
-            [m.active_adapters[0] for m in together],
-        )
+        "{place: output} of all layers that can be computed with this one."
+        drop, members = layer.dropout(), self.members(layer, x)
+        names = [m.active_adapters[0] for m in members]
+        w = self.weight(members)
         if w.rows is not None:
             w = replace(w, rows=w.rows * self.phase if layer.training else None)
         flat = x.reshape(-1, w.shape[0]).to(w.dtype)
-        A, B = zip(
-            *((m.lora_A[name].weight, m.lora_B[name].weight) for m, name in zip(together, names))
-        )
         y = lora_linear(
             flat,
             drop(flat) if drop else None,
-            scales=tuple(m.scaling[name] for m, name in zip(together, names)),
+            scales=tuple(m.scaling[name] for m, name in zip(members, names)),
             w=w,
-            A=A,
-            B=B,
+            A=tuple(m.lora_A[name].weight for m, name in zip(members, names)),
+            B=tuple(m.lora_B[name].weight for m, name in zip(members, names)),
         )
-        return {
-            m.place: m.biased(one, name).view(*x.shape[:-1], -1).to(x.dtype)
-            for m, name, one in zip(together, names, y.split(w.shape[3:], 1))
-        }
+        outputs = {}
+        for m, name, part in zip(members, names, y.split(w.shape[3:], 1)):
+            biased = m.add_biases(part, name)
+            outputs[m.place] = biased.view(*x.shape[:-1], -1).to(x.dtype)
+        return outputs
+
+
+# %% ../../nbs/speed/65_engines.ipynb #56d6b235
+def stacking_key(layer: FusedLayer):
+    "What must be equal for two layers' matrices to be stacked."
+    w = layer.frozen
+    if len(w.stored) == 1 and w.rows is None:
+        return id(layer)  # a 16-bit matrix would be copied, so it stays alone
+    return w.shape[:3], w.dtype, len(w.stored), w.rows is None
 
 
 @torch.no_grad()
 def group_by_input(base, layers: Sequence) -> list[list]:
-    """The layers in groups that were given the same tensor while eight tokens went through the
-    model, and whose matrices can lie below each other."""
-    seen, groups = [], {}
-    hooks = [
-        m.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))
-        for m in layers
-    ]  # holding the inputs keeps their ids apart
+    "The layers in groups that share their input and can be stacked; eight tokens tell."
+    calls, groups = [], {}  # holding the inputs keeps their ids apart
+
+    def record(layer, args):
+        calls.append((layer, args[0]))
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     base(input_ids=torch.arange(8, device=base.device)[None], use_cache=False)
     for hook in hooks:
         hook.remove()
-    for layer, x in seen + [(layer, layer) for layer in layers]:
-        w = layer.frozen
-        alike = (
-            (w.shape[:3], w.dtype, len(w.stored), w.rows is None)
-            if len(w.stored) > 1 or w.rows is not None
-            else id(layer)
-        )  # a 16-bit matrix would be copied
-        if not any(layer in group for group in groups.values()):
-            groups.setdefault((id(x), alike), []).append(layer)
+    calls += [(layer, layer) for layer in layers]  # those that were not called stay alone
+    grouped = set()
+    for layer, x in calls:
+        if id(layer) not in grouped:
+            grouped.add(id(layer))
+            groups.setdefault((id(x), stacking_key(layer)), []).append(layer)
     return list(groups.values())
 
 
-# %% ../../nbs/speed/65_engines.ipynb #56d6b235
+# %% ../../nbs/speed/65_engines.ipynb #39e6fb6e
 class FusedLinear4bit(FusedLayer, PeftLinear4bit):
     "peft's adapter over a 4-bit layer, fused."
 
@@ -248,17 +254,18 @@ class FusedLinear(FusedLayer, PeftLinear):
 FUSED = {PeftLinear4bit: FusedLinear4bit, PeftLinear: FusedLinear}
 
 
-def fuse_layer(layer: LoraLayer, fp8: bool, ahead: bool = True) -> None:
-    """Make one of peft's layers a fused one, in place; raises `Unsupported` with the reason where it must
-    stay."""
+def fuse_layer(
+    layer: LoraLayer,
+    fp8: bool,  # gradients in 8 bits
+    fp8_forward: bool = True,  # with fp8: inputs too
+) -> None:
+    "Fuse one of peft's layers in place; raises `Unsupported` with the reason where it must stay."
     if type(layer) not in FUSED:
         raise Unsupported(f"peft's adapter over {type(layer.base_layer).__name__}")
     if layer.lora_variant:
-        raise Unsupported(
-            "a variant of LoRA:"
-            f" {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('LinearVariant')}"
-        )
-    layer.frozen = freeze_weight(layer.base_layer, fp8, ahead)
+        variant = type(next(iter(layer.lora_variant.values()))).__name__
+        raise Unsupported(f"a variant of LoRA: {variant.removesuffix('LinearVariant')}")
+    layer.frozen = freeze_weight(layer.base_layer, fp8, fp8_forward)
     layer.__class__ = FUSED[type(layer)]
     SharedInput([layer])
 
@@ -273,14 +280,13 @@ class EngineReport:
     fp8: int = 0  # of them, those that multiply in FP8
     products: int = 0  # that they are computed in
     left: Counter = field(default_factory=Counter)  # reason -> layers left to peft
-    head: tuple[float, float | None] | None = (
-        None  # scale and cap of the logits; None: the model computes its own
-    )
+    # scale and cap of the logits; None: the model computes its own loss
+    head: tuple[float, float | None] | None = None
     loss: str = "in pieces, trained tokens only"
     attention: str = "by document"  # of packed batches
     compiled: int = 0  # decoder layers
     shapes: set[tuple] = field(default_factory=set)  # of the batches seen
-    hook: RemovableHandle | None = None  # that draws the phase of the weights' rounding to 8 bits
+    hook: RemovableHandle | None = None  # draws the phase of the weights' rounding to 8 bits
 
     def about(self) -> dict:
         "The report in plain values, with the graphs that were compiled in this process so far."
@@ -304,62 +310,61 @@ def unwrap_model(model) -> torch.nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+# %% ../../nbs/speed/65_engines.ipynb #ae78a284
+# one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
 FASTEST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
-]  # one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
+]
 
 
 def compile_layer(layer, backend: str) -> None:
-    """Compile a decoder layer for training and validation; with a cache, when every call has a new
-    shape, it runs as it is."""
-    plain, quick = layer.forward, torch.compile(layer.forward, dynamic=False, backend=backend)
+    "Compile a decoder layer in place; with a cache it runs as it is."
+    plain = layer.forward
+    compiled = torch.compile(layer.forward, dynamic=False, backend=backend)
 
     def forward(*args, **kwargs):
-        cached = any(isinstance(one, Cache) for one in (*args, *kwargs.values()))
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
         with sdpa_kernel(FASTEST, set_priority=True):
-            return (plain if cached else quick)(*args, **kwargs)
+            return (plain if cached else compiled)(*args, **kwargs)
 
     layer.forward = forward  # the instance's, so that hooks of other libraries stay around it
 
 
-# %% ../../nbs/speed/65_engines.ipynb #ae78a284
+# %% ../../nbs/speed/65_engines.ipynb #c6a45e51
 @torch.no_grad()
 def attention_readers(base, layers: Sequence) -> set[int]:
-    """Ids of the layers that read attention's own input (q, k, v), seen while eight tokens go
-    through the model."""
-    inputs, found = [], set()
+    "Ids of the layers that read attention's own input (q, k, v), seen in a pass of eight tokens."
+    inputs, readers = [], set()
 
     def attention(module, args, kwargs):
         inputs.append(args[0] if args else kwargs["hidden_states"])
 
     def linear(layer, args):
         if any(args[0] is x for x in inputs):
-            found.add(id(layer))
+            readers.add(id(layer))
 
-    hooks = [
-        m.register_forward_pre_hook(attention, with_kwargs=True)
-        for block in decoder_layers(base)
-        for m in block.modules()
-        if hasattr(m, "is_causal")
-    ]  # what transformers' kernels ask an attention for
+    modules = [m for block in decoder_layers(base) for m in block.modules()]
+    # transformers' kernels read `is_causal` of an attention module
+    attentions = [m for m in modules if hasattr(m, "is_causal")]
+    hooks = [m.register_forward_pre_hook(attention, with_kwargs=True) for m in attentions]
     hooks += [layer.register_forward_pre_hook(linear) for layer in layers]
     base(input_ids=torch.arange(8, device=base.device)[None], use_cache=False)
     for hook in hooks:
         hook.remove()
-    return found
+    return readers
 
 
 # %% ../../nbs/speed/65_engines.ipynb #d4f201c2
 def redraw_rounding(base: torch.nn.Module, groups: Sequence[SharedInput]) -> RemovableHandle:
-    """Draw the phase of the weights' rounding at every pass of training; the hook that does so. A
-    new tensor, since an earlier pass may not have gone back yet."""
+    "A hook that draws the phase of the weights' rounding before every forward pass of training."
 
     def draw(module, args):
         if not module.training:
             return
+        # a new tensor, since the backward pass of an earlier one may still need its own
         phase = torch.rand((), device=module.device).exp2()
         for group in groups:
             group.phase = phase
@@ -368,66 +373,71 @@ def redraw_rounding(base: torch.nn.Module, groups: Sequence[SharedInput]) -> Rem
 
 
 # %% ../../nbs/speed/65_engines.ipynb #4d97cd72
+def fuse_adapters(model, report: EngineReport, fp8: str, spread: bool) -> None:
+    "Fuse a model's adapter layers, group those that share an input, and note it in the report."
+    base, in_fp8 = unwrap_model(model), report.engine == "fp8"
+    adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    exact = attention_readers(base, adapted) if in_fp8 and fp8 != "all" else set()
+    for layer in adapted:
+        try:
+            fuse_layer(layer, in_fp8 and id(layer) not in exact, fp8 != "gradients")
+        except Unsupported as why:
+            report.left[str(why)] += 1
+    fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
+    groups = [SharedInput(group) for group in group_by_input(base, fused)]
+    if in_fp8:
+        report.hook = redraw_rounding(base, groups)
+    if spread:
+        for layer in fused:
+            layer.release_weight()
+    report.layers = len(fused)
+    report.fp8 = sum(m.frozen.rows is not None for m in fused)
+    report.products = len(groups)
+
+
 def fuse_model(
     model,
     engine: str,  # reference, fused, fp8
     backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
     spread: bool = False,  # will the weights be spread over devices (FSDP)?
-    # of the engine fp8: what is multiplied in 8 bits: gradients, most (inputs too), both but for
-    # queries, keys and values; or all
+    # of the engine fp8, what is multiplied in 8 bits: gradients; most (inputs too), both except
+    # for queries, keys and values; or all
     fp8: str = "gradients",
 ) -> EngineReport:
-    """Make a model fast in place; saving, merging and reloading see an ordinary model. Says what
-    was done."""
-    base, done = unwrap_model(model), EngineReport(engine)
+    "Make a model fast in place; saving, merging and reloading see an ordinary model."
+    base, report = unwrap_model(model), EngineReport(engine)
     if engine == "reference":
-        done.loss = done.attention = "the model's own"
-        return done
-    adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    exact = attention_readers(base, adapted) if engine == "fp8" and fp8 != "all" else set()
-    for layer in adapted:
-        try:
-            fuse_layer(layer, engine == "fp8" and id(layer) not in exact, fp8 != "gradients")
-        except Unsupported as why:
-            done.left[str(why)] += 1
-    fused = [m for m in model.modules() if isinstance(m, FusedLayer)]
-    groups = [SharedInput(group) for group in group_by_input(base, fused)]
-    if engine == "fp8":
-        done.hook = redraw_rounding(base, groups)
-    for layer in fused if spread else []:
-        layer.let_go()
-    done.layers, done.fp8, done.products = (
-        len(fused),
-        sum(m.frozen.rows is not None for m in fused),
-        len(groups),
-    )
+        report.loss = report.attention = "the model's own"
+        return report
+    fuse_adapters(model, report, fp8, spread)
     try:
-        done.head = head_scaling(base)
+        report.head = head_scaling(base)
     except Unsupported as why:
-        done.loss = f"the model's own, because {why}"
+        report.loss = f"the model's own, because {why}"
     try:
         install_document_attention(base)
     except Unsupported as why:
-        done.attention = f"the model's own, because {why}"
+        report.attention = f"the model's own, because {why}"
     if backend == "auto":
         backend = "inductor" if base.device.type == "cuda" else None
     if backend:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         for layer in decoder_layers(base):
             compile_layer(layer, backend)
-        done.compiled = len(decoder_layers(base))
-    base.fused = done
-    return done
+        report.compiled = len(decoder_layers(base))
+    base.fused = report
+    return report
 
 
+# %% ../../nbs/speed/65_engines.ipynb #b634b3ab
 def unfuse_model(model) -> None:
-    "Take it all back: peft's classes, the model's own loss, nothing compiled."
-    back = {ours: theirs for theirs, ours in FUSED.items()}
+    "Undo `fuse_model`: peft's classes, the model's own loss, nothing compiled."
+    originals = {ours: theirs for theirs, ours in FUSED.items()}
     for module in model.modules():
-        if type(module) in back:
+        if type(module) in originals:
             del module.frozen, module.shared, module.place
             module.__dict__.pop("spread", None)
-            module.__class__ = back[type(module)]
+            module.__class__ = originals[type(module)]
     base = unwrap_model(model)
     for layer in decoder_layers(base):
         layer.__dict__.pop("forward", None)
@@ -441,103 +451,95 @@ def unfuse_model(model) -> None:
 
 # %% ../../nbs/speed/65_engines.ipynb #c18d7be3
 def pad_boundaries(inputs: dict, fill: int) -> dict:
-    """The borders of a batch for variable-length kernels: what was filled up is one more row, and
-    the list has a round length."""
-    borders, end = inputs["cu_seq_lens_q"], inputs["input_ids"].shape[-1] + fill
-    borders = F.pad(borders, (0, bucket(len(borders) + 1) - len(borders)), value=end)
+    "The boundaries of a packed batch with one more row of `fill` tokens, in a rounded length."
+    boundaries, end = inputs["cu_seq_lens_q"], inputs["input_ids"].shape[-1] + fill
+    missing = bucket(len(boundaries) + 1) - len(boundaries)
+    boundaries = F.pad(boundaries, (0, missing), value=end)
     longest = bucket(max(inputs["max_length_q"], fill))
     return dict(
-        cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest, max_length_k=longest
+        cu_seq_lens_q=boundaries,
+        cu_seq_lens_k=boundaries,
+        max_length_q=longest,
+        max_length_k=longest,
     )
+
+
+def more_positions(positions: torch.Tensor, fill: int, packed: bool) -> torch.Tensor:
+    "Positions of `fill` more tokens: a new row of a packed batch, else the same row."
+    first = torch.zeros_like(positions[:, -1:]) if packed else positions[:, -1:] + 1
+    return first + torch.arange(fill, device=positions.device)
 
 
 def pad_to_bucket(inputs: dict) -> dict:
-    "A batch with its number of tokens filled up to a `bucket`; what was there is not touched."
-    fill, flat = (
-        bucket(inputs["input_ids"].shape[-1]) - inputs["input_ids"].shape[-1],
-        "cu_seq_lens_q" in inputs,
-    )
-    counted = lambda t: (
-        (torch.zeros_like(t[:, -1:]) if flat else t[:, -1:] + 1)
-        + torch.arange(fill, device=t.device)
-    )
-    after = dict(
-        input_ids=lambda t: t.new_zeros(len(t), fill),
-        position_ids=counted,
-        attention_mask=lambda t: t[:, -1:].expand(-1, fill),
-    )
-    return (
-        inputs
-        | {
-            name: torch.cat([inputs[name], f(inputs[name])], -1)
-            for name, f in after.items()
-            if name in inputs
-        }
-        | (pad_boundaries(inputs, fill) if flat else {})
-    )
+    "A batch filled up to a `bucket` of tokens; the tokens it had are not changed."
+    ids, packed = inputs["input_ids"], "cu_seq_lens_q" in inputs
+    fill = bucket(ids.shape[-1]) - ids.shape[-1]
+    padding = dict(input_ids=ids.new_zeros(len(ids), fill))
+    if "position_ids" in inputs:
+        padding["position_ids"] = more_positions(inputs["position_ids"], fill, packed)
+    if "attention_mask" in inputs:
+        padding["attention_mask"] = inputs["attention_mask"][:, -1:].expand(-1, fill)
+    padded = {name: torch.cat([inputs[name], extra], -1) for name, extra in padding.items()}
+    return inputs | padded | (pad_boundaries(inputs, fill) if packed else {})
 
 
-def prepare_batch(inputs: dict, done: EngineReport) -> dict:
-    """A batch as a fused model takes it: a round length where layers are compiled, and the borders
-    of its documents where attention goes by them."""
-    inputs = pad_to_bucket(inputs) if done.compiled else inputs
-    known = (
-        done.attention != "by document"
-        or "position_ids" not in inputs
-        or "attention_mask" in inputs
-        or "cu_seq_lens_q" in inputs
-    )
-    return inputs if known else inputs | document_boundaries(inputs["position_ids"])
+def prepare_batch(inputs: dict, report: EngineReport) -> dict:
+    "A batch as a fused model takes it: in a rounded length, and with its document boundaries."
+    if report.compiled:
+        inputs = pad_to_bucket(inputs)
+    if report.attention != "by document" or "position_ids" not in inputs:
+        return inputs
+    if "attention_mask" in inputs or "cu_seq_lens_q" in inputs:
+        return inputs
+    return inputs | document_boundaries(inputs["position_ids"])
 
 
 # %% ../../nbs/speed/65_engines.ipynb #6973874a
-def trained_hidden_states(model, done: EngineReport, inputs: dict, labels: torch.Tensor) -> tuple:
-    "(hidden states before trained tokens, head's weight and bias, targets, where they stand)."
-    at = torch.nonzero(labels.flatten() != -100).flatten()
-    done.shapes.add(tuple(inputs["input_ids"].shape))
+def fused_report(model) -> EngineReport | None:
+    "The report of a model whose loss is computed from hidden states, else None."
+    report = getattr(unwrap_model(model), "fused", None)
+    return None if report is None or report.head is None else report
+
+
+def trained_hidden_states(model, report: EngineReport, inputs: dict, labels: torch.Tensor) -> tuple:
+    "(hidden states before trained tokens, head's weight and bias, targets, their positions)."
+    positions = torch.nonzero(labels.flatten() != -100).flatten()
+    report.shapes.add(tuple(inputs["input_ids"].shape))
     base = unwrap_model(model)
-    with isolate_documents(inputs), capture_hidden_states(base) as kept:
-        model(
-            **inputs, use_cache=False, logits_to_keep=1
-        )  # the whole model is called, so that every wrapper around it does its work
-    states, head = kept[0][:, : labels.shape[1]], base.get_output_embeddings()
-    return (
-        states.reshape(-1, states.shape[-1])[at].to(
-            torch.get_autocast_dtype(states.device.type)
-            if torch.is_autocast_enabled(states.device.type)
-            else states.dtype
-        ),
-        head.weight,
-        head.bias,
-        labels.flatten()[at],
-        at,
-    )
+    with isolate_documents(inputs), capture_hidden_states(base) as captured:
+        # the whole model is called, so that every wrapper around it does its work
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    states, head = captured[0][:, : labels.shape[1]], base.get_output_embeddings()
+    x = states.reshape(-1, states.shape[-1])[positions]
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return x, head.weight, head.bias, labels.flatten()[positions], positions
 
 
 def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     "(summed cross-entropy of the next token over trained positions, their number)."
     inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
-    count, done = (labels != -100).sum(), getattr(unwrap_model(model), "fused", None)
-    if done is None or done.head is None:
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-        ), count
-    x, w, b, y, _ = trained_hidden_states(model, done, prepare_batch(inputs, done), labels)
-    return LinearCrossEntropy.apply(x, w, b, y, *done.head), count
+    count, report = (labels != -100).sum(), fused_report(model)
+    if report is None:
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+        loss = F.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum")
+        return loss, count
+    inputs = prepare_batch(inputs, report)
+    x, w, b, y, _ = trained_hidden_states(model, report, inputs=inputs, labels=labels)
+    return LinearCrossEntropy.apply(x, w, b, y, *report.head), count
 
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Log-probability of each next token (rows, tokens - 1), zero where it is not trained: what
-    preference objectives are made of."""
+    """Log-probability of each next token (rows, tokens - 1), zero where it is not trained.
+
+    Preference objectives are made of these."""
     inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
-    done = getattr(unwrap_model(model), "fused", None)
-    if done is None or done.head is None:
+    report = fused_report(model)
+    if report is None:
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
-    x, w, b, y, at = trained_hidden_states(model, done, prepare_batch(inputs, done), labels)
-    return (
-        torch.zeros(labels.numel(), device=labels.device)
-        .index_put((at,), LinearLogProbs.apply(x, w, b, y, *done.head).float())
-        .view(labels.shape)
-    )
+    inputs = prepare_batch(inputs, report)
+    x, w, b, y, at = trained_hidden_states(model, report, inputs=inputs, labels=labels)
+    logp = LinearLogProbs.apply(x, w, b, y, *report.head).float()
+    zeros = torch.zeros(labels.numel(), device=labels.device)
+    return zeros.index_put((at,), logp).view(labels.shape)

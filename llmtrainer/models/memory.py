@@ -9,6 +9,7 @@ __all__ = [
     "CONTEXT",
     "GAPS",
     "COMPILED",
+    "PARTS",
     "MAX_ROWS",
     "SHARES",
     "packed_4bit",
@@ -16,32 +17,42 @@ __all__ = [
     "stored_bytes",
     "adam8bit_bytes",
     "projected_bytes",
+    "adafactor_bytes",
+    "weights_of",
     "optimizer_bytes",
     "MemoryTracker",
     "StepShape",
     "DequantizedMatmul",
+    "fake_parameter",
     "to_fake_tensors",
     "full_logits_loss",
     "chunked_loss",
+    "dequantized_forward",
     "prepare_meta_model",
     "PassMemory",
+    "record_moments",
     "simulate_pass",
     "with_blocks",
     "build_meta_model",
     "resident_bytes",
+    "cache_key",
     "cached_by_value",
     "blocks_alike",
     "blocks_uniform",
+    "extrapolate_counts",
     "static_memory",
     "count_trainable_from_config",
-    "pass_memory",
     "extrapolate_pass",
+    "pass_memory",
     "peak_memory",
     "predict_memory",
     "memory_table",
     "required_memory",
+    "rows_on_line",
     "largest_batch_size",
+    "Saver",
     "memory_savers",
+    "even_batch_size",
     "suggestions",
     "matmul_speed",
     "step_time_range",
@@ -54,8 +65,14 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
+
+# %% ../../nbs/speed/60_memory.ipynb #b95e5521
+from llmtrainer.models import load  # noqa: F401
+
+# first, because it silences the messages of importing bitsandbytes
+# isort: split
 
 # %% ../../nbs/speed/60_memory.ipynb #be99a02d
 import torch
@@ -78,42 +95,46 @@ from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_pe
 
 
 # %% ../../nbs/speed/60_memory.ipynb #974c8db8
-def packed_4bit(n: int) -> tuple[int, int]:
-    """(bytes of weights, of constants): half a byte each; 8 bits a block of 64, a float32 for 256
-    blocks, tables of 16 and 256 float32 and an offset."""
-    blocks = -(-n // 64)
-    return -(-n // 2), blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+def packed_4bit(count: int) -> tuple[int, int]:
+    """(bytes of packed weights, bytes of their constants) of a 4-bit tensor of `count` values.
+
+    A weight takes half a byte. The constants are 8 bits for a block of 64, a float32 for 256
+    blocks, tables of 16 and 256 float32, and an offset."""
+    blocks = -(-count // 64)
+    return -(-count // 2), blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
 STORED_BYTES = {
-    "nf4": lambda w: packed_4bit(w.numel()),
-    "fp4": lambda w: packed_4bit(w.numel()),
-    "int8": lambda w: (w.numel(), 4 * len(w)),
-    "fp8": lambda w: (w.numel(), 4 * len(w)),
-}  # the last two: one float32 scale a row
+    "nf4": lambda weight: packed_4bit(weight.numel()),
+    "fp4": lambda weight: packed_4bit(weight.numel()),
+    # one float32 scale a row
+    "int8": lambda weight: (weight.numel(), 4 * len(weight)),
+    "fp8": lambda weight: (weight.numel(), 4 * len(weight)),
+}
 
 
 def frozen_linears(model) -> list[torch.nn.Linear]:
     "The linear layers that quantisation takes: frozen, and not the output head."
     head = unwrap_model(model).get_output_embeddings()
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     return [
-        m
-        for m in model.modules()
-        if isinstance(m, torch.nn.Linear)
-        and m is not head
-        and not any(p.requires_grad for p in m.parameters())
+        layer
+        for layer in linears
+        if layer is not head and not any(p.requires_grad for p in layer.parameters())
     ]
 
 
 def stored_bytes(model, quantize: str) -> tuple[int, int]:
     "(bytes of the frozen weights, bytes of their constants); a tied weight counts once."
-    frozen, small = sum(p.nbytes for p in model.parameters() if not p.requires_grad), 0
+    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
     if quantize == "none":
         return frozen, 0
+    constants = 0
     for layer in frozen_linears(model):
-        weights, constants = STORED_BYTES[quantize](layer.weight)
-        frozen, small = frozen + weights - layer.weight.nbytes, small + constants
-    return frozen, small
+        packed, extra = STORED_BYTES[quantize](layer.weight)
+        frozen += packed - layer.weight.nbytes
+        constants += extra
+    return frozen, constants
 
 
 # %% ../../nbs/speed/60_memory.ipynb #ae1750da
@@ -123,9 +144,16 @@ def adam8bit_bytes(p) -> int:
 
 
 def projected_bytes(p, rank: int = 128) -> int:
-    """Bytes of two means of a matrix's projection, and of the projection; no more directions than
-    the matrix has."""
+    "Bytes of a matrix's projection and its two means; the rank is at most the matrix's own."
     return 4 * min(rank, *p.shape) * (2 * max(p.shape) + min(p.shape))
+
+
+def adafactor_bytes(p) -> int:
+    "Bytes of Adafactor's means: a row and a column for each matrix, all values of a vector."
+    if p.dim() < 2:
+        return 4 * p.numel()
+    matrices = p.numel() // max(1, p.shape[-1] * p.shape[-2])
+    return 4 * sum(p.shape[-2:]) * matrices
 
 
 STATES = {
@@ -134,69 +162,66 @@ STATES = {
     "paged_adamw_8bit": adam8bit_bytes,
     "galore": projected_bytes,
     "apollo": projected_bytes,
-    "adafactor": lambda p: (
-        4
-        * (
-            sum(p.shape[-2:]) * (p.numel() // max(1, p.shape[-1] * p.shape[-2]))
-            if p.dim() > 1
-            else p.numel()
-        )
-    ),
+    "adafactor": adafactor_bytes,
 }
 
 
-def optimizer_bytes(model, word: str) -> int:
-    """Bytes that an optimizer keeps for what is trained; one that projects does so to linear
-    layers, and is AdamW to the rest."""
-    tables, linear = (
-        {id(m.weight) for m in model.modules() if isinstance(m, kind)}
-        for kind in (torch.nn.Embedding, torch.nn.Linear)
-    )
-    state = lambda p: (
-        "adamw" if STATES[word] is projected_bytes and id(p) not in linear - tables else word
-    )
-    return sum(STATES[state(p)](p) for p in model.parameters() if p.requires_grad)
+def weights_of(model, kind: type) -> set[int]:
+    "The identities of the weights of all modules of a kind."
+    return {id(module.weight) for module in model.modules() if isinstance(module, kind)}
+
+
+def optimizer_bytes(
+    model,
+    word: str,  # as `train.optimizer` names it
+) -> int:
+    "Bytes of the optimizer state; projecting optimizers are AdamW outside linear layers."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    state = STATES[word]
+    if state is not projected_bytes:
+        return sum(map(state, trained))
+    # a tied embedding is looked up and not multiplied, so it is not projected
+    projected = weights_of(model, torch.nn.Linear) - weights_of(model, torch.nn.Embedding)
+    return sum((state if id(p) in projected else STATES["adamw"])(p) for p in trained)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #36fc6757
 class MemoryTracker(TorchDispatchMode):
     "A ledger of tensors: bytes alive now, the most so far, and the floating point operations done."
 
-    def __init__(self, besides=()):  # tensors that are counted elsewhere
+    def __init__(self, exclude=()):  # tensors that are counted elsewhere
         super().__init__()
-        self.now, self.most, self.flops, self.known = (
-            0,
-            0,
-            0,
-            {t.untyped_storage()._cdata: 0 for t in besides},
-        )
+        self.now = self.most = self.flops = 0
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in exclude}  # block -> bytes
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
         if formula := flop_registry.get(operation._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor):
-                self.count(t.untyped_storage())
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.count(leaf.untyped_storage())
         return out
 
     def count(self, storage) -> None:
-        "Enter a block of memory, and strike it out when nobody holds it."
-        if storage._cdata in self.known:
+        "Enter a block of memory, and remove it when it is freed."
+        key = storage._cdata
+        if key in self.sizes:
             return
-        self.known[storage._cdata] = storage.nbytes()
+        self.sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.drop, storage._cdata)
+        weakref.finalize(storage, self.drop, key)
 
     def drop(self, key: int) -> None:
-        self.now -= self.known.pop(key)
+        "Remove a freed block."
+        self.now -= self.sizes.pop(key)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #17eded27
 @dataclass(frozen=True)
 class StepShape:
-    "What a step does, as far as memory and time depend on it."
+    "What memory and time of a training step depend on."
 
     rows: int = 8  # in a micro-batch
     length: int = 2048  # tokens in a row
@@ -207,11 +232,11 @@ class StepShape:
     optimizer: str = "adamw"
     accumulate: int = 1  # micro-batches in a step
     attn: str = "sdpa"
-    fp8: bool = False  # products in 8 bits, which keep their inputs so
+    fp8: bool = False  # products in 8 bits, which keep their inputs in 8 bits
 
 
 class DequantizedMatmul(torch.autograd.Function):
-    "A product with a matrix that is unpacked for it and not kept, forwards and backwards."
+    "A product with a matrix that is unpacked for it and not kept, in both passes."
 
     @staticmethod
     def forward(ctx, x, w, b):
@@ -223,22 +248,21 @@ class DequantizedMatmul(torch.autograd.Function):
         return g @ ctx.saved_tensors[0].clone().to(g.dtype), None, None
 
 
+def fake_parameter(p: torch.nn.Parameter) -> torch.nn.Parameter:
+    "A parameter of the same shape that claims to be on a CPU."
+    return torch.nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad)
+
+
 def to_fake_tensors(model) -> None:
-    """Turn the tensors of a skeleton into fake ones that say they lie on a CPU; call it under a
-    FakeTensorMode."""
-    twins = {}
+    "Turn a skeleton's tensors into fake CPU tensors; call it under a FakeTensorMode."
+    twins = {}  # a tied weight keeps one twin
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None:
-                module._parameters[name] = twins.setdefault(
-                    id(p),
-                    torch.nn.Parameter(
-                        torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad
-                    ),
-                )
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = torch.empty_like(b, device="cpu")
+                module._parameters[name] = twins.setdefault(id(p), fake_parameter(p))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
 # %% ../../nbs/speed/60_memory.ipynb #6f5b19f6
@@ -249,122 +273,124 @@ def full_logits_loss(model, batch: dict) -> torch.Tensor:
 
 def chunked_loss(model, batch: dict) -> torch.Tensor:
     "The fused engines' loss, as if every token were trained."
-    base, inputs = unwrap_model(model), {k: v for k, v in batch.items() if k != "labels"}
-    with capture_hidden_states(base) as kept:
+    base = unwrap_model(model)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with capture_hidden_states(base) as states:
         model(**inputs, use_cache=False, logits_to_keep=1)
-    x, head = kept[0].flatten(0, 1), base.get_output_embeddings()
-    return LinearCrossEntropy.apply(
-        x.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else x,
-        head.weight,
-        head.bias,
-        batch["labels"].flatten(),
-    )
+    x, head = states[0].flatten(0, 1), base.get_output_embeddings()
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.bfloat16)
+    return LinearCrossEntropy.apply(x, head.weight, head.bias, batch["labels"].flatten())
 
 
-def prepare_meta_model(stack: ExitStack, model, work: StepShape) -> dict:
-    "Dress a skeleton as the model that the trainer calls; returns a batch."
+def dequantized_forward(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    "The forward pass of a layer as if it were stored in 4 or 8 bits."
+    return DequantizedMatmul.apply(x, layer.weight, layer.bias)
+
+
+def prepare_meta_model(
+    stack: ExitStack,  # closing it leaves the modes entered here
+    model,  # a skeleton
+    work: StepShape,
+) -> dict:
+    "Make a skeleton the model that the trainer calls, and return a batch for it."
     stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
     if work.quantize != "none":
         for layer in frozen_linears(model):
-            layer.forward = partial(
-                lambda layer, x: DequantizedMatmul.apply(x, layer.weight, layer.bias), layer
-            )
+            layer.forward = partial(dequantized_forward, layer)
         stack.enter_context(disable_input_dtype_casting(model))  # as peft's quantised layers do
     to_fake_tensors(model)
     if work.mixed:
         model.forward = convert_outputs_to_fp32(model.forward)
     ids = torch.zeros(work.rows, work.length, dtype=torch.long)
-    return dict(
-        input_ids=ids, labels=ids, position_ids=ids
-    )  # positions as of packed rows, which a mask keeps apart
+    # positions as of packed rows, whose documents a mask separates
+    return dict(input_ids=ids, labels=ids, position_ids=ids)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #7abb3d00
 @dataclass(frozen=True)
 class PassMemory:
-    "Bytes at the moments of a pass besides what stays, and its floating point operations."
+    "Bytes at the moments of a pass, besides what stays, and its floating point operations."
 
     kept: int  # alive after the last block
-    loss: int  # most until the gradient of the last hidden states is there
-    back: int  # most after that
+    loss: int  # most until the gradient of the last hidden states exists
+    backward: int  # most after that
     flops: int
 
     def without(self, less: int) -> "PassMemory":
-        "The same with so many bytes less kept."
-        return PassMemory(self.kept - less, self.loss - less, self.back - less, self.flops)
+        "The same pass that keeps `less` bytes fewer."
+        return PassMemory(self.kept - less, self.loss - less, self.backward - less, self.flops)
 
     def towards(self, other: "PassMemory", times: int) -> "PassMemory":
-        "This one and `times` the difference to another."
-        return PassMemory(
-            *(a + times * (b - a) for a, b in zip(vars(self).values(), vars(other).values()))
-        )
+        "This pass and `times` the difference to another."
+        pairs = zip(vars(self).values(), vars(other).values())
+        return PassMemory(*(a + times * (b - a) for a, b in pairs))
+
+
+def record_moments(base, ledger: MemoryTracker) -> tuple[dict, Callable]:
+    "(bytes by moment, filled in while the model runs; a function that stops the recording)."
+    marks = {}
+
+    def loss_done(_):
+        marks["loss"], ledger.most = ledger.most, ledger.now
+
+    def blocks_done(module, args, out):
+        marks["kept"] = ledger.now
+        if out[0].requires_grad:
+            out[0].register_hook(loss_done)
+
+    return marks, base.get_decoder().register_forward_hook(blocks_done).remove
 
 
 def simulate_pass(
     model,  # a skeleton; it is used up
     work: StepShape,
-    learn: bool = True,
+    training: bool = True,  # with a backward pass; else the forward pass of an evaluation
 ) -> PassMemory:
-    """One forward and backward pass that computes nothing; without `learn`, a forward pass of an
-    evaluation."""
-    base, marks = unwrap_model(model.train(learn)), {}
-    if work.recompute and learn:
+    "The memory and operations of one pass, which computes nothing."
+    base = unwrap_model(model.train(training))
+    if work.recompute and training:
         base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
-
-    def turn(_):
-        marks["loss"], live.most = live.most, live.now
-
-    def blocks_done(module, args, out):
-        marks["kept"] = live.now
-        if out[0].requires_grad:
-            out[0].register_hook(turn)
-
+    compute_loss = chunked_loss if work.sliced else full_logits_loss
     with ExitStack() as stack, quiet_peft_warning():
         batch = prepare_meta_model(stack, model, work)
-        stack.callback(base.get_decoder().register_forward_hook(blocks_done).remove)
-        if work.accumulate > 1 and learn:
-            for p in model.parameters():
-                p.grad = torch.empty_like(p) if p.requires_grad else None
-        live = stack.enter_context(
-            MemoryTracker(
-                [
-                    *model.parameters(),
-                    *model.buffers(),
-                    *(p.grad for p in model.parameters() if p.grad is not None),
-                ]
-            )
-        )
-        with torch.set_grad_enabled(learn):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if work.accumulate > 1 and training:
+            for p in trained:
+                p.grad = torch.empty_like(p)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        ledger = MemoryTracker([*model.parameters(), *model.buffers(), *gradients])
+        marks, stop = record_moments(base, ledger)
+        stack.callback(stop)
+        stack.enter_context(ledger)
+        with torch.set_grad_enabled(training):
             with torch.autocast("cpu", torch.bfloat16, enabled=work.mixed):
-                total = (chunked_loss if work.sliced else full_logits_loss)(model, batch)
-            if learn:
+                total = compute_loss(model, batch)
+            if training:
                 total.backward()
-        return PassMemory(
-            marks["kept"], marks.get("loss", live.most), live.most if learn else 0, live.flops
-        )
+        loss = marks.get("loss", ledger.most)
+        return PassMemory(marks["kept"], loss, ledger.most if training else 0, ledger.flops)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d94a463b
 def with_blocks(config, blocks: int):
-    "The configuration with so many blocks, also in its lists of what each block is."
-    small, many = copy.deepcopy(config), config.num_hidden_layers
+    "The configuration with so many blocks, also in its lists with an entry for each block."
+    small, depth = copy.deepcopy(config), config.num_hidden_layers
     for key, value in vars(small).items():
-        if isinstance(value, list) and len(value) == many:
+        if isinstance(value, list) and len(value) == depth:
             setattr(small, key, value[:blocks])
     small.num_hidden_layers = blocks
     return small
 
 
 def build_meta_model(config, section: Adapt, work: StepShape):
-    """The skeleton with what the section trains; the other variants than dora change numbers and
-    not shapes."""
-    form = section.model_copy(
-        update=dict(variant="dora" if section.variant == "dora" else None, continue_from=None)
-    )
+    "The skeleton with what the section trains."
+    # the variants other than dora change values and not shapes
+    variant = "dora" if section.variant == "dora" else None
+    shapes_only = section.model_copy(update=dict(variant=variant, continue_from=None))
+    dtype = torch.bfloat16 if work.mixed else torch.float32
     with quiet_peft_warning():
-        return adapt_model(
-            meta_model(config, torch.bfloat16 if work.mixed else torch.float32, work.attn), form
-        )
+        return adapt_model(meta_model(config, dtype, work.attn), shapes_only)
 
 
 def resident_bytes(model, work: StepShape) -> dict[str, int]:
@@ -380,48 +406,56 @@ def resident_bytes(model, work: StepShape) -> dict[str, int]:
     )
 
 
-def cached_by_value(function: Callable) -> Callable:
-    """A function of configurations, sections and other settings that answers the same question only
-    once."""
-    known = {}
+# %% ../../nbs/speed/60_memory.ipynb #0b1ffe8e
+def cache_key(setting):
+    "A hashable value that is equal for equal settings."
+    if isinstance(setting, Adapt):
+        return setting.model_dump_json()
+    if hasattr(setting, "to_json_string"):  # a configuration of transformers
+        return type(setting), setting.to_json_string(use_diff=False)
+    return setting
 
-    def told(x):
-        return (
-            (type(x), x.to_json_string(use_diff=False))
-            if hasattr(x, "to_json_string")
-            else x.model_dump_json()
-            if isinstance(x, Adapt)
-            else x
-        )
+
+def cached_by_value(function: Callable) -> Callable:
+    "The function, computed only once for equal configurations, sections and other settings."
+    answers = {}
 
     @wraps(function)
-    def answer(*settings):
-        if (key := tuple(map(told, settings))) not in known:
-            known[key] = function(*settings)
-        return known[key]
+    def cached(*settings):
+        key = tuple(map(cache_key, settings))
+        if key not in answers:
+            answers[key] = function(*settings)
+        return answers[key]
 
-    return answer
+    return cached
 
 
 @cached_by_value
 def blocks_alike(config) -> bool:
     "Are all blocks from the second on of one size?"
-    many, size = (
-        config.num_hidden_layers,
-        lambda blocks: sum(p.numel() for p in meta_model(with_blocks(config, blocks)).parameters()),
-    )
-    return many > 3 and size(2) + (many - 2) * (size(3) - size(2)) == size(many)
+
+    def size(blocks: int) -> int:
+        return sum(p.numel() for p in meta_model(with_blocks(config, blocks)).parameters())
+
+    depth = config.num_hidden_layers
+    return depth > 3 and size(2) + (depth - 2) * (size(3) - size(2)) == size(depth)
 
 
 def blocks_uniform(config, section: Adapt) -> bool:
-    """Are all blocks from the second on alike, and the section's wishes too? Only then does a line
-    lead from a few of them to all."""
-    plain = (
-        isinstance(section.targets, list)
-        and all(re.fullmatch(r"\w+", t) for t in section.targets)
-        or section.targets in ("all-linear", "family")
-    )
-    return section.method != "partial" and plain and blocks_alike(config)
+    "Does every block from the second on add the same? Only then does a line lead to all blocks."
+    if section.method == "partial":
+        return False
+    if isinstance(section.targets, list):
+        by_name = all(re.fullmatch(r"\w+", target) for target in section.targets)
+    else:
+        by_name = section.targets in ("all-linear", "family")
+    return by_name and blocks_alike(config)
+
+
+# %% ../../nbs/speed/60_memory.ipynb #11bf596b
+def extrapolate_counts(two: dict, three: dict, depth: int) -> dict:
+    "Counts of a model of `depth` blocks, from those of two and of three blocks."
+    return {name: count + (depth - 2) * (three[name] - count) for name, count in two.items()}
 
 
 @cached_by_value
@@ -430,138 +464,133 @@ def static_memory(config, section: Adapt, work: StepShape) -> dict[str, int]:
     if not blocks_uniform(config, section):
         return resident_bytes(build_meta_model(config, section, work), work)
     two, three = (
-        resident_bytes(build_meta_model(with_blocks(config, n), section, work), work)
-        for n in (2, 3)
+        resident_bytes(build_meta_model(with_blocks(config, blocks), section, work), work)
+        for blocks in (2, 3)
     )
-    return {part: n + (config.num_hidden_layers - 2) * (three[part] - n) for part, n in two.items()}
+    return extrapolate_counts(two, three, config.num_hidden_layers)
 
 
 @cached_by_value
 def count_trainable_from_config(config, section: Adapt) -> dict[str, float]:
-    """What `trainable` will count, without walking through every block where they are
-    alike."""
+    "What `count_trainable` will count; models of two and three blocks are enough where possible."
     if not blocks_uniform(config, section):
         return expected_trainable(config, section)
-    two, three = (expected_trainable(with_blocks(config, n), section) for n in (2, 3))
-    counts = {
-        kind: n + (config.num_hidden_layers - 2) * (three[kind] - n)
-        for kind, n in two.items()
-        if kind != "percent"
-    }
+    two, three = (expected_trainable(with_blocks(config, blocks), section) for blocks in (2, 3))
+    counts = extrapolate_counts(two, three, config.num_hidden_layers)
     return counts | dict(percent=round(100 * counts["all"] / counts["total"], 3))
 
 
-def pass_memory(config, section: Adapt, work: StepShape, learn: bool = True) -> PassMemory:
-    """The moments of a pass of the whole model; for a mixture of experts in float32 an upper bound,
-    since PyTorch knows the shapes of its grouped products in 16 bits only."""
-    plain = (
-        StepShape()
-    )  # what a pass does not depend on is set alike, so that it is walked through once
-    return extrapolate_pass(
-        config,
-        section,
-        replace(
-            work,
-            optimizer=plain.optimizer,
-            fp8=plain.fp8,
-            quantize=work.quantize if work.quantize == "none" else plain.quantize,
-            accumulate=min(2, work.accumulate),
-        ),
-        learn,
-    )
-
-
 @cached_by_value
-def extrapolate_pass(config, section: Adapt, work: StepShape, learn: bool) -> PassMemory:
-    "Two short passes and the line through them, or the long way."
+def extrapolate_pass(config, section: Adapt, work: StepShape, training: bool) -> PassMemory:
+    "Two short passes and the line through them, or a pass through every block."
     if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
-        half = extrapolate_pass(config, section, replace(work, mixed=True), learn)
-        return PassMemory(2 * half.kept, 2 * half.loss, 2 * half.back, half.flops)
+        half = extrapolate_pass(config, section, replace(work, mixed=True), training)
+        return PassMemory(2 * half.kept, 2 * half.loss, 2 * half.backward, half.flops)
     if not blocks_uniform(config, section):
-        return simulate_pass(build_meta_model(config, section, work), work, learn)
+        return simulate_pass(build_meta_model(config, section, work), work, training)
     two, three = (
-        simulate_pass(build_meta_model(with_blocks(config, n), section, work), work, learn)
-        for n in (2, 3)
+        simulate_pass(build_meta_model(with_blocks(config, blocks), section, work), work, training)
+        for blocks in (2, 3)
     )
     return two.towards(three, config.num_hidden_layers - 2)
 
 
-# %% ../../nbs/speed/60_memory.ipynb #48825d9f
-CONTEXT, GAPS = (
-    600 * 2**20,
-    0.05,
-)  # bytes of CUDA and its libraries; share of what comes and goes that the allocator loses in gaps
-# of what a layer's own code keeps, a compiled one keeps so much; the second with products in 8 bits
-COMPILED = {
-    False: 0.75,
-    True: 0.68,
-}
+def pass_memory(config, section: Adapt, work: StepShape, training: bool = True) -> PassMemory:
+    """The moments of a pass of the whole model.
+
+    For a mixture of experts in float32 it is an upper bound: PyTorch knows the shapes of its
+    grouped products in 16 bits only."""
+    # what a pass does not depend on takes its default, so that the cache answers
+    plain = StepShape()
+    relevant = replace(
+        work,
+        optimizer=plain.optimizer,
+        fp8=plain.fp8,
+        quantize=work.quantize if work.quantize == "none" else plain.quantize,
+        accumulate=min(2, work.accumulate),
+    )
+    return extrapolate_pass(config, section, relevant, training)
 
 
-def peak_memory(config, section: Adapt, work: StepShape, stays: dict[str, int]) -> dict[str, int]:
-    """Bytes by part at the peak of a training step, `allocated` their sum, `total` with gaps and
-    CUDA, and the `flops` of a micro-batch."""
-    now = pass_memory(config, section, work)
+# %% ../../nbs/speed/60_memory.ipynb #5c53058b
+CONTEXT = 600 * 2**20  # bytes of CUDA and its libraries
+GAPS = 0.05  # share of what comes and goes that the allocator loses in gaps
+# share of what a layer's own code keeps that a compiled layer keeps, by `StepShape.fp8`
+COMPILED = {False: 0.75, True: 0.68}
+
+
+def peak_memory(config, section: Adapt, work: StepShape, static: dict[str, int]) -> dict[str, int]:
+    """Bytes by part at the peak of a training step, and the `flops` of a micro-batch.
+
+    `allocated` is the sum of the parts; `total` adds gaps and CUDA."""
+    step = pass_memory(config, section, work)
     if work.mixed and work.sliced and not work.recompute:
-        now = now.without(int((1 - COMPILED[work.fp8]) * now.kept))
-    peak = max(now.loss, now.back, stays["trained"] - stays["gradients"])
-    parts = stays | dict(
-        activations=now.kept,
-        logits=max(0, now.loss - now.kept),
-        workspace=peak - max(now.loss, now.kept),
+        step = step.without(int((1 - COMPILED[work.fp8]) * step.kept))
+    peak = max(step.loss, step.backward, static["trained"] - static["gradients"])
+    parts = static | dict(
+        activations=step.kept,
+        logits=max(0, step.loss - step.kept),
+        workspace=peak - max(step.loss, step.kept),
     )
     allocated, lost = sum(parts.values()), int(GAPS * peak + CONTEXT * work.mixed)
     return parts | dict(
-        allocated=allocated, fragmentation=lost, total=allocated + lost, flops=now.flops
+        allocated=allocated, fragmentation=lost, total=allocated + lost, flops=step.flops
     )
 
 
 def predict_memory(
-    config, section: Adapt = Adapt(), work: StepShape = StepShape()
+    config,  # a transformers configuration
+    section: Adapt = Adapt(),
+    work: StepShape = StepShape(),
 ) -> dict[str, int]:
-    "`peak_memory` of a configuration of transformers, and `evaluation`, the peak of a validation pass."
+    "`peak_memory` of a configuration, and `evaluation`, the peak of a validation pass."
     config = config.get_text_config()
-    parts, checking = (
-        peak_memory(config, section, work, stays := static_memory(config, section, work)),
-        pass_memory(config, section, work, False),
-    )
-    return parts | dict(evaluation=sum(stays.values()) + checking.loss + parts["fragmentation"])
+    static = static_memory(config, section, work)
+    parts = peak_memory(config, section, work, static)
+    validation = pass_memory(config, section, work, training=False)
+    return parts | dict(evaluation=sum(static.values()) + validation.loss + parts["fragmentation"])
+
+
+# %% ../../nbs/speed/60_memory.ipynb #386d181e
+PARTS = dict(
+    weights="frozen, as they are stored",
+    constants="scales of quantised blocks",
+    trained="adapters or trained weights, float32",
+    optimizer="its running means",
+    gradients="kept between micro-batches",
+    activations="kept for the backward pass",
+    logits="and their gradients, on top",
+    workspace="gradients, recomputed blocks, unpacked weights at a later moment",
+    fragmentation="gaps, and CUDA itself",
+    total="of training",
+    evaluation="peak of a validation pass",
+)
 
 
 def memory_table(parts: dict[str, int]) -> Table:
-    "A prediction, to look at."
-    about = dict(
-        weights="frozen, as they are stored",
-        constants="scales of quantised blocks",
-        trained="adapters or trained weights, float32",
-        optimizer="its running means",
-        gradients="kept between micro-batches",
-        activations="kept for the backward pass",
-        logits="and their gradients, on top",
-        workspace="gradients, recomputed blocks, unpacked weights at a later moment",
-        fragmentation="gaps, and CUDA itself",
-        total="of training",
-        evaluation="peak of a validation pass",
-    )
-    grid = Table("part", "GiB", "what")
-    for name, words in about.items():
-        grid.add_row(
-            name,
-            f"{parts[name] / 2**30:.2f}",
-            words,
-            end_section=name in ("gradients", "fragmentation"),
-        )
-    return grid
+    "A prediction as a table in GiB."
+    table = Table("part", "GiB", "what")
+    for name, meaning in PARTS.items():
+        size = f"{parts[name] / 2**30:.2f}"
+        table.add_row(name, size, meaning, end_section=name in ("gradients", "fragmentation"))
+    return table
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d3ce9df9
+MAX_ROWS = 512  # the search ends here: nobody needs a larger micro-batch to fill a device
+
+
 def required_memory(config, section: Adapt, work: StepShape) -> int:
     "Bytes of the device that a job takes."
     config = config.get_text_config()
     return peak_memory(config, section, work, static_memory(config, section, work))["total"]
 
 
-MAX_ROWS = 512  # rows where the search ends: nobody needs a larger micro-batch to fill a device
+def rows_on_line(before: tuple[int, int], now: tuple[int, int], memory: int) -> int:
+    "The rows at which the line through two points (rows, bytes) reaches the memory."
+    bytes_between = (now[1] - before[1]) or 1
+    rows = now[0] + (memory - now[1]) * (now[0] - before[0]) / bytes_between
+    return int(rows + 0.01)  # bytes are rounded: a size that lacks a hundredth of a row is tried
 
 
 def largest_batch_size(
@@ -571,117 +600,106 @@ def largest_batch_size(
     memory: int,  # bytes of the device
     most: int = MAX_ROWS,
 ) -> int:
-    """The rows of the largest micro-batch that fits, 0 where one row does not; `most` is that or
-    more."""
-    before, now = (
-        (0, 0),
-        (work.rows, required_memory(config, section, work)),
-    )  # (rows, bytes) of the last two tries; a line through both tells where to look next
+    "The rows of the largest micro-batch that fits, at most `most`; 0 where one row does not fit."
+    before, now = (0, 0), (work.rows, required_memory(config, section, work))  # (rows, bytes)
     fits, too_many = 0, most + 1
     while True:
         if now[1] <= memory:
             fits = max(fits, now[0])
         else:
             too_many = min(too_many, now[0])
-        there = int(
-            now[0] + (memory - now[1]) * (now[0] - before[0]) / ((now[1] - before[1]) or 1) + 0.01
-        )  # bytes are rounded: what lacks a hundredth of a row is tried
-        if too_many - fits <= 1 or 0 < before[0] < now[0] == fits == there:
-            # the bytes of a row grow, if they change at all: behind two points the line is too low
+        target = rows_on_line(before, now, memory)
+        # bytes grow faster with more rows, if anything: beyond two points the line is too low
+        if too_many - fits <= 1 or 0 < before[0] < now[0] == fits == target:
             return fits
-        there = min(max(there, fits + 1), too_many - 1)
-        before, now = now, (there, required_memory(config, section, replace(work, rows=there)))
+        target = min(max(target, fits + 1), too_many - 1)
+        before, now = now, (target, required_memory(config, section, replace(work, rows=target)))
 
 
 # %% ../../nbs/speed/60_memory.ipynb #e06a5107
-def memory_savers(
-    section: Adapt, work: StepShape, fusable: bool
-) -> list[tuple[list[str], dict, dict]]:
-    """What saves memory, the harmless first: (words of the recipe, keys of the work, keys of the
-    section)."""
-    wishes = [
-        ([], {}, {}, True),
-        (["train.activations=recompute"], dict(recompute=True), {}, not work.recompute),
-        (["model.engine=fused"], dict(sliced=True), {}, fusable and not work.sliced),
-        (
-            ["train.optimizer=adamw_8bit"],
-            dict(optimizer="adamw_8bit"),
-            {},
-            section.method == "full" and work.optimizer == "adamw",
-        ),
-        (
-            ["adapt.method=lora"] + ["adapt.trainable=[]"] * bool(section.trainable),
-            {},
-            dict(method="lora", trainable=[]),
-            section.method != "lora",
-        ),
-        (["model.quantize=nf4"], dict(quantize="nf4"), {}, work.quantize not in ("nf4", "fp4")),
-        *(
-            (
-                [f"data.max_length={work.length // n}"],
-                dict(length=work.length // n),
-                {},
-                work.length > 128 * n,
-            )
-            for n in (2, 4)
-        ),
-    ]
-    return [(words, keys, wish) for words, keys, wish, applies in wishes if applies]
+@dataclass(frozen=True)
+class Saver:
+    "A change that saves memory."
+
+    words: list[str]  # as the recipe says it
+    work: dict = field(default_factory=dict)  # the fields of the StepShape that change
+    section: dict = field(default_factory=dict)  # the keys of the section that change
+
+
+def memory_savers(section: Adapt, work: StepShape, fusable: bool) -> list[Saver]:
+    "What can still save memory in a job, the harmless changes first."
+    savers = [Saver([])]
+    if not work.recompute:
+        savers.append(Saver(["train.activations=recompute"], work=dict(recompute=True)))
+    if fusable and not work.sliced:
+        savers.append(Saver(["model.engine=fused"], work=dict(sliced=True)))
+    if section.method == "full" and work.optimizer == "adamw":
+        savers.append(Saver(["train.optimizer=adamw_8bit"], work=dict(optimizer="adamw_8bit")))
+    if section.method != "lora":
+        words = ["adapt.method=lora"] + ["adapt.trainable=[]"] * bool(section.trainable)
+        savers.append(Saver(words, section=dict(method="lora", trainable=[])))
+    if work.quantize not in ("nf4", "fp4"):
+        savers.append(Saver(["model.quantize=nf4"], work=dict(quantize="nf4")))
+    for divisor in (2, 4):
+        if work.length > 128 * divisor:
+            length = work.length // divisor
+            savers.append(Saver([f"data.max_length={length}"], work=dict(length=length)))
+    return savers
+
+
+# %% ../../nbs/speed/60_memory.ipynb #364ee33c
+def even_batch_size(config, section: Adapt, work: StepShape, memory: int) -> int:
+    "The largest micro-batch that fits and divides a step's rows evenly; 1 where none fits."
+    rows = work.rows * work.accumulate
+    single = replace(work, rows=1, accumulate=rows)
+    largest = largest_batch_size(config, section, work=single, memory=memory, most=rows)
+    return max(size for size in range(1, max(1, largest) + 1) if rows % size == 0)
 
 
 def suggestions(
-    config, section: Adapt, work: StepShape, memory: int, fusable: bool = False
+    config,
+    section: Adapt,
+    work: StepShape,
+    memory: int,  # bytes of the device
+    fusable: bool = False,  # may the engine `fused` be suggested?
 ) -> list[dict]:
-    """Changes one after the other until the job fits: the change, rows and micro-batches of a step,
-    and the bytes that all so far lead to."""
-    done, step = [], work.rows * work.accumulate
-    for words, keys, wish in memory_savers(section, work, fusable):
-        section, least = (
-            section.model_copy(update=wish),
-            replace(work := replace(work, **keys), rows=1, accumulate=step),
-        )
-        rows = max(
-            n
-            for n in range(
-                1,
-                max(1, largest_batch_size(config, section, work=least, memory=memory, most=step))
-                + 1,
-            )
-            if step % n == 0
-        )
-        total = required_memory(
-            config, section, now := replace(least, rows=rows, accumulate=step // rows)
-        )
-        done.append(
+    "Changes until the job fits; each with the batch, and the bytes that all so far lead to."
+    changes, rows = [], work.rows * work.accumulate
+    for saver in memory_savers(section, work, fusable):
+        section = section.model_copy(update=saver.section)
+        work = replace(work, **saver.work)
+        size = even_batch_size(config, section, work, memory)
+        divided = replace(work, rows=size, accumulate=rows // size)
+        total = required_memory(config, section, divided)
+        changes.append(
             dict(
-                change=words,
-                batch_size=rows,
-                accumulate=now.accumulate,
+                change=saver.words,
+                batch_size=size,
+                accumulate=divided.accumulate,
                 total=total,
                 fits=total <= memory,
             )
         )
-        if done[-1]["fits"]:
+        if total <= memory:
             break
-    return done[
-        done[0]["batch_size"] == work.rows and not done[0]["fits"] :
-    ]  # without the first, where it changed nothing
+    # the first entry changes the batch alone; it is dropped where it changed nothing
+    first = changes[0]
+    unchanged = first["batch_size"] == work.rows and not first["fits"]
+    return changes[unchanged:]
 
 
 # %% ../../nbs/speed/60_memory.ipynb #68481d76
-SHARES = (
-    0.35,
-    0.65,
-)  # of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
+# share of a matrix product's speed that training reaches: 0.57 on an H200 with 8 x 2,048 tokens
+SHARES = (0.35, 0.65)
 
 
-def matmul_speed(plan: DevicePlan, size: int = 0) -> float:
-    """Floating point operations a second of a square product here, in the plan's format; the best
-    of five."""
-    size, dtype = (
-        size or (8192 if plan.device == "cuda" else 1024),
-        getattr(torch, plan.compute_dtype),
-    )
+def matmul_speed(
+    plan: DevicePlan,
+    size: int = 0,  # rows and columns; 0: 8,192 on a GPU, 1,024 on a CPU
+) -> float:
+    "Floating point operations a second of a square product in the plan's format; best of five."
+    size = size or (8192 if plan.device == "cuda" else 1024)
+    dtype = getattr(torch, plan.compute_dtype)
     a, b = (torch.randn(size, size, device=plan.device, dtype=dtype) for _ in range(2))
 
     def once() -> float:

@@ -8,8 +8,11 @@ __all__ = [
     "F8_MAX",
     "TINY",
     "F8_ROOM",
-    "MOST",
-    "TILE",
+    "MAX_RANKS",
+    "TILE_TOKENS",
+    "TILE_COLUMNS",
+    "TILE_WARPS",
+    "TILE_STAGES",
     "dequantize_plain",
     "register_operator",
     "dequantize_into",
@@ -41,6 +44,7 @@ __all__ = [
     "quantize_rows_like",
     "dequantize_with_tail",
     "dequantize_with_tail_like",
+    "matrix_with_tail",
     "matmul_with_tail",
     "thin_gradient",
     "LoraLinearFP8",
@@ -50,7 +54,6 @@ __all__ = [
 # %% ../../nbs/speed/64_quantized_linear.ipynb #6d70d487
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #8832a8a8
 import torch
@@ -69,24 +72,21 @@ from llmtrainer.models.loss import Unsupported
 # %% ../../nbs/speed/64_quantized_linear.ipynb #dd21da5e
 def dequantize_plain(
     packed: torch.Tensor,  # uint8, two values in each
-    code: torch.Tensor,  # float32 (16,): the numbers that an index stands for
-    constants: Sequence[
-        torch.Tensor
-    ],  # [absmax], or nested: [uint8 indices, their 256 numbers, float32 scales, offset]
+    code: torch.Tensor,  # float32 (16,): the values that an index stands for
+    # [absmax], or nested: [uint8 indices, their 256 values, float32 scales, offset]
+    constants: Sequence[torch.Tensor],
     rows: torch.Tensor | None,  # scale of each row, which the result is divided by; None for none
-    n: int,
-    k: int,
-    block: int,
-    block2: int,  # rows, columns, values for a constant, constants for a second one
+    n: int,  # rows
+    k: int,  # columns
+    block: int,  # values for a constant
+    block2: int,  # constants for a second one
 ) -> torch.Tensor:
     "The matrix (rows, columns) in float32, in plain PyTorch: what the kernel must give."
     values = code[torch.stack([packed >> 4, packed & 15], -1).flatten().long()][: n * k]
     absmax, *second = constants
     if second:
-        absmax = (
-            second[0][absmax.long()] * second[1].repeat_interleave(block2)[: len(absmax)]
-            + second[2]
-        )
+        book, scales, offset = second
+        absmax = book[absmax.long()] * scales.repeat_interleave(block2)[: len(absmax)] + offset
     w = (values * absmax.repeat_interleave(block)[: n * k]).view(n, k)
     return w if rows is None else w / rows[:, None]
 
@@ -150,41 +150,42 @@ if triton is not None:
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #34938219
 def register_operator(name: str):
-    """Make a function an operation of PyTorch's: one whose kernels a compiler sees and starts
-    itself."""
-    return (torch.library.custom_op if triton is None else torch.library.triton_op)(
-        name, mutates_args=()
-    )
+    "A decorator that makes a function an operation of PyTorch whose kernels a compiler can start."
+    register = torch.library.custom_op if triton is None else torch.library.triton_op
+    return register(name, mutates_args=())
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #0bf39f4a
 def dequantize_into(
     out: torch.Tensor,
-    first: int,  # the row of it, or with `transpose` the column, where the matrix begins
-    stored: Sequence[torch.Tensor],
+    first: int,  # the row of `out`, or with `transpose` the column, where the matrix begins
+    stored: Sequence[torch.Tensor],  # packed, code, constants
     rows: torch.Tensor | None,
-    n: int,
-    k: int,
+    n: int,  # rows
+    k: int,  # columns
     block: int,
     block2: int,
     transpose: bool,
 ) -> None:
-    "One matrix by the kernel, into its place in a larger one."
-    absmax, book, scales, offset = stored[2:] if len(stored) == 6 else (stored[2], *stored[1:2] * 3)
-    at = first if transpose else first * out.stride(0)
+    "Write one matrix into its place in a larger one, by the kernel."
+    packed, code, *constants = stored
+    nested = len(constants) == 4
+    # the kernel takes a tensor in every place, also where it does not read it
+    absmax, book, scales, offset = constants if nested else (constants[0], code, code, code)
     wrap_triton(_dequantize_kernel)[(triton.cdiv(n, 64), triton.cdiv(k, 128))](
-        *stored[:2],
+        packed,
+        code,
         absmax,
         book,
         scales,
         offset,
-        stored[1] if rows is None else rows,
+        code if rows is None else rows,
         out,
-        at,
+        first if transpose else first * out.stride(0),
         n,
         k,
         out.stride(0),
-        len(stored) == 6,
+        nested,
         block,
         block2,
         rows is not None,
@@ -195,6 +196,7 @@ def dequantize_into(
     )
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #71a650ae
 def split_stored(stored: Sequence[torch.Tensor], count: int) -> list[Sequence[torch.Tensor]]:
     "The tensors of each of `count` matrices."
     size = len(stored) // count
@@ -208,43 +210,34 @@ def dequantize_to(
     shape: Sequence[int],
     transpose: bool,
 ) -> None:
-    """Matrices below each other, or the transpose of that, into the first columns of `out`: by the
-    kernel on a GPU, else `dequantize_plain`."""
-    (k, block, block2), sizes, first = shape[:3], shape[3:], 0
-    for p, n in zip(split_stored(stored, len(sizes)), sizes):
-        r = None if rows is None else rows[first : first + n]
+    "Write stacked matrices, or the transpose of that, into the first columns of `out`."
+    k, block, block2, *sizes = shape
+    first = 0
+    for matrix, n in zip(split_stored(stored, len(sizes)), sizes):
+        scales = None if rows is None else rows[first : first + n]
+        layout = dict(rows=scales, n=n, k=k, block=block, block2=block2)
         if out.is_cuda:
-            dequantize_into(
-                out,
-                first,
-                stored=p,
-                rows=r,
-                n=n,
-                k=k,
-                block=block,
-                block2=block2,
-                transpose=transpose,
-            )
+            dequantize_into(out, first, stored=matrix, transpose=transpose, **layout)
         else:
-            (out[:, first : first + n].t() if transpose else out[first : first + n, :k]).copy_(
-                dequantize_plain(
-                    p[0], p[1], constants=p[2:], rows=r, n=n, k=k, block=block, block2=block2
-                )
-            )
+            w = dequantize_plain(matrix[0], matrix[1], constants=matrix[2:], **layout)
+            if transpose:
+                out[:, first : first + n].copy_(w.t())
+            else:
+                out[first : first + n, :k].copy_(w)
         first += n
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #7cf94afc
 @register_operator("llmtrainer::dequantize")
 def dequantize(
     stored: Sequence[torch.Tensor],  # of each matrix: packed, code, constants
     rows: torch.Tensor | None,  # scales of all rows
-    shape: Sequence[
-        int
-    ],  # columns, values for a constant, constants for a second one, then the rows of each matrix
+    # columns, values for a constant, constants for a second one, then the rows of each matrix
+    shape: Sequence[int],
     transpose: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    "The numbers of stored matrices; an operation of its own, so that a compiler takes it as it is."
+    "The values of stored matrices; an operation, so that a compiler leaves it as it is."
     out = dequantized_like(stored, rows, shape=shape, transpose=transpose, dtype=dtype)
     dequantize_to(out, stored, rows=rows, shape=shape, transpose=transpose)
     return out
@@ -253,13 +246,15 @@ def dequantize(
 @dequantize.register_fake
 def dequantized_like(stored, rows, shape, transpose, dtype):
     "The result, empty."
-    return stored[0].new_empty(
-        (shape[0], sum(shape[3:])) if transpose else (sum(shape[3:]), shape[0]), dtype=dtype
-    )
+    columns, height = shape[0], sum(shape[3:])
+    size = (columns, height) if transpose else (height, columns)
+    return stored[0].new_empty(size, dtype=dtype)
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #93a7b35f
-F8, F8_MAX, TINY = torch.float8_e4m3fn, 448.0, 1e-12
+F8 = torch.float8_e4m3fn
+F8_MAX = 448.0
+TINY = 1e-12  # the least scale times 448: a row of zeros must not divide by zero
 
 
 @dataclass(frozen=True)
@@ -272,9 +267,7 @@ class FrozenWeight:
     shape: tuple[int, ...]
     dtype: torch.dtype  # of the arithmetic
     rows: torch.Tensor | None = None  # float32 (all rows,): for FP8, what each row is divided by
-    ahead: bool = (
-        True  # with rows: are inputs multiplied in FP8 too, or only the gradients that come back?
-    )
+    fp8_forward: bool = True  # with rows: multiply inputs in FP8 too, not only gradients
 
 
 def dequantized_matrix(
@@ -284,7 +277,7 @@ def dequantized_matrix(
     transpose: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    "The numbers of stored matrices below each other, or of the transpose of that."
+    "The values of stored matrices, stacked, or the transpose of that."
     if len(stored) > len(shape) - 3:
         return dequantize(list(stored), rows, shape=list(shape), transpose=transpose, dtype=dtype)
     w = stored[0] if len(stored) == 1 else torch.cat(stored)
@@ -292,26 +285,23 @@ def dequantized_matrix(
     return w.t().contiguous() if transpose else w
 
 
-def stack_weights(parts: Sequence[FrozenWeight]) -> FrozenWeight:
-    "Several of them as one."
-    one = parts[0]
-    rows = None if one.rows is None else torch.cat([p.rows for p in parts])
-    return (
-        one
-        if len(parts) == 1
-        else FrozenWeight(
-            sum((p.stored for p in parts), ()),
-            one.shape[:3] + sum((p.shape[3:] for p in parts), ()),
-            dtype=one.dtype,
-            rows=rows,
-            ahead=one.ahead,
-        )
+def stack_weights(weights: Sequence[FrozenWeight]) -> FrozenWeight:
+    "Several weights as one; nothing is copied but their scales."
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    return FrozenWeight(
+        stored=sum((w.stored for w in weights), ()),
+        shape=first.shape[:3] + sum((w.shape[3:] for w in weights), ()),
+        dtype=first.dtype,
+        rows=None if first.rows is None else torch.cat([w.rows for w in weights]),
+        fp8_forward=first.fp8_forward,
     )
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #8704af67
 def stored_tensors(layer: torch.nn.Module) -> torch.Tensor:
-    "What is stored of a layer's weight: its packed bytes, or its numbers."
+    "What is stored of a layer's weight: its packed bytes, or its values."
     packed = getattr(layer, "quant_state", None) is not None
     return layer.weight.detach().view(torch.uint8).flatten() if packed else layer.weight.detach()
 
@@ -324,51 +314,33 @@ def nf4_parts(weight) -> tuple[tuple, tuple]:
     n, k = state.shape
     if k % 2 or n * k >= 2**31:
         raise Unsupported("an odd number of columns, or more weights than a 32-bit number counts")
-    second = (
-        (state.state2.code, state.state2.absmax, state.offset.float().reshape(1))
-        if state.nested
-        else ()
-    )
-    return (weight.data.view(torch.uint8).flatten(), state.code.float(), state.absmax, *second), (
-        k,
-        state.blocksize,
-        state.state2.blocksize if state.nested else 1,
-        n,
-    )
+    stored = (weight.data.view(torch.uint8).flatten(), state.code.float(), state.absmax)
+    if not state.nested:
+        return stored, (k, state.blocksize, 1, n)
+    second = state.state2
+    stored += (second.code, second.absmax, state.offset.float().reshape(1))
+    return stored, (k, state.blocksize, second.blocksize, n)
 
 
 def freeze_weight(
     layer: torch.nn.Module,  # a linear layer of PyTorch or bitsandbytes
     fp8: bool,
-    ahead: bool = True,
+    fp8_forward: bool = True,
 ) -> FrozenWeight:
-    "A layer's weight as the products below take it; raises `Unsupported` for one they cannot."
+    "A layer's weight for the products below; raises `Unsupported` for a layer they cannot take."
     if hasattr(layer.weight, "quant_state"):
-        (stored, shape), dtype = (
-            nf4_parts(layer.weight),
-            layer.compute_dtype or layer.weight.quant_state.dtype,
-        )
+        stored, shape = nf4_parts(layer.weight)
+        dtype = layer.compute_dtype or layer.weight.quant_state.dtype
     elif type(layer) is torch.nn.Linear:
-        stored, shape, dtype = (
-            (layer.weight.data,),
-            (layer.weight.shape[1], 1, 1, layer.weight.shape[0]),
-            layer.weight.dtype,
-        )
+        n, k = layer.weight.shape
+        stored, shape, dtype = (layer.weight.data,), (k, 1, 1, n), layer.weight.dtype
     else:
         raise Unsupported(f"{type(layer).__name__}, which is no plain linear layer")
     if not fp8 or shape[0] % 16 or shape[3] % 16:
         return FrozenWeight(stored, shape, dtype)
-    return FrozenWeight(
-        stored,
-        shape,
-        dtype=dtype,
-        rows=dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=torch.float32)
-        .abs()
-        .amax(1)
-        .clamp(min=TINY)
-        / F8_MAX,
-        ahead=ahead,
-    )
+    w = dequantized_matrix(stored, shape, None, transpose=False, dtype=torch.float32)
+    rows = w.abs().amax(1).clamp(min=TINY) / F8_MAX
+    return FrozenWeight(stored, shape, dtype, rows=rows, fp8_forward=fp8_forward)
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #2e870ca5
@@ -379,13 +351,13 @@ def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scaled_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,  # FP8: (m, k), (n, k)
-    sa: torch.Tensor,
-    sb: torch.Tensor,  # float32 scales: (m, 1), (1, n)
+    a: torch.Tensor,  # FP8 (m, k)
+    b: torch.Tensor,  # FP8 (n, k)
+    sa: torch.Tensor,  # float32 scales (m, 1)
+    sb: torch.Tensor,  # float32 scales (1, n)
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    "a b' with the scales put back; on a GPU one product in FP8, elsewhere its definition."
+    "a b' times the scales; on a GPU one product in FP8, elsewhere its definition."
     if a.is_cuda:
         return torch._scaled_mm(a, b.t(), sa, sb, out_dtype=dtype, use_fast_accum=True)
     return ((a.float() @ b.float().t()) * sa * sb).to(dtype)
@@ -395,30 +367,28 @@ def matmul_stored(
     x: torch.Tensor,
     stored: Sequence[torch.Tensor],
     shape: Sequence[int],
-    rows: torch.Tensor | None,
-    back: bool,  # x W instead of x W'
+    rows: torch.Tensor | None,  # scales of the rows: multiply in FP8
+    backward: bool,  # x W instead of x W'
 ) -> torch.Tensor:
-    """The product with a stored matrix. On the way back the sum runs over its rows, so their scales
-    are folded into x before x is rounded."""
+    """The product with a stored matrix.
+
+    In the backward pass the sum runs over the matrix's rows, so their scales are folded into x
+    before x is rounded."""
     if rows is None and len(stored) == len(shape) - 3:
-        return x @ (
-            dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=x.dtype)
-            if back
-            else dequantized_matrix(stored, shape, rows=None, transpose=False, dtype=x.dtype).t()
-        )
-    # the way back asks for the transpose: of two equal calls a compiler makes one, and keeps all
-    # unpacked weights in between
+        w = dequantized_matrix(stored, shape, None, transpose=False, dtype=x.dtype)
+        return x @ (w if backward else w.t())
+    # the backward pass asks for the transpose: of two equal calls a compiler makes one, and keeps
+    # all unpacked weights in between
     if rows is None:
-        return x @ dequantized_matrix(stored, shape, rows=None, transpose=back, dtype=x.dtype).t()
-    x8, scale = quantize_fp8(x.float() * rows if back else x)
-    w8 = dequantized_matrix(stored, shape, rows=rows, transpose=back, dtype=F8)
-    return scaled_matmul(
-        x8,
-        w8,
-        sa=scale,
-        sb=torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous() if back else rows[None],
-        dtype=x.dtype,
-    )
+        w = dequantized_matrix(stored, shape, None, transpose=backward, dtype=x.dtype)
+        return x @ w.t()
+    x8, scale = quantize_fp8(x.float() * rows if backward else x)
+    w8 = dequantized_matrix(stored, shape, rows, transpose=backward, dtype=F8)
+    if backward:
+        out_scale = torch.ones_like(rows[:1]).expand(1, shape[0]).contiguous()
+    else:
+        out_scale = rows[None]
+    return scaled_matmul(x8, w8, sa=scale, sb=out_scale, dtype=x.dtype)
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #bfda11f5
@@ -430,15 +400,16 @@ def block_diagonal(
 
 
 def add_once(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a + b, rounded once. Written out, so that a compiler joins it with what reads the sum:
-    `addmm` would copy a, then read and write it."""
+    "a + b, rounded once."
+    # written out, so that a compiler joins it with what reads the sum: `addmm` would copy a, then
+    # read and write it
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) + b.to(wide)).to(a.dtype)
 
 
 def stacked_gradient(d: torch.Tensor, A: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    "The gradient of all A below each other, for each of them."
-    return [one.to(a.dtype) for one, a in zip(d.split([len(a) for a in A]), A)]
+    "The gradient of all A, stacked, split into that of each."
+    return [part.to(a.dtype) for part, a in zip(d.split([len(a) for a in A]), A)]
 
 
 def diagonal_blocks(
@@ -452,9 +423,11 @@ def diagonal_blocks(
     ]
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #5f86457f
 class LoraLinear(torch.autograd.Function):
-    """x W' + (x A') B' for matrices below each other with an adapter each, W read from its stored
-    form in both directions; B holds the adapters' scales."""
+    """x W' + (x A') B' for stacked matrices with an adapter each; B holds the adapters' scales.
+
+    W is read from its stored form in both passes."""
 
     @staticmethod
     def forward(
@@ -465,18 +438,17 @@ class LoraLinear(torch.autograd.Function):
         scales: tuple,
         shape: tuple,
         rows,
-        ahead: bool,
+        fp8_forward: bool,
         *tensors,  # A of each, B of each, what is stored of each
     ):
         m, inner = len(scales), x if dropped is None else dropped
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
         h = inner @ torch.cat(A).to(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
-        ctx.scales, ctx.shape, ctx.apart = scales, shape, dropped is not None
-        return add_once(
-            matmul_stored(x, stored, shape=shape, rows=rows if ahead else None, back=False),
-            h @ block_diagonal(B, scales, x.dtype).t(),
-        )
+        ctx.scales, ctx.shape, ctx.separate = scales, shape, dropped is not None
+        forward_rows = rows if fp8_forward else None
+        y = matmul_stored(x, stored, shape=shape, rows=forward_rows, backward=False)
+        return add_once(y, h @ block_diagonal(B, scales, x.dtype).t())
 
     @staticmethod
     def backward(ctx, g):
@@ -484,16 +456,14 @@ class LoraLinear(torch.autograd.Function):
         m, sizes = len(ctx.scales), ctx.shape[3:]
         A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
         a, gh = torch.cat(A).to(g.dtype), g @ block_diagonal(B, ctx.scales, g.dtype)
-        dx = (
-            matmul_stored(g, stored, shape=ctx.shape, rows=rows, back=True)
-            if ctx.needs_input_grad[0]
-            else None
-        )
-        if dx is not None and not ctx.apart:
-            dx = add_once(dx, gh @ a)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = matmul_stored(g, stored, shape=ctx.shape, rows=rows, backward=True)
+            if not ctx.separate:
+                dx = add_once(dx, gh @ a)
         return (
             dx,
-            gh @ a if ctx.apart else None,
+            gh @ a if ctx.separate else None,
             *[None] * 4,
             *stacked_gradient(gh.t() @ inner, A),
             *diagonal_blocks(g.t() @ h, sizes, ctx.scales, B),
@@ -502,10 +472,8 @@ class LoraLinear(torch.autograd.Function):
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #ed4333c4
-F8_ROOM, MOST = (
-    128,
-    128,
-)  # columns that the chip takes at once; ranks of the adapters together that may ride along
+F8_ROOM = 128  # columns that the chip takes at once
+MAX_RANKS = 128  # ranks of stacked adapters that can be computed inside the product
 
 
 def adapter_columns(ranks: int) -> int:
@@ -516,8 +484,9 @@ def adapter_columns(ranks: int) -> int:
 def split_fp8(
     v: torch.Tensor,  # float32, at most 448
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(high, low): FP8 numbers whose sum is v to one part in 256; the mantissa is rounded to three
-    digits, and the rest of it is the second number."""
+    """(high, low): FP8 numbers whose sum is v to one part in 256.
+
+    The first is v with its mantissa rounded to three digits, the second is the remainder."""
     near = ((v.view(torch.int32) + 0x80000) & -0x100000).view(torch.float32)
     return near.to(F8), (v - near).to(F8)
 
@@ -527,46 +496,35 @@ def column_scales(
     wide: torch.Tensor,  # (outputs, ranks): what h is multiplied by
     rows: torch.Tensor | None,  # scales of the outputs, or None
 ) -> torch.Tensor:
-    "(ranks,) float32: what each column is divided by, so that its largest number becomes 448."
+    "(ranks,) float32: what each column is divided by, so that its largest value becomes 448."
     wide = wide.float() if rows is None else wide.float() / rows[:, None]
     return wide.abs().amax(0).clamp(min=TINY) / F8_MAX
 
 
 def row_scale(
-    x: torch.Tensor,
-    thin: torch.Tensor,  # (tokens, columns), (ranks, columns)
-    reach: torch.Tensor,
+    x: torch.Tensor,  # (tokens, columns)
+    thin: torch.Tensor,  # (ranks, columns)
+    reach: torch.Tensor,  # (ranks,)
     rows: torch.Tensor | None,  # scales that are folded into x
 ) -> torch.Tensor:
-    """(tokens, 1) float32: what a row is divided by, so that neither its numbers nor x thin' *
-    reach exceed 448."""
+    "(tokens, 1) float32: a divisor so that neither a row nor its x thin' * reach exceeds 448."
     v = x.float()
     share = (thin.float().norm(dim=1) * reach).max() * (v * v).sum(-1, keepdim=True).sqrt()
-    return (
-        torch.maximum((v if rows is None else v * rows).abs().amax(-1, keepdim=True), share).clamp(
-            min=TINY
-        )
-        / F8_MAX
-    )
+    largest = (v if rows is None else v * rows).abs().amax(-1, keepdim=True)
+    return torch.maximum(largest, share).clamp(min=TINY) / F8_MAX
 
 
 def adapter_tail(
-    t: torch.Tensor,
-    cols: torch.Tensor,
-    rows: torch.Tensor,  # (n, ranks), (ranks,), (n, 1)
-    inputs: bool,
+    t: torch.Tensor,  # (n, ranks)
+    cols: torch.Tensor,  # (ranks,)
+    rows: torch.Tensor,  # (n, 1)
+    inputs: bool,  # the side of the inputs, else of the weights
 ) -> torch.Tensor:
-    """(n, room): the columns of t * cols / rows in halves: high, low, high for inputs; high, high,
-    low for weights; then zeros."""
+    "(n, room): the columns of t * cols / rows in halves, then zeros."
     high, low = split_fp8(t.float() * cols / rows)
-    return torch.cat(
-        [
-            high,
-            *((low, high) if inputs else (high, low)),
-            high.new_zeros(len(t), adapter_columns(t.shape[1]) - 3 * t.shape[1]),
-        ],
-        1,
-    )
+    halves = (high, low, high) if inputs else (high, high, low)
+    zeros = high.new_zeros(len(t), adapter_columns(t.shape[1]) - 3 * t.shape[1])
+    return torch.cat([*halves, zeros], 1)
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #dfa09489
@@ -621,6 +579,10 @@ if triton is not None:
             mask=(m[:, None] < M) & (r[None, :] < R),
         )
 
+
+# %% ../../nbs/speed/64_quantized_linear.ipynb #12273022
+if triton is not None:
+
     @triton.jit
     def _tail_kernel(
         T,
@@ -664,43 +626,40 @@ if triton is not None:
         )
 
 
-# %% ../../nbs/speed/64_quantized_linear.ipynb #12273022
-# tokens and columns of a program, its warps, stages of its pipeline; with 64 tokens and three
-# stages Triton 3.6 takes asynchronous products and reads what is not there yet
-TILE = (
-    32,
-    256,
-    4,
-    1,
-)
+# %% ../../nbs/speed/64_quantized_linear.ipynb #bb641f6b
+# the tokens and columns of a program; its warps, and the stages of its pipeline. With 64 tokens and
+# three stages Triton 3.6 takes asynchronous products and reads what has not arrived yet
+TILE_TOKENS, TILE_COLUMNS = 32, 256
+TILE_WARPS, TILE_STAGES = 4, 1
 
 
 def write_tail(
     out: torch.Tensor, t: torch.Tensor, cols: torch.Tensor, rows: torch.Tensor, inputs: bool
 ) -> None:
-    "`adapter_tail` into the last columns of a row-major matrix."
-    (n, r), wide = t.shape, adapter_columns(t.shape[1])
+    "Write `adapter_tail` into the last columns of a row-major matrix."
+    (n, r), room = t.shape, adapter_columns(t.shape[1])
     if not out.is_cuda:
-        out[:, -wide:] = adapter_tail(t, cols, rows, inputs)
+        out[:, -room:] = adapter_tail(t, cols, rows, inputs)
         return
     wrap_triton(_tail_kernel)[(triton.cdiv(n, 32),)](
         t,
         cols,
         rows,
         out,
-        out.shape[1] - wide,
+        out.shape[1] - room,
         n,
         r,
         out.stride(0),
-        wide,
+        room,
         inputs,
         32,
         max(16, triton.next_power_of_2(r)),
-        triton.next_power_of_2(wide),
+        triton.next_power_of_2(room),
         num_warps=4,
     )
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #949e5650
 @register_operator("llmtrainer::round_rows")
 def quantize_rows(
     x: torch.Tensor,
@@ -713,8 +672,7 @@ def quantize_rows(
     (m, k), r, x = x.shape, len(thin), x.contiguous()
     out, h = quantize_rows_like(x, thin, reach=reach, rows=rows, scale=scale)
     if x.is_cuda:
-        ranks = max(16, triton.next_power_of_2(r))
-        wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE[0]),)](
+        wrap_triton(_rows_kernel)[(triton.cdiv(m, TILE_TOKENS),)](
             x,
             thin,
             scale if rows is None else rows,
@@ -726,13 +684,15 @@ def quantize_rows(
             r,
             out.stride(0),
             rows is not None,
-            *TILE[:2],
-            ranks,
-            num_warps=TILE[2],
-            num_stages=TILE[3],
+            TILE_TOKENS,
+            TILE_COLUMNS,
+            max(16, triton.next_power_of_2(r)),
+            num_warps=TILE_WARPS,
+            num_stages=TILE_STAGES,
         )
     else:
-        out[:, :k] = ((x.float() if rows is None else x.float() * rows) * (1 / scale)).to(F8)
+        scaled = x.float() if rows is None else x.float() * rows
+        out[:, :k] = (scaled * (1 / scale)).to(F8)
         torch.mm(x, thin.t(), out=h)
     write_tail(out, h, cols=reach, rows=scale, inputs=True)
     return out, h
@@ -741,9 +701,8 @@ def quantize_rows(
 @quantize_rows.register_fake
 def quantize_rows_like(x, thin, reach, rows, scale):
     "The results, empty."
-    return x.new_empty(
-        x.shape[0], x.shape[1] + adapter_columns(thin.shape[0]), dtype=F8
-    ), x.new_empty(x.shape[0], thin.shape[0])
+    columns = x.shape[1] + adapter_columns(thin.shape[0])
+    return x.new_empty(x.shape[0], columns, dtype=F8), x.new_empty(x.shape[0], thin.shape[0])
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #44a833b8
@@ -769,11 +728,26 @@ def dequantize_with_tail(
 @dequantize_with_tail.register_fake
 def dequantize_with_tail_like(stored, rows, shape, transpose, wide, cols, tail_rows):
     "The result, empty."
-    return stored[0].new_empty(
-        wide.shape[0],
-        (sum(shape[3:]) if transpose else shape[0]) + adapter_columns(wide.shape[1]),
-        dtype=F8,
-    )
+    columns = sum(shape[3:]) if transpose else shape[0]
+    size = (wide.shape[0], columns + adapter_columns(wide.shape[1]))
+    return stored[0].new_empty(size, dtype=F8)
+
+
+# %% ../../nbs/speed/64_quantized_linear.ipynb #363db987
+def matrix_with_tail(
+    stored: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    rows: torch.Tensor,
+    transpose: bool,
+    **tail,  # wide, cols, tail_rows
+) -> torch.Tensor:
+    "Stored matrices of any form in FP8, with the tail of `wide` beside them."
+    if len(stored) > len(shape) - 3:
+        return dequantize_with_tail(
+            list(stored), rows, shape=list(shape), transpose=transpose, **tail
+        )
+    w = dequantized_matrix(stored, shape, rows, transpose=transpose, dtype=F8)
+    return torch.cat([w, adapter_tail(tail["wide"], tail["cols"], tail["tail_rows"], False)], 1)
 
 
 def matmul_with_tail(
@@ -781,42 +755,34 @@ def matmul_with_tail(
     stored: Sequence[torch.Tensor],
     shape: Sequence[int],
     rows: torch.Tensor,
-    thin: torch.Tensor,
-    wide: torch.Tensor,  # (ranks, columns of x), (outputs, ranks)
-    back: bool,
+    thin: torch.Tensor,  # (ranks, columns of x)
+    wide: torch.Tensor,  # (outputs, ranks)
+    backward: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """(x W' + (x thin') wide', or x W + that on the way back, in one FP8 product; x in FP8; its
-    scales; x thin')."""
-    thin, wide, out_rows = (
-        thin.contiguous(),
-        wide.contiguous(),
-        torch.ones_like(rows[:1]).expand(len(wide)).contiguous() if back else rows,
-    )
-    reach = column_scales(wide, None if back else rows)
-    scale = row_scale(x, thin, reach, rows if back else None)
-    x8, h = quantize_rows(x, thin, reach=reach, rows=rows if back else None, scale=scale)
-    if len(stored) > len(shape) - 3:
-        w8 = dequantize_with_tail(
-            list(stored),
-            rows,
-            shape=list(shape),
-            transpose=back,
-            wide=wide,
-            cols=1 / reach,
-            tail_rows=out_rows[:, None],
-        )
+    """(x W' + (x thin') wide', in one FP8 product; x in FP8; its scales; x thin').
+
+    In the backward pass the first is x W + (x thin') wide'."""
+    thin, wide = thin.contiguous(), wide.contiguous()
+    if backward:
+        in_rows, out_rows = rows, torch.ones_like(rows[:1]).expand(len(wide)).contiguous()
     else:
-        w8 = torch.cat(
-            [
-                dequantized_matrix(stored, shape, rows=rows, transpose=back, dtype=F8),
-                adapter_tail(wide, 1 / reach, out_rows[:, None], False),
-            ],
-            1,
-        )
+        in_rows, out_rows = None, rows
+    reach = column_scales(wide, None if backward else rows)
+    scale = row_scale(x, thin, reach, in_rows)
+    x8, h = quantize_rows(x, thin, reach=reach, rows=in_rows, scale=scale)
+    w8 = matrix_with_tail(
+        stored,
+        shape,
+        rows=rows,
+        transpose=backward,
+        wide=wide,
+        cols=1 / reach,
+        tail_rows=out_rows[:, None],
+    )
     return scaled_matmul(x8, w8, sa=scale, sb=out_rows[None], dtype=x.dtype), x8, scale, h
 
 
-# %% ../../nbs/speed/64_quantized_linear.ipynb #363db987
+# %% ../../nbs/speed/64_quantized_linear.ipynb #7b7e478e
 if triton is not None:
 
     @triton.jit
@@ -856,18 +822,19 @@ if triton is not None:
         )
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #022b19d7
 @register_operator("llmtrainer::thin_gradient")
 def thin_gradient(h: torch.Tensor, x8: torch.Tensor, scale: torch.Tensor, k: int) -> torch.Tensor:
-    """(ranks, k) float32: h' x of an x in FP8 with its scales. Tokens are summed in parts, and the
-    parts in their order, so the result is the same each time."""
+    """(ranks, k) float32: h' x of an x in FP8 with its scales.
+
+    Tokens are summed in parts, and the parts in order, so the result is the same each time."""
     m, r = h.shape
     if not h.is_cuda:
         return (h.float() * scale).to(h.dtype).float().t() @ x8[:, :k].float()
-    parts = max(
-        1, min(triton.cdiv(m, 64), 528 // triton.cdiv(k, 128))
-    )  # four programs for each of 132 multiprocessors
-    out, ranks = h.new_empty(parts, r, k, dtype=torch.float32), max(16, triton.next_power_of_2(r))
-    stages = 2 if ranks <= 32 else 1  # from 64 ranks on the products would be the asynchronous ones
+    # four programs for each of 132 multiprocessors
+    parts = max(1, min(triton.cdiv(m, 64), 528 // triton.cdiv(k, 128)))
+    ranks = max(16, triton.next_power_of_2(r))
+    out = h.new_empty(parts, r, k, dtype=torch.float32)
     wrap_triton(_thin_kernel)[(triton.cdiv(k, 128), parts)](
         h,
         x8,
@@ -882,7 +849,8 @@ def thin_gradient(h: torch.Tensor, x8: torch.Tensor, scale: torch.Tensor, k: int
         128,
         ranks,
         num_warps=4,
-        num_stages=stages,
+        # from 64 ranks on, more stages would make the products asynchronous
+        num_stages=2 if ranks <= 32 else 1,
     )
     return out.sum(0)
 
@@ -892,7 +860,7 @@ def _(h, x8, scale, k):
     return h.new_empty(h.shape[1], k, dtype=torch.float32)
 
 
-# %% ../../nbs/speed/64_quantized_linear.ipynb #7b7e478e
+# %% ../../nbs/speed/64_quantized_linear.ipynb #318b041e
 class LoraLinearFP8(torch.autograd.Function):
     "The same sum as `LoraLinear` in FP8, the adapter inside the product."
 
@@ -914,7 +882,7 @@ class LoraLinearFP8(torch.autograd.Function):
             rows=rows,
             thin=torch.cat(A).to(x.dtype),
             wide=block_diagonal(B, scales, x.dtype),
-            back=False,
+            backward=False,
         )
         ctx.save_for_backward(x8, scale, h, rows, *tensors)
         ctx.scales, ctx.shape = scales, shape
@@ -932,36 +900,32 @@ class LoraLinearFP8(torch.autograd.Function):
             rows=rows,
             thin=block_diagonal(B, ctx.scales, g.dtype).t(),
             wide=torch.cat(A).to(g.dtype).t(),
-            back=True,
+            backward=True,
         )
-        dA, dB = (
-            thin_gradient(gh, x8, scale, ctx.shape[0]),
-            thin_gradient(h, g8, g_scale, len(rows)).t() / rows[:, None],
-        )
+        dA = thin_gradient(gh, x8, scale, ctx.shape[0])
+        dB = thin_gradient(h, g8, g_scale, len(rows)).t() / rows[:, None]
         return (
             dx,
-            None,
-            None,
-            None,
+            *[None] * 3,
             *stacked_gradient(dA, A),
             *diagonal_blocks(dB, ctx.shape[3:], ctx.scales, B),
             *[None] * len(stored),
         )
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #4440510e
 def lora_linear(
     x: torch.Tensor,  # (tokens, columns)
-    dropped: torch.Tensor
-    | None,  # the adapter's input where dropout made it another; then there is one matrix
+    # the adapter's input where dropout made it another; then there is one matrix
+    dropped: torch.Tensor | None,
     scales: Sequence[float],
     w: FrozenWeight,
     A: Sequence[torch.Tensor],
     B: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    "x W' + scale (x A') B' for matrices below each other with an adapter each: (tokens, all rows)."
-    rides = w.rows is not None and w.ahead and dropped is None and sum(map(len, A)) <= MOST
-    return (
-        LoraLinearFP8.apply(x, scales, w.shape, w.rows, *A, *B, *w.stored)
-        if rides
-        else LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.ahead, *A, *B, *w.stored)
-    )
+    "x W' + scale (x A') B' for stacked matrices with an adapter each: (tokens, all rows)."
+    tensors = (*A, *B, *w.stored)
+    few_ranks = sum(map(len, A)) <= MAX_RANKS
+    if w.rows is not None and w.fp8_forward and dropped is None and few_ranks:
+        return LoraLinearFP8.apply(x, scales, w.shape, w.rows, *tensors)
+    return LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.fp8_forward, *tensors)
