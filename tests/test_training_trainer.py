@@ -13,6 +13,7 @@ from llmtrainer.training.trainer import (
     Stopped,
     UserError,
     collator,
+    dataclass,
     np,
     rank,
     shutil,
@@ -25,13 +26,14 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,9 +53,10 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Run, Stopped, read_json, read_lines, sha256
+from llmtrainer.run import Run, Stopped, read_json, sha256
+from llmtrainer.training import checkpoints as checkpoints_module
 from llmtrainer.training import trainer as trainer_module
-from llmtrainer.training.checkpoints import AsyncSaver, Retention, list_steps, newest_checkpoint
+from llmtrainer.training.checkpoints import Retention, list_steps, newest_checkpoint
 from llmtrainer.training.durable import CheckpointCallback, CheckpointConfig, Diverged, Signals
 from llmtrainer.training.objective import Loss, Sft
 
@@ -61,23 +64,9 @@ from llmtrainer.training.objective import Loss, Sft
 PLAN = plan_device(probe())
 
 
-def job(folder, base="tiny:llama", rows=80, dropout=0.0, here=PLAN, **data):
-    "A model with adapters, its tokenizer, its data and an empty run."
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.jsonl").write_text(
-        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(rows, "train"))
-    )
-    model, tokenizer = load_model(
-        Model(base=base) if here is PLAN else Model(base=base, quantize=here.quantize), here
-    )
-    prepared = prepare(
-        Data(train=str(folder / "rows.jsonl"), **{"max_length": 160, **data}), tokenizer
-    )
-    return (
-        adapt_model(model, Adapt(r=4, dropout=dropout)),
-        tokenizer,
-        prepared,
-        Run.open(folder / "run", Train()),
+def write_problems(file, rows, split="train"):
+    file.write_text(
+        "".join(json.dumps(problem.gsm8k()) + "\n" for problem in problems(rows, split))
     )
 
 
@@ -93,87 +82,171 @@ class Calls(Sft):
         return self.function(model, batch)
 
 
+@dataclass
+class Job:
+    "A model with adapters, its tokenizer, its data and its run."
+
+    model: torch.nn.Module
+    tokenizer: object
+    data: object
+    run: Run
+    plan: object = PLAN
+
+    def fit(self, section, loss=None, validate=False, **changes):
+        "Train quietly; `loss` is a function of model and batch, `changes` are arguments of `fit`."
+        arguments = dict(
+            train=self.data.train,
+            val=self.data.val if validate else {},
+            section=section,
+            plan=self.plan,
+            run=self.run,
+            quiet=True,
+        )
+        if loss:
+            arguments["objective"] = Calls(function=loss)
+        return fit(self.model, self.tokenizer, **(arguments | changes))
+
+    def stopped(self, section, loss, **changes):
+        "Train until a signal of `loss` stops it."
+        with pytest.raises(Stopped) as stopped:
+            self.fit(section, loss, **changes)
+        return stopped.value
+
+    def trainer(self, args, config=None, **changes):
+        "The trainer without the rest of `fit`."
+        arguments = dict(
+            train_dataset=self.data.train,
+            objective=Sft(),
+            checkpoint_config=config or CheckpointConfig(self.run),
+            data_collator=collator("sdpa", self.tokenizer.pad_token_id),
+        )
+        return DurableTrainer(self.model, args, **(arguments | changes))
+
+
+def job(folder, rows=80, dropout=0.0, plan=PLAN, adapt=None, **data):
+    "A new `Job` in a folder; a second one in the same folder goes on with its run."
+    folder.mkdir(parents=True, exist_ok=True)
+    write_problems(folder / "rows.jsonl", rows)
+    quantize = {} if plan is PLAN else dict(quantize=plan.quantize)
+    model, tokenizer = load_model(Model(base="tiny:llama", **quantize), plan)
+    model = adapt_model(model, adapt or Adapt(r=4, dropout=dropout))
+    options = dict(max_length=160) | data
+    prepared = prepare(Data(train=str(folder / "rows.jsonl"), **options), tokenizer)
+    return Job(model, tokenizer, prepared, run=Run.open(folder / "run", Train()), plan=plan)
+
+
+import gc
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_modules_are_no_garbage():
+    "accelerate collects garbage at each training; among all that is imported that takes 0.4 s."
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    "Gives the run of a section that nothing interrupts; each is trained once."
+    runs = {}
+
+    def run_of(section, validate=False, **options):
+        key = (section.model_dump_json(), validate, *sorted(options.items()))
+        if key not in runs:
+            straight = job(tmp_path_factory.mktemp("straight"), **options)
+            straight.fit(section, validate=validate)
+            runs[key] = straight.run
+        return runs[key]
+
+    return run_of
+
+
 def times(loss, factor):
     return Loss(loss.total * factor, loss.count)
 
 
+def adapter_file(run):
+    return run.adapter / "adapter_model.safetensors"
+
+
 def adapter_hash(run):
-    return sha256(run.adapter / "adapter_model.safetensors")
+    return sha256(adapter_file(run))
+
+
+def saved_steps(run):
+    "Numbers of the checkpoints, the newest first."
+    return [int(folder.name.removeprefix("step-")) for folder in list_steps(run.checkpoints)]
+
+
+def events(run, name):
+    "The lines of metrics.jsonl about an event."
+    return [line for line in run.metrics() if line.get("event") == name]
+
+
+def all_finite(model):
+    return all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
 
 
 def trained(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def apart(a, b):
-    return max(float((a[n] - b[n]).abs().max()) for n in a)
+def largest_difference(weights, others):
+    return max(float((weights[name] - others[name]).abs().max()) for name in weights)
+
+
+def only(train, count):
+    "The first sequences of a training set that is not packed."
+    return replace(train, bins=make_bins(np.arange(count)), sizes=[count], counts=[count])
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_way_to_a_step_of_eight_ends_in_the_same_weights(tmp_path, packing):
-    found = {}
+    weights = {}
     for batch, accumulate in ((8, 1), (4, 2), (2, 4), (1, 8)):
-        model, tokenizer, data, run = job(tmp_path / f"{batch}", rows=40, packing=packing)
-        train = (
-            replace(data.train, bins=make_bins(np.arange(11)), sizes=[11], counts=[11])
-            if not packing
-            else data.train
-        )
+        cut = job(tmp_path / f"{batch}", rows=40, packing=packing)
+        train = cut.data.train if packing else only(cut.data.train, 11)
         assert len(train) % 8, "the last step is ragged"
-        fit(
-            model,
-            tokenizer,
-            train=train,
-            val={},
-            section=Train(
-                batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99
-            ),
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )
-        found[batch] = trained(model)
-    start = trained(job(tmp_path / "start", rows=40)[0])
-    assert apart(found[8], start) > 1e-4 and all(apart(found[8], found[b]) < 1e-5 for b in found), {
-        b: apart(found[8], found[b]) for b in found
-    }
+        section = Train(batch_size=batch, accumulate=accumulate, lr=1e-3, epochs=1, save_steps=99)
+        cut.fit(section, train=train)
+        weights[batch] = trained(cut.model)
+    start = trained(job(tmp_path / "start", rows=40).model)
+    assert largest_difference(weights[8], start) > 1e-4
+    differences = {batch: largest_difference(weights[8], weights[batch]) for batch in weights}
+    assert max(differences.values()) < 1e-5, differences
 
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+def sequences_of(batches):
+    "The numbers of real sequences in micro-batches, in order of number."
+    return sorted(i for batch in batches for i in batch if i >= 0)
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4))
 def test_on_any_number_of_devices_each_step_has_the_same_sequences_in_the_same_order(
     n, batch, times, world
 ):
     accumulate = times * world  # so that it can be shared
-    one = list(MicroBatchSampler(range(n), batch, accumulate))
-    micro, each = split_batch(batch, accumulate, world)
-    parts = [
-        list(MicroBatchSampler(range(n), micro, accumulate=each, rank=rank, world=world))
+    alone = list(MicroBatchSampler(range(n), batch, accumulate))
+    micro, share = split_batch(batch, accumulate, world)
+    samplers = [
+        MicroBatchSampler(range(n), micro, accumulate=share, rank=rank, world=world)
         for rank in range(world)
     ]
-    assert (
-        len({len(p) for p in parts})
-        == 1
-        == len(
-            {
-                len(MicroBatchSampler(range(n), micro, accumulate=each, rank=r, world=world))
-                for r in range(world)
-            }
-            | {len(parts[0])}
-        )
-    )
-    for step in range(-(-len(parts[0]) // each)):
-        dealt = sorted(
-            i for p in parts for b in p[step * each : (step + 1) * each] for i in b if i >= 0
-        )
-        assert dealt == sorted(
-            i for b in one[step * accumulate : (step + 1) * accumulate] for i in b
-        )
-    assert sorted(i for p in parts for b in p for i in b if i >= 0) == list(range(n))
+    parts = [list(sampler) for sampler in samplers]
+    assert {len(sampler) for sampler in samplers} == {len(part) for part in parts}
+    assert len({len(part) for part in parts}) == 1, "all devices have as many micro-batches"
+    for step in range(-(-len(parts[0]) // share)):
+        own = slice(step * share, (step + 1) * share)
+        dealt = [batch for part in parts for batch in part[own]]
+        whole = alone[step * accumulate : (step + 1) * accumulate]
+        assert sequences_of(dealt) == sequences_of(whole)
+    assert sequences_of(batch for part in parts for batch in part) == list(range(n))
 
 
 def test_a_step_that_cannot_be_shared_is_refused():
@@ -183,24 +256,20 @@ def test_a_step_that_cannot_be_shared_is_refused():
         with pytest.raises(UserError, match="cannot be shared") as refused:
             split_batch(batch, accumulate, devices)
         advised = int(re.search(r"train.accumulate=(\d+)", str(refused.value))[1])
-        assert np.prod(split_batch(batch, advised, devices)) * devices == batch * advised, (
-            "the advice is followed"
-        )
+        shared = np.prod(split_batch(batch, advised, devices)) * devices
+        assert shared == batch * advised, "the advice works"
 
 
 def plain_loop(model, tokenizer, sequences, section):
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=section.lr, weight_decay=0.0
-    )
-    order, at, losses = list(sequences.sampler(section.seed)), 0, []
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=section.lr, weight_decay=0.0)
+    order, losses = iter(sequences.sampler(section.seed)), []
     model.train()
     for _ in range(section.max_steps):
-        rows = [sequences[i] for i in order[at : at + section.batch_size * section.accumulate]]
-        at += len(rows)
+        rows = [sequences[next(order)] for _ in range(section.batch_size * section.accumulate)]
         batch = pad_batch(rows, tokenizer.pad_token_id)
-        logits = model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        logits = model(**inputs, use_cache=False).logits
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
         )
@@ -223,30 +292,59 @@ def test_the_trainer_is_the_plain_loop(tmp_path):
         log_steps=1,
         epochs=9,
     )
-    model, tokenizer, data, run = job(tmp_path / "a")
-    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
-    ours = [r["loss"] for r in run.metrics() if "loss" in r]
-    other, tokenizer, data, _ = job(tmp_path / "b")
-    assert torch.allclose(
-        torch.tensor(ours),
-        torch.tensor(plain_loop(other, tokenizer, data.train, section)),
-        atol=1e-5,
-    )
-    for (n, p), (_, q) in zip(model.named_parameters(), other.named_parameters()):
+    ours, plain = job(tmp_path / "a"), job(tmp_path / "b")
+    ours.fit(section)
+    losses = [line["loss"] for line in ours.run.metrics() if "loss" in line]
+    expected = plain_loop(plain.model, plain.tokenizer, plain.data.train, section)
+    assert torch.allclose(torch.tensor(losses), torch.tensor(expected), atol=1e-5)
+    for (name, p), (_, q) in zip(ours.model.named_parameters(), plain.model.named_parameters()):
         if p.requires_grad:
-            assert torch.allclose(p, q, atol=1e-5), n
+            assert torch.allclose(p, q, atol=1e-5), name
 
 
-def interrupting(step, number=signal.SIGTERM):
-    seen = []
+def test_lora_plus_trains_b_faster_than_a(tmp_path):
+    lora = job(tmp_path)
+    adapt = Adapt(r=4, variant="lora+", loraplus_lr_ratio=16)
+    section = Train(max_steps=3, batch_size=2, lr=1e-3, warmup_ratio=0, schedule="constant")
+    args = training_arguments(section, PLAN, tmp_path / "x", adapt)
+    trainer = lora.trainer(args, **custom_optimizer(lora.model, section, adapt, args))
+    rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
+    assert rates == {1e-3, 16e-3}
+    assert custom_optimizer(lora.model, section, Adapt(r=4), args) == {}
+    lora.fit(section, adapt=adapt)
+    assert adapter_file(lora.run).is_file()
 
-    def objective(model, batch):
-        seen.append(1)
-        if len(seen) == step:
+
+def test_biases_and_norms_do_not_decay(tmp_path):
+    plan, full = replace(PLAN, quantize="none"), Adapt(method="full")
+    whole = job(tmp_path, plan=plan, adapt=full)
+    args = training_arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", full)
+    groups = whole.trainer(args).create_optimizer().param_groups
+    names = {id(p): name for name, p in whole.model.named_parameters()}
+    decay = {g["weight_decay"]: [names[id(p)] for p in g["params"]] for g in groups}
+    assert set(decay) == {0.1, 0.0} and decay[0.0]
+    assert all("norm" in name for name in decay[0.0])
+    assert not any("norm" in name for name in decay[0.1])
+
+
+def test_what_goes_by_the_validation_loss_is_refused_where_there_is_none():
+    check_needs_validation(Train())
+    for keys in (dict(patience=2), dict(final="best")):
+        with pytest.raises(UserError, match="no validation rows"):
+            check_needs_validation(Train(**keys))
+
+
+def interrupting(call, number=signal.SIGTERM):
+    "A loss that raises a signal in the call of this number."
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) == call:
             signal.raise_signal(number)
         return Sft().loss(model, batch)
 
-    return objective
+    return loss
 
 
 TIMINGS = {
@@ -259,11 +357,16 @@ TIMINGS = {
 }
 
 
-def told(run):
+def log_of(run):
+    "The lines of metrics.jsonl without what depends on the clock."
     return [{k: v for k, v in line.items() if k not in TIMINGS} for line in run.metrics()]
 
 
-def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
+def logged_steps(run):
+    return [line["step"] for line in run.metrics()]
+
+
+def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted):
     section = Train(
         max_steps=12,
         epochs=9,
@@ -274,137 +377,104 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path):
         eval_steps=4,
         log_steps=3,
     )
-    model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
-    )
+    straight = uninterrupted(section, validate=True, dropout=0.1)
     for at in (3, 7, 18):  # in the first, an even and a later micro-batch, in several epochs
-        stops, folder = 0, tmp_path / f"broken-{at}"
-        while True:
-            model, tokenizer, data, run = job(folder, dropout=0.1)
+        stops, ended = 0, False
+        while not ended:
+            broken = job(tmp_path / f"broken-{at}", dropout=0.1)
             try:
-                fit(
-                    model,
-                    tokenizer,
-                    train=data.train,
-                    val=data.val,
-                    section=section,
-                    plan=PLAN,
-                    run=run,
-                    objective=Calls(function=interrupting(at)) if stops < 2 else Sft(),
-                    quiet=True,
-                )
+                broken.fit(section, interrupting(at) if stops < 2 else None, validate=True)
+                ended = True
             except Stopped:
                 stops += 1
-            else:
-                break
-        assert stops >= 1 and adapter_hash(run) == adapter_hash(straight), at
-        assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
-            1,
-            3,
-            4,
-            6,
-            8,
-            9,
-            12,
-            12,
-            12,
-            12,
-        ], at
+        assert stops >= 1, at
+        assert adapter_hash(broken.run) == adapter_hash(straight), at
+        assert log_of(broken.run) == log_of(straight), at
+        assert logged_steps(broken.run) == [1, 3, 4, 6, 8, 9, 12, 12, 12, 12], at
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_training_trainer import *
-import os, time
-model, tokenizer, data, run = job(Path(sys.argv[1]), dropout=0.1)
-seen = []
-def deadly(model, batch):
-    seen.append(1)
-    if len(seen) == 15:
-        while not newest_checkpoint(run.checkpoints)[0]: time.sleep(0.01)  # it is written in a thread
-        os.kill(os.getpid(), signal.SIGKILL)
-    return Sft().loss(model, batch)
-fit(model, tokenizer, data.train, {}, section=Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5), plan=PLAN, run=run, objective=Calls(function=deadly), quiet=True)
-"""
+def serve_forks():
+    "Call functions of this module, each in a fork: calls come as JSON lines, exit codes go back."
+    for line in sys.stdin:
+        name, arguments, output = json.loads(line)
+        process = os.fork()
+        if not process:
+            with open(output, "w") as file:
+                os.dup2(file.fileno(), sys.stdout.fileno())
+                os.dup2(file.fileno(), sys.stderr.fileno())
+                globals()[name](*arguments)
+                sys.stdout.flush()
+            os._exit(0)
+        print("exit code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
-def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(tmp_path):
-    section = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
-    model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
+@pytest.fixture(scope="module")
+def in_fork(tmp_path_factory):
+    "Gives a function that calls one of this module in a new process: (exit code, output)."
+    here, output = Path(__file__), tmp_path_factory.mktemp("forks") / "output"
+    command = (
+        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
+        " tests.serve_forks()"
     )
-    tests = str(Path(sys.modules["test_training_trainer"].__file__).parent)
-    out = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), tests],
-        capture_output=True,
-        text=True,
-    )
-    assert out.returncode == -9, out.stderr
-    model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
-    assert newest_checkpoint(run.checkpoints)[0].name == "step-5"
-    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
-    assert adapter_hash(run) == adapter_hash(straight)
-    assert told(run) == told(straight) and [m["step"] for m in told(run)] == [
-        1,
-        10,
-        12,
-    ], "step 10 tells the mean of 2 to 10, of which 2 to 5 came before the kill"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", command], **pipes) as server:
+
+        def call(function, *arguments):
+            words = [function.__name__, arguments, str(output)]
+            print(json.dumps(words), file=server.stdin, flush=True)
+            for line in server.stdout:
+                if line.startswith("exit code"):
+                    return int(line.split()[-1]), output.read_text()
+            raise AssertionError("the process that forks has ended")
+
+        yield call
+        server.stdin.close()
 
 
-def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, capsys):
+KILLED = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
+
+
+def train_until_killed(folder):
+    killed, calls = job(Path(folder), dropout=0.1), []
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) == 15:
+            while not newest_checkpoint(killed.run.checkpoints)[0]:
+                time.sleep(0.01)  # a thread writes it
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Sft().loss(model, batch)
+
+    killed.fit(KILLED, loss)
+
+
+def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
+    tmp_path, uninterrupted, in_fork
+):
+    straight = uninterrupted(KILLED, dropout=0.1)
+    code, output = in_fork(train_until_killed, str(tmp_path / "killed"))
+    assert code == -signal.SIGKILL, output
+    killed = job(tmp_path / "killed", dropout=0.1)
+    assert saved_steps(killed.run) == [5]
+    killed.fit(KILLED)
+    assert adapter_hash(killed.run) == adapter_hash(straight)
+    assert log_of(killed.run) == log_of(straight)
+    # step 10 logs the mean of 2 to 10, of which 2 to 5 came before the kill
+    assert logged_steps(killed.run) == [1, 10, 12]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, capsys, uninterrupted):
     section = Train(max_steps=12, epochs=9, batch_size=2, lr=1e-3, save_steps=3, keep_checkpoints=3)
-    model, tokenizer, data, straight = job(tmp_path / "straight")
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
-    )
-    model, tokenizer, data, run = job(tmp_path / "damaged")
-    try:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=interrupting(8)),
-            quiet=True,
-        )
-    except Stopped:
-        pass
-    victim = newest_checkpoint(run.checkpoints)[0] / "optimizer.pt"
+    job(tmp_path).stopped(section, interrupting(8))
+    again = job(tmp_path)
+    victim = newest_checkpoint(again.run.checkpoints)[0] / "optimizer.pt"
     victim.write_bytes(victim.read_bytes()[:-1])
-    model, tokenizer, data, run = job(tmp_path / "damaged")
-    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
-    assert "optimizer.pt" in capsys.readouterr().out and adapter_hash(run) == adapter_hash(straight)
+    again.fit(section)
+    assert "optimizer.pt" in capsys.readouterr().out
+    assert adapter_hash(again.run) == adapter_hash(uninterrupted(section))
 
 
-SPOIL = {
+DAMAGE = {
     "missing": lambda f, old: f.unlink(),
     "zeroed": lambda f, old: f.write_bytes(bytes(f.stat().st_size)),
     "halved": lambda f, old: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
@@ -412,87 +482,57 @@ SPOIL = {
     "stale": lambda f, old: f.write_bytes(old.read_bytes()),
     "zero tail": lambda f, old: f.write_bytes(f.read_bytes()[:-7] + bytes(7)),
 }
-SAME_IN_BOTH = {
-    "adapter_config.json",
+# these are equal in two checkpoints of one run, so a stale one is no damage
+SAME_IN_BOTH = {"adapter_config.json", "identity.json"}
+CHECKPOINT_FILES = {
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "progress.json",
     "identity.json",
-}  # of two checkpoints of one run; a stale one is no damage
+    "manifest.json",
+}
 
 
-def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path):
+def damage_step_4(checkpoints, how, name):
+    "Damage a file of step 4; a stale one is that of step 2."
+    file = checkpoints / "step-4" / name
+    before = file.read_bytes()
+    DAMAGE[how](file, checkpoints / "step-2" / name)
+    assert not file.exists() or file.read_bytes() != before, "it was damaged"
+
+
+def test_every_damage_to_every_file_falls_back_and_ends_the_same(tmp_path, uninterrupted):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3, save_steps=2, keep_checkpoints=3)
-    model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
-    )
-    model, tokenizer, data, run = job(tmp_path / "run", dropout=0.1)
-    with pytest.raises(Stopped):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=interrupting(4)),
-            quiet=True,
-        )
-    names = sorted(p.name for p in (run.checkpoints / "step-4").iterdir())
-    assert {
-        "adapter_model.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "trainer_state.json",
-        "progress.json",
-        "identity.json",
-        "manifest.json",
-    } <= set(names)
-    tried = 0
-    for how, spoil in SPOIL.items():
-        for name in names:
-            if how == "stale" and name in SAME_IN_BOTH:
-                continue
-            shutil.copytree(run.checkpoints, here := tmp_path / how / name)
-            before = (here / "step-4" / name).read_bytes()
-            spoil(here / "step-4" / name, here / "step-2" / name)
-            assert (
-                not (here / "step-4" / name).exists()
-                or (here / "step-4" / name).read_bytes() != before
-            ), "it was damaged"
-            found, damaged = newest_checkpoint(here)
-            assert found.name == "step-2" and set(damaged) == {"step-4"}, (how, name)
-            if name != "manifest.json":  # a broken manifest cannot name what it lacks
-                assert name in " ".join(damaged["step-4"]), (how, name)
-            tried += 1
-    assert tried == len(names) * 6 - 2
+    straight = uninterrupted(section, dropout=0.1)
+    stopped = job(tmp_path / "run", dropout=0.1)
+    stopped.stopped(section, interrupting(4))
+    names = sorted(path.name for path in (stopped.run.checkpoints / "step-4").iterdir())
+    assert set(names) >= CHECKPOINT_FILES
+    cases = [(how, name) for how in DAMAGE for name in names]
+    cases = [(how, name) for how, name in cases if how != "stale" or name not in SAME_IN_BOTH]
+    assert len(cases) == len(names) * 6 - 2
+    for how, name in cases:
+        copy = tmp_path / how / name
+        shutil.copytree(stopped.run.checkpoints, copy)
+        damage_step_4(copy, how, name)
+        newest, damaged = newest_checkpoint(copy)
+        assert newest.name == "step-2" and set(damaged) == {"step-4"}, (how, name)
+        if name != "manifest.json":  # a broken manifest cannot name what it lacks
+            assert name in " ".join(damaged["step-4"]), (how, name)
     for how, name in (
         ("missing", "optimizer.pt"),
         ("zeroed", "rng_state.pth"),
         ("stale", "scheduler.pt"),
         ("one bit", "adapter_model.safetensors"),
     ):
-        shutil.copytree(run.path, again := tmp_path / f"again-{how}")
-        SPOIL[how](again / "checkpoints" / "step-4" / name, again / "checkpoints" / "step-2" / name)
-        model, tokenizer, data, _ = job(tmp_path / "other", dropout=0.1)
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=Run(again),
-            quiet=True,
-        )
-        assert adapter_hash(Run(again)) == adapter_hash(straight), how
+        again = Run(tmp_path / f"again-{how}")
+        shutil.copytree(stopped.run.path, again.path)
+        damage_step_4(again.checkpoints, how, name)
+        job(tmp_path / "other", dropout=0.1).fit(section, run=again)
+        assert adapter_hash(again) == adapter_hash(straight), how
 
 
 PHASES = {
@@ -500,13 +540,13 @@ PHASES = {
     "after the step": (CheckpointCallback, "on_step_end"),
     "validation": (DurableTrainer, "sum_batches"),
     "copying": (CheckpointCallback, "save"),
-    "writing": (AsyncSaver, "_write"),
+    "writing": (checkpoints_module, "commit"),
     "logging": (CheckpointCallback, "write_line"),
 }
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
+def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase, uninterrupted):
     section = Train(
         max_steps=6,
         epochs=9,
@@ -517,256 +557,150 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase):
         eval_steps=1,
         log_steps=1,
     )
-    model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
-    )
-    (owner, name), seen = PHASES[phase], []
+    straight = uninterrupted(section, validate=True, dropout=0.1)
+    (owner, name), calls = PHASES[phase], []
     plain = getattr(owner, name)
 
     def signalled(*args, **kw):
-        seen.append(1)
-        if len(seen) == 2:
+        calls.append(1)
+        if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
         return plain(*args, **kw)
 
     monkeypatch.setattr(owner, name, signalled)
-    model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
+    broken = job(tmp_path, dropout=0.1)
     with pytest.raises(Stopped, match="SIGTERM") as stopped:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val=data.val,
-            section=section,
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )
-    assert (
-        stopped.value.exit_code == 75 and len(seen) >= 2 and newest_checkpoint(run.checkpoints)[0]
-    ), "it came, and was saved"
-    model, tokenizer, data, run = job(tmp_path / "signalled", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    assert adapter_hash(run) == adapter_hash(straight)
+        broken.fit(section, validate=True)
+    assert stopped.value.exit_code == 75 and len(calls) >= 2
+    assert newest_checkpoint(broken.run.checkpoints)[0], "it was saved"
+    again = job(tmp_path, dropout=0.1)
+    again.fit(section, validate=True)
+    assert adapter_hash(again.run) == adapter_hash(straight)
 
 
 def streamed(folder, tokenizer):
-    return prepare_stream(
-        Data(
-            train=str(folder / "rows.jsonl"),
-            max_length=160,
-            stream=True,
-            block=16,
-            val=None,
-            duplicates="keep",
-        ),
-        tokenizer,
-    ).train
+    "The rows of a job, as a stream."
+    options = dict(max_length=160, stream=True, block=16, val=None, duplicates="keep")
+    return prepare_stream(Data(train=str(folder / "rows.jsonl"), **options), tokenizer).train
 
 
-def epoch_of(train):
-    "Sequences in an epoch of a stream."
+def epoch_length(train):
+    "Sequences in an epoch; a stream is read to its second one."
+    if not train.endless:
+        return len(train)
     order, count = iter(train.sampler(0)), 0
     while not train.trail or train.trail[-1][0].epoch == 0:
         count += next(order) >= 0
     return count - 1
 
 
-TAKEN = {
-    "mapped": lambda data, folder, tokenizer: replace(
-        data.train, bins=make_bins(np.arange(9)), sizes=[9], counts=[9]
-    ),
-    "packed": lambda data, *_: data.train,
-    "streamed": lambda data, folder, tokenizer: streamed(folder, tokenizer),
+SEQUENCES = {
+    "mapped": lambda own, folder: only(own.data.train, 9),
+    "packed": lambda own, folder: own.data.train,
+    "streamed": lambda own, folder: streamed(folder, own.tokenizer),
 }
 
 
-@pytest.mark.parametrize("kind", TAKEN)
+def batches_over_stops(folder, kind, stops):
+    "(batches, steps in an epoch, epochs seen of a stream) of 3 epochs that stop after some steps."
+    batches, epochs, stops = [], set(), list(stops)
+    while True:
+        broken, own = job(folder, rows=40, packing=kind == "packed"), []
+        train = SEQUENCES[kind](broken, folder)
+        steps = -(-epoch_length(SEQUENCES[kind](broken, folder)) // 4)
+        section = Train(max_steps=3 * steps, epochs=9, batch_size=2, accumulate=2, lr=1e-3)
+
+        def loss(model, batch, own=own, train=train):
+            own.append(batch["input_ids"].tolist())
+            count = len(batches) + len(own)
+            if kind == "streamed" and model.training:
+                epochs.add(train.position(2 * count)["epoch"])
+            if stops and count == 2 * stops[0]:
+                signal.raise_signal(signal.SIGTERM)
+            return Sft().loss(model, batch)
+
+        try:
+            broken.fit(section, loss, train=train)
+        except Stopped:
+            batches.extend(own)
+            stops.pop(0)
+        else:
+            assert not stops, "it stopped each time"
+            return batches + own, steps, epochs
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
 def test_two_resumes_in_different_epochs_see_the_same_batches(tmp_path, kind):
-    def batches(folder, stops):
-        seen, stopped = [], 0
-        while True:
-            model, tokenizer, data, run = job(folder, rows=40, packing=kind == "packed")
-            train = TAKEN[kind](data, folder, tokenizer)
-            per_epoch, here = (
-                -(
-                    -(epoch_of(streamed(folder, tokenizer)) if kind == "streamed" else len(train))
-                    // 4
-                ),
-                [],
-            )
-
-            def objective(model, batch):
-                here.append(batch["input_ids"].tolist())
-                if kind == "streamed" and model.training:
-                    epochs.add(train.position(2 * (len(seen) + len(here)))["epoch"])
-                if stopped < len(stops) and len(seen) + len(here) == 2 * stops[stopped]:
-                    signal.raise_signal(signal.SIGTERM)
-                return Sft().loss(model, batch)
-
-            section = Train(
-                max_steps=3 * per_epoch,
-                epochs=9,
-                batch_size=2,
-                accumulate=2,
-                lr=1e-3,
-                save_steps=99,
-            )
-            try:
-                fit(
-                    model,
-                    tokenizer,
-                    train=train,
-                    val={},
-                    section=section,
-                    plan=PLAN,
-                    run=run,
-                    objective=Calls(function=objective),
-                    quiet=True,
-                )
-            except Stopped:
-                seen, stopped = seen + here, stopped + 1
-            else:
-                return seen + here, per_epoch, stopped
-
-    epochs = set()
-    straight, per_epoch, _ = batches(tmp_path / "straight", [])
-    broken, _, stopped = batches(tmp_path / "broken", [1, 2 * per_epoch + 1])
-    assert (
-        stopped == 2
-        and broken == straight
-        and len(straight) >= 3 * per_epoch
-        and (kind != "streamed" or max(epochs) >= 2)
-    )
+    straight, steps, _ = batches_over_stops(tmp_path / "straight", kind, [])
+    broken, _, epochs = batches_over_stops(tmp_path / "broken", kind, [1, 2 * steps + 1])
+    assert broken == straight and len(straight) >= 3 * steps
+    if kind == "streamed":
+        assert max(epochs) >= 2
 
 
-def test_a_stream_says_what_it_cannot_do_and_names_rows_that_are_no_numbers(tmp_path):
-    model, tokenizer, data, run = job(tmp_path)
-    train = streamed(tmp_path, tokenizer)
-    for wish, name in (
+def test_a_stream_refuses_what_it_cannot_do_and_names_the_rows_of_a_nan(tmp_path):
+    rows = job(tmp_path)
+    train = streamed(tmp_path, rows.tokenizer)
+    for keys, name in (
         (dict(), "max_steps"),
         (dict(max_steps=4, eval_every="0.5 epochs"), "eval_every"),
         (dict(max_steps=4, save_every="1 epoch"), "save_every"),
     ):
         with pytest.raises(UserError, match=f"train.{name}"):
-            fit(
-                model,
-                tokenizer,
-                train=train,
-                val={},
-                section=Train(**wish),
-                plan=PLAN,
-                run=run,
-                quiet=True,
-            )
+            rows.fit(Train(**keys), train=train)
 
-    def objective(model, batch):
+    def loss(model, batch):
         return times(Sft().loss(model, batch), float("nan"))
 
     with pytest.raises(Diverged, match=r"rows.jsonl:\d+"):
-        fit(
-            model,
-            tokenizer,
-            train=train,
-            val={},
-            section=Train(max_steps=4, batch_size=2),
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=objective),
-            quiet=True,
-        )
+        rows.fit(Train(max_steps=4, batch_size=2), loss, train=train)
 
 
 def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
-    model, tokenizer, data, run = job(tmp_path)
-    plain = CheckpointCallback.on_step_end
+    late, plain = job(tmp_path), CheckpointCallback.on_step_end
 
-    def late(self, args, state, control, **kw):
+    def on_step_end(self, args, state, control, **kw):
         if state.global_step == 3:
             signal.raise_signal(signal.SIGTERM)
         plain(self, args, state, control, **kw)
 
-    monkeypatch.setattr(CheckpointCallback, "on_step_end", late)
+    monkeypatch.setattr(CheckpointCallback, "on_step_end", on_step_end)
     with pytest.raises(Stopped, match="the result is saved"):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=3, batch_size=2),
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )
-    assert run.adapter.is_dir() and newest_checkpoint(run.checkpoints)[0].name == "step-3"
+        late.fit(Train(max_steps=3, batch_size=2))
+    assert late.run.adapter.is_dir() and saved_steps(late.run) == [3]
 
 
 def test_saving_changes_nothing_of_the_training(tmp_path):
-    found = set()
-    for save in (1, 99):
-        model, tokenizer, data, run = job(tmp_path / str(save), dropout=0.1)
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val=data.val,
-            section=Train(
-                max_steps=6,
-                epochs=9,
-                batch_size=2,
-                lr=1e-3,
-                save_steps=save,
-                eval_steps=2,
-                keep_checkpoints=9,
-            ),
-            plan=PLAN,
-            run=run,
-            quiet=True,
+    hashes = set()
+    for save, count in ((1, 6), (99, 1)):
+        saving = job(tmp_path / str(save), dropout=0.1)
+        section = Train(
+            max_steps=6,
+            epochs=9,
+            batch_size=2,
+            lr=1e-3,
+            save_steps=save,
+            eval_steps=2,
+            keep_checkpoints=9,
         )
-        assert len(list_steps(run.checkpoints)) == (6 if save == 1 else 1)
-        found.add(adapter_hash(run))
-    assert len(found) == 1
+        saving.fit(section, validate=True)
+        assert len(saved_steps(saving.run)) == count
+        hashes.add(adapter_hash(saving.run))
+    assert len(hashes) == 1
 
 
 def test_a_base_of_16_bits_is_trained_by_float32_adapters(tmp_path):
-    _, tokenizer, data, run = job(tmp_path)
     half = replace(PLAN, dtype="bfloat16", compute_dtype="bfloat16", quantize="none")
-    model = adapt_model(load_model(Model(base="tiny:llama", quantize="none"), half)[0], Adapt(r=4))
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32} and {
-        p.dtype for p in model.parameters() if not p.requires_grad
-    } == {torch.bfloat16}
-    before = trained(model)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=Train(max_steps=3, batch_size=2, lr=1e-3),
-        plan=half,
-        run=run,
-        quiet=True,
-    )
-    assert apart(trained(model), before) > 1e-4 and all(
-        t.dtype == torch.float32
-        for t in load_file(run.adapter / "adapter_model.safetensors").values()
-    )
+    mixed = job(tmp_path, plan=half)
+    formats = {p.requires_grad: set() for p in mixed.model.parameters()}
+    for p in mixed.model.parameters():
+        formats[p.requires_grad].add(p.dtype)
+    assert formats == {True: {torch.float32}, False: {torch.bfloat16}}
+    before = trained(mixed.model)
+    mixed.fit(Train(max_steps=3, batch_size=2, lr=1e-3))
+    assert largest_difference(trained(mixed.model), before) > 1e-4
+    saved = load_file(adapter_file(mixed.run))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 HALF = (
@@ -778,18 +712,17 @@ HALF = (
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """A trainer whose gradient scaler begins at the number given, or is accelerate's own; gives the
-    scale before each micro-batch."""
-    seen = []
+    """Gives (a trainer whose gradient scaler begins at the number given, or is accelerate's own;
+    the scaler's states before each micro-batch)."""
+    states = []
 
     def with_scaler(first):
         class Scaled(DurableTrainer):
             def create_accelerator_and_postprocess(self):
                 super().create_accelerator_and_postprocess()
                 kind = self.args.device.type
-                if kind == "cpu":
+                if kind == "cpu":  # accelerate refuses float16 here
                     monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
-                if kind == "cpu":
                     self.accelerator.native_amp = True
                 if first:
                     self.accelerator.scaler = torch.amp.GradScaler(
@@ -797,427 +730,250 @@ def scaled(monkeypatch):
                     )
 
             def training_step(self, *args, **kw):
-                seen.append(
-                    (
-                        self.accelerator.scaler.get_scale(),
-                        self.accelerator.scaler._get_growth_tracker(),
-                    )
-                )
+                state = self.accelerator.scaler.state_dict()
+                states.append((state["scale"], state["_growth_tracker"]))
                 return super().training_step(*args, **kw)
 
-        monkeypatch.setattr("llmtrainer.training.trainer.DurableTrainer", Scaled)
-        return seen
+        return Scaled, states
 
     return with_scaler
 
 
-def in_float16(folder, seen, stop):
-    """30 steps straight, and 30 broken off at `stop`; (the scales of the straight ones, its losses,
-    the scaler's state when broken off), after all that must hold of both."""
-    section, formats, until = (
-        Train(max_steps=30, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1),
-        set(),
-        0,
-    )
+def in_float16(folder, scaled, steps, stop):
+    """Train `steps` steps straight, and again with a stop after `stop`; (the scaler's states, the
+    losses, the saved state), after what must hold of both."""
+    trainer_class, states = scaled
+    section = Train(max_steps=steps, epochs=99, batch_size=2, lr=1e-3, save_steps=99, log_steps=1)
+    formats, stops = set(), []
 
-    def objective(model, batch):
-        if len(seen) == until:
+    def loss(model, batch):
+        if len(states) in stops:
             signal.raise_signal(signal.SIGTERM)
         return Sft().loss(model, batch)
 
-    def run_of(name):
-        model, tokenizer, data, run = job(folder / name, here=HALF)
-        kind = HALF.device
-        within = lambda *_: formats.add(
-            (
-                torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-                *{p.dtype for p in model.parameters() if p.requires_grad},
-            )
-        )
-        model.get_base_model().model.layers[0].register_forward_pre_hook(within)
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=HALF,
-            run=run,
-            objective=Calls(function=objective),
-            quiet=True,
-        )
-        return run
+    def train(name):
+        half = job(folder / name, plan=HALF)
 
-    straight, scales = run_of("straight"), list(seen)
-    until, _ = stop, seen.clear()
+        def note_formats(*_):
+            autocast = torch.is_autocast_enabled(HALF.device)
+            autocast = autocast and torch.get_autocast_dtype(HALF.device)
+            formats.add((autocast, *{p.dtype for p in half.model.parameters() if p.requires_grad}))
+
+        half.model.get_base_model().model.layers[0].register_forward_pre_hook(note_formats)
+        half.fit(section, loss, trainer_class=trainer_class)
+        return half.run
+
+    straight, expected = train("straight"), list(states)
+    states.clear()
+    stops.append(stop)
     with pytest.raises(Stopped):
-        run_of("broken")
-    until, saved = (
-        0,
-        torch.load(
-            newest_checkpoint(folder / "broken" / "run" / "checkpoints")[0] / "scaler.pt",
-            weights_only=True,
-        ),
-    )
-    broken = run_of("broken")
-    weights = [load_file(r.adapter / "adapter_model.safetensors") for r in (straight, broken)]
-    assert (
-        len(scales) == 30
-        and seen == scales
-        and (saved["scale"], saved["_growth_tracker"]) == scales[stop]
-    ), "the scaler goes on where it was"
-    assert adapter_hash(broken) == adapter_hash(straight), apart(*weights)
-    assert formats == {(torch.float16, torch.float32)} and all(
-        t.isfinite().all() for t in weights[1].values()
-    )
-    return (
-        scales,
-        [r["loss"] for r in read_lines(straight.path / "metrics.jsonl") if "loss" in r],
-        saved,
-    )
+        train("broken")
+    stops.clear()
+    checkpoint = newest_checkpoint(folder / "broken" / "run" / "checkpoints")[0]
+    saved = torch.load(checkpoint / "scaler.pt", weights_only=True)
+    broken = train("broken")
+    assert len(expected) == steps and states == expected
+    assert (saved["scale"], saved["_growth_tracker"]) == expected[stop], "it goes on where it was"
+    weights = [load_file(adapter_file(run)) for run in (straight, broken)]
+    assert adapter_hash(broken) == adapter_hash(straight), largest_difference(*weights)
+    assert formats == {(torch.float16, torch.float32)}
+    assert all(tensor.isfinite().all() for tensor in weights[1].values())
+    losses = [line["loss"] for line in straight.metrics() if "loss" in line]
+    return expected, losses, saved
 
 
 def test_in_float16_the_scaler_is_saved_and_goes_on_where_it_was(tmp_path, scaled):
-    scales, losses, _ = in_float16(tmp_path, scaled(2.0**40), 25)
-    assert (
-        scales[0] == (2.0**40, 0) != scales[25]
-        and min(s for s, _ in scales) < 2.0**30
-        and any(b > a for (a, _), (b, _) in zip(scales, scales[1:]))
-    ), "it overflowed, and grew again"
+    states, losses, _ = in_float16(tmp_path, scaled(2.0**22), steps=12, stop=7)
+    scales = [scale for scale, _ in states]
+    assert states[0] == (2.0**22, 0) and states[7] != states[0]
+    assert min(scales) < 2.0**20, "it overflowed"
+    assert any(after > before for before, after in zip(scales, scales[1:])), "it grew again"
     assert np.isfinite(losses).all()
 
 
 @pytest.mark.gpu
 def test_float16_on_a_gpu_learns_and_a_broken_run_ends_as_a_straight_one(tmp_path, scaled):
     assert HALF.device == "cuda"
-    scales, losses, saved = in_float16(tmp_path, scaled(None), 17)
-    assert (
-        scales[0][0]
-        == saved["scale"] * 2 ** sum(b < a for (a, _), (b, _) in zip(scales[:18], scales[1:18]))
-        == 2.0**16
-        and saved["growth_interval"] == 2000
-    ), "accelerate's own scaler"
+    states, losses, saved = in_float16(tmp_path, scaled(None), steps=30, stop=17)
+    scales = [scale for scale, _ in states]
+    assert scales[0] == 2.0**16 and saved["growth_interval"] == 2000, "accelerate's own scaler"
+    halvings = sum(after < before for before, after in zip(scales[:18], scales[1:18]))
+    assert saved["scale"] * 2**halvings == scales[0]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
 
 
-CHAIN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_training_trainer import *
-kind, fatal, seen = sys.argv[3], int(sys.argv[4]), [0]
-def count():
-    seen[0] += 1
-    if seen[0] == fatal: os.kill(os.getpid(), signal.SIGKILL)
-model, tokenizer, data, run = job(Path(sys.argv[1]), dropout=0.1)
-def objective(model, batch):
-    if kind == "micro-batch": count()
-    return Sft().loss(model, batch)
-def hook(event, args):
-    if kind == "file" and event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and args and "checkpoints" in str(args[0]): count()
-sys.addaudithook(hook)
-fit(model, tokenizer, data.train, data.val, section=Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4), plan=PLAN, run=run, objective=Calls(function=objective), quiet=True)
-"""
+CHAIN = KILLED.model_copy(update=dict(save_steps=1, eval_steps=4))
+FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+
+
+def train_until_moment(folder, kind, fatal):
+    "Train; killed in the micro-batch of this number, or when a checkpoint's files are touched."
+    moments = []
+
+    def count():
+        moments.append(1)
+        if len(moments) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def loss(model, batch):
+        if kind == "micro-batch":
+            count()
+        return Sft().loss(model, batch)
+
+    def hook(event, args):
+        if event in FILE_EVENTS and args and "checkpoints" in str(args[0]):
+            count()
+
+    chained = job(Path(folder), dropout=0.1)
+    if kind == "file":
+        sys.addaudithook(hook)
+    chained.fit(CHAIN, loss, validate=True)
 
 
 @pytest.mark.slow
-def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path):
-    section = Train(
-        max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=1, eval_steps=4
-    )
-    model, tokenizer, data, straight = job(tmp_path / "straight", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=straight,
-        quiet=True,
-    )
-    draw, tests = random.Random(0), str(Path(sys.modules["test_training_trainer"].__file__).parent)
+def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path, uninterrupted, in_fork):
+    straight, draw = uninterrupted(CHAIN, validate=True, dropout=0.1), random.Random(0)
     for kind in ("micro-batch", "file") * 4:
         moment = draw.randint(3, 7) if kind == "micro-batch" else draw.randint(2, 45)
-        out = subprocess.run(
-            [sys.executable, "-c", CHAIN, str(tmp_path / "killed"), tests, kind, str(moment)],
-            capture_output=True,
-            text=True,
-        )
-        assert out.returncode == -9, (kind, moment, out.stderr[-2000:])
-    model, tokenizer, data, run = job(tmp_path / "killed", dropout=0.1)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    assert adapter_hash(run) == adapter_hash(straight)
+        code, output = in_fork(train_until_moment, str(tmp_path / "killed"), kind, moment)
+        assert code == -signal.SIGKILL, (kind, moment, output[-2000:])
+    killed = job(tmp_path / "killed", dropout=0.1)
+    killed.fit(CHAIN, validate=True)
+    assert adapter_hash(killed.run) == adapter_hash(straight)
 
 
-CROWDED = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_training_trainer import *
-model, tokenizer, data, run = job(Path(sys.argv[1]))
-seen = []
-def limit(n): resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.RLIM_INFINITY))
-def objective(model, batch):
-    seen.append(1)
-    if len(seen) == 4: limit(2000)
-    if len(seen) == 6: time.sleep(0); [t.join() for t in __import__("threading").enumerate() if t.name.startswith("save")]; limit(resource.RLIM_INFINITY)
-    return Sft().loss(model, batch)
-fit(model, tokenizer, data.train, {}, section=Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1), plan=PLAN, run=run, objective=Calls(function=objective), quiet=True)
-"""
+def limit_file_size(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_a_full_disk_does_not_stop_the_training(tmp_path):
-    tests = str(Path(sys.modules["test_training_trainer"].__file__).parent)
-    out = subprocess.run(
-        [sys.executable, "-c", CROWDED, str(tmp_path / "a"), tests], capture_output=True, text=True
-    )
-    assert out.returncode == 0, out.stderr[-3000:]
-    assert (
-        "step 4 could not be saved: file too large" in out.stdout
-        and "newest checkpoint is step-2" in out.stdout
-    ), out.stdout
-    run = Run(tmp_path / "a" / "run")
-    assert [p.name for p in list_steps(run.checkpoints)] == [
-        "step-8",
-        "step-6",
-    ] and run.adapter.is_dir()
-    assert [r["step"] for r in run.metrics() if "loss" in r] == list(range(1, 9)), (
-        "the log is whole, too"
-    )
+def train_on_a_full_disk(folder):
+    "Train 8 steps, of which the save of step 4 finds no room."
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) == 4:
+            limit_file_size(2000)
+        if len(calls) == 6:
+            for thread in threading.enumerate():
+                if thread.name.startswith("save"):
+                    thread.join()
+            limit_file_size(resource.RLIM_INFINITY)
+        return Sft().loss(model, batch)
+
+    section = Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1)
+    job(Path(folder)).fit(section, loss)
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path, in_fork):
+    code, output = in_fork(train_on_a_full_disk, str(tmp_path))
+    assert code == 0, output
+    assert "step 4 could not be saved: file too large" in output, output
+    assert "newest checkpoint is step-2" in output, output
+    run = Run(tmp_path / "run")
+    assert saved_steps(run) == [8, 6] and run.adapter.is_dir()
+    losses = [line["step"] for line in run.metrics() if "loss" in line]
+    assert losses == list(range(1, 9)), "the log is whole, too"
 
 
 def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_the_result(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, uninterrupted
 ):
     section = Train(max_steps=3, epochs=9, batch_size=2, lr=1e-3)
-    model, tokenizer, data, run = job(tmp_path / "a")
+    crowded = job(tmp_path)
 
-    def full(*args):
+    def no_room(*args):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+        # safetensors words it so
         raise RuntimeError(
             "Error while serializing: I/O error: No space left on device (os error 28)"
-        )  # as safetensors says it
-
-    monkeypatch.setattr(trainer_module, "save_adapter", full)
-    with pytest.raises(OSError, match="No space left") as fault:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            quiet=True,
         )
-    assert fault.value.errno == errno.ENOSPC and not run.adapter.exists()
+
+    monkeypatch.setattr(trainer_module, "save_adapter", no_room)
+    with pytest.raises(OSError, match="No space left") as fault:
+        crowded.fit(section)
+    assert fault.value.errno == errno.ENOSPC and not crowded.run.adapter.exists()
     monkeypatch.undo()
-    model, tokenizer, data, run = job(tmp_path / "a")
-    assert (
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )["steps"]
-        == 3
-    )
-    straight = job(tmp_path / "b")
-    fit(
-        *straight[:2],
-        straight[2].train,
-        {},
-        section=section,
-        plan=PLAN,
-        run=straight[3],
-        quiet=True,
-    )
-    assert adapter_hash(run) == adapter_hash(straight[3]) and told(run) == told(straight[3]), (
-        "not one step more"
-    )
+    again, straight = job(tmp_path), uninterrupted(section)
+    assert again.fit(section)["steps"] == 3
+    assert adapter_hash(again.run) == adapter_hash(straight)
+    assert log_of(again.run) == log_of(straight), "not one step more"
 
 
 def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3)
-    model, tokenizer, data, run = job(tmp_path)
-    with pytest.raises(Stopped):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=interrupting(2)),
-            known=dict(base="one", data="aa", quantize="none"),
-            quiet=True,
-        )
+    own = dict(base="one", data="aa", quantize="none")
+    job(tmp_path).stopped(section, interrupting(2), known=own)
     calls = []
 
-    def objective(model, batch):
+    def loss(model, batch):
         calls.append(1)
         return Sft().loss(model, batch)
 
-    def again(
-        known=dict(base="one", data="aa", quantize="none"), section=section, template=None, r=4
-    ):
-        model, tokenizer, data, _ = job(tmp_path)
-        if r != 4:
-            model = adapt_model(load_model(Model(base="tiny:llama"), PLAN)[0], Adapt(r=r))
+    def again(known=own, template=None, r=4, **keys):
+        other = job(tmp_path, adapt=Adapt(r=r))
         if template:
-            tokenizer.chat_template = template
-        return fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=objective),
-            known=known,
-            quiet=True,
-        )
+            other.tokenizer.chat_template = template
+        other.fit(section.model_copy(update=keys), loss, known=known)
+        return other.run
 
-    for change, key in (
-        (dict(known=dict(base="two", data="aa", quantize="none")), "base"),
-        (dict(known=dict(base="one", data="bb", quantize="none")), "data"),
-        (dict(known=dict(base="one", data="aa", quantize="nf4")), "quantize"),
+    for changes, key in (
+        (dict(known=own | dict(base="two")), "base"),
+        (dict(known=own | dict(data="bb")), "data"),
+        (dict(known=own | dict(quantize="nf4")), "quantize"),
         (dict(template="{{ x }}"), "template"),
         (dict(r=8), "adapter"),
-        (dict(section=section.model_copy(update=dict(seed=1))), "order"),
-        (dict(section=section.model_copy(update=dict(batch_size=4))), "order"),
+        (dict(seed=1), "order"),
+        (dict(batch_size=4), "order"),
     ):
         with pytest.raises(UserError, match=f"(?s)does not belong to this job.*{key}"):
-            again(**change)
-    assert not calls and newest_checkpoint(run.checkpoints)[0].name == "step-2"
-    again(
-        known=dict(base="one", data="bb", quantize="none"),
-        section=section.model_copy(update=dict(accept_changes=["data"])),
-    )
-    (noted,) = [r for r in run.metrics() if r.get("event") == "accepted"]
-    assert calls and (noted["key"], noted["there"], noted["now"], noted["step"]) == (
-        "data",
-        "aa",
-        "bb",
-        2,
-    )
+            again(**changes)
+    assert not calls and saved_steps(Run(tmp_path / "run")) == [2]
+    run = again(known=own | dict(data="bb"), accept_changes=["data"])
+    (noted,) = events(run, "accepted")
+    assert calls and [noted[k] for k in ("key", "there", "now", "step")] == ["data", "aa", "bb", 2]
 
 
 def test_the_time_limit_saves_and_stops(tmp_path):
-    model, tokenizer, data, run = job(tmp_path)
-    try:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6),
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )
-    except Stopped as stopped:
-        assert "max_hours" in str(stopped) and stopped.exit_code == 75
-    else:
-        raise AssertionError("it went on")
-    assert newest_checkpoint(run.checkpoints)[0].name == "step-1" and not run.adapter.exists()
+    limited = job(tmp_path)
+    with pytest.raises(Stopped, match="max_hours") as stopped:
+        limited.fit(Train(max_steps=50, epochs=99, batch_size=2, max_hours=1e-6))
+    assert stopped.value.exit_code == 75
+    assert saved_steps(limited.run) == [1] and not limited.run.adapter.exists()
 
 
-def test_by_a_clock_that_is_turned_by_hand_it_stops_before_the_limit_and_saves_by_the_hour(
-    tmp_path,
-):
-    model, tokenizer, data, run = job(tmp_path)
-    now, done = [0.0], []
+def test_by_a_simulated_clock_it_stops_before_the_limit_and_saves_by_the_hour(tmp_path):
+    now, limited = [0.0], job(tmp_path / "limited")
 
-    def objective(model, batch):
+    def loss(model, batch):
         now[0] += 600  # a step takes ten minutes
         return Sft().loss(model, batch)
 
     args = training_arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
-    keep = CheckpointConfig(
-        run,
+    config = CheckpointConfig(
+        limited.run,
         save_every="1 hour",
         retention=Retention(newest=9),
         max_seconds=3600 * 3 + 60,
         clock=lambda: now[0],
         say=lambda text: None,
     )
-    trainer = DurableTrainer(
-        model,
-        args,
-        train_dataset=data.train,
-        objective=Calls(function=objective),
-        checkpoint_config=keep,
-        data_collator=collator("sdpa", tokenizer.pad_token_id),
-    )
+    trainer = limited.trainer(args, config, objective=Calls(function=loss))
     with pytest.raises(Stopped, match="max_hours"):
         trainer.run_to_end()
-    assert trainer.state.global_step == 17 and now[0] < 3 * 3600, (
-        "another step would have gone beyond it"
-    )
-    assert [p.name for p in list_steps(run.checkpoints)] == ["step-17", "step-12", "step-6"]
-    late, now[0] = job(tmp_path / "late"), 0.0
-    keep = replace(keep, run=late[-1], signals=(signals := Signals()))
+    assert trainer.state.global_step == 17 and now[0] < 3 * 3600, "one more would be too late"
+    assert saved_steps(limited.run) == [17, 12, 6]
+    late, now[0], signals = job(tmp_path / "late"), 0.0, Signals()
     signals.began -= 3600  # preparing the data took an hour
-    trainer = DurableTrainer(
-        late[0],
-        args,
-        train_dataset=data.train,
-        objective=Calls(function=objective),
-        checkpoint_config=keep,
-        data_collator=collator("sdpa", tokenizer.pad_token_id),
-    )
+    config = replace(config, run=late.run, signals=signals)
+    trainer = late.trainer(args, config, objective=Calls(function=loss))
     with pytest.raises(Stopped, match="max_hours"):
         trainer.run_to_end()
     assert trainer.state.global_step == 11 and now[0] < 2 * 3600
 
 
-def test_not_a_number_stops_before_the_weights_are_touched(tmp_path):
-    model, tokenizer, data, run = job(tmp_path)
-    calls = []
-
-    def objective(model, batch):
-        calls.append(1)
-        return times(Sft().loss(model, batch), float("nan") if len(calls) == 3 else 1.0)
-
-    try:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=9, epochs=9, batch_size=2, save_steps=1),
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=objective),
-            quiet=True,
-        )
-    except Diverged as error:
-        assert "step 3" in str(error)
-    else:
-        raise AssertionError("it went on")
-    assert len(calls) == 3 and newest_checkpoint(run.checkpoints)[0].name == "step-2"
-    assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
-
-
-class Blow(torch.autograd.Function):
-    "Nothing on the way there, infinite on the way back."
+class InfiniteGradient(torch.autograd.Function):
+    "The identity, with an infinite gradient."
 
     @staticmethod
     def forward(ctx, x):
@@ -1229,52 +985,49 @@ class Blow(torch.autograd.Function):
 
 
 def bad_at(*bad, how="loss"):
+    "A loss that is NaN, or has an infinite gradient, in the calls of these numbers."
     calls = []
 
-    def objective(model, batch):
+    def loss(model, batch):
         calls.append(1)
-        loss = Sft().loss(model, batch)
+        plain = Sft().loss(model, batch)
         if len(calls) not in bad:
-            return loss
+            return plain
         if how == "loss":
-            return times(loss, float("nan"))
-        return Loss(Blow.apply(loss.total), loss.count)
+            return times(plain, float("nan"))
+        return Loss(InfiniteGradient.apply(plain.total), plain.count)
 
-    return objective
+    return loss
+
+
+def test_nan_stops_before_the_weights_are_touched(tmp_path):
+    broken, bad, calls = job(tmp_path), bad_at(3), []
+
+    def loss(model, batch):
+        calls.append(1)
+        return bad(model, batch)
+
+    with pytest.raises(Diverged, match="step 3"):
+        broken.fit(Train(max_steps=9, epochs=9, batch_size=2, save_steps=1), loss)
+    assert len(calls) == 3 and saved_steps(broken.run)[0] == 2
+    assert all_finite(broken.model)
 
 
 def test_a_gradient_that_is_not_finite_stops_and_names_the_rows(tmp_path):
-    model, tokenizer, data, run = job(tmp_path)
-    with pytest.raises(
-        Diverged, match=r"the gradient is not finite at step 2: .*rows\.jsonl:\d+"
-    ) as error:
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1),
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=bad_at(4, how="gradient")),
-            sources=data.sources,
-            quiet=True,
-        )
-    (noted,) = [r for r in run.metrics() if r.get("event") == "not finite"]
-    ids = [i for i in list(data.train.sampler(0))[4:8]]
-    rows = [
-        f"{Path(f).name}:{line}"
-        for f, line in data.sources.places(
-            data.train.rows.rows[np.concatenate([data.train.bins[i] for i in ids])]
-        )
-    ]
-    assert [Path(r).name for r in noted["rows"]] == rows and newest_checkpoint(run.checkpoints)[
-        0
-    ].name == "step-1"
-    assert all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
+    broken = job(tmp_path)
+    train, sources = broken.data.train, broken.data.sources
+    section = Train(max_steps=9, epochs=9, batch_size=2, accumulate=2, save_steps=1)
+    with pytest.raises(Diverged, match=r"gradient is not finite at step 2: .*rows\.jsonl:\d+"):
+        broken.fit(section, bad_at(4, how="gradient"), sources=sources)
+    (noted,) = events(broken.run, "not finite")
+    second_step = list(train.sampler(0))[4:8]
+    indices = train.rows.rows[np.concatenate([train.bins[i] for i in second_step])]
+    rows = [f"{Path(file).name}:{line}" for file, line in sources.places(indices)]
+    assert [Path(row).name for row in noted["rows"]] == rows
+    assert saved_steps(broken.run)[0] == 1 and all_finite(broken.model)
 
 
-def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_path):
+def test_skipping_is_bounded_counted_over_a_resume_and_logs_the_true_loss(tmp_path):
     section = Train(
         max_steps=6,
         epochs=9,
@@ -1285,382 +1038,177 @@ def test_skipping_is_bounded_counted_over_a_resume_and_tells_the_true_loss(tmp_p
         max_skipped_steps=2,
         lr=1e-3,
     )
-    model, tokenizer, data, run = job(tmp_path / "a")
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=run,
-        objective=Calls(function=bad_at(2, 4)),
-        quiet=True,
-    )
-    lines = run.metrics()
-    assert [(r["step"], r["loss"]) for r in lines if r.get("event") == "not finite"] == [
-        (2, "NaN"),
-        (4, "NaN"),
-    ] and all(r["rows"] for r in lines if r.get("event"))
-    logged = {r["step"]: r["loss"] for r in lines if "loss" in r and "event" not in r}
-    assert [s for s, loss in logged.items() if loss == "NaN"] == [2, 4] and all(
-        loss > 1 for loss in logged.values() if loss != "NaN"
-    ), "never 0.0"
-    assert (
-        all(torch.isfinite(p).all() for p in model.parameters() if p.is_floating_point())
-        and run.adapter.is_dir()
-    )
-    model, tokenizer, data, run = job(tmp_path / "b")
-    both = bad_at(2, 3, 5)
+    skipping = job(tmp_path / "a")
+    skipping.fit(section, bad_at(2, 4))
+    noted = events(skipping.run, "not finite")
+    assert [(line["step"], line["loss"]) for line in noted] == [(2, "NaN"), (4, "NaN")]
+    assert all(line["rows"] for line in noted)
+    lines = [line for line in skipping.run.metrics() if "loss" in line and "event" not in line]
+    assert [line["step"] for line in lines if line["loss"] == "NaN"] == [2, 4]
+    assert all(line["loss"] > 1 for line in lines if line["loss"] != "NaN"), "never 0.0"
+    assert all_finite(skipping.model) and skipping.run.adapter.is_dir()
+    bad, calls = bad_at(2, 3, 5), []
 
     def stopping(model, batch):
-        loss = both(model, batch)
-        if len(seen) == 2:
+        result = bad(model, batch)
+        if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
-        seen.append(1)
-        return loss
+        calls.append(1)
+        return result
 
-    seen = []
-    with pytest.raises(Stopped):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=stopping),
-            quiet=True,
-        )
-    model, tokenizer, data, run = job(tmp_path / "b")
+    job(tmp_path / "b").stopped(section, stopping)
     with pytest.raises(Diverged, match="3th such step, and train.max_skipped_steps is 2"):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=both),
-            quiet=True,
-        )
+        job(tmp_path / "b").fit(section, bad)
 
 
-def crowded(most, seen):
-    def objective(model, batch):
+def limited(most, sizes):
+    "A loss for which a batch of more than `most` sequences is too large; its size is noted."
+
+    def loss(model, batch):
         if model.training and len(batch["input_ids"]) > most:
-            seen.append(len(batch["input_ids"]))
+            sizes.append(len(batch["input_ids"]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return Sft().loss(model, batch)
 
-    return objective
+    return loss
 
 
-def test_when_memory_ends_the_steps_stay_the_same(tmp_path, capsys):
-    section, seen = (
-        Train(max_steps=5, epochs=9, batch_size=4, accumulate=2, lr=1e-3, save_steps=2),
-        [],
-    )
-    model, tokenizer, data, run = job(tmp_path / "wide")
-    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
-    wide = trained(model)
-    model, tokenizer, data, run = job(tmp_path / "narrow")
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=run,
-        objective=Calls(function=crowded(1, seen)),
-        quiet=True,
-    )
-    assert seen[:2] == [4, 2] and len(seen) == 2, "it ended twice, and was remembered"
-    assert apart(trained(model), wide) < 1e-5
-    assert (
-        "2 pieces of 2" in (said := capsys.readouterr().out)
-        and "4 pieces of 1" in said
-        and [r["pieces"] for r in run.metrics() if r.get("event") == "out of memory"] == [2, 4]
-    )
-    assert read_json(newest_checkpoint(run.checkpoints)[0] / "progress.json")["split"] == 4, (
-        "a resume begins with it"
-    )
+def test_when_memory_runs_out_the_steps_stay_the_same(tmp_path, capsys, uninterrupted):
+    section = Train(max_steps=5, epochs=9, batch_size=4, accumulate=2, lr=1e-3, save_steps=2)
+    sizes, narrow = [], job(tmp_path)
+    narrow.fit(section, limited(1, sizes))
+    assert sizes == [4, 2], "memory ran out twice, and that was remembered"
+    wide = load_file(adapter_file(uninterrupted(section)))
+    assert largest_difference(load_file(adapter_file(narrow.run)), wide) < 1e-5
+    output = capsys.readouterr().out
+    assert "2 pieces of 2" in output and "4 pieces of 1" in output
+    assert [line["pieces"] for line in events(narrow.run, "out of memory")] == [2, 4]
+    progress = read_json(newest_checkpoint(narrow.run.checkpoints)[0] / "progress.json")
+    assert progress["split"] == 4, "a resume begins with it"
 
 
-def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path):
-    section, calls = Train(max_steps=2, epochs=9, batch_size=4, accumulate=2, lr=1e-3), []
-    model, tokenizer, data, run = job(tmp_path / "wide")
-    fit(model, tokenizer, train=data.train, val={}, section=section, plan=PLAN, run=run, quiet=True)
-    wide = trained(model)
-    model, tokenizer, data, run = job(tmp_path / "late")
+def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path, uninterrupted):
+    section = Train(max_steps=2, epochs=9, batch_size=4, accumulate=2, lr=1e-3)
+    sizes, late = [], job(tmp_path)
 
-    def objective(model, batch):
-        calls.append(len(batch["input_ids"]))
-        loss = Sft().loss(model, batch)
-        if len(calls) == 2:
-            loss.total.backward(retain_graph=True)  # the backward pass has begun by then
+    def loss(model, batch):
+        sizes.append(len(batch["input_ids"]))
+        result = Sft().loss(model, batch)
+        if len(sizes) == 2:
+            result.total.backward(retain_graph=True)  # the backward pass has begun by then
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return loss
+        return result
 
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=run,
-        objective=Calls(function=objective),
-        quiet=True,
-    )
-    assert calls[:6] == [4, 4, 2, 2, 2, 2] and apart(trained(model), wide) < 1e-5
+    late.fit(section, loss)
+    assert sizes[:6] == [4, 4, 2, 2, 2, 2]
+    wide = load_file(adapter_file(uninterrupted(section)))
+    assert largest_difference(load_file(adapter_file(late.run)), wide) < 1e-5
 
 
-def test_with_one_sequence_it_is_an_error_with_advice_and_another_fault_is_not_swallowed(tmp_path):
-    model, tokenizer, data, run = job(tmp_path / "a")
+def test_with_one_sequence_it_is_an_error_with_advice_and_other_faults_are_passed_on(tmp_path):
+    section = Train(max_steps=5, batch_size=2)
     with pytest.raises(UserError, match="(?s)one sequence in a micro-batch.*llmtrainer plan"):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=5, batch_size=2),
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=crowded(0, [])),
-            quiet=True,
-        )
-    model, tokenizer, data, run = job(tmp_path / "b")
+        job(tmp_path / "a").fit(section, limited(0, []))
 
     def wrong(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={},
-            section=Train(max_steps=5, batch_size=2),
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=wrong),
-            quiet=True,
-        )
+        job(tmp_path / "b").fit(section, wrong)
 
 
-def judged(losses):
-    "An objective whose validations come out as told."
-    left = list(losses)
+def with_validations(losses, training=None):
+    "A loss whose validations come out as given; in training it is `training`."
+    left, training = list(losses), training or Sft().loss
 
-    def objective(model, batch):
-        loss = Sft().loss(model, batch)
+    def loss(model, batch):
         if model.training:
-            return loss
-        return Loss(loss.total * 0 + left.pop(0) * loss.count, loss.count)
+            return training(model, batch)
+        plain = Sft().loss(model, batch)
+        return Loss(plain.total * 0 + left.pop(0) * plain.count, plain.count)
 
-    return objective
+    return loss
 
 
-def test_what_goes_by_the_validation_loss_is_refused_where_there_is_none():
-    check_needs_validation(Train())
-    for wish in (dict(patience=2), dict(final="best")):
-        with pytest.raises(UserError, match="no validation rows"):
-            check_needs_validation(Train(**wish))
+PATIENT = Train(
+    max_steps=20,
+    epochs=99,
+    batch_size=2,
+    lr=1e-2,
+    eval_steps=2,
+    save_steps=100,
+    keep_checkpoints=1,
+    patience=3,
+    final="best",
+    warmup_ratio=0,
+)
+
+
+def fit_patiently(patient, loss):
+    "Train with a single validation row."
+    return patient.fit(PATIENT, loss, val={"rows": list(patient.data.train)[:1]})
 
 
 def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
-    section = Train(
-        max_steps=20,
-        epochs=99,
-        batch_size=2,
-        lr=1e-2,
-        eval_steps=2,
-        save_steps=100,
-        keep_checkpoints=1,
-        patience=3,
-        final="best",
-        warmup_ratio=0,
-    )
-    model, tokenizer, data, run = job(tmp_path / "a", rows=40)
-    val = {"rows": list(data.train)[:1]}
-    done = fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=val,
-        section=section,
-        plan=PLAN,
-        run=run,
-        objective=Calls(function=judged([3.0, 2.0, 2.5, 2.4, 2.1, 9.0])),
-        quiet=True,
-    )
-    straight = told(run)
-    assert (
-        done["steps"] == 10
-        and "step 4" in done["ended"]
-        and [p.name for p in list_steps(run.checkpoints)] == ["step-10", "step-4"]
-    )
-    assert read_json(run.checkpoints / "step-4" / "progress.json")["eval_loss"] == 2.0
-    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
-        run.checkpoints / "step-4" / "adapter_model.safetensors"
-    ).read_bytes()
-    shutil.rmtree(run.adapter)  # as after a kill between the last step and the result
-    model, tokenizer, data, _ = job(tmp_path / "a", rows=40)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=val,
-        section=section,
-        plan=PLAN,
-        run=run,
-        objective=Calls(function=judged([7.0])),
-        quiet=True,
-    )
-    assert (run.adapter / "adapter_model.safetensors").read_bytes() == (
-        run.checkpoints / "step-4" / "adapter_model.safetensors"
-    ).read_bytes()
+    patient = job(tmp_path, rows=40)
+    done = fit_patiently(patient, with_validations([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]))
+    assert done["steps"] == 10 and "step 4" in done["ended"]
+    assert saved_steps(patient.run) == [10, 4]
+    best = patient.run.checkpoints / "step-4"
+    assert read_json(best / "progress.json")["eval_loss"] == 2.0
+    assert adapter_hash(patient.run) == sha256(best / "adapter_model.safetensors")
+    shutil.rmtree(patient.run.adapter)  # as after a kill between the last step and the result
+    again = job(tmp_path, rows=40)
+    fit_patiently(again, with_validations([7.0]))
+    assert adapter_hash(again.run) == sha256(best / "adapter_model.safetensors")
 
 
 def test_a_validation_that_a_stop_left_out_is_made_up_for_and_may_end_the_training(tmp_path):
+    straight = job(tmp_path / "straight", rows=40)
+    done = fit_patiently(straight, with_validations([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]))
+    # at step 10 training would have been over; step 4 would have been the best
+    for last, losses in ((10, [2.1, 9.0]), (4, [2.0, 2.5, 2.4, 2.1, 9.0])):
+        before = [3.0, 2.0, 2.5, 2.4][: last // 2 - 1]
+        with pytest.raises(Stopped):
+            stopped = job(tmp_path / f"stopped-{last}", rows=40)
+            fit_patiently(stopped, with_validations(before, interrupting(last)))
+        resumed = job(tmp_path / f"stopped-{last}", rows=40)
+        assert fit_patiently(resumed, with_validations(losses)) == done, last
+        assert log_of(resumed.run) == log_of(straight.run), last
+        assert adapter_hash(resumed.run) == adapter_hash(straight.run), last
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path, schedule):
     section = Train(
-        max_steps=20,
-        epochs=99,
+        max_steps=6,
+        epochs=9,
         batch_size=2,
-        lr=1e-2,
+        lr=1e-3,
+        schedule=schedule,
+        min_lr_ratio=0.1,
+        ema_decay=0.9,
+        neftune_alpha=5.0,
         eval_steps=2,
-        save_steps=100,
-        keep_checkpoints=1,
-        patience=3,
-        final="best",
-        warmup_ratio=0,
     )
-
-    def began(name, losses, last=None):
-        model, tokenizer, data, run = job(tmp_path / name, rows=40)
-        measured, stop = judged(losses), interrupting(last)
-        objective = lambda model, *batch: (stop if model.training else measured)(model, *batch)
-        return run, lambda: fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val={"rows": list(data.train)[:1]},
-            section=section,
-            plan=PLAN,
-            run=run,
-            objective=Calls(function=objective),
-            quiet=True,
-        )
-
-    straight, go = began("straight", [3.0, 2.0, 2.5, 2.4, 2.1, 9.0])
-    done = go()
-    for last, losses in (
-        (10, [2.1, 9.0]),
-        (4, [2.0, 2.5, 2.4, 2.1, 9.0]),
-    ):  # it would have been over; it would have been the best
-        run, go = began(f"stopped-{last}", [3.0, 2.0, 2.5, 2.4][: last // 2 - 1], last)
-        with pytest.raises(Stopped):
-            go()
-        run, go = began(f"stopped-{last}", losses)
-        assert (
-            go() == done
-            and told(run) == told(straight)
-            and adapter_hash(run) == adapter_hash(straight)
-        ), last
-
-
-def test_average_neftune_and_every_schedule_resume_to_the_bit(tmp_path):
-    for schedule in SCHEDULES:
-        section = Train(
-            max_steps=6,
-            epochs=9,
-            batch_size=2,
-            lr=1e-3,
-            schedule=schedule,
-            min_lr_ratio=0.1,
-            ema_decay=0.9,
-            neftune_alpha=5.0,
-            eval_steps=2,
-        )
-        model, tokenizer, data, straight = job(tmp_path / schedule / "a", rows=60)
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val=data.val,
-            section=section,
-            plan=PLAN,
-            run=straight,
-            quiet=True,
-        )
-        model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
-        with pytest.raises(Stopped):
-            fit(
-                model,
-                tokenizer,
-                train=data.train,
-                val=data.val,
-                section=section,
-                plan=PLAN,
-                run=run,
-                objective=Calls(function=interrupting(6)),
-                quiet=True,
-            )
-        model, tokenizer, data, run = job(tmp_path / schedule / "b", rows=60)
-        fit(
-            model,
-            tokenizer,
-            train=data.train,
-            val=data.val,
-            section=section,
-            plan=PLAN,
-            run=run,
-            quiet=True,
-        )
-        assert adapter_hash(run) == adapter_hash(straight), schedule
-        last = run.metrics()[-1]["eval_loss"]
-        assert last == straight.metrics()[-1]["eval_loss"]
-    live = load_file(newest_checkpoint(run.checkpoints)[0] / "adapter_model.safetensors")
-    assert any(
-        not torch.equal(live[n], t)
-        for n, t in load_file(run.adapter / "adapter_model.safetensors").items()
-    ), "the result is the average, not the last weights"
-
-
-def test_biases_and_norms_do_not_decay(tmp_path):
-    model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
-    model = adapt_model(model, Adapt(method="full"))
-    data = job(tmp_path)[2]
-    trainer = DurableTrainer(
-        model,
-        training_arguments(Train(weight_decay=0.1), PLAN, tmp_path / "x", Adapt(method="full")),
-        train_dataset=data.train,
-        objective=Sft(),
-        checkpoint_config=CheckpointConfig(Run(tmp_path / "run")),
-        data_collator=collator("sdpa", 0),
-    )
-    decay = {
-        g["weight_decay"]: {id(p) for p in g["params"]}
-        for g in trainer.create_optimizer().param_groups
-    }
-    names = {id(p): n for n, p in model.named_parameters()}
-    assert (
-        set(decay) == {0.1, 0.0}
-        and all("norm" in names[i] for i in decay[0.0])
-        and not any("norm" in names[i] for i in decay[0.1])
-        and decay[0.0]
-    )
+    straight = job(tmp_path / "a", rows=60)
+    straight.fit(section, validate=True)
+    job(tmp_path / "b", rows=60).stopped(section, interrupting(6), validate=True)
+    resumed = job(tmp_path / "b", rows=60)
+    resumed.fit(section, validate=True)
+    assert adapter_hash(resumed.run) == adapter_hash(straight.run)
+    assert log_of(resumed.run)[-1]["eval_loss"] == log_of(straight.run)[-1]["eval_loss"]
+    newest = newest_checkpoint(resumed.run.checkpoints)[0]
+    last, result = load_file(newest / "adapter_model.safetensors"), adapter_file(resumed.run)
+    assert largest_difference(last, load_file(result)) > 0, "the result is the average"
 
 
 def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
-    model, tokenizer, data, run = job(tmp_path, rows=60)
-    per_step = sum(int((s["labels"] != -100).sum()) for s in data.train) / len(data.train) * 2
+    periodic = job(tmp_path, rows=60)
+    train, last = periodic.data.train, 12
+    per_step = sum(int((s["labels"] != -100).sum()) for s in train) / len(train) * 2
     section = Train(
-        max_steps=12,
+        max_steps=last,
         epochs=99,
         batch_size=2,
         save_every=f"{3.5 * per_step:.0f} tokens",
@@ -1668,201 +1216,87 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
         keep_checkpoints=9,
         log_steps=1,
     )
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=section,
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    tokens = {r["step"]: r["tokens"] for r in run.metrics() if "loss" in r}
+    periodic.fit(section, validate=True)
+    lines = periodic.run.metrics()
+    tokens = {0: 0} | {line["step"]: line["tokens"] for line in lines if "loss" in line}
     period = float(section.save_every.split()[0])
-    assert [int(p.name[5:]) for p in list_steps(run.checkpoints)][::-1] == sorted(
-        {s for s in range(1, 13) if tokens[s] // period > tokens.get(s - 1, 0) // period} | {12}
-    )
-    half = -(-len(data.train) // 2) / 2
-    evals = [r["step"] for r in run.metrics() if "eval_loss" in r]
-    assert (
-        evals[:-1]
-        == sorted({s for s in range(1, 13) if int(s / half + 1e-9) > int((s - 1) / half + 1e-9)})
-        and evals[-1] == 12
-    )
-
-
-def test_lora_plus_trains_b_faster_than_a(tmp_path):
-    model, tokenizer, data, run = job(tmp_path)
-    adapt, section = (
-        Adapt(r=4, variant="lora+", loraplus_lr_ratio=16),
-        Train(max_steps=3, batch_size=2, lr=1e-3, warmup_ratio=0, schedule="constant"),
-    )
-    args = training_arguments(section, PLAN, tmp_path / "x", adapt)
-    trainer = DurableTrainer(
-        model,
-        args,
-        train_dataset=data.train,
-        objective=Sft(),
-        checkpoint_config=CheckpointConfig(run),
-        data_collator=collator("sdpa", tokenizer.pad_token_id),
-        **custom_optimizer(model, section, adapt, args),
-    )
-    rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
-    assert rates == {1e-3, 16e-3} and custom_optimizer(model, section, Adapt(r=4), args) == {}
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val={},
-        section=section,
-        plan=PLAN,
-        run=run,
-        adapt=adapt,
-        quiet=True,
-    )
-    assert (run.adapter / "adapter_model.safetensors").is_file()
+    steps = range(1, last + 1)
+    due = [step for step in steps if tokens[step] // period > tokens[step - 1] // period]
+    assert saved_steps(periodic.run)[::-1] == sorted({*due, last})
+    half = -(-len(train) // 2) / 2  # steps
+    due = [step for step in steps if int(step / half + 1e-9) > int((step - 1) / half + 1e-9)]
+    evals = [line["step"] for line in lines if "eval_loss" in line]
+    assert evals == [*due, last]
 
 
 def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
-    found = []
+    losses = []
     for size in (1, 3, 8):
-        model, tokenizer, data, run = job(tmp_path / str(size), rows=120, packing=False)
-        (val,) = data.val.values()
+        rows = job(tmp_path / str(size), rows=120, packing=False)
+        (val,) = rows.data.val.values()
         assert len(val) == 6
-        trainer = DurableTrainer(
-            model,
-            training_arguments(Train(batch_size=size), PLAN, tmp_path / "x"),
-            train_dataset=data.train,
-            checkpoint_config=CheckpointConfig(run),
-            eval_dataset=data.val,
-            objective=Sft(),
-            data_collator=collator("sdpa", tokenizer.pad_token_id),
-        )
-        found.append(trainer.evaluate()["eval_loss"])
-    total = sum(Sft().loss(model.eval(), pad_batch([s], 0)).total.item() for s in val)
+        args = training_arguments(Train(batch_size=size), PLAN, tmp_path / "x")
+        losses.append(rows.trainer(args, eval_dataset=rows.data.val).evaluate()["eval_loss"])
+    model = rows.model.eval()
+    total = sum(Sft().loss(model, pad_batch([s], 0)).total.item() for s in val)
     exact = total / sum((s["labels"] != -100).sum() for s in val)
-    assert max(abs(f - exact) for f in found) < 1e-5
-
-
-from safetensors.torch import load_file
-
-from llmtrainer.models.engines import fuse_model
-
-
-def adapter_by(engine, folder, stop_at=None):
-    model, tokenizer, data, run = job(folder, rows=60)
-    section = Train(batch_size=2, accumulate=2, max_steps=6, save_steps=2, lr=1e-3)
-    for attempt in range(2 if stop_at else 1):
-        if attempt:
-            model, tokenizer, data, _ = job(folder / "again", rows=60)
-        fuse_model(model, engine)
-        try:
-            fit(
-                model,
-                tokenizer,
-                train=data.train,
-                val=data.val,
-                section=section,
-                plan=PLAN,
-                run=run,
-                objective=Calls(function=interrupting(stop_at))
-                if stop_at and not attempt
-                else Sft(),
-                quiet=True,
-            )
-        except Stopped:
-            pass
-    return load_file(run.adapter / "adapter_model.safetensors"), run.metrics()[-1]
-
-
-def test_a_fused_run_resumes_and_ends_in_the_references_adapter(tmp_path):
-    (known, said), (ours, told) = (
-        adapter_by("reference", tmp_path / "a"),
-        adapter_by("fused", tmp_path / "b", stop_at=5),
-    )
-    assert known.keys() == ours.keys() and all(
-        torch.allclose(known[n], ours[n], atol=2e-4) for n in known
-    )
-    assert abs(said["eval_loss"] - told["eval_loss"]) < 1e-3
+    assert max(abs(loss - exact) for loss in losses) < 1e-5
 
 
 def test_each_source_has_its_own_validation_loss(tmp_path):
-    model, tokenizer, data, run = job(tmp_path, rows=120)
-    (tmp_path / "other.jsonl").write_text(
-        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(40, "validation"))
-    )
-    both = {
-        "rows": data.val["rows"],
-        "other": prepare(
-            Data(train=str(tmp_path / "other.jsonl"), max_length=160, val=None), tokenizer
-        ).train,
-    }
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=both,
-        section=Train(max_steps=2, batch_size=2),
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    last = run.metrics()[-1]
-    tokens = {
-        task: sum((s["labels"] != -100).sum() for s in sequences)
-        for task, sequences in both.items()
-    }
+    mixed, other = job(tmp_path, rows=120), tmp_path / "other.jsonl"
+    write_problems(other, 40, "validation")
+    second = prepare(Data(train=str(other), max_length=160, val=None), mixed.tokenizer)
+    both = {"rows": mixed.data.val["rows"], "other": second.train}
+    mixed.fit(Train(max_steps=2, batch_size=2), val=both)
+    last = mixed.run.metrics()[-1]
+    tokens = {task: sum((s["labels"] != -100).sum() for s in both[task]) for task in both}
     mean = sum(last[f"eval_{task}_loss"] * tokens[task] for task in both) / sum(tokens.values())
-    assert (
-        abs(last["eval_loss"] - mean) < 1e-6
-        and abs(last["eval_rows_loss"] - last["eval_other_loss"]) > 1e-4
-    )
+    assert abs(last["eval_loss"] - mean) < 1e-6
+    assert abs(last["eval_rows_loss"] - last["eval_other_loss"]) > 1e-4
 
 
 def test_no_secret_and_no_pickle_of_arguments_in_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "canary" * 6)
-    model, tokenizer, data, run = job(tmp_path)
-    fit(
-        model,
-        tokenizer,
-        train=data.train,
-        val=data.val,
-        section=Train(max_steps=2, batch_size=2, save_steps=1),
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    files = [p for p in run.path.rglob("*") if p.is_file()]
-    assert len(files) > 10 and not [
-        p for p in files if p.name == "training_args.bin" or b"canarycanary" in p.read_bytes()
-    ]
+    secretive = job(tmp_path)
+    secretive.fit(Train(max_steps=2, batch_size=2, save_steps=1), validate=True)
+    files = [path for path in secretive.run.path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert "training_args.bin" not in {path.name for path in files}
+    assert not [path for path in files if b"canarycanary" in path.read_bytes()]
+
+
+from llmtrainer.models.engines import fuse_model
+
+
+def test_a_fused_run_resumes_and_ends_in_the_references_adapter(tmp_path, uninterrupted):
+    section = Train(batch_size=2, accumulate=2, max_steps=6, save_steps=2, lr=1e-3)
+    reference = uninterrupted(section, validate=True, rows=60)
+    for loss in (interrupting(5), None):
+        fused = job(tmp_path, rows=60)
+        fuse_model(fused.model, "fused")
+        if loss:
+            fused.stopped(section, loss, validate=True)
+        else:
+            fused.fit(section, validate=True)
+    expected, ours = load_file(adapter_file(reference)), load_file(adapter_file(fused.run))
+    assert expected.keys() == ours.keys() and largest_difference(ours, expected) < 2e-4
+    evals = [run.metrics()[-1]["eval_loss"] for run in (reference, fused.run)]
+    assert abs(evals[0] - evals[1]) < 1e-3
 
 
 @pytest.mark.realdata
 def test_real_model_on_real_data(realdata, tmp_path):
     model, tokenizer = load_model(Model(base=str(realdata / "models" / "stories260K")), PLAN)
-    data = prepare(
-        Data(
-            train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"),
-            max_length=512,
-            too_long="drop",
-        ),
-        tokenizer,
-    )
-    assert data.ledger.read == 7473 and data.ledger.kept + data.ledger.reasons["too long"] == 7473
+    file = realdata / "data" / "reasoning" / "gsm8k_train.jsonl"
+    data = prepare(Data(train=str(file), max_length=512, too_long="drop"), tokenizer)
+    assert data.ledger.read == 7473
+    assert data.ledger.kept + data.ledger.reasons["too long"] == 7473
     run = Run.open(tmp_path / "run", Train())
-    fit(
-        adapt_model(model, Adapt()),
-        tokenizer,
-        train=data.train,
-        val={"some": list(data.val["gsm8k_train"])[:8]},
-        section=Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4),
-        plan=PLAN,
-        run=run,
-        quiet=True,
-    )
-    losses = [r["eval_loss"] for r in run.metrics() if "eval_loss" in r]
+    real = Job(adapt_model(model, Adapt()), tokenizer, data, run=run)
+    section = Train(lr=3e-3, max_steps=21, eval_steps=7, batch_size=4)
+    real.fit(section, val={"some": list(data.val["gsm8k_train"])[:8]})
+    losses = [line["eval_loss"] for line in run.metrics() if "eval_loss" in line]
     assert len(losses) >= 3 and losses[-1] < losses[0] - 0.1
 
 
@@ -1870,51 +1304,37 @@ from llmtrainer.recipe import RecipeError, load_recipe
 
 
 def test_recipe_section():
-    assert (
-        load_recipe(
-            Train,
-            dict(
-                objective="sft",
-                epochs=1.0,
-                max_steps=None,
-                batch_size=8,
-                accumulate=1,
-                lr=2e-4,
-                seed=0,
-                save_steps=100,
-                max_hours=None,
-            ),
-        )
-        == Train()
+    written = dict(
+        objective="sft",
+        epochs=1.0,
+        max_steps=None,
+        batch_size=8,
+        accumulate=1,
+        lr=2e-4,
+        seed=0,
+        save_steps=100,
+        max_hours=None,
     )
+    assert load_recipe(Train, written) == Train()
     try:
         load_recipe(Train, {"lr": 0.0, "objective": "dpoo", "batchsize": 4})
     except RecipeError as error:
         assert len(error.faults) == 3 and "batch_size" in str(error)
     else:
-        raise AssertionError("nonsense was accepted")
+        raise AssertionError("three wrong values were accepted")
 
 
-def test_two_answers_to_one_question_are_refused_with_both_names():
+def test_a_period_given_twice_is_refused_with_both_names():
     for kind in ("save", "eval"):
-        with pytest.raises(
-            RecipeError,
-            match=rf"(?s)lr: -1.*{kind}_every: 30 min: train.{kind}_steps: 50 is given too",
-        ):
-            load_recipe(Train, {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1})
-    timed, plain = (
-        load_recipe(Train, dict(save_every="30 min", eval_steps=7)),
-        load_recipe(Train, dict(save_steps=20)),
-    )
-    assert (
-        timed.save_steps,
-        timed.eval_steps,
-        plain.eval_steps,
-        Train().save_steps,
-        Train(save_every="1 h").eval_steps,
-        Train(eval_every="1 h").eval_steps,
-    ) == (None, 7, 20, 100, 100, None)
-    assert (
-        load_recipe(Train, plain.model_dump()) == plain
-        and load_recipe(Train, timed.model_dump()) == timed
-    )
+        keys = {f"{kind}_steps": 50, f"{kind}_every": "30 min", "lr": -1}
+        both = rf"{kind}_every: 30 min: train.{kind}_steps: 50 is given too"
+        with pytest.raises(RecipeError, match=rf"(?s)lr: -1.*{both}"):
+            load_recipe(Train, keys)
+    timed = load_recipe(Train, dict(save_every="30 min", eval_steps=7))
+    plain = load_recipe(Train, dict(save_steps=20))
+    assert (timed.save_steps, timed.eval_steps) == (None, 7)
+    assert (plain.eval_steps, Train().save_steps) == (20, 100)
+    assert Train(save_every="1 h").eval_steps == 100
+    assert Train(eval_every="1 h").eval_steps is None
+    for section in (plain, timed):
+        assert load_recipe(Train, section.model_dump()) == section

@@ -35,17 +35,16 @@ def rank() -> int:
 
 
 def all_reduce_max(numbers: Sequence[int], device="cpu") -> list[int]:
-    "The highest of each that any process says."
+    "For each number, the highest value that any process has."
     if world_size() == 1:
         return [int(n) for n in numbers]
-    said = torch.tensor([int(n) for n in numbers], device=device)
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return said.tolist()
+    highest = torch.tensor([int(n) for n in numbers], device=device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return highest.tolist()
 
 
 def any_rank(flags: Sequence[bool], device="cpu") -> list[bool]:
-    """What any process says, all say: a signal reaches one of them, and they must stop at the same
-    step."""
+    "For each flag, whether it is true on any process: all then act at the same step."
     return [bool(n) for n in all_reduce_max([bool(f) for f in flags], device)]
 
 
@@ -59,21 +58,19 @@ def all_gather(value) -> list:
 
 
 # %% ../../nbs/training/37_distributed.ipynb #2b446a53
-SMALL_GRADIENTS = 2**30  # bytes of gradients up to which they are averaged after the way back
+SMALL_GRADIENTS = 2**30  # bytes of gradients that are averaged after the backward pass
 
 
 def averages_after_backward(model) -> bool:
-    """Is it DDP with gradients so small, as an adapter's are, that little is lost by averaging them
-    after the way back?"""
-    return (
-        isinstance(model, DistributedDataParallel)
-        and sum(p.nbytes for p in model.parameters() if p.requires_grad) <= SMALL_GRADIENTS
-    )
+    "Whether it is DDP with gradients small enough to be averaged after the backward pass."
+    if not isinstance(model, DistributedDataParallel):
+        return False
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad) <= SMALL_GRADIENTS
 
 
 @torch.no_grad()
 def average_gradients(model) -> None:
-    "Average the gradients of all processes, those of one format in one sum."
+    "Average the gradients of all processes, in one all-reduce for each format."
     weights = [p for p in model.parameters() if p.requires_grad]
     for p in weights:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -81,10 +78,5 @@ def average_gradients(model) -> None:
         grads = [p.grad for p in weights if p.dtype == dtype]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        torch._foreach_copy_(
-            grads,
-            [
-                part.view_as(g)
-                for part, g in zip((flat / world_size()).split([g.numel() for g in grads]), grads)
-            ],
-        )
+        parts = (flat / world_size()).split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads)])

@@ -4,29 +4,37 @@
 
 # %% auto #0
 __all__ = [
-    "ENDED",
+    "SHARDED_FORMATS",
     "ENTRY",
-    "KINDS",
+    "ENDED",
+    "DISTRIBUTED_TYPES",
+    "STRATEGY_ARGUMENTS",
     "CLUSTERS",
     "Launch",
     "process_count",
     "sharded",
+    "check_devices",
+    "check_sharding",
     "check_launch",
     "is_worker",
     "torchrun_command",
+    "exit_worker",
+    "wait_for_torchrun",
     "run_torchrun",
     "init_distributed",
     "check_strategy",
     "strategy_arguments",
     "ReadOnlyRun",
     "main_process_first",
-    "exit_worker",
+    "train_command",
     "slurm",
+    "kubernetes_replica",
     "kubernetes",
     "skypilot",
 ]
 
 # %% ../../nbs/training/38_launch.ipynb #07cb4616
+import copy
 import json
 import os
 import shlex
@@ -43,7 +51,6 @@ from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/training/38_launch.ipynb #c0647ec7
-import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
@@ -57,7 +64,7 @@ from llmtrainer.run import Run, write_json
 from llmtrainer.training.distributed import all_gather, rank, world_size
 
 
-# %% ../../nbs/training/38_launch.ipynb #5c455290
+# %% ../../nbs/training/38_launch.ipynb #ab6dcaec
 class Launch(Section):
     "On how many devices the job runs."
 
@@ -78,59 +85,19 @@ def process_count(launch: Launch) -> int:
 
 
 def sharded(launch: Launch) -> bool:
-    "Does each device hold a part of every weight only?"
+    "Whether each device holds only a part of every weight."
     return launch.strategy != "ddp" and process_count(launch) > 1
 
 
-def check_launch(
-    launch: Launch, machine: Machine, quantize: str = "none", engine: str = "auto"
-) -> None:
-    """`UserError` where this machine cannot give what was asked for: never something else in its
-    place."""
+# %% ../../nbs/training/38_launch.ipynb #5c455290
+def check_devices(launch: Launch, machine: Machine) -> None:
+    "`UserError` where the numbers of devices and machines are not those there are."
     if machine.kind == "cuda" and launch.gpus > machine.count:
         raise UserError(
             f"there are {machine.count} GPUs here",
             where=f"launch.gpus: {launch.gpus}",
             allowed=f"1 to {machine.count}",
             fix=f"set launch.gpus={machine.count}",
-        )
-    if launch.strategy != "ddp" and process_count(launch) == 1:
-        raise UserError(
-            f"{launch.strategy} shares weights between devices, and one was asked for",
-            where=f"launch.strategy: {launch.strategy}",
-            allowed="ddp",
-            fix="set launch.gpus, or launch.strategy=ddp",
-        )
-    if launch.strategy != "ddp" and machine.kind != "cuda":
-        raise UserError(
-            f"{launch.strategy} needs GPUs, and there are none here",
-            where=f"launch.strategy: {launch.strategy}",
-            allowed="ddp",
-            fix="set launch.strategy=ddp",
-        )
-    if launch.strategy == "deepspeed" and find_spec("deepspeed") is None:
-        raise UserError(
-            "the package deepspeed is not installed",
-            where="launch.strategy: deepspeed",
-            fix="pip install deepspeed, or launch.strategy=fsdp",
-        )
-    if (
-        launch.strategy != "ddp"
-        and quantize not in ("none", "nf4", "fp4")[: 3 if launch.strategy == "fsdp" else 1]
-    ):
-        raise UserError(
-            f"{launch.strategy} cannot share weights held as {quantize} between devices",
-            where=f"model.quantize: {quantize}",
-            allowed="none" + ", nf4, fp4" * (launch.strategy == "fsdp"),
-            fix="set launch.strategy=ddp (each device holds the small weights), or model.quantize as"
-            " above",
-        )
-    if launch.strategy == "deepspeed" and engine in ("fused", "fp8"):
-        raise UserError(
-            f"the engine {engine} reads weights that deepspeed has not gathered",
-            where=f"model.engine: {engine}",
-            allowed="auto, reference",
-            fix="set model.engine=auto, or launch.strategy=fsdp",
         )
     if launch.nodes > 1 and not launch.head:
         raise UserError(
@@ -147,13 +114,69 @@ def check_launch(
         )
 
 
+# %% ../../nbs/training/38_launch.ipynb #c42fa99a
+SHARDED_FORMATS = {  # strategy -> the formats of weights that it can share
+    "fsdp": ("none", "nf4", "fp4"),
+    "deepspeed": ("none",),
+}
+
+
+def check_sharding(launch: Launch, machine: Machine, quantize: str, engine: str) -> None:
+    "`UserError` where the strategy cannot share these weights on this machine."
+    strategy = launch.strategy
+    if process_count(launch) == 1:
+        raise UserError(
+            f"{strategy} shares weights between devices, and one was asked for",
+            where=f"launch.strategy: {strategy}",
+            allowed="ddp",
+            fix="set launch.gpus, or launch.strategy=ddp",
+        )
+    if machine.kind != "cuda":
+        raise UserError(
+            f"{strategy} needs GPUs, and there are none here",
+            where=f"launch.strategy: {strategy}",
+            allowed="ddp",
+            fix="set launch.strategy=ddp",
+        )
+    if strategy == "deepspeed" and find_spec("deepspeed") is None:
+        raise UserError(
+            "the package deepspeed is not installed",
+            where="launch.strategy: deepspeed",
+            fix="pip install deepspeed, or launch.strategy=fsdp",
+        )
+    if quantize not in SHARDED_FORMATS[strategy]:
+        raise UserError(
+            f"{strategy} cannot share weights held as {quantize} between devices",
+            where=f"model.quantize: {quantize}",
+            allowed=", ".join(SHARDED_FORMATS[strategy]),
+            fix="set launch.strategy=ddp (each device holds the small weights), or model.quantize"
+            " as above",
+        )
+    if strategy == "deepspeed" and engine in ("fused", "fp8"):
+        raise UserError(
+            f"the engine {engine} reads weights that deepspeed has not gathered",
+            where=f"model.engine: {engine}",
+            allowed="auto, reference",
+            fix="set model.engine=auto, or launch.strategy=fsdp",
+        )
+
+
+# %% ../../nbs/training/38_launch.ipynb #628366af
+def check_launch(
+    launch: Launch, machine: Machine, quantize: str = "none", engine: str = "auto"
+) -> None:
+    "`UserError` where this machine cannot give what was requested."
+    check_devices(launch, machine)
+    if launch.strategy != "ddp":
+        check_sharding(launch, machine, quantize, engine)
+
+
 # %% ../../nbs/training/38_launch.ipynb #ba1dfee2
-ENDED = "LLMTRAINER_ENDED"  # the variable with the file for the exit code
 ENTRY = "from llmtrainer.cli import main; main()"
 
 
 def is_worker() -> bool:
-    "Is this one of torchrun's processes?"
+    "Whether this is one of torchrun's processes."
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -162,21 +185,20 @@ def torchrun_command(
     arguments: Sequence[str],  # of llmtrainer
 ) -> list[str]:
     "The torchrun line."
-    meet = (
-        ["--standalone"]
-        if launch.nodes == 1
-        else [
+    rendezvous = ["--standalone"]
+    if launch.nodes > 1:
+        address, _, port = launch.head.rpartition(":")
+        rendezvous = [
             f"--nnodes={launch.nodes}",
             f"--node_rank={launch.node}",
-            f"--master_addr={launch.head.rpartition(':')[0]}",
-            f"--master_port={launch.head.rpartition(':')[2]}",
+            f"--master_addr={address}",
+            f"--master_port={port}",
         ]
-    )
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        *meet,
+        *rendezvous,
         f"--nproc_per_node={launch.gpus}",
         "--no-python",
         "--",
@@ -187,43 +209,53 @@ def torchrun_command(
     ]
 
 
+# %% ../../nbs/training/38_launch.ipynb #47bf9ae2
+ENDED = "LLMTRAINER_ENDED"  # the variable with the file for the exit code
+
+
+def exit_worker(code: int, text: str) -> None:
+    """Leave the job's exit code and message for the command that started it; the first process to
+    do so counts, since it may take the others with it."""
+    if ENDED in os.environ and not Path(os.environ[ENDED]).exists():
+        write_json(os.environ[ENDED], [code, text])
+
+
+def wait_for_torchrun(process: subprocess.Popen, ended: Path) -> int:
+    "Wait for torchrun's end, passing on SIGINT and SIGTERM once; its exit code."
+    signals = []
+
+    def pass_on(*_) -> None:
+        signals.append(time.monotonic())
+        process.send_signal(signal.SIGTERM)
+
+    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+        # torchrun gives up at a second signal; its processes save all the same
+        while signals and not ended.is_file() and time.monotonic() < signals[0] + 60:
+            time.sleep(0.1)
+        return code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_torchrun(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int, str]:
-    """Run torchrun to its end, passing on SIGINT and SIGTERM once; (exit code of the job, what it
-    said last)."""
-    hidden = {sys.executable: "python", "-m": "", "torch.distributed.run": "torchrun"}
-    say("starting: " + shlex.join([shown for a in line[1:] if (shown := hidden.get(a, a))]))
+    "Run torchrun to its end; (exit code of the job, its last message)."
+    short = {sys.executable: "python", "-m": "", "torch.distributed.run": "torchrun"}
+    say("starting: " + shlex.join(word for word in (short.get(w, w) for w in line[1:]) if word))
     with tempfile.TemporaryDirectory() as folder:
         ended = Path(folder) / "ended.json"
         variables = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {ENDED: str(ended)}
         process = subprocess.Popen(line, env=variables, start_new_session=True)
-        asked = []
-
-        def pass_on(*_) -> None:
-            asked.append(time.monotonic())
-            process.send_signal(signal.SIGTERM)
-
-        before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            code = process.wait()
-            while asked and not ended.is_file() and time.monotonic() < asked[0] + 60:
-                time.sleep(
-                    0.1
-                )  # torchrun gives up at a second signal; its processes save all the same
-        finally:
-            for s, old in before.items():
-                signal.signal(s, old)
+        code = wait_for_torchrun(process, ended)
         if ended.is_file():
             return tuple(json.loads(ended.read_text()))
-    return (
-        (0, "")
-        if code == 0
-        else (
-            1,
-            (
-                "a process of the job died; what it said stands above. The same command goes on"
-                " from the newest checkpoint"
-            ),
-        )
+    if code == 0:
+        return 0, ""
+    return 1, (
+        "a process of the job died; what it said stands above. The same command goes on"
+        " from the newest checkpoint"
     )
 
 
@@ -232,10 +264,9 @@ def init_distributed(
     launch: Launch,
     device: str,  # of the plan
 ) -> None:
-    "Become one of the job's processes; `UserError` where they are not as many as asked for."
-    warnings.filterwarnings(
-        "ignore", "`broadcast_buffers` is deprecated", FutureWarning
-    )  # accelerate has no other word for it
+    "Become one of the job's processes; `UserError` where their number is not the recipe's."
+    # accelerate offers no other argument for it
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     if is_worker() and not dist.is_initialized():
         PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
     if world_size() != process_count(launch):
@@ -246,7 +277,8 @@ def init_distributed(
         )
 
 
-KINDS = {
+# %% ../../nbs/training/38_launch.ipynb #0c4a5183
+DISTRIBUTED_TYPES = {  # strategy -> what accelerate calls it
     "ddp": {DistributedType.MULTI_GPU, DistributedType.MULTI_CPU},
     "fsdp": {DistributedType.FSDP},
     "deepspeed": {DistributedType.DEEPSPEED},
@@ -256,24 +288,21 @@ KINDS = {
 def check_strategy(
     launch: Launch,
     accelerator: Accelerator,
-    model=None,  # to look whether FSDP has spread its weights
+    model=None,  # to see whether FSDP has sharded its weights
 ) -> None:
-    "`UserError` where another strategy runs than was asked for."
-    wanted = KINDS[launch.strategy] if process_count(launch) > 1 else {DistributedType.NO}
-    if accelerator.distributed_type not in wanted or accelerator.num_processes != process_count(
-        launch
-    ):
+    "`UserError` where another strategy runs than was requested."
+    count, running = process_count(launch), accelerator.distributed_type
+    expected = DISTRIBUTED_TYPES[launch.strategy] if count > 1 else {DistributedType.NO}
+    if running not in expected or accelerator.num_processes != count:
         raise UserError(
-            f"asked for: {launch.strategy} on {process_count(launch)}; what runs:"
-            f" {accelerator.distributed_type.value} on {accelerator.num_processes}",
+            f"asked for: {launch.strategy} on {count}; what runs:"
+            f" {running.value} on {accelerator.num_processes}",
             where="launch.strategy",
             fix="nothing was trained; this is a fault of the set-up and not of the recipe",
         )
-    whole = (
-        [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
-        if model is not None and accelerator.distributed_type == DistributedType.FSDP
-        else []
-    )
+    if model is None or running != DistributedType.FSDP:
+        return
+    whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
     if whole:
         raise UserError(
             f"asked for: fsdp; what runs: {len(whole)} weights are whole on each device, such as"
@@ -283,39 +312,43 @@ def check_strategy(
         )
 
 
+# %% ../../nbs/training/38_launch.ipynb #22911805
+STRATEGY_ARGUMENTS = {  # strategy -> what TrainingArguments take for it
+    "ddp": {},
+    "fsdp": dict(
+        fsdp=True,
+        fsdp_config=dict(
+            version=2,
+            reshard_after_forward=True,
+            state_dict_type="FULL_STATE_DICT",
+            auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+            cpu_ram_efficient_loading=False,
+        ),
+    ),
+    "deepspeed": dict(
+        deepspeed={
+            "zero_optimization": {
+                "stage": 3,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
+        }
+    ),
+}
+
+
 def strategy_arguments(launch: Launch) -> dict:
-    "What TrainingArguments take for a strategy."
-    if launch.strategy == "fsdp":
-        return dict(
-            fsdp=True,
-            fsdp_config=dict(
-                version=2,
-                reshard_after_forward=True,
-                state_dict_type="FULL_STATE_DICT",
-                auto_wrap_policy="TRANSFORMER_BASED_WRAP",
-                cpu_ram_efficient_loading=False,
-            ),
-        )
-    if launch.strategy == "deepspeed":
-        return dict(
-            deepspeed={
-                "zero_optimization": {
-                    "stage": 3,
-                    "stage3_gather_16bit_weights_on_model_save": True,
-                },
-                "communication_data_type": "fp32",
-                "data_types": {"grad_accum_dtype": "fp32"},
-                "train_micro_batch_size_per_gpu": "auto",
-                "gradient_accumulation_steps": "auto",
-                "gradient_clipping": "auto",
-                "bf16": {"enabled": "auto"},
-                "fp16": {"enabled": "auto"},
-            }
-        )
-    return {}
+    "What TrainingArguments take for the strategy of a recipe, as a copy that they may change."
+    return copy.deepcopy(STRATEGY_ARGUMENTS[launch.strategy])
 
 
-# %% ../../nbs/training/38_launch.ipynb #0c4a5183
+# %% ../../nbs/training/38_launch.ipynb #855f34da
 class ReadOnlyRun(Run):
     "A run as seen by a process that does not write it."
 
@@ -326,37 +359,35 @@ class ReadOnlyRun(Run):
         "Left to process 0."
 
 
-def main_process_first(first: Callable[[], Run], path: Path) -> Run:
-    "Process 0 does it, and the others read what it made; its fault is everybody's."
-    made = fault = None
+def main_process_first(open_run: Callable[[], Run], path: Path) -> Run:
+    "Process 0 opens the run, and the others read it; an error of process 0 is raised by all."
+    run = fault = None
     if rank() == 0:
         try:
-            made = first()
+            run = open_run()
         except Exception as error:
             fault = error  # raised below, when the others know
-    said = all_gather(str(fault) if fault else None)[0]
+    message = all_gather(str(fault) if fault else None)[0]
     if fault:
         raise fault
-    if said:
-        raise UserError(said)
-    return made or ReadOnlyRun(path)
+    if message:
+        raise UserError(message)
+    return run or ReadOnlyRun(path)
 
 
-def exit_worker(code: int, text: str) -> None:
-    """Leave the exit code of the job for who started it; the first process to say it is believed,
-    for it may take the others with it."""
-    if ENDED in os.environ and not Path(os.environ[ENDED]).exists():
-        write_json(os.environ[ENDED], [code, text])
+# %% ../../nbs/training/38_launch.ipynb #32dcd05c
+def train_command(launch: Launch, arguments: str, head: str, node: str) -> str:
+    "The shell line of a machine; head and node may be variables of the cluster."
+    return (
+        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
+        f" launch.strategy={launch.strategy} launch.head={head} launch.node={node}"
+    )
 
 
-# %% ../../nbs/training/38_launch.ipynb #22911805
 def slurm(launch: Launch, arguments: str) -> str:
     """A batch file: a signal five minutes before the end, so that it saves; exit code 75 puts the
     job back into the queue."""
-    line = (
-        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
-        f" launch.strategy={launch.strategy} launch.head=$head:29500 launch.node=$SLURM_NODEID"
-    )
+    line = train_command(launch, arguments, head="$head:29500", node="$SLURM_NODEID")
     return f"""#!/bin/bash
 #SBATCH --job-name=llmtrainer
 #SBATCH --nodes={launch.nodes}
@@ -374,81 +405,70 @@ exit $code
 """
 
 
+# %% ../../nbs/training/38_launch.ipynb #4dfa1d4e
+def kubernetes_replica(launch: Launch, line: str, count: int) -> dict:
+    "As many pods of a PyTorchJob, each of which runs a shell line."
+    container = dict(
+        name="pytorch",
+        image="YOUR_IMAGE_WITH_LLMTRAINER",
+        command=["bash", "-c", f"env -u WORLD_SIZE {line}"],
+        resources=dict(limits={"nvidia.com/gpu": launch.gpus}),
+        workingDir="/runs",
+        volumeMounts=[
+            dict(name="runs", mountPath="/runs"),
+            dict(name="shm", mountPath="/dev/shm"),
+        ],
+    )
+    volumes = [
+        dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM")),
+        dict(name="shm", emptyDir=dict(medium="Memory")),  # a pod's own 64 MiB are too few for NCCL
+    ]
+    pod = dict(terminationGracePeriodSeconds=300, containers=[container], volumes=volumes)
+    return dict(replicas=count, restartPolicy="OnFailure", template=dict(spec=pod))
+
+
 def kubernetes(launch: Launch, arguments: str) -> str:
-    "A PyTorchJob of the Kubeflow training operator, which starts anew after exit code 75."
-    line = (
-        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
-        f" launch.strategy={launch.strategy} launch.head=$MASTER_ADDR:$MASTER_PORT"
-        " launch.node=$RANK"
+    "A PyTorchJob of the Kubeflow training operator, which restarts after exit code 75."
+    line = train_command(launch, arguments, head="$MASTER_ADDR:$MASTER_PORT", node="$RANK")
+    replicas = dict(Master=kubernetes_replica(launch, line, count=1))
+    if launch.nodes > 1:
+        replicas["Worker"] = kubernetes_replica(launch, line, count=launch.nodes - 1)
+    job = dict(
+        apiVersion="kubeflow.org/v1",
+        kind="PyTorchJob",
+        metadata=dict(name="llmtrainer"),
+        spec=dict(pytorchReplicaSpecs=replicas),
     )
-
-    def replica(count: int) -> dict:
-        container = dict(
-            name="pytorch",
-            image="YOUR_IMAGE_WITH_LLMTRAINER",
-            command=["bash", "-c", f"env -u WORLD_SIZE {line}"],
-            resources=dict(limits={"nvidia.com/gpu": launch.gpus}),
-            workingDir="/runs",
-            volumeMounts=[
-                dict(name="runs", mountPath="/runs"),
-                dict(name="shm", mountPath="/dev/shm"),
-            ],
-        )
-        volumes = [
-            dict(name="runs", persistentVolumeClaim=dict(claimName="YOUR_SHARED_CLAIM")),
-            dict(name="shm", emptyDir=dict(medium="Memory")),
-        ]  # a pod's own 64 MiB are too few for NCCL
-        pod = dict(terminationGracePeriodSeconds=300, containers=[container], volumes=volumes)
-        return dict(replicas=count, restartPolicy="OnFailure", template=dict(spec=pod))
-
-    parts = dict(Master=replica(1)) | (
-        dict(Worker=replica(launch.nodes - 1)) if launch.nodes > 1 else {}
-    )
-    return (
-        json.dumps(
-            dict(
-                apiVersion="kubeflow.org/v1",
-                kind="PyTorchJob",
-                metadata=dict(name="llmtrainer"),
-                spec=dict(pytorchReplicaSpecs=parts),
-            ),
-            indent=1,
-        )
-        + "\n"
-    )
+    return json.dumps(job, indent=1) + "\n"
 
 
+# %% ../../nbs/training/38_launch.ipynb #b10d37e2
 def skypilot(launch: Launch, arguments: str) -> str:
-    """A task for `sky jobs launch`, which brings a job back after its spot machines went away or
-    exit code 75; the recipe and its data are taken from where it is given."""
-    run = (
-        f"llmtrainer train {arguments} launch.gpus={launch.gpus} launch.nodes={launch.nodes}"
-        f' launch.strategy={launch.strategy} launch.head=$(echo "$SKYPILOT_NODE_IPS" | head'
-        " -n1):29500 launch.node=$SKYPILOT_NODE_RANK"
+    """A task for `sky jobs launch`, which restarts a job after exit code 75 or when its spot
+    machines went away; the recipe and its data are taken from the current folder."""
+    task = dict(
+        name="llmtrainer",
+        num_nodes=launch.nodes,
+        resources=dict(
+            accelerators=f"H100:{launch.gpus}",
+            use_spot=True,
+            job_recovery=dict(max_restarts_on_errors=10),
+        ),
+        workdir=".",
+        file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")},
+        setup="pip install llmtrainer",
+        run=train_command(
+            launch,
+            arguments,
+            head='$(echo "$SKYPILOT_NODE_IPS" | head -n1):29500',
+            node="$SKYPILOT_NODE_RANK",
+        ),
     )
-    return (
-        json.dumps(
-            dict(
-                name="llmtrainer",
-                num_nodes=launch.nodes,
-                resources=dict(
-                    accelerators=f"H100:{launch.gpus}",
-                    use_spot=True,
-                    job_recovery=dict(max_restarts_on_errors=10),
-                ),
-                workdir=".",
-                file_mounts={"/runs": dict(name="YOUR-BUCKET", mode="MOUNT")},
-                setup="pip install llmtrainer",
-                run=run,
-            ),
-            indent=1,
-        )
-        + "\n"
-    )
+    return json.dumps(task, indent=1) + "\n"
 
 
-CLUSTERS = {
+CLUSTERS = {  # kind -> (file, what writes it); JSON is YAML, too
     "slurm": ("job.sbatch", slurm),
     "kubernetes": ("job.k8s.json", kubernetes),
     "skypilot": ("job.sky.yaml", skypilot),
-}  # JSON is YAML, too
+}

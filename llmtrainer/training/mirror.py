@@ -8,8 +8,12 @@ __all__ = [
     "as_oserror",
     "HubPlace",
     "open_place",
-    "send_order",
     "checkpoint_step",
+    "send_rank",
+    "send_order",
+    "Sender",
+    "Synchronizer",
+    "MirrorStatus",
     "Mirror",
     "mirrored",
     "restore",
@@ -37,13 +41,13 @@ from huggingface_hub.errors import HfHubHTTPError
 # %% ../../nbs/training/35_mirror.ipynb #1d179e54
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Stopped, fsync_path, sha256, verify, write_json
-from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, list_steps, newest_checkpoint
+from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, list_steps
 
 
 # %% ../../nbs/training/35_mirror.ipynb #5a3817e7
 class FolderPlace:
     """A folder on another file system, such as a mounted drive. Names are paths relative to it;
-    faults are OSErrors."""
+    errors are OSErrors."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -61,10 +65,9 @@ class FolderPlace:
             fsync_path(part)
             os.replace(part, target)
         except OSError:
+            # on a full drive the part would take the room of what comes next
             with contextlib.suppress(OSError):
-                part.unlink(
-                    missing_ok=True
-                )  # on a full drive it would take the room of what comes next
+                part.unlink(missing_ok=True)
             raise
 
     def digest(self, name: str) -> str | None:
@@ -72,18 +75,16 @@ class FolderPlace:
         if not (self.root / name).is_file():
             return None
         with open(self.root / name, "rb") as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(
-                    file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED
-                )  # not from this machine's memory
+            if hasattr(os, "posix_fadvise"):  # drop what this machine has cached
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def names(self) -> list[str]:
-        "All files here, but those that are being written."
+        "All files here except those that are being written."
         return sorted(
-            p.relative_to(self.root).as_posix()
-            for p in self.root.rglob("*")
-            if p.is_file() and not p.name.endswith(".part")
+            path.relative_to(self.root).as_posix()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.name.endswith(".part")
         )
 
     def fetch(self, name: str, to: Path) -> None:
@@ -92,10 +93,10 @@ class FolderPlace:
         shutil.copyfile(self.root / name, to)
 
     def remove(self, name: str) -> None:
-        "Remove a file; emptied first, since a drive's trash counts what it holds."
+        "Remove a file and the folders that it leaves empty; a drive's trash gets an empty file."
         os.truncate(self.root / name, 0)
         (self.root / name).unlink()
-        for folder in (self.root / name).parents:  # nor are empty folders left
+        for folder in (self.root / name).parents:
             if folder == self.root or any(folder.iterdir()):
                 break
             folder.rmdir()
@@ -104,21 +105,20 @@ class FolderPlace:
 # %% ../../nbs/training/35_mirror.ipynb #cf8f5c63
 @contextmanager
 def as_oserror(where: str):
-    "A network's faults as the OSErrors that a mirror expects."
+    "Raise a network's errors as the OSErrors that a mirror expects."
     try:
         yield
     except OSError:
         raise
     except (HfHubHTTPError, HTTPError, RuntimeError) as error:
-        raise OSError(
-            errno.EIO,
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            where,
-        ) from error
+        first_line = next(iter(str(error).splitlines()), "")
+        message = f"{type(error).__name__}: {first_line}"
+        raise OSError(errno.EIO, message, where) from error
 
 
+# %% ../../nbs/training/35_mirror.ipynb #ebbcbbbf
 class HubPlace:
-    "A repository of the Hub. Names are paths in it; faults are OSErrors."
+    "A repository of the Hub. Names are paths in it; errors are OSErrors."
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class HubPlace:
         return f"hf://{self.repo}"
 
     def put(self, file: Path, name: str) -> None:
-        "Upload a file; the repository is made private where there is none."
+        "Upload a file; a repository that does not exist is made, and is private."
         with as_oserror(str(self)):
             if not self.made:
                 self.api.create_repo(self.repo, private=True, exist_ok=True)
@@ -144,21 +144,20 @@ class HubPlace:
             )
 
     def digest(self, name: str) -> str | None:
-        "The SHA-256 of what comes down; None where nothing is."
+        "The SHA-256 of what is downloaded; None where nothing is."
         if name not in self.names():
             return None
         with tempfile.TemporaryDirectory() as folder:
-            return sha256(self.down(name, Path(folder)))
+            return sha256(self.download(name, Path(folder)))
 
-    def down(self, name: str, folder: Path) -> Path:
-        "A file, downloaded anew."
+    def download(self, name: str, folder: Path) -> Path:
+        "A file, downloaded anew into a folder."
         with as_oserror(str(self)):
-            return Path(
-                self.api.hf_hub_download(self.repo, name, local_dir=folder, force_download=True)
-            )
+            options = dict(local_dir=folder, force_download=True)
+            return Path(self.api.hf_hub_download(self.repo, name, **options))
 
     def names(self) -> list[str]:
-        "All files of the repository but its own."
+        "All files of the repository except its own."
         with as_oserror(str(self)):
             if not self.api.repo_exists(self.repo):
                 return []
@@ -168,7 +167,7 @@ class HubPlace:
         "Copy a file from there."
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(self.down(name, Path(folder)), to)
+            shutil.copyfile(self.download(name, Path(folder)), to)
 
     def remove(self, name: str) -> None:
         "Remove a file; the repository's history keeps it until it is squashed."
@@ -176,6 +175,7 @@ class HubPlace:
             self.api.delete_file(name, self.repo)
 
 
+# %% ../../nbs/training/35_mirror.ipynb #d656b2d6
 def open_place(target: str | Path):
     "The place that a recipe names: `hf://user/name`, or a folder."
     if not str(target).startswith("hf://"):
@@ -190,108 +190,120 @@ def open_place(target: str | Path):
     return HubPlace(repo)
 
 
-# %% ../../nbs/training/35_mirror.ipynb #0124e85c
+# %% ../../nbs/training/35_mirror.ipynb #8a0fb414
+def checkpoint_step(name: str) -> int | None:
+    "The step of a checkpoint's file; None for other files."
+    match = re.match(r"checkpoints/step-(\d+)/", name)
+    return int(match[1]) if match else None
+
+
+def send_rank(name: str) -> tuple:
+    "A file's place in the order of sending: newest checkpoint, other folders, files of the run."
+    path, step = Path(name), checkpoint_step(name)
+    newness = 1 if step is None else -step
+    folders = path.parts[:-1]
+    return newness, not folders, folders[:1], path.name == "manifest.json", folders, path.name
+
+
 def send_order(run: Path) -> list[str]:
     """The files of a run in the order in which they are sent: checkpoints, the newest first, then
-    the rest; of every folder the manifest last."""
-    files = [p.relative_to(run) for p in run.rglob("*") if p.is_file()]
-    files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
-
-    def rank(p: Path):
-        step = (
-            int(p.parts[1].removeprefix("step-"))
-            if p.parts[0] == "checkpoints" and len(p.parts) > 2
-            else -1
-        )
-        return -step, p.parts[:-1] == (), str(p.parent), p.name == "manifest.json", p.name
-
-    return [p.as_posix() for p in sorted(files, key=rank)]
-
-
-def checkpoint_step(name: str) -> int | None:
-    "The step of a checkpoint's file."
-    found = re.match(r"checkpoints/step-(\d+)/", name)
-    return int(found[1]) if found else None
+    the rest; a manifest after all files below its folder."""
+    files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+    shown = [path for path in files if not any(part.startswith(".") for part in path.parts)]
+    return sorted((path.as_posix() for path in shown), key=send_rank)
 
 
 # %% ../../nbs/training/35_mirror.ipynb #9a0a573f
-class Mirror:
-    """Sends a run to a second place in the background, knows what has arrived, and outlives the
-    place."""
+class Sender:
+    "Sends the files of a run to a second place and knows which have arrived."
 
     def __init__(
         self,
         run: Path,
         place,  # a FolderPlace, or what has its methods
-        keep: int = 2,  # newest checkpoints that stay there, beside those that are here
-        every: float = 5.0,  # seconds between two looks
-        say: Callable[[str], None] = lambda text: None,
     ):
-        self.run, self.place, self.keep, self.every, self.say = Path(run), place, keep, every, say
-        self.sent, self.durable, self.cleared, self.fault = {}, set(), None, None
-        self.ending, self.thread = (
-            threading.Event(),
-            threading.Thread(target=self._work, daemon=True),
-        )
+        self.run, self.place = Path(run), place
+        self.sent = {}  # name -> the version that arrived
 
-    def waiting(self) -> list[str]:
-        "What has not arrived as it is now."
-        return [name for name in send_order(self.run) if self.sent.get(name) != self._mark(name)]
-
-    def _mark(self, name: str) -> tuple[int, int] | None:
+    def version(self, name: str) -> tuple[int, int] | None:
+        "Size and modification time of a file; None if it was removed, as an old checkpoint is."
         try:
             stat = (self.run / name).stat()
         except FileNotFoundError:
-            return None  # removed since it was listed: an old checkpoint
+            return None
         return stat.st_size, stat.st_mtime_ns
+
+    def waiting(self) -> list[str]:
+        "The files that have not arrived as they are now."
+        return [name for name in send_order(self.run) if self.sent.get(name) != self.version(name)]
 
     def send(self, name: str) -> None:
         """Send a file, if it is not there already, and read it back; OSError where it does not
         arrive."""
-        mark = self._mark(name)
-        if mark is None:
+        version = self.version(name)
+        if version is None:
             return
-        wanted = sha256(self.run / name)
-        if self.place.digest(name) != wanted:
+        digest = sha256(self.run / name)
+        if self.place.digest(name) != digest:
             self.place.put(self.run / name, name)
-            if self.place.digest(name) != wanted and self._mark(name) == mark:
+            unchanged = self.version(name) == version
+            if self.place.digest(name) != digest and unchanged:
                 raise OSError(errno.EIO, "what was sent does not read back", f"{self.place}/{name}")
-        self.sent[name] = mark
+        self.sent[name] = version
+
+
+# %% ../../nbs/training/35_mirror.ipynb #2cb8d2b2
+class Synchronizer(Sender):
+    "Sends what waits, notes which checkpoints are durable, and removes those no longer kept."
+
+    def __init__(self, run: Path, place, keep: int = 2, say: Callable[[str], None] = print):
+        super().__init__(run, place)
+        self.keep, self.say = keep, say
+        self.durable = set()  # steps whose checkpoints are whole in the place
+        self.cleared = None  # the durable and the local checkpoints when it was last tidied
 
     def sync(self) -> None:
         """Send all that waits, and remove what is too old there; OSError where the place does not
         answer."""
         for name in self.waiting():
             self.send(name)
-            if (
-                (step := checkpoint_step(name)) is not None
-                and name.endswith("manifest.json")
-                and step not in self.durable
-            ):
-                self.durable.add(step)
-                self.say(f"step {step} is durable in {self.place}")
-        here = {folder.name for folder in list_steps(self.run / "checkpoints")}
-        if self.cleared != (self.durable, here):
-            self.clear(here)
+            self.note_durable(name)
+        local = {folder.name for folder in list_steps(self.run / "checkpoints")}
+        if self.cleared != (self.durable, local):
+            self.clear(local)
+
+    def note_durable(self, name: str) -> None:
+        "Note that a checkpoint is whole in the place, if this file is its manifest."
+        step = checkpoint_step(name)
+        manifest = f"checkpoints/step-{step}/manifest.json"
+        if name == manifest and step not in self.durable:
+            self.durable.add(step)
+            self.say(f"step {step} is durable in {self.place}")
 
     def clear(
         self,
-        here: set[str],  # checkpoints
+        local: set[str],  # checkpoints
     ) -> None:
-        "Remove what is no longer kept here, whoever sent it, once enough newer ones have arrived."
-        safe = sorted(self.durable)[-self.keep :]
-        old = [
-            name
-            for name in self.place.names()
-            if (step := checkpoint_step(name)) is not None
-            and f"step-{step}" not in here
-            and len(safe) == self.keep
-            and step < safe[0]
-        ]
-        for name in sorted(old, key=lambda n: not n.endswith("manifest.json")):
-            self.place.remove(name)  # without its manifest it is no checkpoint
-        self.durable -= {checkpoint_step(name) for name in old}
-        self.cleared = (set(self.durable), here)
+        "Remove checkpoints that are not kept here, whoever sent them, once newer ones are durable."
+        newest = sorted(self.durable)[-self.keep :]
+        if len(newest) == self.keep:
+            steps = {name: checkpoint_step(name) for name in self.place.names()}
+            old = {
+                name: step
+                for name, step in steps.items()
+                if step is not None and f"step-{step}" not in local and step < newest[0]
+            }
+            for name in sorted(old, key=lambda name: not name.endswith("manifest.json")):
+                self.place.remove(name)  # without its manifest it is no checkpoint
+            self.durable -= set(old.values())
+        self.cleared = (set(self.durable), local)
+
+
+# %% ../../nbs/training/35_mirror.ipynb #e49c0d14
+class MirrorStatus(Synchronizer):
+    "Tries to synchronize, and says what is safe and what is not."
+
+    fault: OSError | None = None  # why the last try failed
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
@@ -303,24 +315,27 @@ class Mirror:
         else:
             self.fault = None
         if bool(before) != bool(self.fault):
-            self.say(
-                f"{self.place} {'is full' if self.fault.errno in DISK_FULL_ERRORS else 'does not answer'}"
-                f" ({self.fault}): the training goes on, and what waits is sent when it is back"
-                if self.fault
-                else f"{self.place} is back"
-            )
+            self.say(self.change())
         self.note()
         return self.fault is None and not self.waiting()
 
+    def change(self) -> str:
+        "What to say when the place has failed or answers again."
+        if not self.fault:
+            return f"{self.place} is back"
+        state = "is full" if self.fault.errno in DISK_FULL_ERRORS else "does not answer"
+        return (
+            f"{self.place} {state} ({self.fault}): the training goes on, and what waits is sent"
+            " when it is back"
+        )
+
     def status(self) -> dict:
         "The newest step here, the newest that is safe there, and what waits."
-        here = [
-            int(folder.name.removeprefix("step-"))
-            for folder in list_steps(self.run / "checkpoints")
-        ]
+        folders = list_steps(self.run / "checkpoints")
+        steps = [int(folder.name.removeprefix("step-")) for folder in folders]
         return dict(
             place=str(self.place),
-            local=max(here, default=None),
+            local=max(steps, default=None),
             durable=max(self.durable, default=None),
             waiting=len(self.waiting()),
             fault=self.fault and str(self.fault),
@@ -334,10 +349,29 @@ class Mirror:
             if error.errno not in DISK_FULL_ERRORS:
                 raise
 
-    def _work(self) -> None:
+
+# %% ../../nbs/training/35_mirror.ipynb #2dfa633c
+class Mirror(MirrorStatus):
+    "Sends a run to a second place in the background, and survives the failure of the place."
+
+    def __init__(
+        self,
+        run: Path,
+        place,  # a FolderPlace, or what has its methods
+        keep: int = 2,  # newest checkpoints that stay there, beside those that are here
+        every: float = 5.0,  # seconds between two looks
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        super().__init__(run, place, keep=keep, say=say)
+        self.every, self.ending = every, threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+
+    def work(self) -> None:
+        "Try again and again until the end; after an error the pauses grow."
         pause = self.every
         while not self.ending.wait(pause):
-            pause = self.every if self.try_once() or not self.fault else min(60, 2 * pause)
+            arrived = self.try_once()
+            pause = self.every if arrived or not self.fault else min(60, 2 * pause)
 
     def close(self, patience: float = 300) -> bool:
         """Stop the background work, and try until everything arrived or `patience` seconds are
@@ -345,23 +379,23 @@ class Mirror:
         self.ending.set()
         if self.thread.ident:
             self.thread.join()
-        until, pause, told = time.monotonic() + patience, min(1.0, self.every), False
+        until, pause, first = time.monotonic() + patience, min(1.0, self.every), True
         while not self.try_once():
             if time.monotonic() + pause > until:
                 return False
-            if not told:
+            if first:
                 self.say(
                     f"{len(self.waiting())} files wait for {self.place}, which is tried for"
                     f" {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is"
                     f" whole in {self.run}, and the same command sends them"
                 )
-            told = True
+            first = False
             time.sleep(pause)
             pause = min(30, 2 * pause)
         return True
 
 
-# %% ../../nbs/training/35_mirror.ipynb #e49c0d14
+# %% ../../nbs/training/35_mirror.ipynb #1eeb8552
 @contextmanager
 def mirrored(
     run: Path,
@@ -371,7 +405,7 @@ def mirrored(
     every: float = 5.0,
     say: Callable[[str], None] = lambda text: None,
 ):
-    "While it lasts the run is sent to `target`; at the end `Stopped` where not all of it arrived."
+    "Send the run to `target` meanwhile; at the end `Stopped` where not all of it arrived."
     if target is None:
         yield None
         return
@@ -380,9 +414,7 @@ def mirrored(
     try:
         yield mirror
     except BaseException:
-        mirror.close(
-            min(patience, 30)
-        )  # what is saved should arrive, but nobody waits long for it now
+        mirror.close(min(patience, 30))  # send what is saved, without a long wait
         raise
     if not mirror.close(patience):
         raise Stopped(
@@ -391,11 +423,14 @@ def mirrored(
         )
 
 
-# %% ../../nbs/training/35_mirror.ipynb #1eeb8552
+# %% ../../nbs/training/35_mirror.ipynb #a6e4d536
 def restore(place, run: Path) -> bool:
     """Fetch a run that is not here from its second place, whole or not at all; whether there was
     one."""
-    if (run / "recipe.yaml").exists() or "recipe.yaml" not in (names := place.names()):
+    if (run / "recipe.yaml").exists():
+        return False
+    names = place.names()
+    if "recipe.yaml" not in names:
         return False
     work = run.with_name(f".{run.name}.fetched")
     shutil.rmtree(work, ignore_errors=True)

@@ -7,6 +7,11 @@ __all__ = [
     "SCHEDULES",
     "RESUME_MAY_CHANGE",
     "SEQUENCE_KEYS",
+    "TrainLength",
+    "TrainRate",
+    "TrainStep",
+    "TrainPeriods",
+    "TrainEnd",
     "Train",
     "split_batch",
     "MicroBatchSampler",
@@ -16,6 +21,7 @@ __all__ = [
     "Validation",
     "DurableTrainer",
     "training_arguments",
+    "reduce_in_float32",
     "custom_optimizer",
     "save_final",
     "checkpoint_identity",
@@ -34,8 +40,8 @@ __all__ = [
 # %% ../../nbs/training/31_trainer.ipynb #8e4e7b3e
 import math
 import shutil
-from collections.abc import Callable, Iterator
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -78,7 +84,6 @@ from llmtrainer.training.monitor import (
     peak_flops,
     resolve_trackers,
 )
-from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
 from llmtrainer.training.objective import (
     Objective,
     Pretrain,
@@ -86,20 +91,13 @@ from llmtrainer.training.objective import (
     objective_choice,
     trained_tokens,
 )
+from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments, parameter_groups
 from llmtrainer.training.resume import model_signature, tokenizer_digest
 
+
 # %% ../../nbs/training/31_trainer.ipynb #b688e141
-SCHEDULES = {  # word -> (transformers' name, what it takes)
-    "cosine": ("cosine_with_min_lr", lambda floor: dict(min_lr_rate=floor)),
-    "linear": ("linear", lambda floor: {}),
-    "constant": ("constant_with_warmup", lambda floor: {}),
-    "inverse_sqrt": ("inverse_sqrt", lambda floor: {}),
-    "stable": ("warmup_stable_decay", lambda floor: dict(min_lr_ratio=floor)),
-}
-
-
-class Train(Section):
-    "How long, how fast and in what order the model is trained."
+class TrainLength(Section):
+    "What is learned, for how long, and in steps of how many sequences."
 
     objective: objective_choice({"sft": Sft, "pretrain": Pretrain}) = Field(
         "sft",
@@ -112,6 +110,21 @@ class Train(Section):
     )
     batch_size: int = Field(8, gt=0, description="sequences in a micro-batch")
     accumulate: int = Field(1, gt=0, description="micro-batches in a step")
+
+
+# %% ../../nbs/training/31_trainer.ipynb #aa3135d8
+SCHEDULES = {  # word -> (transformers' name, what it takes)
+    "cosine": ("cosine_with_min_lr", lambda floor: dict(min_lr_rate=floor)),
+    "linear": ("linear", lambda floor: {}),
+    "constant": ("constant_with_warmup", lambda floor: {}),
+    "inverse_sqrt": ("inverse_sqrt", lambda floor: {}),
+    "stable": ("warmup_stable_decay", lambda floor: dict(min_lr_ratio=floor)),
+}
+
+
+class TrainRate(Section):
+    "The optimizer, its learning rate, and what limits a step."
+
     lr: float = Field(2e-4, gt=0, description="the highest learning rate")
     schedule: Literal[tuple(SCHEDULES)] = Field(
         "cosine",
@@ -148,6 +161,12 @@ class Train(Section):
         description="largest norm of the gradient",
         json_schema_extra={"renamed_from": "clip"},
     )
+
+
+# %% ../../nbs/training/31_trainer.ipynb #8c68c991
+class TrainStep(Section):
+    "What happens in a step beside loss and optimizer."
+
     neftune_alpha: float | None = Field(
         None,
         gt=0,
@@ -166,23 +185,29 @@ class Train(Section):
     )
     non_finite: Literal["stop", "skip"] = Field(
         "stop",
-        description="what happens to a step whose loss or gradient is no number",
+        description="what happens to a step whose loss or gradient is NaN or infinite",
         json_schema_extra={"renamed_from": "not_finite"},
     )
     max_skipped_steps: int = Field(
         3,
         ge=0,
-        description="such steps that may be left out before it stops all the same",
+        description="such steps that may be skipped before training stops all the same",
         json_schema_extra={"renamed_from": "max_skipped"},
     )
     activations: Literal[POLICIES] = Field(
         "auto",
         description=(
-            "what the way back needs: kept, computed again (a third more time), or offloaded to the"
-            " host; auto takes what fits"
+            "what the backward pass needs: kept, recomputed (a third more time), or offloaded to"
+            " the host; auto takes what fits"
         ),
     )
     seed: int = Field(0, description="of adapters, order and dropout")
+
+
+# %% ../../nbs/training/31_trainer.ipynb #4dd24114
+class TrainPeriods(Section):
+    "When the training logs, validates and saves."
+
     log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
     eval_steps: int | None = Field(
         None,
@@ -201,6 +226,33 @@ class Train(Section):
     keep_checkpoints: int = Field(
         2, gt=0, description="whole checkpoints to keep", json_schema_extra={"renamed_from": "keep"}
     )
+
+    @field_validator("eval_every", "save_every")
+    @classmethod
+    def is_a_period(cls, text, info):
+        "A text that `parse_period` understands, without a number of steps beside it."
+        if text is None:
+            return None
+        parse_period(text)
+        name = info.field_name.replace("every", "steps")
+        if steps := info.data.get(name):
+            raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
+        return text
+
+    @model_validator(mode="after")
+    def has_one_period_each(self):
+        "Fill in the periods that were left open."
+        if not self.eval_every and not self.eval_steps:
+            object.__setattr__(self, "eval_steps", self.save_steps or 100)
+        if not self.save_every and not self.save_steps:
+            object.__setattr__(self, "save_steps", 100)
+        return self
+
+
+# %% ../../nbs/training/31_trainer.ipynb #1999c1ee
+class TrainEnd(Section):
+    "How the training ends, where its copy goes, and what follows it."
+
     final: Literal["last", "best"] = Field(
         "last",
         description=(
@@ -209,7 +261,9 @@ class Train(Section):
         ),
     )
     patience: int | None = Field(
-        None, gt=0, description="validations in a row without a lower loss after which it is over"
+        None,
+        gt=0,
+        description="validations in a row without a lower loss after which training ends",
     )
     mirror: str | None = Field(
         None,
@@ -242,43 +296,24 @@ class Train(Section):
         json_schema_extra={"renamed_from": "accept"},
     )
 
-    @field_validator("eval_every", "save_every")
-    @classmethod
-    def is_a_period(cls, text, info):
-        "Words that `parse_period` understands, and no number of steps beside them."
-        if text is None:
-            return None
-        parse_period(text)
-        if steps := info.data.get(name := info.field_name.replace("every", "steps")):
-            raise ValueError(f"train.{name}: {steps} is given too; set one of the two to null")
-        return text
 
-    @model_validator(mode="after")
-    def has_one_period_each(self):
-        "What is left open is written down, so that a run says it."
-        if not self.eval_every and not self.eval_steps:
-            object.__setattr__(self, "eval_steps", self.save_steps or 100)
-        if not self.save_every and not self.save_steps:
-            object.__setattr__(self, "save_steps", 100)
-        return self
+# %% ../../nbs/training/31_trainer.ipynb #d7954202
+# pydantic lists the fields of the last class first
+class Train(TrainEnd, TrainPeriods, TrainStep, TrainRate, TrainLength):
+    "How long, how fast and in what order the model is trained."
 
 
-RESUME_MAY_CHANGE = {
+RESUME_MAY_CHANGE = {  # what a resumed run may change, since it does not decide what is learned
     "launch",
-    *(
-        f"train.{key}"
-        for key in (
-            "log_steps",
-            "save_steps",
-            "save_every",
-            "keep_checkpoints",
-            "mirror",
-            "max_hours",
-            "trackers",
-            "accept_changes",
-        )
-    ),
-}  # what a resumed run may change: nothing of it decides what is learned
+    "train.log_steps",
+    "train.save_steps",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.mirror",
+    "train.max_hours",
+    "train.trackers",
+    "train.accept_changes",
+}
 
 
 # %% ../../nbs/training/31_trainer.ipynb #f07bad9e
@@ -294,12 +329,12 @@ def split_batch(batch_size: int, accumulate: int, devices: int) -> tuple[int, in
         f"a step of {whole} sequences cannot be shared by {devices} devices",
         where="train.batch_size * train.accumulate",
         allowed=f"a multiple of {devices}",
-        fix=f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices; a"
-        " run that was begun keeps its step",
+        fix=f"set train.accumulate={-(-accumulate // times) * times}, or another number of devices;"
+        " a run that was begun keeps its step",
     )
 
 
-# %% ../../nbs/training/31_trainer.ipynb #da32a529
+# %% ../../nbs/training/31_trainer.ipynb #026546ce
 class MicroBatchSampler:
     """The micro-batches of one device in an epoch, as sequence numbers; `~i` is sequence i without
     targets."""
@@ -315,10 +350,10 @@ class MicroBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         order = iter(self.order)  # it may have no end
-        while some := list(islice(order, self.step)):
-            batches = [some[i : i + self.micro] for i in range(0, len(some), self.micro)]
+        while step := list(islice(order, self.step)):
+            batches = [step[i : i + self.micro] for i in range(0, len(step), self.micro)]
             while len(batches) % self.world:
-                batches.append([~some[0]])
+                batches.append([~step[0]])
             yield from batches[self.rank :: self.world]
 
     def set_epoch(self, epoch: int) -> None:
@@ -326,7 +361,8 @@ class MicroBatchSampler:
         self.order.set_epoch(epoch)
 
 
-SEQUENCE_KEYS = {"input_ids", "position_ids", "labels"}  # what is no column of rows
+# %% ../../nbs/training/31_trainer.ipynb #62332561
+SEQUENCE_KEYS = {"input_ids", "position_ids", "labels"}  # all other keys are columns of rows
 
 
 class IndexedDataset(Dataset):
@@ -347,8 +383,7 @@ class IndexedDataset(Dataset):
 
 
 class SeededLoader(DataLoader):
-    """A DataLoader that takes nothing from torch's random numbers, so that a validation or a resume
-    changes none of them."""
+    "A DataLoader that leaves torch's random state as it is, so a resume finds the same numbers."
 
     def __init__(self, *args, **kw):
         super().__init__(*args, generator=torch.Generator(), **kw)
@@ -389,7 +424,7 @@ class Validation:
         average = self.checkpoints.average
         with average.used() if average and self.checkpoints.training else nullcontext():
             sums = self.validation_sums()
-        if sums is None:  # somebody wants it to stop
+        if sums is None:  # a process was asked to stop
             self.checkpoints.stop(self.control, owed=True)
             self.checkpoints.save_if_due(self.state, self.control)
             return {}
@@ -409,17 +444,20 @@ class Validation:
         return metrics
 
     def validation_sums(self) -> dict[str, dict[str, float]] | None:
-        "Task -> sums of loss, count and metrics over all devices; None after a wish to stop."
+        "Task -> sums of loss, count and metrics over all devices; None when asked to stop."
         self.model.eval()
         sums = {task: self.sum_batches(rows) for task, rows in self.eval_dataset.items()}
         names = sorted({name for task in sums.values() for name in task})
         own = [[task.get(name, 0.0) for name in names] for task in sums.values()]
         own = torch.tensor(own, dtype=torch.float64, device=self.args.device)
         totals = self.accelerator.reduce(own, "sum").tolist()
-        asked = self.checkpoints.training and bool(self.checkpoint_config.signals.asked)
-        if any_rank([asked], self.args.device)[0]:
+        if any_rank([self.stop_requested()], self.args.device)[0]:
             return None
         return {task: dict(zip(names, values)) for task, values in zip(sums, totals)}
+
+    def stop_requested(self) -> bool:
+        "Whether this process was asked to stop in a validation during training."
+        return bool(self.checkpoint_config.signals.asked and self.checkpoints.training)
 
     @torch.no_grad()
     def sum_batches(self, sequences: Sequences) -> dict[str, float]:
@@ -427,12 +465,12 @@ class Validation:
         rows, sums = IndexedDataset(sequences), Counter(loss=0.0, count=0.0)
         size = max(1, self.args.eval_batch_size // self.checkpoints.progress.split)
         starts = range(0, len(sequences), size)
-        batches = [range(lo, min(lo + size, len(sequences))) for lo in starts]
+        batches = [range(start, min(start + size, len(sequences))) for start in starts]
         while self.sharded and len(batches) % world_size():
             batches.append([~0])  # a sequence without targets
         for ids in batches[rank() :: world_size()]:
-            asked = bool(self.checkpoint_config.signals.asked and self.checkpoints.training)
-            if any_rank([asked], self.args.device)[0] if self.sharded else asked:
+            stop = self.stop_requested()
+            if any_rank([stop], self.args.device)[0] if self.sharded else stop:
                 break
             batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
             with self.compute_loss_context_manager():
@@ -503,7 +541,7 @@ class DurableTrainer(SequenceData, Validation, Durable, Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
 
-# %% ../../nbs/training/31_trainer.ipynb #287d9a08
+# %% ../../nbs/training/31_trainer.ipynb #b8562b38
 def training_arguments(
     section: Train,
     plan: DevicePlan,
@@ -549,27 +587,28 @@ def training_arguments(
     # with one process and several GPUs the Trainer would split each batch among all of them
     # (DataParallel), unasked
     args._n_gpu = min(1, args.n_gpu)
-    if args.fsdp and (
-        args.bf16 or args.fp16
-    ):  # gradients are summed over micro-batches and devices in float32, as without FSDP
-        half = getattr(torch, plan.compute_dtype)
-        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
-            param_dtype=half, reduce_dtype=torch.float32, output_dtype=half
-        )
+    if args.fsdp and (args.bf16 or args.fp16):
+        reduce_in_float32(args, plan)
     return args
 
 
+# %% ../../nbs/training/31_trainer.ipynb #8bc4274d
+def reduce_in_float32(args: TrainingArguments, plan: DevicePlan) -> None:
+    "Make FSDP sum gradients over micro-batches and devices in float32."
+    half = getattr(torch, plan.compute_dtype)
+    args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+        param_dtype=half, reduce_dtype=torch.float32, output_dtype=half
+    )
+
+
+# %% ../../nbs/training/31_trainer.ipynb #1b80957f
 def custom_optimizer(model, section: Train, adapt: Adapt, args: TrainingArguments) -> dict:
-    "What the Trainer takes for an optimizer whose groups are ours; nothing where its own do."
+    "Trainer arguments for an optimizer with our own groups; empty where the Trainer's groups do."
     if adapt.variant != "lora+":
         return {}
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    return dict(
-        optimizer_cls_and_kwargs=(
-            kind,
-            options | dict(params=parameter_groups(model, adapt, section.lr, section.weight_decay)),
-        )
-    )
+    groups = parameter_groups(model, adapt, section.lr, section.weight_decay)
+    return dict(optimizer_cls_and_kwargs=(kind, options | dict(params=groups)))
 
 
 # %% ../../nbs/training/31_trainer.ipynb #ee7a30b8
@@ -577,8 +616,8 @@ def save_final(
     model,
     tokenizer,
     run: Run,
-    base: str,
-    stored: bool = False,  # by all devices together, in `.final`
+    base: str,  # the recipe's name of the base, instead of this machine's folder
+    stored: bool = False,  # whether all devices together have written `.final` already
 ) -> Path:
     """The trained adapter or model, with its tokenizer, under its name in the run; whole or not at
     all."""
@@ -586,7 +625,6 @@ def save_final(
     if not stored:
         shutil.rmtree(staged, ignore_errors=True)
         if adapter:
-            # with the recipe's name of the base, not this machine's folder
             save_adapter(model, staged, base)
         else:
             model.save_pretrained(staged)
@@ -599,7 +637,7 @@ def save_final(
 def checkpoint_identity(
     model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict
 ) -> dict:
-    "What a checkpoint must have in common with the run that goes on from it."
+    "What a checkpoint must have in common with the run that resumes from it."
     order = dict(
         seed=section.seed,
         sizes=list(train.sizes),
@@ -612,8 +650,9 @@ def checkpoint_identity(
     return known | tokenizer_digest(tokenizer) | dict(adapter=adapter, order=order)
 
 
+# %% ../../nbs/training/31_trainer.ipynb #289c23f2
 def warn_user(text: str) -> None:
-    "Print what must be heard even where all is quiet."
+    "Print a message that a quiet run shows too."
     if rank() == 0 and not text.startswith("resuming from"):
         print(text)
 
@@ -641,11 +680,11 @@ def make_checkpoint_config(
     )
 
 
-# %% ../../nbs/training/31_trainer.ipynb #289c23f2
+# %% ../../nbs/training/31_trainer.ipynb #2a89ca13
 def add_callbacks(
     trainer: DurableTrainer, section: Train, plan: DevicePlan, run: Run, quiet: bool
 ) -> None:
-    "Put on a trainer what shows how it goes."
+    "Add the throughput meter, the display and the trackers to a trainer."
     chip = torch.cuda.get_device_name() if plan.device == "cuda" else ""
     peak = peak_flops(chip)
     meter = ThroughputMeter(
@@ -658,14 +697,14 @@ def add_callbacks(
         return
     if not quiet:
         trainer.add_callback((LossCurve if in_notebook() else ProgressBar)(meter))
-    wanted = "none" if quiet and section.trackers == "auto" else section.trackers
-    if names := resolve_trackers(wanted):
+    trackers = "none" if quiet and section.trackers == "auto" else section.trackers
+    if names := resolve_trackers(trackers):
         trainer.add_callback(TrackerCallback(names, run.path, section.model_dump()))
 
 
-# %% ../../nbs/training/31_trainer.ipynb #2a89ca13
+# %% ../../nbs/training/31_trainer.ipynb #661e5784
 def check_needs_validation(section: Train) -> None:
-    "`UserError` for what cannot be had without validation rows."
+    "`UserError` for settings that need validation rows."
     for key, value, fix in (
         ("patience", section.patience, "null"),
         ("final", section.final if section.final == "best" else None, "last"),
@@ -680,7 +719,7 @@ def check_needs_validation(section: Train) -> None:
 
 
 def check_streaming(section: Train) -> None:
-    "`UserError` for what needs to know where an epoch ends."
+    "`UserError` for settings that need to know where an epoch ends."
     if not section.max_steps:
         raise UserError(
             "a stream has no last step",
@@ -689,7 +728,8 @@ def check_streaming(section: Train) -> None:
             fix="set train.max_steps, or data.stream=false",
         )
     for key in ("eval_every", "save_every"):
-        if (text := getattr(section, key)) and parse_period(text)[1] == "epoch":
+        text = getattr(section, key)
+        if text and parse_period(text)[1] == "epoch":
             raise UserError(
                 "a stream does not know how long an epoch is",
                 where=f"train.{key}: {text}",
@@ -698,7 +738,7 @@ def check_streaming(section: Train) -> None:
 
 
 def check_sharded(section: Train) -> None:
-    "`UserError` for what cannot be had of weights that are spread over devices."
+    "`UserError` for settings that sharded weights do not support."
     if section.ema_decay or section.final == "best":
         raise UserError(
             "weights that are spread over devices are neither averaged nor taken from an earlier"
@@ -709,16 +749,17 @@ def check_sharded(section: Train) -> None:
         )
 
 
-# %% ../../nbs/training/31_trainer.ipynb #661e5784
+# %% ../../nbs/training/31_trainer.ipynb #0e838306
 @dataclass
 class TrainingData:
     "Sequences to train on and to validate with."
 
     train: Sequences
     val: dict[str, Sequences] = field(default_factory=dict)  # by task
-    sources: object = None  # what knows file and line of the training rows
+    sources: object = None  # finds file and line of the training rows
 
 
+# %% ../../nbs/training/31_trainer.ipynb #132fe8ec
 def build_trainer(
     model,
     tokenizer,
@@ -732,7 +773,8 @@ def build_trainer(
     adapt: Adapt = Adapt(),
     known: dict | None = None,  # of the identity, what is not seen here: base, data, quantization
     quiet: bool = False,
-    check_start: Callable = lambda accelerator: None,  # is what was asked for what runs?
+    check_start: Callable = lambda accelerator: None,  # does what was asked for run?
+    trainer_class: type[DurableTrainer] = DurableTrainer,
     **sharding,  # for TrainingArguments: how several devices share the weights
 ) -> DurableTrainer:
     "The trainer of a job, with everything that makes it durable."
@@ -753,7 +795,7 @@ def build_trainer(
         say=print if not quiet and rank() == 0 else warn_user,
         check_start=check_start,
     )
-    trainer = DurableTrainer(
+    trainer = trainer_class(
         model,
         args,
         train_dataset=data.train,
@@ -768,7 +810,7 @@ def build_trainer(
     return trainer
 
 
-# %% ../../nbs/training/31_trainer.ipynb #6db1c1e4
+# %% ../../nbs/training/31_trainer.ipynb #31fca73b
 def complete_training(
     trainer: DurableTrainer,
     tokenizer,
@@ -786,7 +828,7 @@ def complete_training(
             trainer.save_model(str(run.path / ".final"))  # all must take part
         if rank() == 0:
             save_final(trainer.model, tokenizer, run=run, base=base, stored=trainer.sharded)
-    all_gather("done")  # nobody leaves before the result is there
+    all_gather("done")  # no process leaves before the result is stored
     if config.signals.asked:
         raise Stopped(
             f"stopped by {config.signals.asked} after the last step: the result is saved, and the"
@@ -804,7 +846,7 @@ def fit(
     train: Sequences,
     val: dict[str, Sequences],  # by task
     *,
-    sources=None,  # what knows file and line of the training rows
+    sources=None,  # finds file and line of the training rows
     base: str = "",
     **parts,  # of `build_trainer`: section, plan, run, objective, ...
 ) -> dict:
