@@ -217,6 +217,23 @@ def test_with_only_the_backward_pass_in_8_bits_values_are_exact(m, r, dropout):
     assert max(away) < 1e-5
 
 
+def test_a_compiled_product_has_the_gradients_of_the_plain_one(dtype=torch.float32):
+    torch._dynamo.reset()
+    x, layer = torch.randn(16, 32, dtype=dtype), torch.nn.Linear(32, 48, bias=False, dtype=dtype)
+    A, B = (torch.randn(*shape, requires_grad=True) for shape in ((4, 32), (48, 4)))
+    frozen = freeze_weight(layer, fp8=False)
+
+    def product(x):
+        return lora_linear(x, None, scales=(2.0,), w=frozen, A=(A,), B=(B,))
+
+    def gradients(f):
+        return torch.autograd.grad(f(x).float().square().sum(), (A, B))
+
+    compiled = torch.compile(product, backend="eager", dynamic=False)
+    for plain, ours in zip(gradients(product), gradients(compiled)):
+        assert plain.norm() > 0 and (plain - ours).norm() < 1e-2 * plain.norm()
+
+
 def absolute(tensors):
     return [tensor.detach().abs() for tensor in tensors]
 

@@ -404,6 +404,10 @@ def add_once(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # written out, so that a compiler joins it with what reads the sum: `addmm` would copy a, then
     # read and write it
     wide = torch.promote_types(a.dtype, torch.float32)
+    if wide == a.dtype:
+        # the result of an autograd function must not be a conversion that converts nothing:
+        # compiled by PyTorch 2.11, its gradients are all zero, without a word
+        return a + b
     return (a.to(wide) + b.to(wide)).to(a.dtype)
 
 
