@@ -6,6 +6,7 @@ from llmtrainer.models.memory import (
     adapt_model,
     expected_trainable,
     meta_model,
+    re,
     replace,
     torch,
     unwrap_model,
@@ -196,6 +197,14 @@ def test_a_dense_first_block_still_leaves_a_line():
     assert not blocks_uniform(experts_but_dense([3]), Adapt())
     whole = resident_bytes(build_meta_model(first, section, work), work)
     assert static_memory(first, section, work) == whole
+
+
+def test_the_picture_of_a_plan_is_as_wide_as_its_parts():
+    plan = predict_memory(LlamaConfig(**SMALL))
+    page = plan._repr_html_()
+    widths = [float(value) for value in re.findall(r'width="([\d.]+)" height="26" fill', page)]
+    assert sum(widths) == pytest.approx(560, abs=1) and len(widths) == 9
+    assert f"{plan['total'] / 2**30:.2f} GiB, of training" in page
 
 
 def test_parts_add_up_and_follow_their_causes():

@@ -135,17 +135,6 @@ def job(folder, rows=80, dropout=0.0, plan=PLAN, adapt=None, **data):
     return Job(model, tokenizer, prepared, run=Run.open(folder / "run", Train()), plan=plan)
 
 
-import gc
-
-
-@pytest.fixture(autouse=True, scope="module")
-def imported_modules_are_no_garbage():
-    "accelerate collects garbage at each training; among all that is imported that takes 0.4 s."
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     "Gives the run of a section that nothing interrupts; each is trained once."

@@ -10,6 +10,7 @@ __all__ = [
     "GAPS",
     "COMPILED",
     "PARTS",
+    "COLORS",
     "MAX_ROWS",
     "SHARES",
     "packed_4bit",
@@ -45,8 +46,10 @@ __all__ = [
     "extrapolate_pass",
     "pass_memory",
     "peak_memory",
+    "MemoryPlan",
     "predict_memory",
     "memory_table",
+    "memory_html",
     "required_memory",
     "rows_on_line",
     "largest_batch_size",
@@ -63,7 +66,7 @@ import copy
 import re
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -92,6 +95,7 @@ from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
+from llmtrainer.run import facts_html
 
 
 # %% ../../nbs/speed/60_memory.ipynb #974c8db8
@@ -538,17 +542,25 @@ def peak_memory(config, section: Adapt, work: StepShape, static: dict[str, int])
     )
 
 
+class MemoryPlan(dict):
+    "Bytes by part, as `PARTS` explains them; a picture in a notebook."
+
+    def _repr_html_(self) -> str:
+        return memory_html(self)
+
+
 def predict_memory(
     config,  # a transformers configuration
     section: Adapt = Adapt(),
     work: StepShape = StepShape(),
-) -> dict[str, int]:
+) -> MemoryPlan:
     "`peak_memory` of a configuration, and `evaluation`, the peak of a validation pass."
     config = config.get_text_config()
     static = static_memory(config, section, work)
     parts = peak_memory(config, section, work, static)
     validation = pass_memory(config, section, work, training=False)
-    return parts | dict(evaluation=sum(static.values()) + validation.loss + parts["fragmentation"])
+    evaluation = sum(static.values()) + validation.loss + parts["fragmentation"]
+    return MemoryPlan(parts | dict(evaluation=evaluation))
 
 
 # %% ../../nbs/speed/60_memory.ipynb #386d181e
@@ -574,6 +586,33 @@ def memory_table(parts: dict[str, int]) -> Table:
         size = f"{parts[name] / 2**30:.2f}"
         table.add_row(name, size, meaning, end_section=name in ("gradients", "fragmentation"))
     return table
+
+
+# %% ../../nbs/speed/60_memory.ipynb #f2ed48c7
+COLORS = ("#4c72b0", "#8172b3", "#55a868", "#c44e52", "#937860", "#dd8452", "#da8bc3", "#64b5cd")
+
+
+def memory_html(parts: Mapping[str, int], width: int = 560) -> str:
+    "The parts of a plan as one bar, and its list in GiB."
+    names = [name for name in PARTS if name not in ("total", "evaluation")]
+    bar, lines, left = [], {}, 0.0
+    for name, color in zip(names, (*COLORS, "#8c8c8c")):
+        part = width * parts[name] / parts["total"]
+        size = f"{parts[name] / 2**30:.2f} GiB"
+        bar.append(
+            f'<rect x="{left:.1f}" y="0" width="{part:.1f}" height="26" fill="{color}">'
+            f"<title>{name}: {size}</title></rect>"
+        )
+        if part > 70:
+            bar.append(f'<text x="{left + 4:.1f}" y="17" fill="white" font-size="11">{name}</text>')
+        left += part
+        lines[name] = f"{size}, {PARTS[name]}"
+    for name in ("total", "evaluation"):
+        lines[name] = f"{parts[name] / 2**30:.2f} GiB, {PARTS[name]}"
+    return (
+        f'<svg width="{width}" height="26" role="img" aria-label="memory by part"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(bar)}</svg>{facts_html(lines)}'
+    )
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d3ce9df9

@@ -125,7 +125,12 @@ SCHEDULES = {  # word -> (transformers' name, what it takes)
 class TrainRate(Section):
     "The optimizer, its learning rate, and what limits a step."
 
-    lr: float = Field(2e-4, gt=0, description="the highest learning rate")
+    lr: float = Field(
+        2e-4,
+        gt=0,
+        description="the highest learning rate",
+        json_schema_extra={"renamed_from": "learning_rate"},  # its name in other tools
+    )
     schedule: Literal[tuple(SCHEDULES)] = Field(
         "cosine",
         description=(
