@@ -529,14 +529,19 @@ def run_html(run: "Run") -> str:
     lines, recipe = run.metrics_lines(), run.recipe
     steps = [line for line in lines if line.step is not None]
     finished = run.adapter.is_dir() or run.model.is_dir()
+    data = recipe.get("data", {}).get("train", "not named")
+    if isinstance(data, str) and Path(data).is_absolute():
+        data = Path(data).name  # a notebook's output is shown to others
     facts = {
         "run": run.path.name,
         "base": recipe.get("model", {}).get("base", "not named"),
-        "data": recipe.get("data", {}).get("train", "not named"),
+        "data": data,
         "steps": f"{steps[-1].step if steps else 0:,}, {'finished' if finished else 'unfinished'}",
     }
-    if results := sorted(path.stem for path in run.evals.glob("*.json")):
-        facts["evaluated on"] = ", ".join(results)
+    results = {path.stem: read_json(path) for path in sorted(run.evals.glob("*.json"))}
+    tasks = [name for name, stored in results.items() if stored.get("kind") == "TaskResult"]
+    if tasks:
+        facts["evaluated on"] = ", ".join(tasks)
     if shipped := sorted(path.name for path in run.exports.glob("*/")):
         facts["exports"] = ", ".join(shipped)
     curves = {
