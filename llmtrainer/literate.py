@@ -16,7 +16,7 @@ __all__ = [
     "CONTENTS",
     "INIT",
     "NBDEV",
-    "ABSOLUTE",
+    "ABSOLUTE_IMPORTS",
     "PATH",
     "TOKEN",
     "UNSHOWN",
@@ -651,7 +651,7 @@ from nbdev.doclinks import nbdev_export
 nbdev_clean.__wrapped__()
 nbdev_export.__wrapped__()
 """
-ABSOLUTE = ["--config", 'lint.flake8-tidy-imports.ban-relative-imports = "all"']
+ABSOLUTE_IMPORTS = ["--config", 'lint.flake8-tidy-imports.ban-relative-imports = "all"']
 
 
 def run_ruff(root, *words):
@@ -670,7 +670,9 @@ def export(root):
     subprocess.run([sys.executable, "-c", NBDEV], cwd=root, env=env, check=True)
     write_tests(read_book(root))
     (book.root / package / "__init__.py").write_text(init_file(book.settings), encoding="utf-8")
-    run_ruff(root, "check", package, "--fix", "--unsafe-fixes", "--select=TID252", *ABSOLUTE)
+    run_ruff(
+        root, "check", package, "--fix", "--unsafe-fixes", "--select=TID252", *ABSOLUTE_IMPORTS
+    )
     run_ruff(root, "format", package, "tests")
     (book.root / "README.md").write_text(readme(book), encoding="utf-8")
 

@@ -22,7 +22,7 @@ __all__ = [
     "solutions_as_callouts",
     "gather_solutions",
     "unfold",
-    "joined",
+    "join_lines",
     "has_image",
     "is_visible",
     "last_sentence",
@@ -174,7 +174,7 @@ def unfold(cell):
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def joined(text):
+def join_lines(text):
     "A notebook's text, which is stored as a string or as a list of lines."
     return text if isinstance(text, str) else "".join(text or "")
 
@@ -190,12 +190,12 @@ def is_visible(output):
     if has_image(output) or WIDGET in data:
         return WIDGET not in data
     if "text/html" in data:
-        text = joined(data["text/html"])
+        text = join_lines(data["text/html"])
         return bool(
             re.search(r"<(img|svg|iframe|canvas)\b", text) or re.sub(r"<[^>]*>", "", text).strip()
         )
     kept = [output.get("text"), data.get("text/markdown"), data.get("text/plain")]
-    return output["output_type"] == "error" or any(joined(text).strip() for text in kept)
+    return output["output_type"] == "error" or any(join_lines(text).strip() for text in kept)
 
 
 # %% ../nbs/internals/99_site.ipynb #230a4fe2

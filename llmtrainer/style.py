@@ -10,7 +10,7 @@ __all__ = [
     "own_names",
     "crowded_calls",
     "Limits",
-    "check_code",
+    "check_limits",
     "faults_of_cell",
     "measures",
     "check_measures",
@@ -96,7 +96,7 @@ class Limits:
     positional: int = 4
 
 
-def check_code(book: Book, limits: Limits = Limits()) -> Iterator[Finding]:
+def check_limits(book: Book, limits: Limits = Limits()) -> Iterator[Finding]:
     "Lines, cells, functions and calls beyond the limits, place by place."
     exported = [cell for c in book.chapters for cell in c.cells if cell.has(*EXPORTS)]
     own = own_names([cell.source for cell in exported])
@@ -186,7 +186,7 @@ def check(root: Path) -> list[Finding]:
     places = [book.settings["nbs_path"], book.settings["lib_path"], "benchmarks", "setup.py"]
     places = [place for place in places if (root / place).exists()]
     later = pending(book)
-    findings = [*check_code(book), *check_measures(book), *check_ruff(root, places)]
+    findings = [*check_limits(book), *check_measures(book), *check_ruff(root, places)]
     return [finding for finding in findings if finding.file not in later]
 
 

@@ -35,7 +35,7 @@ def test_tokens_do_not_depend_on_the_layout():
 
 
 def test_every_limit_is_checked():
-    assert not list(check_code(book_of("def f(x):\n    return x")))
+    assert not list(check_limits(book_of("def f(x):\n    return x")))
     long_function = "def f():\n    return [" + "1, " * 400 + "]"
     for source, fault in (
         (CROWDED, "5 positional"),
@@ -43,10 +43,10 @@ def test_every_limit_is_checked():
         ("y = '" + "a" * 100 + "'", "106 columns"),
         (long_function, "f (line 1) has"),
     ):
-        assert any(fault in finding.what for finding in check_code(book_of(source))), fault
+        assert any(fault in finding.what for finding in check_limits(book_of(source))), fault
     shown = parse_cell(1, dict(cell_type="code", source="x = 1\n" * 61))
     book = Book(Path("."), {}, [Chapter("nbs/a.ipynb", [shown])], [])
-    assert not list(check_code(book)), "a shown cell may be long"
+    assert not list(check_limits(book)), "a shown cell may be long"
     small = Limits(cell_median=1, function_p90=3)
     assert len(list(check_measures(book_of("def f(x):\n    return x"), small))) == 2
     assert not list(check_measures(book_of("def f(x):\n    return x")))

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = [
     "HARMLESS_REASONS",
-    "KINDS",
-    "ROLES",
+    "COLUMN_TYPES",
+    "MESSAGE_ROLES",
     "SPEAKERS",
     "SPEAKER",
     "TURNS",
     "BESIDE",
     "ALPACA",
     "FORMATS",
-    "NUMBER",
+    "WHOLE_NUMBER",
     "ANSWERS",
     "PREMISE",
     "LABEL",
@@ -161,7 +161,7 @@ class Ledger:
 
 
 # %% ../../nbs/data/10_rows.ipynb #7f29a706
-KINDS = {  # what a column may hold, in words -> the check
+COLUMN_TYPES = {  # what a column may hold, in words -> the check
     "text": lambda v: isinstance(v, str),
     "a list": lambda v: isinstance(v, list),
     "an object": lambda v: isinstance(v, dict),
@@ -181,7 +181,7 @@ def column_text(
     value = record.get(key)
     if value is None:
         raise BadRecord(f"no {key}")
-    if not KINDS["text or a number"](value):
+    if not COLUMN_TYPES["text or a number"](value):
         raise BadRecord(f"{key} is not text")
     if not isinstance(value, str):
         return str(int(value) if value == value // 1 else value)
@@ -191,7 +191,7 @@ def column_text(
 
 
 # %% ../../nbs/data/10_rows.ipynb #b8df4c31
-ROLES = {
+MESSAGE_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -286,7 +286,7 @@ def parse_message(message) -> dict:
     if not isinstance(message, dict):
         raise BadRecord("a message is not an object")
     speaker = message.get("role", message.get("from"))
-    role = ROLES.get(speaker) if isinstance(speaker, str) else None
+    role = MESSAGE_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise BadRecord("unknown role")
     value = message.get("content", message.get("value"))
@@ -523,7 +523,7 @@ def kto_converter(convert: Callable[[dict], dict], column: str) -> Callable[[dic
 class Shape:
     "One spelling of a format: the columns that mark it, and how a record becomes a row."
 
-    columns: dict[str, str]  # name -> its kind, a key of KINDS
+    columns: dict[str, str]  # name -> its kind, a key of COLUMN_TYPES
     convert: Callable[[dict], dict]
     also: tuple[str, ...] = ()  # columns that are used where there are any
 
@@ -634,17 +634,17 @@ def copa_choices(record: dict) -> dict:
 
 
 # %% ../../nbs/data/10_rows.ipynb #1a29ae94
-NUMBER = "a whole number"
+WHOLE_NUMBER = "a whole number"
 ANSWERS = dict.fromkeys(("ans0", "ans1", "ans2"), "text")
 PREMISE = dict.fromkeys(("premise", "choice1", "choice2", "question"), "text")
 
 FORMATS["multiple_choice"] = [
     Shape(
-        {"query": "text", "choices": "a list", "gold": NUMBER},
+        {"query": "text", "choices": "a list", "gold": WHOLE_NUMBER},
         lambda r: choice_converter(r["query"], r["choices"], int(r["gold"])),
     ),
     Shape(  # MMLU
-        {"question": "text", "choices": "a list", "answer": NUMBER},
+        {"question": "text", "choices": "a list", "answer": WHOLE_NUMBER},
         lambda r: choice_converter(r["question"], r["choices"], int(r["answer"])),
     ),
     Shape({"question": "an object", "answerKey": "text"}, question_stem),
@@ -653,9 +653,9 @@ FORMATS["multiple_choice"] = [
         {"question": "text", "options": "an object", "answer": "text", "answer_idx": "text"},
         medqa_choices,
     ),
-    Shape({"context": "text", "question": "text", "label": NUMBER} | ANSWERS, bbq_choices),
-    Shape(PREMISE | {"label": NUMBER}, copa_choices),
-    Shape({"context_options": "a list", "continuation": "text", "gold": NUMBER}, cloze),
+    Shape({"context": "text", "question": "text", "label": WHOLE_NUMBER} | ANSWERS, bbq_choices),
+    Shape(PREMISE | {"label": WHOLE_NUMBER}, copa_choices),
+    Shape({"context_options": "a list", "continuation": "text", "gold": WHOLE_NUMBER}, cloze),
 ]
 
 # %% ../../nbs/data/10_rows.ipynb #ff202e0a
@@ -687,7 +687,7 @@ FORMATS["text"] = [Shape({"text": "text"}, lambda r: {"text": column_text(r, "te
 # %% ../../nbs/data/10_rows.ipynb #94cd4df4
 def matches_shape(shape: Shape, record: dict) -> bool:
     "Whether the record has every column of the shape, with the right kind."
-    return all(KINDS[kind](record.get(column)) for column, kind in shape.columns.items())
+    return all(COLUMN_TYPES[kind](record.get(column)) for column, kind in shape.columns.items())
 
 
 # %% ../../nbs/data/10_rows.ipynb #bf127383
@@ -776,7 +776,9 @@ def detect_format(
 ) -> Match:
     "The format of the records; `UserError` where none or several fit, or it ignores a judgement."
     shapes = matching_shapes(records)
-    mark = next((c for r in records for c, kind in JUDGED.items() if KINDS[kind](r.get(c))), None)
+    mark = next(
+        (c for r in records for c, kind in JUDGED.items() if COLUMN_TYPES[kind](r.get(c))), None
+    )
     if len(shapes) == 1 and (not mark or mark in shapes[0][1].columns):
         ((name, shape),) = shapes
         return Match(name, shape, explain_match(name, shape, records))
@@ -910,7 +912,7 @@ def source_files(
 # %% ../../nbs/data/10_rows.ipynb #a96ec69d
 def convert_rows(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
     "Rows of one source in the canonical form; what cannot become one goes into the ledger."
-    columns = [(column, kind, KINDS[kind]) for column, kind in shape.columns.items()]
+    columns = [(column, kind, COLUMN_TYPES[kind]) for column, kind in shape.columns.items()]
     for line, record in records:
         ledger.read += 1
         try:

@@ -8,7 +8,7 @@ __all__ = [
     "CHUNK",
     "WORD",
     "NO_LANGUAGE",
-    "STYLE",
+    "REPORT_STYLE",
     "row_numbers",
     "shingles",
     "common_shingles",
@@ -708,7 +708,7 @@ def statistics_table(stats: dict) -> Group:
 
 
 # %% ../../nbs/data/15_statistics.ipynb #4464094f
-STYLE = """
+REPORT_STYLE = """
 :root {
   color-scheme: light dark; --ink: #1c1e21; --soft: #667; --paper: #fff; --line: #dde; --bar:
   #4c72b0; --bad: #b3261e;
@@ -887,7 +887,7 @@ def report_html(
     head = [
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
+        f"<title>{html.escape(title)}</title><style>{REPORT_STYLE}</style>",
     ]
     return (
         f"<!doctype html><html lang=en><head>{''.join(head)}</head>"

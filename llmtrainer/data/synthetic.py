@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "NAMES",
+    "FIRST_NAMES",
     "ITEMS",
     "BOXES",
     "ONE_STEP",
@@ -43,7 +43,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # %% ../../nbs/data/16_synthetic.ipynb #6e3b74e0
-NAMES = [
+FIRST_NAMES = [
     "Ada",
     "Ben",
     "Cara",
@@ -389,7 +389,7 @@ def draw_problem(rng: random.Random) -> Problem:
     "A word problem."
     family = rng.choice(FAMILIES)
     values = draw_numbers(family, rng)
-    name, friend = rng.sample(NAMES, 2)
+    name, friend = rng.sample(FIRST_NAMES, 2)
     words = dict(name=name, friend=friend, items=rng.choice(ITEMS), boxes=rng.choice(BOXES))
     slots = words | values
     steps = tuple(
@@ -503,7 +503,7 @@ ENDS = (
 # %% ../../nbs/data/16_synthetic.ipynb #04c73e9b
 def draw_story(rng: random.Random) -> str:
     "Two to four sentences of plain prose, some with a title."
-    name, friend = rng.sample(NAMES, 2)
+    name, friend = rng.sample(FIRST_NAMES, 2)
 
     def fill(sentence: str) -> str:
         items, place = rng.choice(ITEMS), rng.choice(PLACES)
@@ -526,7 +526,7 @@ def draw_list(rng: random.Random) -> str:
     for number, thing in enumerate(things, 1):
         mark = f"#{number}" if numbered else f"# {rng.randint(2, LIMIT)}"
         lines.append(f"{mark} {thing}")
-    name, verb = rng.choice(NAMES), rng.choice(("wants", "sells", "counts", "packs"))
+    name, verb = rng.choice(FIRST_NAMES), rng.choice(("wants", "sells", "counts", "packs"))
     return "\n".join([f"{name} {verb} these:", *lines])
 
 

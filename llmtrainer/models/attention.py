@@ -7,7 +7,7 @@ __all__ = [
     "VARLEN_PARAMETERS",
     "NAME",
     "boundaries_given",
-    "KINDS",
+    "LAYER_TYPES",
     "document_mask",
     "document_boundaries",
     "attend_documents",
@@ -208,7 +208,7 @@ AttentionInterface.register(NAME, document_attention)
 AttentionMaskInterface.register(NAME, document_attention_mask)
 
 # %% ../../nbs/speed/62_attention.ipynb #61dbeec6
-KINDS = {"full_attention", "sliding_attention"}
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def hidden_states(base, batch: dict) -> torch.Tensor:
@@ -242,8 +242,10 @@ def install_document_attention(base) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if config._attn_implementation != "sdpa":
         raise Unsupported(f"its attention is {config._attn_implementation}")
-    if kinds - KINDS:
-        raise Unsupported(f"it has layers of another kind: {', '.join(sorted(kinds - KINDS))}")
+    if kinds - LAYER_TYPES:
+        raise Unsupported(
+            f"it has layers of another kind: {', '.join(sorted(kinds - LAYER_TYPES))}"
+        )
     same = same_by_document(base)
     modules = [m for m in base.modules() if "window_given" in m.__dict__]
     windows = {m.__dict__.pop("window_given") for m in modules}

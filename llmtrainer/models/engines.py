@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "FUSED",
-    "FASTEST",
+    "SDPA_BACKENDS",
     "single_plain_adapter",
     "FusedLayer",
     "SharedInput",
@@ -312,7 +312,7 @@ def unwrap_model(model) -> torch.nn.Module:
 
 # %% ../../nbs/speed/65_engines.ipynb #ae78a284
 # one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
-FASTEST = [
+SDPA_BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -327,7 +327,7 @@ def compile_layer(layer, backend: str) -> None:
 
     def forward(*args, **kwargs):
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
-        with sdpa_kernel(FASTEST, set_priority=True):
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
             return (plain if cached else compiled)(*args, **kwargs)
 
     layer.forward = forward  # the instance's, so that hooks of other libraries stay around it

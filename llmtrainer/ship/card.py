@@ -6,7 +6,7 @@
 __all__ = [
     "SECRET",
     "DATA_FILE",
-    "ABSOLUTE",
+    "ABSOLUTE_PATH",
     "TEST_NAMES",
     "ADAPTER_USE",
     "FOLDER_USE",
@@ -58,7 +58,7 @@ from llmtrainer.ship.merge import MergeRecord
 # %% ../../nbs/shipping/73_card.ipynb #6f0ed640
 SECRET = re.compile(r"\b(hf|sk|ghp|gho|github_pat)[_-][A-Za-z0-9_-]{16,}")
 DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|md|parquet|gz)$")
-ABSOLUTE = re.compile(r"(?<![\w:/.<])/(?:[\w.@+-]+/)+[\w.@+-]*")
+ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
 
 def is_local_path(name: str) -> bool:
@@ -87,7 +87,7 @@ def public_value(value):
     if is_local_path(value):
         short = Path(value).name
     else:
-        short = ABSOLUTE.sub(lambda match: Path(match[0]).name, value)
+        short = ABSOLUTE_PATH.sub(lambda match: Path(match[0]).name, value)
     return SECRET.sub("[removed]", short)
 
 
