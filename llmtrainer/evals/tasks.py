@@ -224,16 +224,16 @@ def load_word_problems(data_dir: str | None) -> list[Item]:
 
 
 def load_choices(data_dir: str | None) -> list[Item]:
-    "The same problems with four answers; the right one stands at a place that the id decides."
+    "The same problems with four solutions; the right one stands at a place that the id decides."
     items = []
     for item in load_word_problems(data_dir):
         right = int(number_after(item.answer, "####"))
         numbers = [int(n) for n in re.findall(r"\d+", item.question)]
         near = [*numbers, sum(numbers), *(right + n for n in (1, -1, 2, 10))]
         wrong = list(dict.fromkeys(n for n in near if n != right and n >= 0))[:3]
-        choices = [f"#### {n}" for n in wrong]
-        choices.insert(int(item.id, 16) % 4, f"#### {right}")
-        items.append(make_item(item.question, f"#### {right}", choices))
+        choices = [re.sub(rf"\b{right}\b", str(n), item.answer) for n in wrong]
+        choices.insert(int(item.id, 16) % 4, item.answer)
+        items.append(make_item(item.question, item.answer, choices))
     return items
 
 
@@ -254,7 +254,7 @@ TASKS = {
             load=load_choices,
             grade=grade_choice,
             primary="accuracy",
-            about="the same problems with four answers to choose from",
+            about="the same problems with four solutions to choose from",
             request="choose",
         ),
         Task(

@@ -160,7 +160,8 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, meter: ThroughputMeter):
         self.meter, self.losses = meter, {}
-        columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn()]
+        # a short bar: in a terminal of 80 columns the figures need the rest
+        columns = [TextColumn("training"), BarColumn(8), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
         self.bar = Progress(*columns)
 
