@@ -419,7 +419,7 @@ def check_packed_checkpoint(
     merged = load_adapter(unpacked, folder / "adapter").merge_and_unload()
     assert torch.allclose(logits(merged), logits(adapted), atol=2e-3 + inputs)
     assert not hasattr(merged.config, "quantization_config")
-    assert merge(section, folder / "adapter", folder / "merged")["same_greedy"]
+    assert merge(section, folder / "adapter", folder / "merged").same_greedy
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -433,9 +433,15 @@ def test_an_adapter_on_weights_that_gptqmodel_has_quantised(method, tmp_path, mo
         bits=4, group_size=64, quant_method=method, format="gemm" if method == "awq" else "gptq"
     )
     quantised = gptqmodel.GPTQModel.load(str(tmp_path / "plain"), config, device="cpu")
-    quantised.quantize([p.question * 3 for p in problems(64, "train")], batch_size=4)
+    backend = "awq_torch" if method == "awq" else "auto"  # else it takes a kernel for GPUs
+    quantised.quantize(
+        [p.question * 3 for p in problems(64, "train")],
+        batch_size=4,
+        backend=gptqmodel.BACKEND(backend),
+    )
     quantised.save(str(tmp_path / "packed"))
-    check_packed_checkpoint(tmp_path)
+    # a kernel for 4-bit weights on a CPU rounds its inputs: 0.0043 was seen, of logits up to 1.8
+    check_packed_checkpoint(tmp_path, inputs=0.01)
     for variant in ("dora", "loftq"):
         model = open_folder(tmp_path / "packed")
         refused(partial(adapt_model, model, Adapt(variant=variant)), "unquantised")
