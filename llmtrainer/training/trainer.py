@@ -831,8 +831,8 @@ def complete_training(
     all_gather("done")  # no process leaves before the result is stored
     if config.signals.received:
         raise Stopped(
-            f"stopped by {config.signals.received} after the last step: the result is saved, and the"
-            " same command does what is left"
+            f"stopped by {config.signals.received} after the last step: the result is saved, and"
+            " the same command does what is left"
         )
     shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
     ended = trainer.checkpoints.progress.ended
