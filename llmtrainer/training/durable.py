@@ -625,17 +625,29 @@ class StepGuard:
         losses = torch.stack([loss.float() for loss in self.losses])
         window, sums = self.window, self.step_sums
         self.losses, self.window, self.step_sums = [], [], {}
-        finite = torch.isfinite(losses).all() & torch.isfinite(self.gradient_norm(losses))
+        norm = self.gradient_norm(losses)
+        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
         if any_rank([not bool(finite)], self.args.device)[0]:
             self.reject_step(losses.tolist(), window)
-            for p in self.model.parameters():
-                p.grad = None  # the Trainer still calls the optimizer, which then changes nothing
+            self.model.zero_grad()  # the Trainer still calls the optimizer: it changes nothing
             return
         progress = self.checkpoints.progress
+        if not progress.steps:
+            self.check_first_gradient(losses, norm)
         self.unlogged.append({"loss": losses.sum()} | sums)
         progress.steps += 1
         progress.tokens += self.step_token_count(self.items)
         progress.read, self.read = progress.read + self.read, 0
+
+    def check_first_gradient(self, losses: torch.Tensor, norm: torch.Tensor) -> None:
+        "`UserError` where the first step gives no weight a gradient: nothing would be learned."
+        measured = not self.accelerator.scaler and not self.is_deepspeed_enabled
+        if measured and losses.sum() != 0 and norm == 0:
+            raise UserError(
+                "the gradient of the first step is zero: no trained weight would change",
+                where="step 1",
+                fix="set model.engine=reference; if it stays zero, look at what adapt trains",
+            )
 
     def gradient_norm(self, losses: torch.Tensor) -> torch.Tensor:
         "The norm of the gradient; 0 with a gradient scaler, which handles infinite ones itself."
