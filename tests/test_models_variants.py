@@ -265,7 +265,7 @@ def store_and_load(model, kind, storage, section, folder):
         again = load_adapter(open_tiny(kind, storage), folder / "adapter")
         base = Model(base=f"tiny:{kind}", quantize=storage)
         report = merge(base, folder / "adapter", folder / "merged")
-        return again, report["max_abs_logit_diff"], folder / "merged"
+        return again, report.max_abs_logit_diff, folder / "merged"
     with hide_progress_bars(True):
         model.save_pretrained(folder / "model")
         load_tokenizer(f"tiny:{kind}").save_pretrained(folder / "model")

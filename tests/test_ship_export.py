@@ -8,12 +8,12 @@ from llmtrainer.ship.export import (
     UserError,
     np,
     quiet_libraries,
-    shutil,
     stop_id,
 )
 
 
 import functools
+import shutil
 import tempfile
 
 import onnx_ir
@@ -34,27 +34,22 @@ def exported(kind):
 
 def test_a_missing_library_is_named():
     require_onnx()
-    with pytest.raises(UserError, match="needs no_such_library") as caught:
+    with pytest.raises(UserError, match="needs no_such_library") as raised:
         require_onnx(("onnx", "no_such_library"))
-    assert caught.value.fix == 'pip install "llmtrainer[export]"'
+    assert raised.value.fix == 'pip install "llmtrainer[export]"'
 
 
 def test_names_are_optimums():
     graph = OnnxModel(exported("llama")).session
-    assert {i.name: i.shape for i in graph.get_inputs()} == {
+    layers = [(layer, kind) for layer in range(2) for kind in ("key", "value")]
+    caches = [f"past_key_values.{layer}.{kind}" for layer, kind in layers]
+    assert {value.name: value.shape for value in graph.get_inputs()} == {
         "input_ids": ["batch_size", "sequence_length"],
         "attention_mask": ["batch_size", "total_sequence_length"],
         "position_ids": ["batch_size", "sequence_length"],
-        **{
-            f"past_key_values.{n}.{k}": ["batch_size", 2, "past_sequence_length", 16]
-            for n in range(2)
-            for k in ("key", "value")
-        },
-    }
-    assert [o.name for o in graph.get_outputs()] == [
-        "logits",
-        *(f"present.{n}.{k}" for n in range(2) for k in ("key", "value")),
-    ]
+    } | dict.fromkeys(caches, ["batch_size", 2, "past_sequence_length", 16])
+    outputs = [value.name for value in graph.get_outputs()]
+    assert outputs == ["logits", *(f"present.{layer}.{kind}" for layer, kind in layers)]
 
 
 def test_the_folder_tells_nothing_of_the_machine():
@@ -65,14 +60,11 @@ def test_the_folder_tells_nothing_of_the_machine():
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
-    } <= {p.name for p in folder.iterdir()}
+    } <= {file.name for file in folder.iterdir()}
     for file in folder.iterdir():
         data = file.read_bytes()
-        assert (
-            b"site-packages" not in data
-            and str(folder.parent).encode() not in data
-            and str(Path.home()).encode() + b"/" not in data
-        )
+        for trace in ("site-packages", str(folder.parent), f"{Path.home()}/"):
+            assert trace.encode() not in data
 
 
 def test_one_step_equals_many():
@@ -82,34 +74,32 @@ def test_one_step_equals_many():
     for at in range(ids.shape[1]):
         part, cache = model.step(ids[:, at : at + 1], mask[:, : at + 1], cache)
         parts.append(part)
-    assert np.abs(np.concatenate(parts, 1) - model.logits(ids, mask))[mask == 1].max() < 1e-4
+    apart = np.abs(np.concatenate(parts, 1) - model.logits(ids, mask))
+    assert apart[mask == 1].max() < 1e-4
 
 
 def test_a_batch_answers_as_single_questions():
-    model, questions = (
-        OnnxModel(exported("llama")),
-        ["One", "A much longer question than the first one", "Two three"],
-    )
-    assert model.generate(questions, 16) == [model.generate([q], 16)[0] for q in questions]
+    model = OnnxModel(exported("llama"))
+    questions = ["One", "A much longer question than the first one", "Two three"]
+    alone = [model.generate([question], 16)[0] for question in questions]
+    assert model.generate(questions, 16) == alone
 
 
-def spoil(folder, by=1.01):
-    "Change one matrix of the graph."
+def spoil(folder, factor=1.01):
+    "Multiply the largest matrix of the graph by a factor."
     program = onnx_ir.load(folder / "model.onnx")
-    largest = max(
-        (v for v in program.graph.initializers.values() if len(v.shape) == 2),
-        key=lambda v: v.const_value.nbytes,
-    )
-    largest.const_value = onnx_ir.tensor(
-        (largest.const_value.numpy() * by).astype(np.float32), name=largest.name
-    )
+    values = program.graph.initializers.values()
+    matrices = [value for value in values if len(value.shape) == 2]
+    largest = max(matrices, key=lambda value: value.const_value.nbytes)
+    scaled = (largest.const_value.numpy() * factor).astype(np.float32)
+    largest.const_value = onnx_ir.tensor(scaled, name=largest.name)
     onnx_ir.save(program, folder / "model.onnx")
 
 
 def test_a_changed_weight_fails(tmp_path):
     shutil.copytree(exported("llama"), tmp_path / "onnx")
     check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
-    spoil(tmp_path / "onnx", 1.5)
+    spoil(tmp_path / "onnx", factor=1.5)
     with pytest.raises(MergeMismatch, match="is not the model"):
         check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
 
@@ -121,13 +111,13 @@ def test_architectures(kind):
     assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
         export_onnx(tmp_path, tmp_path / "out")
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="an adapter, not a whole model") as caught:
+    with pytest.raises(UserError, match="an adapter, not a whole model") as raised:
         export_onnx(tmp_path, tmp_path / "out")
-    assert "llmtrainer merge RUN" in caught.value.fix
+    assert "llmtrainer merge RUN" in raised.value.fix
     with pytest.raises(UserError, match="no model.onnx"):
         OnnxModel(tmp_path)
 
@@ -135,14 +125,14 @@ def test_what_is_no_model_is_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mistral", "qwen"])
 def test_more_architectures(kind):
-    assert check_parity(
-        tiny_folder(kind), exported(kind), ["One two three four five six seven. " * 12, "Hi"], 6
-    )["same_text"]
+    prompts = ["One two three four five six seven. " * 12, "Hi"]
+    assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
 
 
 def test_every_exporter_is_complete_and_an_unknown_one_is_named():
     for exporter in EXPORTERS.values():
-        assert exporter.title and exporter.extra
+        assert exporter.title
+        assert exporter.extra
         assert all(map(callable, (exporter.require, exporter.write, exporter.verify)))
     assert find_exporter("onnx").write is export_onnx
     for wrong in ("onxx", "", "ONNX"):

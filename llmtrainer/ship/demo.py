@@ -12,12 +12,18 @@ __all__ = [
     "gradio_text",
     "to_messages",
     "drop_unanswered",
+    "failed_answer",
     "respond",
     "respond_all",
     "load_gradio",
+    "add_panes",
+    "add_question",
+    "add_settings",
     "build_demo",
     "launch_demo",
     "count_answered",
+    "split_settings",
+    "append_row",
     "Chat",
     "stream_to_terminal",
     "read_lines_typed",
@@ -30,14 +36,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
 from llmtrainer.models.generate import Generation, override_section, print_stream, stream_answer
-from llmtrainer.recipe import UserError, load_recipe
+from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #5d986242
@@ -45,72 +50,64 @@ def gradio_text(content) -> str:
     "The text of a message as Gradio stores it: a string, or a list of parts."
     if isinstance(content, str):
         return content
-    return "".join(
-        part if isinstance(part, str) else part.get("text", "")
-        for part in (content if isinstance(content, list) else [content])
-    )
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-FAILED = "This answer failed"
+FAILED = "This answer failed"  # the title that marks such an answer in a pane
 
 
 def to_messages(history: list[dict]) -> list[dict]:
-    """What the model is told of a pane's history: role and text, without failed answers and the
-    questions before them, and without empty answers."""
+    """What the model receives of a pane's history: role and text.
+
+    Empty and failed answers are left out, with the questions before them."""
     messages = []
-    for m in history:
-        text, failed = gradio_text(m["content"]), (m.get("metadata") or {}).get("title") == FAILED
-        if m["role"] == "assistant" and (failed or not text):
+    for turn in history:
+        text = gradio_text(turn["content"])
+        failed = (turn.get("metadata") or {}).get("title") == FAILED
+        if turn["role"] == "assistant" and (failed or not text):
             messages = messages[:-1]
         else:
-            messages.append({"role": m["role"], "content": text})
+            messages.append({"role": turn["role"], "content": text})
     return messages
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #ac6fb585
 def drop_unanswered(history: list[dict]) -> list[dict]:
-    """A history that can be gone on with: a question without an answer, as after an early Stop, is
-    taken out."""
+    "The history without a last question that has no answer, as after an early Stop."
     return history[:-1] if history and history[-1]["role"] == "user" else list(history)
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #2092a9ea
+def failed_answer(text: str) -> dict:
+    "A message that a pane shows and the model never receives."
+    return {"role": "assistant", "content": text, "metadata": {"title": FAILED}}
+
+
 def respond(
     model,
     tokenizer,
     section: Generation,
-    history: list[dict],
+    history: list[dict],  # ends with the question
     temperature: float,
     max_new_tokens: int,
 ) -> Iterator[list[dict]]:
-    """A pane's history again and again, each time with more of the answer; a fault becomes a
-    message in the pane."""
+    "A pane's history, longer with each piece of the answer; an error becomes a message."
     settings = section.model_copy(
         update=dict(temperature=float(temperature), max_new_tokens=int(max_new_tokens))
     )
     answer = ""
     try:
-        with contextlib.closing(
-            stream_answer(model, tokenizer, to_messages(history), settings)
-        ) as pieces:
+        pieces = stream_answer(model, tokenizer, to_messages(history), settings)
+        with contextlib.closing(pieces):
             for piece in pieces:
-                yield history + [{"role": "assistant", "content": (answer := answer + piece)}]
+                answer += piece
+                yield [*history, {"role": "assistant", "content": answer}]
         if not answer:
-            yield history + [
-                {
-                    "role": "assistant",
-                    "content": "(the model ended its answer at once)",
-                    "metadata": {"title": FAILED},
-                }
-            ]
-    except Exception as error:  # the page is where its reader looks
-        yield history + [
-            {
-                "role": "assistant",
-                "content": f"{answer}\n\n{type(error).__name__}: {error}".strip(),
-                "metadata": {"title": FAILED},
-            }
-        ]
+            yield [*history, failed_answer("(the model ended its answer at once)")]
+    except Exception as error:  # of any kind: the user looks at the page, not at a log
+        text = f"{answer}\n\n{type(error).__name__}: {error}".strip()
+        yield [*history, failed_answer(text)]
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #e05a0890
@@ -118,24 +115,26 @@ KEEP = {"__type__": "update"}  # to Gradio: leave this part of the page as it is
 
 
 def respond_all(
-    models: Sequence[tuple], section: Generation, question: str, *rest
+    models: Sequence[tuple],  # (model, tokenizer) of each pane
+    section: Generation,
+    question: str,
+    histories: Sequence[list[dict]],  # one of each pane
+    temperature: float,
+    max_new_tokens: int,
 ) -> Iterator[tuple]:
-    """(question box, history of each pane) again and again while all models answer; `rest` is the
-    histories, the temperature and the tokens."""
-    *histories, temperature, tokens = rest
-    if not question.strip():
+    "(question box, history of each pane), again and again while the models answer."
+    question = question.strip()
+    if not question:
         return
-    histories = [
-        drop_unanswered(h) + [{"role": "user", "content": question.strip()}] for h in histories
-    ]
+    turn = {"role": "user", "content": question}
+    histories = [[*drop_unanswered(history), turn] for history in histories]
     yield "", *histories
-    with contextlib.ExitStack() as opened:
-        running = {
-            i: opened.enter_context(
-                contextlib.closing(respond(*models[i], section, h, temperature, tokens))
-            )
-            for i, h in enumerate(histories)
-        }
+    settings = dict(section=section, temperature=temperature, max_new_tokens=max_new_tokens)
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for i, (model, tokenizer) in enumerate(models):
+            answers = respond(model, tokenizer, history=histories[i], **settings)
+            running[i] = stack.enter_context(contextlib.closing(answers))
         while running:
             for i, answers in list(running.items()):
                 longer = next(answers, None)
@@ -148,8 +147,7 @@ def respond_all(
 
 # %% ../../nbs/shipping/76_demo.ipynb #62343ddc
 def load_gradio():
-    """The gradio module, told not to report anything to anyone; `UserError` with the line to type
-    where it is missing."""
+    "The gradio module with its analytics off; `UserError` where it is not installed."
     if find_spec("gradio") is None:
         raise UserError(
             "the demo needs gradio, which is not installed",
@@ -165,78 +163,103 @@ EXAMPLES = (
     "Hugo shares 90 pears equally among 6 friends. How many pears does each friend get?",
     "There are 5 trays with 9 pies each and 11 more pies on the floor. How many pies are there?",
 )
-STYLE = (
-    ".gradio-container {max-width: 1200px !important; margin: auto} footer {display: none"
-    " !important}"
-)
 
 
+def add_panes(gr, names: Iterable[str]) -> list:
+    "A chat window for each model, side by side."
+    with gr.Row():
+        return [
+            gr.Chatbot(
+                label=name,
+                height=420,
+                layout="bubble",
+                buttons=[],
+                allow_tags=True,
+                render_markdown=False,
+                placeholder=f"{name}: no question yet",
+            )
+            for name in names
+        ]
+
+
+def add_question(gr, examples: Sequence[str]) -> tuple:
+    "(question box, Send, Stop, Clear), with examples below them."
+    with gr.Row():
+        box = gr.Textbox(
+            placeholder="Ask something, then Enter",
+            show_label=False,
+            scale=8,
+            autofocus=True,
+            max_lines=6,
+        )
+        send = gr.Button("Send", variant="primary", min_width=80)
+        stop = gr.Button("Stop", variant="stop", min_width=80)
+        clear = gr.Button("Clear", min_width=80)
+    gr.Examples([[example] for example in examples], box, label="Try")
+    return box, send, stop, clear
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #dcc6ab08
+def add_settings(gr, section: Generation) -> tuple:
+    "(temperature, tokens, formatted): two sliders that start at the section's values, and a tick."
+    with gr.Row():
+        temperature = gr.Slider(
+            0,
+            2,
+            section.temperature,
+            step=0.05,
+            label="Temperature",
+            info="0: always the likeliest token",
+        )
+        tokens = gr.Slider(
+            1,
+            max(1024, section.max_new_tokens),
+            section.max_new_tokens,
+            step=1,
+            label="Tokens at most",
+            info="of each answer",
+        )
+        formatted = gr.Checkbox(
+            False,
+            label="Show Markdown formatted",
+            info="Off: exactly what the model wrote",
+            min_width=120,
+        )
+    return temperature, tokens, formatted
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #3ffd5fd5
 def build_demo(
     models: dict[str, tuple],  # name -> (model, tokenizer), a pane each
     section: Generation = Generation(),
     examples: Sequence[str] = EXAMPLES,
 ):
-    """A page where every model answers every question, each in its own pane and with its own
-    history."""
+    "A page where every model answers every question, each in its own pane with its own history."
     gr = load_gradio()
+    receiver = "each model" if len(models) > 1 else "the model"
     with gr.Blocks(analytics_enabled=False, title="llmtrainer") as demo:
         gr.Markdown(
-            f"## {' and '.join(models)}\nEvery question goes to"
-            f" {'each model' if len(models) > 1 else 'the model'} with its own history."
+            f"## {' and '.join(models)}\nEvery question goes to {receiver} with its own history."
         )
-        with gr.Row():
-            panes = [
-                gr.Chatbot(
-                    label=name,
-                    height=420,
-                    layout="bubble",
-                    buttons=[],
-                    allow_tags=True,
-                    render_markdown=False,
-                    placeholder=f"{name}: no question yet",
-                )
-                for name in models
-            ]
-        with gr.Row():
-            box = gr.Textbox(
-                placeholder="Ask something, then Enter",
-                show_label=False,
-                scale=8,
-                autofocus=True,
-                max_lines=6,
-            )
-            send, stop, clear = (
-                gr.Button("Send", variant="primary", min_width=80),
-                gr.Button("Stop", variant="stop", min_width=80),
-                gr.Button("Clear", min_width=80),
-            )
-        gr.Examples([[e] for e in examples], box, label="Try")
-        with gr.Row():
-            temperature = gr.Slider(
-                0,
-                2,
-                section.temperature,
-                step=0.05,
-                label="Temperature",
-                info="0: always the likeliest token",
-            )
-            tokens = gr.Slider(
-                1,
-                max(1024, section.max_new_tokens),
-                section.max_new_tokens,
-                step=1,
-                label="Tokens at most",
-                info="of each answer",
-            )
-            formatted = gr.Checkbox(
-                False,
-                label="Show Markdown formatted",
-                info="Off: exactly what the model wrote",
-                min_width=120,
-            )
+        panes = add_panes(gr, models)
+        box, send, stop, clear = add_question(gr, examples)
+        temperature, tokens, formatted = add_settings(gr, section)
+
+        def answer(question, *values):
+            *histories, heat, limit = values
+            settings = dict(histories=histories, temperature=heat, max_new_tokens=limit)
+            yield from respond_all(list(models.values()), section, question, **settings)
+
+        def show_formatted(on):
+            updates = [gr.update(render_markdown=on) for _ in panes]
+            return updates if len(panes) > 1 else updates[0]
+
+        def empty_page():
+            return "", *([] for _ in panes)
+
         answering = gr.on(
             [box.submit, send.click],
-            partial(respond_all, list(models.values()), section),
+            answer,
             [box, *panes, temperature, tokens],
             [box, *panes],
             api_name="chat",
@@ -244,28 +267,18 @@ def build_demo(
             trigger_mode="once",
         )
         stop.click(None, cancels=answering, api_name=False)
-        formatted.change(
-            lambda on: (
-                [gr.update(render_markdown=on)] * len(panes)
-                if len(panes) > 1
-                else gr.update(render_markdown=on)
-            ),
-            formatted,
-            panes,
-            api_name=False,
-            queue=False,
-        )
-        clear.click(
-            lambda: ("", *([] for _ in panes)),
-            None,
-            [box, *panes],
-            cancels=answering,
-            api_name=False,
-        )
+        clear.click(empty_page, None, [box, *panes], cancels=answering, api_name=False)
+        formatted.change(show_formatted, formatted, panes, api_name=False, queue=False)
     return demo
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #dcc6ab08
+# %% ../../nbs/shipping/76_demo.ipynb #63a4d209
+STYLE = """
+.gradio-container {max-width: 1200px !important; margin: auto}
+footer {display: none !important}
+"""
+
+
 def launch_demo(
     demo,
     port: int | None = 7860,  # None: the first free one from 7860
@@ -273,12 +286,12 @@ def launch_demo(
     wait: bool = True,  # until Ctrl-C; a notebook never waits
     inline: bool | None = None,  # below the cell; None: where there is a cell
 ) -> str:
-    """Serve the page on this machine alone, and return its address; in a notebook and in Colab it
-    opens below the cell."""
+    "Serve the page on this machine alone, and return its address."
     gr = load_gradio()
+    # the system's own fonts: nothing is loaded from another host
     theme = gr.themes.Soft(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )  # no fonts from elsewhere
+    )
     try:
         _, local, public = demo.queue().launch(
             server_name="127.0.0.1",
@@ -294,48 +307,70 @@ def launch_demo(
         )
     except OSError:
         raise UserError(
-            f"port {port or '7860 and the hundred after it'} is taken",
-            fix="name another one with --port, or stop what uses it",
+            f"port {port} is taken" if port else "no port from 7860 to 7959 is free",
+            fix="name another port with --port, or stop the program that uses it",
         ) from None
     if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules:
         demo.block_thread()
     return public or local
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #7d75d5a9
-HELP = """/system TEXT     what the model is told before everything
-/set KEY=VALUE   one or more settings: preset=creative, temperature=0.7 top_p=0.9, max_new_tokens, stop, seed; alone, what they are
+# %% ../../nbs/shipping/76_demo.ipynb #62fc8c48
+HELP = """/system TEXT     set the system message; without TEXT, remove it
+/set KEY=VALUE   change one or more settings: preset=creative, temperature=0.7 top_p=0.9,
+                 max_new_tokens, stop, seed; without any, show the settings
 /undo            take back the last question and answer
-/save FILE       write the conversation as a row to train on, with the settings beside it
-/reset           begin again
-/help            this
+/save FILE       append the conversation to FILE as a row to train on, with the settings
+/reset           begin again; system message and settings stay
+/help            show this help
 /quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
 
 
 def count_answered(turns: Sequence[dict]) -> str:
-    "How many questions were answered, in words."
-    return (
-        "1 question and its answer"
-        if len(turns) == 2
-        else f"{len(turns) // 2} questions and their answers"
-    )
+    "The number of answered questions, in words."
+    if len(turns) == 2:
+        return "1 question and its answer"
+    return f"{len(turns) // 2} questions and their answers"
 
 
+def split_settings(text: str) -> list[str]:
+    "The settings in one line: several if every word has a value, else one with spaces in it."
+    words = text.split()
+    return words if all("=" in word for word in words) else [text]
+
+
+def append_row(path: str, messages: list[dict], section: Generation) -> None:
+    "Append a conversation and its settings to a file of rows, as `data.train` reads them."
+    row = dict(messages=messages, settings=section.model_dump())
+    try:
+        with open(Path(path).expanduser(), "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}",
+            fix="the conversation goes on: /save it under another name",
+        ) from None
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #8bee4f27
 class Chat:
     "A conversation in the terminal: its messages, its settings, and the commands that change them."
 
     def __init__(self, section: Generation):
-        self.section, self.system, self.turns, self.over = section, None, [], False
+        self.section = section
+        self.system: str | None = None
+        self.turns: list[dict] = []
+        self.over = False
 
     @property
     def messages(self) -> list[dict]:
-        "What the model is given."
+        "What the model receives."
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
 
     def command(self, line: str) -> str:
-        "Obey a line that begins with a slash, and say what was done."
+        "Run a line that begins with a slash, and return what was done."
         word, _, rest = line[1:].partition(" ")
-        known = dict(
+        commands = dict(
             system=self.set_system,
             set=self.set,
             undo=self.undo,
@@ -344,52 +379,39 @@ class Chat:
             help=lambda _: HELP,
             quit=self.quit,
         )
-        if word not in known:
-            raise UserError(
-                f"there is no command /{word}", allowed=", ".join(f"/{name}" for name in known)
-            )
-        return known[word](rest.strip())
+        if word not in commands:
+            raise UserError(f"there is no command /{word}", allowed="/" + ", /".join(commands))
+        return commands[word](rest.strip())
 
     def set_system(self, text: str) -> str:
-        "Tell the model something before everything, or nothing any more."
+        "Set the system message, or remove it."
         self.system = text or None
         return "system message set" if text else "no system message"
 
-    def set(self, wish: str) -> str:
-        "Change settings, checked like a recipe; without any, tell them."
-        if not wish:
-            return ", ".join(f"{k}={v}" for k, v in self.section.model_dump().items())
-        self.section = override_section(
-            self.section,
-            wish.split() if " " in wish and all("=" in w for w in wish.split()) else [wish],
-        )
-        return f"{wish} is set"
+    def set(self, text: str) -> str:
+        "Change settings, checked like a recipe; without any, show them."
+        if not text:
+            return ", ".join(f"{key}={value}" for key, value in self.section.model_dump().items())
+        self.section = override_section(self.section, split_settings(text))
+        return f"{text} is set"
 
     def undo(self, _="") -> str:
         "Take back the last question and what followed."
         if not self.turns:
             return "there is nothing to take back"
-        del self.turns[max(i for i, t in enumerate(self.turns) if t["role"] == "user") :]
+        questions = [i for i, turn in enumerate(self.turns) if turn["role"] == "user"]
+        del self.turns[questions[-1] :]
         return f"taken back; left: {count_answered(self.turns)}"
 
-    def save(self, name: str) -> str:
-        """Append the conversation to a file of rows, as `data.train` reads them; an answer that was
-        wrong can be put right there."""
-        if not name or not self.turns:
+    def save(self, path: str) -> str:
+        "Append the conversation to a file of rows."
+        if not path or not self.turns:
             raise UserError(
-                "there is nothing to save" if name else "a file is wanted",
+                "there is nothing to save" if path else "/save needs a file name",
                 fix="/save good.jsonl, after an answer",
             )
-        row = dict(messages=self.messages, settings=self.section.model_dump())
-        try:
-            with open(Path(name).expanduser(), "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{name} cannot be written: {error.strerror}",
-                fix="the conversation goes on: /save it under another name",
-            ) from None
-        return f"{count_answered(self.turns)} added to {name}"
+        append_row(path, self.messages, self.section)
+        return f"{count_answered(self.turns)} added to {path}"
 
     def reset(self, _="") -> str:
         "Forget all turns; system message and settings stay."
@@ -397,36 +419,35 @@ class Chat:
         return "begun again"
 
     def quit(self, _="") -> str:
-        "Ask for the end."
+        "End the chat after this line."
         self.over = True
         return "bye"
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #ab61d14f
 def stream_to_terminal(chat: Chat, model, tokenizer, question: str) -> None:
-    """Stream the answer to standard output; Ctrl-C ends it, and what was written so far stays in
-    the conversation."""
+    "Stream the answer to standard output; Ctrl-C ends it, and what was written is kept."
     chat.turns.append({"role": "user", "content": question})
     written = []
     try:
-        print_stream(
-            stream_answer(model, tokenizer, chat.messages, chat.section), chat.section, written
-        )
+        stream = stream_answer(model, tokenizer, chat.messages, chat.section)
+        print_stream(stream, chat.section, written)
     except KeyboardInterrupt:
         print(" [stopped]", end="", file=sys.stderr)
     except BaseException:
         chat.undo()
         raise
     print("\n", flush=True)
-    if said := "".join(written).strip():
-        chat.turns.append({"role": "assistant", "content": said})
+    answer = "".join(written).strip()
+    if answer:
+        chat.turns.append({"role": "assistant", "content": answer})
     else:
         chat.undo()
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #74e96cc0
 def read_lines_typed() -> Iterator[str]:
-    "Lines from the keyboard until Ctrl-D; Ctrl-C drops a line begun."
+    "Lines from the keyboard until Ctrl-D; Ctrl-C discards the line being typed."
     with contextlib.suppress(ImportError):
         import_module("readline")  # arrow keys and history, where the system has them
     print("Type a question, or /help. Ctrl-D ends.", file=sys.stderr)
@@ -443,13 +464,15 @@ def terminal_chat(
     model,
     tokenizer,
     section: Generation = Generation(),
-    lines: Iterable[str] | None = None,  # None asks the keyboard
+    lines: Iterable[str] | None = None,  # None reads the keyboard
 ) -> None:
-    """Answer line after line: answers to standard output, each ended by an empty line, everything
-    else to standard error."""
+    """Answer line after line, until `/quit` or the last line.
+
+    Answers go to standard output, each ended by an empty line; the rest to standard error."""
     chat = Chat(section)
     for line in read_lines_typed() if lines is None else lines:
-        if not (line := line.strip()):
+        line = line.strip()
+        if not line:
             continue
         try:
             if line.startswith("/"):

@@ -7,7 +7,7 @@ __all__ = [
     "How",
     "PROMPTS",
     "TOLERANCE",
-    "INT8",
+    "INT8_TOLERANCE",
     "OTHER_BASE_TOLERANCE",
     "merge_adapter",
     "quiet_libraries",
@@ -46,7 +46,7 @@ from transformers.utils.logging import (
 
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
 from llmtrainer.data.templates import render, set_template
-from llmtrainer.device import DevicePlan, plan_device, probe
+from llmtrainer.device import DevicePlan
 from llmtrainer.models.generate import Generation, encode_prompts, generate, generation_config
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.models.lora import load_adapter
@@ -67,7 +67,8 @@ def merge_adapter(
 ):
     "A plain model with the adapter folded into its weights."
     if how == "original" and model.quantize != "none":
-        base = load_model(model.model_copy(update=dict(quantize="none")), plan)[0]
+        unquantized = model.model_copy(update=dict(quantize="none"))
+        base, _ = load_model(unquantized, plan)
     else:
         base = trained.unload()
     return load_adapter(dequantize(base), adapter).merge_and_unload()
@@ -76,17 +77,17 @@ def merge_adapter(
 # %% ../../nbs/shipping/70_merge.ipynb #0f96896f
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' progress bars, log lines and warnings back; an exception goes through,
-    with what they printed as its note."""
-    bars, level, said = is_progress_bar_enabled(), logging.root.manager.disable, io.StringIO()
+    "Hold back progress bars, log lines and warnings; an exception carries them as a note."
+    bars, level = is_progress_bar_enabled(), logging.root.manager.disable
+    printed = io.StringIO()
     disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(said):
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(printed):
             yield
     except Exception as error:
-        if said.getvalue().strip():
-            error.add_note(said.getvalue())
+        if printed.getvalue().strip():
+            error.add_note(printed.getvalue())
         raise
     finally:
         logging.disable(level)
@@ -101,10 +102,10 @@ def model_logits(
     tokenizer,
     texts: Sequence[str],  # rendered conversations
 ) -> torch.Tensor:
-    """The model's logits (tokens, vocabulary) at every token of the texts, padding left out;
-    float32 on the CPU."""
+    "Logits (tokens, vocabulary) at every real token of the texts, float32 on the CPU."
     batch = encode_prompts(model, tokenizer, texts)
-    return model(**batch, use_cache=False).logits[batch["attention_mask"].bool()].float().cpu()
+    real = batch["attention_mask"].bool()
+    return model(**batch, use_cache=False).logits[real].float().cpu()
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #79c49bcd
@@ -119,23 +120,25 @@ PROMPTS = (
 def observe_answers(
     model,
     tokenizer,
-    prompts: Sequence[str] = PROMPTS,  # what a user would say
+    prompts: Sequence[str] = PROMPTS,  # user messages, one conversation each
     tokens: int = 32,  # of each answer
 ) -> tuple[list[str], list[str]]:
     "(greedy answer to each prompt, prompt and answer as one rendered text)."
-    conversations = [[{"role": "user", "content": p}] for p in prompts]
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     answers = generate(model, tokenizer, conversations, Generation(max_new_tokens=tokens))
-    return answers, [render(c, tokenizer, prompt=True) + a for c, a in zip(conversations, answers)]
+    rendered = [render(turns, tokenizer, prompt=True) for turns in conversations]
+    texts = [prompt + answer for prompt, answer in zip(rendered, answers, strict=True)]
+    return answers, texts
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #d4726c4b
 def difference(
-    trained: torch.Tensor,
-    shipped: torch.Tensor,  # logits (tokens, vocabulary)
+    trained: torch.Tensor,  # logits (tokens, vocabulary)
+    shipped: torch.Tensor,  # the other model's, at the same tokens
 ) -> dict[str, float]:
-    """How far two models are apart on the same tokens: the largest difference of a logit, and the
-    mean Kullback-Leibler divergence in nats."""
-    p, q = trained.double().log_softmax(-1), shipped.double().log_softmax(-1)
+    "The largest difference of a logit, and the mean Kullback-Leibler divergence in nats per token."
+    p = trained.double().log_softmax(-1)
+    q = shipped.double().log_softmax(-1)
     return dict(
         max_abs_logit_diff=(trained - shipped).abs().max().item(),
         mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item(),
@@ -143,12 +146,13 @@ def difference(
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #7c82033e
+# mean KL that rounding in the number format explains, with room
 TOLERANCE = {
     "float32": 1e-5,
     "float16": 1e-4,
     "bfloat16": 2e-3,
-}  # mean KL that the number format explains, with room
-INT8 = 5e-3  # int8 layers also round their inputs, which no merged model does
+}
+INT8_TOLERANCE = 5e-3  # int8 layers also round their inputs, which no merged model does
 OTHER_BASE_TOLERANCE = 0.1  # merged into other weights than training saw
 
 
@@ -158,36 +162,35 @@ def tolerance_of(model: Model, plan: DevicePlan, how: How) -> float:
         return TOLERANCE[plan.dtype]
     if how == "original":
         return OTHER_BASE_TOLERANCE
-    return INT8 if model.quantize == "int8" else TOLERANCE[plan.dtype]
+    return INT8_TOLERANCE if model.quantize == "int8" else TOLERANCE[plan.dtype]
 
 
 class MergeMismatch(UserError):
-    "What was written is not the model that was trained."
+    "The written model is not the trained one."
 
     exit_code = 1
 
 
-def check_difference(found: dict, limit: float) -> None:
+def check_difference(
+    sizes: dict,  # as `difference` returns them
+    limit: float,  # of the mean KL
+) -> None:
     "Raise `MergeMismatch` where two models are further apart than `limit`."
-    if not found["mean_kl"] <= limit:  # so written, a NaN is refused too
+    if not sizes["mean_kl"] <= limit:  # in this form the test refuses a NaN too
         raise MergeMismatch(
-            f"the merged model is not the trained one: mean KL {found['mean_kl']:.2g}, largest"
-            f" logit difference {found['max_abs_logit_diff']:.2g}; nothing was written",
-            None,
-            f"mean KL up to {limit:g}",
-            "merge into the dequantized base, or serve base and adapter unmerged",
+            f"the merged model is not the trained one: mean KL {sizes['mean_kl']:.2g}, largest"
+            f" logit difference {sizes['max_abs_logit_diff']:.2g}; nothing was written",
+            allowed=f"mean KL up to {limit:g}",
+            fix="merge into the dequantized base, or serve base and adapter unmerged",
         )
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #0e4f8e05
 def save_model(model, tokenizer, folder: Path) -> None:
-    """A model folder that any server loads: safetensors, tokenizer with template, and a generation
-    configuration that stops where the template does."""
+    "Write a folder that any server loads: weights, tokenizer with template, and stop tokens."
     config = generation_config(model, tokenizer, Generation())
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        config.eos_token_id,
-        config.pad_token_id,
-    )
+    model.generation_config.eos_token_id = config.eos_token_id
+    model.generation_config.pad_token_id = config.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -195,11 +198,11 @@ def save_model(model, tokenizer, folder: Path) -> None:
 # %% ../../nbs/shipping/70_merge.ipynb #18c56c68
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well and is gone when it does
-    not; only a folder made this way is replaced."""
-    if out.exists() and not (
-        out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))
-    ):
+    """A temporary folder, which becomes `out` when the block succeeds and is removed when it fails.
+
+    Only an empty folder, or one that was written this way, is replaced."""
+    sealed = (out / "manifest.json").is_file()
+    if out.exists() and not (sealed or (out.is_dir() and not any(out.iterdir()))):
         raise UserError(
             f"{out} exists and was not written by this command, so it is not replaced",
             allowed="a new or empty folder",
@@ -230,13 +233,10 @@ def check_adapter(adapter: Path) -> None:
     raise UserError(f"there is no adapter in {adapter}", fix="has the run finished training?")
 
 
-def adapter_tokenizer(adapter: Path, otherwise):
-    "The tokenizer that was saved with the adapter, where one was, with a chat template."
-    tokenizer = (
-        AutoTokenizer.from_pretrained(adapter)
-        if (adapter / "tokenizer_config.json").is_file()
-        else otherwise
-    )
+def adapter_tokenizer(adapter: Path, tokenizer):
+    "The tokenizer saved with the adapter, or else the one given, with a chat template."
+    if (adapter / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
     set_template(tokenizer)
     return tokenizer
 
@@ -246,8 +246,8 @@ class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
     max_abs_logit_diff: float
-    mean_kl: float  # nats a token
-    same_greedy: bool  # are the greedy answers the same texts?
+    mean_kl: float  # nats per token
+    same_greedy: bool  # are the greedy answers equal?
     how: How
     dtype: str  # of the weights that were written
     parameters: int
@@ -257,31 +257,31 @@ def merge(
     model: Model,
     adapter: Path,
     out: Path,
-    prompts: list[str] | None = None,  # what to compare the two models on
+    prompts: Sequence[str] | None = None,  # to compare the two models on; None: `PROMPTS`
     how: How = "dequantized",
-    tolerance: float | None = None,  # mean KL; by default what was measured for the number format
+    tolerance: float | None = None,  # of the mean KL; None: the limit of the number format
 ) -> MergeRecord:
-    """Merge, write, load what was written, and compare it with the trained model; refuses when they
-    differ."""
-    check_adapter(adapter := Path(adapter))
+    "Merge, write, load what was written, and compare; `MergeMismatch` where the models differ."
+    adapter = Path(adapter)
+    check_adapter(adapter)
     with quiet_libraries(), staging(Path(out)) as staged:
-        chosen = plan_model(model)
-        base, tokenizer = load_model(model, chosen)
-        trained, tokenizer = load_adapter(base, adapter), adapter_tokenizer(adapter, tokenizer)
+        plan = plan_model(model)
+        base, tokenizer = load_model(model, plan)
+        trained = load_adapter(base, adapter)
+        tokenizer = adapter_tokenizer(adapter, tokenizer)
         answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
         before = model_logits(trained, tokenizer, texts)
-        save_model(
-            merge_adapter(trained, model, plan=chosen, adapter=adapter, how=how), tokenizer, staged
-        )
-        del base, trained
-        shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), chosen)
-        found = difference(before, model_logits(shipped, tokenizer, texts))
-        check_difference(found, tolerance or tolerance_of(model, chosen, how))
-        said = observe_answers(shipped, tokenizer, prompts or PROMPTS)[0]
+        merged = merge_adapter(trained, model, plan=plan, adapter=adapter, how=how)
+        save_model(merged, tokenizer, staged)
+        del base, trained, merged
+        shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), plan)
+        sizes = difference(before, model_logits(shipped, tokenizer, texts))
+        check_difference(sizes, tolerance or tolerance_of(model, plan, how))
+        shipped_answers, _ = observe_answers(shipped, tokenizer, prompts or PROMPTS)
         return MergeRecord(
-            **found,
-            same_greedy=said == answers,
+            **sizes,
+            same_greedy=shipped_answers == answers,
             how=how,
-            dtype=chosen.dtype,
-            parameters=sum(p.numel() for p in shipped.parameters()),
+            dtype=plan.dtype,
+            parameters=sum(weight.numel() for weight in shipped.parameters()),
         )

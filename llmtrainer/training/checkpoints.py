@@ -38,16 +38,16 @@ def commit(
     staged: Path,  # a folder written by anyone, in the same file system
     final: Path,  # where it becomes a checkpoint
 ) -> Path:
-    """Turn a folder into a checkpoint in one step: sync, manifest, rename. Before the rename there
-    is none; after it, all of it."""
+    """Turn a folder into a checkpoint in one step: manifest, sync, rename.
+
+    Before the rename there is no checkpoint; after it, a complete one."""
     seal(staged)
     for path in [*staged.rglob("*"), staged]:
         fsync_path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
-        remove_checkpoint(
-            final
-        )  # a damaged one of the same step, or it would have been resumed from
+        # it is damaged, or a resume would have used it
+        remove_checkpoint(final)
     staged.rename(final)
     fsync_path(final.parent)
     return final
@@ -57,17 +57,16 @@ def commit(
 def write_pointer(
     folder: Path,  # a checkpoint
 ) -> None:
-    """Leave `latest.json` beside a checkpoint: name, step, SHA-256 of its manifest. Nothing here
-    reads it; without room for it the old one stays."""
+    """Write `latest.json` beside a checkpoint: its name, its step, SHA-256 of its manifest.
+
+    On a full disk the old pointer stays."""
+    pointer = dict(
+        name=folder.name,
+        step=int(folder.name.removeprefix("step-")),
+        manifest=sha256(folder / "manifest.json"),
+    )
     try:
-        write_json(
-            folder.parent / "latest.json",
-            dict(
-                name=folder.name,
-                step=int(folder.name.removeprefix("step-")),
-                manifest=sha256(folder / "manifest.json"),
-            ),
-        )
+        write_json(folder.parent / "latest.json", pointer)
     except OSError as error:
         if error.errno not in DISK_FULL_ERRORS:
             raise
@@ -76,18 +75,16 @@ def write_pointer(
 # %% ../../nbs/training/33_checkpoints.ipynb #c0f589ae
 def list_steps(root: Path) -> list[Path]:
     "The folders `step-N` of a run, newest first."
-    return sorted(
-        (d for d in root.glob("step-*") if d.name.removeprefix("step-").isdigit()),
-        key=lambda d: -int(d.name.removeprefix("step-")),
-    )
+    folders = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(folders, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
 def newest_checkpoint(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
-    """(the newest checkpoint that verifies, the damaged ones that were passed over with what is
-    wrong)."""
+    "(the newest checkpoint that verifies, the faults of each damaged one that is newer)."
     damaged = {}
     for folder in list_steps(root):
-        if not (faults := verify(folder)):
+        faults = verify(folder)
+        if not faults:
             return folder, damaged
         damaged[folder.name] = faults
     return None, damaged
@@ -96,27 +93,27 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
 # %% ../../nbs/training/33_checkpoints.ipynb #40a55f32
 @dataclass(frozen=True)
 class Retention:
-    "Which whole checkpoints of a run stay."
+    "Which complete checkpoints of a run are kept."
 
-    newest: int = 2  # so many of the newest
-    best: bool = False  # and the one with the lowest validation loss, however old
+    newest: int = 2  # how many of the newest
+    best: bool = False  # also the one with the lowest validation loss, however old
 
 
 def checkpoint_score(folder: Path) -> float | None:
-    "The validation loss that a checkpoint was saved with, if it was measured at that step."
+    "The validation loss stored in a checkpoint, if it was measured at that step."
     try:
         return read_json(folder / "progress.json").get("eval_loss")
     except UserError:
-        return None  # of another writer
+        return None  # another program wrote this checkpoint
 
 
 def best_checkpoint(root: Path) -> Path | None:
-    "The whole checkpoint with the lowest validation loss."
-    scored = [
-        (found, -i, folder)
-        for i, folder in enumerate(list_steps(root))
-        if isinstance(found := checkpoint_score(folder), float) and not verify(folder)
-    ]
+    "The complete checkpoint with the lowest validation loss; of equal ones the oldest."
+    scored = []
+    for age, folder in enumerate(list_steps(root)):
+        score = checkpoint_score(folder)
+        if isinstance(score, float) and not verify(folder):
+            scored.append((score, -age, folder))
     return min(scored)[2] if scored else None
 
 
@@ -124,8 +121,9 @@ def prune_checkpoints(
     root: Path,
     retention: Retention,
 ) -> list[str]:
-    """Remove whole checkpoints that the retention does not keep; their names. A damaged one stays
-    for a person to look at, and never counts."""
+    """Remove complete checkpoints that the retention does not keep; returns their names.
+
+    A damaged checkpoint is never removed and never counts."""
     whole = [folder for folder in list_steps(root) if not verify(folder)]
     kept = {*whole[: retention.newest], best_checkpoint(root) if retention.best else None}
     gone = [folder for folder in whole if folder not in kept]
@@ -135,8 +133,9 @@ def prune_checkpoints(
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Take a checkpoint away so that a kill in between leaves none, and not a damaged one: without
-    its manifest and name it is nothing."""
+    """Remove a checkpoint; a kill in between leaves no damaged one.
+
+    It loses its name first, and without the name it is not a checkpoint."""
     away = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(away, ignore_errors=True)
     folder.rename(away)
@@ -144,82 +143,81 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #73f1530b
-DISK_FULL_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-}  # the disk, a quota, a limit on the size of a file
+# the disk is full, a quota is used up, a file exceeds its size limit
+DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_disk_full(
     folder: Path,
     size: int,  # bytes
 ) -> OSError | None:
-    "Why so many bytes cannot be written here, or None."
+    "The error that prevents writing `size` bytes here, or None."
     if shutil.disk_usage(folder).free < size:
         return OSError(errno.ENOSPC, "No space left on device", str(folder))
     probe = folder / f".room-{threading.get_ident()}"
     try:
         with open(probe, "wb") as file:
-            file.write(bytes(min(size, 2**20)))  # a quota shows itself only to who writes
+            file.write(bytes(min(size, 2**20)))  # only a write reveals a quota
     except OSError as error:
-        return (
-            OSError(error.errno, error.strerror, str(folder))
-            if error.errno in DISK_FULL_ERRORS
-            else None
-        )
+        if error.errno in DISK_FULL_ERRORS:
+            return OSError(error.errno, error.strerror, str(folder))
     finally:
         probe.unlink(missing_ok=True)
+    return None
 
 
 @contextmanager
 def explain_full_disk(
-    folder: Path,  # where is being written
-    least: int = 2**20,  # bytes that must have room, or it counts as full
+    folder: Path,  # where files are written
+    least: int = 2**20,  # with less space, in bytes, the disk counts as full
 ):
-    "Whatever error a library gives when the disk is full becomes the OSError that it is."
+    "Turn any error into an `OSError` with the reason, if the disk is full when it occurs."
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
             raise
-        if (reason := is_disk_full(folder, least)) is None:
+        reason = is_disk_full(folder, least)
+        if reason is None:
             raise
         raise reason from error
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #19a722fb
 class AsyncSaver:
-    """Writes checkpoints in a thread, one after the other, and removes those that are too old. A
-    full disk keeps the older ones, is said, and stops nothing."""
+    """Writes checkpoints in a thread, one after the other, and prunes old ones.
+
+    A full disk is reported and does not stop the training; the older checkpoints stay."""
 
     def __init__(
         self,
         root: Path,
         retention: Retention = Retention(),
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print,  # called with messages for the user
     ):
         self.root, self.retention, self.say = root, retention, say
-        self.thread, self.fault, self.failed = None, None, []  # failed: steps that found no room
+        self.thread = None
+        self.fault = None  # an error in the thread, other than a full disk
+        self.failed = []  # steps that a full disk prevented
 
     def save(
         self,
         step: int,
-        write: Callable[[Path], None],  # writes a state that nobody changes any more into a folder
-        size: int = 0,  # bytes it will take
+        write: Callable[[Path], None],  # writes a copy of the state into a folder
+        size: int = 0,  # bytes that it will write
     ) -> None:
-        "Begin to write; raises what went wrong with the one before."
+        "Begin to write; raises the error of the save before."
         self.wait()
-        self.thread = threading.Thread(
-            target=self._work, args=(step, write, size), name=f"save step {step}"
-        )
+        work = (step, write, size)
+        self.thread = threading.Thread(target=self._work, args=work, name=f"save step {step}")
         self.thread.start()
 
     def wait(self) -> None:
-        "Until nothing is being written; raises what went wrong, a full disk excepted."
+        "Wait until nothing is being written; raises the save's error, except for a full disk."
         if self.thread:
             self.thread.join()
-        self.thread, fault, self.fault = None, self.fault, None
+        fault = self.fault
+        self.thread = self.fault = None
         if fault:
             raise fault
 
@@ -227,24 +225,28 @@ class AsyncSaver:
         staged = self.root / ".staging" / f"step-{step}"
         try:
             self._write(staged, step, write, size)
-        except Exception as error:  # it is the main thread's to raise
+        except Exception as error:  # of any kind: the main thread raises it
             shutil.rmtree(staged, ignore_errors=True)
-            if not (isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS):
-                self.fault = error
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
+                self._report_full_disk(step, error)
             else:
-                self.failed.append(step)
-                found = newest_checkpoint(self.root)[0]
-                self.say(
-                    f"step {step} could not be saved: {error.strerror.lower()}. The training goes"
-                    f" on; the newest checkpoint is {found.name if found else 'none yet'}. Free"
-                    f" some space under {self.root}."
-                )
+                self.fault = error
+
+    def _report_full_disk(self, step, error) -> None:
+        self.failed.append(step)
+        newest = newest_checkpoint(self.root)[0]
+        self.say(
+            f"step {step} could not be saved: {error.strerror.lower()}. The training goes on; the"
+            f" newest checkpoint is {newest.name if newest else 'none yet'}. Free some space under"
+            f" {self.root}."
+        )
 
     def _write(self, staged, step, write, size) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         with explain_full_disk(self.root, 2**20 + size // 8):
-            if reason := is_disk_full(self.root, size + size // 20):
+            reason = is_disk_full(self.root, size + size // 20)
+            if reason:
                 raise reason
             write(staged)
             write_pointer(commit(staged, self.root / f"step-{step}"))

@@ -27,6 +27,7 @@ __all__ = [
     "SplitMicroBatch",
     "StepGuard",
     "StepLog",
+    "ShardedWeights",
     "TrainerData",
     "Durable",
     "resume_point",
@@ -103,25 +104,26 @@ SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 def parse_period(text: str) -> tuple[float, str]:
     "(number, unit) of words such as `30 min`, `0.5 epochs`, `2M tokens`."
-    found = re.fullmatch(
+    match = re.fullmatch(
         rf"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kMG]?)\s*({'|'.join(UNITS)})s?\s*", text
     )
-    if not found or float(found[1]) <= 0:
+    if not match or float(match[1]) <= 0:
         raise ValueError(
-            f"{text!r} is no period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens"
+            f"{text!r} is not a period: write 100 steps, 0.5 epochs, 30 min, 2 hours or 2M tokens"
         )
-    number, size, unit = found.groups()
+    number, size, unit = match.groups()
     scale = SIZES[size] * (60 if unit in ("hour", "h") else 1)
     return float(number) * scale, UNITS[unit]
 
 
 class PeriodTimer:
-    "Says when a period has passed."
+    "Tells when a period has passed."
 
     def __init__(self, text: str):
         self.length, self.unit = parse_period(text)
 
     def turn(self, now: dict[str, float]) -> int:
+        "The number of periods since the beginning of the run."
         return int(now[self.unit] / self.length + 1e-9)
 
     def start(
@@ -132,7 +134,7 @@ class PeriodTimer:
         self.at = self.turn(now)
 
     def due(self, now: dict[str, float]) -> bool:
-        "Has another one begun?"
+        "Whether a new period has begun since the last call."
         before, self.at = self.at, self.turn(now)
         return self.at > before
 
@@ -144,41 +146,42 @@ class Signals:
     A second signal, a second later, interrupts at once."""
 
     def __init__(self):
-        self.asked = None  # the name of the signal that came
-        self.gentle = False  # is a step under way, which must be finished?
-        self.before = {}  # the handlers that were there
-        self.since, self.began = None, time.monotonic()
+        self.received = None  # the name of the last signal
+        self.gentle = False  # is a step running, which must be finished?
+        self.before = {}  # the handlers that ours replace
+        self.since = None  # when the first signal came
+        self.began = time.monotonic()
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.before = {
-                s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)
-            }
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *_):
-        for s, old in self.before.items():
-            signal.signal(s, old)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def handle(self, number, _) -> None:
+        "Note the signal; stop at once where no step is running, or on a second signal."
         first = self.since is None
-        self.asked = signal.Signals(number).name
+        self.received = signal.Signals(number).name
         self.since = self.since or time.monotonic()
         if time.monotonic() - self.since > 1:
-            raise KeyboardInterrupt  # sooner it is the same request, which came twice
+            raise KeyboardInterrupt  # within a second it is the same request, delivered twice
         if first and not self.gentle:
             raise Stopped(
-                f"stopped by {self.asked} outside of the training's steps; the same command goes on"
+                f"stopped by {self.received} outside the training's steps; the same command goes on"
             )
 
 
-# %% ../../nbs/training/39_durable.ipynb #7ddb5ea3
+# %% ../../nbs/training/39_durable.ipynb #9becc7c1
 class AlreadyFinished(Exception):
-    "There is no step left to take: the last one was taken before the resume."
+    "No step is left: the last one was taken before the resume."
 
 
 class Diverged(Exception):
-    "A loss or the gradient of a step is not finite; nothing of the step was applied."
+    "A loss, a gradient or a weight is not finite; nothing of it was applied or saved."
 
     exit_code = 1
 
@@ -188,7 +191,7 @@ class Progress:
     "How far a training has come, beside step and epoch; JSON in every checkpoint."
 
     tokens: int = 0  # trained so far
-    read: int = 0  # tokens seen, with those that are only read and padding
+    read: int = 0  # tokens seen: trained ones, untrained ones and padding
     seconds: float = 0.0  # of training, over all resumes
     split: int = 1  # pieces of a micro-batch, after memory has run out
     skipped: int = 0  # steps that were skipped because a number was not finite
@@ -197,31 +200,31 @@ class Progress:
     best_step: int = 0
     worse: int = 0  # validations in a row that were not better
     ended: str | None = None  # why the training is over before its last step
-    owed: bool = False  # was a validation of this step left out because of a stop?
+    owed: bool = False  # did a stop leave out a validation of this step?
     steps: int = 0  # applied, without the skipped ones
     loss: float = 0.0  # summed over the steps that are in the log
-    unlogged: list = field(
-        default_factory=list
-    )  # per device: sums of steps after the last log line
+    # of each device: sums of the steps after the last log line
+    unlogged: list = field(default_factory=list)
     lines: int | None = None  # of the log, when this was saved
     data: dict = field(default_factory=dict)  # position of a stream
 
 
-# %% ../../nbs/training/39_durable.ipynb #fad8108a
+# %% ../../nbs/training/39_durable.ipynb #7ddb5ea3
 @dataclass(frozen=True)
 class CheckpointConfig:
     "When a durable training saves, validates, stops and resumes."
 
     run: Run
     save_every: str = "100 steps"
-    eval_every: str | None = None  # without it only the trainer's own validations
+    eval_every: str | None = None  # None: only the trainer's own validations
     retention: Retention = Retention()  # with best=True the run ends with the best weights
     patience: int | None = None  # validations without improvement until the training ends
     ema_decay: float | None = None  # of the moving average of the weights
     non_finite: str = "stop"  # or skip
     max_skipped_steps: int = 3
     max_seconds: float | None = None  # until the training stops, resumable
-    identity: dict = field(default_factory=dict)  # what a checkpoint must share with this job
+    # what a checkpoint must share with this job
+    identity: dict = field(default_factory=dict)
     accept_changes: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
     say: Callable[[str], None] = print
@@ -236,7 +239,7 @@ def check_finite_weights(weights: dict[str, torch.Tensor], step: int) -> None:
         if t.is_floating_point() and not t.isfinite().all():
             raise Diverged(
                 f"{name} is not finite after step {step}: it was not saved. The newest checkpoint"
-                " is whole; lower train.lr and begin another run"
+                " is complete; lower train.lr and begin another run"
             )
 
 
@@ -261,7 +264,8 @@ class RunLog:
 
     def __init__(self, config: CheckpointConfig):
         self.config, self.progress = config, Progress()
-        self.lines, self.unwritten = 0, []  # of the log; lines that a full disk keeps back
+        self.lines = 0  # of the log
+        self.unwritten = []  # lines that wait for space on the disk
 
     def write_line(self, step: int, **values) -> None:
         "Append a line; on a full disk it waits in memory for the next one."
@@ -291,7 +295,8 @@ class CheckpointWriter(RunLog):
 
     def save(self, state) -> None:
         "Copy everything that decides the future, and write it in the background."
-        random_states, trainer, step = all_gather(random_state()), self.trainer, state.global_step
+        random_states = all_gather(random_state())
+        trainer, step = self.trainer, state.global_step
         if rank() != 0:
             return
         weights, write_weights = checkpoint_weights(trainer.model)
@@ -327,14 +332,14 @@ class CheckpointWriter(RunLog):
 
 # %% ../../nbs/training/39_durable.ipynb #e1724f4a
 def commit_sharded(writer: CheckpointWriter, state, output_dir: str) -> None:
-    "Make a checkpoint of what the Trainer has saved of a sharded state."
+    "Turn the folder that the Trainer saved of a sharded state into a checkpoint."
     if world_size() > 1:
-        # each device writes its random numbers itself: sealed before the last of them, a
-        # checkpoint would never verify
+        # each process writes its own random numbers: a checkpoint sealed before the last of them
+        # would never verify
         dist.barrier()
     if rank() == 0:
         staged = Path(output_dir) / f"checkpoint-{state.global_step}"
-        # a pickle that can hold tokens, and that nothing here reads
+        # a pickle that may contain access tokens, and that no code here reads
         (staged / "training_args.bin").unlink(missing_ok=True)
         for name, text in writer.small_files(state).items():
             (staged / name).write_text(text, encoding="utf-8")
@@ -355,7 +360,7 @@ class CheckpointSchedule(CheckpointWriter):
         self.eval_timer = PeriodTimer(config.eval_every) if config.eval_every else None
         self.save_due = False  # a save waits for the validation or the log line of its step
         self.training = False  # between the first step and the last
-        self.stopped = None  # why the training stops before its end
+        self.stopped = None  # the reason for a stop before the last step
         self.began = self.last = config.clock()
         self.slowest = 0.0  # seconds of the slowest step
         self.preparation = time.monotonic() - config.signals.began  # seconds before the trainer
@@ -371,8 +376,8 @@ class CheckpointSchedule(CheckpointWriter):
 
     def stop_reason(self) -> str | None:
         "Why to stop now; before a time limit one more step and a save must still fit."
-        if self.config.signals.asked:
-            return self.config.signals.asked
+        if self.config.signals.received:
+            return self.config.signals.received
         used = self.preparation + self.config.clock() - self.began
         limit = self.config.max_seconds
         if limit and used + 1.5 * self.slowest > limit:
@@ -382,7 +387,7 @@ class CheckpointSchedule(CheckpointWriter):
     def stop(
         self,
         control,
-        owed: bool,  # a validation of this step is due, and the resume makes up for it
+        owed: bool,  # is a validation of this step due, which the resume must run?
     ) -> None:
         "Stop here, resumable."
         self.save_due, self.progress.owed = True, owed
@@ -390,7 +395,7 @@ class CheckpointSchedule(CheckpointWriter):
         control.should_training_stop = True
 
     def save_if_due(self, state, control) -> None:
-        "Save, where a save is due."
+        "Save if a save is due."
         if not self.save_due:
             return
         self.save_due = False
@@ -398,17 +403,17 @@ class CheckpointSchedule(CheckpointWriter):
         own = [{name: t.item() for name, t in sums.items()} for sums in self.trainer.unlogged]
         self.progress.unlogged, self.progress.lines = all_gather(own), self.lines
         if self.trainer.sharded:
-            control.should_save = True  # the Trainer saves, and on_save makes a checkpoint of it
+            control.should_save = True  # the Trainer saves; on_save makes the checkpoint
         else:
             self.save(state)
 
 
 # %% ../../nbs/training/39_durable.ipynb #c855144e
 class ValidationRules(CheckpointSchedule):
-    "What follows from a validation loss."
+    "Decides what follows from a validation loss."
 
-    def judge(self, loss: float, state, control) -> None:
-        "Note the loss; end the training when patience runs out; save where it is the best."
+    def record_eval_loss(self, loss: float, state, control) -> None:
+        "Note the loss; end the training when patience runs out; save if the loss is the lowest."
         progress = self.progress
         progress.eval_loss = loss
         if progress.best is None or loss < progress.best:
@@ -426,8 +431,7 @@ class ValidationRules(CheckpointSchedule):
         self.save_if_due(state, control)
 
     def evaluate_owed(self) -> None:
-        """The validation that a stop has left out; raises `AlreadyFinished` where the training
-        should have ended with it."""
+        "Run a validation that a stop left out; `AlreadyFinished` where it ends the training."
         if not self.progress.owed or self.stopped:
             return
         self.progress.owed = False
@@ -440,7 +444,7 @@ class ValidationRules(CheckpointSchedule):
 class CheckpointCallback(ValidationRules, TrainerCallback):
     "Saves, validates, logs and stops a training at the Trainer's events."
 
-    meter = None  # a ThroughputMeter, where somebody looks
+    meter = None  # a ThroughputMeter, if throughput is measured
 
     def on_train_begin(self, args, state, control, **_):
         self.config.check_start(self.trainer.accelerator)
@@ -451,22 +455,21 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         self.evaluate_owed()
         if state.global_step >= state.max_steps:
-            raise AlreadyFinished  # resumed from its last step, the Trainer would take another one
+            raise AlreadyFinished  # after a resume from its last step, the Trainer would go on
 
     def on_pre_optimizer_step(self, args, state, control, **_):
         self.trainer.check_step()
 
     def on_step_end(self, args, state, control, **_):
         self.time_step(state)
-        stop, save, evaluate, split = all_reduce_max(
-            [
-                bool(self.stop_reason()),
-                self.save_timer.due(self.now(state)),
-                bool(self.eval_timer and self.eval_timer.due(self.now(state))),
-                self.progress.split,
-            ],
-            args.device,
-        )
+        now = self.now(state)
+        answers = [
+            bool(self.stop_reason()),
+            self.save_timer.due(now),
+            bool(self.eval_timer and self.eval_timer.due(now)),
+            self.progress.split,
+        ]
+        stop, save, evaluate, split = all_reduce_max(answers, args.device)
         if split > self.progress.split:
             self.trainer.increase_split(split, "on another device ")
         finished = state.global_step >= state.max_steps
@@ -479,7 +482,7 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
             self.save_if_due(state, control)
 
     def time_step(self, state) -> None:
-        "Count the seconds of a step, and take it into the average of the weights."
+        "Count the seconds of a step, and update the throughput and the average of the weights."
         now = self.config.clock()
         self.progress.seconds += now - self.last
         self.slowest, self.last = max(self.slowest, now - self.last), now
@@ -491,11 +494,11 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
         if self.training and (metrics or {}).get("eval_loss") is not None:
-            self.judge(metrics["eval_loss"], state, control)
+            self.record_eval_loss(metrics["eval_loss"], state, control)
 
     def on_log(self, args, state, control, logs=None, **_):
         if self.stopped and "train_runtime" in logs:
-            return  # the training is not over: the line comes when it is
+            return  # the training is not over; its summary is logged when it is
         self.write_line(state.global_step, **logs, **(self.meter.figures() if self.meter else {}))
         if self.training and not control.should_evaluate:
             self.save_if_due(state, control)
@@ -511,10 +514,11 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
 
 # %% ../../nbs/training/39_durable.ipynb #4ab2e1a4
 def skipped_by_deepspeed(
-    engine,  # of DeepSpeed, which steps inside its backward pass, or does not
+    engine,  # of DeepSpeed, which takes the optimizer step inside its backward pass
 ) -> bool:
-    """Whether DeepSpeed skipped the step because of a non-finite gradient; in float16 it does so to
-    find its loss scale."""
+    """Whether DeepSpeed skipped the step because of a non-finite gradient.
+
+    In float16 it skips steps to find its loss scale, which is no fault."""
     return engine.optimizer.overflow and engine.optimizer.dtype != torch.float16
 
 
@@ -523,14 +527,15 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
-# %% ../../nbs/training/39_durable.ipynb #5fcc8e2b
+# %% ../../nbs/training/39_durable.ipynb #bc33074b
 class MemoryFallback:
     "Computes a step in smaller pieces when memory runs out; the gradient stays the same."
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        "The Trainer's: forward and backward pass of a micro-batch; returns its loss."
         ids = inputs.pop("ids", None)
         self.window.append(ids)
-        # no device waits for another in the backward pass then, and each may begin again
+        # if so, no device waits for another in the backward pass, and each may start again
         self.alone = averages_after_backward(model)
         with model.no_sync() if self.alone else nullcontext():
             loss = self.step_within_memory(model, inputs, ids=ids, items=num_items_in_batch)
@@ -544,7 +549,7 @@ class MemoryFallback:
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skip else loss
 
     def step_within_memory(self, model, inputs, ids, items):
-        "The loss of a micro-batch after its backward pass, in as many pieces as memory asks for."
+        "The loss of a micro-batch after its backward pass, in pieces that fit into memory."
         again = False
         while True:
             try:
@@ -573,7 +578,7 @@ class MemoryFallback:
         return [self.batch_of(ids[lo : lo + size]) for lo in range(0, len(ids), size)]
 
 
-# %% ../../nbs/training/39_durable.ipynb #823f6c42
+# %% ../../nbs/training/39_durable.ipynb #5fcc8e2b
 class SplitMicroBatch(MemoryFallback):
     "Decides how small the pieces of a micro-batch become."
 
@@ -583,12 +588,15 @@ class SplitMicroBatch(MemoryFallback):
         smallest = progress.split >= micro
         if smallest or self.window[-1] is None or (world_size() > 1 and not self.alone):
             size = "one sequence in a micro-batch" if smallest else f"micro-batches of {micro}"
-            advice = (
-                "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
-                " model.quantize=nf4"
-                if smallest
-                else "halve train.batch_size and double train.accumulate: the steps stay the same"
-            )
+            if smallest:
+                advice = (
+                    "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
+                    " model.quantize=nf4"
+                )
+            else:
+                advice = (
+                    "halve train.batch_size and double train.accumulate: the steps stay the same"
+                )
             raise UserError(
                 f"out of memory with {size}",
                 where=f"step {self.state.global_step + 1}",
@@ -597,7 +605,7 @@ class SplitMicroBatch(MemoryFallback):
         self.increase_split(min(2 * progress.split, micro))
 
     def increase_split(self, split: int, where: str = "") -> None:
-        "Split every micro-batch into so many pieces from here on, and say so."
+        "Split every micro-batch into `split` pieces from now on, and say so."
         micro, step = self.args.train_batch_size, self.state.global_step
         self.checkpoints.progress.split = split
         self.checkpoint_config.say(
@@ -608,20 +616,20 @@ class SplitMicroBatch(MemoryFallback):
         self.checkpoints.write_line(step, event="out of memory", pieces=split)
 
 
-# %% ../../nbs/training/39_durable.ipynb #59daafd1
+# %% ../../nbs/training/39_durable.ipynb #823f6c42
 class StepGuard:
-    "Looks at a step before the optimizer takes it."
+    "Checks a step before the optimizer takes it."
 
     def check_step(self) -> None:
-        "Called before the optimizer step: every loss and the gradient must be finite."
-        losses, window = torch.stack([loss.float() for loss in self.losses]), self.window
-        sums, self.losses, self.window, self.step_sums = self.step_sums, [], [], {}
+        "Count the step if every loss and the gradient are finite; else reject it."
+        losses = torch.stack([loss.float() for loss in self.losses])
+        window, sums = self.window, self.step_sums
+        self.losses, self.window, self.step_sums = [], [], {}
         norm = self.gradient_norm(losses)
         finite = torch.isfinite(losses).all() & torch.isfinite(norm)
         if any_rank([not bool(finite)], self.args.device)[0]:
             self.reject_step(losses.tolist(), window)
-            for p in self.model.parameters():
-                p.grad = None  # the optimizer, which is called all the same, finds nothing
+            self.model.zero_grad()  # the Trainer still calls the optimizer: it changes nothing
             return
         progress = self.checkpoints.progress
         if not progress.steps:
@@ -633,8 +641,8 @@ class StepGuard:
 
     def check_first_gradient(self, losses: torch.Tensor, norm: torch.Tensor) -> None:
         "`UserError` where the first step gives no weight a gradient: nothing would be learned."
-        known = not self.accelerator.scaler and not self.is_deepspeed_enabled
-        if known and losses.sum() != 0 and norm == 0:
+        measured = not self.accelerator.scaler and not self.is_deepspeed_enabled
+        if measured and losses.sum() != 0 and norm == 0:
             raise UserError(
                 "the gradient of the first step is zero: no trained weight would change",
                 where="step 1",
@@ -642,7 +650,7 @@ class StepGuard:
             )
 
     def gradient_norm(self, losses: torch.Tensor) -> torch.Tensor:
-        "The norm of the gradient; 0 where a gradient scaler makes and handles infinite ones."
+        "The norm of the gradient; 0 with a gradient scaler, which handles infinite ones itself."
         if self.accelerator.scaler:
             return losses.new_zeros(())
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -653,7 +661,7 @@ class StepGuard:
         return norm
 
     def reject_step(self, losses: list[float], window: list) -> None:
-        "Raise `Diverged`, or note the step and skip it while the recipe allows."
+        "Raise `Diverged`, or skip the step where the recipe allows it."
         step, progress = self.state.global_step + 1, self.checkpoints.progress
         config = self.checkpoint_config
         bad = [(loss, ids) for loss, ids in zip(losses, window) if not np.isfinite(loss)]
@@ -675,15 +683,16 @@ class StepGuard:
         config.say(f"{text}. Skipped, {progress.skipped} of {config.max_skipped_steps}")
 
 
-# %% ../../nbs/training/39_durable.ipynb #2635f2c8
+# %% ../../nbs/training/39_durable.ipynb #59daafd1
 class StepLog:
-    "Averages what the steps between two lines of the log have summed."
+    "Averages the sums of the steps between two lines of the log."
 
     def log(self, logs, start_time=None):
+        "The Trainer's, with exact means in the place of its own."
         progress = self.checkpoints.progress
         if "loss" in logs:
             logs |= self.mean_of_unlogged()
-        if "train_runtime" in logs:  # of the whole training, and not of what came after a resume
+        if "train_runtime" in logs:  # the summary covers all resumes, not only this process
             self.mean_of_unlogged()
             faster = logs["train_runtime"] / progress.seconds if progress.seconds else 1.0
             for name in ("train_samples_per_second", "train_steps_per_second"):
@@ -693,8 +702,9 @@ class StepLog:
         super().log(logs, start_time)
 
     def mean_of_unlogged(self) -> dict[str, float]:
-        """Over all devices: the mean loss of the steps since the last line, NaN where there was
-        none, and each metric of the objective per unit."""
+        """Mean loss of the steps since the last line, over all devices; NaN without a step.
+
+        Each metric of the objective is added, divided by its number of units."""
         if not self.unlogged:
             return {"loss": float("nan")}
         steps, self.unlogged = self.unlogged, []
@@ -711,7 +721,7 @@ class StepLog:
         return {"loss": mean} | {name: value / count for name, value in values.items()}
 
     def mean_loss(self) -> float | None:
-        "Over all steps that were applied and are in the log."
+        "The mean loss of all applied steps that are in the log."
         progress = self.checkpoints.progress
         return progress.loss / progress.steps if progress.steps else None
 
@@ -719,7 +729,7 @@ class StepLog:
         self,
         saved: Sequence[Sequence[dict]],  # of each device that saved, the sums of some steps
     ) -> list[dict[str, torch.Tensor]]:
-        "This device's part of them; on another number of devices each takes the mean."
+        "This device's sums; on another number of devices each takes the mean."
         if not saved:
             return []
         if len(saved) == world_size():
@@ -733,55 +743,17 @@ class StepLog:
         return [{name: as_tensor(value) for name, value in sums.items()} for sums in own]
 
 
-# %% ../../nbs/training/39_durable.ipynb #77de5bc2
-class TrainerData:
-    "What a trainer tells a `Durable` about its data; each has a default."
-
-    def batch_of(self, ids: Sequence[int]) -> dict:
-        """The batch of sequences by their numbers; a trainer that offers it can go on in smaller
-        pieces when memory runs out."""
-        raise NotImplementedError
-
-    def position(self) -> dict:
-        "Where the data stands after the steps so far, if step and seed do not say it."
-        return {}
-
-    def seek(self, position: dict) -> None:
-        "Let the data begin there."
-
-    def locate(self, ids: Sequence[int]) -> list[str]:
-        "File and line of the rows of sequences."
-        return [f"sequence {i}" for i in ids]
-
-    def step_token_count(self, items) -> int:
-        "Trained tokens of the step, of which the trainer has counted `items` units."
-        return int(items or 0)
-
-
-# %% ../../nbs/training/39_durable.ipynb #9c049b1c
-class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
-    "A mixin for transformers' Trainer and its descendants: `class Mine(Durable, SomeTrainer)`."
-
-    def __init__(self, *args, checkpoint_config: CheckpointConfig, **kw):
-        super().__init__(*args, **kw)
-        self.checkpoint_config = checkpoint_config
-        self.window, self.losses = [], []  # sequence numbers and losses of the step's micro-batches
-        self.step_sums, self.unlogged = {}, []  # metrics of the step; of steps without a log line
-        self.read, self.items = 0, None  # tokens seen in the step; units in it
-        self.checkpoints = CheckpointCallback(self, checkpoint_config)
-        self.add_callback(self.checkpoints)
-        self.remove_callback(PrinterCallback)
-        self.args.save_strategy = "no"  # the callback says when
-        if checkpoint_config.ema_decay:
-            self.checkpoints.average = WeightAverage(self.model, checkpoint_config.ema_decay)
+# %% ../../nbs/training/39_durable.ipynb #dc88d88e
+class ShardedWeights:
+    "Saves a model whose weights are sharded over devices."
 
     @property
     def sharded(self) -> bool:
-        "Is the state spread over devices?"
+        "Whether the state is sharded over devices."
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def save_model(self, output_dir=None, _internal_call=False):
-        "The Trainer's; of sharded weights with adapters only the trained are gathered."
+        "The Trainer's; of sharded weights with adapters it gathers only the trained ones."
         if not (self.is_fsdp_enabled and isinstance(self.model, PeftModel)):
             return super().save_model(output_dir, _internal_call)
         own = {
@@ -791,8 +763,53 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
         }
         self._save(output_dir, state_dict=own)
 
+
+# %% ../../nbs/training/39_durable.ipynb #2635f2c8
+class TrainerData:
+    "What a trainer tells `Durable` about its data."
+
+    def batch_of(self, ids: Sequence[int]) -> dict:
+        "The batch of some sequences; the fallback for memory needs it."
+        raise NotImplementedError
+
+    def position(self) -> dict:
+        "The position of the data, where step and seed do not determine it."
+        return {}
+
+    def seek(self, position: dict) -> None:
+        "Start the data at a stored position."
+
+    def locate(self, ids: Sequence[int]) -> list[str]:
+        "File and line of the rows in these sequences."
+        return [f"sequence {i}" for i in ids]
+
+    def step_token_count(self, items) -> int:
+        "Trained tokens of a step of `items` units."
+        return int(items or 0)
+
+
+# %% ../../nbs/training/39_durable.ipynb #77de5bc2
+class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
+    "A mixin for transformers' Trainer and its descendants: `class Mine(Durable, SomeTrainer)`."
+
+    def __init__(self, *args, checkpoint_config: CheckpointConfig, **kw):
+        super().__init__(*args, **kw)
+        self.checkpoint_config = checkpoint_config
+        self.window = []  # sequence numbers of each micro-batch of the step
+        self.losses = []  # of each micro-batch of the step
+        self.step_sums = {}  # of the step's metrics
+        self.unlogged = []  # sums of the steps that no log line holds yet
+        self.read = 0  # tokens seen in the step
+        self.items = None  # units in the step
+        self.checkpoints = CheckpointCallback(self, checkpoint_config)
+        self.add_callback(self.checkpoints)
+        self.remove_callback(PrinterCallback)
+        self.args.save_strategy = "no"  # the callback decides when to save
+        if checkpoint_config.ema_decay:
+            self.checkpoints.average = WeightAverage(self.model, checkpoint_config.ema_decay)
+
     def run_to_end(self) -> None:
-        "Train from the newest whole checkpoint to the end; raises `Stopped` when asked to stop."
+        "Train from the newest complete checkpoint to the end; `Stopped` after a signal or limit."
         checkpoint, signals = resume_point(self), self.checkpoint_config.signals
         if checkpoint and self.checkpoints.progress.ended:
             self.mean_of_unlogged()
@@ -807,7 +824,8 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
         finally:
             self.checkpoints.saver.wait()
         signals.gentle = False
-        if self.checkpoints.stopped and all_gather("saved"):  # process 0 has written it
+        # the gather waits until process 0 has written its checkpoint
+        if self.checkpoints.stopped and all_gather("saved"):
             newest = newest_checkpoint(self.checkpoint_config.run.checkpoints)[0]
             raise Stopped(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}"
@@ -816,7 +834,7 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
             )
 
     def load_final_weights(self) -> None:
-        "Give the model the weights that the run ends with: the last, the best, or their average."
+        "Load the weights that the run ends with: the last, the best, or their average."
         average, config = self.checkpoints.average, self.checkpoint_config
         if config.retention.best and (best := best_checkpoint(config.run.checkpoints)):
             load_weights(self.model, best)
@@ -826,17 +844,21 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, TrainerData):
             average.swap()
 
 
-# %% ../../nbs/training/39_durable.ipynb #598f6684
+# %% ../../nbs/training/39_durable.ipynb #9c049b1c
 def resume_point(trainer: Durable) -> Path | None:
-    "The newest whole checkpoint, checked to be this job's; the trainer has its progress then."
+    "The newest complete checkpoint, checked to be this job's; the trainer takes its progress."
     config, callback = trainer.checkpoint_config, trainer.checkpoints
-    run, say = config.run, config.say if rank() == 0 else lambda text: None
+    run = config.run
     if rank() == 0:
         for leftover in run.checkpoints.glob(".*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
     checkpoint, damaged = newest_checkpoint(run.checkpoints)
-    for name, faults in damaged.items():
-        say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
+    if rank() == 0:
+        for name, faults in damaged.items():
+            config.say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
     if not checkpoint:
         if rank() == 0:
             run.rewind(0, 0)
@@ -854,12 +876,12 @@ def resume_point(trainer: Durable) -> Path | None:
         callback.lines = sum("step" in line for line in run.metrics())
         for key, there, here in accepted:
             callback.write_line(step, event="accepted", key=key, there=there, now=here)
-    say(f"resuming from {checkpoint.name}")
+        config.say(f"resuming from {checkpoint.name}")
     return checkpoint
 
 
 def check_sharding(checkpoint: Path, sharded: bool) -> None:
-    "`UserError` where the optimizer state was saved in the other form than this run's."
+    "`UserError` where the optimizer state was saved in a different form from this run's."
     if (checkpoint / "optimizer.pt").is_file() != sharded:
         return
     form = "whole on each device" if sharded else "spread over devices"

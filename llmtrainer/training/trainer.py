@@ -462,7 +462,7 @@ class Validation:
 
     def stop_requested(self) -> bool:
         "Whether this process was asked to stop in a validation during training."
-        return bool(self.checkpoint_config.signals.asked and self.checkpoints.training)
+        return bool(self.checkpoint_config.signals.received and self.checkpoints.training)
 
     @torch.no_grad()
     def sum_batches(self, sequences: Sequences) -> dict[str, float]:
@@ -834,10 +834,10 @@ def complete_training(
         if rank() == 0:
             save_final(trainer.model, tokenizer, run=run, base=base, stored=trainer.sharded)
     all_gather("done")  # no process leaves before the result is stored
-    if config.signals.asked:
+    if config.signals.received:
         raise Stopped(
-            f"stopped by {config.signals.asked} after the last step: the result is saved, and the"
-            " same command does what is left"
+            f"stopped by {config.signals.received} after the last step: the result is saved, and"
+            " the same command does what is left"
         )
     shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
     ended = trainer.checkpoints.progress.ended
