@@ -907,7 +907,7 @@ def check_outputs(book):
                     chapter.file,
                     cell.number,
                     "an error is stored as output",
-                    "mend the cell, or catch the error and print it; then run the chapter again",
+                    "correct the cell, or catch the error and print it; then run the chapter again",
                 )
             if shows(cell) and not cell.outputs:
                 yield Finding(
@@ -986,7 +986,7 @@ def check_links(book):
                         chapter.file,
                         cell.number,
                         f"links to {link}, which does not exist",
-                        "mend the link, or write what it promises",
+                        "correct the link, or write what it promises",
                     )
                 elif (
                     link.startswith(COLAB)
@@ -1075,7 +1075,9 @@ def check_syntax(book):
             try:
                 _ = cell.tree
             except SyntaxError as error:
-                yield Finding(chapter.file, cell.number, f"is not Python: {error}", "mend the cell")
+                yield Finding(
+                    chapter.file, cell.number, f"is not Python: {error}", "correct the cell"
+                )
 
 
 CHECKS = (

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 # %% ../nbs/internals/90_config.ipynb #814a94bd
 class UserError(Exception):
-    "An error that the user can mend; its text is all that they need to see."
+    "An error that the user can correct; its text is all that they need to see."
 
     exit_code = 2
 
@@ -327,7 +327,7 @@ def nearest_key(
 # %% ../nbs/internals/90_config.ipynb #7a00ffd6
 @dataclass(frozen=True)
 class Fault:
-    "One thing to mend in a recipe."
+    "One thing to correct in a recipe."
 
     key: str  # dotted: "train.lr"
     value: Any  # what stands there now

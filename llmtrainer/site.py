@@ -537,7 +537,7 @@ def broken_links(book, pages):
         for link in dict.fromkeys(links(prose(page))):
             fault = None if re.match(r"\w+:", link) else follow(link, file, targets)
             if fault:
-                yield Finding(file, None, f"the link {link} {fault}", "mend the link")
+                yield Finding(file, None, f"the link {link} {fault}", "correct the link")
         doubled = {name for name in targets[file] if targets[file].count(name) > 1}
         for name in sorted(doubled):
             what = f"two places of the page are called #{name}"

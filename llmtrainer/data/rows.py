@@ -1039,7 +1039,7 @@ def check_rejects(ledger: Ledger, limit: float) -> None:
         f"{ledger.damaged} of {ledger.read} rows cannot be used:\n{reasons}",
         where="data.train",
         allowed=f"at most {limit:.1%} rejected",
-        fix="mend the rows, or raise data.max_rejects",
+        fix="correct the rows, or raise data.max_rejects",
     )
 
 

@@ -183,7 +183,7 @@ def grade_gsm8k(item: Item, output: Output) -> Scores:
         raise UserError(
             f"the item {item.id} has no number after ####",
             where="the task's data",
-            fix="mend its answer",
+            fix="correct its answer",
         )
     return {
         "accuracy": float(number_after(output.text, "####") == expected),

@@ -136,7 +136,7 @@ def apply_activation_checkpointing(
     count: int | None = None,  # the first so many layers; None is all
 ) -> int:
     """Set what a model's decoder layers leave behind; gives the number of layers that compute
-    again. The first ones wait longest for the way back, so they are taken first."""
+    again. The first ones wait longest for the backward pass, so they are taken first."""
     chosen = [] if policy == "keep" else list(layers)[:count]
     if policy != "keep" and not len(layers):
         raise UserError(

@@ -165,7 +165,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 # %% ../../nbs/speed/61_loss.ipynb #72104cc4
 class LinearLogProbs(torch.autograd.Function):
     """Log-probability of each target, for objectives that weigh rows afterwards; the logits are
-    computed again on the way back."""
+    computed again in the backward pass."""
 
     @staticmethod
     def forward(
