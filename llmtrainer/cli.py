@@ -77,10 +77,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing els
 
 
 # %% ../nbs/system/84_cli.ipynb #ef65296b
+# with a callback, typer asks for a command's name even if there is only one
 @app.callback()
-def commands() -> (
-    None
-):  # with a callback, typer asks for a command's name even if there is only one
+def commands() -> None:
     "Fine-tune language models: from a recipe to a run directory."
 
 
