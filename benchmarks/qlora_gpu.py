@@ -101,10 +101,10 @@ def blank(shape: str, device: str):
     return model
 
 
-def pack(model, spread: bool = False):
-    "The linear layers in NF4; `spread` for FSDP, which wants one format for all weights."
+def pack(model, sharded: bool = False):
+    "The linear layers in NF4; `sharded` for FSDP, which wants one format for all weights."
     head, device = model.get_output_embeddings(), model.device
-    storage = dict(quant_storage=model.dtype if spread else torch.uint8)
+    storage = dict(quant_storage=model.dtype if sharded else torch.uint8)
     for name, layer in [
         (n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
     ]:

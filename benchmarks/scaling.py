@@ -119,7 +119,8 @@ def work(case: Case, given, folder: Path) -> None:
         model = pack(model, sharded(launch))
     model = adapt_model(model, Adapt(r=16), 0).train()
     mark("made")
-    fuse_model(model, given.engine, "auto" if given.compile else None, spread=sharded(launch))
+    backend = "auto" if given.compile else None
+    fuse_model(model, given.engine, backend=backend, sharded=sharded(launch))
     if case.shape == "8B":
         apply_activation_checkpointing(decoder_layers(model), "recompute")
     whole, ends, found = sum(p.nbytes for p in model.parameters()), [], case.about()

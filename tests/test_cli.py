@@ -17,16 +17,14 @@ from llmtrainer.data.synthetic import problems
 
 def run_cli(*arguments, stdin=""):
     "(exit code, standard output, standard error) of a command, in this process."
-    out, err, before = io.StringIO(), io.StringIO(), (sys.argv, sys.stdin)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = sys.argv, sys.stdin
     sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO(stdin)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as end:
-                code = end.code or 0
-            else:
-                code = 0
+            main()
+    except SystemExit as end:
+        code = end.code or 0
     finally:
         sys.argv, sys.stdin = before
     return code, out.getvalue(), err.getvalue()
@@ -35,6 +33,7 @@ def run_cli(*arguments, stdin=""):
 import errno
 import fcntl
 import gc
+import inspect
 import os
 import pty
 import re
@@ -42,37 +41,73 @@ import select
 import signal
 import termios
 
+import pytest
+
 import llmtrainer.pipeline as pipeline
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model, save_adapter
 
 
-def recipe_in(folder, **data):
+def write_rows(file, count):
+    "Word problems as rows of a file."
+    rows = (problem.gsm8k() for problem in problems(count, "train"))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe_in(folder):
+    "A recipe of three steps with its data, in a folder."
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.jsonl").write_text(
-        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(120, "train"))
+    write_rows(folder / "train.jsonl", 120)
+    sections = dict(
+        model=dict(base="tiny:base"),
+        data=dict(train=str(folder / "train.jsonl"), max_length=160),
+        train=dict(max_steps=3, epochs=9, batch_size=4, lr=1e-3),
+        generate=dict(max_new_tokens=20),
     )
-    (folder / "recipe.yaml").write_text(
-        json.dumps(
-            dict(
-                model=dict(base="tiny:base"),
-                data=dict(train=str(folder / "train.jsonl"), max_length=160) | data,
-                train=dict(max_steps=3, epochs=9, batch_size=4, lr=1e-3),
-                generate=dict(max_new_tokens=20),
-            )
-        )
-    )
+    (folder / "recipe.yaml").write_text(json.dumps(sections))
     return folder / "recipe.yaml"
 
 
 def other_adapter(folder):
     "The folder of an adapter that was trained on another base."
-    model = adapt_model(
-        load_model(section := Model(base="tiny:llama"), plan_model(section))[0], Adapt()
-    )
-    save_adapter(model, folder / "other", "tiny:llama")
+    section = Model(base="tiny:llama")
+    model, _ = load_model(section, plan_model(section))
+    save_adapter(adapt_model(model, Adapt()), folder / "other", "tiny:llama")
     return folder / "other"
+
+
+def succeeds(*arguments):
+    "The standard output of a command that must end with 0."
+    code, out, err = run_cli(*arguments)
+    assert code == 0, err
+    return out
+
+
+WRONG_PLANS = (
+    ["adapt.targets=[c_attn]"],
+    ["adapt.targets='(' "],
+    ["adapt.r=0"],
+    ["adapt.r=-4"],
+    ["adapt.variant=pissa"],
+    ["adapt.method=full"],
+    ["model.quantize=int3"],
+    ["model.attn=flash_attention_2"],
+    ["model.engine=fp8"],
+    ["train.optimizer=galore"],
+    ["adapt.modules_to_save=[nothing]", "model.quantize=none"],
+    ["adapt.method=partial", "adapt.trainable=[last-99]", "model.quantize=none"],
+    ["model.remote_code=true"],
+    ["model.base=tiny:gemma2", "model.attn=sdpa"],
+    ["model.base=tiny:nothing"],
+)
+# faults that only show when the adapters are made
+WRONG_ADAPTERS = (
+    ["adapt.variant=pissa"],
+    ["adapt.variant=loftq", "model.quantize=none"],
+    ["adapt.variant=dora", "model.quantize=fp8"],
+    ["adapt.continue_from=nowhere"],
+)
 
 
 def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
@@ -90,44 +125,18 @@ def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
         ["train", tmp_path / "absent.yaml"],
         ["train", tmp_path / "bad.yaml"],
         ["train", tmp_path / "list.yaml"],
+        ["train", recipe, "adapt.targets=[c_attn]", "--run", tmp_path / "r"],
+        ["train", recipe, "model.attn=flash_attention_2", "--run", tmp_path / "r2"],
+        ["train"],
         ["data", recipe, "train.lrr=1"],
         ["data", recipe, "train.lr=fast"],
         ["data", recipe, "nonsense"],
+        ["data", recipe, "data.max_length=20"],
         ["data", recipe, f"data.train={tmp_path / 'absent.jsonl'}"],
         ["data", recipe, f"data.train={tmp_path / 'empty.jsonl'}"],
         ["data", recipe, f"data.train={tmp_path / 'junk.jsonl'}"],
         ["data", recipe, f"data.train={tmp_path / 'rows.jsonl'}"],
         ["data", recipe, f"model.base={tmp_path / 'nomodel'}"],
-        *(
-            ["plan", recipe, *wish]
-            for wish in (
-                ["adapt.targets=[c_attn]"],
-                ["adapt.targets='(' "],
-                ["adapt.r=0"],
-                ["adapt.r=-4"],
-                ["adapt.variant=pissa"],
-                ["adapt.method=full"],
-                ["model.quantize=int3"],
-                ["model.attn=flash_attention_2"],
-                ["model.engine=fp8"],
-                ["train.optimizer=galore"],
-                ["adapt.modules_to_save=[nothing]", "model.quantize=none"],
-                ["adapt.method=partial", "adapt.trainable=[last-99]", "model.quantize=none"],
-                ["model.remote_code=true"],
-                ["model.base=tiny:gemma2", "model.attn=sdpa"],
-                ["model.base=tiny:nothing"],
-            )
-        ),
-        *(
-            ["plan", recipe, "--measure", *wish]
-            for wish in (
-                ["adapt.variant=pissa"],
-                ["adapt.variant=loftq", "model.quantize=none"],
-                ["adapt.variant=dora", "model.quantize=fp8"],
-                [f"adapt.continue_from={other_adapter(tmp_path)}"],
-                ["adapt.continue_from=nowhere"],
-            )
-        ),
         ["plan", recipe, "--gpu", "Z80"],
         ["plan", recipe, "--gpu", "T4", "--measure"],
         ["plan", recipe, "--gpu", "T4", "model.engine=fp8"],
@@ -135,265 +144,238 @@ def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
         ["generate", "tiny:base", "--prompt", "x", "top_p=0.5"],
         ["generate", "tiny:base", "--prompt", "x", "preset=wild"],
         ["generate", "tiny:base", "--file", tmp_path / "absent.txt"],
-        ["data", recipe, "data.max_length=20"],
-        ["train", recipe, "adapt.targets=[c_attn]", "--run", tmp_path / "r"],
-        ["train", recipe, "model.attn=flash_attention_2", "--run", tmp_path / "r2"],
         ["chat", tmp_path / "nomodel"],
         ["merge", tmp_path / "nomodel"],
+        ["export", tmp_path / "nomodel", "--to", "exe"],
         ["eval", "tiny:base", "--tasks", "gsm9k"],
         ["init", recipe],
-        ["export", tmp_path / "nomodel", "--to", "exe"],
         ["nonsense"],
-        ["train"],
     ]
+    wrong += [["plan", recipe, *changes] for changes in WRONG_PLANS]
+    wrong += [["plan", recipe, "--measure", *changes] for changes in WRONG_ADAPTERS]
+    other = f"adapt.continue_from={other_adapter(tmp_path)}"
+    wrong.append(["plan", recipe, "--measure", other])
     for arguments in wrong:
         code, out, err = run_cli(*arguments)
-        assert code == 2 and err.strip() and "Traceback" not in err + out, (arguments, code, err)
+        assert code == 2, (arguments, err)
+        assert err.strip(), arguments
+        assert "Traceback" not in err + out, arguments
 
 
 def test_a_plan_for_a_gpu_that_is_not_here(tmp_path):
     recipe = recipe_in(tmp_path)
-    said = {
-        name: json.loads(run_cli("plan", recipe, "--gpu", name, "--json")[1])
-        for name in ("T4", "H100")
-    }
-    assert [s["engine"] for s in said.values()] == ["reference", "fused"] and all(
-        s["time"]["seconds_per_step"] is None and s["fits"] for s in said.values()
-    )
-    assert "fits" in run_cli("plan", recipe, "--gpu", "2xH100", "launch.gpus=2")[1]
+    plans = {}
+    for name in ("T4", "H100"):
+        plans[name] = json.loads(succeeds("plan", recipe, "--gpu", name, "--json"))
+        assert plans[name]["time"]["seconds_per_step"] is None
+        assert plans[name]["fits"]
+    assert plans["T4"]["engine"] == "reference"
+    assert plans["H100"]["engine"] == "fused"
+    assert "fits" in succeeds("plan", recipe, "--gpu", "2xH100", "launch.gpus=2")
 
 
 def test_memory_is_collected_as_usual_while_training(tmp_path):
     recipe = recipe_in(tmp_path)
-    assert run_cli("plan", recipe)[0] == 0 and gc.get_threshold()[0] == 20_000
-    assert (
-        run_cli("train", recipe, "--run", tmp_path / "run")[0] == 0
-        and gc.get_threshold() == GC_THRESHOLD
-    )
+    succeeds("plan", recipe)
+    assert gc.get_threshold()[0] == 20_000
+    succeeds("train", recipe, "--run", tmp_path / "run")
+    assert gc.get_threshold() == GC_THRESHOLD
 
 
-def test_a_full_disk_is_said_and_a_fault_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    def full(*a, **k):
+def test_a_full_disk_has_a_message_and_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    def disk_full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr(pipeline, "train", full)
-    code, _, err = run_cli("train", recipe_in(tmp_path))
-    assert code == 2 and "no space" in err and "metrics.jsonl" in err
-
-    def bug(*a, **k):
+    def bug(*args, **kwargs):
         raise RuntimeError("a bug")
 
+    recipe = recipe_in(tmp_path)
+    monkeypatch.setattr(pipeline, "train", disk_full)
+    code, _, err = run_cli("train", recipe)
+    assert code == 2
+    assert "no space" in err and "metrics.jsonl" in err
     monkeypatch.setattr(pipeline, "train", bug)
-    try:
-        run_cli("train", tmp_path / "recipe.yaml")
-    except RuntimeError as error:
-        assert "a bug" in str(error)
-    else:
-        raise AssertionError("the traceback was hidden")
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_cli("train", recipe)
 
 
 def test_stopping_is_75_and_the_same_command_finishes(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     code, _, err = run_cli("train", recipe, "--run", run, "train.max_hours=1e-6")
-    assert code == 75 and "step 1 of 3" in err
+    assert code == 75
+    assert "step 1 of 3" in err
     code, _, err = run_cli("train", recipe, "--run", run, "train.max_hours=1e-6", "train.lr=0.5")
-    assert code == 2 and "train.lr" in err
+    assert code == 2
+    assert "train.lr" in err
     recipe, run = recipe_in(tmp_path / "b"), tmp_path / "b" / "run"
-    assert (
-        run_cli("train", recipe, "--run", run)[0] == 0
-        and run_cli("train", recipe, "--run", run)[0] == 0
-    )
+    succeeds("train", recipe, "--run", run)
+    succeeds("train", recipe, "--run", run)
 
 
-EARLY = """
-import signal, sys
-from llmtrainer import cli
-class Finder:
-    def find_spec(self, name, *_): name == 'llmtrainer.pipeline' and signal.raise_signal(getattr(signal, sys.argv.pop()))
-sys.meta_path.insert(0, Finder())
-cli.main()
-"""
+def main_with_signal(name, *arguments):
+    "A command whose process gets a signal as soon as it imports the pipeline."
+
+    class Finder:
+        def find_spec(self, module, *_):
+            if module == "llmtrainer.pipeline":
+                signal.raise_signal(getattr(signal, name))
+
+    sys.meta_path.insert(0, Finder())
+    sys.argv = ["llmtrainer", *arguments]
+    main()
+
+
+def main_listing_modules(*arguments):
+    "A command that prints which modules are loaded at its end."
+    sys.argv = ["llmtrainer", *arguments]
+    try:
+        main()
+    finally:
+        print(*sys.modules)
+
+
+def call_in_new_process(function, *arguments, **options):
+    "Call a function of this file in a new Python, which has `signal`, `sys` and `main`."
+    imports = "import signal, sys\nfrom llmtrainer.cli import main\n"
+    call = f"{function.__name__}(*{list(arguments)!r})"
+    code = f"{imports}{inspect.getsource(function)}\n{call}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
 
 
 def test_a_signal_while_libraries_are_imported_is_75_too(tmp_path):
+    recipe = str(recipe_in(tmp_path))
     for name in ("SIGTERM", "SIGINT"):
-        out = subprocess.run(
-            [sys.executable, "-c", EARLY, "train", str(recipe_in(tmp_path)), name],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert (
-            out.returncode == 75
-            and out.stderr
-            == f"stopped by {name} before the training began; the same command goes on\n"
-        ), out.stderr
+        done = call_in_new_process(main_with_signal, name, "train", recipe, cwd=tmp_path)
+        message = f"stopped by {name} before the training began; the same command goes on\n"
+        assert done.returncode == 75, done.stderr
+        assert done.stderr == message
 
 
 def test_a_run_is_continued_from_its_mirror_on_another_machine(tmp_path, monkeypatch):
     recipe, drive = recipe_in(tmp_path), tmp_path / "drive" / "first"
-    assert (
-        run_cli(
-            "train",
-            recipe,
-            "--run",
-            tmp_path / "one" / "run",
-            f"train.mirror={drive}",
-            "train.max_hours=1e-6",
-        )[0]
-        == 75
-    )
+    limits = [f"train.mirror={drive}", "train.max_hours=1e-6"]
+    code, _, err = run_cli("train", recipe, "--run", tmp_path / "one" / "run", *limits)
+    assert code == 75, err
     monkeypatch.chdir(tmp_path)  # another machine: nothing of the first is here
-    code, out, err = run_cli("continue", drive, "train.max_hours=null")
-    assert (
-        code == 0
-        and (tmp_path / "runs" / "first" / "adapter").is_dir()
-        and (drive / "adapter" / "adapter_model.safetensors").is_file()
-    ), err
-    assert (
-        "resuming from step-1" in out
-        and run_cli("continue", tmp_path / "runs" / "first")[0] == 0
-        and run_cli("continue", tmp_path / "nowhere")[0] == 2
-    )
+    out = succeeds("continue", drive, "train.max_hours=null")
+    assert "resuming from step-1" in out
+    assert (tmp_path / "runs" / "first" / "adapter").is_dir()
+    assert (drive / "adapter" / "adapter_model.safetensors").is_file()
+    succeeds("continue", tmp_path / "runs" / "first")
+    assert run_cli("continue", tmp_path / "nowhere")[0] == 2
 
 
 def test_a_file_for_a_cluster_is_written_once(tmp_path):
     recipe, out = recipe_in(tmp_path), tmp_path / "job.sbatch"
-    assert (
-        run_cli(
-            "launch",
-            recipe,
-            "launch.gpus=8",
-            "launch.nodes=2",
-            "train.lr=1e-4",
-            "--to",
-            "slurm",
-            "--out",
-            out,
-        )[0]
-        == 0
-    )
-    assert "train.lr=1e-4" in out.read_text() and "launch.gpus=8 launch.nodes=2" in out.read_text()
-    assert (
-        run_cli("launch", recipe, "--out", out)[0] == 2
-        and run_cli("launch", recipe, "--to", "abacus", "--out", tmp_path / "x")[0] == 2
-    )
+    changes = ["launch.gpus=8", "launch.nodes=2", "train.lr=1e-4"]
+    succeeds("launch", recipe, *changes, "--to", "slurm", "--out", out)
+    assert "train.lr=1e-4" in out.read_text()
+    assert "launch.gpus=8 launch.nodes=2" in out.read_text()
+    assert run_cli("launch", recipe, "--out", out)[0] == 2
+    assert run_cli("launch", recipe, "--to", "abacus", "--out", tmp_path / "x")[0] == 2
 
 
 @pytest.mark.slow
 def test_two_processes_by_one_word_with_the_exit_codes_of_one(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    code, out, err = run_cli("train", recipe, "--run", run, "launch.gpus=2", "train.max_hours=1e-6")
-    assert code == 75 and "stopped at step 1 of 3" in err and "--nproc_per_node=2" in out, (
-        code,
-        err,
-    )
-    code, out, err = run_cli(
-        "train", recipe, "--run", run, "launch.gpus=2", "train.accumulate=3", "train.batch_size=1"
-    )
-    assert code == 2 and "begun by another recipe" in err, (code, err)
-    code, out, err = run_cli("train", recipe, "--run", run, "launch.gpus=2")
-    assert (
-        code == 0
-        and (run / "adapter" / "adapter_model.safetensors").is_file()
-        and (run / "README.md").is_file()
-    ), err
+    line = ["train", recipe, "--run", run, "launch.gpus=2"]
+    code, out, err = run_cli(*line, "train.max_hours=1e-6")
+    assert code == 75, err
+    assert "stopped at step 1 of 3" in err
+    assert "--nproc_per_node=2" in out
+    code, _, err = run_cli(*line, "train.accumulate=3", "train.batch_size=1")
+    assert code == 2, err
+    assert "begun by another recipe" in err
+    succeeds(*line)
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert (run / "README.md").is_file()
     changed = [json.loads(line)["key"] for line in (run / "changes.jsonl").read_text().splitlines()]
     assert changed == ["train.max_hours"]
 
 
 def test_commands_on_a_run(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    assert run_cli("train", recipe, "--run", run)[0] == 0
-    assert json.loads(run_cli("data", recipe, "--json")[1])["rows"] == dict(
-        read=120, kept=120, rejected=0, reasons={}
-    )
-    assert (
-        run_cli("data", recipe, "--html", tmp_path / "x.html")[0] == 0
-        and "#c6efce" in (tmp_path / "x.html").read_text()
-    )
-    result = json.loads(run_cli("eval", run, "--tasks", "word_problems", "limit=6", "--json")[1])
-    assert result[0]["n"] == 6 and (run / "evals" / "word_problems.json").is_file()
-    assert (
-        run_cli("eval", run, "--tasks", "word_problems", "limit=6", "require={word_problems: 1.0}")[
-            0
-        ]
-        == 1
-    )
-    assert (
-        json.loads(run_cli("compare", run, run, "--task", "word_problems", "--json")[1])[
-            "difference"
-        ]
-        == 0
-    )
-    assert json.loads(run_cli("merge", run)[1])["max_abs_logit_diff"] < 1e-3
-    assert json.loads(run_cli("export", run)[1])["same_text"] is True
-    assert (
-        run_cli("card", run)[0] == 0
-        and run_cli("doctor")[0] == 0
-        and run_cli("plan", recipe, "--json", "--measure")[0] == 0
-    )
-    one = run_cli("generate", run, "--prompt", "1 + 1?")[1]
-    code, out, err = run_cli(
-        "generate",
-        run,
-        "--prompt",
-        "1 + 1?",
-        "--prompt",
-        "2 + 3?",
-        "preset=creative",
-        "n=2",
-        "--json",
-    )
-    many = json.loads(out)
-    assert (
-        code == 0
-        and [len(a["answers"]) for a in many["answers"]] == [2, 2]
-        and many["generation"]["min_p"] == 0.05
-        and many["speed"]["tokens_per_second"] > 0
-    )
+    succeeds("train", recipe, "--run", run)
+    rows = json.loads(succeeds("data", recipe, "--json"))["rows"]
+    assert rows == dict(read=120, kept=120, rejected=0, reasons={})
+    succeeds("data", recipe, "--html", tmp_path / "x.html")
+    assert "#c6efce" in (tmp_path / "x.html").read_text()
+    assert json.loads(succeeds("merge", run))["max_abs_logit_diff"] < 1e-3
+    assert json.loads(succeeds("export", run))["same_text"] is True
+    succeeds("card", run)
+    succeeds("doctor")
+    succeeds("plan", recipe, "--json", "--measure")
+
+    evaluation = ["eval", run, "--tasks", "word_problems", "limit=6"]
+    result = json.loads(succeeds(*evaluation, "--json"))
+    assert result[0]["n"] == 6
+    assert (run / "evals" / "word_problems.json").is_file()
+    table = succeeds(*evaluation)
+    assert "accuracy" in table and "flexible" in table, "a line for each score"
+    assert run_cli(*evaluation, "require={word_problems: 1.0}")[0] == 1
+
+    comparison = ["compare", run, run, "--task", "word_problems"]
+    assert json.loads(succeeds(*comparison, "--json"))["difference"] == 0
+    chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
+    assert chosen["score"] == "flexible"
+    code, _, err = run_cli(*comparison, "--score", "bleu")
+    assert code == 2
+    assert "accuracy, flexible" in err
+
+    # alone, streamed, in a batch or from a pipe: the same text
+    answer = succeeds("generate", run, "--prompt", "1 + 1?").strip()
+    assert answer
     (tmp_path / "prompts.txt").write_text("1 + 1?\n2 + 3?\n")
     code, out, err = run_cli("generate", run, "--file", tmp_path / "prompts.txt")
-    assert (
-        code == 0 and out.splitlines()[1] == one.strip() and "tokens/s" in err
-    )  # alone, streamed, or in a batch: the same text
-    assert one.strip() and one.strip() in run_cli("chat", run, stdin="1 + 1?\n")[1]
+    assert code == 0
+    assert out.splitlines()[1] == answer
+    assert "tokens/s" in err
+    assert answer in run_cli("chat", run, stdin="1 + 1?\n")[1]
+
+    questions = ["--prompt", "1 + 1?", "--prompt", "2 + 3?"]
+    report = json.loads(succeeds("generate", run, *questions, "preset=creative", "n=2", "--json"))
+    assert [len(row["answers"]) for row in report["answers"]] == [2, 2]
+    assert report["generation"]["min_p"] == 0.05
+    assert report["speed"]["tokens_per_second"] > 0
+
+
+PROGRAM = [sys.executable, "-c", "from llmtrainer.cli import main; main()"]
+
+
+def own_terminal():
+    "Make standard input this process's terminal, and let Ctrl-C reach it."
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # a process that was started in the background ignores SIGINT, and so do its children
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    "A command in a terminal of its own, as whoever sits at it sees it."
+    "A command in a terminal of its own, as its user sees it."
 
     def __init__(self, *arguments):
-        self.end, there = pty.openpty()
-        # what came together with the text that was waited for is kept for the next reading
+        self.end, other_end = pty.openpty()
+        # text that arrived after what was waited for is kept for the next reading
         self.unread = ""
-
-        def own():
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches only whose terminal it is
-            signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            )  # what a shell starts in the background does not listen to it, nor do its children
-
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from llmtrainer.cli import main; main()", *arguments],
-            stdin=there,
-            stdout=there,
-            stderr=there,
+            [*PROGRAM, *arguments],
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
             start_new_session=True,
-            preexec_fn=own,
+            preexec_fn=own_terminal,
         )
-        os.close(there)
+        os.close(other_end)
 
     def type(self, keys):
         os.write(self.end, keys.encode())
 
-    def wait(self, came, what, seconds=300):
-        "Read until `came(unread)`; an error where that never is."
-        end = time.monotonic() + seconds
-        while not came(self.unread):
-            assert select.select([self.end], [], [], max(0, end - time.monotonic()))[0], (
-                f"{what!r} never came: {self.unread[-500:]!r}"
-            )
+    def wait(self, arrived, what, seconds=300):
+        "Read until `arrived(unread)`; an error where that never happens."
+        deadline = time.monotonic() + seconds
+        while not arrived(self.unread):
+            left = max(0, deadline - time.monotonic())
+            readable, _, _ = select.select([self.end], [], [], left)
+            assert readable, f"{what!r} never came: {self.unread[-500:]!r}"
             try:
                 self.unread += os.read(self.end, 4096).decode(errors="replace")
             except OSError as error:
@@ -402,9 +384,9 @@ class Terminal:
                 ) from error
 
     def read(self, *texts):
-        "One text after the other, each looked for behind the last."
+        "Wait for one text after the other, each behind the last."
         for text in texts:
-            self.wait(lambda seen: text in seen, text)
+            self.wait(lambda unread, text=text: text in unread, text)
             self.unread = self.unread.partition(text)[2]
 
     def close(self):
@@ -412,10 +394,9 @@ class Terminal:
         os.close(self.end)
 
 
-def visible(seen):
-    return re.sub(
-        r"\x1b(\[[?0-9;]*([A-Za-z]|$)|$)", "", seen
-    ).strip()  # without what a line editor says to the terminal
+def visible(text):
+    "The text without the control sequences of a line editor."
+    return re.sub(r"\x1b(\[[?0-9;]*([A-Za-z]|$)|$)", "", text).strip()
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_program():
@@ -430,9 +411,8 @@ def test_ctrl_c_ends_the_answer_and_not_the_program():
         terminal.type("/set max_new_tokens=5 min_new_tokens=0\n")
         terminal.read("is set", "> ")
         terminal.type("/undo\n")
-        terminal.read(
-            "0 questions and their answers", "> "
-        )  # what was written before the stop was kept
+        # what was written before the stop was kept
+        terminal.read("0 questions and their answers", "> ")
         terminal.type("2 + 3?\n")
         terminal.read("3?", "\n> ")
         terminal.type("/quit\n")
@@ -444,27 +424,22 @@ def test_ctrl_c_ends_the_answer_and_not_the_program():
 def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
     terminal = Terminal("--help")
     try:
-        terminal.wait(lambda seen: "quickstart" in seen, "the help")
+        terminal.wait(lambda unread: "quickstart" in unread, "the help")
         terminal.read("Usage", "Options", "quickstart")
-        assert "Usage" not in terminal.unread and terminal.process.wait(60) == 0
+        assert "Usage" not in terminal.unread
+        assert terminal.process.wait(60) == 0
     finally:
         terminal.close()
 
 
 def test_help_imports_little():
     "The modules are counted: a clock would measure what else the machine does."
-    probe = """import sys
-from llmtrainer.cli import main
-sys.argv = ["llmtrainer", "--help"]
-try:
-    main()
-except SystemExit:
-    print(*sys.modules)
-"""
-    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    assert out.returncode == 0 and "quickstart" in out.stdout, out.stderr
-    loaded = out.stdout.splitlines()[-1].split()
-    assert "typer" in loaded and len(loaded) < 500, len(loaded)
+    done = call_in_new_process(main_listing_modules, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "typer" in loaded
+    assert len(loaded) < 500, len(loaded)
     heavy = {"torch", "transformers", "datasets", "numpy", "pandas", "pydantic", "gradio"}
     assert not heavy & set(loaded)
 
@@ -472,61 +447,35 @@ except SystemExit:
 @pytest.mark.realdata
 def test_a_real_model_through_every_command(realdata, tmp_path):
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(
-        json.dumps(
-            dict(
-                model=dict(base=str(realdata / "models" / "stories260K")),
-                data=dict(
-                    train=str(realdata / "data" / "reasoning" / "gsm8k_train.jsonl"),
-                    max_length=512,
-                    too_long="drop",
-                ),
-                train=dict(max_steps=40, save_steps=10, eval_steps=10, lr=3e-3, batch_size=8),
-                generate=dict(max_new_tokens=30),
-            )
-        )
+    data = realdata / "data" / "reasoning"
+    sections = dict(
+        model=dict(base=str(realdata / "models" / "stories260K")),
+        data=dict(train=str(data / "gsm8k_train.jsonl"), max_length=512, too_long="drop"),
+        train=dict(max_steps=40, save_steps=10, eval_steps=10, lr=3e-3, batch_size=8),
+        generate=dict(max_new_tokens=30),
     )
-    rows = json.loads(run_cli("data", recipe, "--json")[1])["rows"]
-    assert rows["read"] == 7473 == rows["kept"] + rows["rejected"] and rows["reasons"] == {
-        "too long": rows["rejected"]
-    }
-    killer = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from llmtrainer.cli import main; main()",
-            "train",
-            str(recipe),
-            "--run",
-            str(run),
-        ],
+    recipe.write_text(json.dumps(sections))
+    rows = json.loads(succeeds("data", recipe, "--json"))["rows"]
+    assert rows["read"] == 7473 == rows["kept"] + rows["rejected"]
+    assert rows["reasons"] == {"too long": rows["rejected"]}
+    first = subprocess.Popen(
+        [*PROGRAM, "train", str(recipe), "--run", str(run)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not (run / "checkpoints" / "step-20").is_dir() and killer.poll() is None:
+    while not (run / "checkpoints" / "step-20").is_dir() and first.poll() is None:
         time.sleep(0.02)
-    killer.kill()
-    assert killer.wait() == -9 and not (run / "adapter").exists()
-    code, out, err = run_cli("train", recipe, "--run", run)
-    assert code == 0 and "resuming from step-" in out
-    losses = [
-        json.loads(line)["eval_loss"]
-        for line in (run / "metrics.jsonl").read_text().splitlines()
-        if "eval_loss" in line
-    ]
+    first.kill()
+    assert first.wait() == -9
+    assert not (run / "adapter").exists()
+    assert "resuming from step-" in succeeds("train", recipe, "--run", run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses[-1] < losses[0]
-    result = json.loads(
-        run_cli(
-            "eval",
-            run,
-            "--tasks",
-            "gsm8k",
-            f"data_dir={realdata / 'data' / 'reasoning'}",
-            "limit=8",
-            "--json",
-        )[1]
-    )[0]
-    assert result["n"] == 8 and result["task"] == "gsm8k"
-    assert json.loads(run_cli("merge", run)[1])["max_abs_logit_diff"] < 1e-2
-    assert json.loads(run_cli("export", run)[1])["same_text"] is True
+    evaluation = ["eval", run, "--tasks", "gsm8k", f"data_dir={data}", "limit=8", "--json"]
+    result = json.loads(succeeds(*evaluation))[0]
+    assert result["n"] == 8
+    assert result["task"] == "gsm8k"
+    assert json.loads(succeeds("merge", run))["max_abs_logit_diff"] < 1e-2
+    assert json.loads(succeeds("export", run))["same_text"] is True
     assert run_cli("chat", run, stdin="Tom has 3 apples. How many apples?\n")[1].strip()

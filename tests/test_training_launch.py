@@ -433,7 +433,7 @@ def packed_model(engine, many):
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.data.normal_(std=0.02)  # zeros would give half of the adapters no gradient
-    fuse_model(model, engine, spread=many)
+    fuse_model(model, engine, sharded=many)
     return model
 
 

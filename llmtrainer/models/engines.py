@@ -102,7 +102,8 @@ def single_plain_adapter(
 class FusedLayer:
     "A mixin before one of peft's classes: the fused product where the adapter is a plain one."
 
-    spread = False  # over devices: then nothing may hold the whole weight between the passes
+    # does each device hold a shard? Then nothing may keep the whole weight between the passes
+    sharded = False
 
     def forward(self, x, *args, **kwargs):
         if single_plain_adapter(self, x, bool(args or kwargs)) is None:
@@ -115,14 +116,14 @@ class FusedLayer:
         return None if not self.training or isinstance(drop, torch.nn.Identity) else drop
 
     def current_weight(self) -> FrozenWeight:
-        "The weight as it is stored; a spread weight as it was gathered for this pass."
-        if not self.spread:
+        "The weight as it is stored; a sharded weight as it was gathered for this pass."
+        if not self.sharded:
             return self.frozen
         return replace(self.frozen, stored=(stored_tensors(self.base_layer), *self.frozen.stored))
 
     def release_weight(self) -> None:
-        "Hold only the constants of the weight: the weight itself will be spread over devices."
-        self.spread = True
+        "Hold only the constants of the weight: the weight itself will be sharded over devices."
+        self.sharded = True
         self.frozen = replace(self.frozen, stored=self.frozen.stored[1:])
         self.shared.stacked = None
 
@@ -137,7 +138,7 @@ class FusedLayer:
 
     def refresh(self, result=None):
         "Read the weight again, after it was moved, merged or restored; returns `result`."
-        if not self.spread:
+        if not self.sharded:
             fp8 = self.frozen.rows is not None
             self.frozen = freeze_weight(self.base_layer, fp8, self.frozen.fp8_forward)
             self.shared.stacked = None
@@ -182,8 +183,8 @@ class SharedInput:
         return [m for m in self.layers if single_plain_adapter(m, x, False) and not m.dropout()]
 
     def weight(self, members: list) -> FrozenWeight:
-        "The members' weights as one; that of all layers is kept unless it is spread."
-        if members[0].spread or len(members) < len(self.layers):
+        "The members' weights as one; that of all layers is kept unless it is sharded."
+        if members[0].sharded or len(members) < len(self.layers):
             return stack_weights([m.current_weight() for m in members])
         if self.stacked is None:
             self.stacked = stack_weights([m.current_weight() for m in members])
@@ -373,7 +374,7 @@ def redraw_rounding(base: torch.nn.Module, groups: Sequence[SharedInput]) -> Rem
 
 
 # %% ../../nbs/speed/65_engines.ipynb #4d97cd72
-def fuse_adapters(model, report: EngineReport, fp8: str, spread: bool) -> None:
+def fuse_adapters(model, report: EngineReport, fp8: str, sharded: bool) -> None:
     "Fuse a model's adapter layers, group those that share an input, and note it in the report."
     base, in_fp8 = unwrap_model(model), report.engine == "fp8"
     adapted = [m for m in model.modules() if isinstance(m, LoraLayer)]
@@ -387,7 +388,7 @@ def fuse_adapters(model, report: EngineReport, fp8: str, spread: bool) -> None:
     groups = [SharedInput(group) for group in group_by_input(base, fused)]
     if in_fp8:
         report.hook = redraw_rounding(base, groups)
-    if spread:
+    if sharded:
         for layer in fused:
             layer.release_weight()
     report.layers = len(fused)
@@ -399,7 +400,7 @@ def fuse_model(
     model,
     engine: str,  # reference, fused, fp8
     backend: str | None = "auto",  # of torch.compile; None does not compile, auto compiles on a GPU
-    spread: bool = False,  # will the weights be spread over devices (FSDP)?
+    sharded: bool = False,  # will the weights be sharded over devices (FSDP)?
     # of the engine fp8, what is multiplied in 8 bits: gradients; most (inputs too), both except
     # for queries, keys and values; or all
     fp8: str = "gradients",
@@ -409,7 +410,7 @@ def fuse_model(
     if engine == "reference":
         report.loss = report.attention = "the model's own"
         return report
-    fuse_adapters(model, report, fp8, spread)
+    fuse_adapters(model, report, fp8, sharded)
     try:
         report.head = head_scaling(base)
     except Unsupported as why:
@@ -436,7 +437,7 @@ def unfuse_model(model) -> None:
     for module in model.modules():
         if type(module) in originals:
             del module.frozen, module.shared, module.place
-            module.__dict__.pop("spread", None)
+            module.__dict__.pop("sharded", None)
             module.__class__ = originals[type(module)]
     base = unwrap_model(model)
     for layer in decoder_layers(base):

@@ -308,7 +308,7 @@ def check_strategy(
             f"asked for: fsdp; what runs: {len(whole)} weights are whole on each device, such as"
             f" {whole[0]}",
             where="launch.strategy",
-            fix="nothing was trained; model.quantize=none is spread in any case",
+            fix="nothing was trained; model.quantize=none is sharded in any case",
         )
 
 
