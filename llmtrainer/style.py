@@ -15,7 +15,6 @@ __all__ = [
     "measures",
     "check_measures",
     "check_ruff",
-    "pending",
     "check",
     "main",
 ]
@@ -171,23 +170,12 @@ def check_ruff(root: Path, places: list[str]) -> Iterator[Finding]:
 
 
 # %% ../nbs/internals/98_style.ipynb #9098ea9c
-def pending(book: Book) -> set[str]:
-    "Files that the limits do not hold for yet: the setting `style_pending` names them."
-    named = book.settings.get("style_pending", "").split()
-    chapters = [chapter for chapter in book.chapters if chapter.file.endswith(tuple(named))]
-    package = book.settings["lib_path"]
-    modules = {f"{package}/{c.module.replace('.', '/')}.py" for c in chapters if c.module}
-    return {chapter.file for chapter in chapters if named} | modules
-
-
 def check(root: Path) -> list[Finding]:
     "Everything that stands in a reader's way, in the project in the folder `root`."
     book = read_book(root)
     places = [book.settings["nbs_path"], book.settings["lib_path"], "benchmarks", "setup.py"]
     places = [place for place in places if (root / place).exists()]
-    later = pending(book)
-    findings = [*check_limits(book), *check_measures(book), *check_ruff(root, places)]
-    return [finding for finding in findings if finding.file not in later]
+    return [*check_limits(book), *check_measures(book), *check_ruff(root, places)]
 
 
 def main(argv=None):
