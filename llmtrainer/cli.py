@@ -470,7 +470,7 @@ def evaluate(
     of_eval = [
         change.removeprefix("eval.") for change in changes or [] if change not in of_generate
     ]
-    section = load_recipe(Eval, {"tasks": tasks.split(",")}, of_eval)
+    section = load_recipe(Eval, {"tasks": [name.strip() for name in tasks.split(",")]}, of_eval)
     for name in section.tasks:
         find_task(name)
     generation = generation_of(run, of_generate)

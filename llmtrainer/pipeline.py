@@ -38,6 +38,7 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "evaluate_missing",
+    "check_weights",
     "train",
     "merge_run",
     "export_run",
@@ -631,6 +632,20 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=recipe.generate)
 
 
+def check_weights(run: Run) -> None:
+    "`UserError` where the weights of a finished run are not those that were sealed."
+    if not (run.path / "manifest.json").is_file():
+        return  # killed before it was sealed
+    weights = [fault for fault in run.verify() if fault.startswith(("adapter/", "model/"))]
+    changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
+    if changed:
+        raise UserError(
+            f"the weights of the run are not those that were trained: {changed[0]}",
+            where=str(run.path),
+            fix="fetch the run from its second place, or train it again in another folder",
+        )
+
+
 def train(
     recipe: Recipe,
     path: str | Path,  # the run directory
@@ -644,7 +659,9 @@ def train(
     run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
     session = None
     with Signals() as signals, release_unused_run(run), mirror_run(run, recipe, quiet):
-        if not is_finished(run):
+        if is_finished(run):
+            check_weights(run)
+        else:
             session = run_training(recipe, run, plan, signals=signals, quiet=quiet)
         if rank() == 0:  # one process does the rest
             evaluate_missing(recipe, run, session, quiet)
@@ -667,6 +684,7 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
     with explain_full_disk(run.path):
         record = merge(section, run.adapter, run.exports / "merged", how=how)
     run.add_record(record, "exports/merge.json")
+    run.update_manifest("exports/merged")
     return record
 
 
@@ -682,6 +700,7 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
         facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
     record = ExportRecord(format=exporter.title, **facts)
     run.add_record(record, f"exports/{to}.json")
+    run.update_manifest(f"exports/{to}")
     return record
 
 

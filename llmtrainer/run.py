@@ -11,6 +11,7 @@ __all__ = [
     "write_json",
     "read_json",
     "Record",
+    "kind_of",
     "Environment",
     "environment",
     "seed_everything",
@@ -175,6 +176,13 @@ class Record(BaseModel):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def kind_of(path: str | Path) -> str | None:
+    "The kind of the record in a file; None for JSON that is no record."
+    stored = read_json(path)
+    return stored.get("kind") if isinstance(stored, Mapping) else None
+
 
 # %% ../nbs/internals/91_run.ipynb #451f43be
 PACKAGES = (
@@ -438,7 +446,7 @@ class MetricsLine(BaseModel):
     version: int = Field(1, ge=1, le=1)  # of the form, where it is written
     step: int | None = None  # optimizer steps done
     time: float | None = None  # seconds since 1970
-    tokens: int | None = None  # read so far
+    tokens: int | None = None  # trained so far, without prompts and padding
     loss: float | None = None  # a unit, over the steps since the last line; NaN stays NaN
     eval_loss: float | None = None
     learning_rate: float | None = None
@@ -538,8 +546,8 @@ def run_html(run: "Run") -> str:
         "data": data,
         "steps": f"{steps[-1].step if steps else 0:,}, {'finished' if finished else 'unfinished'}",
     }
-    results = {path.stem: read_json(path) for path in sorted(run.evals.glob("*.json"))}
-    tasks = [name for name, stored in results.items() if stored.get("kind") == "TaskResult"]
+    results = sorted(run.evals.glob("*.json"))
+    tasks = [path.stem for path in results if kind_of(path) == "TaskResult"]
     if tasks:
         facts["evaluated on"] = ", ".join(tasks)
     if shipped := sorted(path.name for path in run.exports.glob("*/")):
@@ -570,6 +578,24 @@ class _Records(_Files):
     ) -> None:
         "Write a record under the run, atomically."
         record.save(self.path / (name or record.file))
+        self.update_manifest(name or record.file)
+
+    def update_manifest(
+        self,
+        name: str,  # of a file or folder under the run
+    ) -> None:
+        "Enter what was written anew into the manifest; nothing where the run is not sealed yet."
+        if not (self.path / "manifest.json").is_file():
+            return
+        entries = {
+            file: entry
+            for file, entry in self.read("manifest.json").items()
+            if file != name and not file.startswith(f"{name}/")
+        }
+        for file, path in _files(self.path).items():
+            if file == name or file.startswith(f"{name}/"):
+                entries[file] = {"sha256": sha256(path), "size": path.stat().st_size}
+        self.write("manifest.json", dict(sorted(entries.items())))
 
     def find_record(self, kind: type[AnyRecord], name: str | None = None) -> AnyRecord | None:
         "A record of the run, None where there is none; `UserError` where it cannot be read."
@@ -579,11 +605,7 @@ class _Records(_Files):
     def find_records(self, kind: type[AnyRecord], folder: str) -> dict[str, AnyRecord]:
         "The records of one kind that lie in a folder of the run, by their files' names."
         paths = sorted((self.path / folder).glob("*.json"))
-        return {
-            path.stem: kind.load(path)
-            for path in paths
-            if read_json(path).get("kind") == kind.__name__
-        }
+        return {path.stem: kind.load(path) for path in paths if kind_of(path) == kind.__name__}
 
 
 # %% ../nbs/internals/91_run.ipynb #091a1f67

@@ -148,6 +148,12 @@ def test_a_result_is_graded_summarised_and_stored(tmp_path):
     summary = perfect.summary()
     assert summary["accuracy"] == 1.0 and summary["interval"] == list(wilson(256, 256))
     assert "items" not in summary and json.dumps(summary)
+    stored = (tmp_path / "result.json").read_text()
+    for old, new in (('"value": 1.0', '"value": 0.5'), ('"accuracy": 1.0', '"accuracy": 0.0')):
+        assert old in stored
+        (tmp_path / "edited.json").write_text(stored.replace(old, new, 1))
+        with pytest.raises(UserError, match="accuracy is .*, and its items give"):
+            TaskResult.load(tmp_path / "edited.json")
     mute = grade_items(task, items[:20], [Output()] * 20)
     assert mute.score.interval == wilson(0, 20)
     assert perfect.reaches(1.0) and not mute.reaches(0.01) and mute.reaches(0)
@@ -216,6 +222,17 @@ def test_perplexity_is_that_of_the_sums_and_the_right_choice_is_the_likeliest():
     for item, graded in zip(find_task("word_problems_choice").items(limit=8), chosen.items):
         likeliest = item.choices[graded.output.logprobs.index(max(graded.output.logprobs))]
         assert graded.scores["accuracy"] == (likeliest == item.answer)
+
+
+def test_a_task_that_cannot_be_asked_is_refused():
+    task = find_task("word_problems")
+    for change, words in (
+        (dict(max_new_tokens=0), "no token"),
+        (dict(request="choose"), "not among its choices"),
+        (dict(request="choise"), "'choise'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(None, None, replace(task, **change), limit=2)
 
 
 def test_a_row_longer_than_the_context_is_refused():

@@ -339,6 +339,13 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     train(recipe, path, quiet=True)
     assert sha256(run.adapter / "adapter_model.safetensors") == before
     assert stored_result(run, "word_problems").items == answers
+    assert run.verify() == []
+    weights = run.adapter / "adapter_model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(UserError, match="adapter_model.safetensors has the right size but"):
+        train(recipe, path, quiet=True)
 
 
 def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):

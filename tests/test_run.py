@@ -439,6 +439,14 @@ def test_a_run_seals_and_verifies_itself(tmp_path):
     }
     run.log(step=1)
     assert run.verify() == ["metrics.jsonl is not in the manifest"]
+    run.seal()
+    run.add_record(Shoe(size=40), "evals/x.json")
+    write_atomic(run.path / "exports/merged/a", "1")
+    assert run.verify() == ["exports/merged/a is not in the manifest"]
+    run.update_manifest("exports/merged")
+    assert run.verify() == []
+    write_atomic(run.path / "evals/x.json", "{}")
+    assert [fault.split()[0] for fault in run.verify()] == ["evals/x.json"]
 
 
 def test_typed_lines_and_the_picture_of_a_run(tmp_path):
@@ -467,6 +475,7 @@ def test_records_of_a_folder_are_told_apart_by_their_kind(tmp_path):
     run.add_record(Shoe(size=40), "evals/a.json")
     run.add_record(Ship(name="Vasa"), "evals/b.json")
     run.write("evals/c.json", {"size": 1})
+    run.write("evals/d.json", [])
     assert run.find_records(Shoe, "evals") == {"a": Shoe(size=40)}
     assert run.find_record(Shoe, "evals/none.json") is None and run.find_records(Shoe, "no") == {}
     with pytest.raises(UserError, match="holds Ship"):

@@ -35,6 +35,7 @@ __all__ = [
     "row_logprobs",
     "choose_outputs",
     "perplexity_outputs",
+    "check_task",
     "evaluate",
 ]
 
@@ -69,6 +70,7 @@ from llmtrainer.evals.metrics import (
     last_number,
     number_after,
     score,
+    sums_of,
 )
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.generate import Generation, generate
@@ -296,7 +298,7 @@ class Eval(Section):
     limit: int | None = Field(None, gt=0, description="only the first so many items of a task")
     require: dict[str, float] = Field(
         {},
-        description="what a task's primary score must reach (a perplexity: stay under); else the"
+        description="what a task's primary score must reach (a perplexity: not exceed); else the"
         " command ends with exit code 1",
     )
 
@@ -335,6 +337,17 @@ class TaskResult(Record):
     scores: dict[str, Score]
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
+
+    @model_validator(mode="after")
+    def figures_are_those_of_the_items(self):
+        "A result whose figures were edited is not read."
+        for name, figure in self.scores.items():
+            sums = sums_of([item.scores[name] for item in self.items]).sum(axis=0)
+            value = float(figure.metric.figure(*sums))
+            same = math.isclose(value, figure.value, rel_tol=1e-9, abs_tol=1e-12)
+            if not same and not (math.isnan(value) and math.isnan(figure.value)):
+                raise ValueError(f"{name} is {figure.value:g}, and its items give {value:g}")
+        return self
 
     @property
     def score(self) -> Score:
@@ -551,6 +564,25 @@ REQUESTS = {
 }
 
 
+def check_task(task: Task, items: Sequence[Item]) -> None:
+    "`UserError` for a task that cannot be asked as it says."
+    faults = {
+        f"its request is {task.request!r}": task.request not in REQUESTS,
+        "its answers may have no token": task.request == "generate" and task.max_new_tokens < 1,
+        "an item's answer is not among its choices": task.request == "choose"
+        and any(item.answer not in item.choices for item in items),
+    }
+    for fault, is_so in faults.items():
+        if is_so:
+            raise UserError(
+                f"the task {task.name} cannot be asked: {fault}",
+                where="the Task",
+                allowed=f"a request of {', '.join(REQUESTS)}; max_new_tokens above 0 to generate;"
+                " choices with the answer among them to choose",
+            )
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #8a320e69
 def evaluate(
     model,
     tokenizer,
@@ -564,6 +596,7 @@ def evaluate(
 ) -> TaskResult:
     "Ask a model every item of a task, in its own chat template, and grade what comes."
     items, began = task.items(data_dir, limit), time.perf_counter()
+    check_task(task, items)
     ask = REQUESTS[task.request]
     outputs = ask(
         model,

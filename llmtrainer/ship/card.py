@@ -451,4 +451,5 @@ def card(facts: CardFacts) -> str:
 def write_card(run: Run) -> Path:
     "Write README.md into the run from what lies there; the same run gives the same card."
     write_atomic(run.path / "README.md", card(card_facts(run)))
+    run.update_manifest("README.md")
     return run.path / "README.md"
