@@ -7,6 +7,7 @@ from llmtrainer.models.quantized_linear import _, dataclass, torch
 from dataclasses import dataclass, replace
 
 import bitsandbytes.functional as bnb
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,8 +218,8 @@ def test_with_only_the_backward_pass_in_8_bits_values_are_exact(m, r, dropout):
     assert max(away) < 1e-5
 
 
-def test_a_compiled_product_has_the_gradients_of_the_plain_one(dtype=torch.float32):
-    torch._dynamo.reset()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_product_has_the_gradients_of_the_plain_one(dtype):
     x, layer = torch.randn(16, 32, dtype=dtype), torch.nn.Linear(32, 48, bias=False, dtype=dtype)
     A, B = (torch.randn(*shape, requires_grad=True) for shape in ((4, 32), (48, 4)))
     frozen = freeze_weight(layer, fp8=False)
