@@ -341,6 +341,8 @@ def record_moments(base, ledger: MemoryTracker) -> tuple[dict, Callable]:
     def blocks_done(module, args, out):
         marks["kept"] = ledger.now
         if out[0].requires_grad:
+            # from here on: the blocks' own forward peak is below that of their backward pass
+            ledger.most = ledger.now
             out[0].register_hook(loss_done)
 
     return marks, base.get_decoder().register_forward_hook(blocks_done).remove
