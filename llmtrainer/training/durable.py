@@ -25,6 +25,7 @@ __all__ = [
     "is_out_of_memory",
     "MemoryFallback",
     "SplitMicroBatch",
+    "check_first_gradient",
     "StepGuard",
     "StepLog",
     "ShardedWeights",
@@ -617,6 +618,19 @@ class SplitMicroBatch(MemoryFallback):
 
 
 # %% ../../nbs/training/39_durable.ipynb #823f6c42
+def check_first_gradient(losses: torch.Tensor, norm: torch.Tensor, device) -> None:
+    "`UserError` where the first step gives no weight a gradient: nothing would be learned."
+    # all processes agree: the rows of one may have nothing to learn
+    has_loss, has_gradient = any_rank([bool(losses.sum() != 0), bool(norm != 0)], device)
+    if has_loss and not has_gradient:
+        raise UserError(
+            "the gradient of the first step is zero: no trained weight would change",
+            where="step 1",
+            fix="set model.engine=reference; if it stays zero, look at what adapt trains",
+        )
+
+
+# %% ../../nbs/training/39_durable.ipynb #10ae422a
 class StepGuard:
     "Checks a step before the optimizer takes it."
 
@@ -632,22 +646,13 @@ class StepGuard:
             self.model.zero_grad()  # the Trainer still calls the optimizer: it changes nothing
             return
         progress = self.checkpoints.progress
-        if not progress.steps:
-            self.check_first_gradient(losses, norm)
+        # a gradient scaler and DeepSpeed keep the gradient to themselves
+        if not progress.steps and not self.accelerator.scaler and not self.is_deepspeed_enabled:
+            check_first_gradient(losses, norm, self.args.device)
         self.unlogged.append({"loss": losses.sum()} | sums)
         progress.steps += 1
         progress.tokens += self.step_token_count(self.items)
         progress.read, self.read = progress.read + self.read, 0
-
-    def check_first_gradient(self, losses: torch.Tensor, norm: torch.Tensor) -> None:
-        "`UserError` where the first step gives no weight a gradient: nothing would be learned."
-        measured = not self.accelerator.scaler and not self.is_deepspeed_enabled
-        if measured and losses.sum() != 0 and norm == 0:
-            raise UserError(
-                "the gradient of the first step is zero: no trained weight would change",
-                where="step 1",
-                fix="set model.engine=reference; if it stays zero, look at what adapt trains",
-            )
 
     def gradient_norm(self, losses: torch.Tensor) -> torch.Tensor:
         "The norm of the gradient; 0 with a gradient scaler, which handles infinite ones itself."
