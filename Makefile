@@ -59,7 +59,8 @@ test: check  ## check the book, run every chapter, run the tests; what needs a G
 # OpenMP pools on two cores only spin
 	find nbs -name '*.ipynb' -not -path '*/.*' | sort | CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"   # a test that is not marked gpu is about the CPU, on every machine
+# a test that is not marked gpu is about the CPU, on every machine
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
 
 quick: export PYTHONPATH := $(CURDIR)
 quick: export HF_HUB_OFFLINE := 1
@@ -69,7 +70,7 @@ quick: check  ## check the book, and what depends on the changes since main: cha
 fuzz: export PYTHONPATH := $(CURDIR)
 fuzz: export HYPOTHESIS_PROFILE := fuzz
 fuzz: .venv/.dev  ## property tests with new examples, 1,000 each
-	$(BIN)/python -m pytest -m "not gpu and not slow" -k "$$($(BIN)/python -m llmtrainer.literate properties)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow" -k "$$($(BIN)/python -m llmtrainer.literate properties)"
 
 OPTIONAL := gptq or torchao or compressed or hqq or trackio or deepspeed
 test-optional: export PYTHONPATH := $(CURDIR)

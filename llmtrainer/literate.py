@@ -98,6 +98,7 @@ import symtable
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -1138,11 +1139,17 @@ def run_quick(root, since):
     if not chapters:
         return 0
     env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    for chapter in chapters:
-        command = [Path(sys.executable).with_name("nbdev_test"), "--path", chapter.file]
-        if code := subprocess.run(command, cwd=root, env=env).returncode:
-            return code
-    words = ["-q", "-m", "not slow and not gpu and not realdata", *names]
+    nbdev_test = Path(sys.executable).with_name("nbdev_test")
+
+    def execute(chapter):
+        return subprocess.run([nbdev_test, "--path", chapter.file], cwd=root, env=env).returncode
+
+    with ThreadPoolExecutor(2) as two_at_a_time:
+        codes = list(two_at_a_time.map(execute, chapters))
+    if any(codes):
+        return max(codes)
+    marks = "not slow and not gpu and not realdata"
+    words = ["-q", "-n", "2", "--dist", "worksteal", "-m", marks, *names]
     return subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env=env).returncode
 
 

@@ -517,7 +517,7 @@ def assemble(
         signals=signals,
         objective=objective,
         adapt=recipe.adapt,
-        known=dict(base=base, quantize=recipe.model.quantize, data=data.digest),
+        identity=dict(base=base, quantize=recipe.model.quantize, data=data.digest),
         quiet=quiet,
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
@@ -601,7 +601,7 @@ def mirror_run(run: Run, recipe: Recipe, quiet: bool):
         run.path,
         recipe.train.mirror if rank() == 0 else None,
         keep=recipe.train.keep_checkpoints,
-        say=(lambda text: None) if quiet else print,
+        notify=(lambda text: None) if quiet else print,
     )
 
 

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "UserError",
+    "assert_refused",
+    "show_value",
     "parse_yaml",
     "Section",
     "describe_type",
@@ -56,6 +58,18 @@ class UserError(Exception):
         return "\n".join(
             [self.what] + [f"  {name}: {text}" for name, text in parts.items() if text]
         )
+
+
+# %% ../nbs/internals/90_config.ipynb #f87a3ea5
+def assert_refused(call, *words: str) -> UserError:
+    "The `UserError` that `call()` raises; an assertion fails without one, or if it lacks a word."
+    try:
+        call()
+    except UserError as error:
+        missing = [word for word in words if word not in str(error)]
+        assert not missing, f"{missing} not in:\n{error}"
+        return error
+    raise AssertionError("it was accepted")
 
 
 # %% ../nbs/internals/90_config.ipynb #38c4bea9
@@ -140,7 +154,7 @@ def _yaml(value, flow=None):
     return yaml.dump(value, Dumper=_Dumper, **style).removesuffix("\n...\n").removesuffix("\n")
 
 
-def _show(value, width=60):
+def show_value(value, width=60):
     "A value as it would stand in a recipe, cut to `width` characters."
     text = _yaml(value, flow=True).replace("\n", " ")
     return text if len(text) <= width else text[: width - 3] + "..."
@@ -199,7 +213,8 @@ def parse_yaml(
         raise _unreadable(name, error) from None
     if not isinstance(values or {}, dict):
         raise UserError(
-            f"{name} holds {_show(values)} where sections are wanted.", allowed="`key: value` lines"
+            f"{name} holds {show_value(values)} where sections are wanted.",
+            allowed="`key: value` lines",
         )
     lines = {}
     for key, line in _places(node) if values else ():
@@ -237,7 +252,7 @@ _LIMITS = {
 }
 _NESTED = {
     Literal: lambda *options: (
-        "one of " + ", ".join(map(_show, options)) if options[1:] else _show(options[0])
+        "one of " + ", ".join(map(show_value, options)) if options[1:] else show_value(options[0])
     ),
     Union: lambda *kinds: " or ".join(map(describe_type, kinds)),
     UnionType: lambda *kinds: " or ".join(map(describe_type, kinds)),
@@ -455,7 +470,7 @@ def _unknown(key, value, known):
     return Fault(
         key,
         value,
-        problem=f"is not a known key; its value is {_show(value)}",
+        problem=f"is not a known key; its value is {show_value(value)}",
         allowed=allowed,
         nearest=nearest_key(key, known),
     )
@@ -474,11 +489,11 @@ def _fault(error, kind, limits, value, key, known):
             key, value, str(error["ctx"]["error"]), ""
         )  # its own rule says what would agree
     if code in ("value_error", "assertion_error"):
-        return Fault(key, value, f"{_show(value)}: {error['ctx']['error']}", allowed)
+        return Fault(key, value, f"{show_value(value)}: {error['ctx']['error']}", allowed)
     return Fault(
         key,
         value,
-        problem=f"{_show(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}",
+        problem=f"{show_value(value)} {_PROBLEMS.get(code, 'is of the wrong kind')}",
         allowed=allowed,
         nearest=_likely(kind, value),
     )

@@ -58,10 +58,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmtrainer.recipe import (
     Section,
     UserError,
-    _show,
     dump_section,
     parse_yaml,
     recipe_differences,
+    show_value,
 )
 
 # %% ../nbs/internals/91_run.ipynb #a909b40d
@@ -383,7 +383,8 @@ def _refuse_other(path, recipe, free=()):
     ]
     if changed:
         table = "".join(
-            f"\n    {key}: {_show(before)} -> {_show(after)}" for key, before, after in changed
+            f"\n    {key}: {show_value(before)} -> {show_value(after)}"
+            for key, before, after in changed
         )
         raise UserError(
             f"The run {path} was begun by another recipe (there -> now):{table}",

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.activations import apply_activation_checkpointing
-from llmtrainer.models.load import Model, load_model, plan_model
+from llmtrainer.models.load import F8, Model, load_model, plan_model
 from llmtrainer.models.lora import Adapt, load_adapter
-from llmtrainer.models.quantized_linear import F8, dequantized_matrix
+from llmtrainer.models.quantized_linear import dequantized_matrix
 from llmtrainer.models.tiny import KINDS
 from llmtrainer.models.variants import adapt_model
 

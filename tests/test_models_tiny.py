@@ -90,6 +90,17 @@ def test_the_shipped_base_can_do_its_arithmetic_and_an_untrained_one_cannot():
     assert plain_accuracy(make_model("llama", tokenizer), tokenizer, 20) == 0
 
 
+def test_a_batch_is_overfitted_and_only_what_is_trainable_changes():
+    model = make_model("llama", PreTrainedTokenizerFast.from_pretrained(tiny_folder("base")))
+    head = model.lm_head.weight.requires_grad_(False).clone()
+    before = batch_logits(model)
+    after = batch_logits(overfit_batch(model))
+    targets = TOKEN_IDS[:, 1:, None]
+    likelier = after.log_softmax(-1)[:, :-1].gather(2, targets).sum()
+    assert likelier > before.log_softmax(-1)[:, :-1].gather(2, targets).sum() + 10
+    assert torch.equal(model.lm_head.weight, head)
+
+
 import shutil
 import tempfile
 

@@ -32,6 +32,19 @@ def test_parts_left_out_leave_no_line():
     assert UserError("x").exit_code == 2
 
 
+def test_a_refusal_is_seen_by_its_words():
+    def refuse():
+        raise UserError("No space.", fix="Delete a run.")
+
+    assert assert_refused(refuse, "space", "Delete").what == "No space."
+    for call, words in ((refuse, ("memory",)), (lambda: None, ())):
+        try:
+            assert_refused(call, *words)
+        except AssertionError:
+            continue
+        raise RuntimeError("a wrong message, or none, was taken")
+
+
 def _value(text):
     return yaml.load(f"x: {text}", _Loader)["x"]
 

@@ -282,7 +282,7 @@ def test_a_limit_on_files_keeps_the_old_one_and_the_next_save_goes_through(tmp_p
 
 def test_no_space_is_seen_before_anything_is_written(tmp_path):
     messages, written = [], []
-    saver = AsyncSaver(tmp_path, say=messages.append)
+    saver = AsyncSaver(tmp_path, notify=messages.append)
     saver.save(1, write_weights)
     saver.save(2, written.append, size=2**62)
     saver.wait()
@@ -295,7 +295,7 @@ def test_no_space_is_seen_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_while_it_is_written_to(tmp_path, code):
-    saver = AsyncSaver(tmp_path, say=lambda text: None)
+    saver = AsyncSaver(tmp_path, notify=lambda text: None)
     saver.save(1, write_weights)
 
     def fills(folder):

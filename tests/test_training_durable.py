@@ -132,7 +132,7 @@ def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
             checkpoint_config=CheckpointConfig(
                 run,
                 save_every="3 steps",
-                say=lambda text: None,
+                notify=lambda text: None,
                 identity=tokenizer_digest(tokenizer),
             ),
         )

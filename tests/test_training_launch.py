@@ -493,7 +493,7 @@ def test_qlora_by_fsdp_through_the_trainer_is_killed_resumes_and_gives_the_weigh
     killed(two, run_job(tmp_path, "two", 2, kill=5, **options))
     other = run_job(tmp_path, "two", 2, quantize="nf4")
     assert other.returncode != 0
-    assert "step-3 was saved with weights that were spread over devices" in other.stderr
+    assert "step-3 was saved with weights that were sharded over devices" in other.stderr
     files = {"optimizer.bin", "rng_state_0.pth", "rng_state_1.pth", "progress.json"}
     resumed_as(undisturbed(1, "nf4"), two, files, tolerance=1e-5, **options)
 

@@ -111,7 +111,7 @@ def test_a_full_place_is_called_full_and_half_written_files_take_no_room_there(
         Path(to).write_bytes(Path(file).read_bytes()[:5])
         raise OSError(errno.ENOSPC, "No space left on device", str(to))
 
-    mirror = Mirror(run, FolderPlace(drive), every=0.01, say=messages.append)
+    mirror = Mirror(run, FolderPlace(drive), every=0.01, notify=messages.append)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", half)
         assert not mirror.close(patience=0.3)
@@ -189,7 +189,7 @@ class Hub:
 def test_the_hub_is_a_place_like_any_other(tmp_path):
     run, hub, messages = a_run(tmp_path / "run"), Hub(), []
     place = HubPlace("me/first", hub)
-    mirror = Mirror(run, place, keep=1, say=messages.append)
+    mirror = Mirror(run, place, keep=1, notify=messages.append)
     hub.silent = True
     assert not mirror.try_once() and not mirror.durable and "does not answer" in messages[-1]
     status = mirror.status()

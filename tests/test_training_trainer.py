@@ -892,24 +892,24 @@ def test_a_disk_that_is_full_at_the_very_end_is_named_and_the_next_call_writes_t
 def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
     section = Train(max_steps=6, epochs=9, batch_size=2, lr=1e-3)
     own = dict(base="one", data="aa", quantize="none")
-    job(tmp_path).stopped(section, interrupting(2), known=own)
+    job(tmp_path).stopped(section, interrupting(2), identity=own)
     calls = []
 
     def loss(model, batch):
         calls.append(1)
         return Sft().loss(model, batch)
 
-    def again(known=own, template=None, r=4, **keys):
+    def again(identity=own, template=None, r=4, **keys):
         other = job(tmp_path, adapt=Adapt(r=r))
         if template:
             other.tokenizer.chat_template = template
-        other.fit(section.model_copy(update=keys), loss, known=known)
+        other.fit(section.model_copy(update=keys), loss, identity=identity)
         return other.run
 
     for changes, key in (
-        (dict(known=own | dict(base="two")), "base"),
-        (dict(known=own | dict(data="bb")), "data"),
-        (dict(known=own | dict(quantize="nf4")), "quantize"),
+        (dict(identity=own | dict(base="two")), "base"),
+        (dict(identity=own | dict(data="bb")), "data"),
+        (dict(identity=own | dict(quantize="nf4")), "quantize"),
         (dict(template="{{ x }}"), "template"),
         (dict(r=8), "adapter"),
         (dict(seed=1), "order"),
@@ -918,7 +918,7 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
         with pytest.raises(UserError, match=f"(?s)does not belong to this job.*{key}"):
             again(**changes)
     assert not calls and saved_steps(Run(tmp_path / "run")) == [2]
-    run = again(known=own | dict(data="bb"), accept_changes=["data"])
+    run = again(identity=own | dict(data="bb"), accept_changes=["data"])
     (noted,) = events(run, "accepted")
     assert calls and [noted[k] for k in ("key", "there", "now", "step")] == ["data", "aa", "bb", 2]
 
@@ -945,7 +945,7 @@ def test_by_a_simulated_clock_it_stops_before_the_limit_and_saves_by_the_hour(tm
         retention=Retention(newest=9),
         max_seconds=3600 * 3 + 60,
         clock=lambda: now[0],
-        say=lambda text: None,
+        notify=lambda text: None,
     )
     trainer = limited.trainer(args, config, objective=Calls(function=loss))
     with pytest.raises(Stopped, match="max_hours"):

@@ -235,14 +235,14 @@ def head_scaling(base) -> tuple[float, float | None]:
     )
     cap = getattr(config, "final_logit_softcapping", None)
     with capture_hidden_states(base) as kept:
-        known = base(
+        expected = base(
             input_ids=torch.arange(8, device=head.weight.device)[None], use_cache=False
         ).logits
     ours = compute_logits(
         kept[0].to(head.weight.dtype), head.weight, b=head.bias, scale=scale, cap=cap
     )
-    if (ours - known).abs().max() > (
-        1e-4 if known.dtype == torch.float32 else 2e-2
-    ) * known.abs().max():
+    if (ours - expected).abs().max() > (
+        1e-4 if expected.dtype == torch.float32 else 2e-2
+    ) * expected.abs().max():
         raise Unsupported("its logits are not what its head and its configuration say")
     return scale, cap

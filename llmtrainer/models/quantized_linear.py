@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "F8",
     "F8_MAX",
     "TINY",
     "F8_ROOM",
@@ -18,7 +17,7 @@ __all__ = [
     "dequantize_into",
     "split_stored",
     "dequantize_to",
-    "dequantize",
+    "dequantize_4bit",
     "dequantized_like",
     "FrozenWeight",
     "dequantized_matrix",
@@ -66,6 +65,7 @@ except ImportError:
     triton = None
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #0afd300f
+from llmtrainer.models.load import F8
 from llmtrainer.models.loss import Unsupported
 
 
@@ -229,7 +229,7 @@ def dequantize_to(
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #7cf94afc
 @register_operator("llmtrainer::dequantize")
-def dequantize(
+def dequantize_4bit(
     stored: Sequence[torch.Tensor],  # of each matrix: packed, code, constants
     rows: torch.Tensor | None,  # scales of all rows
     # columns, values for a constant, constants for a second one, then the rows of each matrix
@@ -243,7 +243,7 @@ def dequantize(
     return out
 
 
-@dequantize.register_fake
+@dequantize_4bit.register_fake
 def dequantized_like(stored, rows, shape, transpose, dtype):
     "The result, empty."
     columns, height = shape[0], sum(shape[3:])
@@ -252,7 +252,6 @@ def dequantized_like(stored, rows, shape, transpose, dtype):
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #93a7b35f
-F8 = torch.float8_e4m3fn
 F8_MAX = 448.0
 TINY = 1e-12  # the least scale times 448: a row of zeros must not divide by zero
 
@@ -279,7 +278,9 @@ def dequantized_matrix(
 ) -> torch.Tensor:
     "The values of stored matrices, stacked, or the transpose of that."
     if len(stored) > len(shape) - 3:
-        return dequantize(list(stored), rows, shape=list(shape), transpose=transpose, dtype=dtype)
+        return dequantize_4bit(
+            list(stored), rows, shape=list(shape), transpose=transpose, dtype=dtype
+        )
     w = stored[0] if len(stored) == 1 else torch.cat(stored)
     w = (w if rows is None else w.float() / rows[:, None]).to(dtype)
     return w.t().contiguous() if transpose else w

@@ -11,6 +11,7 @@ __all__ = [
     "SMALL",
     "UNTIED",
     "KINDS",
+    "TOKEN_IDS",
     "check_shipped_base",
     "tiny_folder",
     "make_tokenizer",
@@ -19,6 +20,8 @@ __all__ = [
     "make_model",
     "pretrain",
     "plain_accuracy",
+    "overfit_batch",
+    "batch_logits",
     "make_base",
 ]
 
@@ -318,6 +321,28 @@ def plain_accuracy(model, tokenizer, n: int = 500) -> float:
             for s, p in zip(said, items[lo : lo + 100])
         )
     return right / n
+
+
+# %% ../../nbs/internals/96_tiny_models.ipynb #50281f6b
+TOKEN_IDS = torch.arange(4, 60).reshape(2, 28)
+
+
+def overfit_batch(model, ids: torch.Tensor = TOKEN_IDS, steps: int = 3, lr: float = 1e-2):
+    "The model after `steps` of AdamW on one batch, changed in place, in evaluation mode."
+    model.train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr)
+    for _ in range(steps):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@torch.no_grad()
+def batch_logits(model, ids: torch.Tensor = TOKEN_IDS) -> torch.Tensor:
+    "Logits (rows, tokens, vocabulary) of one batch, without dropout and without a cache."
+    return model.eval()(input_ids=ids, use_cache=False).logits
 
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #be53947d

@@ -193,9 +193,9 @@ class AsyncSaver:
         self,
         root: Path,
         retention: Retention = Retention(),
-        say: Callable[[str], None] = print,  # called with messages for the user
+        notify: Callable[[str], None] = print,  # called with messages for the user
     ):
-        self.root, self.retention, self.say = root, retention, say
+        self.root, self.retention, self.notify = root, retention, notify
         self.thread = None
         self.fault = None  # an error in the thread, other than a full disk
         self.failed = []  # steps that a full disk prevented
@@ -235,7 +235,7 @@ class AsyncSaver:
     def _report_full_disk(self, step, error) -> None:
         self.failed.append(step)
         newest = newest_checkpoint(self.root)[0]
-        self.say(
+        self.notify(
             f"step {step} could not be saved: {error.strerror.lower()}. The training goes on; the"
             f" newest checkpoint is {newest.name if newest else 'none yet'}. Free some space under"
             f" {self.root}."

@@ -32,7 +32,7 @@ __all__ = [
     "TrainerData",
     "Durable",
     "resume_point",
-    "check_sharding",
+    "check_saved_sharding",
 ]
 
 # %% ../../nbs/training/39_durable.ipynb #630aeb22
@@ -201,7 +201,7 @@ class Progress:
     best_step: int = 0
     worse: int = 0  # validations in a row that were not better
     ended: str | None = None  # why the training is over before its last step
-    owed: bool = False  # did a stop leave out a validation of this step?
+    eval_pending: bool = False  # did a stop leave out a validation of this step?
     steps: int = 0  # applied, without the skipped ones
     loss: float = 0.0  # summed over the steps that are in the log
     # of each device: sums of the steps after the last log line
@@ -228,7 +228,7 @@ class CheckpointConfig:
     identity: dict = field(default_factory=dict)
     accept_changes: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
-    say: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
     check_start: Callable = lambda accelerator: None  # called before the first step
     clock: Callable[[], float] = time.monotonic
 
@@ -292,7 +292,7 @@ class CheckpointWriter(RunLog):
         super().__init__(config)
         self.trainer = trainer
         self.average = None  # a WeightAverage, where the recipe asks for one
-        self.saver = AsyncSaver(config.run.checkpoints, config.retention, config.say)
+        self.saver = AsyncSaver(config.run.checkpoints, config.retention, config.notify)
 
     def save(self, state) -> None:
         "Copy everything that decides the future, and write it in the background."
@@ -388,10 +388,10 @@ class CheckpointSchedule(CheckpointWriter):
     def stop(
         self,
         control,
-        owed: bool,  # is a validation of this step due, which the resume must run?
+        eval_pending: bool,  # is a validation of this step due, which the resume must run?
     ) -> None:
         "Stop here, resumable."
-        self.save_due, self.progress.owed = True, owed
+        self.save_due, self.progress.eval_pending = True, eval_pending
         self.stopped = self.stop_reason() or "another process"
         control.should_training_stop = True
 
@@ -433,9 +433,9 @@ class ValidationRules(CheckpointSchedule):
 
     def evaluate_owed(self) -> None:
         "Run a validation that a stop left out; `AlreadyFinished` where it ends the training."
-        if not self.progress.owed or self.stopped:
+        if not self.progress.eval_pending or self.stopped:
             return
-        self.progress.owed = False
+        self.progress.eval_pending = False
         self.trainer.evaluate()
         if self.progress.ended and self.training:
             raise AlreadyFinished
@@ -476,7 +476,7 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
         finished = state.global_step >= state.max_steps
         self.save_due = bool(save or finished or stop)
         if stop and not finished:
-            self.stop(control, owed=bool(evaluate))
+            self.stop(control, eval_pending=bool(evaluate))
             evaluate = False
         control.should_evaluate = control.should_evaluate or evaluate
         if not (control.should_evaluate or control.should_log):
@@ -609,7 +609,7 @@ class SplitMicroBatch(MemoryFallback):
         "Split every micro-batch into `split` pieces from now on, and say so."
         micro, step = self.args.train_batch_size, self.state.global_step
         self.checkpoints.progress.split = split
-        self.checkpoint_config.say(
+        self.checkpoint_config.notify(
             f"out of memory {where}at step {step + (not where)}: from here on {split} pieces of"
             f" {-(-micro // split)} instead of a micro-batch of {micro}; tokens and order of each"
             " step stay the same"
@@ -685,7 +685,7 @@ class StepGuard:
                 f"{text}. It is the {progress.skipped}th such step, and train.max_skipped_steps is"
                 f" {config.max_skipped_steps}"
             )
-        config.say(f"{text}. Skipped, {progress.skipped} of {config.max_skipped_steps}")
+        config.notify(f"{text}. Skipped, {progress.skipped} of {config.max_skipped_steps}")
 
 
 # %% ../../nbs/training/39_durable.ipynb #59daafd1
@@ -863,12 +863,12 @@ def resume_point(trainer: Durable) -> Path | None:
     checkpoint, damaged = newest_checkpoint(run.checkpoints)
     if rank() == 0:
         for name, faults in damaged.items():
-            config.say(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
+            config.notify(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
     if not checkpoint:
         if rank() == 0:
             run.rewind(0, 0)
         return None
-    check_sharding(checkpoint, trainer.sharded)
+    check_saved_sharding(checkpoint, trainer.sharded)
     accepted = check_identity(checkpoint, config.identity, config.accept_changes)
     callback.progress = progress = Progress(**read_json(checkpoint / "progress.json"))
     trainer.unlogged = trainer.own_share(progress.unlogged)
@@ -881,15 +881,15 @@ def resume_point(trainer: Durable) -> Path | None:
         callback.lines = sum("step" in line for line in run.metrics())
         for key, there, here in accepted:
             callback.write_line(step, event="accepted", key=key, there=there, now=here)
-        config.say(f"resuming from {checkpoint.name}")
+        config.notify(f"resuming from {checkpoint.name}")
     return checkpoint
 
 
-def check_sharding(checkpoint: Path, sharded: bool) -> None:
+def check_saved_sharding(checkpoint: Path, sharded: bool) -> None:
     "`UserError` where the optimizer state was saved in a different form from this run's."
     if (checkpoint / "optimizer.pt").is_file() != sharded:
         return
-    form = "whole on each device" if sharded else "spread over devices"
+    form = "whole on each device" if sharded else "sharded over devices"
     raise UserError(
         f"{checkpoint.name} was saved with weights that were {form}, and its optimizer state cannot"
         " be read into the other form",

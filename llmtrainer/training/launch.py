@@ -240,10 +240,10 @@ def wait_for_torchrun(process: subprocess.Popen, ended: Path) -> int:
             signal.signal(number, handler)
 
 
-def run_torchrun(line: Sequence[str], say: Callable[[str], None] = print) -> tuple[int, str]:
+def run_torchrun(line: Sequence[str], notify: Callable[[str], None] = print) -> tuple[int, str]:
     "Run torchrun to its end; (exit code of the job, its last message)."
     short = {sys.executable: "python", "-m": "", "torch.distributed.run": "torchrun"}
-    say("starting: " + shlex.join(word for word in (short.get(w, w) for w in line[1:]) if word))
+    notify("starting: " + shlex.join(word for word in (short.get(w, w) for w in line[1:]) if word))
     with tempfile.TemporaryDirectory() as folder:
         ended = Path(folder) / "ended.json"
         variables = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {ENDED: str(ended)}

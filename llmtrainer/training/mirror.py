@@ -256,9 +256,9 @@ class Sender:
 class Synchronizer(Sender):
     "Sends what waits, notes which checkpoints are durable, and removes those no longer kept."
 
-    def __init__(self, run: Path, place, keep: int = 2, say: Callable[[str], None] = print):
+    def __init__(self, run: Path, place, keep: int = 2, notify: Callable[[str], None] = print):
         super().__init__(run, place)
-        self.keep, self.say = keep, say
+        self.keep, self.notify = keep, notify
         self.durable = set()  # steps whose checkpoints are whole in the place
         self.cleared = None  # the durable and the local checkpoints when it was last tidied
 
@@ -278,7 +278,7 @@ class Synchronizer(Sender):
         manifest = f"checkpoints/step-{step}/manifest.json"
         if name == manifest and step not in self.durable:
             self.durable.add(step)
-            self.say(f"step {step} is durable in {self.place}")
+            self.notify(f"step {step} is durable in {self.place}")
 
     def clear(
         self,
@@ -315,7 +315,7 @@ class MirrorStatus(Synchronizer):
         else:
             self.fault = None
         if bool(before) != bool(self.fault):
-            self.say(self.change())
+            self.notify(self.change())
         self.note()
         return self.fault is None and not self.waiting()
 
@@ -360,9 +360,9 @@ class Mirror(MirrorStatus):
         place,  # a FolderPlace, or what has its methods
         keep: int = 2,  # newest checkpoints that stay there, beside those that are here
         every: float = 5.0,  # seconds between two looks
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ):
-        super().__init__(run, place, keep=keep, say=say)
+        super().__init__(run, place, keep=keep, notify=notify)
         self.every, self.ending = every, threading.Event()
         self.thread = threading.Thread(target=self.work, daemon=True)
 
@@ -384,7 +384,7 @@ class Mirror(MirrorStatus):
             if time.monotonic() + pause > until:
                 return False
             if first:
-                self.say(
+                self.notify(
                     f"{len(self.waiting())} files wait for {self.place}, which is tried for"
                     f" {patience:.0f} seconds more. Whoever stops it now loses nothing: the run is"
                     f" whole in {self.run}, and the same command sends them"
@@ -403,13 +403,13 @@ def mirrored(
     keep: int = 2,
     patience: float = 300,
     every: float = 5.0,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ):
     "Send the run to `target` meanwhile; at the end `Stopped` where not all of it arrived."
     if target is None:
         yield None
         return
-    mirror = Mirror(run, open_place(target), keep=keep, every=every, say=say)
+    mirror = Mirror(run, open_place(target), keep=keep, every=every, notify=notify)
     mirror.thread.start()
     try:
         yield mirror

@@ -430,7 +430,7 @@ class Validation:
         with average.used() if average and self.checkpoints.training else nullcontext():
             sums = self.validation_sums()
         if sums is None:  # a process was asked to stop
-            self.checkpoints.stop(self.control, owed=True)
+            self.checkpoints.stop(self.control, eval_pending=True)
             self.checkpoints.save_if_due(self.state, self.control)
             return {}
         names = list(next(iter(sums.values())))
@@ -640,7 +640,7 @@ def save_final(
 
 # %% ../../nbs/training/31_trainer.ipynb #3ef2ab50
 def checkpoint_identity(
-    model, tokenizer, train: Sequences, section: Train, adapt: Adapt, known: dict
+    model, tokenizer, train: Sequences, section: Train, adapt: Adapt, identity: dict
 ) -> dict:
     "What a checkpoint must have in common with the run that resumes from it."
     order = dict(
@@ -652,7 +652,7 @@ def checkpoint_identity(
     adapter = model_signature(model)
     if adapt.method == "lora":
         adapter |= dict(alpha=adapt.alpha, variant=adapt.variant)
-    return known | tokenizer_digest(tokenizer) | dict(adapter=adapter, order=order)
+    return identity | tokenizer_digest(tokenizer) | dict(adapter=adapter, order=order)
 
 
 # %% ../../nbs/training/31_trainer.ipynb #289c23f2
@@ -746,7 +746,7 @@ def check_sharded(section: Train) -> None:
     "`UserError` for settings that sharded weights do not support."
     if section.ema_decay or section.final == "best":
         raise UserError(
-            "weights that are spread over devices are neither averaged nor taken from an earlier"
+            "weights that are sharded over devices are neither averaged nor taken from an earlier"
             " step in this version",
             where="train.ema_decay, train.final",
             allowed="null, last",
@@ -776,7 +776,7 @@ def build_trainer(
     signals: Signals,
     objective: Objective = Sft(),
     adapt: Adapt = Adapt(),
-    known: dict | None = None,  # of the identity, what is not seen here: base, data, quantization
+    identity: dict | None = None,  # what else it is known by: base, data, quantization
     quiet: bool = False,
     check_start: Callable = lambda accelerator: None,  # does what was asked for run?
     trainer_class: type[DurableTrainer] = DurableTrainer,
@@ -790,14 +790,14 @@ def build_trainer(
     if not data.val:
         check_needs_validation(section)
     args = training_arguments(section, plan, run.checkpoints / ".staging", adapt, **sharding)
-    parts = dict(train=data.train, section=section, adapt=adapt, known=known or {})
+    parts = dict(train=data.train, section=section, adapt=adapt, identity=identity or {})
     config = make_checkpoint_config(
         section,
         run,
         identity=checkpoint_identity(model, tokenizer, **parts),
         validate=bool(data.val),
         signals=signals,
-        say=print if not quiet and rank() == 0 else warn_user,
+        notify=print if not quiet and rank() == 0 else warn_user,
         check_start=check_start,
     )
     trainer = trainer_class(
