@@ -7,13 +7,22 @@ __all__ = [
     "STARTED_AT",
     "GC_THRESHOLD",
     "app",
+    "HUB_NAME",
+    "ModelName",
     "RunName",
     "RecipeFile",
     "Overrides",
     "AsJson",
+    "EXTRA_OF_COMMAND",
     "EXTRA_OF",
+    "check_place",
+    "check_run",
+    "check_recipe_file",
     "commands",
     "print_json",
+    "requirement_lines",
+    "outdated",
+    "refuse_outdated",
     "missing_package",
     "full_disk",
     "fail",
@@ -45,30 +54,96 @@ __all__ = [
 ]
 
 # %% ../nbs/system/84_cli.ipynb #30ac2f7e
+import difflib
 import errno
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from configparser import ConfigParser
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
 # %% ../nbs/system/84_cli.ipynb #2794d91e
 import typer
+from packaging.requirements import Requirement
+
+# %% ../nbs/system/84_cli.ipynb #311d208a
+import llmtrainer
 
 # %% ../nbs/system/84_cli.ipynb #b0f0daaa
 STARTED_AT = time.monotonic()
 GC_THRESHOLD = gc.get_threshold()
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def check_place(name: str) -> str:
+    """The name of a run or model; `UserError` where it can be neither. Nothing heavy is imported,
+    and a mistyped path is not looked for on the hub."""
+    from llmtrainer.recipe import UserError
+
+    path = Path(name)
+    if name.startswith("tiny:") or any(
+        (path / n).is_file() for n in ("recipe.yaml", "config.json")
+    ):
+        return name
+    if path.exists():
+        raise UserError(
+            f"{name} is neither a run nor a model: it has no recipe.yaml and no config.json.",
+            fix="Name a folder that `llmtrainer train` wrote, or the folder of a model.",
+        )
+    # org/model is a path too: one is meant where the folder org is here, and in the folder of runs
+    is_path = "/" in name and (path.parent.is_dir() or path.parts[0] == "runs")
+    if HUB_NAME.fullmatch(name) and not is_path:
+        return name
+    beside = [str(p) for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(name, beside, 1)
+    raise UserError(
+        f"There is no run or model {name}.",
+        allowed="a run directory, a model folder, a hub name such as org/model, or tiny:base",
+        fix=f"Did you mean {near[0]}?" if near else None,
+    )
+
+
+def check_run(name: str) -> str:
+    "The name of a run; `UserError` where it is none."
+    from llmtrainer.run import Run
+
+    return str(Run.load(name).path)
+
+
+def check_recipe_file(path: Path) -> Path:
+    "The path of a recipe; `UserError` where no YAML can be read there."
+    from llmtrainer.recipe import read_values
+
+    read_values(path)
+    return path
+
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="a run directory, a model folder, a hub name, or tiny:base",
+        callback=check_place,
+    ),
+]
 RunName = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="a run directory, a model folder, a hub name, or tiny:base"),
+    typer.Argument(metavar="RUN", help="a run directory", callback=check_run),
 ]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe in YAML")]
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="a recipe in YAML", callback=check_recipe_file),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe, such as train.lr=1e-4"),
@@ -77,16 +152,62 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing els
 
 
 # %% ../nbs/system/84_cli.ipynb #ef65296b
-# with a callback, typer asks for a command's name even if there is only one
 @app.callback()
-def commands() -> None:
+def commands(context: typer.Context) -> None:
     "Fine-tune language models: from a recipe to a run directory."
+    if context.invoked_subcommand != "doctor":  # it lists them
+        extra = EXTRA_OF_COMMAND.get(context.invoked_subcommand)
+        refuse_outdated(requirement_lines(extra))
 
 
 # %% ../nbs/system/84_cli.ipynb #139ee7dd
 def print_json(value) -> None:
     "Print one JSON document on standard output."
     print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+# %% ../nbs/system/84_cli.ipynb #32df4135
+EXTRA_OF_COMMAND = {"export": "export", "demo": "app"}
+
+
+def requirement_lines(extra: str | None = None) -> list[str]:
+    "The requirements of the package and of an extra, such as `torch>=2.10`."
+    ini = Path(llmtrainer.__file__).resolve().parents[1] / "settings.ini"
+    if ini.is_file():
+        parser = ConfigParser(delimiters=["="])
+        parser.read(ini, encoding="utf-8")
+        keys = ["requirements", *([f"{extra}_requirements"] if extra else [])]
+        return " ".join(parser["DEFAULT"][key] for key in keys).split()
+    lines = [line.partition(";") for line in requires("llmtrainer") or []]
+    return [line.strip() for line, _, mark in lines if not mark or f'"{extra}"' in mark]
+
+
+def outdated(lines: Iterable[str]) -> list[tuple[str, str]]:
+    "(requirement, installed version) of the installed libraries that are not as required."
+    wrong = []
+    for requirement in map(Requirement, lines):
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            continue  # whoever needs it says so
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append((f"{requirement.name}{requirement.specifier}", installed))
+    return wrong
+
+
+def refuse_outdated(lines: Iterable[str]) -> None:
+    "`UserError` that names every installed library which is too old, with one command."
+    from llmtrainer.recipe import UserError
+
+    wrong = outdated(lines)
+    if wrong:
+        raise UserError(
+            "; ".join(
+                f"{name.partition('>')[0]} {installed} is too old" for name, installed in wrong
+            ),
+            allowed=", ".join(name for name, _ in wrong),
+            fix=f"pip install {' '.join(repr(name) for name, _ in wrong)}",
+        )
 
 
 # %% ../nbs/system/84_cli.ipynb #3c033eab
@@ -250,8 +371,8 @@ def doctor(as_json: AsJson = False):
         return print_json(asdict(machine) | {"plan": asdict(plan_device(machine))})
     title = f"{machine.name}, {machine.memory / 2**30:.0f} GiB, {machine.count} device(s)"
     libraries = Table("library", "version", title=title)
-    for name, version in machine.libraries.items():
-        libraries.add_row(name, version or "[yellow]not installed[/yellow]")
+    for name, installed in machine.libraries.items():
+        libraries.add_row(name, installed or "[yellow]not installed[/yellow]")
     Console().print(libraries, plan_table(plan_device(machine)))
 
 
@@ -452,7 +573,7 @@ def scores_table(results):
 
 @app.command("eval")
 def evaluate(
-    run: RunName,
+    run: ModelName,
     tasks: Annotated[str, typer.Option(help="names of tasks, with commas")],
     changes: Overrides = None,
     as_json: AsJson = False,
@@ -489,8 +610,8 @@ def evaluate(
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="RUN_A")],
-    b: Annotated[str, typer.Argument(metavar="RUN_B")],
+    a: Annotated[str, typer.Argument(metavar="RUN_A", callback=check_place)],
+    b: Annotated[str, typer.Argument(metavar="RUN_B", callback=check_place)],
     task: Annotated[str, typer.Option(help="a task that both were measured on")],
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
@@ -567,7 +688,7 @@ def run_generation(name: str, changes: list[str] | None):
 
 @app.command()
 def generate(
-    run: RunName,
+    run: ModelName,
     prompt: Annotated[list[str] | None, typer.Option(help="what the user says; repeatable")] = None,
     changes: Overrides = None,
     as_json: AsJson = False,
@@ -601,7 +722,7 @@ def generate(
 
 # %% ../nbs/system/84_cli.ipynb #275c6465
 @app.command()
-def chat(run: RunName, changes: Overrides = None):
+def chat(run: ModelName, changes: Overrides = None):
     "Talk with a model, from the keyboard or a pipe."
     from llmtrainer.ship.demo import terminal_chat
 
@@ -611,7 +732,7 @@ def chat(run: RunName, changes: Overrides = None):
 
 @app.command()
 def demo(
-    run: RunName,
+    run: ModelName,
     port: int = 7860,
     share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
 ):

@@ -15,6 +15,7 @@ __all__ = [
     "Fault",
     "RecipeError",
     "validate",
+    "read_values",
     "load_recipe",
     "recipe_differences",
     "dump_section",
@@ -550,7 +551,7 @@ def _override(values, text):
 
 
 # %% ../nbs/internals/90_config.ipynb #802eecbc
-def _read(source):
+def read_values(source):
     "(values, lines, name) of a recipe: a path or a ready dictionary."
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), {}, "The recipe"
@@ -592,7 +593,7 @@ def load_recipe(
     overrides: Sequence[str] = (),  # "train.lr=2e-4"
 ) -> Section:
     "Read, override and check a recipe; raise one `RecipeError` with every fault."
-    values, lines, name = _read(source)
+    values, lines, name = read_values(source)
     faults = [
         Fault(
             key,

@@ -272,6 +272,24 @@ def test_upward_hidden_and_circular_imports_are_found(tmp_path):
     assert len([f for f in findings if "circle" in f.what]) == 2 and len(findings) == 4
 
 
+def test_an_import_of_a_library_that_nobody_requires_is_found(tmp_path):
+    new = [
+        md("# New\n> Words."),
+        code("#| default_exp new"),
+        code("#| export\nimport json\nimport yaml"),
+        code("#| export\nimport pytest"),
+        code("#| export\ndef draw():\n    import matplotlib"),
+        code("#| export\ndef guess():\n    import nothing_of_ours"),
+    ]
+    toy(tmp_path, **{"20_new": new})
+    with (tmp_path / "settings.ini").open("a") as settings:
+        settings.write("requirements = pyyaml>=6\ndev_requirements = pytest matplotlib>=3\n")
+    assert found(check_requirements, tmp_path) == [("nbs/20_new.ipynb", n) for n in (4, 6)]
+    with (tmp_path / "settings.ini").open("a") as settings:
+        settings.write("dev_modules = new\n")
+    assert found(check_requirements, tmp_path) == [("nbs/20_new.ipynb", 6)]
+
+
 def test_imports_beside_other_code_are_found(tmp_path):
     assert found(check_cells, toy(tmp_path)) == []
     alone, allowed = (

@@ -13,15 +13,26 @@ import shutil
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from httpx import ConnectError
 from huggingface_hub import HfApi
 
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Stopped
 from llmtrainer.training.checkpoints import commit, newest_checkpoint
+
+
+HTTP_CLIENT = import_module(CLIENT_ERROR.__module__.partition(".")[0])
+
+
+def test_a_host_that_refuses_is_an_oserror_whichever_client_the_hub_uses():
+    with pytest.raises(HTTP_CLIENT.ConnectError) as raised:
+        HTTP_CLIENT.get("http://127.0.0.1:9", trust_env=False)
+    assert not isinstance(raised.value, OSError), "else as_oserror would not be needed"
+    with pytest.raises(OSError, match="ConnectError"), as_oserror("hf://ada/run"):
+        raise raised.value
 
 
 def a_run(folder, steps=(1, 2)):
@@ -158,7 +169,7 @@ class Hub:
         def called(*args, **kw):
             inspect.signature(getattr(HfApi, name)).bind(None, *args, **kw)
             if self.silent:
-                raise ConnectError("nobody there")
+                raise HTTP_CLIENT.ConnectError("nobody there")
             return value(*args, **kw)
 
         return called

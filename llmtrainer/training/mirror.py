@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "CLIENT_ERROR",
     "FolderPlace",
     "as_oserror",
     "HubPlace",
@@ -34,7 +35,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/training/35_mirror.ipynb #13aeebce
-from httpx import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -103,6 +103,10 @@ class FolderPlace:
 
 
 # %% ../../nbs/training/35_mirror.ipynb #cf8f5c63
+# the HTTP client's own error, whichever client this release of huggingface_hub uses
+CLIENT_ERROR = HfHubHTTPError.__bases__[0]
+
+
 @contextmanager
 def as_oserror(where: str):
     "Raise a network's errors as the OSErrors that a mirror expects."
@@ -110,7 +114,7 @@ def as_oserror(where: str):
         yield
     except OSError:
         raise
-    except (HfHubHTTPError, HTTPError, RuntimeError) as error:
+    except (CLIENT_ERROR, RuntimeError) as error:
         first_line = next(iter(str(error).splitlines()), "")
         message = f"{type(error).__name__}: {first_line}"
         raise OSError(errno.EIO, message, where) from error
