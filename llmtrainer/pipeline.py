@@ -658,7 +658,8 @@ def train(
     init_distributed(recipe.launch, plan.device)
     run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
     session = None
-    with Signals() as signals, release_unused_run(run), mirror_run(run, recipe, quiet):
+    stopping = Signals(recipe.train.grace)
+    with stopping as signals, release_unused_run(run), mirror_run(run, recipe, quiet):
         if is_finished(run):
             check_weights(run)
         else:

@@ -320,7 +320,7 @@ def train_longest(recipe: Recipe, run: Run, plan: DevicePlan, steps: int, quiet:
         return shrink_to_longest(data, train=rows * recipe.train.accumulate, val=rows)
 
     small = preflight_recipe(recipe, steps)
-    with Signals() as signals:
+    with Signals(recipe.train.grace) as signals:
         session = assemble(small, run, plan, signals=signals, quiet=quiet, shrink=shrink)
         sequences, model = session.data.train, session.model
         batch = session.trainer.data_collator(

@@ -7,7 +7,10 @@ from llmtrainer.training.durable import (
     Stopped,
     UserError,
     newest_checkpoint,
+    os,
     signal,
+    threading,
+    time,
     torch,
 )
 
@@ -62,7 +65,11 @@ def small(dropout=0.0, **adapt):
     return adapt_model(model, Adapt(**{"r": 4, "dropout": dropout, **adapt})), tokenizer
 
 
+import ctypes
+import os
 import signal
+import threading
+import time
 
 from llmtrainer.run import Stopped
 
@@ -81,6 +88,40 @@ def test_a_signal_waits_in_the_loop_and_stops_outside_and_twice_interrupts():
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) is old
+
+
+def wait_in_c(seconds):
+    "Wait where Python runs no handler, as the backward pass does for a compiler's dead process."
+    thread = threading.Thread(target=time.sleep, args=(seconds,), daemon=True)
+    thread.start()
+    ctypes.CDLL(None).pthread_join(ctypes.c_ulong(thread.ident), None)
+
+
+def exit_code_of(do):
+    "How a forked process ends that calls `do`, and after how many seconds."
+    began, child = time.monotonic(), os.fork()
+    if not child:
+        try:
+            do()
+        finally:
+            os._exit(3)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - began
+
+
+def test_a_signal_that_python_never_hears_ends_the_process_with_75_after_the_grace():
+    def stuck(answers):
+        with Signals(grace=0.5) as signals:
+            signals.gentle = True
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            wait_in_c(0.3 if answers else 30)
+            assert not answers or signals.received == "SIGTERM"
+            signals.answered.set()  # as the loop does after its step
+            time.sleep(1)
+        os._exit(0)
+
+    code, seconds = exit_code_of(lambda: stuck(answers=False))
+    assert code == 75 and 0.6 < seconds < 10
+    assert exit_code_of(lambda: stuck(answers=True))[0] == 0
 
 
 import random

@@ -38,6 +38,7 @@ __all__ = [
 # %% ../../nbs/training/39_durable.ipynb #630aeb22
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -144,9 +145,13 @@ class PeriodTimer:
 class Signals:
     """SIGINT and SIGTERM: a request to stop after the step while `gentle`, else `Stopped` at once.
 
-    A second signal, a second later, interrupts at once."""
+    A second signal, a second later, interrupts at once. Where Python has no chance to answer, the
+    process ends with 75 after `grace` seconds."""
 
-    def __init__(self):
+    def __init__(self, grace: float = 60):
+        self.grace = grace
+        self.answered = threading.Event()  # does the main thread act on the signal?
+        self.pipe = None  # (read, write): the system writes the numbers of signals into it
         self.received = None  # the name of the last signal
         self.gentle = False  # is a step running, which must be finished?
         self.before = {}  # the handlers that ours replace
@@ -157,11 +162,29 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self.handle)
+            self.pipe = os.pipe()
+            os.set_blocking(self.pipe[1], False)
+            self.wakeup = signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self.watch, args=self.pipe[:1], daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        self.answered.set()
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.pipe:
+            signal.set_wakeup_fd(self.wakeup)
+            os.close(self.pipe[1])  # which ends the watching thread
+
+    def watch(self, pipe: int) -> None:
+        "End the process with 75 if no signal is answered in time; for a thread of its own."
+        with open(pipe, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] in self.before and not self.answered.wait(self.grace):
+                    name = signal.Signals(number[0]).name
+                    text = f"{name} was not answered for {self.grace:g} s; the same command goes on"
+                    os.write(2, f"{text} from the newest checkpoint\n".encode())
+                    os._exit(Stopped.exit_code)
 
     def handle(self, number, _) -> None:
         "Note the signal; stop at once where no step is running, or on a second signal."
@@ -169,7 +192,10 @@ class Signals:
         self.received = signal.Signals(number).name
         self.since = self.since or time.monotonic()
         if time.monotonic() - self.since > 1:
+            self.answered.set()
             raise KeyboardInterrupt  # within a second it is the same request, delivered twice
+        if not self.gentle:
+            self.answered.set()
         if first and not self.gentle:
             raise Stopped(
                 f"stopped by {self.received} outside the training's steps; the same command goes on"
@@ -829,6 +855,8 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
         finally:
             self.checkpoints.saver.wait()
         signals.gentle = False
+        if signals.received:
+            signals.answered.set()
         # the gather waits until process 0 has written its checkpoint
         if self.checkpoints.stopped and all_gather("saved"):
             newest = newest_checkpoint(self.checkpoint_config.run.checkpoints)[0]

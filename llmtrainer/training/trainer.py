@@ -284,6 +284,11 @@ class TrainEnd(Section):
             "save and stop, resumable, before this time is over; it begins with the command"
         ),
     )
+    grace: float = Field(
+        60,
+        gt=0,
+        description="seconds after a signal to stop until the process ends without an answer",
+    )
     trackers: str | list[str] = Field(
         "auto",
         description=(
@@ -316,6 +321,7 @@ RESUME_MAY_CHANGE = {  # what a resumed run may change, since it does not decide
     "train.keep_checkpoints",
     "train.mirror",
     "train.max_hours",
+    "train.grace",
     "train.trackers",
     "train.accept_changes",
 }
@@ -857,6 +863,6 @@ def fit(
 ) -> dict:
     "Train to the end; the result lies in the run."
     data = TrainingData(train, val, sources)
-    with Signals() as signals:
+    with Signals(parts["section"].grace) as signals:
         trainer = build_trainer(model, tokenizer, data=data, signals=signals, **parts)
         return complete_training(trainer, tokenizer, base)
