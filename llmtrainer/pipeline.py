@@ -537,7 +537,7 @@ def show_session(session: Session) -> None:
         facts |= {"chat template": session.data.about["template"]}
     lines = (f"{name}: {value}" for name, value in facts.items())
     table = trainable_table(count_trainable(session.model))
-    Console().print(session.data.summary, table, *lines, sep="\n")
+    Console().print(session.data.summary, *session.data.remarks(), table, *lines, sep="\n")
 
 
 def run_training(
