@@ -138,7 +138,7 @@ class StreamLedger(Ledger):
         self.read = values["read"]
         self.counts = Counter(values["counts"])
         self.rejects = [Reject(*r) for r in values["rejects"]]
-        self.noted = copy.deepcopy(values["noted"])
+        self.noted = copy.deepcopy(values.get("noted", {}))  # missing in old checkpoints
 
 
 # %% ../../nbs/data/17_streaming.ipynb #7d18116f
