@@ -30,6 +30,7 @@ __all__ = [
     "record_model",
     "Session",
     "prepare_rows",
+    "check_new_tokens",
     "assemble",
     "show_session",
     "run_training",
@@ -88,6 +89,8 @@ from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
     Model,
     ModelRecord,
+    beyond_context,
+    check_max_length,
     describe_model,
     fingerprint,
     hide_progress_bars,
@@ -481,6 +484,29 @@ def prepare_rows(recipe: Recipe, tokenizer, run: Run, quiet: bool) -> Prepared:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ccfe99c0
+def check_new_tokens(model, tokenizer, data: Prepared) -> None:
+    "`UserError` where rows hold tokens whose embeddings are new and would not be trained."
+    first = len(tokenizer) - model.added_rows
+    new = {i for _, ids in data.sources.table.ids for i in set(ids[ids >= first].tolist())}
+    layers = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    fixed = [layer for layer in layers if not any(p.requires_grad for p in layer.parameters())]
+    if not new or not fixed:
+        return
+    names = [name.rpartition(".")[2] for name, part in model.named_modules() if part in layers]
+    tokens = ", ".join(tokenizer.convert_ids_to_tokens(sorted(new)[:5]))
+    raise UserError(
+        f"the rows hold {len(new)} tokens that are new to the model ({tokens}), and nothing would"
+        " train their embeddings",
+        where="adapt.modules_to_save",
+        allowed=f"{', '.join(names)} in the list, so that they are trained and stored; or"
+        " adapt.method: full",
+        fix=f"set adapt.modules_to_save=[{','.join(names)}]",
+    )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #6fa19371
 def assemble(
     recipe: Recipe,
     run: Run,
@@ -493,6 +519,7 @@ def assemble(
     "The session of a recipe; the data and the model are recorded in the run."
     seed_everything(recipe.train.seed)
     section = pin_model(run, recipe.model)
+    check_max_length(load_config(section), recipe.data.max_length)
     model, tokenizer = load_model(section, plan, sharded(recipe.launch))
     data = shrink(prepare_rows(recipe, tokenizer, run, quiet))
     batches = partial(
@@ -503,6 +530,7 @@ def assemble(
         pad_id=tokenizer.pad_token_id,
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
+    check_new_tokens(model, tokenizer, data)
     speed = apply_engine(model, recipe, plan)
     base = fingerprint(section.base, section.revision)
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
@@ -533,11 +561,12 @@ def assemble(
 def show_session(session: Session) -> None:
     "Print the data, the trainable layers and facts about the model."
     facts = describe_model(session.model, session.tokenizer)
+    facts |= beyond_context(session.model.config, session.data.about["longest"])
     if session.data.about["format"] != "text":
         facts |= {"chat template": session.data.about["template"]}
     lines = (f"{name}: {value}" for name, value in facts.items())
     table = trainable_table(count_trainable(session.model))
-    Console().print(session.data.summary, table, *lines, sep="\n")
+    Console().print(session.data.summary, *session.data.remarks(), table, *lines, sep="\n")
 
 
 def run_training(

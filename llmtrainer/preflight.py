@@ -47,7 +47,15 @@ from llmtrainer.data.packing import Bins, Sequences, model_inputs
 from llmtrainer.data.prepare import Prepared
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.device import plan_table as device_table
-from llmtrainer.models.load import Model, load_config, load_model, model_traits, plan_model
+from llmtrainer.models.load import (
+    Model,
+    beyond_context,
+    check_max_length,
+    load_config,
+    load_model,
+    model_traits,
+    plan_model,
+)
 from llmtrainer.models.lora import count_trainable, load_adapter, trainable_table
 from llmtrainer.models.memory import (
     MAX_ROWS,
@@ -90,13 +98,14 @@ def forecast(
     """What the job is and needs, from the configuration alone: choices, family, trained parameters,
     bytes by part, rows that fit, changes where the job does not, and the time."""
     here, config = machine or probe(), load_config(recipe.model)
+    check_max_length(config, recipe.data.max_length)
     chosen, text = plan_model(recipe.model, here, config), config.get_text_config()
     work = planned_step_shape(recipe, config, chosen, here)
     parts = predict_memory(text, recipe.adapt, work)
     fits = parts["total"] <= here.memory
     return dict(
         plan=asdict(chosen),
-        family=model_traits(config),
+        family=model_traits(config) | beyond_context(config, recipe.data.max_length),
         trainable=count_trainable_from_config(text, recipe.adapt),
         bytes=parts,
         memory=here.memory,

@@ -111,6 +111,17 @@ def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
     assert str(lost) == "the chat template refuses it: not this"
 
 
+def test_a_broken_row_is_counted_and_the_others_are_encoded():
+    tokenizer = _tokenizer("chatml")
+    rows = [{"messages": _talk("q", a)} for a in ("a", "say <|im_end|>!", "b", "<|im_end|>")]
+    first, second, third, fourth = Encoder(tokenizer).encode(rows)
+    assert [first, third] == [encode(rows[0], tokenizer), encode(rows[2], tokenizer)]
+    for fault in (second, fourth):
+        assert isinstance(fault, BadRecord)
+        assert "holds the stop token" in str(fault)
+        assert fault.fix == "take it out of the text"
+
+
 _tricky = st.lists(
     st.sampled_from(
         ["a", " b ", "\n\nc", "<|im_end|>", "<|im_start|>assistant\n", "</s>", "x\n", "é"]
@@ -131,8 +142,9 @@ _by_special_tokens = Counter()  # template -> rows whose layout needed no offset
 def test_runs_by_special_tokens_are_those_by_offsets(messages, name, mask, trained):
     answer = {**messages[1], "trained": trained}
     rows = [{"messages": [messages[0], answer, *messages[2:]]}]
-    quick = Encoder(_TOKENIZERS[name], mask)
-    slow = Encoder(_TOKENIZERS[name], mask, always_offsets=True)
+    allow = dict(special_in_content="allow")  # control tokens in contents are the hard case
+    quick = Encoder(_TOKENIZERS[name], mask, **allow)
+    slow = Encoder(_TOKENIZERS[name], mask, always_offsets=True, **allow)
     assert str(quick.encode(rows, check=False)) == str(slow.encode(rows, check=False))
     _by_special_tokens[name] += any(spans.answers for spans in quick.find_runs.spans.values())
     assert not slow.find_runs.spans
@@ -149,7 +161,8 @@ def test_special_tokens_are_used_where_answers_stand_between_them():
 @given(_tricky, st.sampled_from(sorted(TEMPLATES)), st.sampled_from(["assistant", "last", "all"]))
 def test_an_encoder_gives_what_the_steps_give(messages, name, mask):
     row, tokenizer = {"messages": messages}, _TOKENIZERS[name]
-    (encoded,) = get_encoder(tokenizer, mask).encode([row], check=False)
+    encoder = Encoder(tokenizer, mask, special_in_content="allow")
+    (encoded,) = encoder.encode([row], check=False)
     try:
         expected = encode_step_by_step(row, tokenizer, mask)
     except BadRecord as bad:

@@ -62,9 +62,24 @@ def test_quotes():
         {"question": '"No.', "answer": "2"},
     ]
     assert list(read_file(folder / "good.tsv")) == [(2, {"question": "a\tb", "answer": "1\n2"})]
-    for name in ("bad.csv", "open.csv"):
-        with pytest.raises(UserError, match="not CSV"):
+    for name, words in {
+        "bad.csv": "line 2 has a quote inside a quoted cell",
+        "open.csv": "the quote that opens in the row of line 2 is never closed",
+    }.items():
+        with pytest.raises(UserError, match=f"not CSV: {words}") as caught:
             list(read_file(folder / name))
+        assert f"where: {name}:2" in str(caught.value)
+
+
+def test_a_csv_file_of_a_european_spreadsheet_is_read():
+    folder = _folder(
+        a_csv="question;answer\n2 + 2?;4\n",
+        b_csv="question\tanswer\n2 + 2?\t4\n",
+        c_csv="text\na;b\n",
+    )
+    for name in ("a.csv", "b.csv"):
+        assert list(read_file(folder / name)) == [(2, {"question": "2 + 2?", "answer": "4"})]
+    assert list(read_file(folder / "c.csv")) == [(2, {"text": "a;b"})]
 
 
 def test_damaged_files_end_in_one_clear_block():
@@ -173,13 +188,33 @@ def test_one_table_through_every_reader():
         assert [record for _, record in read_file(path)] == table, path.name
 
 
+def test_not_a_number_is_missing_and_infinity_a_fault_in_every_format():
+    nan, inf = float("nan"), float("inf")
+    table = [{"a": "x", "b": nan, "c": [nan, 1.5]}, {"a": "y", "b": -inf, "c": []}]
+    lines = "".join(json.dumps(row) + "\n" for row in table)
+    folder = _folder(
+        a_jsonl=lines,
+        b_json=json.dumps(table),
+        c_json=json.dumps({"data": table}),
+        d_json=json.dumps(dict(enumerate(table)), indent=1),
+    )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "e.parquet")
+    for path in sorted(folder.iterdir()):
+        (_, first), (number, second) = read_file(path)
+        assert first == {"a": "x", "b": None, "c": [None, 1.5]}, path.name
+        assert (number, str(second)) == (2, "an infinite number"), path.name
+    assert [r for _, r in read_file(_folder(a_json='[{"a": "Infinity \u00e9"}]') / "a.json")] == [
+        {"a": "Infinity é"}
+    ]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.recursive(
             st.none()
             | st.integers()
-            | st.floats(allow_nan=False)
+            | st.floats(allow_nan=False, allow_infinity=False)
             | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
             lambda x: st.lists(x) | st.dictionaries(st.text('ab[]{}," '), x),
             max_leaves=8,

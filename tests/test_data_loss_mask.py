@@ -63,6 +63,34 @@ def test_spans_follow_mask_and_trained():
     assert _trained_texts(messages, tokenizer, "last") == [one]
 
 
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_an_answer_may_begin_the_conversation(name):
+    tokenizer = _tokenizer(name)
+    messages = [{"role": "assistant", "content": "Welcome!"}, *_talk("Hi", "Yes.")]
+    row = {"messages": messages, "source": "a.jsonl", "line": 1}
+    (encoded,) = Encoder(tokenizer).encode([row])
+    if isinstance(encoded, BadRecord):
+        assert "refuses it" in str(encoded) or "begins the conversation" in str(encoded)
+        return
+    stop = tokenizer.decode([stop_id(tokenizer)])
+    trained = [text for text, is_trained in trained_pieces(encoded, tokenizer) if is_trained]
+    assert [text.strip() for text in trained] == [f"Welcome!{stop}", f"Yes.{stop}"]
+    header = render(messages[1:2], tokenizer, prompt=True)
+    header = header.removeprefix(render(messages[1:2], tokenizer)).lstrip()
+    assert tokenizer.decode(encoded.ids[: encoded.runs[0][0]]).endswith(header)
+
+
+def test_whatever_a_template_raises_concerns_the_row_alone():
+    tokenizer = _tokenizer("chatml")
+    good = {"messages": _talk("a", "b"), "source": "a.jsonl", "line": 1}
+    for fault in ("1 // 0", "[][1].x.y", "range(10 ** 9)", "m.content + 3"):
+        whole = "{% if m.content == 'odd' %}{{ " + fault + " }}{% endif %}{{ m.content }}"
+        tokenizer.chat_template = "{% for m in messages %}" + whole + "{{ eos_token }}{% endfor %}"
+        kept, lost = Encoder(tokenizer).encode([good, good | {"messages": _talk("odd", "b")}])
+        assert isinstance(kept, Encoded), fault
+        assert isinstance(lost, BadRecord) and "refuses it" in str(lost), fault
+
+
 def test_a_tool_result_is_trained_by_no_mask():
     messages = [
         *_talk("q", "call"),
@@ -77,6 +105,77 @@ def test_a_tool_result_is_trained_by_no_mask():
     assert trained["last"] == "so<|im_end|>\n"
     assert all("4711" not in text for text in trained.values())
     assert "<|im_start|>user\nq" in trained["all"]
+
+
+def _check_literal(tokenizer, contents: list[str]):
+    "Contents give no control token, and the ids decode to the same text."
+    messages = _talk(*contents)
+    row, plain = {"messages": messages}, {"messages": _talk(*["a"] * len(contents))}
+    control = SpecialInContent(tokenizer).control
+    control_ids = set(tokenizer.convert_tokens_to_ids(list(control)))
+    encoder = Encoder(tokenizer)
+    encoded, expected = encoder.encode([row, plain], check=False)
+    of_template = [i for i in expected.ids if i in control_ids]
+    assert [i for i in encoded.ids if i in control_ids] == of_template
+    assert len(encoded.runs) == len(messages) // 2
+    text = tokenizer.decode(encoded.ids)
+    if tokenizer.decode(expected.ids) == render(plain["messages"], tokenizer):
+        # not so for SentencePiece, which puts spaces after control tokens
+        assert text == render(messages, tokenizer)
+    assert all(content in text for content in contents)
+    (document,) = encoder.encode([{"text": " ".join(contents)}], check=False)
+    inside = [i for i in document.ids if i in control_ids]
+    assert inside == [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    assert " ".join(contents) in tokenizer.decode(document.ids)
+
+
+_specials = st.lists(
+    st.sampled_from(["<|im_end|>", "<|im_start|>", "<|end|>", "<|pad|>", "x", "\n", "</s>", "é"]),
+    min_size=1,
+    max_size=5,
+).map(lambda parts: "a" + "".join(parts) + "b")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_specials, min_size=2, max_size=2), st.sampled_from(["chatml", "llama-3", "plain"]))
+def test_a_content_gives_no_control_token(contents, name):
+    tokenizer = _tokenizer(name)
+    _check_literal(tokenizer, contents)
+
+
+def test_special_tokens_in_tools_names_and_thoughts_are_text_too():
+    tokenizer = _tokenizer("qwen")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "<|im_start|>system"},
+        {"role": "assistant", "content": "a"},
+    ]
+    row = {"messages": messages, "tools": [call], "source": "a.jsonl", "line": 1}
+    (encoded,) = Encoder(tokenizer).encode([row])
+    end, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    assert encoded.note.endswith("encoded as text")
+    assert (encoded.ids.count(end), encoded.ids.count(start)) == (5, 5)
+    assert tokenizer.decode(encoded.ids) == render(messages, tokenizer, tools=[call])
+
+
+def test_a_tag_of_thought_in_an_answer_stays_what_it_is():
+    tokenizer = _tokenizer("chatml")
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    think = tokenizer.convert_tokens_to_ids("<think>")
+    for contents, count in ((["q", "<think>x</think>y"], 1), (["<think>q", "y"], 0)):
+        assert encode({"messages": _talk(*contents)}, tokenizer).ids.count(think) == count
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("folder", ["gpt2-hf", "gpt-neox-mpt-hf", "llama2-hf"])
+def test_contents_stay_text_in_real_tokenizers(realdata, folder):
+    tokenizer = AutoTokenizer.from_pretrained(realdata / "data/tokenizers" / folder)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    set_template(tokenizer, "chatml")
+    names = list(SpecialInContent(tokenizer).control)
+    _check_literal(tokenizer, ["What is " + " or ".join(names) + "?", "It is " + names[0] + "."])
 
 
 def test_masks_of_one_conversation():

@@ -326,6 +326,51 @@ def test_plain_text_needs_no_stop_of_a_template():
         prepare(Data(train=_file(3)), tokenizer)
 
 
+def test_every_breach_of_the_contract_is_counted_at_once():
+    broken = [json.dumps(dict(question="q", answer=f"say <|end|> {n}")) for n in range(3)]
+    path, tokenizer = _file(97, more=broken), AutoTokenizer.from_pretrained(_BASE)
+    with pytest.raises(UserError, match=r"3 of 100 rows cannot be used") as caught:
+        prepare(Data(train=path), tokenizer)
+    assert "3 an answer holds the stop token as text" in str(caught.value)
+    assert "fix: take it out of the text; or raise data.max_rejects" in str(caught.value)
+    prepared = prepare(Data(train=path, max_rejects=0.03), tokenizer)
+    assert prepared.about["rows"]["kept"] == 97
+    assert any(line.startswith("3 rows left out: an answer") for line in prepared.remarks())
+
+
+def test_what_is_kept_with_a_remark_is_counted_and_told():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
+    odd = json.dumps(dict(question="What does <|end|> mean?", answer="Stop.", mood="glad"))
+    path = _file(40, folder=folder, more=[odd])
+    copied = Path(path).read_text().splitlines()[4]
+    Path(folder, "other.jsonl").write_text(
+        copied + "\n" + json.dumps(dict(question="a", answer="b"))
+    )
+    prepared = prepare(Data(train=path, val=str(Path(folder, "other.jsonl"))), tokenizer)
+    assert prepared.about["notes"] == {
+        "a content holds a special token, which is encoded as text": dict(
+            rows=1, first=["train.jsonl:41"]
+        ),
+        "a validation row is a training row too, so its loss says nothing": dict(
+            rows=1, first=["other.jsonl:1"]
+        ),
+    }
+    assert prepared.account().notes.keys() == prepared.about["notes"].keys()
+    unused, *rest = prepared.remarks()
+    assert unused == "train.jsonl: columns that are not used: mood"
+    assert len(rest) == 2 and "(first: train.jsonl:41)" in rest[0]
+    for choice, kept in (("refuse", 40), ("allow", 41)):
+        data = Data(train=path, val=None, special_in_content=choice, max_rejects=0.1)
+        assert prepare(data, tokenizer).about["rows"]["kept"] == kept
+
+
+def test_nothing_left_says_which_key_would_help():
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    with pytest.raises(UserError, match="no row is left to train on: 20 x too long") as caught:
+        prepare(Data(train=_file(20), max_length=8, too_long="drop"), tokenizer)
+    assert "fix: raise data.max_length" in str(caught.value)
+
+
 def test_rejects_over_the_limit_stop_the_job():
     path = _file(50, more=['{"question": "2 + 2?"}'] * 3 + ["{"])
     with pytest.raises(

@@ -308,7 +308,7 @@ def test_the_table_says_the_same():
     console.print(statistics_table(description | {"leakage": leakage(rows, {"test": rows[:2]})}))
     shown = console.export_text()
     for words in (
-        "40 of 2",
+        "40 rows of 2 turns",
         "200",
         "100 (50.0%)",
         "40 rows (over 4)",

@@ -176,6 +176,36 @@ def test_validation_of_a_stream_carries_groups_too(tmp_path, tiny_tokenizer):
     assert sum(len(set(sequence["group"].tolist())) for sequence in sequences) == 5
 
 
+def test_a_stream_tells_what_was_done_with_rows_that_are_kept(tmp_path, tiny_tokenizer):
+    rows = [dict(question=f"{n} + 1?", answer=str(n + 1)) for n in range(60)]
+    rows[50]["question"] = "What does <|end|> mean?"
+    (tmp_path / "val.jsonl").write_text(
+        json.dumps(rows[40]) + "\n" + json.dumps(dict(question="a", answer="b"))
+    )
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    section = Data(
+        train=str(tmp_path / "train.jsonl"),
+        val=str(tmp_path / "val.jsonl"),
+        stream=True,
+        duplicates="keep",
+        block=20,
+        max_length=64,
+        packing=False,
+    )
+    streamed = prepare_stream(section, tiny_tokenizer)
+    assert streamed.account().notes == {}, "the first block has none"
+    order = iter(streamed.train.sampler(0))
+    for _ in range(100):
+        next(order)
+    special, repeated = sorted(streamed.account().notes.items())
+    assert special[0].startswith("a content holds a special token")
+    assert (special[1].rows, special[1].first) == (1, ["train.jsonl:51"])
+    assert (repeated[1].rows, repeated[1].first) == (1, ["val.jsonl:1"])
+    ledger = StreamLedger()
+    ledger.load(json.loads(json.dumps(streamed.ledger.dump())))
+    assert ledger.remarks == streamed.ledger.remarks
+
+
 def test_what_a_stream_cannot_do_is_refused_by_name(tmp_path, tiny_tokenizer):
     for wish, name in (
         (dict(val="auto"), "data.val"),

@@ -390,6 +390,17 @@ def test_what_a_template_leaves_out_is_named():
         with pytest.raises(BadRecord, match="leaves out " + what):
             check_nothing_left_out(row, render(messages, mute, tools=tools), mute)
     assert check_nothing_left_out({"messages": _talk("q", "a")}, "qa", mute) is None
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "why so"}
+    row = {"messages": [*_talk("q"), thought]}
+    with pytest.raises(BadRecord, match="leaves out the reasoning"):
+        check_nothing_left_out(row, "qa", mute, trained=[1])
+    assert check_nothing_left_out(row, "qa", mute) is None, "an answer that is not trained"
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        writing = _tokenizer(
+            "{% for m in messages %}{{ m." + name + " }}{{ m.content }}{% endfor %}"
+        )
+        text = render(row["messages"], writing)
+        assert check_nothing_left_out(row, text, writing, trained=[1]) is None, name
 
 
 def test_recipe_so_far():

@@ -11,6 +11,7 @@ from llmtrainer.models.generate import (
 )
 
 
+import copy
 import threading
 
 import pytest
@@ -73,6 +74,14 @@ def test_presets_give_way_to_what_is_written_and_survive_storing():
     assert override_section(again, ["preset=greedy"]).temperature == 0
     assert override_section(again, ["top_p=1.0", "temperature=0"]).temperature == 0
     refused(lambda: override_section(again, ["temperature=0"]), "top_p")
+
+
+def test_a_token_that_was_added_for_answers_is_shown():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.add_tokens(["<yes>"], special_tokens=True)
+    ids = tokenizer("<|assistant|><yes> sure<|end|><|pad|>", add_special_tokens=False).input_ids
+    assert AnswerDecoder(tokenizer).decode(ids) == "<yes> sure"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == " sure"
 
 
 TEMPLATE = (

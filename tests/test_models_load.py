@@ -4,6 +4,7 @@ from llmtrainer.models.load import *
 from llmtrainer.models.load import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CONFIG_MAPPING,
     F,
     PreTrainedTokenizerFast,
     Tokenizer,
@@ -227,6 +228,23 @@ def test_a_format_that_this_machine_cannot_read_is_one_block(tmp_path, monkeypat
     with pytest.raises(UserError, match="stored as awq cannot be loaded here") as caught:
         load_model(section, plan_model(section))
     assert "unquantised" in caught.value.fix
+
+
+def test_a_table_of_positions_is_a_limit_and_rotation_a_warning():
+    gpt2, llama = CONFIG_MAPPING["gpt2"](n_positions=64), load_config(Model(base="tiny:llama"))
+    with pytest.raises(UserError, match="a table of 64 positions") as caught:
+        check_max_length(gpt2, 65)
+    assert "set data.max_length=64" in str(caught.value)
+    check_max_length(gpt2, 64)
+    check_max_length(llama, 1 << 20)
+    assert beyond_context(llama, 512) == {}
+    assert "513 tokens" in beyond_context(llama, 513)["context"]
+    tables = {"gpt2", "opt", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "biogpt"}
+    rotary = {"llama", "qwen3", "phi", "gpt_neox", "gemma3_text", "mixtral", "falcon"}
+    for kind in tables | rotary:
+        limit, has_table = positions(CONFIG_MAPPING[kind]())
+        assert limit and has_table == (kind in tables), kind
+    assert positions(CONFIG_MAPPING["bloom"]()) == (None, False)
 
 
 def test_what_is_special_is_found_and_no_kernel_is_given_that_leaves_it_out():

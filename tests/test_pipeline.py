@@ -35,13 +35,15 @@ import pytest
 import torch
 from nbformat import write as write_notebook
 from nbformat.v4 import new_code_cell, new_notebook
-from transformers import LlamaConfig
+from peft import AutoPeftModelForCausalLM
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, plan_device
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
+from llmtrainer.models.tiny import make_model
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
 from llmtrainer.training.checkpoints import newest_checkpoint
@@ -88,6 +90,40 @@ launch: {gpus: 1, nodes: 1, strategy: ddp}
     assert read_recipe(tmp_path / "a.yaml") == read_recipe(least)
     (tmp_path / "b.yaml").write_text(commented_recipe(Recipe))
     assert read_recipe(tmp_path / "b.yaml") == read_recipe(tmp_path / "a.yaml")
+
+
+def grown_base(folder):
+    "A tiny model whose tokenizer has two tokens more than it has rows, and forty rows of them."
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(resolve_base("tiny:base"))
+    make_model("llama", tokenizer).save_pretrained(folder / "base")
+    tokenizer.add_tokens(["<yes>", "<no>"], special_tokens=True)
+    tokenizer.save_pretrained(folder / "base")
+    rows = [dict(question=f"{n}?", answer=("<yes>", "<no>")[n % 2]) for n in range(40)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return dict(
+        model=dict(base=str(folder / "base"), quantize="none"),
+        data=dict(
+            train=str(folder / "train.jsonl"), val=None, max_length=64, special_in_content="allow"
+        ),
+        train=dict(max_steps=40, lr=5e-3, save_steps=40),
+    )
+
+
+def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
+    job = grown_base(tmp_path)
+    with pytest.raises(UserError, match="2 tokens that are new to the model") as caught:
+        pipeline.train(read_recipe(job), tmp_path / "run", quiet=True)
+    assert "fix: set adapt.modules_to_save=[embed_tokens]" in str(caught.value)
+    trained = read_recipe(job, ["adapt.modules_to_save=[embed_tokens]"])
+    run = pipeline.train(trained, tmp_path / "run", quiet=True)
+    losses = [row["loss"] for row in run.metrics() if "loss" in row]
+    assert losses[-1] < 1 < losses[0], "it stood at 6.1 where nothing trained the rows"
+    answers = generate(*pipeline.open_model(str(run.path)), [[dict(role="user", content="4?")]])
+    assert answers[0] in ("<yes>", "<no>")
+    opened = AutoPeftModelForCausalLM.from_pretrained(run.adapter)
+    assert opened.get_input_embeddings().weight.shape[0] == 895, "893 rows, and two new tokens"
+    kept_as_text = read_recipe(job, ["data.special_in_content=literal", "train.max_steps=1"])
+    assert pipeline.train(kept_as_text, tmp_path / "text", quiet=True).adapter.is_dir()
 
 
 def job(folder, **train_keys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from llmtrainer import preflight as preflight_module
 from llmtrainer.data.prepare import prepare
@@ -36,6 +37,19 @@ def small(folder, **more):
     return read_recipe(
         keys | {name: keys.get(name, {}) | section for name, section in more.items()}
     )
+
+
+def test_a_plan_compares_the_length_of_rows_with_the_model(tmp_path):
+    gpt2 = CONFIG_MAPPING["gpt2"](n_positions=64, n_embd=32, n_layer=2, n_head=2, vocab_size=128)
+    gpt2.save_pretrained(tmp_path)
+    job = dict(model=dict(base=str(tmp_path), quantize="none"), data=dict(train="train.jsonl"))
+    with pytest.raises(UserError, match="a table of 64 positions") as caught:
+        forecast(read_recipe(job, ["data.max_length=512"]))
+    assert "set data.max_length=64" in str(caught.value)
+    job["model"]["base"] = "tiny:llama"
+    assert "context" not in forecast(read_recipe(job, ["data.max_length=512"]))["family"]
+    told = forecast(read_recipe(job, ["data.max_length=1024"]))["family"]["context"]
+    assert told == "rows of 1,024 tokens, and the model was made for 512"
 
 
 def test_a_forecast_knows_the_machine_and_what_to_change(tmp_path):

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = [
+    "SPECIAL_NOTES",
     "conversation_shape",
     "Renderer",
     "location",
+    "TurnsChanged",
     "render_row",
     "AnswerPosition",
     "locate_answer",
@@ -21,7 +23,7 @@ __all__ = [
     "encode_by_offsets",
     "RunFinder",
     "Encoder",
-    "check_terms",
+    "render_special",
     "find_stop_token",
     "get_encoder",
     "encode",
@@ -35,6 +37,7 @@ import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 # %% ../../nbs/internals/95_fast_encoding.ipynb #2aef2bd0
@@ -44,15 +47,19 @@ from jinja2.exceptions import TemplateError
 # %% ../../nbs/internals/95_fast_encoding.ipynb #f8dd0961
 from llmtrainer.data.loss_mask import (
     Encoded,
+    PromptChanged,
+    SpecialInContent,
     TokenizerInfo,
     contract_violations,
     render_with_spans,
     token_runs,
     tokenize_in_parts,
     trained_spans,
+    trained_turns,
 )
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import (
+    TEMPLATE_FAULTS,
     BlindEnvironment,
     ContentInspected,
     ConversationLayout,
@@ -122,11 +129,11 @@ class Renderer:
         try:
             whole, spans = trained_spans(messages, self.mask, self.render_holes, find_prefix)
             layout = ConversationLayout(whole, spans)
-        except (ContentInspected, TemplateError, TypeError):
+            filled = layout.fill([m["content"] for m in messages]).text
+            same_text = filled == render(messages, self.tokenizer)
+        except (ContentInspected, TemplateRefused, *TEMPLATE_FAULTS):
             return None
-        filled = layout.fill([m["content"] for m in messages]).text
         written = {message for _, message, _ in layout.holes}
-        same_text = filled == render(messages, self.tokenizer)
         return layout if same_text and len(written) == len(messages) else None
 
     def by_layout(self, row: dict) -> RenderedRow | None:
@@ -143,6 +150,17 @@ class Renderer:
         "The row's text and spans; `BadRecord` where the template refuses it or leaves a part out."
         return self.by_layout(row) or render_row(row, self.tokenizer, self.mask)
 
+    def literal(self, row: dict, special: SpecialInContent) -> RenderedRow:
+        "The row with the special tokens of its contents as text, for `special.literal`."
+        if special.literal is None or special.has_private(row):
+            raise BadRecord(
+                "a content holds a special token, which this tokenizer cannot encode as text",
+                fix="take it out, or set data.special_in_content: allow",
+            )
+        if "text" in row:
+            return RenderedRow(row["text"], None, [], literal=True)
+        return render_row(row, self.tokenizer, self.mask, special)
+
 
 # %% ../../nbs/internals/95_fast_encoding.ipynb #e051135c
 def location(row: dict) -> str:
@@ -150,18 +168,28 @@ def location(row: dict) -> str:
     return f"{row.get('source', 'row')}:{row.get('line', '?')}"
 
 
-def render_row(row: dict, tokenizer, mask: str) -> RenderedRow:
+class TurnsChanged(BadRecord):
+    "The template changes earlier turns; each answer can be trained in a row of its own."
+
+
+def render_row(
+    row: dict,
+    tokenizer,
+    mask: str,
+    special: SpecialInContent | None = None,  # keeps special tokens of contents text
+) -> RenderedRow:
     "One row rendered by its prefixes; `BadRecord` where the template refuses it."
+    drawn, restore = (special.escape(row), special.restore) if special else (row, str)
     try:
-        text, spans = render_with_spans(row, tokenizer, mask)
-        check_nothing_left_out(row, text, tokenizer)
+        text, spans = render_with_spans(drawn, tokenizer, mask, restore)
+        trained = trained_turns(row["messages"], "assistant" if mask == "all" else mask)
+        check_nothing_left_out(row, text, tokenizer, trained)
     except TemplateRefused as error:
-        raise BadRecord(error.what) from None
-    except UserError as error:
-        raise UserError(
-            error.what, where=location(row), allowed=error.allowed, fix=error.fix
-        ) from None
-    return RenderedRow(text, spans, [text[max(0, start - 200) : start] for start, _ in spans])
+        raise BadRecord(error.what, error.fix or "") from None
+    except PromptChanged as error:
+        raise TurnsChanged(error.what, error.fix) from None
+    prompts = [text[max(0, start - 200) : start] for start, _ in spans]
+    return RenderedRow(text, spans, prompts, literal=special is not None)
 
 
 # %% ../../nbs/internals/95_fast_encoding.ipynb #4e4a6da2
@@ -285,7 +313,7 @@ def encode_rendered(
     encoding,  # with character offsets; None where the tokenizer has no fast backend
 ) -> Encoded | BadRecord:
     "Ids and trained runs of a rendered row, or why it has none."
-    text, spans, prompts, _ = rendered
+    text, spans, prompts = rendered.text, rendered.spans, rendered.prompts
     ids = encoding.ids if encoding else info.ids([text])[0]
     if spans is None:
         return encode_plain_text(info, ids)
@@ -321,7 +349,7 @@ def encode_by_special_tokens(
 ) -> list[Encoded | None]:
     "Plain texts, and rows whose runs follow from their ids; None for all others."
     talks = [n for n, row_spans in enumerate(spans) if row_spans]
-    texts = [n for n, row in enumerate(rendered) if row.spans is None]
+    texts = [n for n, row in enumerate(rendered) if row.spans is None and not row.literal]
     encodings = info.batch([rendered[n].text for n in talks + texts], offsets=False)
     ids = [encoding.ids for encoding in encodings]
     results = [None] * len(rendered)
@@ -342,15 +370,23 @@ def encode_by_offsets(
 
 
 # %% ../../nbs/internals/95_fast_encoding.ipynb #e8f906c2
+SPECIAL_NOTES = {
+    "literal": "a content holds a special token, which is encoded as text",
+    "allow": "a content holds a special token, which is read as a control token",
+}
+
+
 class RunFinder:
     "Encodes rendered rows, each by the fastest way that serves it."
 
     def __init__(
         self,
         info: TokenizerInfo,
+        special: SpecialInContent,
         always_offsets: bool = False,  # find no run by special tokens
     ):
         self.info = info
+        self.special = special
         self.always_offsets = always_offsets
         self.spans = {}  # layout -> its SpecialTokenSpans
 
@@ -366,12 +402,17 @@ class RunFinder:
     def __call__(self, rendered: list[RenderedRow]) -> list[Encoded | BadRecord]:
         "Ids and runs of each row, or why it has none."
         if not self.info.backend:
-            return [encode_rendered(self.info, row, None) for row in rendered]
+            infos = [self.special.literal if row.literal else self.info for row in rendered]
+            return [encode_rendered(info, row, None) for info, row in zip(infos, rendered)]
         spans = [self.spans_of(row) for row in rendered]
         results = encode_by_special_tokens(self.info, rendered, spans)
-        rest = [n for n, result in enumerate(results) if result is None]
-        for n, result in zip(rest, encode_by_offsets(self.info, [rendered[n] for n in rest])):
-            results[n] = result
+        for literal in (False, True):
+            rest = [
+                n for n, r in enumerate(results) if r is None and rendered[n].literal == literal
+            ]
+            info = self.special.literal if rest and literal else self.info
+            for n, result in zip(rest, encode_by_offsets(info, [rendered[n] for n in rest])):
+                results[n] = result
         return results
 
 
@@ -384,10 +425,13 @@ class Encoder:
         tokenizer,
         mask: str = "assistant",  # assistant, last, completion, or all
         always_offsets: bool = False,  # find no run by special tokens
+        special_in_content: str = "literal",  # literal, refuse, or allow
     ):
         self.info = TokenizerInfo(tokenizer)
         self.renderer = Renderer(tokenizer, mask)
-        self.find_runs = RunFinder(self.info, always_offsets)
+        self.special = SpecialInContent(tokenizer)
+        self.special_in_content = special_in_content
+        self.find_runs = RunFinder(self.info, self.special, always_offsets)
 
     @functools.cached_property
     def stop(self) -> int:
@@ -408,6 +452,8 @@ class Encoder:
     def render(self, row: dict) -> RenderedRow | BadRecord:
         "Text and spans of a row, or why it has none."
         try:
+            if self.special.is_in(row):
+                return render_special(self, row)
             return RenderedRow(row["text"], None, []) if "text" in row else self.renderer(row)
         except BadRecord as bad:
             return bad
@@ -416,42 +462,50 @@ class Encoder:
     def encode(
         self,
         rows: Sequence[dict],
-        check: bool = True,  # raise where a row breaks the contract
+        check: bool = True,  # refuse a row that breaks the contract
     ) -> list[Encoded | BadRecord]:
         "Each row's ids and runs, or why it has none."
-        rendered = [self.render(row) for row in rows]
-        encoded = iter(self.find_runs([r for r in rendered if isinstance(r, RenderedRow)]))
-        results = [next(encoded) if isinstance(r, RenderedRow) else r for r in rendered]
-        for row, result in zip(rows, results):
-            if check and isinstance(result, Encoded):
-                self.check(row, result)
+        results = [self.render(row) for row in rows]
+        places = [n for n, result in enumerate(results) if isinstance(result, RenderedRow)]
+        rendered = [results[n] for n in places]
+        for n, row, encoded in zip(places, rendered, self.find_runs(rendered)):
+            if isinstance(encoded, Encoded):
+                encoded = replace(encoded, note=row.note) if row.note else encoded
+                encoded = self.check(rows[n], encoded) if check else encoded
+            results[n] = encoded
         return results
 
-    def check(self, row: dict, encoded: Encoded) -> None:
-        "`UserError` naming the row and the first term of the contract that it breaks."
+    def check(self, row: dict, encoded: Encoded) -> Encoded | BadRecord:
+        "The encoded row, or the first term of the contract that it breaks."
         eos = {self.info.eos: str(self.info.tokenizer.eos_token)}
-        check_terms(row, encoded, info=self.info, stops=eos if "text" in row else self.stop_texts)
+        stops = eos if "text" in row else self.stop_texts
+        bos, pad = self.info.bos, self.info.pad
+        for what, fix in contract_violations(row, encoded, stops=stops, bos=bos, pad=pad):
+            return BadRecord(what, fix)
+        return encoded
 
 
 # %% ../../nbs/internals/95_fast_encoding.ipynb #7a97028c
-def check_terms(
-    row: dict,
-    encoded: Encoded,
-    info: TokenizerInfo,
-    stops: dict[int, str],  # ids at which a server stops, with their texts
-) -> None:
-    "`UserError` naming the row and the first term of the contract that it breaks."
-    violations = contract_violations(row, encoded, stops=stops, bos=info.bos, pad=info.pad)
-    for what, fix in violations:
-        raise UserError(what, where=location(row), fix=fix)
+def render_special(encoder: Encoder, row: dict) -> RenderedRow:
+    "A row with special tokens in its contents, as `special_in_content` wants it."
+    if encoder.special_in_content == "refuse":
+        raise BadRecord(
+            "a content holds a special token as text",
+            fix="take it out, or set data.special_in_content: literal",
+        )
+    if encoder.special_in_content == "literal":
+        rendered = encoder.renderer.literal(row, encoder.special)
+        return rendered._replace(note=SPECIAL_NOTES["literal"])
+    rendered = RenderedRow(row["text"], None, []) if "text" in row else encoder.renderer(row)
+    return rendered._replace(note=SPECIAL_NOTES["allow"])
 
 
 def find_stop_token(encoder: Encoder) -> int:
     "The token that ends an assistant's turn; `UserError` where the template writes none."
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    try:  # two turns, since some templates write more after the last one
-        (probe,) = encoder.encode([{"messages": talk * 2}], check=False)
-    except UserError:  # the template changes earlier turns
+    # two turns, since some templates write more after the last one
+    (probe,) = encoder.encode([{"messages": talk * 2}], check=False)
+    if isinstance(probe, TurnsChanged):
         (probe,) = encoder.encode([{"messages": talk}], check=False)
     last = probe.ids[probe.runs[0][1] - 1] if isinstance(probe, Encoded) else None
     if last in encoder.info.special:
@@ -485,7 +539,8 @@ def encode(
     "Ids and trained runs of one canonical row; `UserError` where it has none."
     (result,) = get_encoder(tokenizer, mask).encode([row], check=False)
     if isinstance(result, BadRecord):
-        raise UserError(str(result), where=location(row), fix="change the row or the template")
+        fix = result.fix or "change the row or the template"
+        raise UserError(str(result), where=location(row), fix=fix)
     return result
 
 
@@ -502,4 +557,6 @@ def check_contract(
 ) -> None:
     "`UserError` naming the row and the first term of the contract that it breaks."
     texts = {i: tokenizer.convert_ids_to_tokens(i) for i in stops}
-    check_terms(row, encoded, info=TokenizerInfo(tokenizer), stops=texts)
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    for what, fix in contract_violations(row, encoded, stops=texts, bos=bos, pad=pad):
+        raise UserError(what, where=location(row), fix=fix)

@@ -6,8 +6,10 @@
 __all__ = [
     "LINE_LIMIT",
     "ESCAPED_NUL",
+    "READ_JSON",
     "SPACE",
     "CHUNK_SIZE",
+    "SCANNER",
     "END_OF_TEXT",
     "DAMAGE_MESSAGES",
     "PYARROW_MESSAGES",
@@ -15,7 +17,11 @@ __all__ = [
     "BadRecord",
     "open_bytes",
     "decode",
+    "read_constant",
     "parse_json",
+    "clean_value",
+    "clean_record",
+    "has_floats",
     "iter_lines",
     "read_jsonl",
     "read_chunk",
@@ -26,6 +32,9 @@ __all__ = [
     "read_json_records",
     "is_first_row",
     "text_lines",
+    "csv_delimiter",
+    "csv_damage",
+    "csv_rows",
     "csv_quoting",
     "read_csv",
     "document_separator",
@@ -48,9 +57,10 @@ import glob
 import gzip
 import io
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # %% ../../nbs/internals/92_files.ipynb #bfefcf92
@@ -63,6 +73,16 @@ from llmtrainer.recipe import UserError
 # %% ../../nbs/internals/92_files.ipynb #9f53e8bd
 class BadRecord(ValueError):
     "A record that cannot become a row; the message is the reason in the ledger."
+
+    def __init__(
+        self,
+        reason: str,  # the same words for the same fault, so that rows can be counted by it
+        fix: str = "",  # what a user can do, where the reason alone does not say it
+        line: int | None = None,  # where a file is damaged, if it is known
+    ):
+        super().__init__(reason)
+        self.fix = fix
+        self.line = line
 
 
 # %% ../../nbs/internals/92_files.ipynb #1587586f
@@ -99,19 +119,60 @@ def decode(
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-def parse_json(text: str):
+def read_constant(name: str) -> None:
+    "None for JSON's NaN, a missing value; `BadRecord` for an infinity."
+    if name != "NaN":
+        raise BadRecord("an infinite number")
+
+
+READ_JSON = json.JSONDecoder(parse_constant=read_constant).decode
+
+
+# %% ../../nbs/internals/92_files.ipynb #188953d0
+def parse_json(text: str, constants: Callable[[str], object] = READ_JSON):
     "The value of a JSON text; `BadRecord` where it is none, or hides broken text in escapes."
     try:
-        value = json.loads(text)
+        value = constants(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRecord("broken Unicode") from None
+    except BadRecord:
+        raise
     except (ValueError, RecursionError):
         raise BadRecord("not JSON") from None
     if "\\u0000" in text and ESCAPED_NUL.search(text):
         raise BadRecord("NUL byte")
     return value
+
+
+# %% ../../nbs/internals/92_files.ipynb #08d673c3
+def clean_value(value):
+    "The value with None in place of NaN; `BadRecord` where a number in it is infinite."
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise BadRecord("an infinite number")
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: clean_value(part) for key, part in value.items()}
+    return [clean_value(part) for part in value] if isinstance(value, list) else value
+
+
+def clean_record(record):
+    "The record as `clean_value` gives it, or its fault."
+    try:
+        return clean_value(record)
+    except BadRecord as fault:
+        return fault
+
+
+# %% ../../nbs/internals/92_files.ipynb #9b56ae17
+def has_floats(kind: pyarrow.DataType) -> bool:
+    "Whether a type of Arrow has floats in it."
+    if pyarrow.types.is_dictionary(kind) or pyarrow.types.is_map(kind):
+        return True
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    return pyarrow.types.is_floating(kind) or any(has_floats(field.type) for field in fields)
 
 
 # %% ../../nbs/internals/92_files.ipynb #c0fb9b67
@@ -158,10 +219,14 @@ def read_chunk(file: io.TextIOBase, size: int = CHUNK_SIZE) -> str:
     return text
 
 
+# an infinity is found later, when the end of its record is known
+SCANNER = json.JSONDecoder(parse_constant=lambda name: None if name == "NaN" else float(name))
+
+
 def scan_value(text: str, at: int) -> tuple[object, int]:
     "(value, position of the comma or bracket behind it), -1 where the text ends too early."
     try:
-        value, end = json.JSONDecoder().raw_decode(text, at)
+        value, end = SCANNER.raw_decode(text, at)
     except ValueError:
         return None, -1
     except RecursionError:
@@ -187,7 +252,8 @@ def read_list(file: io.TextIOBase) -> Iterator[tuple[int, object]]:
             number += 1
             source = text[at:stop]
             try:
-                record = parse_json(source) if "\\u" in source else value
+                has_more = "\\u" in source or "Infinity" in source
+                record = parse_json(source) if has_more else value
             except BadRecord as fault:
                 record = fault
             yield number, record
@@ -232,7 +298,8 @@ def read_json_records(path: Path) -> Iterator[tuple[int, object]]:
             yield from read_list(io.TextIOWrapper(file, "utf-8-sig"))
             return
         try:
-            records = enumerate(records_in(parse_json(decode(file.read()))), 1)
+            value = parse_json(decode(file.read()), constants=SCANNER.decode)
+            records = enumerate(map(clean_record, records_in(value)), 1)
         except BadRecord:
             if start != b"{":
                 raise
@@ -255,9 +322,40 @@ def text_lines(file: io.BufferedReader) -> Iterator[str]:
         yield decode(line, number == 1)
 
 
+def csv_delimiter(path: Path) -> str:
+    "What separates the cells: a tab in TSV; a comma, or what a header without commas has."
+    if ".tsv" in path.suffixes:
+        return "\t"
+    with open_bytes(path) as file:
+        header = next(text_lines(file), "")
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
+# %% ../../nbs/internals/92_files.ipynb #bc8f81fb
+def csv_damage(fault: csv.Error, first: int, last: int) -> BadRecord:
+    "What is wrong with the row of these lines of a CSV file."
+    if "unexpected end of data" in str(fault):
+        what = f"the quote that opens in the row of line {first} is never closed"
+    else:
+        what = f"line {last} has a quote inside a quoted cell, in the row of line {first}"
+    fix = "write a quote inside a cell as two, and close each cell that begins with one"
+    return BadRecord(f"not CSV: {what}", fix, line=first)
+
+
+def csv_rows(rows) -> Iterator[tuple[int, list[str]]]:
+    "(line number, cells) of each row of a `csv.reader`, which may have several lines."
+    first = 1
+    try:
+        for cells in rows:
+            yield first, cells
+            first = rows.line_num + 1
+    except csv.Error as fault:
+        raise csv_damage(fault, first, rows.line_num) from None
+
+
 def csv_quoting(path: Path, delimiter: str) -> int:
     "The quoting of a table: by the rules of CSV or, where a TSV file breaks them, none."
-    if delimiter == ",":
+    if delimiter != "\t":
         return csv.QUOTE_MINIMAL
     with open_bytes(path) as file:
         try:
@@ -268,23 +366,22 @@ def csv_quoting(path: Path, delimiter: str) -> int:
     return csv.QUOTE_MINIMAL
 
 
+# %% ../../nbs/internals/92_files.ipynb #e9e1a298
 def read_csv(path: Path) -> Iterator[tuple[int, object]]:
     "(line number, record) of a CSV or TSV file; without a header: question and answer."
     csv.field_size_limit(LINE_LIMIT)  # 128 KiB by default, less than one long document
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = csv_delimiter(path)
     quoting = csv_quoting(path, delimiter)
     with open_bytes(path) as file:
         lines = text_lines(file)
-        rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-        header = next(rows, [])
+        rows = csv_rows(csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True))
+        _, header = next(rows, (1, []))
         if is_first_row(header):
             cells, header = header, ["question", "answer"]
             yield 1, dict(zip(header, cells))
         if len(set(header)) < len(header):
             raise BadRecord("two columns have the same name")
-        before = rows.line_num
-        for cells in rows:
-            number, before = before + 1, rows.line_num  # a row may have several lines
+        for number, cells in rows:
             if len(cells) > len(header):
                 yield number, BadRecord("more fields than the header")
             elif cells:
@@ -355,11 +452,13 @@ def read_text(path: Path) -> Iterator[tuple[int, object]]:
 
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     "(row number, record) of a Parquet file, batch by batch."
+    file = pyarrow.parquet.ParquetFile(path)
+    clean = clean_record if any(map(has_floats, file.schema_arrow.types)) else lambda record: record
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+    for batch in file.iter_batches(1000):
         for record in batch.to_pylist():
             number += 1
-            yield number, record
+            yield number, clean(record)
 
 
 # %% ../../nbs/internals/92_files.ipynb #74f85b06
@@ -397,11 +496,12 @@ def guard_records(
         for line, record in records:
             yield line, record
     except tuple(DAMAGE_MESSAGES) as fault:
+        at, fix = getattr(fault, "line", None), getattr(fault, "fix", "")
         raise UserError(
             f"{label} cannot be read: {damage_message(fault)}",
-            where=f"{label}, after line {line}",
+            where=f"{label}:{at}" if at else f"{label}, after line {line}",
             allowed="a whole file in UTF-8",
-            fix="get the file again, or convert it",
+            fix=fix or "get the file again, or convert it",
         ) from None
 
 

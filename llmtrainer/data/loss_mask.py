@@ -4,17 +4,25 @@
 
 # %% auto #0
 __all__ = [
+    "ANSWER_TAGS",
+    "ANCHORS",
     "trained_turns",
     "trained_stretches",
+    "turn_rows",
     "trained_spans",
+    "PromptChanged",
     "prefix_length",
+    "opening",
     "render_with_spans",
     "Encoded",
     "special_ids",
     "offset_backend",
     "TokenizerInfo",
+    "SpecialInContent",
+    "renamed",
     "trim_turn_end",
     "token_runs",
+    "ids_after_anchor",
     "tokenize_in_parts",
     "has_second_bos",
     "contract_violations",
@@ -28,11 +36,15 @@ __all__ = [
 import functools
 import html
 import itertools
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # %% ../../nbs/data/12_loss_mask.ipynb #b946749d
 from rich.text import Text
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 # %% ../../nbs/data/12_loss_mask.ipynb #9093c325
 from llmtrainer.data.rows import BadRecord
@@ -68,6 +80,18 @@ def trained_stretches(messages: Sequence[dict]) -> Iterator[tuple[int, int]]:
             yield stretch[0], answers[-1] + 1
 
 
+def turn_rows(row: dict, mask: str) -> list[dict]:
+    "One row for each trained answer, which ends with it; the answers before it are not trained."
+    if mask == "all":
+        return [row]
+    messages = row["messages"]
+    context = [m | {"trained": False} if m["role"] == "assistant" else m for m in messages]
+    return [
+        row | {"messages": [*context[:turn], messages[turn]]}
+        for turn in trained_turns(messages, mask)
+    ]
+
+
 def trained_spans(
     messages: Sequence[dict],
     mask: str,
@@ -92,6 +116,10 @@ def trained_spans(
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #cbdce59e
+class PromptChanged(UserError):
+    "The prompt of serving is not the beginning of what would be trained."
+
+
 def prefix_length(
     whole: str,
     beginning: str,
@@ -103,7 +131,7 @@ def prefix_length(
     closed = closing and beginning.endswith(closing)
     if closed and whole.startswith(beginning.removesuffix(closing)):
         return len(beginning) - len(closing)
-    raise UserError(
+    raise PromptChanged(
         "the chat template changes earlier turns when a later one is added, or begins an answer"
         " differently from its generation prompt, so that the prompt of serving is not a prefix of"
         " what is trained",
@@ -112,13 +140,41 @@ def prefix_length(
     )
 
 
-def render_with_spans(row: dict, tokenizer, mask: str) -> tuple[str, list[tuple[int, int]]]:
+# %% ../../nbs/data/12_loss_mask.ipynb #4c93f8ca
+def opening(message: dict, tokenizer, tools: list | None) -> str:
+    "The text before an answer that begins a conversation; `BadRecord` where none can be told."
+    question = [{"role": "user", "content": "?"}]
+    without = render(question, tokenizer, tools=tools)
+    header = render(question, tokenizer, prompt=True, tools=tools).removeprefix(without).lstrip()
+    before, found, _ = render([message], tokenizer, tools=tools).partition(header or "\0")
+    if not found:
+        raise BadRecord(
+            "an answer begins the conversation, and the chat template writes nothing before it",
+            fix="put a user turn before it, or take the answer out",
+        )
+    return before + header
+
+
+# %% ../../nbs/data/12_loss_mask.ipynb #8c71c665
+def render_with_spans(
+    row: dict,
+    tokenizer,
+    mask: str,
+    restore: Callable[[str], str] = str,  # applied to each text, as `SpecialInContent` needs it
+) -> tuple[str, list[tuple[int, int]]]:
     "A row's text and the characters to train in it, found by rendering every prefix."
+    tools = row.get("tools")
+
+    def draw(messages: Sequence[dict], prompt: bool) -> str:
+        if not messages:  # templates need a turn to write
+            return restore(opening(row["messages"][0], tokenizer, tools))
+        return restore(render(messages, tokenizer, prompt, tools))
+
     text, spans = trained_spans(
         row["messages"],
         mask,
-        draw=lambda messages, prompt: render(messages, tokenizer, prompt, row.get("tools")),
-        find=functools.partial(prefix_length, closing=tokenizer.eos_token),
+        draw=draw,
+        find=functools.partial(prefix_length, closing=restore(tokenizer.eos_token or "")),
     )
     return text, [(start or 0, len(text) if end is None else end) for start, end in spans]
 
@@ -130,6 +186,7 @@ class Encoded:
 
     ids: list[int]
     runs: list[tuple[int, int]]  # [start, end) of each, ascending, not touching
+    note: str = field(default="", compare=False, repr=False)  # a remark for the ledger
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -203,6 +260,92 @@ class TokenizerInfo:
         return [i for i, (_, end) in zip(encoding.ids, encoding.offsets) if end > len(stem)]
 
 
+# %% ../../nbs/data/12_loss_mask.ipynb #9210b9d9
+ANSWER_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # a model writes these
+_CONTROL, _TEXT = 0xF0000, 0x100000  # private-use characters: control tokens, and their text
+_PRIVATE = re.compile(f"[{chr(_CONTROL)}-{chr(0x10FFFF)}]")
+
+
+class SpecialInContent:
+    "Finds special tokens that are written as text in contents, and keeps them text."
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+        self.control = {name: chr(_CONTROL + i) for i, name in enumerate(names)}
+        self.text = {name: chr(_TEXT + i) for i, name in enumerate(names)}
+        self.names = {ord(char): name for name, char in self.text.items()}
+        self.pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+    def is_in(self, row: dict) -> bool:
+        "Whether a special token may stand in the row's contents; quick, since most rows have none."
+        search = self.pattern.search
+        if "text" in row:
+            return bool(search(row["text"]))
+        messages = row["messages"]
+        plain = all(len(m) == 2 and isinstance(m.get("content"), str) for m in messages)
+        if plain and not row.get("tools") and not any(search(m["content"]) for m in messages):
+            return False
+        return self.escape(row) != row
+
+    def has_private(self, row: dict) -> bool:
+        "Whether the row itself has characters that `escape` uses."
+        return bool(_PRIVATE.search(json.dumps(row, ensure_ascii=False)))
+
+    def escape(self, row: dict) -> dict:
+        "The row with a private-use character in place of each special token in a content."
+        messages = [
+            self.escape_value(message, ANSWER_TAGS if message["role"] == "assistant" else ())
+            for message in row["messages"]
+        ]
+        tools = {"tools": self.escape_value(row["tools"])} if row.get("tools") else {}
+        return row | {"messages": messages} | tools
+
+    def escape_value(self, value, allowed: tuple[str, ...] = ()):
+        "A value with its texts escaped, but for the allowed tokens."
+        if isinstance(value, dict):
+            return {key: self.escape_value(part, allowed) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self.escape_value(part, allowed) for part in value]
+        if not isinstance(value, str) or not self.pattern.search(value):
+            return value
+        return self.pattern.sub(lambda m: m[0] if m[0] in allowed else self.text[m[0]], value)
+
+    def restore(self, text: str) -> str:
+        "A rendered text for `literal`: control tokens renamed, and escaped ones as they were."
+        return self.pattern.sub(lambda m: self.control[m[0]], text).translate(self.names)
+
+    @functools.cached_property
+    def literal(self) -> TokenizerInfo | None:
+        "The tokenizer with renamed control tokens; None where it has no fast backend."
+        if not self.tokenizer.is_fast:
+            return None
+        return TokenizerInfo(renamed(self.tokenizer, self.control))
+
+
+# %% ../../nbs/data/12_loss_mask.ipynb #d9f65c67
+def renamed(tokenizer, names: dict[str, str]):
+    "A copy of a fast tokenizer whose special tokens have these names and their old ids."
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= dict(post_processor=None, truncation=None, padding=None)
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+    else:  # Unigram: pairs of token and score
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    special = tokenizer.special_tokens_map.items()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
+        **{key: names[text] for key, text in special if isinstance(text, str)},
+    )
+
+
 # %% ../../nbs/data/12_loss_mask.ipynb #92332245
 def trim_turn_end(info: TokenizerInfo, ids: list[int], start: int, end: int) -> int:
     "The end of a run without the white space that a template writes after the stop token."
@@ -235,13 +378,30 @@ def token_runs(
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #7259b0fd
+ANCHORS = ("\x01", "\u2603", ")")  # characters that hardly any token joins with what follows
+
+
+def ids_after_anchor(info: TokenizerInfo, piece: str) -> list[int]:
+    "The ids of a piece that stands inside a text, where no space is put before it."
+    for anchor in ANCHORS:
+        (before,), (both,) = info.ids([anchor]), info.ids([anchor + piece])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return info.ids([piece])[0]
+
+
+# %% ../../nbs/data/12_loss_mask.ipynb #02ca8d36
 def tokenize_in_parts(info: TokenizerInfo, text: str, spans: list[tuple[int, int]]) -> Encoded:
     "A text tokenized so that no token crosses a span's border; `BadRecord` where that fails."
     borders = sorted({0, len(text), *itertools.chain.from_iterable(spans)})
-    parts = info.ids([text[start:end] for start, end in zip(borders, borders[1:])])
+    pieces = [text[start:end] for start, end in zip(borders, borders[1:])]
+    parts = info.ids(pieces)
+    whole = info.tokenizer.decode(info.ids([text])[0])
+    if info.tokenizer.decode(list(itertools.chain.from_iterable(parts))) != whole:
+        parts = [parts[0], *(ids_after_anchor(info, piece) for piece in pieces[1:])]
     ids = list(itertools.chain.from_iterable(parts))
     position = dict(zip(borders, itertools.accumulate(map(len, parts), initial=0)))
-    if info.tokenizer.decode(ids) != info.tokenizer.decode(info.ids([text])[0]):
+    if info.tokenizer.decode(ids) != whole:
         raise BadRecord(
             "a token lies across the border between prompt and answer, and this tokenizer cannot"
             " cut it there: begin the answer without a space or line break"
@@ -281,7 +441,8 @@ def contract_violations(
         yield (
             f"a trained turn does not end in a stop token (ids {sorted(stops)}): the model"
             " would never learn to stop",
-            "use another data.template",
+            "look at the end of the row's answers; where every row has this fault, the template"
+            " writes no stop token, so use another data.template",
         )
     if pad in stops:
         yield (

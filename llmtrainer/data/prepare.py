@@ -9,6 +9,7 @@ __all__ = [
     "SPLIT_NAMES",
     "NEAR_LIMIT",
     "HISTOGRAM_STYLE",
+    "LEFT_OUT_FIXES",
     "check_streamable",
     "Data",
     "text_chunks",
@@ -31,6 +32,7 @@ __all__ = [
     "check_disjoint_paths",
     "choose_held_out",
     "make_validation",
+    "repeated_rows",
     "row_columns",
     "make_row_bins",
     "to_sequences",
@@ -44,6 +46,7 @@ __all__ = [
     "ValidationRows",
     "SourceCounts",
     "StreamFacts",
+    "Remark",
     "DataRecord",
     "Prepared",
     "data_html",
@@ -51,6 +54,7 @@ __all__ = [
     "count_tokens",
     "validation_sequences",
     "data_digest",
+    "nothing_left_error",
     "prepare",
     "data_statistics",
 ]
@@ -125,10 +129,7 @@ class Data(Section):
     "Where the rows come from and how they become trained tokens."
 
     train: Sources = Field(
-        description=(
-            "a file, a folder, a pattern, a hub name, or a list of them, each also as {path,"
-            " weight, ...}"
-        ),
+        description="a file, folder, pattern, hub name, or a list; each also {path, weight, ...}",
         examples=["train.jsonl"],
     )
     val: Sources | None = Field(
@@ -153,6 +154,10 @@ class Data(Section):
             "which tokens are trained: every assistant turn, the last one, all after the last user"
             " turn, or all"
         ),
+    )
+    special_in_content: Literal["literal", "refuse", "allow"] = Field(
+        "literal",
+        description="a special token inside a content: kept as text, the row refused, or obeyed",
     )
     max_length: int = Field(2048, ge=8, description="tokens in a row, and in a pack of rows")
     too_long: Literal["raise", "drop", "cut_start", "cut_end"] = Field(
@@ -305,9 +310,13 @@ def fit_to_length(
     lengths = np.where(plain, np.minimum(np.int32(limit), whole - begins), whole)
     trained = np.where(plain, lengths - 1, table.trained[rows])
     fitted = truncation_report(FittedRows(view, lengths, trained, {}))
-    groups = encoded.groups()[rows]
-    empty = np.isin(groups, groups[lengths == 0])  # with one answer goes the other
-    reject_rows(encoded, rows[empty], "too long", ledger)
+    groups, judged = encoded.groups()[rows], table.column("role")[rows] > 0
+    empty = lengths == 0
+    empty |= np.isin(groups, groups[empty & judged])  # with one answer goes the other
+    # of a conversation in several texts, the answers that fit stay
+    gone = empty & ~np.isin(groups, groups[~empty])
+    fitted.cut["answers"] += int((empty & ~gone).sum())
+    reject_rows(encoded, rows[gone], "too long", ledger)
     return FittedRows(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
 
 
@@ -487,13 +496,22 @@ def make_validation(
     return rows, val, np.arange(len(val.table)), ", ".join(sorted(s.path for s in sources))
 
 
+def repeated_rows(val: EncodedSources, keys: np.ndarray) -> list[Reject]:
+    "A remark for each validation row that has one of these keys of training rows."
+    rows = np.flatnonzero(np.isin(val.table.column("key"), keys))
+    what = "a validation row is a training row too, so its loss says nothing"
+    return [Reject(file, line, what) for file, line in dict.fromkeys(val.places(rows))]
+
+
 # %% ../../nbs/data/14_prepare.ipynb #5e593241
 def row_columns(encoded: EncodedSources, rows: np.ndarray) -> dict[str, np.ndarray]:
     "Group and role of rows of the table; no columns where every row is plain."
     roles = encoded.table.column("role")[rows]
     if not roles.any():
         return {}
-    return dict(group=encoded.groups()[rows], role=roles.astype(np.int64))
+    alone = -1 - np.arange(len(rows))  # plain rows belong to no group
+    groups = np.where(roles > 0, encoded.groups()[rows], alone)
+    return dict(group=groups, role=roles.astype(np.int64))
 
 
 def make_row_bins(
@@ -611,12 +629,20 @@ class StreamFacts(Part):
     block: int  # rows that are shuffled and packed together
 
 
+class Remark(Part):
+    "Something that is told of rows that are kept."
+
+    rows: int
+    first: list[str]  # file:line of the first of them
+
+
 class DataRecord(Record):
     "What the data of a run is: rows, tokens, sequences, and the digest that identifies it."
 
     file = "data.json"
 
     rows: RowCounts
+    notes: dict[str, Remark] = {}  # what was done with rows that are kept
     format: str
     why: dict[str, str]  # file -> how its format was recognised
     template: str
@@ -645,6 +671,20 @@ class Prepared:
     digest: str  # a hash of all sequences
     sources: EncodedSources  # what the training rows were chosen from
     val_sources: EncodedSources  # what the validation rows were chosen from
+
+    def remarks(self) -> list[str]:
+        "What was left out, and what was done with rows that are kept; a line each."
+        unused = [
+            f"{file}: columns that are {why[why.index('not used: ') :]}"
+            for file, why in self.ledger.why.items()
+            if "not used: " in why
+        ]
+        rejected = [f"{count:,} rows left out: {why}" for why, count in self.ledger.reasons.items()]
+        notes = [
+            f"{note['rows']:,} rows: {what} (first: {note['first'][0]})"
+            for what, note in self.ledger.remarks.items()
+        ]
+        return unused + rejected + notes
 
     @property
     def held_places(self) -> list[tuple[str, int]]:
@@ -769,10 +809,29 @@ def data_digest(
 
 
 # %% ../../nbs/data/14_prepare.ipynb #3228d9aa
+LEFT_OUT_FIXES = {
+    "too long": "raise data.max_length, or cut rows with data.too_long=cut_end",
+    "duplicate": "keep copies with data.duplicates=keep",
+}
+
+
+def nothing_left_error(ledger: Ledger, what: str = "no row is left to train on") -> UserError:
+    "The error for data of which every row was left out."
+    reasons = ", ".join(f"{count:,} x {reason}" for reason, count in ledger.reasons.items())
+    fixes = LEFT_OUT_FIXES | {reject.reason: reject.fix for reject in ledger.rejects if reject.fix}
+    fix = "; ".join(fixes[reason] for reason in ledger.reasons if reason in fixes)
+    return UserError(
+        f"{what}: {reasons or 'there is none'}",
+        where="data.train",
+        fix=fix or "correct the rows: llmtrainer data RECIPE names them",
+    )
+
+
+# %% ../../nbs/data/14_prepare.ipynb #7181a853
 def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepared:
     "From the data section to training and validation sequences, with every row accounted for."
     template = set_template(tokenizer, data.template)
-    encoder = Encoder(tokenizer, data.mask)
+    encoder = Encoder(tokenizer, data.mask, special_in_content=data.special_in_content)
     sources, beside = separate_splits(as_sources(data.train))
     encoded = encode_sources(sources, data.format, encoder, quiet)
     ledger = encoded.ledger
@@ -783,12 +842,12 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     rows, val_encoded, val_rows, where = make_validation(
         data, beside, encoded=encoded, rows=rows, encoder=encoder, seed=seed, quiet=quiet
     )
+    held_out = val_encoded is encoded
+    if not held_out:
+        ledger.notes += repeated_rows(val_encoded, encoded.table.column("key")[rows])
     fitted = fit_to_length(encoded, rows, data=data, encoder=encoder, ledger=ledger)
     if not len(fitted.view):
-        raise UserError(
-            "no row is left to train on", where="data.train", fix=f"reasons: {ledger.reasons}"
-        )
-    held_out = val_encoded is encoded
+        raise nothing_left_error(ledger)
     val_ledger = ledger if held_out else val_encoded.ledger
     val_fitted = fit_to_length(val_encoded, val_rows, data=data, encoder=encoder, ledger=val_ledger)
     train = to_sequences(encoded, fitted, data)
@@ -797,6 +856,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     rejected = 0 if held_out else len(val_ledger.rejects)
     about = dict(
         rows=ledger.summary(),
+        notes=ledger.remarks,
         format=", ".join(sorted(set(ledger.formats.values()))),
         why=ledger.why,
         template=template,

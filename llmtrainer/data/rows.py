@@ -5,9 +5,14 @@
 # %% auto #0
 __all__ = [
     "HARMLESS_REASONS",
+    "FIRST_PLACES",
     "COLUMN_TYPES",
     "MESSAGE_ROLES",
     "SPEAKERS",
+    "TRAINED_KEYS",
+    "MASKED_KEYS",
+    "PART_KEYS",
+    "REASONING_FIELDS",
     "SPEAKER",
     "TURNS",
     "BESIDE",
@@ -17,20 +22,29 @@ __all__ = [
     "ANSWERS",
     "PREMISE",
     "LABEL",
+    "JSON_STARTS",
     "JUDGED",
     "TURN_COLUMNS",
     "MESSAGE_KEYS",
     "ROW_KINDS",
     "Reject",
     "Ledger",
+    "is_number",
+    "number_text",
     "column_text",
     "turn",
     "message_text",
+    "schema_of",
+    "named_properties",
+    "without_padding",
+    "allows_null",
+    "schema_without_padding",
     "parse_json_text",
     "parse_tool_call",
     "tool_calls_of",
     "offered_tools",
     "trained_flag",
+    "reasoning_of",
     "parse_message",
     "is_canonical",
     "parse_turns",
@@ -45,6 +59,7 @@ __all__ = [
     "question_stem",
     "cloze",
     "transcript",
+    "turns_in_text",
     "column_turns",
     "prompt_turns",
     "check_judged",
@@ -60,12 +75,15 @@ __all__ = [
     "bbq_choices",
     "copa_choices",
     "kto_shape",
+    "fits",
     "matches_shape",
     "Match",
     "unused_keys",
     "explain_match",
     "row_kind",
     "matching_shapes",
+    "kind_of",
+    "columns_of_other_kinds",
     "detect_format",
     "Source",
     "parse_source",
@@ -73,6 +91,7 @@ __all__ = [
     "read_hub",
     "read_object",
     "source_files",
+    "json_cell",
     "convert_rows",
     "detect_file_format",
     "best_shape",
@@ -86,12 +105,12 @@ __all__ = [
 
 # %% ../../nbs/data/10_rows.ipynb #0f980744
 import hashlib
-import json
 import marshal
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice, takewhile
@@ -106,9 +125,13 @@ from pydantic import Field
 
 # %% ../../nbs/data/10_rows.ipynb #1e58f06e
 from llmtrainer.data.files import (
+    READ_JSON,
     BadRecord,
+    clean_record,
+    clean_value,
     expand_path,
     guard_records,
+    has_floats,
     looks_like_path,
     missing_path_error,
     read_file,
@@ -117,6 +140,7 @@ from llmtrainer.recipe import Section, UserError
 
 # %% ../../nbs/data/10_rows.ipynb #159fbd17
 HARMLESS_REASONS = {"duplicate", "too long"}  # reasons of sound rows that are left out on purpose
+FIRST_PLACES = 20  # rows that a remark names
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +150,12 @@ class Reject:
     file: str
     line: int
     reason: str
+    fix: str = ""  # what a user can do, where the reason alone does not say it
+
+    @classmethod
+    def of(cls, row: dict, fault: BadRecord) -> "Reject":
+        "The entry for a canonical row that has this fault."
+        return cls(row["source"], row["line"], str(fault), fault.fix)
 
 
 @dataclass
@@ -134,6 +164,7 @@ class Ledger:
 
     read: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    notes: list[Reject] = field(default_factory=list)  # remarks on rows that are kept
     formats: dict[str, str] = field(default_factory=dict)  # file -> format
     # file -> the reason for that format, and the columns that are not used
     why: dict[str, str] = field(default_factory=dict)
@@ -153,6 +184,17 @@ class Ledger:
         "How many rows each reason rejected, the most frequent first."
         return dict(Counter(r.reason for r in self.rejects).most_common())
 
+    @property
+    def remarks(self) -> dict[str, dict]:
+        "What -> how many kept rows it is said of, and the first of them."
+        remarks = {}
+        for note in self.notes:
+            entry = remarks.setdefault(note.reason, dict(rows=0, first=[]))
+            entry["rows"] += 1
+            if len(entry["first"]) < FIRST_PLACES:
+                entry["first"].append(f"{note.file}:{note.line}")
+        return remarks
+
     def summary(self) -> dict:
         "The counts as `llmtrainer data --json` prints them."
         return dict(
@@ -161,12 +203,23 @@ class Ledger:
 
 
 # %% ../../nbs/data/10_rows.ipynb #7f29a706
+def is_number(value) -> bool:
+    "Whether a value is a finite number."
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+
+
+def number_text(value: int | float) -> str:
+    "A number as text, a whole one without a point."
+    return str(int(value) if value == value // 1 else value)
+
+
+# %% ../../nbs/data/10_rows.ipynb #74f0d7b1
 COLUMN_TYPES = {  # what a column may hold, in words -> the check
     "text": lambda v: isinstance(v, str),
     "a list": lambda v: isinstance(v, list),
     "an object": lambda v: isinstance(v, dict),
-    "text or a number": lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool),
-    "text or turns": lambda v: isinstance(v, (str, list, dict)),
+    "text or a number": lambda v: isinstance(v, str) or is_number(v),
+    "text, a number or turns": lambda v: isinstance(v, (str, list, dict)) or is_number(v),
     "true or false": lambda v: isinstance(v, (bool, str)) and str(v).lower() in ("true", "false"),
     "a whole number": lambda v: type(v) is int or (isinstance(v, str) and v.isdigit()),
 }
@@ -181,10 +234,10 @@ def column_text(
     value = record.get(key)
     if value is None:
         raise BadRecord(f"no {key}")
-    if not COLUMN_TYPES["text or a number"](value):
-        raise BadRecord(f"{key} is not text")
+    if is_number(value):
+        return number_text(value)
     if not isinstance(value, str):
-        return str(int(value) if value == value // 1 else value)
+        raise BadRecord(f"{key} is not text")
     if not empty and not value.strip():
         raise BadRecord(f"empty {key}")
     return value
@@ -225,63 +278,171 @@ def message_text(value) -> str:
         return "".join(p["text"] for p in value)
     if value is None:
         raise BadRecord("no content")
+    if is_number(value):
+        return number_text(value)
     if not isinstance(value, str):
         raise BadRecord("content is not text")
     return value
 
 
 # %% ../../nbs/data/10_rows.ipynb #7712e5f4
+def schema_of(name: str, tools: Sequence[dict]) -> dict:
+    "The schema of a function's arguments; empty where no tool of that name has one."
+    for tool in tools:
+        function = tool.get("function") or {}
+        if function.get("name") == name:
+            schema = function.get("parameters") or function.get("input_schema")
+            return schema if isinstance(schema, dict) else {}
+    return {}
+
+
+def named_properties(schema) -> dict:
+    "The properties that a JSON schema names, in any of its alternatives."
+    if not isinstance(schema, dict):
+        return {}
+    properties = schema.get("properties")
+    if properties is None and not isinstance(schema.get("type"), str):
+        properties = schema  # a plain object of name and schema
+    named = dict(properties) if isinstance(properties, dict) else {}
+    for key in ("anyOf", "oneOf", "allOf"):
+        for part in schema.get(key) or ():
+            named |= named_properties(part)
+    return named
+
+
+# %% ../../nbs/data/10_rows.ipynb #7f42839e
+def without_padding(value, schema) -> object:
+    "Arguments without the nulls that the schema does not name."
+    if isinstance(value, dict):
+        named = named_properties(schema)
+        return {
+            key: without_padding(part, named.get(key))
+            for key, part in value.items()
+            if part is not None or key in named
+        }
+    if isinstance(value, list):
+        items = schema.get("items") if isinstance(schema, dict) else None
+        return [without_padding(part, items) for part in value]
+    return value
+
+
+# %% ../../nbs/data/10_rows.ipynb #a87222e0
+def allows_null(schema: dict) -> bool:
+    "Whether a JSON schema allows null."
+    kinds = schema.get("type") or []
+    parts = schema.get("anyOf") or schema.get("oneOf") or ()
+    return "null" in kinds or schema.get("nullable") is True or any(map(allows_null, parts))
+
+
+def schema_without_padding(
+    value,
+    is_map: bool = False,  # names of properties as keys, which may be any word
+):
+    "A tool's description without nulls; a default of null stays where the schema allows null."
+    if isinstance(value, list):
+        return [schema_without_padding(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    meant = {"default", "const"} if not is_map and allows_null(value) else set()
+    return {
+        key: schema_without_padding(part, not is_map and key in ("properties", "$defs"))
+        for key, part in value.items()
+        if part is not None or key in meant
+    }
+
+
+# %% ../../nbs/data/10_rows.ipynb #4f1c0818
 def parse_json_text(value, what: str):
     "The value of a JSON text; any other value as it is."
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return READ_JSON(value)
     except (ValueError, RecursionError):
         raise BadRecord(f"{what} are not JSON") from None
 
 
-def parse_tool_call(value) -> dict:
+# %% ../../nbs/data/10_rows.ipynb #012e62b9
+def parse_tool_call(
+    value,
+    tools: Sequence[dict] = (),  # in canonical form; their schemas name the arguments
+) -> dict:
     "One tool call as {'type', 'function': {'name', 'arguments'}}, its arguments an object."
-    inner = value.get("function", value) if isinstance(value, dict) else None
+    inner = (value.get("function") or value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise BadRecord("a tool call without a name")
-    arguments = parse_json_text(inner.get("arguments") or {}, "tool arguments")
+    given = next((inner[key] for key in ("arguments", "parameters") if inner.get(key)), {})
+    arguments = parse_json_text(given, "tool arguments")
     if not isinstance(arguments, dict):
         raise BadRecord("tool arguments are not an object")
+    if arguments is given:  # JSON text has no padding
+        arguments = without_padding(clean_value(arguments), schema_of(inner["name"], tools))
     call = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
     return call | ({"id": value["id"]} if value.get("id") else {})
 
 
-def tool_calls_of(message: dict) -> list[dict]:
+def tool_calls_of(message: dict, tools: Sequence[dict] = ()) -> list[dict]:
     "The tool calls of a message in OpenAI's new or old spelling or in ShareGPT's."
     calls = message.get("tool_calls") or message.get("function_call") or []
     if message.get("from") == "function_call":
-        calls = parse_json_text(message.get("value"), "tool calls")
-    return [parse_tool_call(c) for c in (calls if isinstance(calls, list) else [calls])]
+        calls = message.get("value")
+    calls = parse_json_text(calls, "tool calls")
+    return [parse_tool_call(c, tools) for c in (calls if isinstance(calls, list) else [calls])]
 
 
 def offered_tools(record: dict) -> dict:
     "{'tools': [...]} of a record that offers tools, else {}."
-    tools = parse_json_text(record.get("tools") or record.get("functions") or [], "tools")
+    given = record.get("tools") or record.get("functions") or []
+    tools = parse_json_text(given, "tools")
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
         raise BadRecord("tools are not a list of objects")
     if not tools:
         return {}
-    return {"tools": [t if "function" in t else {"type": "function", "function": t} for t in tools]}
+    tools = tools if given is not tools else [schema_without_padding(tool) for tool in tools]
+    return {
+        "tools": [t if t.get("function") else {"type": "function", "function": t} for t in tools]
+    }
 
 
-# %% ../../nbs/data/10_rows.ipynb #4f1c0818
+# %% ../../nbs/data/10_rows.ipynb #aaf7d98c
+# spellings of "learn this turn", of "do not", and of what would train a part of a turn
+TRAINED_KEYS = ("trained", "train", "training", "weight", "loss", "loss_weight", "loss_scale")
+MASKED_KEYS = ("masked", "mask")
+PART_KEYS = ("train_detail", "training_detail")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
+
+
 def trained_flag(message: dict) -> dict:
     "{'trained': ...} where a message says whether it is trained, else {}."
-    values = [message.get(key) for key in ("trained", "train", "weight")]
-    value = next((value for value in values if value is not None), None)
-    if value not in (None, 0, 1):
+    values = [message[key] for key in TRAINED_KEYS if message.get(key) is not None]
+    masked = [message[key] for key in MASKED_KEYS if message.get(key) is not None]
+    if any(value not in (0, 1) for value in values + masked):
         raise BadRecord("trained is not true or false")
-    return {} if value is None else {"trained": bool(value)}
+    flags = {*map(bool, values), *(not value for value in masked)}
+    if len(flags) > 1:
+        raise BadRecord("a turn is trained by one of its keys and not by another")
+    if any(message.get(key) for key in PART_KEYS):
+        raise BadRecord("a turn of which a part is trained")
+    return {"trained": flags.pop()} if flags else {}
 
 
-def parse_message(message) -> dict:
+# %% ../../nbs/data/10_rows.ipynb #1564a1d2
+def reasoning_of(message: dict) -> dict:
+    "{'reasoning_content': ...} where a message has thoughts before its content, else {}."
+    values = [message[key] for key in REASONING_FIELDS if message.get(key) is not None]
+    if not all(isinstance(value, str) for value in values):
+        raise BadRecord("reasoning is not text")
+    texts = {value for value in values if value.strip()}
+    if len(texts) > 1:
+        raise BadRecord("a message with two different reasonings")
+    return {"reasoning_content": texts.pop()} if texts else {}
+
+
+# %% ../../nbs/data/10_rows.ipynb #67301f6d
+def parse_message(
+    message,
+    tools: Sequence[dict] = (),  # that the record offers
+) -> dict:
     "One turn in canonical form; `BadRecord` where its role, text or calls are wrong."
     if not isinstance(message, dict):
         raise BadRecord("a message is not an object")
@@ -292,13 +453,14 @@ def parse_message(message) -> dict:
     value = message.get("content", message.get("value"))
     is_call = speaker == "function_call"
     has_more = len(message) > 2
-    calls = tool_calls_of(message) if has_more or value is None or is_call else []
+    calls = tool_calls_of(message, tools) if has_more or value is None or is_call else []
     content = "" if is_call or (calls and value is None) else message_text(value)
     result = turn(role, content)
     if calls:
         result["tool_calls"] = calls
     if has_more:
         result |= trained_flag(message)
+        result |= reasoning_of(message) if role == "assistant" else {}
         names = ("name", "tool_call_id")
         result |= {key: message[key] for key in names if isinstance(message.get(key), str)}
     says_nothing = not content.strip() and not calls
@@ -316,14 +478,14 @@ def is_canonical(message) -> bool:
     return type(text) is str and text != "" and not text.isspace()
 
 
-def parse_turns(messages: list) -> list[dict]:
+def parse_turns(messages: list, tools: Sequence[dict] = ()) -> list[dict]:
     "Turns in canonical form."
-    return [m if is_canonical(m) else parse_message(m) for m in messages]
+    return [m if is_canonical(m) else parse_message(m, tools) for m in messages]
 
 
-def parse_dialogue(messages: list) -> list[dict]:
+def parse_dialogue(messages: list, tools: Sequence[dict] = ()) -> list[dict]:
     "Turns to learn from; `BadRecord` without an assistant, or with a tool result and no call."
-    turns = parse_turns(messages)
+    turns = parse_turns(messages, tools)
     roles = [m["role"] for m in turns]
     if "assistant" not in roles:
         raise BadRecord("no assistant turn")
@@ -341,9 +503,13 @@ def system_turn(record: dict) -> list[dict]:
 
 def turns_converter(column: str) -> Callable[[dict], dict]:
     "A converter for turns in a column, with the system prompt and tools that stand beside them."
-    return lambda record: (
-        {"messages": parse_dialogue(system_turn(record) + record[column])} | offered_tools(record)
-    )
+
+    def convert(record: dict) -> dict:
+        offered = offered_tools(record)
+        turns = system_turn(record) + record[column]
+        return {"messages": parse_dialogue(turns, offered.get("tools", ()))} | offered
+
+    return convert
 
 
 # %% ../../nbs/data/10_rows.ipynb #5bcbb15b
@@ -453,11 +619,27 @@ def transcript(text: str) -> list[dict]:
     return turns
 
 
+def turns_in_text(text: str) -> list | str:
+    "The turns of a JSON text, as a cell of a CSV file has them; any other text as it is."
+    if not text.lstrip().startswith("[{"):
+        return text
+    try:
+        turns = READ_JSON(text)
+    except (ValueError, RecursionError):
+        return text
+    are_turns = all(isinstance(t, dict) and t.keys() & {"role", "from"} for t in turns)
+    return turns if are_turns else text
+
+
 def column_turns(record: dict, column: str, role: str) -> list[dict]:
     "The turns in a column: a text of that role, a transcript, one turn or several."
     value = record[column]
+    if is_number(value):
+        return [turn(role, number_text(value))]
+    value = turns_in_text(value) if isinstance(value, str) else value
     if not isinstance(value, str):
-        return parse_turns(value if isinstance(value, list) else [value])
+        tools = offered_tools(record).get("tools", ())
+        return parse_turns(value if isinstance(value, list) else [value], tools)
     if value.lstrip().startswith("Human: "):
         return transcript(value)
     return [turn(role, column_text(record, column))]
@@ -528,7 +710,7 @@ class Shape:
     also: tuple[str, ...] = ()  # columns that are used where there are any
 
 
-TURNS = "text or turns"
+TURNS = "text, a number or turns"
 BESIDE = ("system", "system_prompt", "tools", "functions")
 ALPACA = ("input", "history", *BESIDE)
 
@@ -575,7 +757,7 @@ FORMATS: dict[str, list[Shape]] = {
     "messages": [Shape({"messages": "a list"}, turns_converter("messages"), BESIDE)],
     "sharegpt": [Shape({"conversations": "a list"}, turns_converter("conversations"), BESIDE)],
     "alpaca": [
-        Shape({"instruction": "text", "output": "text"}, alpaca_prompt, ALPACA),
+        Shape({"instruction": "text", "output": "text or a number"}, alpaca_prompt, ALPACA),
         Shape({"instruction": "text", "instances": "a list"}, alpaca_prompt, ALPACA),
         question_answer_shape("instruction", "response"),
         question_answer_shape("instruction", "response", "context"),
@@ -683,11 +865,21 @@ FORMATS["kto"] = [
 ]
 FORMATS["text"] = [Shape({"text": "text"}, lambda r: {"text": column_text(r, "text")})]
 
-
 # %% ../../nbs/data/10_rows.ipynb #94cd4df4
+JSON_STARTS = {"a list": "[", "an object": "{"}  # a cell of a CSV file holds them as text
+
+
+def fits(value, kind: str) -> bool:
+    "Whether a value is of a kind of column, also as JSON text."
+    if isinstance(value, str) and kind in JSON_STARTS:
+        return value.lstrip().startswith(JSON_STARTS[kind])
+    return COLUMN_TYPES[kind](value)
+
+
+# %% ../../nbs/data/10_rows.ipynb #8d0586d6
 def matches_shape(shape: Shape, record: dict) -> bool:
     "Whether the record has every column of the shape, with the right kind."
-    return all(COLUMN_TYPES[kind](record.get(column)) for column, kind in shape.columns.items())
+    return all(fits(record.get(column), kind) for column, kind in shape.columns.items())
 
 
 # %% ../../nbs/data/10_rows.ipynb #bf127383
@@ -712,9 +904,10 @@ MESSAGE_KEYS = {  # what is used of a turn
     "tool_calls",
     "function_call",
     "tool_call_id",
-    "trained",
-    "train",
-    "weight",
+    *TRAINED_KEYS,
+    *MASKED_KEYS,
+    *PART_KEYS,
+    *REASONING_FIELDS,
 }
 
 
@@ -770,6 +963,29 @@ def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
     ]
 
 
+def kind_of(value) -> str:
+    "What a value is, in words."
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    return (kinds | {list: "a list", dict: "an object"}).get(type(value), "empty")
+
+
+# %% ../../nbs/data/10_rows.ipynb #4b3c9b41
+def columns_of_other_kinds(records: list[dict]) -> list[str]:
+    "For each format whose columns most of the records have: which of them is of another kind."
+    misfits = {}
+    for name, shape in ((name, shape) for name, shapes in FORMATS.items() for shape in shapes):
+        having = [r for r in records if all(r.get(c) is not None for c in shape.columns)]
+        if len(having) * 2 <= len(records):
+            continue
+        record = next((r for r in having if not matches_shape(shape, r)), None)
+        for column, kind in shape.columns.items() if record else ():
+            if not fits(record[column], kind):
+                what = f"{name} wants {column} to be {kind}, and it is {kind_of(record[column])}"
+                misfits.setdefault(name, what)
+    return list(misfits.values())
+
+
+# %% ../../nbs/data/10_rows.ipynb #93e0fbe0
 def detect_format(
     records: list[dict],  # the first records of a source
     source: str,
@@ -782,9 +998,13 @@ def detect_format(
     if len(shapes) == 1 and (not mark or mark in shapes[0][1].columns):
         ((name, shape),) = shapes
         return Match(name, shape, explain_match(name, shape, records))
+    fix = "name the format in data.format, or rename the columns"
     if not shapes:
         columns = sorted({str(key)[:30] for record in records for key in record if key})
         what = f"no known format has the columns {', '.join(columns[:12]) or '(none)'}"
+        if misfits := columns_of_other_kinds(records):
+            what = f"no known format fits the rows: {'; '.join(misfits[:3])}"
+            fix = "write the column as the format wants it"
     elif len(shapes) == 1:
         what = f"the column {mark!r} marks worse answers, which would be learned like the good ones"
     else:
@@ -794,7 +1014,7 @@ def detect_format(
         f"{source}: {what}",
         where="data.format: auto",
         allowed="; ".join(f"{n} ({', '.join(s[0].columns)})" for n, s in FORMATS.items()),
-        fix="name the format in data.format, or rename the columns",
+        fix=fix,
     )
 
 
@@ -870,7 +1090,7 @@ def read_hub(source: Source) -> Iterator[tuple[int, object]]:
             allowed="a path, or a hub name such as openai/gsm8k",
             fix="check the spelling; paths are taken from where the command runs",
         ) from None
-    return guard_records(source.path, enumerate(map(dict, dataset), 1))
+    return guard_records(source.path, enumerate(map(clean_record, map(dict, dataset)), 1))
 
 
 def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, object]]:
@@ -883,9 +1103,11 @@ def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, objec
             fix="take one of them",
         )
     if isinstance(dataset, IterableDataset):
-        return enumerate(map(dict, dataset), 1)
+        return enumerate(map(clean_record, map(dict, dataset)), 1)
     batches = dataset.with_format("arrow").iter(1000)
-    return enumerate((record for batch in batches for record in batch.to_pylist()), 1)
+    records = (record for batch in batches for record in batch.to_pylist())
+    floats = any(map(has_floats, dataset.data.schema.types))
+    return enumerate(map(clean_record, records) if floats else records, 1)
 
 
 # %% ../../nbs/data/10_rows.ipynb #0a5bcb69
@@ -910,6 +1132,15 @@ def source_files(
 
 
 # %% ../../nbs/data/10_rows.ipynb #a96ec69d
+def json_cell(text: str, column: str):
+    "The list or object that a text column holds as JSON."
+    try:
+        return READ_JSON(text)
+    except (ValueError, RecursionError):
+        raise BadRecord(f"{column} is text that is not JSON") from None
+
+
+# %% ../../nbs/data/10_rows.ipynb #30a79aac
 def convert_rows(label: str, records: Iterable, shape: Shape, ledger: Ledger) -> Iterator[dict]:
     "Rows of one source in the canonical form; what cannot become one goes into the ledger."
     columns = [(column, kind, COLUMN_TYPES[kind]) for column, kind in shape.columns.items()]
@@ -922,11 +1153,14 @@ def convert_rows(label: str, records: Iterable, shape: Shape, ledger: Ledger) ->
                 value = record.get(column)
                 if value is None:
                     raise BadRecord(f"no {column}")
+                if isinstance(value, str) and kind in JSON_STARTS and fits(value, kind):
+                    value = json_cell(value, column)
+                    record = record | {column: value}
                 if not is_right(value):
                     raise BadRecord(f"{column} is not {kind}")
             row = shape.convert(record)
         except BadRecord as fault:
-            ledger.rejects.append(Reject(label, line, str(fault)))
+            ledger.rejects.append(Reject(label, line, str(fault), fault.fix))
         else:
             row["source"], row["line"] = label, line
             yield row
@@ -1032,6 +1266,7 @@ def check_rejects(ledger: Ledger, limit: float) -> None:
     if ledger.damaged <= limit * ledger.read:
         return
     places = {r.reason: f"{r.file}:{r.line}" for r in reversed(ledger.rejects)}
+    fixes = list(dict.fromkeys(r.fix for r in ledger.rejects if r.fix))[:3]
     reasons = "\n".join(
         f"    {n:6} {reason} (first: {places[reason]})" for reason, n in ledger.reasons.items()
     )
@@ -1039,7 +1274,7 @@ def check_rejects(ledger: Ledger, limit: float) -> None:
         f"{ledger.damaged} of {ledger.read} rows cannot be used:\n{reasons}",
         where="data.train",
         allowed=f"at most {limit:.1%} rejected",
-        fix="correct the rows, or raise data.max_rejects",
+        fix="; ".join(fixes or ["correct the rows"]) + "; or raise data.max_rejects",
     )
 
 

@@ -622,7 +622,7 @@ def statistics_facts(stats: dict) -> dict[str, dict[str, str]]:
     facts = {
         "Rows": {
             "rows": f"{stats['rows']:,}",
-            "turns": counts_in_words(stats["turns"], "{value:,} of {key}"),
+            "turns": counts_in_words(stats["turns"], "{value:,} rows of {key} turns"),
             "roles": counts_in_words(stats["roles"], "{value:,} {key}"),
         },
         "Tokens": {

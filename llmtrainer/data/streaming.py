@@ -21,11 +21,12 @@ __all__ = [
 ]
 
 # %% ../../nbs/data/17_streaming.ipynb #36f64657
+import copy
 import hashlib
 import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -45,11 +46,14 @@ from llmtrainer.data.prepare import (
     check_disjoint_paths,
     count_tokens,
     fit_to_length,
+    nothing_left_error,
+    repeated_rows,
     separate_splits,
     to_sequences,
     validation_sequences,
 )
 from llmtrainer.data.rows import (
+    FIRST_PLACES,
     HARMLESS_REASONS,
     Ledger,
     Reject,
@@ -80,10 +84,15 @@ class StreamLedger(Ledger):
     "A ledger that counts every row and keeps the places of the first rejects."
 
     counts: Counter = field(default_factory=Counter)  # reason -> rows
+    noted: dict[str, dict] = field(default_factory=dict)  # as `remarks`
 
-    def add(self, read: int, rejects: Sequence[Reject]) -> None:
+    def add(self, read: int, rejects: Sequence[Reject], notes: Sequence[Reject] = ()) -> None:
         "Count the rows of a block."
         self.read += read
+        for what, entry in Ledger(notes=list(notes)).remarks.items():
+            earlier = self.noted.setdefault(what, dict(rows=0, first=[]))
+            earlier["rows"] += entry["rows"]
+            earlier["first"] = [*earlier["first"], *entry["first"]][:FIRST_PLACES]
         for reject in rejects:
             if len(self.rejects) < MAX_LOCATIONS or reject.reason not in self.counts:
                 self.rejects.append(reject)
@@ -104,6 +113,11 @@ class StreamLedger(Ledger):
         "How many rows each reason rejected, the most frequent first."
         return dict(self.counts.most_common())
 
+    @property
+    def remarks(self) -> dict[str, dict]:
+        "What -> how many kept rows it is said of, and the first of them."
+        return self.noted
+
     def summary(self) -> dict:
         "The counts as `llmtrainer data --json` prints them."
         return dict(
@@ -115,7 +129,8 @@ class StreamLedger(Ledger):
         return dict(
             read=self.read,
             counts=dict(self.counts),
-            rejects=[[r.file, r.line, r.reason] for r in self.rejects],
+            rejects=[list(astuple(reject)) for reject in self.rejects],
+            noted=copy.deepcopy(self.noted),
         )
 
     def load(self, values: dict) -> None:
@@ -123,6 +138,7 @@ class StreamLedger(Ledger):
         self.read = values["read"]
         self.counts = Counter(values["counts"])
         self.rejects = [Reject(*r) for r in values["rejects"]]
+        self.noted = copy.deepcopy(values.get("noted", {}))  # missing in old checkpoints
 
 
 # %% ../../nbs/data/17_streaming.ipynb #7d18116f
@@ -169,19 +185,29 @@ class Block:
         return len(self.sequences) if self.sequences else 0
 
 
+# %% ../../nbs/data/17_streaming.ipynb #77c3031d
 def encode_block(
     rows: Iterator[dict], source: Source, encoder: Encoder
 ) -> tuple[int, EncodedSources]:
     "(number of rows, their tokens in memory); two threads encode while more rows are read."
-    names, rejects, count = {}, [], 0
+    names, rejects, notes, count = {}, [], [], 0
     sink = pa.BufferOutputStream()
     results = prefetch_map(batched(rows, 500), lambda batch: encoded_rows(batch, encoder))
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        for batch, (texts, encoded, rejected) in results:
+        for batch, encoded in results:
             count += len(batch)
-            rejects += [[reject.file, reject.line, reject.reason] for reject in rejected]
-            writer.write(to_record_batch(encoded, texts, names))
-    account = dict(read=count, rejects=rejects, formats={}, why={}, files=list(names))
+            rejects += map(astuple, encoded.rejects)
+            notes += map(astuple, encoded.notes)
+            writer.write(to_record_batch(encoded.tokens, encoded.texts, names))
+    account = dict(
+        read=count,
+        rejects=rejects,
+        notes=notes,
+        formats={},
+        why={},
+        files=list(names),
+        mask=encoder.renderer.mask,
+    )
     return count, EncodedSources(EncodedTable([sink.getvalue()]), [source], [account])
 
 
@@ -194,6 +220,7 @@ class BlockStore:
         self.data = data
         self.encoder = encoder
         self.held = held
+        self.val: EncodedSources | None = None  # whose rows must not be trained on
         self.blocks = OrderedDict()  # number -> block, the last used at the end
         self.ledger = StreamLedger()
         self.counted = 0  # blocks of the first epoch that the ledger has
@@ -225,17 +252,20 @@ class BlockStore:
             fitted = fit_to_length(
                 encoded, every, data=self.data, encoder=self.encoder, ledger=ledger
             )
-        self.count(position, read, rejects + ledger.rejects)
+        ledger.notes += repeated_rows(self.val, encoded.table.column("key")) if self.val else []
+        self.count(position, read, rejects=rejects + ledger.rejects, notes=ledger.notes)
         if not fitted or not len(fitted.view):
             return Block(count, before=before)
         sequences = to_sequences(encoded, fitted, self.data)
         about = count_tokens(self.data, fitted, sequences)
         return Block(count, encoded, sequences=sequences, about=about, before=before)
 
-    def count(self, position: StreamPosition, read: int, rejects: list[Reject]) -> None:
+    def count(
+        self, position: StreamPosition, read: int, rejects: list[Reject], notes: list[Reject]
+    ) -> None:
         "Enter a block into the ledger, if it is the next one of the first epoch."
         if position.epoch == 0 and position.block == self.counted:
-            self.ledger.add(read, rejects)
+            self.ledger.add(read, rejects, notes)
             self.ledger.formats |= self.reader.ledger.formats
             self.ledger.why |= self.reader.ledger.why
             self.counted += 1
@@ -307,8 +337,7 @@ class StreamOrder:
                 taken=taken,
             )
         if not sequence:
-            reasons = f"reasons: {self.store.ledger.reasons}"
-            raise UserError("no row is left to train on", where="data.train", fix=reasons)
+            raise nothing_left_error(self.store.ledger)
         return StreamPosition(epoch=position.epoch + 1, taken=taken)
 
     def position(self, taken: int) -> dict:
@@ -388,7 +417,7 @@ class StreamedData(Prepared):
 
     def account(self) -> DataRecord:
         "What is known now: rows counted so far; tokens and lengths of the first block."
-        about = self.about | dict(rows=self.ledger.summary())
+        about = self.about | dict(rows=self.ledger.summary(), notes=self.ledger.remarks)
         return DataRecord(**about, sha256=self.digest)
 
 
@@ -400,7 +429,7 @@ def stream_digest(sources: Sequence[Source], first: Block, data: Data, seed: int
         sizes = [[path.name, path.stat().st_size] for path in paths]
         named = [source.path, source.config, source.split, source.revision, source.limit]
         files.append([*named, sizes])
-    keys = {"max_length", "too_long", "packing", "block", "mask"}
+    keys = {"max_length", "too_long", "packing", "block", "mask", "special_in_content"}
     settings = [files, data.model_dump(mode="json", include=keys), seed]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for sequence in first.sequences:
@@ -426,29 +455,27 @@ def stream_sources(data: Data) -> list[Source]:
 def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> StreamedData:
     "From the data section to a stream and to validation sequences; reads the first block."
     template = set_template(tokenizer, data.template)
-    encoder = Encoder(tokenizer, data.mask)
+    encoder = Encoder(tokenizer, data.mask, special_in_content=data.special_in_content)
     sources = stream_sources(data)
-    train = StreamedSequences(BlockStore(sources, data, encoder))
-    first, ledger = train.read(StreamPosition()), train.ledger
-    if not len(first):
-        raise UserError(
-            f"no row of the first {data.block} can be trained",
-            where="data.train",
-            fix=f"reasons: {ledger.reasons}",
-        )
     val_sources = as_sources(data.val) if data.val else []
     check_disjoint_paths(sources, val_sources)
-    val_encoded, rows = first.encoded, np.zeros(0, dtype=np.int32)
+    store = BlockStore(sources, data, encoder)
     if val_sources:
-        val_encoded = encode_sources(val_sources, data.format, encoder, quiet)
-        check_rejects(val_encoded.ledger, data.max_rejects)
-        rows = np.arange(len(val_encoded.table), dtype=np.int32)
+        store.val = encode_sources(val_sources, data.format, encoder, quiet)
+        check_rejects(store.val.ledger, data.max_rejects)
+    train = StreamedSequences(store)
+    first, ledger = train.read(StreamPosition()), train.ledger
+    if not len(first):
+        raise nothing_left_error(ledger, f"no row of the first {data.block} can be trained")
+    val_encoded = store.val or first.encoded
+    rows = np.arange(len(val_encoded.table) if store.val else 0, dtype=np.int32)
     val_fitted = fit_to_length(
         val_encoded, rows, data=data, encoder=encoder, ledger=val_encoded.ledger
     )
     where = ", ".join(sorted(source.path for source in val_sources)) or "none: the recipe says so"
     about = dict(
         rows=ledger.summary(),
+        notes=ledger.remarks,
         format=", ".join(sorted(set(ledger.formats.values()))),
         why=ledger.why,
         template=template,

@@ -6,6 +6,7 @@
 __all__ = [
     "ROLES",
     "SCHEMA",
+    "SERVED_NOTE",
     "ENCODING_MODULES",
     "arrow_lists",
     "to_record_batch",
@@ -18,6 +19,9 @@ __all__ = [
     "prefetch_map",
     "answers_of",
     "training_examples",
+    "served_forms",
+    "encode_texts",
+    "EncodedRows",
     "encoded_rows",
     "write_table",
     "source_fingerprint",
@@ -38,10 +42,11 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 # %% ../../nbs/internals/93_table.ipynb #174ea821
 import numpy as np
@@ -49,9 +54,9 @@ import pyarrow as pa
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 # %% ../../nbs/internals/93_table.ipynb #2349c2e7
-from llmtrainer.data.encoding import Encoder
+from llmtrainer.data.encoding import Encoder, TurnsChanged
 from llmtrainer.data.files import expand_path
-from llmtrainer.data.loss_mask import Encoded
+from llmtrainer.data.loss_mask import Encoded, turn_rows
 from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, read_rows, row_key
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
 
@@ -206,22 +211,67 @@ def training_examples(row: dict) -> list[dict]:
     return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
 
 
-def encoded_rows(
+def served_forms(row: dict, text: dict, mask: str) -> list[dict]:
+    """The texts to train where the template changes earlier turns: one for each answer of a
+    conversation, and a judged answer without the answers of its prompt."""
+    forms = turn_rows(text, mask)
+    if text["role"] == "plain":
+        return forms
+    answers = sum(m["role"] == "assistant" for m in text["messages"][len(row["prompt"]) :])
+    return forms[-1:] if answers == 1 else [text]
+
+
+# %% ../../nbs/internals/93_table.ipynb #4812c140
+def encode_texts(
     batch: list[dict], encoder: Encoder
-) -> tuple[list[dict], list[Encoded], list[Reject]]:
-    "(texts, their tokens, rejects): a row of which any text is refused is rejected whole."
+) -> list[tuple[list[dict], list[Encoded | BadRecord], str]]:
+    "For each canonical row: its texts, their tokens, and a remark."
     texts_of = [training_examples(row) for row in batch]
     results = iter(encoder.encode(list(chain.from_iterable(texts_of))))
-    good, tokens, rejects = [], [], []
-    for row, texts in zip(batch, texts_of):
-        encoded = list(islice(results, len(texts)))
-        fault = next((text for text in encoded if isinstance(text, BadRecord)), None)
+    tokens_of = [list(islice(results, len(texts))) for texts in texts_of]
+    changed = [n for n, ts in enumerate(tokens_of) if any(isinstance(t, TurnsChanged) for t in ts)]
+    for n in changed:
+        forms = [served_forms(batch[n], text, encoder.renderer.mask) for text in texts_of[n]]
+        texts_of[n] = list(chain.from_iterable(forms))
+    results = iter(encoder.encode(list(chain.from_iterable(texts_of[n] for n in changed))))
+    for n in changed:
+        tokens_of[n] = list(islice(results, len(texts_of[n])))
+    remarks = [""] * len(batch)
+    for n, tokens in enumerate(tokens_of):
+        remarks[n] = next((t.note for t in tokens if isinstance(t, Encoded) and t.note), "")
+    for n in changed:
+        remarks[n] = remarks[n] or SERVED_NOTE
+    return list(zip(texts_of, tokens_of, remarks))
+
+
+# %% ../../nbs/internals/93_table.ipynb #f89aaf61
+# said of a row that becomes several
+SERVED_NOTE = "the chat template changes earlier turns, so each answer is trained in its own text"
+
+
+class EncodedRows(NamedTuple):
+    "What became of some canonical rows."
+
+    texts: list[dict]
+    tokens: list[Encoded]  # of each text
+    rejects: list[Reject]
+    notes: list[Reject]  # remarks on rows that are kept
+
+
+# %% ../../nbs/internals/93_table.ipynb #c2a69d43
+def encoded_rows(batch: list[dict], encoder: Encoder) -> EncodedRows:
+    "Rows encoded; one of which any text is refused is rejected whole."
+    good = EncodedRows([], [], [], [])
+    for row, (texts, tokens, remark) in zip(batch, encode_texts(batch, encoder)):
+        fault = next((text for text in tokens if isinstance(text, BadRecord)), None)
         if fault:
-            rejects.append(Reject(row["source"], row["line"], str(fault)))
-        else:
-            good += texts
-            tokens += encoded
-    return good, tokens, rejects
+            good.rejects.append(Reject.of(row, fault))
+            continue
+        good.texts.extend(texts)
+        good.tokens.extend(tokens)
+        if remark:
+            good.notes.append(Reject(row["source"], row["line"], remark))
+    return good
 
 
 # %% ../../nbs/internals/93_table.ipynb #a1059303
@@ -233,9 +283,10 @@ def write_table(
     batches = batched(read_rows(source, ledger), 1000)
     results = prefetch_map(batches, lambda batch: encoded_rows(batch, encoder))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for _, (texts, encoded, rejects) in results:
-            ledger.rejects += rejects
-            batch = to_record_batch(encoded, texts, names)
+        for _, rows in results:
+            ledger.rejects += rows.rejects
+            ledger.notes += rows.notes
+            batch = to_record_batch(rows.tokens, rows.texts, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
             digest.update(batch.column("role").to_numpy().tobytes())
@@ -243,10 +294,12 @@ def write_table(
             report(ledger)
     return dict(
         read=ledger.read,
-        rejects=[[r.file, r.line, r.reason] for r in ledger.rejects],
+        rejects=[astuple(reject) for reject in ledger.rejects],
+        notes=[astuple(note) for note in ledger.notes],
         formats=ledger.formats,
         why=ledger.why,
         files=list(names),
+        mask=encoder.renderer.mask,
         digest=digest.hexdigest(),
     )
 
@@ -287,6 +340,7 @@ def encoding_key(source: Source, encoder: Encoder) -> str | None:
         str(tokenizer.special_tokens_map),
         tokenizer.chat_template,
         encoder.renderer.mask,
+        encoder.special_in_content,
         [sha256(find_spec(f"llmtrainer.data.{name}").origin) for name in ENCODING_MODULES],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -336,6 +390,7 @@ class EncodedSources:
         for account in self.accounts:
             whole.read += account["read"]
             whole.rejects += [Reject(*reject) for reject in account["rejects"]]
+            whole.notes += [Reject(*note) for note in account["notes"]]
             whole.formats |= account["formats"]
             whole.why |= account["why"]
         return whole
@@ -388,7 +443,11 @@ def reread_rows(encoded: EncodedSources) -> Iterator[dict]:
     places, at = encoded.places(np.arange(len(encoded.table))), 0
     for source in encoded.sources:
         for row in read_rows(source, Ledger()):
-            for text in training_examples(row):
-                if at < len(places) and places[at] == (text["source"], text["line"]):
-                    yield text
-                    at += 1
+            place, texts = (row["source"], row["line"]), training_examples(row)
+            following = map(places.__getitem__, range(at, len(places)))
+            count = sum(1 for _ in takewhile(place.__eq__, following))
+            if count > len(texts):  # the template changes earlier turns
+                mask = encoded.accounts[0]["mask"]
+                texts = chain.from_iterable(served_forms(row, text, mask) for text in texts)
+            yield from islice(texts, count)
+            at += count

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "TEMPLATES",
+    "TEMPLATE_FAULTS",
+    "REASONING_KEYS",
     "HARMLESS_FILTERS",
     "HARMLESS_TESTS",
     "TRIMS",
@@ -13,6 +15,7 @@ __all__ = [
     "set_template",
     "best_template",
     "TemplateRefused",
+    "name_reasoning",
     "normalized_call",
     "render",
     "ContentInspected",
@@ -33,7 +36,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate
@@ -139,6 +142,31 @@ class TemplateRefused(UserError):
     "The chat template cannot write a conversation."
 
 
+# what a template's own expressions can raise: it is a program that meets data it was not made for
+TEMPLATE_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+# %% ../../nbs/data/11_templates.ipynb #44adc74a
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # names in published templates
+
+
+def name_reasoning(message: dict, tokenizer) -> dict:
+    "The message with its reasoning under the name that the template reads."
+    template = tokenizer.get_chat_template()
+    name = next((key for key in REASONING_KEYS if key in template), REASONING_KEYS[0])
+    message = dict(message)
+    message[name] = message.pop("reasoning_content")
+    return message
+
+
+# %% ../../nbs/data/11_templates.ipynb #62315239
 def normalized_call(call: dict) -> dict:
     "A tool call with its arguments as an object, also where a file has them as JSON text."
     function = call.get("function", call)
@@ -163,12 +191,14 @@ def render(
         if message.get("tool_calls"):
             calls = [normalized_call(call) for call in message["tool_calls"]]
             message = {**message, "tool_calls": calls}
+        if message.get("reasoning_content"):
+            message = name_reasoning(message, tokenizer)
         turns.append(message)
     try:
         return tokenizer.apply_chat_template(
             turns, tools=tools or None, tokenize=False, add_generation_prompt=prompt
         )
-    except (TemplateError, TypeError) as error:  # TypeError: text is added to a content of None
+    except TEMPLATE_FAULTS as error:
         raise TemplateRefused(
             f"the chat template refuses it: {error}",
             where="data.template",
@@ -388,6 +418,8 @@ class RenderedRow(NamedTuple):
     spans: list[tuple[int, int]] | None  # of characters; None for a plain text
     prompts: list[str]  # the end of the text before each span
     layout: "ConversationLayout | None" = None  # the layout that it was filled from
+    literal: bool = False  # control tokens are renamed, so that contents cannot hold any
+    note: str = ""  # a remark for the ledger
 
 
 # %% ../../nbs/data/11_templates.ipynb #bcce33e8
@@ -450,10 +482,21 @@ TRIMS = {(True, True): str.strip, (True, False): str.lstrip, (False, True): str.
 
 
 # %% ../../nbs/data/11_templates.ipynb #a8c848e9
-def check_nothing_left_out(row: dict, text: str, tokenizer) -> None:
-    "`BadRecord` where a template leaves out a turn, the tools, a call or a result of a row."
-    for message in row["messages"]:
-        content = message.get("content")
+def check_nothing_left_out(
+    row: dict,
+    text: str,
+    tokenizer,
+    trained: Collection[int] = (),  # messages whose reasoning is trained
+) -> None:
+    "`BadRecord` where a template leaves out a turn, reasoning, the tools, a call or a result."
+    for number, message in enumerate(row["messages"]):
+        content, reasoning = message.get("content"), message.get("reasoning_content", "")
+        if number in trained and reasoning.strip()[:40] not in text:
+            raise BadRecord(
+                "the chat template leaves out the reasoning of an answer",
+                fix="write it into the content as the model does, such as <think>...</think>, use a"
+                " template that writes reasoning_content, or take the field out",
+            )
         if message["role"] in ("assistant", "tool") or not isinstance(content, str):
             continue
         if content.strip()[:40] not in text:

@@ -12,6 +12,8 @@ __all__ = [
     "override_section",
     "stop_ids",
     "generation_config",
+    "AnswerDecoder",
+    "frame_ids",
     "StopText",
     "truncate_at_stop",
     "encode_prompts",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/models/24_generate.ipynb #c11c56cd
+import functools
 import json
 import sys
 import time
@@ -220,6 +223,44 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
+class AnswerDecoder:
+    """Decodes answers without the special tokens that frame a turn; others, such as a token that
+    was added for an answer, are part of it."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.frame = frame_ids(tokenizer)
+
+    def decode(self, ids, **_) -> str:
+        "The text of an answer's ids."
+        kept = [i for i in map(int, ids) if i not in self.frame]
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
+
+    def batch_decode(self, rows) -> list[str]:
+        "The text of each row of ids."
+        return [self.decode(row) for row in rows]
+
+
+@functools.lru_cache(8)
+def _frame_ids(tokenizer, state: tuple) -> frozenset[int]:
+    named = {tokenizer.convert_tokens_to_ids(t) for t in state[1:] if isinstance(t, str)}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not state[0]:
+        return frozenset(special)  # without a template nothing tells them apart
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    written = tokenizer(render(talk, tokenizer), add_special_tokens=False).input_ids
+    in_template = {i for i in special if tokenizer.convert_ids_to_tokens(i) in state[0]}
+    return frozenset(named | in_template | special & set(written))
+
+
+def frame_ids(tokenizer) -> frozenset[int]:
+    "Special tokens that frame a text or a turn: named ones, and those that the template writes."
+    t = tokenizer
+    named = (t.bos_token, t.eos_token, t.pad_token, t.unk_token, t.sep_token, t.cls_token)
+    return _frame_ids(t, (str(t.chat_template or ""), *named))
+
+
+# %% ../../nbs/models/24_generate.ipynb #8a3615ad
 class StopText(StoppingCriteria):
     "Stops each row once its newest tokens, read as text, hold one of the stop texts."
 
@@ -235,7 +276,7 @@ class StopText(StoppingCriteria):
 
     def __call__(self, input_ids, scores, **_):
         first = max(self.start, input_ids.shape[1] - self.window)
-        tails = self.tokenizer.batch_decode(input_ids[:, first:], skip_special_tokens=True)
+        tails = AnswerDecoder(self.tokenizer).batch_decode(input_ids[:, first:])
         stopped = [any(text in tail for text in self.stop) for tail in tails]
         return torch.tensor(stopped, device=input_ids.device)
 
@@ -331,7 +372,7 @@ def read_answers(
 ) -> list[Answer]:
     "The answers that generated ids stand for."
     is_end = torch.isin(rows, torch.tensor(ends, device=rows.device))
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = AnswerDecoder(tokenizer).batch_decode(rows)
     answers = []
     for row, row_ends, text in zip(rows, is_end, texts):
         shown, ended = truncate_at_stop(text, section.stop), bool(row_ends.any())
@@ -457,7 +498,7 @@ def start_generation(
 
     It writes to the streamer, and in the end puts its token ids, or an exception, into the list
     `result`."""
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextIteratorStreamer(AnswerDecoder(tokenizer), skip_prompt=True)
     result = []
     batch = encode_prompts(model, tokenizer, [text])
     start = batch["input_ids"].shape[1]
@@ -488,7 +529,7 @@ def finish_reason(model, tokenizer, ids: list[int], section: Generation) -> str:
     "Why a streamed answer ended: stop, or length where it was cut off at `max_new_tokens`."
     if len(ids) < section.max_new_tokens or ids[-1] in stop_ids(model, tokenizer, section):
         return "stop"
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = AnswerDecoder(tokenizer).decode(ids)
     return "stop" if any(stop in text for stop in section.stop) else "length"
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "KERNELS",
     "NEEDS",
     "TO_TRAIN",
+    "TABLE_GROWS",
     "PROBES",
     "SMALL_BYTES",
     "Model",
@@ -45,6 +46,9 @@ __all__ = [
     "soft_caps",
     "rope_scaling",
     "model_traits",
+    "positions",
+    "check_max_length",
+    "beyond_context",
     "mismatched_probes",
     "sentencepiece_normalizer",
     "merges_by_score",
@@ -706,6 +710,43 @@ def model_traits(config) -> dict[str, str]:
         "attention": "" if "sdpa" in attention_kernels(config) else "its code has no path for sdpa",
     }
     return {name: words for name, words in traits.items() if words}
+
+
+# %% ../../nbs/models/20_load.ipynb #a26d73f5
+TABLE_GROWS = {"xglm"}  # computes its table of positions anew where a text is longer
+
+
+def positions(config) -> tuple[int | None, bool]:
+    "(tokens that the model was made for, whether more are an error); None where it has no limit."
+    c = config.get_text_config()
+    limit = getattr(c, "max_position_embeddings", None)
+    if not limit or getattr(c, "alibi", False):
+        return None, False
+    has_table = getattr(c, "rope_parameters", None) is None and c.model_type not in TABLE_GROWS
+    return limit, has_table
+
+
+def check_max_length(
+    config,  # of the model
+    max_length: int,  # of a row, in tokens
+) -> None:
+    "`UserError` where a row of this length has positions that the model does not have."
+    limit, has_table = positions(config)
+    if has_table and max_length > limit:
+        raise UserError(
+            f"rows may have {max_length} tokens, and the model has a table of {limit} positions",
+            where=f"data.max_length: {max_length}",
+            allowed=f"at most {limit}",
+            fix=f"set data.max_length={limit}; rows that are longer are told",
+        )
+
+
+def beyond_context(config, length: int) -> dict[str, str]:
+    "{'context': a warning} where rows are longer than the model was made for, else {}."
+    limit, _ = positions(config)
+    if not limit or length <= limit:
+        return {}
+    return {"context": f"rows of {length:,} tokens, and the model was made for {limit:,}"}
 
 
 # %% ../../nbs/models/20_load.ipynb #300a1f9e
