@@ -553,7 +553,9 @@ def run_training(
     record_load(batches=session.batches(), when="before")
     # a small model's checkpoint takes so little time that a progress bar would only flicker
     with hide_progress_bars(is_small(pin_model(run, recipe.model).base)):
-        complete_training(session.trainer, session.tokenizer, recipe.model.base)
+        complete_training(
+            session.trainer, session.tokenizer, recipe.model.base, generation=recipe.generate
+        )
     if recipe.data.stream:
         record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
     record_load(batches=session.batches(), when="after")

@@ -35,13 +35,14 @@ import pytest
 import torch
 from nbformat import write as write_notebook
 from nbformat.v4 import new_code_cell, new_notebook
-from transformers import LlamaConfig
+from transformers import AutoTokenizer, LlamaConfig
 
 import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, plan_device
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
+from llmtrainer.models.tiny import make_model
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
 from llmtrainer.training.checkpoints import newest_checkpoint
@@ -532,6 +533,50 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert run.read("exports/merge.json")["max_abs_logit_diff"] < 1e-3
     assert run.read("exports/onnx.json")["same_text"] is True
     assert open_model(str(run.exports / "merged"))[0].config.model_type == "llama"
+
+
+def gemma_like(folder):
+    "An untrained Gemma whose end token is not the end of a turn, and which has no template."
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("tiny:base"))
+    words = ["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>"]
+    tokenizer.add_special_tokens(dict(additional_special_tokens=words[:2]))
+    tokenizer.add_special_tokens(dict(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"))
+    tokenizer.chat_template = None
+    make_model("gemma", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {tokenizer.convert_tokens_to_ids(word) for word in ("<eos>", "<end_of_turn>")}
+
+
+WAYS = {
+    "full": dict(adapt=dict(method="full")),
+    "partly": dict(adapt=dict(method="partial", trainable=["last-1"])),
+    "averaged": dict(adapt=dict(method="full"), ema_decay=0.9),
+    "best": dict(adapt=dict(method="full"), final="best", eval_steps=1),
+    "merged": dict(adapt=dict(method="lora", r=4)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_a_whole_model_writes_the_tokens_that_end_an_answer(tmp_path, way):
+    ends = gemma_like(tmp_path / "base")
+    keys = WAYS[way]
+    recipe = job(tmp_path, **{key: value for key, value in keys.items() if key != "adapt"})
+    values = recipe.model_dump()
+    values["model"] |= dict(base=str(tmp_path / "base"), quantize="none")
+    values["adapt"] = keys["adapt"]
+    values["eval"]["tasks"] = []
+    values["data"]["max_length"] = 256
+    run = train(read_recipe(values), tmp_path / "run", quiet=True)
+    shipped = [run.exports / "merged" if way == "merged" else run.model]
+    if way in ("full", "merged"):  # an export takes seconds
+        export_run(run, ["What is 2 plus 3?"])
+        shipped.append(run.exports / "onnx")
+    else:
+        assert len(list(run.path.glob("model/*.safetensors"))) == 1
+    for folder in shipped:
+        stored = json.loads((folder / "generation_config.json").read_text())
+        assert set(stored["eos_token_id"]) == ends, folder.name
+        assert "<end_of_turn>" in (folder / "chat_template.jinja").read_text()
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@
 __all__ = [
     "PRESETS",
     "GREEDY",
+    "LENGTHS",
     "with_preset",
     "check_settings",
     "Generation",
     "override_section",
     "stop_ids",
     "generation_config",
+    "save_model",
     "StopText",
     "truncate_at_stop",
     "encode_prompts",
@@ -68,6 +70,7 @@ from transformers.generation.logits_process import (
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
+from llmtrainer.models.load import drop_generation_defaults
 from llmtrainer.recipe import Section, UserError, load_recipe
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
@@ -197,7 +200,10 @@ def stop_ids(model, tokenizer, section: Generation) -> list[int]:
 
 
 def generation_config(model, tokenizer, section: Generation) -> GenerationConfig:
-    "transformers' configuration of the section: greedy at temperature 0, with all end tokens."
+    """transformers' configuration of the section: greedy at temperature 0, with all end tokens.
+
+    What the section does not name is neutral: the model's own settings are dropped."""
+    drop_generation_defaults(model)
     drawing = dict(do_sample=False)
     if section.temperature:
         drawing = dict(
@@ -217,6 +223,26 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
         use_cache=True,
         **drawing,
     )
+
+
+# %% ../../nbs/models/24_generate.ipynb #d326bc92
+LENGTHS = ("max_new_tokens", "min_new_tokens")
+
+
+def save_model(
+    model,
+    tokenizer,  # with the template of the training
+    folder: str | Path,
+    section: Generation = GREEDY,  # how text is generated where a caller says nothing
+    weights: bool = True,  # False: they are written otherwise, or lie there already
+) -> None:
+    "Write a folder that any server loads: weights, tokenizer, template, stop tokens and settings."
+    settings = generation_config(model, tokenizer, section)
+    settings.update(**dict.fromkeys(LENGTHS), bos_token_id=model.generation_config.bos_token_id)
+    if weights:
+        model.save_pretrained(folder)
+    settings.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00

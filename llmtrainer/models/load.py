@@ -11,6 +11,7 @@ __all__ = [
     "TO_TRAIN",
     "PROBES",
     "SMALL_BYTES",
+    "SPECIAL_IDS",
     "Model",
     "quantization_config",
     "Dequantize8Linear",
@@ -55,6 +56,7 @@ __all__ = [
     "resize_embeddings",
     "find_file",
     "load_tokenizer",
+    "drop_generation_defaults",
     "load_options",
     "load_model",
     "BaseIdentity",
@@ -84,6 +86,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -873,6 +876,18 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
     return tokenizer
 
 
+# %% ../../nbs/models/20_load.ipynb #3fa35568
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def drop_generation_defaults(model) -> None:
+    "Leave of the generation settings that came with a model only its special tokens."
+    ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
+    # an adapter's wrapper has a reference of its own
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.generation_config = model.generation_config = GenerationConfig(**ids)
+
+
 # %% ../../nbs/models/20_load.ipynb #4d407126
 def load_options(
     model: Model,
@@ -924,6 +939,7 @@ def load_model(
     loaded.added_rows = resize_embeddings(loaded, tokenizer)
     loaded.commit = model.revision
     loaded.config.pad_token_id = tokenizer.pad_token_id
+    drop_generation_defaults(loaded)
     loaded.generation_config.pad_token_id = tokenizer.pad_token_id
     return loaded.eval(), tokenizer
 
