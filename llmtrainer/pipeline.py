@@ -20,6 +20,8 @@ __all__ = [
     "ensure_template",
     "open_model",
     "pin_model",
+    "find_base",
+    "check_weights",
     "sample_batches",
     "record_experts",
     "check_target_names",
@@ -27,6 +29,7 @@ __all__ = [
     "step_shape",
     "choose_activations",
     "apply_engine",
+    "identify_base",
     "record_model",
     "Session",
     "prepare_rows",
@@ -38,9 +41,9 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "evaluate_missing",
-    "check_weights",
     "train",
     "merge_run",
+    "whole_model",
     "export_run",
     "Stages",
     "quickstart_recipe",
@@ -52,6 +55,7 @@ __all__ = [
 
 # %% ../nbs/system/80_pipeline.ipynb #d3c7019d
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,8 +90,10 @@ from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
+    BaseIdentity,
     Model,
     ModelRecord,
+    changed_files,
     describe_model,
     fingerprint,
     hide_progress_bars,
@@ -101,7 +107,7 @@ from llmtrainer.models.lora import Adapt, count_trainable, load_adapter, trainab
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
-from llmtrainer.run import Run, seed_everything, write_atomic
+from llmtrainer.run import Run, cached_sha256, seed_everything, verify, write_atomic
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import write_card
@@ -315,36 +321,70 @@ def open_model(
         return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
     recipe = load_recipe(Recipe, run.recipe)
-    section = pin_model(run, recipe.model)
     if not tuned:
+        section = pin_model(run, recipe.model)
         return ensure_template(*load_model(section, plan_model(section)), recipe.data.template)
     if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
             fix=f"llmtrainer train {name}/recipe.yaml --run {name}",
         )
+    check_weights(run)
     if run.model.is_dir():
-        section = Model(base=str(run.model), quantize="none", attn=section.attn)
+        section = Model(base=str(run.model), quantize="none", attn=recipe.model.attn)
         return load_model(section, plan_model(section))
+    section = pin_model(run, recipe.model)
     model, _ = load_model(section, plan_model(section))
     return load_adapter(model, run.adapter), load_tokenizer(str(run.adapter))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
 def pin_model(run: Run, model: Model) -> Model:
-    "The section at the commit that the run began with; a folder with other weights is refused."
+    "The section of the very base that the run began with; `UserError` where it is another one."
     record = run.find_record(ModelRecord)
     if record is None:
         return model
     if record.base.sha256 is None:
         return model.model_copy(update=dict(revision=record.base.revision))
-    if not is_finished(run) and fingerprint(model.base)["sha256"] != record.base.sha256:
+    base = find_base(run, record.base)
+    if changed := changed_files(record.base.sha256, fingerprint(base)["sha256"]):
         raise UserError(
-            "the base model is not the one this run began with",
-            where=str(run.path),
-            fix="put the old weights back, or begin another run with --run",
+            f"the base is not the one that this run was trained on: {changed[0]}",
+            where=f"{base}, the base of the run {run.path}",
+            allowed="the files whose hashes are in model.json of the run",
+            fix="put the old files back; what was trained on them fits no others",
         )
-    return model
+    return model.model_copy(update=dict(base=base))
+
+
+def find_base(run: Run, identity: BaseIdentity) -> str:
+    "The name under which a run's base, a folder, is found from here; `UserError` where it is not."
+    base = identity.base
+    if base.startswith("tiny:") or (Path(base).expanduser() / "config.json").is_file():
+        return base
+    beside = (run.path / identity.folder).resolve() if identity.folder else None
+    if beside and (beside / "config.json").is_file():
+        return str(beside)
+    raise UserError(
+        f"the base of the run is a folder that is not here: {base}",
+        where=str(beside or Path(base).expanduser().absolute()),
+        allowed="the folder that the run was trained on",
+        fix="bring it back to that place, or run the command where the path leads to it",
+    )
+
+
+def check_weights(run: Run) -> None:
+    "`UserError` where the weights of a finished run are not those that were sealed."
+    if not (run.path / "manifest.json").is_file():
+        return  # killed before it was sealed
+    weights = run.verify(("adapter/", "model/"), cached_sha256)
+    changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
+    if changed:
+        raise UserError(
+            f"the weights of the run are not those that were trained: {changed[0]}",
+            where=str(run.path),
+            fix="fetch the run from its second place, or train it again in another folder",
+        )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #129b2dcc
@@ -443,6 +483,15 @@ def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
     return dict(engine=report.about(), activations=dict(policy=policy, layers=layers))
 
 
+def identify_base(run: Run, named: Model, section: Model) -> dict:
+    "What identifies the base, under the recipe's own name, and where its folder lies."
+    identity = fingerprint(section.base, section.revision) | dict(base=named.base)
+    if "sha256" in identity and not named.base.startswith("tiny:"):
+        folder = Path(section.base).expanduser().resolve()
+        identity["folder"] = Path(os.path.relpath(folder, run.path.resolve())).as_posix()
+    return identity
+
+
 def record_model(run: Run, model, tokenizer, base: dict, plan: DevicePlan, speed: dict) -> None:
     "Write the base, the trainable parameters, the plan and the kernels into the run."
     run.add_record(
@@ -504,7 +553,7 @@ def assemble(
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
     speed = apply_engine(model, recipe, plan)
-    base = fingerprint(section.base, section.revision)
+    base = identify_base(run, recipe.model, section)
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     trainer = build_trainer(
@@ -517,7 +566,11 @@ def assemble(
         signals=signals,
         objective=objective,
         adapt=recipe.adapt,
-        known=dict(base=base, quantize=recipe.model.quantize, data=data.digest),
+        known=dict(
+            base={k: v for k, v in base.items() if k != "folder"},
+            quantize=recipe.model.quantize,
+            data=data.digest,
+        ),
         quiet=quiet,
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
@@ -634,20 +687,6 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=recipe.generate)
 
 
-def check_weights(run: Run) -> None:
-    "`UserError` where the weights of a finished run are not those that were sealed."
-    if not (run.path / "manifest.json").is_file():
-        return  # killed before it was sealed
-    weights = [fault for fault in run.verify() if fault.startswith(("adapter/", "model/"))]
-    changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
-    if changed:
-        raise UserError(
-            f"the weights of the run are not those that were trained: {changed[0]}",
-            where=str(run.path),
-            fix="fetch the run from its second place, or train it again in another folder",
-        )
-
-
 def train(
     recipe: Recipe,
     path: str | Path,  # the run directory
@@ -682,22 +721,38 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
         )
     if not run.adapter.is_dir():
         raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
-    section = pin_model(run, load_recipe(Recipe, run.recipe).model)
+    check_weights(run)
+    recipe = load_recipe(Recipe, run.recipe)
+    section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        record = merge(section, run.adapter, run.exports / "merged", how=how)
+        record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
     return record
+
+
+def whole_model(run: Run) -> Path:
+    "The folder of the run's whole model, as it was written; an adapter is merged first."
+    if run.model.is_dir():
+        check_weights(run)
+        return run.model
+    merged = run.exports / "merged"
+    if not merged.is_dir():
+        merge_run(run)
+    elif faults := verify(merged, digest=cached_sha256):
+        raise UserError(
+            f"the merged model is not the one that was written: {faults[0]}",
+            where=str(merged),
+            fix=f"llmtrainer merge {run.path}",
+        )
+    return merged
 
 
 def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
     exporter = find_exporter(to)
     exporter.require()
-    if not run.model.is_dir() and not (run.exports / "merged").is_dir():
-        merge_run(run)
-    source = run.model if run.model.is_dir() else run.exports / "merged"
-    folder = run.exports / to
+    source, folder = whole_model(run), run.exports / to
     with explain_full_disk(run.path):
         facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
     record = ExportRecord(format=exporter.title, **facts)

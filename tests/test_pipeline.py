@@ -14,6 +14,7 @@ from llmtrainer.pipeline import (
     fingerprint,
     json,
     load_tokenizer,
+    os,
     problems,
     sys,
     torch,
@@ -459,8 +460,63 @@ def test_a_run_keeps_to_the_base_it_began_with(tmp_path, monkeypatch):
     data = bytearray((tmp_path / "base" / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "base" / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not the one this run began with"):
+    with pytest.raises(UserError, match="not the one that this run was trained on"):
         train(recipe, tmp_path / "run", quiet=True)
+
+
+def test_whoever_opens_a_run_compares_its_base_and_its_weights(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    shutil.copytree(resolve_base("tiny:llama"), base)
+    run = train(small_job(tmp_path, base=str(base)), tmp_path / "run", quiet=True)
+    file = base / "model.safetensors"
+    original, noisy = file.read_bytes(), bytearray(file.read_bytes())
+    noisy[-9:] = bytes(9)
+    uses = {
+        "chat, generate, eval, demo": lambda: open_model(str(run.path)),
+        "the base of demo and eval": lambda: open_model(str(run.path), tuned=False),
+        "merge": lambda: merge_run(run),
+        "export": lambda: export_run(run, ["2 + 3?"]),
+    }
+    file.write_bytes(noisy)
+    for use, act in uses.items():
+        with pytest.raises(UserError, match="model.safetensors has another content"):
+            act()
+        assert not list(run.exports.glob("*")), use
+    file.write_bytes(original)
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config.replace('"rms_norm_eps"', '"rms_norm_epsilon"'))
+    with pytest.raises(UserError, match="config.json has another content"):
+        open_model(str(run.path))
+    (base / "config.json").write_text(config)
+    merge_run(run)
+    weights = run.exports / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="merged model is not the one that was written"):
+        export_run(run, ["2 + 3?"])
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for use in ("chat, generate, eval, demo", "merge"):
+        with pytest.raises(UserError, match="not those that were trained"):
+            uses[use]()
+
+
+def test_a_relative_base_is_found_from_elsewhere_and_never_asked_for_on_the_hub(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resolve_base("tiny:llama"), Path("models/base"))
+    run = train(small_job(tmp_path, base="models/base"), tmp_path / "run", quiet=True)
+    assert run.read("model.json")["base"]["folder"] == "../models/base"
+    asked = []
+    monkeypatch.setattr("llmtrainer.models.load.cached_file", lambda *a, **k: asked.append(a))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_model(str(run.path))[0].config.model_type == "llama"
+    assert merge_run(run).same_greedy
+    (tmp_path / "models").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="a folder that is not here: models/base"):
+        open_model(str(run.path))
+    assert not asked
 
 
 def hub_with(folder, monkeypatch, **commits):

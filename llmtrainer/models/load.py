@@ -30,6 +30,7 @@ __all__ = [
     "call_from_pretrained",
     "hub_commit",
     "fingerprint",
+    "changed_files",
     "check_trust",
     "raw_config",
     "remote_code_entries",
@@ -99,7 +100,7 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Record, sha256
+from llmtrainer.run import Record, cached_sha256
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
 # bitsandbytes asks for an optional kernel package when it is imported; its own path is used here.
@@ -423,11 +424,30 @@ def hub_commit(base: str, revision: str | None = None) -> str | None:
 
 
 def fingerprint(base: str, revision: str | None = None) -> dict:
-    "What identifies the base: a hash of each weight file of a folder, the commit of a hub name."
+    "What identifies the base: a hash of each file of a folder's model, the commit of a hub name."
     files = weight_files(base)
     if not files:
         return dict(base=base, revision=hub_commit(base, revision))
-    return dict(base=base, sha256={file.name: sha256(file) for file in files})
+    files = [files[0].with_name("config.json"), *files]
+    return dict(base=base, sha256={file.name: cached_sha256(file) for file in files})
+
+
+def changed_files(
+    recorded: dict[str, str],  # file -> hash
+    now: dict[str, str],
+) -> list[str]:
+    "What differs between two fingerprints of a folder, in words; empty where nothing does."
+    # runs of earlier releases have no hash of the configuration
+    names = recorded.keys() | {name for name in now if name != "config.json"}
+    differences = []
+    for name in sorted(names):
+        if name not in now:
+            differences.append(f"{name} is missing")
+        elif name not in recorded:
+            differences.append(f"{name} was not there")
+        elif now[name] != recorded[name]:
+            differences.append(f"{name} has another content")
+    return differences
 
 
 # %% ../../nbs/models/20_load.ipynb #6cbf4799
@@ -946,19 +966,21 @@ def load_model(
 
 # %% ../../nbs/models/20_load.ipynb #fdbfd64e
 class BaseIdentity(BaseModel):
-    "What identifies a base: the hashes of a folder's weight files, or the commit of a hub name."
+    "What identifies a base: the hashes of a folder's model files, or the commit of a hub name."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     sha256: dict[str, str] | None = None  # file -> hash
     revision: str | None = None
+    folder: str | None = None  # where it lay, seen from the run
 
 
 class ModelRecord(Record):
     "What the model of a run is, what of it is trained, and how it is computed."
 
     file = "model.json"
+    form = 2  # `base.folder` came
 
     base: BaseIdentity
     family: dict[str, str]  # by `describe_model`
