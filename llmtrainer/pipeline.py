@@ -19,6 +19,7 @@ __all__ = [
     "is_finished",
     "ensure_template",
     "open_model",
+    "resolve_system",
     "pin_model",
     "find_base",
     "check_weights",
@@ -63,6 +64,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 import torch
@@ -110,7 +112,7 @@ from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Run, cached_sha256, seed_everything, verify, write_atomic
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
-from llmtrainer.ship.card import write_card
+from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter
 from llmtrainer.ship.merge import MergeRecord, merge
 from llmtrainer.training.checkpoints import explain_full_disk
@@ -263,6 +265,8 @@ def evaluate_tasks(
         if run:
             run.add_record(result, f"{folder}/{name}.json")
         results.append(result)
+    if run:
+        renew_card(run)
     return results
 
 
@@ -336,6 +340,23 @@ def open_model(
     section = pin_model(run, recipe.model)
     model, _ = load_model(section, plan_model(section))
     return load_adapter(model, run.adapter), load_tokenizer(str(run.adapter))
+
+
+# %% ../nbs/system/80_pipeline.ipynb #632a94aa
+def resolve_system(run: Run | None, section: Generation, quiet: bool = False) -> Generation:
+    "The section with the system prompt that `auto` means in this run; outside of a run, with none."
+    if section.system != "auto":
+        return section
+    record = run and run.find_record(DataRecord)
+    systems = record.systems if record else None
+    shared = systems.shared if systems else None
+    if systems and not quiet and (shared or systems.mixed):
+        used = repr(shorten(shared, 60)) if shared else "none"
+        print(
+            f"system prompt: {used} (generate.system: auto; the training rows: {systems.describe()})",
+            file=sys.stderr,
+        )
+    return section.model_copy(update=dict(system=shared))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
@@ -586,6 +607,9 @@ def assemble(
 def show_session(session: Session) -> None:
     "Print the data, the trainable layers and facts about the model."
     facts = describe_model(session.model, session.tokenizer)
+    systems = session.data.account().systems
+    if systems and (systems.shared or systems.mixed):
+        facts |= {"system prompts": systems.describe()}
     if session.data.about["format"] != "text":
         facts |= {"chat template": session.data.about["template"]}
     lines = (f"{name}: {value}" for name, value in facts.items())
@@ -684,7 +708,8 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     else:
         model, tokenizer = open_model(str(run.path))
     section = recipe.eval.model_copy(update={"tasks": missing})
-    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=recipe.generate)
+    generation = resolve_system(run, recipe.generate, quiet)
+    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
 def train(
@@ -728,6 +753,7 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
         record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
+    renew_card(run)
     return record
 
 
@@ -758,6 +784,7 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
     record = ExportRecord(format=exporter.title, **facts)
     run.add_record(record, f"exports/{to}.json")
     run.update_manifest(f"exports/{to}")
+    renew_card(run)
     return record
 
 
@@ -816,9 +843,13 @@ def write_problems(out: Path, seed: int) -> None:
 def evaluate_base(run: Run, recipe: Recipe) -> TaskResult:
     "The result of the recipe's only task before training, stored under `evals/base`."
     model, tokenizer = open_model(str(run.path), tuned=False)
-    section, generation = recipe.eval, recipe.generate
     results = evaluate_tasks(
-        run, model, tokenizer, section=section, folder="evals/base", generation=generation
+        run,
+        model,
+        tokenizer,
+        section=recipe.eval,
+        folder="evals/base",
+        generation=resolve_system(run, recipe.generate),
     )
     return results[0]
 

@@ -580,9 +580,11 @@ def run_html(run: "Run") -> str:
     lines, recipe = run.metrics_lines(), run.recipe
     steps = [line for line in lines if line.step is not None]
     finished = run.adapter.is_dir() or run.model.is_dir()
-    data = recipe.get("data", {}).get("train", "not named")
-    if isinstance(data, str) and Path(data).is_absolute():
-        data = Path(data).name  # a notebook's output is shown to others
+    named = recipe.get("data", {}).get("train", "not named")
+    sources = named if isinstance(named, list) else [named]
+    paths = [source["path"] if isinstance(source, dict) else source for source in sources]
+    # a notebook's output is shown to others
+    data = ", ".join(Path(path).name if Path(path).is_absolute() else path for path in paths)
     facts = {
         "run": run.path.name,
         "base": recipe.get("model", {}).get("base", "not named"),

@@ -77,6 +77,22 @@ def test_presets_give_way_to_what_is_written_and_survive_storing():
     refused(lambda: override_section(again, ["temperature=0"]), "top_p")
 
 
+def test_every_question_goes_under_the_system_prompt_once():
+    section = Generation(system="Solve it.", max_new_tokens=12)
+    system = {"role": "system", "content": "Solve it."}
+    plain = GREEDY.model_copy(update=dict(max_new_tokens=12))
+    expected = generate(MODEL, TOKENIZER, [[system, *ask] for ask in ASK[:3]], plain)
+    assert generate(MODEL, TOKENIZER, ASK[:3], section) == expected
+    assert generate(MODEL, TOKENIZER, [[system, *ask] for ask in ASK[:3]], section) == expected
+    assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip() == expected[0]
+    rows, _ = answer_questions(MODEL, TOKENIZER, [ASK[0][0]["content"]], None, section)
+    assert rows[0]["answers"][0]["text"] == expected[0]
+    own = [{"role": "system", "content": "Be brief."}, *ASK[0]]
+    assert with_system(own, section) == own
+    for nothing in ("auto", None, ""):
+        assert with_system(ASK[0], Generation(system=nothing)) == ASK[0]
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|reserved|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.pipeline import *
 from llmtrainer.pipeline import (
     Adapt,
+    Eval,
     ExpertsRecord,
     Generation,
     Machine,
@@ -633,6 +634,63 @@ def test_every_way_to_a_whole_model_writes_the_tokens_that_end_an_answer(tmp_pat
         stored = json.loads((folder / "generation_config.json").read_text())
         assert set(stored["eos_token_id"]) == ends, folder.name
         assert "<end_of_turn>" in (folder / "chat_template.jinja").read_text()
+
+
+def system_job(folder, systems):
+    "A job of 120 rows, of which the first ones have these system prompts."
+    recipe = job(folder)
+    rows = []
+    for number, problem in enumerate(problems(120, "train")):
+        row = problem.gsm8k()
+        turns = [("user", row["question"]), ("assistant", row["answer"])]
+        if number < len(systems):
+            turns.insert(0, ("system", systems[number]))
+        rows.append(dict(messages=[dict(role=role, content=text) for role, text in turns]))
+    write_lines(folder / "train.jsonl", rows)
+    return recipe
+
+
+def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys):
+    run = train(system_job(tmp_path, ["Solve it."] * 100), tmp_path / "run", quiet=True)
+    assert stored_result(run, "word_problems").generation["system"] == "Solve it."
+    section = resolve_system(run, Generation())
+    assert section.system == "Solve it."
+    told = capsys.readouterr().err
+    assert "'Solve it.' in 100, none in 20 of 120 rows" in told
+    for own in (Generation(system=None), Generation(system="Be brief.")):
+        assert resolve_system(run, own) == own
+    assert evaluate_base(run, job(tmp_path)).generation["system"] == "Solve it."
+    card = (run.path / "README.md").read_text()
+    assert "'Solve it.' in 100, none in 20 of 120 rows" in card
+    assert '{"role": "system", "content": "Solve it."}' in card
+    assert "system prompt 'Solve it.'" in card[card.index("## Results") :]
+    assert resolve_system(None, Generation()).system is None
+
+
+def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
+    prompts = ["Solve it."] * 50 + ["Be brief."] * 40
+    run = train(system_job(tmp_path, prompts), tmp_path / "run", quiet=True)
+    assert resolve_system(run, Generation()).system is None
+    told = capsys.readouterr().err
+    assert "system prompt: none" in told and "'Be brief.' in 40, none in 30 of 120" in told
+    plain = train(job(tmp_path / "plain"), tmp_path / "plain" / "run", quiet=True)
+    capsys.readouterr()
+    assert resolve_system(plain, Generation()).system is None
+    assert capsys.readouterr().err == "", "nothing to tell"
+
+
+def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):
+    run = train(small_job(tmp_path), tmp_path / "run", quiet=True)
+    card = run.path / "README.md"
+    assert "neither merged nor exported" in card.read_text()
+    merge_run(run)
+    assert "| merged (dequantized base" in card.read_text()
+    export_run(run, ["2 + 3?"])
+    assert "| ONNX (float32) |" in card.read_text()
+    section = Eval(tasks=["word_problems"], limit=2)
+    evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
+    assert "| word_problems | accuracy | 2 |" in card.read_text()
+    assert run.verify() == []
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ from llmtrainer.data.prepare import (
     count_tokens,
     fit_to_length,
     separate_splits,
+    system_prompts,
     to_sequences,
     validation_sequences,
 )
@@ -63,6 +64,7 @@ from llmtrainer.data.table import (
     EncodedSources,
     EncodedTable,
     batched,
+    count_systems,
     encode_sources,
     encoded_rows,
     prefetch_map,
@@ -173,15 +175,23 @@ def encode_block(
     rows: Iterator[dict], source: Source, encoder: Encoder
 ) -> tuple[int, EncodedSources]:
     "(number of rows, their tokens in memory); two threads encode while more rows are read."
-    names, rejects, count = {}, [], 0
+    names, rejects, count, systems = {}, [], 0, Counter()
     sink = pa.BufferOutputStream()
     results = prefetch_map(batched(rows, 500), lambda batch: encoded_rows(batch, encoder))
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         for batch, (texts, encoded, rejected) in results:
             count += len(batch)
+            count_systems(systems, texts)
             rejects += [[reject.file, reject.line, reject.reason] for reject in rejected]
             writer.write(to_record_batch(encoded, texts, names))
-    account = dict(read=count, rejects=rejects, formats={}, why={}, files=list(names))
+    account = dict(
+        read=count,
+        rejects=rejects,
+        formats={},
+        why={},
+        files=list(names),
+        systems=list(systems.items()),
+    )
     return count, EncodedSources(EncodedTable([sink.getvalue()]), [source], [account])
 
 
@@ -456,6 +466,7 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
         stream=dict(block=data.block),
         validation=dict(rows=len(np.unique(val_fitted.view.rows)), source=where),
         sources=[dict(name=source.task) for source in sources],
+        systems=system_prompts(first.encoded.systems).model_dump(),
     )
     return StreamedData(
         train,

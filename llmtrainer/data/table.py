@@ -6,6 +6,7 @@
 __all__ = [
     "ROLES",
     "SCHEMA",
+    "SYSTEMS_HELD",
     "ENCODING_MODULES",
     "arrow_lists",
     "to_record_batch",
@@ -19,6 +20,7 @@ __all__ = [
     "answers_of",
     "training_examples",
     "encoded_rows",
+    "count_systems",
     "write_table",
     "source_fingerprint",
     "vocabulary_of",
@@ -35,7 +37,7 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -224,17 +226,38 @@ def encoded_rows(
     return good, tokens, rejects
 
 
+# %% ../../nbs/internals/93_table.ipynb #fd02f8d0
+SYSTEMS_HELD = 1000  # different system prompts that are counted apart
+
+
+def count_systems(
+    counts: Counter,  # system prompt -> rows; "": none; None: one of the rare ones
+    texts: list[dict],
+) -> None:
+    "Add the system prompts of encoded conversations; both answers of a preference are one row."
+    for text in texts:
+        if "messages" in text and text["role"] != "rejected":
+            first = text["messages"][0]
+            counts[first["content"] if first["role"] == "system" else ""] += 1
+    if len(counts) > SYSTEMS_HELD:
+        for prompt, rows in counts.most_common()[SYSTEMS_HELD // 2 :]:
+            if prompt:
+                counts[None] += rows
+                del counts[prompt]
+
+
 # %% ../../nbs/internals/93_table.ipynb #a1059303
 def write_table(
     path: Path, source: Source, encoder: Encoder, report: Callable[[Ledger], None]
 ) -> dict:
     "Encode a source into an Arrow file; returns its account: ledger, files, a hash of the tokens."
-    ledger, names, digest = Ledger(), {}, hashlib.sha256()
+    ledger, names, digest, systems = Ledger(), {}, hashlib.sha256(), Counter()
     batches = batched(read_rows(source, ledger), 1000)
     results = prefetch_map(batches, lambda batch: encoded_rows(batch, encoder))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for _, (texts, encoded, rejects) in results:
             ledger.rejects += rejects
+            count_systems(systems, texts)
             batch = to_record_batch(encoded, texts, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
@@ -247,6 +270,7 @@ def write_table(
         formats=ledger.formats,
         why=ledger.why,
         files=list(names),
+        systems=list(systems.items()),
         digest=digest.hexdigest(),
     )
 
@@ -338,6 +362,15 @@ class EncodedSources:
             whole.rejects += [Reject(*reject) for reject in account["rejects"]]
             whole.formats |= account["formats"]
             whole.why |= account["why"]
+        return whole
+
+    @property
+    def systems(self) -> Counter:
+        'System prompt -> rows of all sources; "": none, None: one of the rare ones.'
+        whole = Counter()
+        for account in self.accounts:
+            for prompt, rows in account["systems"]:
+                whole[prompt] += rows
         return whole
 
     def of_source(self) -> np.ndarray:

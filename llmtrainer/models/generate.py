@@ -11,6 +11,8 @@ __all__ = [
     "check_settings",
     "Generation",
     "override_section",
+    "system_prompt",
+    "with_system",
     "stop_ids",
     "generation_config",
     "save_model",
@@ -120,6 +122,12 @@ def check_settings(generation) -> None:
 class Generation(Section):
     "How text is generated, the same for evaluation, chat, server and demo."
 
+    system: str | None = Field(
+        "auto",
+        description="the system prompt of every question that has none: auto is the one that most"
+        " training rows have; null is none; or a text",
+    )
+
     preset: Literal[tuple(PRESETS)] = Field(
         "greedy", description="a usual mixture of the settings below; a key that is written wins"
     )
@@ -179,6 +187,20 @@ def override_section(
         of_presets = set().union(*PRESETS.values())
         values = {key: value for key, value in values.items() if key not in of_presets}
     return load_recipe(Generation, PRESETS[preset] | values, texts)
+
+
+# %% ../../nbs/models/24_generate.ipynb #400807d3
+def system_prompt(section: Generation) -> str | None:
+    "The text that goes before a question; None where there is none, or no run that knows one."
+    return None if section.system == "auto" else section.system or None
+
+
+def with_system(messages: Sequence[dict], section: Generation) -> list[dict]:
+    "A conversation under the section's system prompt, unless it begins with one of its own."
+    prompt = system_prompt(section)
+    if prompt is None or (messages and messages[0]["role"] == "system"):
+        return list(messages)
+    return [{"role": "system", "content": prompt}, *messages]
 
 
 # %% ../../nbs/models/24_generate.ipynb #86dffb7f
@@ -402,7 +424,9 @@ def generate_answers(
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
-    texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
+    texts = [
+        render(with_system(messages, section), tokenizer, prompt=True) for messages in conversations
+    ]
     rows_each = 1 if section.beams > 1 else section.n
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
     jobs.sort(key=lambda job: -len(texts[job[0]]))
@@ -528,7 +552,8 @@ def stream_answer(
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text
         return answer.finish_reason
-    text, stop = render(messages, tokenizer, prompt=True), Event()
+    text = render(with_system(messages, section), tokenizer, prompt=True)
+    stop = Event()
     streamer, thread, result = start_generation(
         model, tokenizer, text=text, section=section, stop=stop
     )
