@@ -150,6 +150,23 @@ def test_different_items_are_refused():
             compare(a, b)
 
 
+def test_lower_is_better_for_a_perplexity():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 50, 200)
+    losses = tokens * rng.normal(1.0, 0.2, 200)
+    a = _result(list(zip(losses, tokens.tolist())), metric=PERPLEXITY)
+    b = _result(list(zip(losses * 0.9, tokens.tolist())), metric=PERPLEXITY)
+    result = compare(a, b)
+    assert result.test == "exchange" and result.p_value == pytest.approx(1 / 10_001)
+    assert result.a == pytest.approx(math.exp(losses.sum() / tokens.sum()))
+    assert result.difference < 0 and result.interval[1] < 0
+    assert (result.a_better, result.b_better) == (0, 200)
+    assert compare(a, a).p_value == 1 and compare(a, a).interval == (0, 0)
+    assert compare(a, b, "flexible").test == "mcnemar"
+    with pytest.raises(UserError, match="has no score 'speed'"):
+        compare(a, b, "speed")
+
+
 def test_results_of_different_settings_are_refused_and_system_prompts_are_told():
     a = _result([1, 0, 1])
 
@@ -177,23 +194,6 @@ def test_results_of_different_settings_are_refused_and_system_prompts_are_told()
     assert "before: none; after: Solve it." in comparison_table(told).caption
     assert "Solve it." in told._repr_html_()
     assert "system" not in comparison_table(compare(plain, plain)).caption
-
-
-def test_lower_is_better_for_a_perplexity():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(5, 50, 200)
-    losses = tokens * rng.normal(1.0, 0.2, 200)
-    a = _result(list(zip(losses, tokens.tolist())), metric=PERPLEXITY)
-    b = _result(list(zip(losses * 0.9, tokens.tolist())), metric=PERPLEXITY)
-    result = compare(a, b)
-    assert result.test == "exchange" and result.p_value == pytest.approx(1 / 10_001)
-    assert result.a == pytest.approx(math.exp(losses.sum() / tokens.sum()))
-    assert result.difference < 0 and result.interval[1] < 0
-    assert (result.a_better, result.b_better) == (0, 200)
-    assert compare(a, a).p_value == 1 and compare(a, a).interval == (0, 0)
-    assert compare(a, b, "flexible").test == "mcnemar"
-    with pytest.raises(UserError, match="has no score 'speed'"):
-        compare(a, b, "speed")
 
 
 def test_table_and_picture_say_all_figures():
