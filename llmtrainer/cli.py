@@ -426,8 +426,9 @@ def launch(
 
 # %% ../nbs/system/84_cli.ipynb #ad02c552
 def generation_of(name: str, changes: list[str] | None):
-    """The `generate` section of a run or model with changes; a new preset brings its own values, and
-    `system: auto` becomes the system prompt of the run's training rows."""
+    """The `generate` section of a run or model with changes.
+
+    A new preset brings its own values; `system: auto` becomes the run's system prompt."""
     from llmtrainer.models.generate import Generation, override_section
     from llmtrainer.pipeline import is_run, resolve_system
     from llmtrainer.recipe import load_recipe

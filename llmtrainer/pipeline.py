@@ -113,7 +113,7 @@ from llmtrainer.run import Run, cached_sha256, seed_everything, verify, write_at
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
-from llmtrainer.ship.export import ExportRecord, find_exporter
+from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, merge
 from llmtrainer.training.checkpoints import explain_full_disk
 from llmtrainer.training.distributed import rank
@@ -352,10 +352,8 @@ def resolve_system(run: Run | None, section: Generation, quiet: bool = False) ->
     shared = systems.shared if systems else None
     if systems and not quiet and (shared or systems.mixed):
         used = repr(shorten(shared, 60)) if shared else "none"
-        print(
-            f"system prompt: {used} (generate.system: auto; the training rows: {systems.describe()})",
-            file=sys.stderr,
-        )
+        note = f"(generate.system: auto; the training rows: {systems.describe()})"
+        print(f"system prompt: {used} {note}", file=sys.stderr)
     return section.model_copy(update=dict(system=shared))
 
 
@@ -778,10 +776,9 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
     exporter = find_exporter(to)
     exporter.require()
-    source, folder = whole_model(run), run.exports / to
+    source = whole_model(run)
     with explain_full_disk(run.path):
-        facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
-    record = ExportRecord(format=exporter.title, **facts)
+        record = write_export(exporter, source, folder=run.exports / to, prompts=list(prompts))
     run.add_record(record, f"exports/{to}.json")
     run.update_manifest(f"exports/{to}")
     renew_card(run)

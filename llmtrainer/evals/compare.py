@@ -164,7 +164,7 @@ def check_settings_agree(a: TaskResult, b: TaskResult) -> tuple[str | None, str 
     ]
     if different:
         raise UserError(
-            f"the two results of {a.task} were made with different settings: {', '.join(different)}",
+            f"the results of {a.task} were made with different settings: {', '.join(different)}",
             where="generate",
             allowed="the same settings on both sides",
             fix=f"evaluate both again with the same: llmtrainer eval RUN --tasks {a.task}"

@@ -374,7 +374,7 @@ def exports_section(facts: CardFacts) -> str:
         rows.append(
             [
                 export.format,
-                "the model folder",
+                f"the model folder, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",
