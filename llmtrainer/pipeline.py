@@ -42,6 +42,7 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "evaluate_missing",
+    "model_to_plan",
     "train",
     "merge_run",
     "whole_model",
@@ -376,6 +377,7 @@ def pin_model(run: Run, model: Model) -> Model:
     return model.model_copy(update=dict(base=base))
 
 
+# %% ../nbs/system/80_pipeline.ipynb #9dc6cf7d
 def find_base(run: Run, identity: BaseIdentity) -> str:
     "The name under which a run's base, a folder, is found from here; `UserError` where it is not."
     base = identity.base
@@ -392,6 +394,7 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
     )
 
 
+# %% ../nbs/system/80_pipeline.ipynb #243053ca
 def check_weights(run: Run) -> None:
     "`UserError` where the weights of a finished run are not those that were sealed."
     if not (run.path / "manifest.json").is_file():
@@ -571,9 +574,12 @@ def assemble(
         pad_id=tokenizer.pad_token_id,
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
-    speed = apply_engine(model, recipe, plan)
+    pinned = recipe.model_copy(update=dict(model=section))
+    speed = apply_engine(model, pinned, plan)
     base = identify_base(run, recipe.model, section)
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
+    # a run may be moved, with its base or without
+    identity = {key: value for key, value in base.items() if key != "folder"}
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     trainer = build_trainer(
         model,
@@ -585,11 +591,7 @@ def assemble(
         signals=signals,
         objective=objective,
         adapt=recipe.adapt,
-        known=dict(
-            base={k: v for k, v in base.items() if k != "folder"},
-            quantize=recipe.model.quantize,
-            data=data.digest,
-        ),
+        known=dict(base=identity, quantize=recipe.model.quantize, data=data.digest),
         quiet=quiet,
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
@@ -710,6 +712,13 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
+def model_to_plan(recipe: Recipe, run: Run) -> Model:
+    "The model that a job will load: of a run that exists, the one that it recorded."
+    if run.model.is_dir():
+        return Model(base=str(run.model), quantize="none", attn=recipe.model.attn)
+    return pin_model(run, recipe.model)
+
+
 def train(
     recipe: Recipe,
     path: str | Path,  # the run directory
@@ -717,8 +726,9 @@ def train(
 ) -> Run:
     """Train, evaluate and write the card; returns the run. The same call resumes, and does only
     what is missing."""
-    plan = plan_model(recipe.model)
-    check_target_names(recipe.model, recipe.adapt)
+    model = model_to_plan(recipe, Run(path))
+    plan = plan_model(model)
+    check_target_names(model, recipe.adapt)
     init_distributed(recipe.launch, plan.device)
     run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
     session = None

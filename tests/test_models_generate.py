@@ -85,7 +85,8 @@ def test_every_question_goes_under_the_system_prompt_once():
     assert generate(MODEL, TOKENIZER, ASK[:3], section) == expected
     assert generate(MODEL, TOKENIZER, [[system, *ask] for ask in ASK[:3]], section) == expected
     assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip() == expected[0]
-    rows, _ = answer_questions(MODEL, TOKENIZER, [ASK[0][0]["content"]], None, section)
+    prompts = [ASK[0][0]["content"]]
+    rows, _ = answer_questions(MODEL, TOKENIZER, prompts=prompts, file=None, section=section)
     assert rows[0]["answers"][0]["text"] == expected[0]
     own = [{"role": "system", "content": "Be brief."}, *ASK[0]]
     assert with_system(own, section) == own

@@ -514,6 +514,10 @@ def test_a_relative_base_is_found_from_elsewhere_and_never_asked_for_on_the_hub(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert open_model(str(run.path))[0].config.model_type == "llama"
     assert merge_run(run).same_greedy
+    before = sha256(run.adapter / "adapter_model.safetensors")
+    shutil.rmtree(run.adapter)  # as if it had been stopped before the end
+    train(fetch_recipe(str(run.path), run.path), run.path, quiet=True)
+    assert sha256(run.adapter / "adapter_model.safetensors") == before
     (tmp_path / "models").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="a folder that is not here: models/base"):
         open_model(str(run.path))

@@ -149,6 +149,19 @@ def test_a_record_comes_back_equal_or_is_refused_by_name(tmp_path):
         pair: tuple[float, float]
         losses: list[float] = []
 
+    class Grown(Shoe):
+        "The toy record with one field more."
+
+        form = 2
+        color: str = "unknown"
+
+    Shoe(size=42).save(tmp_path / "shoe.json")
+    stored = (tmp_path / "shoe.json").read_text().replace("Shoe", "Grown")
+    (tmp_path / "shoe.json").write_text(stored)
+    assert Grown.load(tmp_path / "shoe.json").color == "unknown"
+    (tmp_path / "shoe.json").write_text(stored.replace('"version": 1', '"version": 3'))
+    with pytest.raises(UserError, match="Grown of version 3"):
+        Grown.load(tmp_path / "shoe.json")
     path = tmp_path / "reading.json"
     Reading(name="é", pair=(1, math.inf), losses=[math.nan]).save(path)
     back = Reading.load(path)

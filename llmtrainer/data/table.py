@@ -390,6 +390,7 @@ class EncodedSources:
         return [(files[file], line) for file, line in zip(groups >> 40, lines.tolist())]
 
 
+# %% ../../nbs/internals/93_table.ipynb #e0c9fdda
 def encode_sources(
     sources: list[Source],
     format: str,  # of sources that do not name their own

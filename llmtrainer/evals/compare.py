@@ -230,6 +230,7 @@ def systems_note(c: Comparison) -> str:
     return f"asked under different system prompts: {a}; {b}"
 
 
+# %% ../../nbs/evaluation/42_compare.ipynb #77355865
 def comparison_table(c: Comparison) -> Table:
     "The comparison for a terminal."
     low, high = c.interval

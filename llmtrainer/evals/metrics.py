@@ -61,6 +61,7 @@ def as_number(text: str) -> float | None:
     return number_value(match) if match else None
 
 
+# %% ../../nbs/evaluation/40_metrics.ipynb #f3854611
 def number_value(match: re.Match) -> float | None:
     "The value of a match of `NUMBER`; None for digits that go on as something else."
     if match["rest"]:

@@ -225,6 +225,7 @@ def writing_words(settings: dict) -> str:
     return ", ".join(parts)
 
 
+# %% ../../nbs/shipping/73_card.ipynb #d3e8fb14
 def asking_words(settings: dict) -> str:
     "How a task's questions were asked, in words, from its result's record."
     if not settings:
@@ -236,6 +237,7 @@ def asking_words(settings: dict) -> str:
     return f"{words}; {writing_words(settings)}" if "temperature" in settings else words
 
 
+# %% ../../nbs/shipping/73_card.ipynb #77091493
 def asking_section(facts: CardFacts) -> str:
     "How every task was asked, and where the base was asked otherwise."
     template = facts.data.template if facts.data else "not recorded"

@@ -130,6 +130,7 @@ SAMPLE = ["One two three four five.", "One."]
 LONG_ROPE = "longrope"
 
 
+# %% ../../nbs/shipping/72_export.ipynb #8c72c9a9
 def rope_kinds(config) -> dict[str, dict]:
     "Kind of rope -> its parameters, also where layers of one model have different ones."
     rope = getattr(config, "rope_parameters", None) or {}
@@ -137,6 +138,7 @@ def rope_kinds(config) -> dict[str, dict]:
     return {part["rope_type"]: part for part in parts if "rope_type" in part}
 
 
+# %% ../../nbs/shipping/72_export.ipynb #c9004d4c
 def check_traceable(config) -> None:
     "`UserError` for a model whose computation depends on its input in a way that no graph has."
     kinds = rope_kinds(config.get_text_config())
@@ -150,6 +152,7 @@ def check_traceable(config) -> None:
         )
 
 
+# %% ../../nbs/shipping/72_export.ipynb #3b7536ff
 @contextlib.contextmanager
 def explain_tracing(model_type: str) -> Iterator[None]:
     """Turn what the tracer raises into one `UserError`, and hold back its listing of the graph.
@@ -273,12 +276,14 @@ def stored_generation(model_dir: Path) -> Generation:
     return Generation(**{name: value for name, value in named.items() if value is not None})
 
 
+# %% ../../nbs/shipping/72_export.ipynb #da9bf418
 def cache_restart(config) -> int | None:
     "The length of a text after which cached keys no longer fit its positions; None without one."
     part = rope_kinds(config.get_text_config()).get(LONG_ROPE)
     return part and part.get("original_max_position_embeddings")
 
 
+# %% ../../nbs/shipping/72_export.ipynb #8e46c550
 def export_onnx(
     model_dir: Path,  # a whole model, for instance a merged one
     out: Path,  # the folder to write
@@ -376,7 +381,7 @@ class OnnxModel(OnnxGraph):
         return batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64)
 
     def next_logits(self, ids: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
-        "Logits (batch, vocabulary) after the texts, then with the likeliest token added, and so on."
+        "Logits (batch, vocabulary) after the texts, and after each likeliest token that is added."
         cache, new = self.empty(len(ids)), ids
         while True:
             if self.restart and ids.shape[1] - new.shape[1] <= self.restart < ids.shape[1]:
@@ -479,6 +484,7 @@ def turning_points(config) -> list[int]:
     return sorted(length for length in lengths if length and BEFORE < length < most)
 
 
+# %% ../../nbs/shipping/72_export.ipynb #bb28cf6d
 @torch.no_grad()
 def compare_across(model, graph: OnnxModel, length: int) -> tuple[float, bool]:
     """(largest logit difference, same tokens?) of a random text that is continued across a length:
@@ -533,7 +539,7 @@ def check_parity(
             raise MergeMismatch(
                 f"the graph is not the model in a text of {tokens} tokens: largest logit difference"
                 f" {apart:.2g}, greedy text {'equal' if same else 'different'}",
-                where=f"the ONNX graph of {model_dir}",
+                where=f"the ONNX graph of {Path(model_dir).name}",
                 allowed=f"a difference up to {PARITY:g} and the same tokens",
                 fix="serve the merged model with transformers or vLLM, and report the model's name",
             )
@@ -559,6 +565,7 @@ class ExportRecord(Record):
     facts: dict[str, Any] = {}  # of this format only
 
 
+# %% ../../nbs/shipping/72_export.ipynb #14ed13d3
 @dataclass(frozen=True)
 class Exporter:
     "A format that models are shipped in."
@@ -583,6 +590,7 @@ EXPORTERS = {
 }
 
 
+# %% ../../nbs/shipping/72_export.ipynb #f0c2368b
 def write_export(
     exporter: Exporter,
     source: Path,  # a whole model
