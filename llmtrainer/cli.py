@@ -547,15 +547,18 @@ def launch(
 
 # %% ../nbs/system/84_cli.ipynb #ad02c552
 def generation_of(name: str, changes: list[str] | None):
-    "The `generate` section of a run or model with changes; a new preset brings its own values."
+    """The `generate` section of a run or model with changes.
+
+    A new preset brings its own values; `system: auto` becomes the run's system prompt."""
     from llmtrainer.models.generate import Generation, override_section
-    from llmtrainer.pipeline import is_run
+    from llmtrainer.pipeline import is_run, resolve_system
     from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run
 
-    stored = Run.load(name).recipe.get("generate", {}) if is_run(name) else {}
+    run = Run.load(name) if is_run(name) else None
+    stored = run.recipe.get("generate", {}) if run else {}
     changes = [change.removeprefix("generate.") for change in changes or []]
-    return override_section(load_recipe(Generation, stored), changes)
+    return resolve_system(run, override_section(load_recipe(Generation, stored), changes))
 
 
 def scores_table(results):

@@ -19,7 +19,10 @@ __all__ = [
     "is_finished",
     "ensure_template",
     "open_model",
+    "resolve_system",
     "pin_model",
+    "find_base",
+    "check_weights",
     "sample_batches",
     "record_experts",
     "check_target_names",
@@ -27,6 +30,7 @@ __all__ = [
     "step_shape",
     "choose_activations",
     "apply_engine",
+    "identify_base",
     "record_model",
     "Session",
     "prepare_rows",
@@ -39,9 +43,10 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "evaluate_missing",
-    "check_weights",
+    "model_to_plan",
     "train",
     "merge_run",
+    "whole_model",
     "export_run",
     "Stages",
     "quickstart_recipe",
@@ -53,6 +58,7 @@ __all__ = [
 
 # %% ../nbs/system/80_pipeline.ipynb #d3c7019d
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +66,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 import torch
@@ -87,9 +94,11 @@ from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
+    BaseIdentity,
     Model,
     ModelRecord,
     beyond_context,
+    changed_files,
     check_max_length,
     describe_model,
     fingerprint,
@@ -104,11 +113,11 @@ from llmtrainer.models.lora import Adapt, count_trainable, load_adapter, trainab
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
-from llmtrainer.run import Run, seed_everything, write_atomic
+from llmtrainer.run import Run, cached_sha256, seed_everything, verify, write_atomic
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
-from llmtrainer.ship.card import write_card
-from llmtrainer.ship.export import ExportRecord, find_exporter
+from llmtrainer.ship.card import renew_card, write_card
+from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, merge
 from llmtrainer.training.checkpoints import explain_full_disk
 from llmtrainer.training.distributed import rank
@@ -260,6 +269,8 @@ def evaluate_tasks(
         if run:
             run.add_record(result, f"{folder}/{name}.json")
         results.append(result)
+    if run:
+        renew_card(run)
     return results
 
 
@@ -318,36 +329,87 @@ def open_model(
         return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
     recipe = load_recipe(Recipe, run.recipe)
-    section = pin_model(run, recipe.model)
     if not tuned:
+        section = pin_model(run, recipe.model)
         return ensure_template(*load_model(section, plan_model(section)), recipe.data.template)
     if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
             fix=f"llmtrainer train {name}/recipe.yaml --run {name}",
         )
+    check_weights(run)
     if run.model.is_dir():
-        section = Model(base=str(run.model), quantize="none", attn=section.attn)
+        section = Model(base=str(run.model), quantize="none", attn=recipe.model.attn)
         return load_model(section, plan_model(section))
+    section = pin_model(run, recipe.model)
     model, _ = load_model(section, plan_model(section))
     return load_adapter(model, run.adapter), load_tokenizer(str(run.adapter))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
+def resolve_system(run: Run | None, section: Generation, quiet: bool = False) -> Generation:
+    "The section with the system prompt that `auto` means in this run; outside of a run, with none."
+    if section.system != "auto":
+        return section
+    record = run and run.find_record(DataRecord)
+    systems = record.systems if record else None
+    shared = systems.shared if systems else None
+    if systems and not quiet and (shared or systems.mixed):
+        used = repr(shorten(shared, 60)) if shared else "none"
+        note = f"(generate.system: auto; the training rows: {systems.describe()})"
+        print(f"system prompt: {used} {note}", file=sys.stderr)
+    return section.model_copy(update=dict(system=shared))
+
+
+# %% ../nbs/system/80_pipeline.ipynb #ce281747
 def pin_model(run: Run, model: Model) -> Model:
-    "The section at the commit that the run began with; a folder with other weights is refused."
+    "The section of the very base that the run began with; `UserError` where it is another one."
     record = run.find_record(ModelRecord)
     if record is None:
         return model
     if record.base.sha256 is None:
         return model.model_copy(update=dict(revision=record.base.revision))
-    if not is_finished(run) and fingerprint(model.base)["sha256"] != record.base.sha256:
+    base = find_base(run, record.base)
+    if changed := changed_files(record.base.sha256, fingerprint(base)["sha256"]):
         raise UserError(
-            "the base model is not the one this run began with",
-            where=str(run.path),
-            fix="put the old weights back, or begin another run with --run",
+            f"the base is not the one that this run was trained on: {changed[0]}",
+            where=f"{base}, the base of the run {run.path}",
+            allowed="the files whose hashes are in model.json of the run",
+            fix="put the old files back; what was trained on them fits no others",
         )
-    return model
+    return model.model_copy(update=dict(base=base))
+
+
+# %% ../nbs/system/80_pipeline.ipynb #f691d16c
+def find_base(run: Run, identity: BaseIdentity) -> str:
+    "The name under which a run's base, a folder, is found from here; `UserError` where it is not."
+    base = identity.base
+    if base.startswith("tiny:") or (Path(base).expanduser() / "config.json").is_file():
+        return base
+    beside = (run.path / identity.folder).resolve() if identity.folder else None
+    if beside and (beside / "config.json").is_file():
+        return str(beside)
+    raise UserError(
+        f"the base of the run is a folder that is not here: {base}",
+        where=str(beside or Path(base).expanduser().absolute()),
+        allowed="the folder that the run was trained on",
+        fix="bring it back to that place, or run the command where the path leads to it",
+    )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #5600b1b2
+def check_weights(run: Run) -> None:
+    "`UserError` where the weights of a finished run are not those that were sealed."
+    if not (run.path / "manifest.json").is_file():
+        return  # killed before it was sealed
+    weights = run.verify(("adapter/", "model/"), cached_sha256)
+    changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
+    if changed:
+        raise UserError(
+            f"the weights of the run are not those that were trained: {changed[0]}",
+            where=str(run.path),
+            fix="fetch the run from its second place, or train it again in another folder",
+        )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #129b2dcc
@@ -446,6 +508,15 @@ def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
     return dict(engine=report.about(), activations=dict(policy=policy, layers=layers))
 
 
+def identify_base(run: Run, named: Model, section: Model) -> dict:
+    "What identifies the base, under the recipe's own name, and where its folder lies."
+    identity = fingerprint(section.base, section.revision) | dict(base=named.base)
+    if "sha256" in identity and not named.base.startswith("tiny:"):
+        folder = Path(section.base).expanduser().resolve()
+        identity["folder"] = Path(os.path.relpath(folder, run.path.resolve())).as_posix()
+    return identity
+
+
 def record_model(run: Run, model, tokenizer, base: dict, plan: DevicePlan, speed: dict) -> None:
     "Write the base, the trainable parameters, the plan and the kernels into the run."
     run.add_record(
@@ -531,9 +602,12 @@ def assemble(
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
     check_new_tokens(model, tokenizer, data)
-    speed = apply_engine(model, recipe, plan)
-    base = fingerprint(section.base, section.revision)
+    pinned = recipe.model_copy(update=dict(model=section))
+    speed = apply_engine(model, pinned, plan)
+    base = identify_base(run, recipe.model, section)
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
+    # a run may be moved, with its base or without
+    identity = {key: value for key, value in base.items() if key != "folder"}
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     trainer = build_trainer(
         model,
@@ -545,7 +619,7 @@ def assemble(
         signals=signals,
         objective=objective,
         adapt=recipe.adapt,
-        identity=dict(base=base, quantize=recipe.model.quantize, data=data.digest),
+        identity=dict(base=identity, quantize=recipe.model.quantize, data=data.digest),
         quiet=quiet,
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
@@ -562,6 +636,9 @@ def show_session(session: Session) -> None:
     "Print the data, the trainable layers and facts about the model."
     facts = describe_model(session.model, session.tokenizer)
     facts |= beyond_context(session.model.config, session.data.about["longest"])
+    systems = session.data.account().systems
+    if systems and (systems.shared or systems.mixed):
+        facts |= {"system prompts": systems.describe()}
     if session.data.about["format"] != "text":
         facts |= {"chat template": session.data.about["template"]}
     lines = (f"{name}: {value}" for name, value in facts.items())
@@ -582,7 +659,9 @@ def run_training(
     record_load(batches=session.batches(), when="before")
     # a small model's checkpoint takes so little time that a progress bar would only flicker
     with hide_progress_bars(is_small(pin_model(run, recipe.model).base)):
-        complete_training(session.trainer, session.tokenizer, recipe.model.base)
+        complete_training(
+            session.trainer, session.tokenizer, recipe.model.base, generation=recipe.generate
+        )
     if recipe.data.stream:
         record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
     record_load(batches=session.batches(), when="after")
@@ -658,21 +737,15 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     else:
         model, tokenizer = open_model(str(run.path))
     section = recipe.eval.model_copy(update={"tasks": missing})
-    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=recipe.generate)
+    generation = resolve_system(run, recipe.generate, quiet)
+    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
-def check_weights(run: Run) -> None:
-    "`UserError` where the weights of a finished run are not those that were sealed."
-    if not (run.path / "manifest.json").is_file():
-        return  # killed before it was sealed
-    weights = [fault for fault in run.verify() if fault.startswith(("adapter/", "model/"))]
-    changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
-    if changed:
-        raise UserError(
-            f"the weights of the run are not those that were trained: {changed[0]}",
-            where=str(run.path),
-            fix="fetch the run from its second place, or train it again in another folder",
-        )
+def model_to_plan(recipe: Recipe, run: Run) -> Model:
+    "The model that a job will load: of a run that exists, the one that it recorded."
+    if run.model.is_dir():
+        return Model(base=str(run.model), quantize="none", attn=recipe.model.attn)
+    return pin_model(run, recipe.model)
 
 
 def train(
@@ -682,8 +755,9 @@ def train(
 ) -> Run:
     """Train, evaluate and write the card; returns the run. The same call resumes, and does only
     what is missing."""
-    plan = plan_model(recipe.model)
-    check_target_names(recipe.model, recipe.adapt)
+    model = model_to_plan(recipe, Run(path))
+    plan = plan_model(model)
+    check_target_names(model, recipe.adapt)
     init_distributed(recipe.launch, plan.device)
     run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
     session = None
@@ -710,27 +784,44 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
         )
     if not run.adapter.is_dir():
         raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
-    section = pin_model(run, load_recipe(Recipe, run.recipe).model)
+    check_weights(run)
+    recipe = load_recipe(Recipe, run.recipe)
+    section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        record = merge(section, run.adapter, run.exports / "merged", how=how)
+        record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
+    renew_card(run)
     return record
+
+
+def whole_model(run: Run) -> Path:
+    "The folder of the run's whole model, as it was written; an adapter is merged first."
+    if run.model.is_dir():
+        check_weights(run)
+        return run.model
+    merged = run.exports / "merged"
+    if not merged.is_dir():
+        merge_run(run)
+    elif faults := verify(merged, digest=cached_sha256):
+        raise UserError(
+            f"the merged model is not the one that was written: {faults[0]}",
+            where=str(merged),
+            fix=f"llmtrainer merge {run.path}",
+        )
+    return merged
 
 
 def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
     exporter = find_exporter(to)
     exporter.require()
-    if not run.model.is_dir() and not (run.exports / "merged").is_dir():
-        merge_run(run)
-    source = run.model if run.model.is_dir() else run.exports / "merged"
-    folder = run.exports / to
+    source = whole_model(run)
     with explain_full_disk(run.path):
-        facts = exporter.write(source, folder) | exporter.verify(source, folder, list(prompts))
-    record = ExportRecord(format=exporter.title, **facts)
+        record = write_export(exporter, source, folder=run.exports / to, prompts=list(prompts))
     run.add_record(record, f"exports/{to}.json")
     run.update_manifest(f"exports/{to}")
+    renew_card(run)
     return record
 
 
@@ -789,9 +880,13 @@ def write_problems(out: Path, seed: int) -> None:
 def evaluate_base(run: Run, recipe: Recipe) -> TaskResult:
     "The result of the recipe's only task before training, stored under `evals/base`."
     model, tokenizer = open_model(str(run.path), tuned=False)
-    section, generation = recipe.eval, recipe.generate
     results = evaluate_tasks(
-        run, model, tokenizer, section=section, folder="evals/base", generation=generation
+        run,
+        model,
+        tokenizer,
+        section=recipe.eval,
+        folder="evals/base",
+        generation=resolve_system(run, recipe.generate),
     )
     return results[0]
 

@@ -6,6 +6,7 @@
 __all__ = [
     "AnyRecord",
     "PACKAGES",
+    "SETTLED",
     "fsync_path",
     "write_atomic",
     "write_json",
@@ -19,6 +20,7 @@ __all__ = [
     "seal",
     "verify",
     "cache_folder",
+    "cached_sha256",
     "Stopped",
     "append_line",
     "read_lines",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 # %% ../nbs/internals/91_run.ipynb #03c86f4d
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -44,7 +47,7 @@ import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from html import escape
 from importlib import metadata
 from importlib.util import find_spec
@@ -147,6 +150,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     file: ClassVar[str | None] = None  # its name under a run, where there is only one
     form: ClassVar[int] = 1  # to be raised when a field is added, renamed or means something else
+    oldest: ClassVar[int] = (
+        1  # the oldest form that is read: since then, only fields with a default
+    )
 
     def save(self, path: str | Path) -> None:
         "Write it as JSON, atomically."
@@ -158,7 +164,8 @@ class Record(BaseModel):
         stored = read_json(path)
         stored = dict(stored) if isinstance(stored, Mapping) else {}
         kind, version = stored.pop("kind", None), stored.pop("version", None)
-        if (kind, version) != (cls.__name__, cls.form):
+        readable = range(cls.oldest, cls.form + 1)
+        if kind != cls.__name__ or version not in readable:
             raise UserError(
                 f"{path} holds {kind or 'no record'} of version {version or 'none'}",
                 allowed=f"{cls.__name__} of version {cls.form}",
@@ -333,7 +340,11 @@ def seal(folder: str | Path) -> None:
     write_json(Path(folder) / "manifest.json", entries)
 
 
-def verify(folder: str | Path) -> list[str]:
+def verify(
+    folder: str | Path,
+    parts: tuple[str, ...] = ("",),  # beginnings of the names to look at, such as "adapter/"
+    digest: Callable[[Path], str] = sha256,
+) -> list[str]:
     "What differs between a folder and its manifest, a sentence each; empty when nothing does."
     if not (Path(folder) / "manifest.json").exists():
         return ["manifest.json is missing: the folder was never sealed"]
@@ -343,19 +354,51 @@ def verify(folder: str | Path) -> list[str]:
         return [f"manifest.json cannot be read ({type(error).__name__})"]
     files, faults = _files(folder), []
     for name, entry in manifest.items():
+        if not name.startswith(parts):
+            continue
         if name not in files:
             faults.append(f"{name} is missing")
         elif (size := files[name].stat().st_size) != entry["size"]:
             faults.append(f"{name} has {size} bytes instead of {entry['size']}")
-        elif sha256(files[name]) != entry["sha256"]:
+        elif digest(files[name]) != entry["sha256"]:
             faults.append(f"{name} has the right size but another content")
-    return faults + [f"{name} is not in the manifest" for name in files if name not in manifest]
+    added = [name for name in files if name not in manifest and name.startswith(parts)]
+    return faults + [f"{name} is not in the manifest" for name in added]
 
 
 # %% ../nbs/internals/91_run.ipynb #d2e9d716
 def cache_folder() -> Path:
     "Where things lie that can be made again: LLMTRAINER_CACHE, else the user's cache."
     return Path(os.environ.get("LLMTRAINER_CACHE", Path.home() / ".cache" / "llmtrainer"))
+
+
+# %% ../nbs/internals/91_run.ipynb #ffe85851
+SETTLED = 2.0  # seconds after which times tell one change of a file from the next
+
+
+def _file_state(path: Path) -> list[int]:
+    "What changes with a file's content: size, times, and place on the disk."
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev]
+
+
+def cached_sha256(path: str | Path) -> str:
+    "The SHA-256 of a file, read again only where the file may have changed since the last time."
+    path = Path(path).resolve()
+    name = hashlib.sha256(str(path).encode()).hexdigest()
+    memory, state = cache_folder() / "hashes" / f"{name}.json", _file_state(path)
+    try:
+        before = read_json(memory)
+    except UserError:  # there is none yet, or it is damaged: it can be made again
+        before = {}
+    if before.get("state") == state:
+        return before["sha256"]
+    digest = sha256(path)
+    settled = max(state[1:3]) < (time.time() - SETTLED) * 1e9
+    if settled and _file_state(path) == state:
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_json(memory, dict(state=state, sha256=digest))
+    return digest
 
 
 # %% ../nbs/internals/91_run.ipynb #1b57472e
@@ -538,9 +581,11 @@ def run_html(run: "Run") -> str:
     lines, recipe = run.metrics_lines(), run.recipe
     steps = [line for line in lines if line.step is not None]
     finished = run.adapter.is_dir() or run.model.is_dir()
-    data = recipe.get("data", {}).get("train", "not named")
-    if isinstance(data, str) and Path(data).is_absolute():
-        data = Path(data).name  # a notebook's output is shown to others
+    named = recipe.get("data", {}).get("train", "not named")
+    sources = named if isinstance(named, list) else [named]
+    paths = [source["path"] if isinstance(source, dict) else source for source in sources]
+    # a notebook's output is shown to others
+    data = ", ".join(Path(path).name if Path(path).is_absolute() else path for path in paths)
     facts = {
         "run": run.path.name,
         "base": recipe.get("model", {}).get("base", "not named"),
@@ -699,9 +744,13 @@ class Run(_Log):
         "Write manifest.json: size and SHA-256 of every file."
         seal(self.path)
 
-    def verify(self) -> list[str]:
+    def verify(
+        self,
+        parts: tuple[str, ...] = ("",),  # beginnings of the names to look at
+        digest: Callable[[Path], str] = sha256,
+    ) -> list[str]:
         "What differs from the manifest; empty when nothing does."
-        return verify(self.path)
+        return verify(self.path, parts, digest)
 
     def _repr_html_(self) -> str:
         return run_html(self)

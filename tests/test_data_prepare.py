@@ -2,6 +2,7 @@
 import pytest
 from llmtrainer.data.prepare import *
 from llmtrainer.data.prepare import (
+    Counter,
     Encoded,
     EncodedSources,
     EncodedTable,
@@ -299,6 +300,33 @@ def test_prepare_accounts_for_every_row_and_token():
         table = encode_sources(as_sources(path), "auto", Encoder(tokenizer, "assistant")).table
         used = Counter(tuple(row.ids.tolist()) for row in [*prepared.encoded, *val.rows])
         assert used == Counter(tuple(row.ids.tolist()) for row in table)
+
+
+def test_the_system_prompts_of_the_rows_are_recorded():
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+
+    def about(*systems):
+        rows = []
+        for n, system in enumerate(systems):
+            turns = [("system", system)] * bool(system) + [
+                ("user", f"{n} + 1?"),
+                ("assistant", "x"),
+            ]
+            rows.append(dict(messages=[dict(role=role, content=text) for role, text in turns]))
+        path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return prepare(Data(train=str(path), val=None), tokenizer).account().systems
+
+    same = about(*["Solve it."] * 8)
+    assert (same.shared, same.mixed, same.total) == ("Solve it.", False, 8)
+    most = about(*["Solve it."] * 5, "", "", "Be brief.")
+    assert (most.shared, most.mixed) == ("Solve it.", True)
+    assert most.describe() == "'Solve it.' in 5, none in 2, 'Be brief.' in 1 of 8 rows"
+    assert about("Solve it.", "Be brief.", "", "").shared is None
+    assert about("", "", "Be brief.").shared is None
+    assert (about("").shared, about("").mixed) == (None, False)
+    many = system_prompts(Counter({f"prompt {n}": 1 for n in range(50)} | {None: 7}))
+    assert (len(many.rows), many.others, many.total, many.shared) == (20, 37, 57, None)
 
 
 def test_the_digest_knows_all_that_matters():

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from llmtrainer.evals.metrics import LOSS, PERPLEXITY, Metric, wilson
 from llmtrainer.evals.tasks import Output, Task, grade_items, make_item
+from llmtrainer.models.generate import Generation
 from llmtrainer.recipe import UserError
 
 
@@ -164,6 +165,35 @@ def test_lower_is_better_for_a_perplexity():
     assert compare(a, b, "flexible").test == "mcnemar"
     with pytest.raises(UserError, match="has no score 'speed'"):
         compare(a, b, "speed")
+
+
+def test_results_of_different_settings_are_refused_and_system_prompts_are_told():
+    a = _result([1, 0, 1])
+
+    def made_with(**generation):
+        return a.model_copy(update=dict(generation=Generation(**generation).model_dump()))
+
+    plain = made_with()
+    for other, words in (
+        (made_with(temperature=0.7, top_p=0.9), "temperature: 0.0 and 0.7, top_p: 1.0 and 0.9"),
+        (made_with(repetition_penalty=1.3), "repetition_penalty: 1.0 and 1.3"),
+        (made_with(stop=["\n"]), "stop: "),
+        (made_with(max_new_tokens=9), "max_new_tokens: 256 and 9"),
+    ):
+        for pair in ((plain, other), (other, plain)):
+            with pytest.raises(UserError, match="different settings"):
+                compare(*pair)
+        with pytest.raises(UserError, match=words):
+            compare(plain, other)
+    assert compare(a, a).systems is None, "a result without settings, as of an older release"
+    drawn = made_with(temperature=0.7), made_with(temperature=0.7, seed=4)
+    assert compare(*drawn).systems is None
+    plain = made_with(system=None)
+    told = compare(plain, made_with(system="Solve it."))
+    assert told.systems == (None, "Solve it.")
+    assert "before: none; after: Solve it." in comparison_table(told).caption
+    assert "Solve it." in told._repr_html_()
+    assert "system" not in comparison_table(compare(plain, plain)).caption
 
 
 def test_table_and_picture_say_all_figures():

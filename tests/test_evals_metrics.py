@@ -32,15 +32,33 @@ from llmtrainer.data.rows import load_rows
         ("1,234,567.25", [1234567.25]),
         ("1234", [1234]),
         ("18%", [18]),
-        ("3:45", [3, 45]),
-        ("v1.2.3", [1.2, 0.3]),
+        ("3:45", [None]),
+        ("v1.2.3", [None]),
+        ("3/4 and 6/3", [0.75, 2]),
+        ("3 1/2 or -3 1/2", [3.5, -3.5]),
+        ("18/2=9", [9, 9]),
+        ("7/0", [None]),
+        ("1/2/2024", [None]),
+        ("at 10:15:30", [None]),
+        ("3½, ½ and 2 ¾", [3.5, 0.5, 2.75]),
+        ("5k, 2.5M, 3bn", [None, None, None]),
+        ("5 km, 5kg, 5m", [5, 5, 5]),
+        ("2^10, 2**10, 10²", [None, None, None]),
+        ("1e5 1.5E-3", [100000, 0.0015]),
+        ("€18 £-3 -₹1,080 +18", [18, -3, -1080, 18]),
+        ("**18** __7__ `6`", [18, 7, 6]),
+        (r"\boxed{18} $\frac{3}{4}$ 3\frac{1}{2} -\dfrac{1}{2}", [18, 0.75, 3.5, -0.5]),
+        (r"1{,}080 1\,080 \$18 \(5\) \text{7}", [1080, 1080, 18, 5, 7]),
+        ("1\u202f080 and 1\u00a0080.5", [1080, 1080.5]),
+        ("12345,678", [None]),
+        ("10-4=6", [10, 4, 6]),
         ("১৮", [18]),
         ("no number", []),
         ("- . , $", []),
     ],
 )
 def test_numbers_as_people_write_them(text, values):
-    assert [as_number(n) for n in NUMBER.findall(text)] == values
+    assert read_numbers(text) == values
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -57,11 +75,13 @@ def test_any_written_integer_is_read_back(n, style, after):
         if style == "$" and n < 0
         else f"{style.strip(',')}{n}"
     )
-    assert [as_number(x) for x in NUMBER.findall(f"It is {written}{after}")] == [n]
+    assert read_numbers(f"It is {written}{after}") == [n]
+    assert as_number(written) == n
 
 
 def test_not_a_number_is_none():
     assert [as_number(x) for x in ("", "-", "$", "1.2.3", "abc")] == [None] * 5
+    assert [as_number(x) for x in ("3/4", "3 1/2", "3:30", "18 or 7")] == [0.75, 3.5, None, None]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +101,29 @@ def test_not_a_number_is_none():
         ("18 eggs, 2 a day", None, 2),
         ("#### 5.", 5, 5),
         ("#### 0.5", 0.5, 0.5),
+        ("#### 3/4", 0.75, 0.75),
+        ("#### 3 1/2", 3.5, 3.5),
+        ("#### 3:30", None, None),
+        ("#### **18**", 18, 18),
+        ("#### **-18.50**.", -18.5, -18.5),
+        (r"#### \boxed{18}", 18, 18),
+        (r"#### $\boxed{\frac{3}{4}}$", 0.75, 0.75),
+        ("#### $18$", 18, 18),
+        ("#### €18", 18, 18),
+        ("#### +18", 18, 18),
+        ("#### (18)", 18, 18),
+        ("#### 18%", 18, 18),
+        ("#### 18 apples", 18, 18),
+        ("#### 18 (2 a day)", 18, 2),
+        ("#### 18-20", None, 20),
+        ("#### 18 – 20", None, 20),
+        ("#### 3 + 4 = 7", None, 7),
+        ("#### 3 4", None, 4),
+        ("#### 3,5", None, 5),
+        ("#### 1 080", None, 80),
+        ("#### 18 - a guess", 18, 18),
+        ("#### 2**10", None, None),
+        ("#### 18\n7", 18, 7),
     ],
 )
 def test_strict_and_flexible(text, strict, flexible):
@@ -108,7 +151,9 @@ def test_where_the_harness_reads_a_plain_number_so_do_we(text):
     found = _HARNESS.search(text)
     plain = found and re.fullmatch(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?\.?", found[1])
     if plain:
-        assert number_after(text, "####") == _theirs(text)
+        goes_on = re.search(r"\d", text[found.end() :].split("\n")[0])
+        expected = {_theirs(text), None} if goes_on else {_theirs(text)}
+        assert number_after(text, "####") in expected
 
 
 @pytest.mark.realdata

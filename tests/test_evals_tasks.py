@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.evals.tasks import *
 from llmtrainer.evals.tasks import (
     Counter,
+    Generation,
     Path,
     UserError,
     encode,
@@ -163,6 +164,23 @@ def test_a_result_is_graded_summarised_and_stored(tmp_path):
         grade_items(task, items[:2], [Output()])
 
 
+def test_every_request_is_asked_under_the_system_prompt_and_the_result_says_so():
+    model, tokenizer = _model()
+    asked = Generation(system="Solve it.", temperature=0.0)
+    for name in ("word_problems", "word_problems_choice", "word_problems_loss"):
+        task = replace(find_task(name), max_new_tokens=4)
+        bare = evaluate(model, tokenizer, task, limit=2)
+        result = evaluate(model, tokenizer, task, limit=2, section=asked)
+        assert (bare.generation["system"], result.generation["system"]) == (None, "Solve it.")
+        prompt = lambda item: [{"role": "system", "content": "Solve it."}, *ask_question(item)]
+        by_hand = evaluate(model, tokenizer, replace(task, prompt=prompt), limit=2)
+        assert [item.output for item in result.items] == [item.output for item in by_hand.items]
+        if name != "word_problems":
+            assert result.items[0].output != bare.items[0].output
+        complete = Generation.model_fields.keys() if name == "word_problems" else {"system"}
+        assert result.generation.keys() == complete
+
+
 def test_batched_answers_equal_single_ones():
     model, tokenizer = _model()
     task = replace(find_task("word_problems"), max_new_tokens=24)
@@ -190,7 +208,8 @@ def test_log_likelihoods_equal_those_of_transformers_in_float64(batch_size):
         result = evaluate(
             model, tokenizer, task, limit=3, batch_size=batch_size, progress=told.append
         )
-        assert sum(told) == pytest.approx(3) and result.seconds > 0 and not result.generation
+        assert sum(told) == pytest.approx(3) and result.seconds > 0
+        assert result.generation == {"system": None}, "no text was written"
         for item, graded in zip(items, result.items):
             texts = item.choices or (item.answer,)
             for text, logprob, count in zip(

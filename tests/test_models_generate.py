@@ -2,6 +2,7 @@
 import pytest
 from llmtrainer.models.generate import *
 from llmtrainer.models.generate import (
+    GenerationConfig,
     LogitsProcessorList,
     UserError,
     json,
@@ -17,7 +18,8 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import Model, load_model, plan_model
@@ -76,6 +78,23 @@ def test_presets_give_way_to_what_is_written_and_survive_storing():
     refused(lambda: override_section(again, ["temperature=0"]), "top_p")
 
 
+def test_every_question_goes_under_the_system_prompt_once():
+    section = Generation(system="Solve it.", max_new_tokens=12)
+    system = {"role": "system", "content": "Solve it."}
+    plain = GREEDY.model_copy(update=dict(max_new_tokens=12))
+    expected = generate(MODEL, TOKENIZER, [[system, *ask] for ask in ASK[:3]], plain)
+    assert generate(MODEL, TOKENIZER, ASK[:3], section) == expected
+    assert generate(MODEL, TOKENIZER, [[system, *ask] for ask in ASK[:3]], section) == expected
+    assert "".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip() == expected[0]
+    prompts = [ASK[0][0]["content"]]
+    rows, _ = answer_questions(MODEL, TOKENIZER, prompts=prompts, file=None, section=section)
+    assert rows[0]["answers"][0]["text"] == expected[0]
+    own = [{"role": "system", "content": "Be brief."}, *ASK[0]]
+    assert with_system(own, section) == own
+    for nothing in ("auto", None, ""):
+        assert with_system(ASK[0], Generation(system=nothing)) == ASK[0]
+
+
 def test_a_token_that_was_added_for_answers_is_shown():
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.add_tokens(["<yes>"], special_tokens=True)
@@ -95,6 +114,42 @@ def test_the_template_decides_the_stop():
     other.chat_template = TEMPLATE
     stops = generation_config(MODEL, other, GREEDY).eos_token_id
     assert set(stops) == {other.convert_tokens_to_ids("<|reserved|>"), other.eos_token_id}
+
+
+def test_what_a_recipe_leaves_open_is_never_filled_from_the_base():
+    taught = dict(no_repeat_ngram_size=1, repetition_penalty=1.9, suppress_tokens=[40], top_k=3)
+    short = Generation(max_new_tokens=30)
+    expected = generate(MODEL, TOKENIZER, ASK[:4], short)
+    other = load_model(SECTION, plan_model(SECTION))[0]
+    for wrapped in (other, get_peft_model(other, LoraConfig(target_modules=["q_proj"]))):
+        wrapped.generation_config.update(**taught, temperature=0.6, do_sample=True)
+        assert generate(wrapped, TOKENIZER, ASK[:4], short) == expected
+        wrapped.generation_config.update(**taught)
+        assert "".join(stream_answer(wrapped, TOKENIZER, ASK[0], short)).strip() == expected[0]
+
+
+def test_every_setting_that_the_section_does_not_name_is_neutral():
+    other = load_model(SECTION, plan_model(SECTION))[0]
+    other.generation_config.update(no_repeat_ngram_size=1, sequence_bias=[[[40], -9.0]])
+    filled, _ = other._prepare_generation_config(generation_config(other, TOKENIZER, GREEDY))
+    neutral = GenerationConfig._get_default_generation_params() | dict(max_length=None)
+    settings = filled.to_dict()
+    assert {key: settings.get(key) for key in neutral} | dict(max_length=None) == neutral
+    assert settings.get("sequence_bias") is None
+
+
+def test_a_whole_model_is_written_with_all_that_ends_an_answer(tmp_path):
+    other = PreTrainedTokenizerFast.from_pretrained(TOKENIZER.name_or_path)
+    other.chat_template = TEMPLATE
+    save_model(MODEL, other, tmp_path, Generation(temperature=0.5, top_p=0.8, seed=3))
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    ends = {other.convert_tokens_to_ids("<|reserved|>"), other.eos_token_id}
+    assert set(stored["eos_token_id"]) == ends
+    assert (stored["temperature"], stored["top_p"], stored["do_sample"]) == (0.5, 0.8, True)
+    assert not stored.keys() & {"max_new_tokens", "min_new_tokens", "max_length"}
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.chat_template == TEMPLATE
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_a_draw_has_the_probabilities_it_should():

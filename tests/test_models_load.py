@@ -81,7 +81,18 @@ def test_fingerprint_follows_the_bytes(tmp_path):
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    assert fingerprint(str(folder))["sha256"] != original
+    assert changed_files(original, fingerprint(str(folder))["sha256"]) == [
+        "model.safetensors has another content"
+    ]
+    (folder / "model.safetensors").rename(folder / "model-2.safetensors")
+    (folder / "config.json").write_text("{}")
+    assert changed_files(original, fingerprint(str(folder))["sha256"]) == [
+        "config.json has another content",
+        "model-2.safetensors was not there",
+        "model.safetensors is missing",
+    ]
+    del original["config.json"]
+    assert changed_files(original, fingerprint("tiny:base")["sha256"]) == []
 
 
 def refusal(base, load=resolve_base):

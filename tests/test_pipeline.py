@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.pipeline import *
 from llmtrainer.pipeline import (
     Adapt,
+    Eval,
     ExpertsRecord,
     Generation,
     Machine,
@@ -14,6 +15,7 @@ from llmtrainer.pipeline import (
     fingerprint,
     json,
     load_tokenizer,
+    os,
     problems,
     sys,
     torch,
@@ -36,7 +38,7 @@ import torch
 from nbformat import write as write_notebook
 from nbformat.v4 import new_code_cell, new_notebook
 from peft import AutoPeftModelForCausalLM
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
@@ -494,8 +496,67 @@ def test_a_run_keeps_to_the_base_it_began_with(tmp_path, monkeypatch):
     data = bytearray((tmp_path / "base" / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "base" / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="not the one this run began with"):
+    with pytest.raises(UserError, match="not the one that this run was trained on"):
         train(recipe, tmp_path / "run", quiet=True)
+
+
+def test_whoever_opens_a_run_compares_its_base_and_its_weights(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    shutil.copytree(resolve_base("tiny:llama"), base)
+    run = train(small_job(tmp_path, base=str(base)), tmp_path / "run", quiet=True)
+    file = base / "model.safetensors"
+    original, noisy = file.read_bytes(), bytearray(file.read_bytes())
+    noisy[-9:] = bytes(9)
+    uses = {
+        "chat, generate, eval, demo": lambda: open_model(str(run.path)),
+        "the base of demo and eval": lambda: open_model(str(run.path), tuned=False),
+        "merge": lambda: merge_run(run),
+        "export": lambda: export_run(run, ["2 + 3?"]),
+    }
+    file.write_bytes(noisy)
+    for use, act in uses.items():
+        with pytest.raises(UserError, match="model.safetensors has another content"):
+            act()
+        assert not list(run.exports.glob("*")), use
+    file.write_bytes(original)
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config.replace('"rms_norm_eps"', '"rms_norm_epsilon"'))
+    with pytest.raises(UserError, match="config.json has another content"):
+        open_model(str(run.path))
+    (base / "config.json").write_text(config)
+    merge_run(run)
+    weights = run.exports / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="merged model is not the one that was written"):
+        export_run(run, ["2 + 3?"])
+    weights = run.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    for use in ("chat, generate, eval, demo", "merge"):
+        with pytest.raises(UserError, match="not those that were trained"):
+            uses[use]()
+
+
+def test_a_relative_base_is_found_from_elsewhere_and_never_asked_for_on_the_hub(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resolve_base("tiny:llama"), Path("models/base"))
+    run = train(small_job(tmp_path, base="models/base"), tmp_path / "run", quiet=True)
+    assert run.read("model.json")["base"]["folder"] == "../models/base"
+    asked = []
+    monkeypatch.setattr("llmtrainer.models.load.cached_file", lambda *a, **k: asked.append(a))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_model(str(run.path))[0].config.model_type == "llama"
+    assert merge_run(run).same_greedy
+    before = sha256(run.adapter / "adapter_model.safetensors")
+    shutil.rmtree(run.adapter)  # as if it had been stopped before the end
+    train(fetch_recipe(str(run.path), run.path), run.path, quiet=True)
+    assert sha256(run.adapter / "adapter_model.safetensors") == before
+    (tmp_path / "models").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="a folder that is not here: models/base"):
+        open_model(str(run.path))
+    assert not asked
 
 
 def hub_with(folder, monkeypatch, **commits):
@@ -568,6 +629,107 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert run.read("exports/merge.json")["max_abs_logit_diff"] < 1e-3
     assert run.read("exports/onnx.json")["same_text"] is True
     assert open_model(str(run.exports / "merged"))[0].config.model_type == "llama"
+
+
+def gemma_like(folder):
+    "An untrained Gemma whose end token is not the end of a turn, and which has no template."
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base("tiny:base"))
+    words = ["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>"]
+    tokenizer.add_special_tokens(dict(additional_special_tokens=words[:2]))
+    tokenizer.add_special_tokens(dict(bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"))
+    tokenizer.chat_template = None
+    make_model("gemma", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {tokenizer.convert_tokens_to_ids(word) for word in ("<eos>", "<end_of_turn>")}
+
+
+WAYS = {
+    "full": dict(adapt=dict(method="full")),
+    "partly": dict(adapt=dict(method="partial", trainable=["last-1"])),
+    "averaged": dict(adapt=dict(method="full"), ema_decay=0.9),
+    "best": dict(adapt=dict(method="full"), final="best", eval_steps=1),
+    "merged": dict(adapt=dict(method="lora", r=4)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_a_whole_model_writes_the_tokens_that_end_an_answer(tmp_path, way):
+    ends = gemma_like(tmp_path / "base")
+    keys = WAYS[way]
+    recipe = job(tmp_path, **{key: value for key, value in keys.items() if key != "adapt"})
+    values = recipe.model_dump()
+    values["model"] |= dict(base=str(tmp_path / "base"), quantize="none")
+    values["adapt"] = keys["adapt"]
+    values["eval"]["tasks"] = []
+    values["data"]["max_length"] = 256
+    run = train(read_recipe(values), tmp_path / "run", quiet=True)
+    shipped = [run.exports / "merged" if way == "merged" else run.model]
+    if way in ("full", "merged"):  # an export takes seconds
+        export_run(run, ["What is 2 plus 3?"])
+        shipped.append(run.exports / "onnx")
+    else:
+        assert len(list(run.path.glob("model/*.safetensors"))) == 1
+    for folder in shipped:
+        stored = json.loads((folder / "generation_config.json").read_text())
+        assert set(stored["eos_token_id"]) == ends, folder.name
+        assert "<end_of_turn>" in (folder / "chat_template.jinja").read_text()
+
+
+def system_job(folder, systems):
+    "A job of 120 rows, of which the first ones have these system prompts."
+    recipe = job(folder)
+    rows = []
+    for number, problem in enumerate(problems(120, "train")):
+        row = problem.gsm8k()
+        turns = [("user", row["question"]), ("assistant", row["answer"])]
+        if number < len(systems):
+            turns.insert(0, ("system", systems[number]))
+        rows.append(dict(messages=[dict(role=role, content=text) for role, text in turns]))
+    write_lines(folder / "train.jsonl", rows)
+    return recipe
+
+
+def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys):
+    run = train(system_job(tmp_path, ["Solve it."] * 100), tmp_path / "run", quiet=True)
+    assert stored_result(run, "word_problems").generation["system"] == "Solve it."
+    section = resolve_system(run, Generation())
+    assert section.system == "Solve it."
+    told = capsys.readouterr().err
+    assert "'Solve it.' in 100, none in 20 of 120 rows" in told
+    for own in (Generation(system=None), Generation(system="Be brief.")):
+        assert resolve_system(run, own) == own
+    assert evaluate_base(run, job(tmp_path)).generation["system"] == "Solve it."
+    card = (run.path / "README.md").read_text()
+    assert "'Solve it.' in 100, none in 20 of 120 rows" in card
+    assert '{"role": "system", "content": "Solve it."}' in card
+    assert "system prompt 'Solve it.'" in card[card.index("## Results") :]
+    assert resolve_system(None, Generation()).system is None
+
+
+def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
+    prompts = ["Solve it."] * 50 + ["Be brief."] * 40
+    run = train(system_job(tmp_path, prompts), tmp_path / "run", quiet=True)
+    assert resolve_system(run, Generation()).system is None
+    told = capsys.readouterr().err
+    assert "system prompt: none" in told and "'Be brief.' in 40, none in 30 of 120" in told
+    plain = train(job(tmp_path / "plain"), tmp_path / "plain" / "run", quiet=True)
+    capsys.readouterr()
+    assert resolve_system(plain, Generation()).system is None
+    assert capsys.readouterr().err == "", "nothing to tell"
+
+
+def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):
+    run = train(small_job(tmp_path), tmp_path / "run", quiet=True)
+    card = run.path / "README.md"
+    assert "neither merged nor exported" in card.read_text()
+    merge_run(run)
+    assert "| merged (dequantized base" in card.read_text()
+    export_run(run, ["2 + 3?"])
+    assert "| ONNX (float32) |" in card.read_text()
+    section = Eval(tasks=["word_problems"], limit=2)
+    evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
+    assert "| word_problems | accuracy | 2 |" in card.read_text()
+    assert run.verify() == []
 
 
 @pytest.mark.slow

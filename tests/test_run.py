@@ -21,6 +21,7 @@ from llmtrainer.run import (
     re,
     shutil,
     subprocess,
+    time,
 )
 
 
@@ -148,6 +149,19 @@ def test_a_record_comes_back_equal_or_is_refused_by_name(tmp_path):
         pair: tuple[float, float]
         losses: list[float] = []
 
+    class Grown(Shoe):
+        "The toy record with one field more."
+
+        form = 2
+        color: str = "unknown"
+
+    Shoe(size=42).save(tmp_path / "shoe.json")
+    stored = (tmp_path / "shoe.json").read_text().replace("Shoe", "Grown")
+    (tmp_path / "shoe.json").write_text(stored)
+    assert Grown.load(tmp_path / "shoe.json").color == "unknown"
+    (tmp_path / "shoe.json").write_text(stored.replace('"version": 1', '"version": 3'))
+    with pytest.raises(UserError, match="Grown of version 3"):
+        Grown.load(tmp_path / "shoe.json")
     path = tmp_path / "reading.json"
     Reading(name="é", pair=(1, math.inf), losses=[math.nan]).save(path)
     back = Reading.load(path)
@@ -282,6 +296,8 @@ def test_every_flipped_bit_is_found(tmp_path):
     assert verify(tmp_path) == ["deep/weights has 63 bytes instead of 64"]
     (tmp_path / "deep/weights").rename(tmp_path / "moved")
     assert verify(tmp_path) == ["deep/weights is missing", "moved is not in the manifest"]
+    assert verify(tmp_path, parts=("deep/",)) == ["deep/weights is missing"]
+    assert verify(tmp_path, parts=("else/",)) == []
 
 
 def test_oracle_sha256_of_known_texts(tmp_path):
@@ -291,6 +307,31 @@ def test_oracle_sha256_of_known_texts(tmp_path):
     assert sha256(tmp_path / "abc") == known
     (tmp_path / "big").write_bytes(data := os.urandom(3_000_001))
     assert sha256(tmp_path / "big") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_remembered_hash_is_never_that_of_another_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
+    file, reads = tmp_path / "weights", []
+    content = random.Random(1).randbytes(1000)
+    file.write_bytes(content)
+    right = hashlib.sha256(content).hexdigest()
+    assert cached_sha256(file) == right and not (tmp_path / "cache").exists(), "too new"
+    monkeypatch.setattr("llmtrainer.run.SETTLED", 0)
+    monkeypatch.setattr("llmtrainer.run.sha256", lambda path: reads.append(path) or sha256(path))
+    time.sleep(0.02)
+    assert [cached_sha256(file) for _ in range(3)] == [right] * 3
+    assert len(reads) == 1, "read once, remembered twice"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    for at in (0, 500, 999):
+        time.sleep(0.02)
+        other = bytearray(content)
+        other[at] ^= 1
+        file.write_bytes(other)
+        os.utime(file, ns=times)  # as a tool that preserves times does
+        assert cached_sha256(file) == hashlib.sha256(other).hexdigest()
+    (memory,) = (tmp_path / "cache" / "hashes").glob("*.json")
+    memory.write_text("{torn")
+    assert cached_sha256(file) == hashlib.sha256(other).hexdigest()
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):

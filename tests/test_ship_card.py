@@ -4,10 +4,12 @@ from llmtrainer.ship.card import *
 from llmtrainer.ship.card import (
     DataRecord,
     ExportRecord,
+    Generation,
     MergeRecord,
     MetricsLine,
     ModelRecord,
     Run,
+    TaskResult,
     re,
     yaml,
 )
@@ -23,6 +25,7 @@ import pytest
 from huggingface_hub import ModelCard
 from pydantic import Field
 
+from llmtrainer.data.prepare import Sources
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import compare
 from llmtrainer.evals.metrics import wilson
@@ -35,7 +38,7 @@ from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
 
 
 class Rows(Section):
-    train: str | list[str] = Field("/srv/secret/private/train.jsonl", description="rows")
+    train: Sources = Field("/srv/secret/private/train.jsonl", description="rows")
     mask: str = Field("assistant", description="what is trained")
 
 
@@ -160,12 +163,44 @@ def test_the_hub_can_read_the_header(tmp_path):
     about = ModelCard(front_matter(card_facts(small_run(tmp_path / "run", job)))).data.to_dict()
     assert about["base_model"] == "meta-llama/Llama-3.1-8B" and about["library_name"] == "peft"
     assert about["datasets"] == ["openai/gsm8k"] and "license" not in about
+    entries = [dict(path="openai/gsm8k:main", weight=2), dict(path="/srv/secret/own.jsonl")]
+    for number, train in enumerate((entries, entries[0])):
+        job = Job(data=Rows(train=train))
+        facts = card_facts(small_run(tmp_path / f"entries-{number}", job))
+        assert ModelCard(front_matter(facts)).data.to_dict()["datasets"] == ["openai/gsm8k"]
+        assert set(data_names(facts.recipe)) <= {"openai/gsm8k:main", "own.jsonl"}
     facts = CardFacts("run", full=True, recipe={}, hub=[])
     about = ModelCard(front_matter(facts)).data.to_dict()
     assert about["library_name"] == "transformers"
     assert "base_model" not in about and "lora" not in about["tags"]
     with_settings = replace(facts, recipe={"train": {"objective": {"dpo": {"beta": 0.1}}}})
     assert "dpo" in ModelCard(front_matter(with_settings)).data.to_dict()["tags"]
+
+
+def test_the_card_says_how_it_was_asked_as_the_records_say(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+
+    def text_with(before, after):
+        for name, generation in (("evals/base/", before), ("evals/", after)):
+            file = f"{name}word_problems.json"
+            result = run.find_record(TaskResult, file)
+            run.add_record(result.model_copy(update=dict(generation=generation)), file)
+        return results_section(card_facts(run))
+
+    drawn = Generation(temperature=1.0, max_new_tokens=80, system="Solve it.").model_dump()
+    text = text_with(drawn, drawn)
+    assert "temperature 1, " in text and "'Solve it.'" in text and "at most 80 tokens" in text
+    assert "greedily" not in text and "otherwise" not in text
+    greedy = Generation(max_new_tokens=80, system=None).model_dump()
+    text = text_with(greedy, drawn)
+    assert "The base was asked otherwise on word_problems: no system prompt; texts written" in text
+    assert "texts written greedily, at most 80 tokens" in text_with(greedy, greedy)
+    penalised = greedy | dict(repetition_penalty=1.3, stop=["Q:"])
+    assert "repetition penalty 1.3, ended by 'Q:' too" in text_with(greedy, penalised)
+    data = run.find_record(DataRecord)
+    run.add_record(data.model_copy(update=dict(template="chatml")))
+    assert "Chat template: chatml." in text_with(greedy, greedy)
+    assert "settings not recorded" in text_with({}, {})
 
 
 def test_a_table_cannot_be_broken():
@@ -180,6 +215,12 @@ def test_losses_are_thinned_and_keep_the_ends():
     assert [300, "0.0033", "0.5000"] in rows and [900, "0.0011", "NaN"] in rows
     assert sample_losses([]) == []
     assert sample_losses([MetricsLine(step=1, loss=2.0)]) == [[1, "2.0000", ""]]
+
+
+def test_sources_with_weights_are_named_like_any_others(tmp_path):
+    entries = [dict(path="openai/gsm8k:main", weight=2), dict(path="/srv/secret/own.jsonl")]
+    text = data_section(card_facts(small_run(tmp_path, Job(data=Rows(train=entries)))))
+    assert text.startswith("Trained on `openai/gsm8k:main`, `own.jsonl`: 1,000 rows read")
 
 
 def test_what_was_not_measured_is_said(tmp_path):
@@ -227,6 +268,19 @@ def test_the_card_is_the_same_again_and_holds_no_place(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## {title}" for title in SECTIONS
     ]
+
+
+def test_a_card_is_renewed_unless_somebody_edited_it(tmp_path, capsys):
+    run = small_run(tmp_path / "run")
+    assert not renew_card(run) and not (run.path / "README.md").exists()
+    write_card(run)
+    run.seal()
+    measured(run)
+    assert renew_card(run) and "| ONNX (float32) |" in (run.path / "README.md").read_text()
+    assert run.verify() == []
+    (run.path / "README.md").write_text("# Mine\n")
+    assert not renew_card(run) and "was edited" in capsys.readouterr().err
+    assert (run.path / "README.md").read_text() == "# Mine\n"
 
 
 def test_an_almost_empty_run_has_a_card(tmp_path):

@@ -146,6 +146,10 @@ def test_commands():
     chat.turns += [user("1"), assistant("2"), user("3"), assistant("4")]
     assert chat.command("/undo") == "taken back; left: 1 question and its answer"
     assert len(chat.turns) == 2
+    trained = Chat(Generation(system="Solve it."))  # the one of the training rows
+    assert trained.messages[0]["content"] == "Solve it."
+    trained.command("/system")
+    assert trained.messages == []
     chat.command("/system Be brief.")
     assert chat.messages[0] == {"role": "system", "content": "Be brief."}
     chat.command("/reset")

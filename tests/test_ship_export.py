@@ -6,6 +6,7 @@ from llmtrainer.ship.export import (
     MergeMismatch,
     Path,
     UserError,
+    json,
     np,
     quiet_libraries,
     stop_id,
@@ -19,7 +20,8 @@ import tempfile
 import onnx_ir
 import pytest
 
-from llmtrainer.models.tiny import tiny_folder
+from llmtrainer.models import tiny
+from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
 
 @functools.cache
@@ -104,11 +106,70 @@ def test_a_changed_weight_fails(tmp_path):
         check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma", "mixtral"])
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma2", "mixtral"])
 def test_architectures(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
     assert OnnxModel(exported(kind)).encode(prompts)[0].shape[1] > 128
     assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
+
+
+def folder_with(folder, kind="llama", settings=None, **config):
+    "A tiny model with other values in its configuration and its generation settings."
+    tokenizer = AutoTokenizer.from_pretrained(tiny.BASE)
+    model_type, extra = KINDS[kind]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, kind, (model_type, extra | config))
+        model = make_model(kind, tokenizer)
+    model.generation_config.update(**(settings or {}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_models_own_settings_are_on_neither_side(tmp_path):
+    penalty = dict(repetition_penalty=1.3, no_repeat_ngram_size=2)
+    source = folder_with(tmp_path / "model", settings=penalty)
+    record = write_export(EXPORTERS["onnx"], source, tmp_path / "onnx", ["Hello", "2 + 3?"])
+    assert record.same_text and record.max_abs_logit_diff < 1e-4
+    stored = json.loads((tmp_path / "onnx" / "generation_config.json").read_text())
+    assert stored.get("repetition_penalty", 1.0) == 1.0 and "no_repeat_ngram_size" not in stored
+
+
+def long_rope(folder):
+    "A Phi-3 whose positions are stretched in texts of more than 200 tokens."
+    rope = dict(rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=200)
+    rope |= dict(short_factor=[1.0] * 8, long_factor=[4.0] * 8)
+    config = dict(rope_parameters=rope, original_max_position_embeddings=200)
+    return folder_with(folder, "phi3", **config)
+
+
+def test_a_text_is_compared_across_the_length_where_positions_change(tmp_path, monkeypatch):
+    source = long_rope(tmp_path / "model")
+    record = write_export(EXPORTERS["onnx"], source, tmp_path / "onnx", ["Hello"])
+    assert (record.compared_tokens, record.facts["cache_restart"]) == (206, 200)
+    monkeypatch.setattr("llmtrainer.ship.export.cache_restart", lambda config: None)
+    assert check_parity(source, tmp_path / "onnx", ["Hello"])["compared_tokens"] < 200
+    points = "llmtrainer.ship.export.turning_points"
+    monkeypatch.setattr(points, lambda config: [200])
+    with pytest.raises(MergeMismatch, match="in a text of 206 tokens"):
+        check_parity(source, tmp_path / "onnx", ["Hello"])
+    with pytest.raises(MergeMismatch):
+        write_export(EXPORTERS["onnx"], source, tmp_path / "again", ["Hello"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "onnx"], "nothing is left"
+
+
+def test_what_cannot_be_traced_is_refused_in_one_block(tmp_path, monkeypatch, capfd):
+    rope = dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0)
+    source = folder_with(tmp_path / "model", rope_parameters=rope)
+    with pytest.raises(UserError, match="dynamic rope") as refused:
+        write_export(EXPORTERS["onnx"], source, tmp_path / "onnx", ["Hello"])
+    assert len(str(refused.value).splitlines()) < 6
+    monkeypatch.setattr("llmtrainer.ship.export.check_traceable", lambda config: None)
+    with pytest.raises(UserError, match="type llama cannot be traced: GuardOnData") as refused:
+        write_export(EXPORTERS["onnx"], source, tmp_path / "onnx", ["Hello"])
+    assert len(str(refused.value).splitlines()) < 6 and refused.value.__cause__
+    assert "aten" not in "".join(capfd.readouterr())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
@@ -123,8 +184,8 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mistral", "qwen"])
-def test_more_architectures(kind):
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"llama", "gemma", "gemma2", "mixtral"}))
+def test_every_other_architecture(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
     assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
 

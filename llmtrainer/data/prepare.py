@@ -47,6 +47,8 @@ __all__ = [
     "SourceCounts",
     "StreamFacts",
     "Remark",
+    "SystemPrompts",
+    "system_prompts",
     "DataRecord",
     "Prepared",
     "data_html",
@@ -63,10 +65,12 @@ __all__ = [
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 # %% ../../nbs/data/14_prepare.ipynb #d861593e
@@ -636,10 +640,56 @@ class Remark(Part):
     first: list[str]  # file:line of the first of them
 
 
+# %% ../../nbs/data/14_prepare.ipynb #a5d97736
+class SystemPrompts(Part):
+    "Which system prompts the training rows have."
+
+    rows: dict[str, int]  # prompt -> rows, the frequent ones first; "": rows without one
+    others: int = 0  # rows with rarer prompts
+
+    @property
+    def shared(self) -> str | None:
+        "The prompt that more than half of the rows have; None where that is none."
+        prompt, rows = max(self.rows.items(), key=lambda entry: entry[1], default=("", 0))
+        return prompt if prompt and 2 * rows > self.total else None
+
+    @property
+    def total(self) -> int:
+        "Rows that were counted."
+        return sum(self.rows.values()) + self.others
+
+    @property
+    def mixed(self) -> bool:
+        "Have the rows more than one prompt, or some of them none?"
+        return len(self.rows) > 1 or bool(self.others)
+
+    def describe(self) -> str:
+        "The prompts with their shares, in words."
+        parts = [
+            f"{repr(shorten(prompt, 60)) if prompt else 'none'} in {rows:,}"
+            for prompt, rows in list(self.rows.items())[:3]
+        ]
+        if rest := self.total - sum(list(self.rows.values())[:3]):
+            parts.append(f"others in {rest:,}")
+        return f"{', '.join(parts)} of {self.total:,} rows"
+
+
+def system_prompts(
+    counts: Counter,  # prompt -> rows; None: one of the rare ones
+    held: int = 20,  # prompts that are recorded
+) -> SystemPrompts:
+    "The record of counted system prompts."
+    named = Counter({prompt: rows for prompt, rows in counts.items() if prompt is not None})
+    frequent = dict(named.most_common(held))
+    return SystemPrompts(rows=frequent, others=counts.total() - sum(frequent.values()))
+
+
+# %% ../../nbs/data/14_prepare.ipynb #be70c201
 class DataRecord(Record):
     "What the data of a run is: rows, tokens, sequences, and the digest that identifies it."
 
     file = "data.json"
+    form = 2  # `systems` came
 
     rows: RowCounts
     notes: dict[str, Remark] = {}  # what was done with rows that are kept
@@ -654,6 +704,7 @@ class DataRecord(Record):
     validation: ValidationRows
     sources: list[SourceCounts]
     stream: StreamFacts | None = None
+    systems: SystemPrompts | None = None  # of a stream: of its first block
     sha256: str
 
 
@@ -863,6 +914,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         **count_tokens(data, fitted, train),
         validation=dict(rows=len(used), source=where, rejected=rejected),
         sources=source_table(encoded, fitted, train),
+        systems=system_prompts(encoded.systems).model_dump(),
     )
     return Prepared(
         train,

@@ -49,6 +49,7 @@ from llmtrainer.data.prepare import (
     nothing_left_error,
     repeated_rows,
     separate_splits,
+    system_prompts,
     to_sequences,
     validation_sequences,
 )
@@ -67,6 +68,7 @@ from llmtrainer.data.table import (
     EncodedSources,
     EncodedTable,
     batched,
+    count_systems,
     encode_sources,
     encoded_rows,
     prefetch_map,
@@ -190,12 +192,14 @@ def encode_block(
     rows: Iterator[dict], source: Source, encoder: Encoder
 ) -> tuple[int, EncodedSources]:
     "(number of rows, their tokens in memory); two threads encode while more rows are read."
-    names, rejects, notes, count = {}, [], [], 0
+    names, systems, count = {}, Counter(), 0
+    rejects, notes = [], []
     sink = pa.BufferOutputStream()
     results = prefetch_map(batched(rows, 500), lambda batch: encoded_rows(batch, encoder))
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         for batch, encoded in results:
             count += len(batch)
+            count_systems(systems, encoded.texts)
             rejects += map(astuple, encoded.rejects)
             notes += map(astuple, encoded.notes)
             writer.write(to_record_batch(encoded.tokens, encoded.texts, names))
@@ -207,6 +211,7 @@ def encode_block(
         why={},
         files=list(names),
         mask=encoder.renderer.mask,
+        systems=list(systems.items()),
     )
     return count, EncodedSources(EncodedTable([sink.getvalue()]), [source], [account])
 
@@ -483,6 +488,7 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
         stream=dict(block=data.block),
         validation=dict(rows=len(np.unique(val_fitted.view.rows)), source=where),
         sources=[dict(name=source.task) for source in sources],
+        systems=system_prompts(first.encoded.systems).model_dump(),
     )
     return StreamedData(
         train,

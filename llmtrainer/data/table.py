@@ -7,6 +7,7 @@ __all__ = [
     "ROLES",
     "SCHEMA",
     "SERVED_NOTE",
+    "SYSTEMS_HELD",
     "ENCODING_MODULES",
     "arrow_lists",
     "to_record_batch",
@@ -23,6 +24,7 @@ __all__ = [
     "encode_texts",
     "EncodedRows",
     "encoded_rows",
+    "count_systems",
     "write_table",
     "source_fingerprint",
     "vocabulary_of",
@@ -39,7 +41,7 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -274,18 +276,41 @@ def encoded_rows(batch: list[dict], encoder: Encoder) -> EncodedRows:
     return good
 
 
+# %% ../../nbs/internals/93_table.ipynb #7821f8bc
+SYSTEMS_HELD = 1000  # different system prompts that are counted apart
+
+
+def count_systems(
+    counts: Counter,  # system prompt -> rows; "": none; None: one of the rare ones
+    texts: list[dict],
+) -> None:
+    "Add the system prompts of encoded conversations; all texts of a row are one."
+    place = None
+    for text in texts:
+        before, place = place, (text["source"], text["line"])
+        if "messages" in text and place != before:
+            first = text["messages"][0]
+            counts[first["content"] if first["role"] == "system" else ""] += 1
+    if len(counts) > SYSTEMS_HELD:
+        for prompt, rows in counts.most_common()[SYSTEMS_HELD // 2 :]:
+            if prompt:
+                counts[None] += rows
+                del counts[prompt]
+
+
 # %% ../../nbs/internals/93_table.ipynb #a1059303
 def write_table(
     path: Path, source: Source, encoder: Encoder, report: Callable[[Ledger], None]
 ) -> dict:
     "Encode a source into an Arrow file; returns its account: ledger, files, a hash of the tokens."
-    ledger, names, digest = Ledger(), {}, hashlib.sha256()
+    ledger, names, digest, systems = Ledger(), {}, hashlib.sha256(), Counter()
     batches = batched(read_rows(source, ledger), 1000)
     results = prefetch_map(batches, lambda batch: encoded_rows(batch, encoder))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for _, rows in results:
             ledger.rejects += rows.rejects
             ledger.notes += rows.notes
+            count_systems(systems, rows.texts)
             batch = to_record_batch(rows.tokens, rows.texts, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
@@ -300,6 +325,7 @@ def write_table(
         why=ledger.why,
         files=list(names),
         mask=encoder.renderer.mask,
+        systems=list(systems.items()),
         digest=digest.hexdigest(),
     )
 
@@ -395,6 +421,15 @@ class EncodedSources:
             whole.why |= account["why"]
         return whole
 
+    @property
+    def systems(self) -> Counter:
+        'System prompt -> rows of all sources; "": none, None: one of the rare ones.'
+        whole = Counter()
+        for account in self.accounts:
+            for prompt, rows in account["systems"]:
+                whole[prompt] += rows
+        return whole
+
     def of_source(self) -> np.ndarray:
         "The number of each row's source."
         return np.repeat(np.arange(len(self.sources), dtype=np.int32), self.table.sizes)
@@ -412,6 +447,7 @@ class EncodedSources:
         return [(files[file], line) for file, line in zip(groups >> 40, lines.tolist())]
 
 
+# %% ../../nbs/internals/93_table.ipynb #8059d587
 def encode_sources(
     sources: list[Source],
     format: str,  # of sources that do not name their own

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "FREE_SETTINGS",
     "TESTS",
     "mcnemar",
     "paired_interval",
@@ -11,7 +12,10 @@ __all__ = [
     "Comparison",
     "paired_sums",
     "count_better",
+    "settings_of",
+    "check_settings_agree",
     "compare",
+    "systems_note",
     "comparison_table",
     "interval_svg",
     "comparison_html",
@@ -29,6 +33,7 @@ from rich.table import Table
 # %% ../../nbs/evaluation/42_compare.ipynb #f4962d4e
 from llmtrainer.evals.metrics import Metric, is_share, middle, resample_sums, sums_of
 from llmtrainer.evals.tasks import TaskResult
+from llmtrainer.models.generate import GREEDY
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record
 
@@ -85,6 +90,8 @@ def exchange_test(
 class Comparison(Record):
     "Two models on the same items of a task; it shows itself as a picture in a notebook."
 
+    form = 2  # `systems` came
+
     task: str
     score: str  # the name of the score that is compared
     n: int  # items
@@ -100,6 +107,7 @@ class Comparison(Record):
     test: Literal["mcnemar", "exchange"]
     others: dict[str, tuple[float, float]]  # the task's other scores, of A and of B
     names: tuple[str, str] = ("before", "after")
+    systems: tuple[str | None, str | None] | None = None  # system prompts, where they differ
 
     def _repr_html_(self) -> str:
         return comparison_html(self)
@@ -137,6 +145,36 @@ def count_better(sums: np.ndarray, metric: Metric) -> tuple[int, int]:
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #6aec8a8f
+FREE_SETTINGS = {"preset", "seed", "system"}  # may differ between two results
+
+
+def settings_of(result: TaskResult) -> dict:
+    "The settings that a result was made with; what an older release did not record was neutral."
+    neutral = GREEDY.model_dump() | dict(system=None, max_new_tokens=None)
+    return neutral | result.generation
+
+
+def check_settings_agree(a: TaskResult, b: TaskResult) -> tuple[str | None, str | None] | None:
+    "`UserError` where two results were made with different settings; their system prompts if so."
+    left, right = settings_of(a), settings_of(b)
+    different = [
+        f"{key}: {left[key]} and {right[key]}"
+        for key in left
+        if key not in FREE_SETTINGS and left[key] != right[key]
+    ]
+    if different:
+        raise UserError(
+            f"the results of {a.task} were made with different settings: {', '.join(different)}",
+            where="generate",
+            allowed="the same settings on both sides",
+            fix=f"evaluate both again with the same: llmtrainer eval RUN --tasks {a.task}"
+            " generate.temperature=0",
+        )
+    systems = left["system"], right["system"]
+    return systems if systems[0] != systems[1] else None
+
+
+# %% ../../nbs/evaluation/42_compare.ipynb #00a278a1
 def compare(
     a: TaskResult,
     b: TaskResult,
@@ -151,6 +189,7 @@ def compare(
                 f"a result of {result.task} has no score {name!r}",
                 allowed=", ".join(result.scores),
             )
+    systems = check_settings_agree(a, b)
     left, right = a.scores[name], b.scores[name]
     sums, metric = paired_sums(a, b, name), left.metric
     a_better, b_better = count_better(sums, metric)
@@ -175,6 +214,7 @@ def compare(
             if other != name and other in b.scores
         },
         names=names,
+        systems=systems,
     )
 
 
@@ -182,6 +222,15 @@ def compare(
 TESTS = {"mcnemar": "McNemar", "exchange": "paired permutation"}
 
 
+def systems_note(c: Comparison) -> str:
+    "That the two were asked under different system prompts, in words; empty where they were not."
+    if c.systems is None:
+        return ""
+    a, b = (f"{name}: {system or 'none'}" for name, system in zip(c.names, c.systems))
+    return f"asked under different system prompts: {a}; {b}"
+
+
+# %% ../../nbs/evaluation/42_compare.ipynb #77355865
 def comparison_table(c: Comparison) -> Table:
     "The comparison for a terminal."
     low, high = c.interval
@@ -189,7 +238,7 @@ def comparison_table(c: Comparison) -> Table:
         title=f"{c.task}: {c.score} on {c.n} items",
         caption=(
             f"difference {c.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f};"
-            f" {TESTS[c.test]} p = {c.p_value:.2g}"
+            f" {TESTS[c.test]} p = {c.p_value:.2g}{'; ' if c.systems else ''}{systems_note(c)}"
         ),
     )
     for name in ("model", c.score, "95 % interval", *c.others):
@@ -244,5 +293,5 @@ def comparison_html(c: Comparison) -> str:
         + interval_svg({a: (c.a, c.a_interval), b: (c.b, c.b_interval)})
         + interval_svg({"difference": (c.difference, c.interval)}, zero=True)
         + f"<p>better on {c.a_better} items: {escape(a)}; on {c.b_better}: {escape(b)};"
-        f" {test} p = {c.p_value:.2g}</p>"
+        f" {test} p = {c.p_value:.2g}{'; ' if c.systems else ''}{escape(systems_note(c))}</p>"
     )

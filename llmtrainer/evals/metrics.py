@@ -4,11 +4,21 @@
 
 # %% auto #0
 __all__ = [
+    "SIGN",
+    "PLAIN",
+    "FRACTION",
+    "GOES_ON",
     "NUMBER",
+    "MARKUP",
+    "OPENING",
+    "EXPRESSION",
     "SHARE",
     "PERPLEXITY",
     "LOSS",
     "as_number",
+    "number_value",
+    "read_numbers",
+    "plain_math",
     "number_after",
     "last_number",
     "wilson",
@@ -24,6 +34,7 @@ __all__ = [
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,28 +43,90 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #ecfc447e
-NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+SIGN = r"(?:(?<![\w)])[-−+])?"
+PLAIN = r"(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+FRACTION = r"\d+/\d+"
+# what makes digits the beginning of something else: a time, a date, a version, a power, thousands
+GOES_ON = r"(?:[/:^.]\d|\*\*\d|,\d{3}(?!\d)|[⁰¹²³⁴-⁹]|(?:[kKMB]|bn|mn)\b)"
+NUMBER = re.compile(
+    rf"(?P<sign>{SIGN})[$€£¥₹]?(?P<inner>{SIGN})"
+    rf"(?P<value>\d+ {FRACTION}|{FRACTION}|{PLAIN}(?:[eE][-+]?\d+\b)?)"
+    rf"(?P<rest>(?:{GOES_ON}[\d.,]*)*)"
+)
 
 
 def as_number(text: str) -> float | None:
-    "The value of a number as people write it: `$1,234.50` is 1234.5."
-    try:
-        return float(text.replace("$", "").replace(",", "").replace("−", "-"))
-    except ValueError:
+    "The value of a number as people write it, `$1,234.50` or `3 1/2`; None where it is no number."
+    match = NUMBER.fullmatch(text.strip())
+    return number_value(match) if match else None
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #f3854611
+def number_value(match: re.Match) -> float | None:
+    "The value of a match of `NUMBER`; None for digits that go on as something else."
+    if match["rest"]:
         return None
+    whole, _, part = match["value"].rpartition(" ")
+    value = float(whole or 0)
+    numerator, slash, denominator = part.partition("/")
+    if not slash:
+        value += float(re.sub(r"[,\s]", "", part))
+    elif int(denominator) == 0 or (whole and int(numerator) >= int(denominator)):
+        return None
+    else:
+        value += int(numerator) / int(denominator)
+    signs = match["sign"] + match["inner"]
+    return -value if "-" in signs or "−" in signs else value
+
+
+def read_numbers(text: str) -> list[float | None]:
+    "The numbers of a text in their order; None for one that cannot be read whole."
+    return [number_value(match) for match in NUMBER.finditer(plain_math(text))]
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #ed9469e0
+MARKUP = {
+    r"(?<!\d)(?:\*\*|__|`)|(?:\*\*|__|`)(?!\d)": "",  # emphasis
+    r"(?<=\d)\s*\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}": r" \1/\2",
+    r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}": r"\1/\2",
+    r"\\(?:boxed|text|mathrm|mathbf)\s*(?=\{)": "",
+    r"(?<=\d)\{,\}(?=\d)": ",",
+    r"(?<=\d)\\[,;:!](?=\d{3})": "",  # a thin space between thousands
+    r"\\(?=[$%#])": "",
+    r"\\[()\[\]]": " ",
+}
+
+
+def plain_math(text: str) -> str:
+    "A text without the marks of Markdown and LaTeX around its numbers; ½ becomes 1/2."
+    for pattern, plain in MARKUP.items():
+        text = re.sub(pattern, plain, text)
+    for sign in {sign for sign in text if unicodedata.decomposition(sign).startswith("<fraction>")}:
+        fraction = unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+        text = re.sub(rf"(?<=\d)\s*{sign}", f" {fraction}", text).replace(sign, fraction)
+    return text
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #9fb49e3e
+OPENING = re.compile(r"""\s*[*_"'({\[$]*(?=[-−+$€£¥₹.\d])""")  # what may stand around a number
+# a second number, or an operator and a number, on the same line
+EXPRESSION = re.compile(r"[ \t]*(?:[-−–—+*×·÷/=^:~,])?[ \t]*[$€£¥₹]?\.?\d")
+
+
 def number_after(text: str, mark: str) -> float | None:
-    "The number that follows the first mark of a text, such as `####`."
-    match = re.search(re.escape(mark) + r"\s*(" + NUMBER.pattern + ")", text)
-    return as_number(match[1]) if match else None
+    "The number that follows the first mark of a text, such as `####`; None where it is not whole."
+    _, marked, answer = text.partition(mark)
+    answer = OPENING.sub("", plain_math(answer), count=1)
+    match = NUMBER.match(answer) if marked else None
+    if match is None or EXPRESSION.match(answer, match.end()):
+        return None
+    return number_value(match)
 
 
 def last_number(text: str) -> float | None:
-    "The last number of a text, in whatever form it is given."
-    numbers = NUMBER.findall(text)
-    return as_number(numbers[-1]) if numbers else None
+    "The last number of a text, in whatever form it is given; None where it cannot be read whole."
+    numbers = read_numbers(text)
+    return numbers[-1] if numbers else None
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #f9f94fd5

@@ -26,6 +26,8 @@ __all__ = [
     "TaskResult",
     "grade_items",
     "answer_settings",
+    "task_prompt",
+    "recorded_settings",
     "generate_outputs",
     "continuation_row",
     "check_context",
@@ -73,7 +75,7 @@ from llmtrainer.evals.metrics import (
     sums_of,
 )
 from llmtrainer.models.engines import token_logprobs
-from llmtrainer.models.generate import Generation, generate
+from llmtrainer.models.generate import Generation, generate, system_prompt, with_system
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Record
 
@@ -407,7 +409,19 @@ def answer_settings(task: Task, section: Generation) -> Generation:
     "How a task's answers are written: as the section says, one each, as long as the task allows."
     least = min(section.min_new_tokens, task.max_new_tokens)
     changes = dict(max_new_tokens=task.max_new_tokens, min_new_tokens=least, n=1)
-    return section.model_copy(update=changes)
+    return section.model_copy(update=changes | dict(system=system_prompt(section)))
+
+
+def task_prompt(task: Task, item: Item, section: Generation) -> list[dict]:
+    "The conversation before an item's answer, under the system prompt; a plain text has none."
+    prompt = task.prompt(item)
+    return with_system(prompt, section) if prompt else []
+
+
+def recorded_settings(task: Task, section: Generation) -> dict:
+    "All settings that decide what a model gives for an item; nothing is left to a default."
+    settings = answer_settings(task, section).model_dump()
+    return settings if task.request == "generate" else dict(system=settings["system"])
 
 
 def generate_outputs(
@@ -517,11 +531,13 @@ def choose_outputs(
     *,
     batch_size: int,
     progress: Callable[[float], None],
-    section: Generation,  # nothing is written here
+    section: Generation,  # of which only the system prompt counts: nothing is written here
 ) -> list[Output]:
     "The log-likelihood of each choice of each item."
     rows = [
-        continuation_row(task.prompt(item), choice) for item in items for choice in item.choices
+        continuation_row(task_prompt(task, item, section), choice)
+        for item in items
+        for choice in item.choices
     ]
     share = len(items) / max(len(rows), 1)  # items that a row stands for
     sums = iter(
@@ -548,10 +564,10 @@ def perplexity_outputs(
     *,
     batch_size: int,
     progress: Callable[[int], None],
-    section: Generation,  # nothing is written here
+    section: Generation,  # of which only the system prompt counts: nothing is written here
 ) -> list[Output]:
     "The log-likelihood of each item's answer."
-    rows = [continuation_row(task.prompt(item), item.answer) for item in items]
+    rows = [continuation_row(task_prompt(task, item, section), item.answer) for item in items]
     sums = row_logprobs(model, tokenizer, rows, batch_size=batch_size, progress=progress)
     return [Output(logprobs=(total,), tokens=(count,)) for total, count in sums]
 
@@ -608,5 +624,5 @@ def evaluate(
         section=section,
     )
     seconds = time.perf_counter() - began
-    settings = answer_settings(task, section).model_dump() if task.request == "generate" else {}
+    settings = recorded_settings(task, section)
     return grade_items(task, items, outputs, seconds=seconds, generation=settings)

@@ -6,12 +6,16 @@
 __all__ = [
     "PRESETS",
     "GREEDY",
+    "LENGTHS",
     "with_preset",
     "check_settings",
     "Generation",
     "override_section",
+    "system_prompt",
+    "with_system",
     "stop_ids",
     "generation_config",
+    "save_model",
     "AnswerDecoder",
     "frame_ids",
     "StopText",
@@ -71,6 +75,7 @@ from transformers.generation.logits_process import (
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
+from llmtrainer.models.load import drop_generation_defaults
 from llmtrainer.recipe import Section, UserError, load_recipe
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
@@ -119,6 +124,12 @@ def check_settings(generation) -> None:
 # %% ../../nbs/models/24_generate.ipynb #52f2b9fa
 class Generation(Section):
     "How text is generated, the same for evaluation, chat, server and demo."
+
+    system: str | None = Field(
+        "auto",
+        description="the system prompt of every question that has none: auto is the one that most"
+        " training rows have; null is none; or a text",
+    )
 
     preset: Literal[tuple(PRESETS)] = Field(
         "greedy", description="a usual mixture of the settings below; a key that is written wins"
@@ -182,6 +193,20 @@ def override_section(
 
 
 # %% ../../nbs/models/24_generate.ipynb #86dffb7f
+def system_prompt(section: Generation) -> str | None:
+    "The text that goes before a question; None where there is none, or no run that knows one."
+    return None if section.system == "auto" else section.system or None
+
+
+def with_system(messages: Sequence[dict], section: Generation) -> list[dict]:
+    "A conversation under the section's system prompt, unless it begins with one of its own."
+    prompt = system_prompt(section)
+    if prompt is None or (messages and messages[0]["role"] == "system"):
+        return list(messages)
+    return [{"role": "system", "content": prompt}, *messages]
+
+
+# %% ../../nbs/models/24_generate.ipynb #8b1247ee
 def stop_ids(model, tokenizer, section: Generation) -> list[int]:
     "The ids that end an answer: the model's own, the template's, and the section's."
     extra = dict(zip(section.stop_tokens, tokenizer.convert_tokens_to_ids(section.stop_tokens)))
@@ -200,7 +225,10 @@ def stop_ids(model, tokenizer, section: Generation) -> list[int]:
 
 
 def generation_config(model, tokenizer, section: Generation) -> GenerationConfig:
-    "transformers' configuration of the section: greedy at temperature 0, with all end tokens."
+    """transformers' configuration of the section: greedy at temperature 0, with all end tokens.
+
+    What the section does not name is neutral: the model's own settings are dropped."""
+    drop_generation_defaults(model)
     drawing = dict(do_sample=False)
     if section.temperature:
         drawing = dict(
@@ -220,6 +248,26 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
         use_cache=True,
         **drawing,
     )
+
+
+# %% ../../nbs/models/24_generate.ipynb #bc103f88
+LENGTHS = ("max_new_tokens", "min_new_tokens")
+
+
+def save_model(
+    model,
+    tokenizer,  # with the template of the training
+    folder: str | Path,
+    section: Generation = GREEDY,  # how text is generated where a caller says nothing
+    weights: bool = True,  # False: they are written otherwise, or lie there already
+) -> None:
+    "Write a folder that any server loads: weights, tokenizer, template, stop tokens and settings."
+    settings = generation_config(model, tokenizer, section)
+    settings.update(**dict.fromkeys(LENGTHS), bos_token_id=model.generation_config.bos_token_id)
+    if weights:
+        model.save_pretrained(folder)
+    settings.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
@@ -417,7 +465,9 @@ def generate_answers(
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
-    texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
+    texts = [
+        render(with_system(messages, section), tokenizer, prompt=True) for messages in conversations
+    ]
     rows_each = 1 if section.beams > 1 else section.n
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
     jobs.sort(key=lambda job: -len(texts[job[0]]))
@@ -543,7 +593,8 @@ def stream_answer(
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text
         return answer.finish_reason
-    text, stop = render(messages, tokenizer, prompt=True), Event()
+    text = render(with_system(messages, section), tokenizer, prompt=True)
+    stop = Event()
     streamer, thread, result = start_generation(
         model, tokenizer, text=text, section=section, stop=stop
     )

@@ -12,6 +12,7 @@ __all__ = [
     "TABLE_GROWS",
     "PROBES",
     "SMALL_BYTES",
+    "SPECIAL_IDS",
     "Model",
     "quantization_config",
     "Dequantize8Linear",
@@ -30,6 +31,7 @@ __all__ = [
     "call_from_pretrained",
     "hub_commit",
     "fingerprint",
+    "changed_files",
     "check_trust",
     "raw_config",
     "remote_code_entries",
@@ -59,6 +61,7 @@ __all__ = [
     "resize_embeddings",
     "find_file",
     "load_tokenizer",
+    "drop_generation_defaults",
     "load_options",
     "load_model",
     "BaseIdentity",
@@ -88,6 +91,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -100,7 +104,7 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Record, sha256
+from llmtrainer.run import Record, cached_sha256
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
 # bitsandbytes asks for an optional kernel package when it is imported; its own path is used here.
@@ -424,11 +428,30 @@ def hub_commit(base: str, revision: str | None = None) -> str | None:
 
 
 def fingerprint(base: str, revision: str | None = None) -> dict:
-    "What identifies the base: a hash of each weight file of a folder, the commit of a hub name."
+    "What identifies the base: a hash of each file of a folder's model, the commit of a hub name."
     files = weight_files(base)
     if not files:
         return dict(base=base, revision=hub_commit(base, revision))
-    return dict(base=base, sha256={file.name: sha256(file) for file in files})
+    files = [files[0].with_name("config.json"), *files]
+    return dict(base=base, sha256={file.name: cached_sha256(file) for file in files})
+
+
+def changed_files(
+    recorded: dict[str, str],  # file -> hash
+    now: dict[str, str],
+) -> list[str]:
+    "What differs between two fingerprints of a folder, in words; empty where nothing does."
+    # runs of earlier releases have no hash of the configuration
+    names = recorded.keys() | {name for name in now if name != "config.json"}
+    differences = []
+    for name in sorted(names):
+        if name not in now:
+            differences.append(f"{name} is missing")
+        elif name not in recorded:
+            differences.append(f"{name} was not there")
+        elif now[name] != recorded[name]:
+            differences.append(f"{name} has another content")
+    return differences
 
 
 # %% ../../nbs/models/20_load.ipynb #6cbf4799
@@ -914,6 +937,18 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
     return tokenizer
 
 
+# %% ../../nbs/models/20_load.ipynb #3fa35568
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def drop_generation_defaults(model) -> None:
+    "Leave of the generation settings that came with a model only its special tokens."
+    ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
+    # an adapter's wrapper has a reference of its own
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.generation_config = model.generation_config = GenerationConfig(**ids)
+
+
 # %% ../../nbs/models/20_load.ipynb #4d407126
 def load_options(
     model: Model,
@@ -965,25 +1000,28 @@ def load_model(
     loaded.added_rows = resize_embeddings(loaded, tokenizer)
     loaded.commit = model.revision
     loaded.config.pad_token_id = tokenizer.pad_token_id
+    drop_generation_defaults(loaded)
     loaded.generation_config.pad_token_id = tokenizer.pad_token_id
     return loaded.eval(), tokenizer
 
 
 # %% ../../nbs/models/20_load.ipynb #fdbfd64e
 class BaseIdentity(BaseModel):
-    "What identifies a base: the hashes of a folder's weight files, or the commit of a hub name."
+    "What identifies a base: the hashes of a folder's model files, or the commit of a hub name."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     sha256: dict[str, str] | None = None  # file -> hash
     revision: str | None = None
+    folder: str | None = None  # where it lay, seen from the run
 
 
 class ModelRecord(Record):
     "What the model of a run is, what of it is trained, and how it is computed."
 
     file = "model.json"
+    form = 2  # `base.folder` came
 
     base: BaseIdentity
     family: dict[str, str]  # by `describe_model`

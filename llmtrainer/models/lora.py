@@ -62,6 +62,7 @@ from transformers.pytorch_utils import Conv1D
 from llmtrainer.models.experts import fused_experts, router_weights
 from llmtrainer.models.load import (
     ModelRecord,
+    changed_files,
     fingerprint,
     hide_progress_bars,
     resolve_base,
@@ -492,14 +493,13 @@ def base_mismatch(model, folder: Path, base: str) -> str | None:
     name, record = model.config.name_or_path, folder.parent / "model.json"
     if not record.is_file():
         return None if base and resolve_base(base) == name else f"it names {base} as its base"
-    recorded = ModelRecord.load(record).base.model_dump()
-    if Path(name).is_dir():
-        here = fingerprint(name)
+    recorded = ModelRecord.load(record).base
+    if recorded.sha256 is None:
+        same = recorded.revision == getattr(model, "commit", None)
     else:
-        here = dict(revision=getattr(model, "commit", None))
-    if all(here.get(key) == recorded.get(key) for key in ("sha256", "revision")):
-        return None
-    return "its run's record of the base has other hashes or another commit"
+        same = Path(name).is_dir()
+        same = same and not changed_files(recorded.sha256, fingerprint(name)["sha256"])
+    return None if same else "its run's record of the base has other hashes or another commit"
 
 
 def check_adapter_base(model, folder: Path) -> None:

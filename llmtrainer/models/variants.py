@@ -188,7 +188,9 @@ def save_adapter(
     folder, active = Path(folder), model.active_adapter
     if base:
         model.peft_config[active].base_model_name_or_path = base
+    model.peft_config[active].revision = getattr(model, "commit", None)
     model.save_pretrained(folder, selected_adapters=[active], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form, with this machine's paths
     first = getattr(model, "first_values", None)
     if not first:
         return

@@ -23,6 +23,9 @@ __all__ = [
     "front_matter",
     "markdown_table",
     "score_text",
+    "writing_words",
+    "asking_words",
+    "asking_section",
     "results_section",
     "sample_losses",
     "training_section",
@@ -34,11 +37,14 @@ __all__ = [
     "reproduce_section",
     "card",
     "write_card",
+    "renew_card",
 ]
 
 # %% ../../nbs/shipping/73_card.ipynb #fc0b3ab3
+import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +54,10 @@ import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.data.prepare import DataRecord
+from llmtrainer.data.rows import Source
 from llmtrainer.evals.compare import Comparison
 from llmtrainer.evals.tasks import TaskResult
+from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
 from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, write_atomic
 from llmtrainer.ship.export import ExportRecord
@@ -136,11 +144,10 @@ def card_facts(run: Run) -> CardFacts:
 
 
 def data_names(recipe: dict) -> list[str]:
-    "The names of the training data, paths and hub names alike."
+    "The names of the training data, paths and hub names alike, in every form that a recipe has."
     named = recipe.get("data", {}).get("train", [])
-    if isinstance(named, str):
-        return [named]
-    return [name if isinstance(name, str) else name.get("source", "") for name in named]
+    sources = named if isinstance(named, list) else [named]
+    return [source if isinstance(source, str) else Source(**source).path for source in sources]
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b75a4b9e
@@ -199,6 +206,57 @@ def score_text(result: TaskResult | None, name: str) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #7a50e254
+def writing_words(settings: dict) -> str:
+    "How a result's texts were written, in words, from its own record."
+    section = Generation.model_validate(settings)
+    if section.temperature:
+        names = ("temperature", "top_p", "top_k", "min_p", "seed")
+        drawing = ", ".join(f"{name} {getattr(section, name):g}" for name in names)
+        how = f"texts drawn with {drawing}"
+    else:
+        how = "texts written greedily" if section.beams == 1 else f"texts of {section.beams} beams"
+    parts = [how, f"at most {section.max_new_tokens} tokens"]
+    if section.min_new_tokens:
+        parts.append(f"at least {section.min_new_tokens}")
+    if section.repetition_penalty != 1:
+        parts.append(f"repetition penalty {section.repetition_penalty:g}")
+    if stops := [*section.stop, *section.stop_tokens]:
+        parts.append(f"ended by {', '.join(map(repr, stops))} too")
+    return ", ".join(parts)
+
+
+# %% ../../nbs/shipping/73_card.ipynb #d3e8fb14
+def asking_words(settings: dict) -> str:
+    "How a task's questions were asked, in words, from its result's record."
+    if not settings:
+        return "settings not recorded"
+    system = settings.get("system")
+    words = "no system prompt"
+    if system and system != "auto":
+        words = f"system prompt {system!r}"
+    return f"{words}; {writing_words(settings)}" if "temperature" in settings else words
+
+
+# %% ../../nbs/shipping/73_card.ipynb #77091493
+def asking_section(facts: CardFacts) -> str:
+    "How every task was asked, and where the base was asked otherwise."
+    template = facts.data.template if facts.data else "not recorded"
+    tasks_of: dict[str, list[str]] = {}
+    for task, result in facts.after.items():
+        tasks_of.setdefault(asking_words(result.generation), []).append(task)
+    asked = "; ".join(
+        words if len(tasks_of) == 1 else f"{', '.join(tasks)}: {words}"
+        for words, tasks in tasks_of.items()
+    )
+    text = f"Chat template: {template}. Asked with {asked}. In brackets the 95 % interval."
+    for task, result in facts.before.items():
+        words = asking_words(result.generation)
+        if task in facts.after and words != asking_words(facts.after[task].generation):
+            text += f" **The base was asked otherwise on {task}: {words}.**"
+    return text
+
+
+# %% ../../nbs/shipping/73_card.ipynb #4f4ed901
 TEST_NAMES = {"mcnemar": "McNemar's exact test", "exchange": "a paired permutation test"}
 
 
@@ -215,10 +273,7 @@ def results_section(facts: CardFacts) -> str:
         for name in result.scores
     ]
     text = markdown_table(["task", "score", "items", "base", "this model"], rows)
-    text += (
-        "\n\nAsked in the model's own chat template, texts written greedily unless the recipe says"
-        " otherwise; in brackets the 95 % interval."
-    )
+    text += f"\n\n{asking_section(facts)}"
     if c := facts.comparison:
         low, high = c.interval
         text += (
@@ -292,11 +347,14 @@ def data_section(facts: CardFacts) -> str:
     rows, tokens, validation = facts.data.rows, facts.data.tokens, facts.data.validation
     reasons = "; ".join(f"{count} x {why}" for why, count in rows.reasons.items())
     mask = facts.recipe.get("data", {}).get("mask", "unknown")
+    systems = facts.data.systems
+    prompts = f" System prompts: {systems.describe()}." if systems and systems.total else ""
     return (
         f"Trained on {names}: {rows.read:,} rows read, {rows.kept:,} kept, {rows.rejected:,}"
         f" rejected{f' ({reasons})' if reasons else ''}; {tokens.total:,} tokens, of which"
         f" {tokens.trained:,} are trained (mask: {mask}). Validation: {validation.rows:,} rows,"
         f" {validation.source}. Format {facts.data.format}, chat template: {facts.data.template}."
+        f"{prompts}"
     )
 
 
@@ -318,7 +376,7 @@ def exports_section(facts: CardFacts) -> str:
         rows.append(
             [
                 export.format,
-                "the model folder",
+                f"the model folder, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",
@@ -341,13 +399,13 @@ from llmtrainer.models.load import Model, load_model
 base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})
 model, _ = load_model(base, plan_device(probe(), base.quantize))
 model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
-print(generate(model, tokenizer, [[{{"role": "user", "content": "What is 2 plus 3?"}}]])[0])"""
+print(generate(model, tokenizer, [{question}])[0])"""
 
 FOLDER_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
-question = [{{"role": "user", "content": "What is 2 plus 3?"}}]
+question = {question}
 inputs = tokenizer.apply_chat_template(
     question, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
@@ -361,19 +419,25 @@ def use_section(facts: CardFacts) -> str:
     def code(text: str) -> str:
         return f"```python\n{text}\n```"
 
+    question = [{"role": "user", "content": "What is 2 plus 3?"}]
+    if facts.data and facts.data.systems and facts.data.systems.shared:
+        question.insert(0, {"role": "system", "content": facts.data.systems.shared})
+    question = json.dumps(question, ensure_ascii=False)
     if facts.full:
-        return code(FOLDER_USE.format(folder="model"))
+        return code(FOLDER_USE.format(folder="model", question=question))
     model = facts.recipe.get("model", {})
+    commit = facts.model.base.revision if facts.model else None
     text = code(
         ADAPTER_USE.format(
             base=model.get("base"),
             quantize=model.get("quantize", "none"),
-            revision=model.get("revision"),
+            revision=commit or model.get("revision"),
+            question=question,
         )
     )
     if facts.merge is None:
         return text
-    merged = code(FOLDER_USE.format(folder="exports/merged"))
+    merged = code(FOLDER_USE.format(folder="exports/merged", question=question))
     return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
 
 
@@ -445,7 +509,8 @@ def card(facts: CardFacts) -> str:
         " the run's own files."
     )
     sections = [f"## {title}\n\n{write(facts)}\n" for title, write in SECTIONS.items()]
-    return "\n".join([front_matter(facts), f"# {facts.name}\n", f"{opening}\n", *sections])
+    text = "\n".join([front_matter(facts), f"# {facts.name}\n", f"{opening}\n", *sections])
+    return SECRET.sub("[removed]", text)  # prompts of the data may hold one too
 
 
 def write_card(run: Run) -> Path:
@@ -453,3 +518,20 @@ def write_card(run: Run) -> Path:
     write_atomic(run.path / "README.md", card(card_facts(run)))
     run.update_manifest("README.md")
     return run.path / "README.md"
+
+
+def renew_card(run: Run) -> bool:
+    """Write the card again where there is one, after something changed the run's facts; a card that
+    somebody edited stays. Returns whether it was written."""
+    path = run.path / "README.md"
+    if not path.is_file():
+        return False
+    sealed = (run.path / "manifest.json").is_file()
+    if sealed and run.verify(("README.md",)):
+        print(
+            f"{path} was edited and is not renewed; llmtrainer card {run.path} writes it anew",
+            file=sys.stderr,
+        )
+        return False
+    write_card(run)
+    return True

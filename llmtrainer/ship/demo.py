@@ -41,7 +41,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
-from llmtrainer.models.generate import Generation, override_section, print_stream, stream_answer
+from llmtrainer.models.generate import (
+    Generation,
+    override_section,
+    print_stream,
+    stream_answer,
+    with_system,
+)
 from llmtrainer.recipe import UserError
 
 
@@ -358,14 +364,13 @@ class Chat:
 
     def __init__(self, section: Generation):
         self.section = section
-        self.system: str | None = None
         self.turns: list[dict] = []
         self.over = False
 
     @property
     def messages(self) -> list[dict]:
         "What the model receives."
-        return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
+        return with_system(self.turns, self.section)
 
     def command(self, line: str) -> str:
         "Run a line that begins with a slash, and return what was done."
@@ -385,7 +390,7 @@ class Chat:
 
     def set_system(self, text: str) -> str:
         "Set the system message, or remove it."
-        self.system = text or None
+        self.section = self.section.model_copy(update=dict(system=text or None))
         return "system message set" if text else "no system message"
 
     def set(self, text: str) -> str:

@@ -6,20 +6,28 @@
 __all__ = [
     "NEEDED",
     "SAMPLE",
+    "LONG_ROPE",
     "AXES",
     "CACHE_VALUE",
     "LARGE",
     "PARITY",
+    "LONGEST",
+    "BEFORE",
     "EXPORTERS",
     "require_onnx",
     "model_folder",
     "load_float32",
+    "rope_kinds",
+    "check_traceable",
+    "explain_tracing",
     "trace_decode",
     "optimum_name",
     "axis_names",
     "rename_axis",
     "rename_values",
     "save_graph",
+    "stored_generation",
+    "cache_restart",
     "export_onnx",
     "OnnxGraph",
     "OnnxModel",
@@ -27,31 +35,45 @@ __all__ = [
     "torch_answers",
     "torch_logits",
     "append_answers",
+    "turning_points",
+    "compare_across",
     "check_parity",
     "ExportRecord",
     "Exporter",
+    "write_export",
     "find_exporter",
 ]
 
 # %% ../../nbs/shipping/72_export.ipynb #80908caa
+import contextlib
 import inspect
+import io
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 # %% ../../nbs/shipping/72_export.ipynb #283c00ea
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+)
 
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
-from llmtrainer.models.generate import encode_prompts
+from llmtrainer.models.generate import GREEDY, Generation, encode_prompts, save_model
+from llmtrainer.models.load import attention_kernels, drop_generation_defaults, sliding_window
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record
 from llmtrainer.ship.merge import PROMPTS, MergeMismatch, quiet_libraries, staging
@@ -89,9 +111,14 @@ def model_folder(folder: Path) -> Path:
 # %% ../../nbs/shipping/72_export.ipynb #da85cdf4
 def load_float32(folder: Path):
     "(model, tokenizer) in float32 on the CPU, the format that onnxruntime computes everywhere."
+    kernels = attention_kernels(AutoConfig.from_pretrained(folder))
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        folder,
+        dtype=torch.float32,
+        attn_implementation="sdpa" if "sdpa" in kernels else "eager",
+        use_safetensors=True,
     )
+    drop_generation_defaults(model)
     if getattr(model, "_can_set_experts_implementation", lambda: False)():
         model.set_experts_implementation("batched_mm")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
@@ -100,8 +127,56 @@ def load_float32(folder: Path):
 # %% ../../nbs/shipping/72_export.ipynb #6bcd433e
 # two lengths: without padding, attention_mask would be left out of the graph
 SAMPLE = ["One two three four five.", "One."]
+LONG_ROPE = "longrope"
 
 
+# %% ../../nbs/shipping/72_export.ipynb #8c72c9a9
+def rope_kinds(config) -> dict[str, dict]:
+    "Kind of rope -> its parameters, also where layers of one model have different ones."
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return {part["rope_type"]: part for part in parts if "rope_type" in part}
+
+
+# %% ../../nbs/shipping/72_export.ipynb #c9004d4c
+def check_traceable(config) -> None:
+    "`UserError` for a model whose computation depends on its input in a way that no graph has."
+    kinds = rope_kinds(config.get_text_config())
+    if "dynamic" in kinds:
+        raise UserError(
+            "this model scales its positions by the length of the text (dynamic rope), which is"
+            " decided in Python at each step and is not in a graph",
+            where="rope_parameters of the model's config.json",
+            allowed=f"rope of the types default, linear, llama3, yarn or {LONG_ROPE}",
+            fix="serve the merged model with transformers or vLLM",
+        )
+
+
+# %% ../../nbs/shipping/72_export.ipynb #3b7536ff
+@contextlib.contextmanager
+def explain_tracing(model_type: str) -> Iterator[None]:
+    """Turn what the tracer raises into one `UserError`, and hold back its listing of the graph.
+
+    The tracer runs the model's own code with symbols for numbers. Code that it cannot follow raises
+    exceptions of PyTorch, of transformers and of Python itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise UserError(
+            f"a model of type {model_type} cannot be traced: {type(error).__name__}: {reason}",
+            where="export to ONNX",
+            allowed="models whose computation does not depend on the values of their input",
+            fix="serve the merged model with transformers or vLLM",
+        ) from error
+    finally:
+        logging.disable(level)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #b92aa066
 def trace_decode(model, tokenizer):
     "The graph of one step: new tokens and the cache of the old ones, both of any length."
     # imported here: they take 0.8 s, which no other command should pay
@@ -114,9 +189,10 @@ def trace_decode(model, tokenizer):
     sample = encode_prompts(model, tokenizer, SAMPLE)
     # a plain cache: layers with a sliding window keep all tokens, and mask
     sample |= {argument: DynamicCache()}
-    steps = decompose_for_generation(model, sample, multi_token_decode=True)
-    step, inputs = steps["decode"]
-    return OnnxExporter().export(step, inputs, OnnxConfig(dynamic=True)).program
+    with explain_tracing(model.config.model_type):
+        steps = decompose_for_generation(model, sample, multi_token_decode=True)
+        step, inputs = steps["decode"]
+        return OnnxExporter().export(step, inputs, OnnxConfig(dynamic=True)).program
 
 
 # %% ../../nbs/shipping/72_export.ipynb #6da5096c
@@ -191,6 +267,23 @@ def save_graph(program, path: Path) -> None:
 
 
 # %% ../../nbs/shipping/72_export.ipynb #0cdbb4de
+def stored_generation(model_dir: Path) -> Generation:
+    "How a model folder says that its texts are drawn; greedy where it says nothing."
+    config = GenerationConfig.from_pretrained(model_dir)
+    if not config.do_sample:
+        return GREEDY
+    named = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    return Generation(**{name: value for name, value in named.items() if value is not None})
+
+
+# %% ../../nbs/shipping/72_export.ipynb #da9bf418
+def cache_restart(config) -> int | None:
+    "The length of a text after which cached keys no longer fit its positions; None without one."
+    part = rope_kinds(config.get_text_config()).get(LONG_ROPE)
+    return part and part.get("original_max_position_embeddings")
+
+
+# %% ../../nbs/shipping/72_export.ipynb #8e46c550
 def export_onnx(
     model_dir: Path,  # a whole model, for instance a merged one
     out: Path,  # the folder to write
@@ -201,16 +294,19 @@ def export_onnx(
     require_onnx()
     model_dir = model_folder(model_dir)
     with quiet_libraries(), staging(Path(out)) as staged:
+        check_traceable(AutoConfig.from_pretrained(model_dir))
         model, tokenizer = load_float32(model_dir)
         program = trace_decode(model, tokenizer)
         rename_values(program)
         save_graph(program, staged / "model.onnx")
-        for part in (model.config, model.generation_config, tokenizer):
-            part.save_pretrained(staged)
+        model.config.save_pretrained(staged)
+        save_model(model, tokenizer, staged, stored_generation(model_dir), weights=False)
         facts = dict(
             opset=program.opset_imports[""],
             inputs=[value.name for value in program.graph.inputs],
         )
+        if restart := cache_restart(model.config):
+            facts["cache_restart"] = restart
         size = sum(file.stat().st_size for file in staged.glob("model.onnx*"))
         return dict(dtype="float32", bytes=size, facts=facts)
 
@@ -273,6 +369,7 @@ class OnnxModel(OnnxGraph):
         stops = config.get("eos_token_id")
         stops = stops if isinstance(stops, list) else [stops]
         self.stops = {stop_id(self.tokenizer), *stops} - {None}
+        self.restart = cache_restart(AutoConfig.from_pretrained(folder))
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         "Left-padded (ids, mask) of one question a row, in the model's chat template."
@@ -283,20 +380,29 @@ class OnnxModel(OnnxGraph):
         )
         return batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64)
 
+    def next_logits(self, ids: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
+        "Logits (batch, vocabulary) after the texts, and after each likeliest token that is added."
+        cache, new = self.empty(len(ids)), ids
+        while True:
+            if self.restart and ids.shape[1] - new.shape[1] <= self.restart < ids.shape[1]:
+                cache, new = self.empty(len(ids)), ids
+            logits, cache = self.step(new, mask, cache)
+            yield logits[:, -1]
+            new = logits[:, -1].argmax(-1)[:, None]
+            ids = np.concatenate([ids, new], 1)
+            mask = np.concatenate([mask, np.ones_like(new)], 1)
+
     def answer_ids(self, ids: np.ndarray, mask: np.ndarray, max_new_tokens: int) -> list[list[int]]:
         "The greedy continuation of each row, including its stop token."
-        cache, new = self.empty(len(ids)), ids
         answers = [[] for _ in ids]
         running = np.ones(len(ids), bool)
-        for _ in range(max_new_tokens):
-            logits, cache = self.step(new, mask, cache)
-            new = logits[:, -1].argmax(-1)[:, None]
+        for logits in islice(self.next_logits(ids, mask), max_new_tokens):
+            new = logits.argmax(-1)[:, None]
             for i in np.flatnonzero(running):
                 answers[i].append(int(new[i, 0]))
             running &= ~np.isin(new[:, 0], list(self.stops))
             if not running.any():
                 break
-            mask = np.concatenate([mask, np.ones_like(new)], 1)
         return answers
 
     def generate(
@@ -363,16 +469,59 @@ def append_answers(
     return np.concatenate([ids, more], 1), np.concatenate([mask, more_mask], 1)
 
 
+# %% ../../nbs/shipping/72_export.ipynb #27e9857c
+LONGEST = 8192  # tokens up to which lengths are compared
+BEFORE = 6  # tokens before such a length at which the continuation begins
+
+
+def turning_points(config) -> list[int]:
+    "The lengths of a text from which on the model computes otherwise."
+    text = config.get_text_config()
+    lengths = {cache_restart(config), getattr(text, "attention_chunk_size", None)}
+    if sliding_window(text):
+        lengths.add(text.sliding_window)
+    most = min(getattr(text, "max_position_embeddings", LONGEST), LONGEST) - 2 * BEFORE
+    return sorted(length for length in lengths if length and BEFORE < length < most)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #bb28cf6d
+@torch.no_grad()
+def compare_across(model, graph: OnnxModel, length: int) -> tuple[float, bool]:
+    """(largest logit difference, same tokens?) of a random text that is continued across a length:
+    step by step with a cache, and read at once."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = np.random.default_rng(length).integers(0, vocabulary, (1, length - BEFORE))
+    mask = np.ones_like(ids)
+    out = model.generate(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        max_new_tokens=2 * BEFORE,
+        do_sample=False,
+        eos_token_id=vocabulary,  # a token that is never written
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    expected = torch.stack(out.logits, 1).numpy()
+    steps = np.stack(list(islice(graph.next_logits(ids, mask), 2 * BEFORE)), 1)
+    text = out.sequences.numpy()
+    whole = torch_logits(model, text, np.ones_like(text))
+    apart = (expected - steps, whole - graph.logits(text, np.ones_like(text)))
+    largest = float(max(np.abs(part).max() for part in apart))
+    return largest, bool((expected.argmax(-1) == steps.argmax(-1)).all())
+
+
+# %% ../../nbs/shipping/72_export.ipynb #9d257958
 def check_parity(
     model_dir: Path,
     folder: Path,  # of the exported graph
     prompts: Sequence[str] = PROMPTS,
     max_new_tokens: int = 48,
 ) -> dict:
-    """Compare a graph with its model: returns `max_abs_logit_diff` and `same_text`.
+    """Compare a graph with its model: `max_abs_logit_diff`, `same_text` and `compared_tokens`.
 
-    Logits are compared over prompts and answers, greedy answers token by token. Raises
-    `MergeMismatch` where a logit differs by more than `PARITY`, or a token differs."""
+    Logits are compared over prompts and answers, greedy answers token by token, also in texts that
+    are long enough for the model to compute otherwise. Raises `MergeMismatch` where a logit differs
+    by more than `PARITY`, or a token differs."""
     with quiet_libraries():
         model, _ = load_float32(model_folder(model_dir))
         graph = OnnxModel(folder)
@@ -382,15 +531,22 @@ def check_parity(
         same_text = graph.answer_ids(ids, mask, max_new_tokens) == expected
         ids, mask = append_answers(ids, mask, expected, pad=graph.tokenizer.pad_token_id)
         apart = np.abs(torch_logits(model, ids, mask) - graph.logits(ids, mask))
-        largest = float(apart[mask == 1].max())
-    if same_text and largest <= PARITY:
-        return dict(max_abs_logit_diff=largest, same_text=same_text)
-    raise MergeMismatch(
-        f"the graph is not the model: largest logit difference {largest:.2g},"
-        f" greedy text {'equal' if same_text else 'different'}",
-        where=str(folder),
-        allowed=f"a difference up to {PARITY:g} and the same tokens",
-        fix="export again; if the difference stays, report it with the model's name",
+        results = {int(mask.sum(1).max()): (float(apart[mask == 1].max()), same_text)}
+        for length in turning_points(model.config):
+            results[length + BEFORE] = compare_across(model, graph, length)
+    for tokens, (apart, same) in results.items():
+        if not (same and apart <= PARITY):  # in this form a NaN is refused too
+            raise MergeMismatch(
+                f"the graph is not the model in a text of {tokens} tokens: largest logit difference"
+                f" {apart:.2g}, greedy text {'equal' if same else 'different'}",
+                where=f"the ONNX graph of {Path(model_dir).name}",
+                allowed=f"a difference up to {PARITY:g} and the same tokens",
+                fix="serve the merged model with transformers or vLLM, and report the model's name",
+            )
+    return dict(
+        max_abs_logit_diff=max(apart for apart, _ in results.values()),
+        same_text=True,
+        compared_tokens=max(results),
     )
 
 
@@ -398,14 +554,18 @@ def check_parity(
 class ExportRecord(Record):
     "What an exporter wrote, and how far it is from the model folder."
 
+    form = 2  # `compared_tokens` came
+
     format: str  # as the model card calls it
     max_abs_logit_diff: float
     same_text: bool  # are the greedy answers equal?
+    compared_tokens: int | None = None  # in the longest text
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
 
 
+# %% ../../nbs/shipping/72_export.ipynb #14ed13d3
 @dataclass(frozen=True)
 class Exporter:
     "A format that models are shipped in."
@@ -428,6 +588,19 @@ EXPORTERS = {
         verify=check_parity,
     )
 }
+
+
+# %% ../../nbs/shipping/72_export.ipynb #f0c2368b
+def write_export(
+    exporter: Exporter,
+    source: Path,  # a whole model
+    folder: Path,  # to write
+    prompts: Sequence[str],  # to compare the two on
+) -> ExportRecord:
+    "Write a model in a format and compare it; the folder appears where the two agree, else never."
+    with staging(Path(folder)) as staged:
+        facts = exporter.write(source, staged) | exporter.verify(source, staged, prompts)
+    return ExportRecord(format=exporter.title, **facts)
 
 
 def find_exporter(name: str) -> Exporter:

@@ -17,7 +17,6 @@ __all__ = [
     "tolerance_of",
     "MergeMismatch",
     "check_difference",
-    "save_model",
     "staging",
     "check_adapter",
     "adapter_tokenizer",
@@ -47,7 +46,13 @@ from transformers.utils.logging import (
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
 from llmtrainer.data.templates import render, set_template
 from llmtrainer.device import DevicePlan
-from llmtrainer.models.generate import Generation, encode_prompts, generate, generation_config
+from llmtrainer.models.generate import (
+    GREEDY,
+    Generation,
+    encode_prompts,
+    generate,
+    save_model,
+)
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.recipe import UserError
@@ -185,16 +190,6 @@ def check_difference(
         )
 
 
-# %% ../../nbs/shipping/70_merge.ipynb #0e4f8e05
-def save_model(model, tokenizer, folder: Path) -> None:
-    "Write a folder that any server loads: weights, tokenizer with template, and stop tokens."
-    config = generation_config(model, tokenizer, Generation())
-    model.generation_config.eos_token_id = config.eos_token_id
-    model.generation_config.pad_token_id = config.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 # %% ../../nbs/shipping/70_merge.ipynb #18c56c68
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
@@ -260,6 +255,7 @@ def merge(
     prompts: Sequence[str] | None = None,  # to compare the two models on; None: `PROMPTS`
     how: How = "dequantized",
     tolerance: float | None = None,  # of the mean KL; None: the limit of the number format
+    generation: Generation = GREEDY,  # the settings that are written beside the weights
 ) -> MergeRecord:
     "Merge, write, load what was written, and compare; `MergeMismatch` where the models differ."
     adapter = Path(adapter)
@@ -272,7 +268,7 @@ def merge(
         answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
         before = model_logits(trained, tokenizer, texts)
         merged = merge_adapter(trained, model, plan=plan, adapter=adapter, how=how)
-        save_model(merged, tokenizer, staged)
+        save_model(merged, tokenizer, staged, generation)
         del base, trained, merged
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), plan)
         sizes = difference(before, model_logits(shipped, tokenizer, texts))

@@ -61,6 +61,7 @@ from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.activations import POLICIES
 from llmtrainer.models.experts import collect_router_losses
+from llmtrainer.models.generate import GREEDY, Generation, save_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import save_adapter
 from llmtrainer.recipe import Section, UserError
@@ -629,18 +630,20 @@ def save_final(
     run: Run,
     base: str,  # the recipe's name of the base, instead of this machine's folder
     stored: bool = False,  # whether all devices together have written `.final` already
+    generation: Generation = GREEDY,  # the settings that go with a whole model
 ) -> Path:
     """The trained adapter or model, with its tokenizer, under its name in the run; whole or not at
     all."""
     adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
     if not stored:
         shutil.rmtree(staged, ignore_errors=True)
-        if adapter:
+    if adapter:
+        if not stored:
             save_adapter(model, staged, base)
-        else:
-            model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+    else:
+        save_model(model, tokenizer, folder=staged, section=generation, weights=not stored)
     (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens
-    tokenizer.save_pretrained(staged)
     return commit(staged, run.adapter if adapter else run.model)
 
 
@@ -826,6 +829,7 @@ def complete_training(
     trainer: DurableTrainer,
     tokenizer,
     base: str = "",  # the recipe's name of the base, for the adapter's configuration
+    generation: Generation = GREEDY,  # the settings that go with a whole model
 ) -> dict:
     """Train to the end from the newest whole checkpoint; the result lies in the run. Raises
     `Stopped` when interrupted. Returns steps, loss, and the last validation."""
@@ -838,7 +842,14 @@ def complete_training(
         if trainer.sharded:
             trainer.save_model(str(run.path / ".final"))  # all must take part
         if rank() == 0:
-            save_final(trainer.model, tokenizer, run=run, base=base, stored=trainer.sharded)
+            save_final(
+                trainer.model,
+                tokenizer,
+                run=run,
+                base=base,
+                stored=trainer.sharded,
+                generation=generation,
+            )
     all_gather("done")  # no process leaves before the result is stored
     if config.signals.received:
         raise Stopped(
