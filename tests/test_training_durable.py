@@ -76,14 +76,13 @@ from llmtrainer.run import Stopped
 
 def test_a_signal_waits_in_the_loop_and_stops_outside_and_twice_interrupts():
     old = signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
-        signals.gentle = True
-        signal.raise_signal(signal.SIGINT)
+    with Signals() as signals, signals.deferred():
+        send_signal(signal.SIGINT)
         assert signals.received == "SIGINT"
-        signal.raise_signal(signal.SIGTERM)  # the same request, as another signal
+        send_signal(signal.SIGTERM)  # the same request, as another signal
         signals.since -= 2
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            send_signal(signal.SIGINT)
     with Signals() as signals, pytest.raises(Stopped, match="SIGTERM") as stopped:
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.exit_code == 75
@@ -92,9 +91,7 @@ def test_a_signal_waits_in_the_loop_and_stops_outside_and_twice_interrupts():
 
 def wait_in_c(seconds):
     "Wait where Python runs no handler, as the backward pass does for a compiler's dead process."
-    thread = threading.Thread(target=time.sleep, args=(seconds,), daemon=True)
-    thread.start()
-    ctypes.CDLL(None).pthread_join(ctypes.c_ulong(thread.ident), None)
+    ctypes.CDLL(None).usleep(int(seconds * 1e6))
 
 
 def exit_code_of(do):
@@ -110,8 +107,7 @@ def exit_code_of(do):
 
 def test_a_signal_that_python_never_hears_ends_the_process_with_75_after_the_grace():
     def stuck(answers):
-        with Signals(grace=0.5) as signals:
-            signals.gentle = True
+        with Signals(grace=0.5) as signals, signals.deferred():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
             wait_in_c(0.3 if answers else 30)
             assert not answers or signals.received == "SIGTERM"
@@ -182,7 +178,7 @@ def test_trls_trainer_becomes_durable_by_the_mixin(tmp_path):
         def compute_loss(*args, **kw):
             calls.append(1)
             if len(calls) == stop_at:
-                signal.raise_signal(signal.SIGTERM)
+                send_signal(signal.SIGTERM)
             loss = plain(*args, **kw)
             return loss * float("nan") if len(calls) == bad_at else loss
 

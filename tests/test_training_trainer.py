@@ -57,7 +57,13 @@ from llmtrainer.run import Run, Stopped, read_json, sha256
 from llmtrainer.training import checkpoints as checkpoints_module
 from llmtrainer.training import trainer as trainer_module
 from llmtrainer.training.checkpoints import Retention, list_steps, newest_checkpoint
-from llmtrainer.training.durable import CheckpointCallback, CheckpointConfig, Diverged, Signals
+from llmtrainer.training.durable import (
+    CheckpointCallback,
+    CheckpointConfig,
+    Diverged,
+    Signals,
+    send_signal,
+)
 from llmtrainer.training.objective import Loss, Sft
 
 
@@ -330,7 +336,7 @@ def interrupting(call, number=signal.SIGTERM):
     def loss(model, batch):
         calls.append(1)
         if len(calls) == call:
-            signal.raise_signal(number)
+            send_signal(number)
         return Sft().loss(model, batch)
 
     return loss
@@ -553,7 +559,7 @@ def test_a_signal_in_any_phase_changes_nothing(tmp_path, monkeypatch, phase, uni
     def signalled(*args, **kw):
         calls.append(1)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGTERM)
+            send_signal(signal.SIGTERM)
         return plain(*args, **kw)
 
     monkeypatch.setattr(owner, name, signalled)
@@ -605,7 +611,7 @@ def batches_over_stops(folder, kind, stops):
             if kind == "streamed" and model.training:
                 epochs.add(train.position(2 * count)["epoch"])
             if stops and count == 2 * stops[0]:
-                signal.raise_signal(signal.SIGTERM)
+                send_signal(signal.SIGTERM)
             return Sft().loss(model, batch)
 
         try:
@@ -650,7 +656,7 @@ def test_a_signal_after_the_last_step_keeps_the_result(tmp_path, monkeypatch):
 
     def on_step_end(self, args, state, control, **kw):
         if state.global_step == 3:
-            signal.raise_signal(signal.SIGTERM)
+            send_signal(signal.SIGTERM)
         plain(self, args, state, control, **kw)
 
     monkeypatch.setattr(CheckpointCallback, "on_step_end", on_step_end)
@@ -737,7 +743,7 @@ def in_float16(folder, scaled, steps, stop):
 
     def loss(model, batch):
         if len(states) in stops:
-            signal.raise_signal(signal.SIGTERM)
+            send_signal(signal.SIGTERM)
         return Sft().loss(model, batch)
 
     def train(name):
@@ -1041,7 +1047,7 @@ def test_skipping_is_bounded_counted_over_a_resume_and_logs_the_true_loss(tmp_pa
     def stopping(model, batch):
         result = bad(model, batch)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGTERM)
+            send_signal(signal.SIGTERM)
         calls.append(1)
         return result
 

@@ -17,8 +17,6 @@ __all__ = [
     "EngineReport",
     "unwrap_model",
     "compile_layer",
-    "signals_blocked",
-    "start_compiler",
     "attention_readers",
     "redraw_rounding",
     "fuse_adapters",
@@ -35,10 +33,8 @@ __all__ = [
 ]
 
 # %% ../../nbs/speed/65_engines.ipynb #fdc61f37
-import signal
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 # %% ../../nbs/speed/65_engines.ipynb #c2fb800a
@@ -338,25 +334,6 @@ def compile_layer(layer, backend: str) -> None:
     layer.forward = forward  # the instance's, so that hooks of other libraries stay around it
 
 
-@contextmanager
-def signals_blocked(*numbers: signal.Signals):
-    "Hold signals back from this thread, and for ever from the processes that it starts."
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def start_compiler(device: torch.device) -> None:
-    """Compile something small, so that the compiler starts its processes, which no signal reaches.
-
-    SIGTERM often goes to a whole process group. It would end these processes, and the backward pass
-    would wait for their results for ever."""
-    with signals_blocked(signal.SIGINT, signal.SIGTERM):
-        torch.compile(torch.neg)(torch.ones(8, device=device))
-
-
 # %% ../../nbs/speed/65_engines.ipynb #c6a45e51
 @torch.no_grad()
 def attention_readers(base, layers: Sequence) -> set[int]:
@@ -445,8 +422,6 @@ def fuse_model(
     if backend == "auto":
         backend = "inductor" if base.device.type == "cuda" else None
     if backend:
-        if base.device.type == "cuda":
-            start_compiler(base.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         for layer in decoder_layers(base):
             compile_layer(layer, backend)

@@ -8,7 +8,9 @@ __all__ = [
     "SIZES",
     "parse_period",
     "PeriodTimer",
+    "end_unanswered",
     "Signals",
+    "send_signal",
     "AlreadyFinished",
     "Diverged",
     "Progress",
@@ -44,8 +46,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,9 +143,26 @@ class PeriodTimer:
         return self.at > before
 
 
-# %% ../../nbs/training/39_durable.ipynb #307ea7c3
+# %% ../../nbs/training/39_durable.ipynb #da6ad2ad
+def end_unanswered(
+    pipe: int,  # where the system writes the numbers of signals
+    numbers: Collection[int],  # the signals that ask for a stop
+    answered: threading.Event,
+    grace: float,  # seconds
+) -> None:
+    "End the process with 75 if a signal is not answered in time; for a thread of its own."
+    with open(pipe, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            if number[0] in numbers and not answered.wait(grace):
+                name = signal.Signals(number[0]).name
+                text = f"{name} was not answered for {grace:g} s; the same command goes on"
+                os.write(2, f"{text} from the newest checkpoint\n".encode())
+                os._exit(Stopped.exit_code)
+
+
+# %% ../../nbs/training/39_durable.ipynb #34e967b0
 class Signals:
-    """SIGINT and SIGTERM: a request to stop after the step while `gentle`, else `Stopped` at once.
+    """SIGINT and SIGTERM: a request to stop after the step while deferred, else `Stopped` at once.
 
     A second signal, a second later, interrupts at once. Where Python has no chance to answer, the
     process ends with 75 after `grace` seconds."""
@@ -165,7 +184,8 @@ class Signals:
             self.pipe = os.pipe()
             os.set_blocking(self.pipe[1], False)
             self.wakeup = signal.set_wakeup_fd(self.pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=self.watch, args=self.pipe[:1], daemon=True).start()
+            watch = (self.pipe[0], self.before, self.answered, self.grace)
+            threading.Thread(target=end_unanswered, args=watch, daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -176,15 +196,19 @@ class Signals:
             signal.set_wakeup_fd(self.wakeup)
             os.close(self.pipe[1])  # which ends the watching thread
 
-    def watch(self, pipe: int) -> None:
-        "End the process with 75 if no signal is answered in time; for a thread of its own."
-        with open(pipe, "rb", buffering=0) as numbers:
-            while number := numbers.read(1):
-                if number[0] in self.before and not self.answered.wait(self.grace):
-                    name = signal.Signals(number[0]).name
-                    text = f"{name} was not answered for {self.grace:g} s; the same command goes on"
-                    os.write(2, f"{text} from the newest checkpoint\n".encode())
-                    os._exit(Stopped.exit_code)
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A time in which a signal waits for the end of the step.
+
+        The signals are blocked in this thread, and another one receives them: processes that are
+        started meanwhile, such as compilers, inherit that, and outlive a signal to the group."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self.before)
+        self.gentle = True
+        try:
+            yield
+        finally:
+            self.gentle = False
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def handle(self, number, _) -> None:
         "Note the signal; stop at once where no step is running, or on a second signal."
@@ -200,6 +224,15 @@ class Signals:
             raise Stopped(
                 f"stopped by {self.received} outside the training's steps; the same command goes on"
             )
+
+
+# %% ../../nbs/training/39_durable.ipynb #08e712db
+def send_signal(number: signal.Signals) -> None:
+    "Send this process a signal, and wait until it has arrived; for tests."
+    os.kill(os.getpid(), number)
+    while number in signal.sigpending():
+        time.sleep(0.001)
+    time.sleep(0.02)  # a thread that has received it tells the main thread
 
 
 # %% ../../nbs/training/39_durable.ipynb #9becc7c1
@@ -846,15 +879,14 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
             self.mean_of_unlogged()
             load_weights(self.model, checkpoint)
             return
-        signals.gentle = True
-        try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except AlreadyFinished:
-            self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
-            self.callback_handler.on_train_end(self.args, self.state, self.control)
-        finally:
-            self.checkpoints.saver.wait()
-        signals.gentle = False
+        with signals.deferred():
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except AlreadyFinished:
+                self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
+            finally:
+                self.checkpoints.saver.wait()
         if signals.received:
             signals.answered.set()
         # the gather waits until process 0 has written its checkpoint
