@@ -331,9 +331,10 @@ def data(
 ):
     "Show the ledger, statistics and leaks of the data, and which tokens are trained."
     from rich.console import Console
+    from rich.table import Table
 
     from llmtrainer.data.loss_mask import xray, xray_html
-    from llmtrainer.data.prepare import data_statistics, prepare
+    from llmtrainer.data.prepare import data_facts, data_statistics, prepare
     from llmtrainer.data.statistics import report_html, statistics_table
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
@@ -349,7 +350,10 @@ def data(
     if as_json:
         return print_json(prepared.about | {"statistics": stats})
     console = Console()
-    console.print_json(json.dumps(prepared.about))
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in data_facts(prepared.account()).items():
+        facts.add_row(name, value)
+    console.print(facts, *prepared.remarks(), sep="\n")
     console.print(statistics_table(stats), "\nGreen is trained, grey is only read:")
     for text in prepared.encoded[:rows]:
         console.print(xray(text, tokenizer), "")
@@ -613,23 +617,37 @@ def evaluate(
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="RUN_A", callback=check_place)],
-    b: Annotated[str, typer.Argument(metavar="RUN_B", callback=check_place)],
-    task: Annotated[str, typer.Option(help="a task that both were measured on")],
+    run: RunName,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OTHER]",
+            help="another run; without one the run is compared with its own base",
+            callback=lambda name: name and check_run(name),
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="a task that was measured")] = ...,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
     ] = None,
     as_json: AsJson = False,
 ):
-    "Test whether B is better than A, paired on the same items."
+    """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
+
+    The base is measured where it was not yet, with the settings of the run."""
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.pipeline import stored_result
+    from llmtrainer.pipeline import base_result, stored_result
     from llmtrainer.run import Run
 
-    left, right = (stored_result(Run.load(name), task) for name in (a, b))
-    comparison = compare(left, right, score, (a, b))
+    if other:
+        left, right = (stored_result(Run.load(name), task) for name in (run, other))
+        names = (run, other)
+    else:
+        left = base_result(Run.load(run), task, quiet=as_json)
+        right, names = stored_result(Run.load(run), task), (f"base of {run}", run)
+    comparison = compare(left, right, score, names)
     if as_json:
         print_json(comparison.model_dump())
     else:

@@ -14,6 +14,7 @@ __all__ = [
     "progress_bar",
     "evaluate_tasks",
     "stored_result",
+    "base_result",
     "unmet_requirements",
     "is_run",
     "is_finished",
@@ -282,6 +283,23 @@ def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
         f"{run.path} has no result of {task}",
         fix=f"llmtrainer eval {run.path} --tasks {task}",
     )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #3737513d
+def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
+    """The result of a run's base on a task: the same items and settings as the run's own result.
+    It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
+    tuned = stored_result(run, task)
+    base = run.find_record(TaskResult, f"evals/base/{task}.json")
+    ids = [[item.id for item in result.items] for result in (base, tuned) if result]
+    if base and base.generation == tuned.generation and ids[0] == ids[1]:
+        return base
+    model, tokenizer = open_model(str(run.path), tuned=False)
+    data_dir = run.recipe.get("eval", {}).get("data_dir")
+    section = Eval(tasks=[task], data_dir=data_dir, limit=tuned.n)
+    options = dict(quiet=quiet, folder="evals/base")
+    options |= dict(generation=load_recipe(Generation, tuned.generation))
+    return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
 
 
 def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:

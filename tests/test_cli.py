@@ -348,6 +348,13 @@ def test_commands_on_a_run(tmp_path):
 
     comparison = ["compare", run, run, "--task", "word_problems"]
     assert json.loads(succeeds(*comparison, "--json"))["difference"] == 0
+    alone = json.loads(succeeds("compare", run, "--task", "word_problems", "--json"))
+    base = json.loads((run / "evals" / "base" / "word_problems.json").read_text())
+    assert alone["n"] == base["n"] == 6
+    assert alone["a"] == base["scores"]["accuracy"]["value"]
+    measured_at = (run / "evals" / "base" / "word_problems.json").stat().st_mtime_ns
+    succeeds("compare", run, "--task", "word_problems")
+    assert (run / "evals" / "base" / "word_problems.json").stat().st_mtime_ns == measured_at
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
     assert chosen["score"] == "flexible"
     code, _, err = run_cli(*comparison, "--score", "bleu")
@@ -492,7 +499,7 @@ def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):
         (["eval", "runs/frist", "--tasks", "gsm8k"], "Did you mean runs/first?"),
         (["chat", "runs/first"], "no config.json"),
         (["chat", "a/b/c"], "org/model"),
-        (["compare", "runs/first", "runs/first", "--task", "gsm8k"], "no config.json"),
+        (["compare", "runs/first", "--task", "gsm8k"], "not a run"),
         (["train", "absent.yaml"], "no recipe absent.yaml"),
     ):
         done = call_in_new_process(main_listing_modules, *arguments, cwd=tmp_path)

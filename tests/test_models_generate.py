@@ -23,23 +23,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import Model, load_model, plan_model
-from llmtrainer.recipe import RecipeError
+from llmtrainer.recipe import RecipeError, assert_refused
 
 
 SECTION = Model(base="tiny:base", quantize="none")
 MODEL, TOKENIZER = load_model(SECTION, plan_model(SECTION))
 ASK = [[{"role": "user", "content": p.question}] for p in problems(12, "test")]
-
-
-def refused(do, *words):
-    "Does it raise a `UserError` that has all the words?"
-    try:
-        do()
-    except UserError as error:
-        assert all(word in str(error) for word in words), str(error)
-        assert error.exit_code == 2
-    else:
-        raise AssertionError("it was accepted")
 
 
 def test_recipe_section():
@@ -75,7 +64,7 @@ def test_presets_give_way_to_what_is_written_and_survive_storing():
     assert (again.min_p, again.temperature, again.top_p, again.seed) == (0.0, 0.7, 0.95, 4)
     assert override_section(again, ["preset=greedy"]).temperature == 0
     assert override_section(again, ["top_p=1.0", "temperature=0"]).temperature == 0
-    refused(lambda: override_section(again, ["temperature=0"]), "top_p")
+    assert_refused(lambda: override_section(again, ["temperature=0"]), "top_p")
 
 
 def test_every_question_goes_under_the_system_prompt_once():
@@ -274,13 +263,13 @@ def test_a_stop_text_ends_the_answer_wherever_tokens_end():
 
 def test_stop_tokens_and_finish_reasons():
     unknown = Generation(stop_tokens=["<|nothing|>"])
-    refused(lambda: stop_ids(MODEL, TOKENIZER, unknown), "<|nothing|>", "generate.stop")
+    assert_refused(lambda: stop_ids(MODEL, TOKENIZER, unknown), "<|nothing|>", "generate.stop")
     user = TOKENIZER.convert_tokens_to_ids("<|user|>")
     assert user in stop_ids(MODEL, TOKENIZER, Generation(stop_tokens=["<|user|>"]))
     cut = generate_answers(MODEL, TOKENIZER, ASK[:1], Generation(max_new_tokens=3))[0][0]
     assert (cut.finish_reason, cut.tokens) == ("length", 3)
     too_long = [[{"role": "user", "content": "long " * 600}]]
-    refused(lambda: generate(MODEL, TOKENIZER, too_long), "the model reads 512")
+    assert_refused(lambda: generate(MODEL, TOKENIZER, too_long), "the model reads 512")
 
 
 def test_drawn_text_is_the_same_alone_in_a_batch_and_streamed():

@@ -51,6 +51,7 @@ __all__ = [
     "system_prompts",
     "DataRecord",
     "Prepared",
+    "data_facts",
     "data_html",
     "source_table",
     "count_tokens",
@@ -765,13 +766,12 @@ HISTOGRAM_STYLE = (
 )
 
 
-def data_html(prepared: "Prepared", sample: int = 5000) -> str:
-    "Prepared data for a notebook: its figures, and a histogram of the lengths of training rows."
-    record = prepared.account()
+def data_facts(record: DataRecord) -> dict[str, str]:
+    "What a person asks first of a job's data, in words."
     rows, tokens = record.rows, record.tokens
     reasons = "; ".join(f"{count:,} x {why}" for why, count in rows.reasons.items())
     validation = record.validation
-    facts = {
+    return {
         "rows": f"{rows.read:,} read, {rows.kept:,} kept, {rows.rejected:,} rejected",
         "rejected because": reasons or "none was rejected",
         "validation": f"{validation.rows:,} rows, {Path(validation.source).name}",
@@ -780,11 +780,16 @@ def data_html(prepared: "Prepared", sample: int = 5000) -> str:
         "tokens": f"{tokens.total:,}, of which {tokens.trained:,} are trained",
         "sequences": f"{record.sequences.number:,}, {record.sequences.fill:.0%} full",
     }
+
+
+def data_html(prepared: "Prepared", sample: int = 5000) -> str:
+    "Prepared data for a notebook: its figures, and a histogram of the lengths of training rows."
     places = range(0, len(prepared.encoded), max(1, len(prepared.encoded) // sample))
     lengths = np.array([len(prepared.encoded[place]) for place in places])
     percentiles, histogram = length_distribution(lengths)
     drawing = length_histogram(histogram, {"median": percentiles["p50"]})
-    return f"{facts_html(facts)}{HISTOGRAM_STYLE}<div class=lengths>{drawing}</div>"
+    facts = facts_html(data_facts(prepared.account()))
+    return f"{facts}{HISTOGRAM_STYLE}<div class=lengths>{drawing}</div>"
 
 
 # %% ../../nbs/data/14_prepare.ipynb #169230e1
