@@ -19,7 +19,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 import numpy as np
 import torch
-from qlora_gpu import SHAPES, quicken
+from qlora_gpu import SHAPES, engine_by_name
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
 from transformers.quantizers import AutoHfQuantizer
 
@@ -154,7 +154,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
         reasons={},
     )
     model = adapt_model(make(config, quantize, device), section)
-    quicken(model, engine)
+    engine_by_name(model, engine)
     if recompute:
         apply_activation_checkpointing(decoder_layers(model), "recompute")
     if device == "cuda":

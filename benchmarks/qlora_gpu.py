@@ -140,7 +140,7 @@ def make(shape: str, rank: int, device: str, method: str = "lora"):
     return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
 
 
-def quicken(model, engine: str):
+def engine_by_name(model, engine: str):
     "An engine by its name; `fp8:all` says what is in 8 bits."
     name, _, fp8 = engine.partition(":")
     return fuse_model(model, name, **(dict(fp8=fp8) if fp8 else {}))
@@ -296,7 +296,7 @@ def main() -> None:
         for rank in map(int, given.ranks):
             for engine in given.engines:
                 model = make(shape, rank, device, given.method)
-                quicken(model, engine)
+                engine_by_name(model, engine)
                 for length in map(int, given.lengths):
                     for activations in given.activations:
                         about = dict(shape=shape, engine=engine, method=given.method, r=rank)

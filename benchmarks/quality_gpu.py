@@ -22,7 +22,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from qlora_gpu import pack, quicken
+from qlora_gpu import engine_by_name, pack
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from llmtrainer.data.prepare import prepare
@@ -245,7 +245,7 @@ def cosines(ours: dict, known: dict) -> dict:
     )
 
 
-def main(work=quicken) -> None:
+def main(work=engine_by_name) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
