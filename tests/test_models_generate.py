@@ -4,6 +4,7 @@ from llmtrainer.models.generate import *
 from llmtrainer.models.generate import (
     GenerationConfig,
     LogitsProcessorList,
+    TextIteratorStreamer,
     UserError,
     json,
     load_recipe,
@@ -89,6 +90,12 @@ def test_a_token_that_was_added_for_answers_is_shown():
     tokenizer.add_tokens(["<yes>"], special_tokens=True)
     ids = tokenizer("<|assistant|><yes> sure<|end|><|pad|>", add_special_tokens=False).input_ids
     assert AnswerDecoder(tokenizer).decode(ids) == "<yes> sure"
+    streamer = TextIteratorStreamer(AnswerDecoder(tokenizer), skip_prompt=False)
+    for token in tokenizer("one\n two\n\nthree", add_special_tokens=False).input_ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    streamed = list(streamer)
+    assert "".join(streamed) == "one\n two\n\nthree" and len(streamed) > 3
     assert tokenizer.decode(ids, skip_special_tokens=True) == " sure"
 
 

@@ -279,9 +279,10 @@ class AnswerDecoder:
         self.tokenizer = tokenizer
         self.frame = frame_ids(tokenizer)
 
-    def decode(self, ids, **_) -> str:
-        "The text of an answer's ids."
-        kept = [i for i in map(int, ids) if i not in self.frame]
+    def decode(self, ids: Sequence[int] | int, **_) -> str:
+        "The text of an answer's ids; of one, as a streamer of transformers asks after a line."
+        ids = [ids] if isinstance(ids, int) else map(int, ids)
+        kept = [i for i in ids if i not in self.frame]
         return self.tokenizer.decode(kept, skip_special_tokens=False)
 
     def batch_decode(self, rows) -> list[str]:
