@@ -6,10 +6,10 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# OpenMP's threads spin while they wait for each other. Beside one other busy process a training
-# then takes nine times as long, so they soon sleep instead. It is read when torch is imported.
+# OpenMP's threads spin while they wait for each other, which holds up the others where another
+# process is busy too. With a bounded spin they soon sleep. It is read when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 NAMES = {
     "quickstart": "llmtrainer.pipeline",

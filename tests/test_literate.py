@@ -226,6 +226,17 @@ def test_numbers_and_neighbours_are_written(tmp_path):
         assert text == "[chapter 01](01_words.ipynb)\n\nPrevious: [Words](01_words.ipynb)."
 
 
+def test_threads_spin_briefly_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    source = init_file(read_book(toy(tmp_path)).settings)
+    for own, policy, expected in ((None, None, "2000"), ("7", None, "7"), (None, "active", None)):
+        for name, value in (("GOMP_SPINCOUNT", own), ("OMP_WAIT_POLICY", policy)):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        exec(source, {})
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_names_at_the_top_are_imported_when_they_are_asked_for(tmp_path, monkeypatch):
     export(toy(tmp_path))
     settings = read_book(tmp_path).settings | dict(api="shout:words")
