@@ -9,6 +9,7 @@ __all__ = [
     "EXAMPLES",
     "STYLE",
     "HELP",
+    "COMMANDS",
     "gradio_text",
     "to_messages",
     "drop_unanswered",
@@ -24,6 +25,8 @@ __all__ = [
     "count_answered",
     "split_settings",
     "append_row",
+    "fit_to_context",
+    "join_lines",
     "Chat",
     "stream_to_terminal",
     "read_lines_typed",
@@ -41,6 +44,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
+from llmtrainer.data.templates import render
 from llmtrainer.models.generate import (
     Generation,
     override_section,
@@ -329,7 +333,11 @@ HELP = """/system TEXT     set the system message; without TEXT, remove it
 /save FILE       append the conversation to FILE as a row to train on, with the settings
 /reset           begin again; system message and settings stay
 /help            show this help
-/quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program"""
+/quit            end; so does Ctrl-D. Ctrl-C ends an answer, not the program
+A line that ends with \\ goes on in the next one. Any other line, /etc/hosts too, is a question."""
+
+
+COMMANDS = ("system", "set", "undo", "save", "reset", "help", "quit")  # methods of `Chat`
 
 
 def count_answered(turns: Sequence[dict]) -> str:
@@ -358,6 +366,35 @@ def append_row(path: str, messages: list[dict], section: Generation) -> None:
         ) from None
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #e9c1dcb3
+def fit_to_context(model, tokenizer, messages: list[dict], answer: int = 64) -> list[dict]:
+    "The messages without the oldest turns, so that `answer` tokens have room after them."
+    limit = getattr(model.config, "max_position_embeddings", 0)
+    first = 1 if messages[0]["role"] == "system" else 0
+
+    def is_too_long(turns):
+        text = render(turns, tokenizer, prompt=True)
+        return len(tokenizer(text, add_special_tokens=False).input_ids) + answer > limit
+
+    while limit and len(messages) > first + 1 and is_too_long(messages):
+        messages = messages[:first] + messages[first + 2 :]
+    return messages
+
+
+def join_lines(lines: Iterable[str]) -> Iterator[str]:
+    "Lines without blanks around them; one that ends with a backslash is joined with the next."
+    begun = ""
+    for line in lines:
+        text = begun + line.strip()
+        if text.endswith("\\"):
+            begun = text[:-1] + "\n"
+            continue
+        yield text
+        begun = ""
+    if begun:
+        yield begun.strip()
+
+
 # %% ../../nbs/shipping/76_demo.ipynb #8bee4f27
 class Chat:
     "A conversation in the terminal: its messages, its settings, and the commands that change them."
@@ -372,23 +409,23 @@ class Chat:
         "What the model receives."
         return with_system(self.turns, self.section)
 
+    def is_command(self, line: str) -> bool:
+        "Is it a command, or a single word that must be a mistyped one? Else it is a question."
+        word = line[1:].partition(" ")[0]
+        return line.startswith("/") and (word in COMMANDS or line[1:].isalpha())
+
     def command(self, line: str) -> str:
         "Run a line that begins with a slash, and return what was done."
         word, _, rest = line[1:].partition(" ")
-        commands = dict(
-            system=self.set_system,
-            set=self.set,
-            undo=self.undo,
-            save=self.save,
-            reset=self.reset,
-            help=lambda _: HELP,
-            quit=self.quit,
-        )
-        if word not in commands:
-            raise UserError(f"there is no command /{word}", allowed="/" + ", /".join(commands))
-        return commands[word](rest.strip())
+        if word not in COMMANDS:
+            raise UserError(f"there is no command /{word}", allowed="/" + ", /".join(COMMANDS))
+        return getattr(self, word)(rest.strip())
 
-    def set_system(self, text: str) -> str:
+    def help(self, _="") -> str:
+        "What can be typed."
+        return HELP
+
+    def system(self, text: str) -> str:
         "Set the system message, or remove it."
         self.section = self.section.model_copy(update=dict(system=text or None))
         return "system message set" if text else "no system message"
@@ -434,8 +471,12 @@ def stream_to_terminal(chat: Chat, model, tokenizer, question: str) -> None:
     "Stream the answer to standard output; Ctrl-C ends it, and what was written is kept."
     chat.turns.append({"role": "user", "content": question})
     written = []
+    messages = fit_to_context(model, tokenizer, chat.messages)
+    if left := len(chat.messages) - len(messages):
+        turns = "question and answer do" if left == 2 else f"{left // 2} questions and answers do"
+        print(f"(the oldest {turns} not fit into the model's context; /reset)", file=sys.stderr)
     try:
-        stream = stream_answer(model, tokenizer, chat.messages, chat.section)
+        stream = stream_answer(model, tokenizer, messages, chat.section)
         print_stream(stream, chat.section, written)
     except KeyboardInterrupt:
         print(" [stopped]", end="", file=sys.stderr)
@@ -475,12 +516,11 @@ def terminal_chat(
 
     Answers go to standard output, each ended by an empty line; the rest to standard error."""
     chat = Chat(section)
-    for line in read_lines_typed() if lines is None else lines:
-        line = line.strip()
+    for line in join_lines(read_lines_typed() if lines is None else lines):
         if not line:
             continue
         try:
-            if line.startswith("/"):
+            if chat.is_command(line):
                 print(chat.command(line), file=sys.stderr)
             else:
                 stream_to_terminal(chat, model, tokenizer, line)
