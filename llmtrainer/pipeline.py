@@ -14,6 +14,7 @@ __all__ = [
     "progress_bar",
     "evaluate_tasks",
     "stored_result",
+    "evaluate_base",
     "base_result",
     "unmet_requirements",
     "is_run",
@@ -52,7 +53,6 @@ __all__ = [
     "Stages",
     "quickstart_recipe",
     "write_problems",
-    "evaluate_base",
     "quickstart_report",
     "quickstart",
 ]
@@ -286,6 +286,18 @@ def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #3737513d
+def evaluate_base(
+    run: Run,
+    section: Eval,  # with one task
+    generation: Generation,
+    quiet: bool = False,
+) -> TaskResult:
+    "The result of a run's base on a task, measured now and stored under `evals/base`."
+    model, tokenizer = open_model(str(run.path), tuned=False)
+    options = dict(quiet=quiet, folder="evals/base", generation=generation)
+    return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
+
+
 def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
     """The result of a run's base on a task: the same items and settings as the run's own result.
     It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
@@ -294,12 +306,9 @@ def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
     ids = [[item.id for item in result.items] for result in (base, tuned) if result]
     if base and base.generation == tuned.generation and ids[0] == ids[1]:
         return base
-    model, tokenizer = open_model(str(run.path), tuned=False)
     data_dir = run.recipe.get("eval", {}).get("data_dir")
     section = Eval(tasks=[task], data_dir=data_dir, limit=tuned.n)
-    options = dict(quiet=quiet, folder="evals/base")
-    options |= dict(generation=load_recipe(Generation, tuned.generation))
-    return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
+    return evaluate_base(run, section, load_recipe(Generation, tuned.generation), quiet)
 
 
 def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:
@@ -895,20 +904,6 @@ def write_problems(out: Path, seed: int) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #4bcaf60a
-def evaluate_base(run: Run, recipe: Recipe) -> TaskResult:
-    "The result of the recipe's only task before training, stored under `evals/base`."
-    model, tokenizer = open_model(str(run.path), tuned=False)
-    results = evaluate_tasks(
-        run,
-        model,
-        tokenizer,
-        section=recipe.eval,
-        folder="evals/base",
-        generation=resolve_system(run, recipe.generate),
-    )
-    return results[0]
-
-
 def quickstart_report(out: Path, summary: dict) -> str:
     "The last lines of the quickstart: the differences, the seconds and what to do next."
     merged, exported = summary["merge"], summary["onnx"]
@@ -938,7 +933,7 @@ def quickstart(
     with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):
         write_problems(out, seed)
     with stage("before", "2/6  The small base answers the test problems"):
-        before = evaluate_base(run, recipe)
+        before = evaluate_base(run, recipe.eval, resolve_system(run, recipe.generate))
     with stage("train", "3/6  QLoRA: the base in 4 bits, adapters on all linear layers; same test"):
         train(recipe, out)
     after = stored_result(run, "word_problems")

@@ -698,7 +698,7 @@ def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys
     assert "'Solve it.' in 100, none in 20 of 120 rows" in told
     for own in (Generation(system=None), Generation(system="Be brief.")):
         assert resolve_system(run, own) == own
-    assert evaluate_base(run, job(tmp_path)).generation["system"] == "Solve it."
+    assert base_result(run, "word_problems", quiet=True).generation["system"] == "Solve it."
     card = (run.path / "README.md").read_text()
     assert "'Solve it.' in 100, none in 20 of 120 rows" in card
     assert '{"role": "system", "content": "Solve it."}' in card
