@@ -369,20 +369,21 @@ QLORA, LORA, FULL = ("lora", "nf4"), ("lora", "none"), ("full", "none")
 PEAKS = [
     ("1B", 16, QLORA, "reference", 4, 2048, False, 1, 26.452, "H100"),
     ("1B", 16, FULL, "reference", 4, 1024, True, 1, 20.815, "H100"),
-    ("1B", 16, QLORA, "fused", 8, 2048, True, 1, 4.224, "H100"),
+    ("1B", 16, QLORA, "fused", 8, 2048, True, 1, 4.38, "H200"),
+    ("1B", 16, QLORA, "fused", 8, 2048, False, 1, 15.22, "H200"),
     ("3B", 28, LORA, "reference", 8, 1024, True, 1, 19.472, "H100"),
     ("8B", 8, QLORA, "reference", 4, 2048, False, 1, 27.009, "H100"),
     ("8B", 8, QLORA, "reference", 1, 8192, True, 1, 15.409, "H100"),
     ("8B", 8, QLORA, "reference", 16, 512, True, 1, 15.336, "H100"),
     ("8B", 32, QLORA, "reference", 8, 512, True, 1, 12.774, "H100"),
-    ("8B", 32, QLORA, "fused", 16, 512, False, 1, 43.48, "H100"),
+    ("8B", 32, QLORA, "fused", 16, 512, False, 1, 29.92, "H200"),
+    ("8B", 32, QLORA, "fused", 16, 512, True, 1, 9.43, "H200"),
     ("8B", 8, LORA, "reference", 4, 2048, True, 1, 17.770, "H100"),
     ("8B", 32, QLORA, "reference", 8, 2048, True, 1, 33.58, "H200"),
-    ("8B", 32, QLORA, "fused", 8, 2048, False, 1, 80.52, "H200"),
+    ("8B", 32, QLORA, "fused", 8, 2048, False, 1, 53.53, "H200"),
+    ("8B", 32, QLORA, "fused", 8, 2048, True, 1, 13.02, "H200"),
     ("8B", 32, QLORA, "fp8", 8, 2048, True, 1, 13.03, "H200"),
-    ("8B", 32, QLORA, "fp8", 4, 2048, True, 2, 9.60, "H200"),
-    ("8B", 32, QLORA, "fp8", 8, 2048, False, 1, 73.71, "H200"),
-    ("8B", 32, QLORA, "fp8", 6, 2048, False, 1, 56.82, "H100"),
+    ("8B", 32, QLORA, "fp8", 8, 2048, False, 1, 64.72, "H200"),
 ]
 
 
@@ -403,9 +404,9 @@ def predicted(size, blocks, kind, engine, rows, tokens, recompute, batches):
     return predict_memory(config, Adapt(method=method), work)["allocated"] / 2**30
 
 
-def test_predictions_are_within_a_tenth_of_the_peaks_that_gpus_measured():
+def test_predictions_are_within_a_twentieth_of_the_peaks_that_gpus_measured():
     for *case, peak, _gpu in PEAKS:
-        assert abs(predicted(*case) / peak - 1) < 0.1, (case, predicted(*case), peak)
+        assert abs(predicted(*case) / peak - 1) < 0.05, (case, predicted(*case), peak)
 
 
 def test_every_word_of_the_recipe_has_its_bytes():

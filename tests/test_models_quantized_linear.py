@@ -130,6 +130,39 @@ def test_nan_stays_visible_in_fp8():
     assert second.tolist() == [2.0, -2.0]
 
 
+def sum_problem(m, n, r, dtype, device="cpu", down=False):
+    "y, h and the wide side, whose rows lie across memory with `down`; the sum in float64."
+    torch.manual_seed(m + n + r)
+    y, h = (torch.randn(m, size, device=device, dtype=dtype) for size in (n, r))
+    wide = torch.randn(*((r, n) if down else (n, r)), device=device, dtype=dtype)
+    wide = wide.t() if down else wide
+    return (y, h, wide), y.double() + h.double() @ wide.double().t()
+
+
+def assert_rounded_once(sum_, exact, terms):
+    "Equal to one rounding of the exact sum, and float32's own error in its terms."
+    step = {torch.bfloat16: 2**-8, torch.float32: 2**-23, torch.float64: 2**-52}[sum_.dtype]
+    assert ((sum_.double() - exact).abs() <= step * exact.abs() + 2**-21 * terms).all()
+
+
+def test_the_sum_is_rounded_once():
+    for dtype in (torch.float32, torch.float64):
+        tensors, exact = sum_problem(20, 30, 5, dtype)
+        terms = (
+            tensors[0].abs().double() + tensors[1].abs().double() @ tensors[2].abs().double().t()
+        )
+        assert_rounded_once(add_adapter(*tensors), exact, terms)
+
+
+@pytest.mark.gpu
+@given(m=st.integers(1, 300), n=st.integers(1, 600), r=st.integers(1, 200), down=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_the_kernel_rounds_the_sum_once(m, n, r, down):
+    tensors, exact = sum_problem(m, n, r, torch.bfloat16, "cuda", down)
+    y, h, wide = (t.double().abs() for t in tensors)
+    assert_rounded_once(add_adapter(*tensors), exact, y + h @ wide.t())
+
+
 @dataclass(frozen=True)
 class Problem:
     "Stacked layers with an adapter each, and what comes in and back."

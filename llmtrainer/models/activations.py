@@ -4,9 +4,18 @@
 
 # %% auto #0
 __all__ = [
+    "THIN",
+    "DEAR",
+    "DRAWN",
+    "SDPA_BACKENDS",
     "POLICIES",
     "OffloadedTensor",
     "HostStore",
+    "keep_products",
+    "keep_nothing",
+    "checkpoint_inside",
+    "CompiledForward",
+    "offload_input",
     "decoder_layers",
     "checkpointed",
     "apply_activation_checkpointing",
@@ -15,7 +24,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/speed/63_activations.ipynb #2c4e3171
+import logging
+import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +36,13 @@ from typing import Literal
 # %% ../../nbs/speed/63_activations.ipynb #5437d06c
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 # %% ../../nbs/speed/63_activations.ipynb #8b2e79db
@@ -46,11 +64,9 @@ class HostStore:
     in, first out."""
 
     def __init__(self, device: torch.device):
-        self.cuda, self.held, self.free = (
-            device.type == "cuda",
-            [],
-            defaultdict(list),
-        )  # (shape, dtype) -> buffers that can be used again
+        self.cuda = device.type == "cuda"
+        self.held = []  # weak references: a graph may be dropped without a backward pass
+        self.free = defaultdict(list)  # (shape, dtype) -> buffers that can be used again
         self.stream = torch.cuda.Stream(device) if self.cuda else None
 
     @contextmanager
@@ -65,39 +81,151 @@ class HostStore:
 
     def pack(self, t: torch.Tensor) -> OffloadedTensor:
         "Copy a tensor to the host; the GPU's memory is free again when the copy is done."
-        waiting = self.free[t.shape, t.dtype]
-        buffer = (
-            waiting.pop() if waiting else torch.empty(t.shape, dtype=t.dtype, pin_memory=self.cuda)
-        )
+        free = self.free[t.shape, t.dtype]
+        if free:
+            buffer = free.pop()
+        else:
+            buffer = torch.empty(t.shape, dtype=t.dtype, pin_memory=self.cuda)
         with self.beside():
             buffer.copy_(t, non_blocking=True)
         if self.cuda:
             t.record_stream(self.stream)
-        self.held.append(OffloadedTensor(buffer, t.device))
-        return self.held[-1]
+        away = OffloadedTensor(buffer, t.device)
+        self.held.append(weakref.ref(away))
+        return away
 
-    def fetch(self, one: OffloadedTensor) -> None:
+    def fetch(self, away: OffloadedTensor) -> None:
         "Begin the copy back."
-        if one.back is None:
+        if away.back is None:
             with self.beside():
-                one.back = one.buffer.to(one.device, non_blocking=True, copy=True)
+                away.back = away.buffer.to(away.device, non_blocking=True, copy=True)
 
-    def unpack(self, one: OffloadedTensor) -> torch.Tensor:
+    def unpack(self, away: OffloadedTensor) -> torch.Tensor:
         "The tensor, and the one below it is sent for."
-        self.fetch(one)
+        self.fetch(away)
         if self.cuda:
             torch.cuda.current_stream().wait_stream(self.stream)
-            one.back.record_stream(torch.cuda.current_stream())
-        self.held.remove(one)
-        self.free[one.buffer.shape, one.buffer.dtype].append(
-            one.buffer
-        )  # the next copy into it is in the same stream, so after this one
+            away.back.record_stream(torch.cuda.current_stream())
+        self.held = [ref for ref in self.held if ref() not in (None, away)]
+        # the next copy into the buffer is in the same stream, so after this one
+        self.free[away.buffer.shape, away.buffer.dtype].append(away.buffer)
         if self.held:
-            self.fetch(self.held[-1])
-        return one.back
+            self.fetch(self.held[-1]())
+        return away.back
 
 
 # %% ../../nbs/speed/63_activations.ipynb #90baaa08
+THIN = 128  # results with so few columns (x A' of adapters) take no room worth computing again
+# parts of the names of operations that are not cheap: products with their adapter, in 16 bits or in
+# 8 with the rows they round, and attention; and of those that draw random numbers
+DEAR = ("add_adapter", "_scaled_mm", "round_rows", "scaled_dot_product")
+DRAWN = ("rand", "bernoulli", "dropout")
+
+
+def keep_products(context, op, *args, **kwargs) -> CheckpointPolicy:
+    "Which results a compiled layer keeps: those of products and of attention, nothing else."
+    keep = any(name in str(op) for name in DEAR + DRAWN)
+    if op is torch.ops.aten.mm.default:
+        keep = args[1].shape[1] <= THIN
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def keep_nothing(context, op, *args, **kwargs) -> CheckpointPolicy:
+    "A compiled layer keeps its input alone."
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# %% ../../nbs/speed/63_activations.ipynb #faaec92b
+# one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
+SDPA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def checkpoint_inside(
+    run,  # a layer's forward
+    keep: Callable,  # the rule: `keep_products`, `keep_nothing`
+    **settings,  # of `checkpoint`
+) -> Callable:
+    "The forward with checkpointing as a part of it, so that the compiler sees it."
+    contexts = partial(create_selective_checkpoint_contexts, keep)
+
+    def forward(*args, **kwargs):
+        given = settings | kwargs
+        return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **given)
+
+    return forward
+
+
+class CompiledForward:
+    """A decoder layer's forward, compiled; with a cache it runs as it is.
+
+    `policy` says what it leaves for the backward pass, as `apply_activation_checkpointing` sets it.
+    """
+
+    def __init__(
+        self,
+        plain,  # the forward of the layer
+        backend: str,  # of torch.compile
+        selective: bool,  # are all its products those of `DEAR`? else the compiler chooses
+    ):
+        self.plain, self.backend, self.selective = plain, backend, selective
+        self.policy, self.store = "keep", None
+        self.compiled = {}  # what is kept -> the compiled function
+
+    def compile(self, keep):
+        "The layer compiled with a rule of what is kept; None leaves the choice to the compiler."
+        if keep in self.compiled:
+            return self.compiled[keep]
+        run = self.plain
+        if keep is not None:
+            # layers that share an input hand their outputs to each other within a pass; the second
+            # computation must not do so again
+            torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+            # a warning about in-place operations, of which a layer has none
+            logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+            run = checkpoint_inside(run, keep)
+        self.compiled[keep] = torch.compile(run, dynamic=False, backend=self.backend)
+        return self.compiled[keep]
+
+    def rule(self):
+        "What this pass keeps, as a function of the operation."
+        if not torch.is_grad_enabled():
+            return None
+        if self.policy != "keep":
+            return keep_nothing
+        return keep_products if self.selective else None
+
+    def __call__(self, *args, **kwargs):
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            return self.plain(*args, **kwargs)
+        run = self.compile(self.rule())
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
+            if self.store is None or not torch.is_grad_enabled():
+                return run(*args, **kwargs)
+            with offload_input(self.store, args[0]):
+                return run(*args, **kwargs)
+
+
+def offload_input(store: HostStore, x: torch.Tensor) -> saved_tensors_hooks:
+    "A context in which x, where it is saved for the backward pass, is held by the store."
+
+    # autograd keeps the hooks until the backward pass: one that held x would keep it on the device
+    pointer, shape = x.data_ptr(), x.shape
+
+    def pack(t: torch.Tensor):
+        return store.pack(t) if t.data_ptr() == pointer and t.shape == shape else t
+
+    def unpack(held):
+        return store.unpack(held) if isinstance(held, OffloadedTensor) else held
+
+    return saved_tensors_hooks(pack, unpack)
+
+
+# %% ../../nbs/speed/63_activations.ipynb #6948143e
 POLICIES = ("auto", "keep", "recompute", "offload")
 
 
@@ -145,20 +273,22 @@ def apply_activation_checkpointing(
             allowed="keep, auto",
             fix="train.activations=keep, with a smaller train.batch_size",
         )
-    store = (
-        HostStore(next(chosen[0].parameters()).device) if chosen and policy == "offload" else None
-    )
+    offload = chosen and policy == "offload"
+    store = HostStore(next(chosen[0].parameters()).device) if offload else None
     for layer in chosen:
-        layer.__dict__["kept_whole"], layer.forward = (
-            layer.__dict__.get("forward"),
-            checkpointed(layer.forward, store),
-        )
+        if isinstance(layer.forward, CompiledForward):
+            layer.forward.policy, layer.forward.store = policy, store
+            continue
+        layer.__dict__["kept_whole"] = layer.__dict__.get("forward")
+        layer.forward = checkpointed(layer.forward, store)
     return len(chosen)
 
 
 def remove_activation_checkpointing(layers) -> None:
     "Take it back."
     for layer in layers:
+        if isinstance(layer.forward, CompiledForward):
+            layer.forward.policy, layer.forward.store = "keep", None
         if "kept_whole" not in layer.__dict__:
             continue
         before = layer.__dict__.pop("kept_whole")

@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "FUSED",
-    "SDPA_BACKENDS",
     "single_plain_adapter",
     "FusedLayer",
     "SharedInput",
@@ -16,6 +15,7 @@ __all__ = [
     "fuse_layer",
     "EngineReport",
     "unwrap_model",
+    "adapted_throughout",
     "compile_layer",
     "attention_readers",
     "redraw_rounding",
@@ -52,13 +52,11 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch._dynamo.utils import counters
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
-from transformers import Cache
 
 # %% ../../nbs/speed/65_engines.ipynb #0a771b92
 from llmtrainer.data.packing import model_inputs
-from llmtrainer.models.activations import decoder_layers
+from llmtrainer.models.activations import CompiledForward, decoder_layers
 from llmtrainer.models.attention import (
     NAME,
     document_boundaries,
@@ -312,26 +310,22 @@ def unwrap_model(model) -> torch.nn.Module:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #ae78a284
-# one H200, forward and backward: cuDNN 399, flash 224 TFLOP/s
-SDPA_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+def adapted_throughout(layer) -> bool:
+    "Is every product of a decoder layer that of plain LoRA over a linear layer?"
+    adapters = [m for m in layer.modules() if isinstance(m, LoraLayer)]
+    inside = {id(part) for m in adapters for part in m.modules()}
+    outside = [m for m in layer.modules() if id(m) not in inside]
+    # whatever else holds a matrix multiplies by it: a layer without an adapter, experts, a router
+    matrices = [m for m in outside if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+    return not matrices and not any(m.lora_variant for m in adapters)
 
 
 def compile_layer(layer, backend: str) -> None:
     "Compile a decoder layer in place; with a cache it runs as it is."
-    plain = layer.forward
-    compiled = torch.compile(layer.forward, dynamic=False, backend=backend)
-
-    def forward(*args, **kwargs):
-        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
-        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
-            return (plain if cached else compiled)(*args, **kwargs)
-
-    layer.forward = forward  # the instance's, so that hooks of other libraries stay around it
+    fused = all(isinstance(m, FusedLayer) for m in layer.modules() if isinstance(m, LoraLayer))
+    selective = fused and adapted_throughout(layer)
+    # the instance's, so that hooks of other libraries stay around it
+    layer.forward = CompiledForward(layer.forward, backend, selective)
 
 
 # %% ../../nbs/speed/65_engines.ipynb #c6a45e51

@@ -9,6 +9,7 @@ __all__ = [
     "CONTEXT",
     "GAPS",
     "COMPILED",
+    "RECOMPUTED",
     "PARTS",
     "COLORS",
     "MAX_ROWS",
@@ -28,10 +29,14 @@ __all__ = [
     "to_fake_tensors",
     "full_logits_loss",
     "chunked_loss",
-    "dequantized_forward",
+    "QuantizedForward",
+    "eight_bit_layers",
+    "plan_products",
     "prepare_meta_model",
     "PassMemory",
     "record_moments",
+    "keeps_products",
+    "last_products",
     "simulate_pass",
     "with_blocks",
     "build_meta_model",
@@ -45,6 +50,7 @@ __all__ = [
     "count_trainable_from_config",
     "extrapolate_pass",
     "pass_memory",
+    "rule_applies",
     "peak_memory",
     "MemoryPlan",
     "predict_memory",
@@ -82,18 +88,27 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import convert_outputs_to_fp32
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import LoraLayer
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/speed/60_memory.ipynb #5b4e9990
 from llmtrainer.device import DevicePlan, meta_model
-from llmtrainer.models.engines import token_loss, unwrap_model
+from llmtrainer.models.activations import THIN, checkpoint_inside, decoder_layers
+from llmtrainer.models.engines import (
+    adapted_throughout,
+    attention_readers,
+    token_loss,
+    unwrap_model,
+)
 from llmtrainer.models.experts import EXPERTS
+from llmtrainer.models.load import F8
 from llmtrainer.models.lora import Adapt
-from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
+from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states, chunk_rows
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
 from llmtrainer.run import facts_html
 
@@ -232,11 +247,17 @@ class StepShape:
     recompute: bool = False  # blocks are computed again in the backward pass
     quantize: str = "nf4"  # storage of the frozen layers
     mixed: bool = True  # 16-bit weights and autocast, as on a GPU; else float32
-    sliced: bool = False  # the loss never holds all logits
+    # the fused engines: the loss never holds all logits, and on a GPU layers are compiled
+    sliced: bool = False
     optimizer: str = "adamw"
     accumulate: int = 1  # micro-batches in a step
     attn: str = "sdpa"
     fp8: bool = False  # products in 8 bits, which keep their inputs in 8 bits
+
+    @property
+    def compiled(self) -> bool:
+        "Are decoder layers compiled?"
+        return self.mixed and self.sliced
 
 
 class DequantizedMatmul(torch.autograd.Function):
@@ -277,19 +298,49 @@ def full_logits_loss(model, batch: dict) -> torch.Tensor:
 
 def chunked_loss(model, batch: dict) -> torch.Tensor:
     "The fused engines' loss, as if every token were trained."
-    base = unwrap_model(model)
+    base, size = unwrap_model(model), None
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with capture_hidden_states(base) as states:
         model(**inputs, use_cache=False, logits_to_keep=1)
     x, head = states[0].flatten(0, 1), base.get_output_embeddings()
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.bfloat16)
-    return LinearCrossEntropy.apply(x, head.weight, head.bias, batch["labels"].flatten())
+        # compiled, as on a GPU, a piece holds its logits and their gradient in 16 bits; as plain
+        # code it holds four times that
+        size = chunk_rows(len(head.weight)) // 4
+    labels = batch["labels"].flatten()
+    return LinearCrossEntropy.apply(x, head.weight, head.bias, labels, 1.0, None, size)
 
 
-def dequantized_forward(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    "The forward pass of a layer as if it were stored in 4 or 8 bits."
-    return DequantizedMatmul.apply(x, layer.weight, layer.bias)
+class QuantizedForward:
+    "The forward pass of linear layers as if they were stored in 4 or 8 bits."
+
+    def __init__(self):
+        self.rounded = lambda: None  # a weak reference to the last input that was rounded to 8 bits
+
+    def __call__(self, layer: torch.nn.Linear, eight_bits: bool, x: torch.Tensor) -> torch.Tensor:
+        # layers that share an input share its 8 bits, which a compiled layer keeps
+        if eight_bits and self.rounded() is not x:
+            self.rounded = weakref.ref(x)
+            x.to(F8)
+        return DequantizedMatmul.apply(x, layer.weight, layer.bias)
+
+
+def eight_bit_layers(model) -> set[int]:
+    "Ids of the linear layers that `fp8: most` multiplies in 8 bits: those not read by attention."
+    base = unwrap_model(model)
+    adapted = [m for m in base.modules() if isinstance(m, LoraLayer)]
+    exact = attention_readers(base, adapted)
+    return {id(m.base_layer) for m in adapted if id(m) not in exact}
+
+
+def plan_products(context, op, *args, **kwargs) -> CheckpointPolicy:
+    """What `keep_products` keeps, in transformers' and peft's own operations: large products, of
+    which the adapters' share is not one, attention, and inputs in 8 bits."""
+    large = op is torch.ops.aten.mm.default and args[0].shape[1] > THIN
+    in_8_bits = op is torch.ops.aten._to_copy.default and kwargs.get("dtype") == F8
+    keep = large or in_8_bits or "scaled_dot_product" in str(op)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def prepare_meta_model(
@@ -299,11 +350,13 @@ def prepare_meta_model(
 ) -> dict:
     "Make a skeleton the model that the trainer calls, and return a batch for it."
     stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-    if work.quantize != "none":
-        for layer in frozen_linears(model):
-            layer.forward = partial(dequantized_forward, layer)
-        stack.enter_context(disable_input_dtype_casting(model))  # as peft's quantised layers do
     to_fake_tensors(model)
+    if work.quantize != "none":
+        eight_bits = eight_bit_layers(model) if work.fp8 else set()
+        forward = QuantizedForward()
+        for layer in frozen_linears(model):
+            layer.forward = partial(forward, layer, id(layer) in eight_bits)
+        stack.enter_context(disable_input_dtype_casting(model))  # as peft's quantised layers do
     if work.mixed:
         model.forward = convert_outputs_to_fp32(model.forward)
     ids = torch.zeros(work.rows, work.length, dtype=torch.long)
@@ -348,6 +401,22 @@ def record_moments(base, ledger: MemoryTracker) -> tuple[dict, Callable]:
     return marks, base.get_decoder().register_forward_hook(blocks_done).remove
 
 
+def keeps_products(base, work: StepShape) -> bool:
+    "Does a compiled model keep products and attention, by rule, and compute the rest again?"
+    kept = work.compiled and not work.recompute
+    return kept and all(adapted_throughout(layer) for layer in decoder_layers(base))
+
+
+def last_products(base, work: StepShape) -> int:
+    """Bytes of each layer's last product, which the compiler drops although the rule names it:
+    nothing reads it but the sum that leaves the layer. A norm behind the MLP would read it."""
+    layers = decoder_layers(base)
+    names = [name for name, _ in layers[0].named_children()]
+    if any(name.startswith(("post_feedforward", "post_mlp")) for name in names):
+        return 0
+    return len(layers) * work.rows * work.length * base.config.get_text_config().hidden_size * 2
+
+
 def simulate_pass(
     model,  # a skeleton; it is used up
     work: StepShape,
@@ -358,8 +427,13 @@ def simulate_pass(
     if work.recompute and training:
         base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
     compute_loss = chunked_loss if work.sliced else full_logits_loss
+    selective = training and keeps_products(base, work)
     with ExitStack() as stack, quiet_peft_warning():
         batch = prepare_meta_model(stack, model, work)
+        for layer in decoder_layers(base) if selective else ():
+            layer.forward = checkpoint_inside(
+                layer.forward, plan_products, preserve_rng_state=False
+            )
         trained = [p for p in model.parameters() if p.requires_grad]
         if work.accumulate > 1 and training:
             for p in trained:
@@ -375,7 +449,9 @@ def simulate_pass(
             if training:
                 total.backward()
         loss = marks.get("loss", ledger.most)
-        return PassMemory(marks["kept"], loss, ledger.most if training else 0, ledger.flops)
+        most = ledger.most if training else 0
+    counted = PassMemory(marks["kept"], loss, most, ledger.flops)
+    return counted.without(last_products(base, work) if selective else 0)
 
 
 # %% ../../nbs/speed/60_memory.ipynb #d94a463b
@@ -511,7 +587,7 @@ def pass_memory(config, section: Adapt, work: StepShape, training: bool = True) 
     relevant = replace(
         work,
         optimizer=plain.optimizer,
-        fp8=plain.fp8,
+        fp8=work.fp8 and training and work.compiled and not work.recompute,
         quantize=work.quantize if work.quantize == "none" else plain.quantize,
         accumulate=min(2, work.accumulate),
     )
@@ -521,8 +597,18 @@ def pass_memory(config, section: Adapt, work: StepShape, training: bool = True) 
 # %% ../../nbs/speed/60_memory.ipynb #5c53058b
 CONTEXT = 600 * 2**20  # bytes of CUDA and its libraries
 GAPS = 0.05  # share of what comes and goes that the allocator loses in gaps
-# share of what a layer's own code keeps that a compiled layer keeps, by `StepShape.fp8`
-COMPILED = {False: 0.75, True: 0.68}
+# share of what a layer's own code keeps that a compiled layer keeps, where the compiler chooses
+COMPILED = 0.75
+# share of what a layer's own code holds while it is computed again that a compiled layer holds:
+# 0.76 for the 8B shape, 1.0 for 1B
+RECOMPUTED = 0.93
+
+
+@cached_by_value
+def rule_applies(config, section: Adapt, work: StepShape) -> bool:
+    "Do compiled layers keep by rule? A model of one block, or all blocks where they differ, tells."
+    small = with_blocks(config, 1) if blocks_uniform(config, section) else config
+    return keeps_products(unwrap_model(build_meta_model(small, section, work)), work)
 
 
 def peak_memory(config, section: Adapt, work: StepShape, static: dict[str, int]) -> dict[str, int]:
@@ -530,8 +616,10 @@ def peak_memory(config, section: Adapt, work: StepShape, static: dict[str, int])
 
     `allocated` is the sum of the parts; `total` adds gaps and CUDA."""
     step = pass_memory(config, section, work)
-    if work.mixed and work.sliced and not work.recompute:
-        step = step.without(int((1 - COMPILED[work.fp8]) * step.kept))
+    if work.compiled and work.recompute:
+        step = replace(step, backward=step.kept + int(RECOMPUTED * (step.backward - step.kept)))
+    elif work.compiled and not rule_applies(config, section, work):
+        step = step.without(int((1 - COMPILED) * step.kept))
     peak = max(step.loss, step.backward, static["trained"] - static["gradients"])
     parts = static | dict(
         activations=step.kept,

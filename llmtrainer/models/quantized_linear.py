@@ -28,8 +28,8 @@ __all__ = [
     "quantize_fp8",
     "scaled_matmul",
     "matmul_stored",
+    "add_adapter",
     "block_diagonal",
-    "add_once",
     "stacked_gradient",
     "diagonal_blocks",
     "LoraLinear",
@@ -392,24 +392,83 @@ def matmul_stored(
     return scaled_matmul(x8, w8, sa=scale, sb=out_scale, dtype=x.dtype)
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #7474ba25
+if triton is not None:
+
+    @triton.jit
+    def _sum_kernel(
+        Y,
+        H,
+        WIDE,
+        OUT,
+        M,
+        N,
+        R,
+        ACROSS,  # strides of WIDE
+        DOWN,
+        BM: tl.constexpr,
+        BN: tl.constexpr,
+        BR: tl.constexpr,
+    ):
+        m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+        n, r = tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BR)
+        total = tl.zeros([BM, BN], tl.float32)
+        for first in range(0, R, BR):
+            rank = first + r
+            h = tl.load(
+                H + m[:, None] * R + rank[None, :],
+                mask=(m[:, None] < M) & (rank[None, :] < R),
+                other=0.0,
+            )
+            wide = tl.load(
+                WIDE + n[None, :] * ACROSS + rank[:, None] * DOWN,
+                mask=(n[None, :] < N) & (rank[:, None] < R),
+                other=0.0,
+            )
+            total = tl.dot(h, wide, total)
+        at, inside = m[:, None] * N + n[None, :], (m[:, None] < M) & (n[None, :] < N)
+        y = tl.load(Y + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(OUT + at, (y + total).to(OUT.dtype.element_ty), mask=inside)
+
+
+@register_operator("llmtrainer::add_adapter")
+def add_adapter(y: torch.Tensor, h: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+    "y + h wide', rounded once: a product of a layer and the share of its adapters."
+    (m, n), r = y.shape, h.shape[1]
+    if not y.is_cuda or y.dtype == torch.float32:
+        # `addmm` would copy y, then read and write it
+        total = torch.promote_types(y.dtype, torch.float32)
+        return (y.to(total) + (h @ wide.t()).to(total)).to(y.dtype)
+    out, y, h = torch.empty_like(y), y.contiguous(), h.contiguous()
+    wrap_triton(_sum_kernel)[(triton.cdiv(m, 64), triton.cdiv(n, 128))](
+        y,
+        h,
+        wide,
+        out,
+        m,
+        n,
+        r,
+        wide.stride(0),
+        wide.stride(1),
+        64,
+        128,
+        min(64, max(16, triton.next_power_of_2(r))),
+        num_warps=4,
+    )
+    return out
+
+
+@add_adapter.register_fake
+def _(y, h, wide):
+    return torch.empty_like(y)
+
+
 # %% ../../nbs/speed/64_quantized_linear.ipynb #bfda11f5
 def block_diagonal(
     B: Sequence[torch.Tensor], scales: Sequence[float], dtype: torch.dtype
 ) -> torch.Tensor:
     "(all rows, all ranks): each scale * B in its own block, rounded once."
     return torch.block_diag(*[(scale * b.float()).to(dtype) for scale, b in zip(scales, B)])
-
-
-def add_once(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    "a + b, rounded once."
-    # written out, so that a compiler joins it with what reads the sum: `addmm` would copy a, then
-    # read and write it
-    wide = torch.promote_types(a.dtype, torch.float32)
-    if wide == a.dtype:
-        # the result of an autograd function must not be a conversion that converts nothing:
-        # compiled by PyTorch 2.11, its gradients are all zero, without a word
-        return a + b
-    return (a.to(wide) + b.to(wide)).to(a.dtype)
 
 
 def stacked_gradient(d: torch.Tensor, A: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -453,7 +512,7 @@ class LoraLinear(torch.autograd.Function):
         ctx.scales, ctx.shape, ctx.separate = scales, shape, dropped is not None
         forward_rows = rows if fp8_forward else None
         y = matmul_stored(x, stored, shape=shape, rows=forward_rows, backward=False)
-        return add_once(y, h @ block_diagonal(B, scales, x.dtype).t())
+        return add_adapter(y, h, block_diagonal(B, scales, x.dtype))
 
     @staticmethod
     def backward(ctx, g):
@@ -465,7 +524,7 @@ class LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = matmul_stored(g, stored, shape=ctx.shape, rows=rows, backward=True)
             if not ctx.separate:
-                dx = add_once(dx, gh @ a)
+                dx = add_adapter(dx, gh, a.t())
         return (
             dx,
             gh @ a if ctx.separate else None,
