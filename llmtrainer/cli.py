@@ -736,7 +736,7 @@ def generate(
         print(f"> {row['prompt']}", *(answer["text"] for answer in row["answers"]), "", sep="\n")
     print(
         f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']}"
-        f" tokens/s, {speed['truncated']} cut at max_new_tokens",
+        f" tokens/s, {speed['truncated']} cut off",
         file=sys.stderr,
     )
 
@@ -756,17 +756,28 @@ def demo(
     run: ModelName,
     port: int = 7860,
     share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="another name under which the page is opened, of a proxy; repeatable"),
+    ] = None,
 ):
     "Chat in the browser, with base and tuned model side by side."
     from llmtrainer.pipeline import is_run, open_model
+    from llmtrainer.run import Run
     from llmtrainer.ship.demo import build_demo, launch_demo
 
     model, tokenizer, section = run_generation(run, None)
+    name = Path(run).name or run
     if is_run(run):
-        models = {"base": open_model(run, tuned=False), "tuned": (model, tokenizer)}
+        base = Path(Run.load(run).recipe["model"]["base"]).name
+        name = Path(run).resolve().name
+        models = {
+            f"base: {base}": open_model(run, tuned=False),
+            f"tuned: {name}": (model, tokenizer),
+        }
     else:
-        models = {run: (model, tokenizer)}
-    launch_demo(build_demo(models, section), port, share)
+        models = {name: (model, tokenizer)}
+    launch_demo(build_demo(models, section, title=name), port, share, hosts=allow_host or [])
 
 
 # %% ../nbs/system/84_cli.ipynb #1e185b3e
