@@ -610,40 +610,55 @@ def evaluate(
     if as_json:
         print_json([result.summary() for result in results])
     else:
-        Console().print(scores_table(results))
+        console = Console()
+        console.print(scores_table(results))
+        for result in results:
+            if note := result.too_long_note():
+                console.print(note, markup=False, highlight=False)
     fail_if_unmet(unmet_requirements(results, section.require))
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
 @app.command()
 def compare(
-    run: RunName,
+    run: ModelName,
     other: Annotated[
         str | None,
         typer.Argument(
             metavar="[OTHER]",
-            help="another run; without one the run is compared with its own base",
-            callback=lambda name: name and check_run(name),
+            help="another run or model; without one the run is compared with its own base",
+            callback=lambda name: name and check_place(name),
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="a task that was measured")] = ...,
+    task: Annotated[str, typer.Option(help="a task; a run must have been measured on it")] = ...,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="items to ask where neither side is a run")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="a folder with the task's files, for what is measured now")
     ] = None,
     as_json: AsJson = False,
 ):
     """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
 
-    The base is measured where it was not yet, with the settings of the run."""
+    A base or another model is measured now, on the items and with the settings of the run."""
+    if other is None:
+        check_run(run)  # only a run has a base of its own
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.pipeline import base_result, stored_result
+    from llmtrainer.evals.tasks import find_task
+    from llmtrainer.pipeline import base_result, compared_results, stored_result
     from llmtrainer.run import Run
 
+    find_task(task)
     if other:
-        left, right = (stored_result(Run.load(name), task) for name in (run, other))
         names = (run, other)
+        options = dict(limit=limit, data_dir=data_dir, quiet=as_json)
+        left, right = compared_results(names, task, **options)
     else:
         left = base_result(Run.load(run), task, quiet=as_json)
         right, names = stored_result(Run.load(run), task), (f"base of {run}", run)
