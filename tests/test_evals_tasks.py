@@ -309,7 +309,8 @@ def test_an_item_longer_than_the_context_is_counted_and_ends_nothing(tmp_path):
         expected = {g.id: g.output.too_long for g in result.items if g.output.too_long}
         assert named == {id: (by_id[id].question, tokens) for id, tokens in expected.items()}
         note = result.too_long_note()
-        assert f"{len(named)} of 40 items are longer than the model's context of {context}" in note
+        assert f"{len(named)} of 40 items do not fit into the model's context of {context}" in note
+        assert result.too_long_note(named=0) == note[: note.index(". ") + 1]
         if name == "word_problems_loss":
             assert f"perplexity is over the other {40 - len(named)}" in note
             assert math.isfinite(result.score.value)

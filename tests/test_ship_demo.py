@@ -332,6 +332,11 @@ def test_strangers_and_large_bodies_are_refused():
             assert status("GET", address, origin=origin) == 403, origin
         for origin in (address.rstrip("/"), "https://lab.example"):
             assert status("POST", join, b"{}", origin=origin) not in (403, 404, 413), origin
+        # what a browser was seen to ask for: panes, examples, Stop, closing the page
+        for path in ("queue/join", "run/predict", "cancel", "reset"):
+            assert status("POST", f"{address}gradio_api/{path}", b"{}") not in (403, 404, 413), path
+        for path in ("", "config", "theme.css", "gradio_api/info", "gradio_api/startup-events"):
+            assert status("GET", address + path) == 200, path
         answer = web.get(address, headers={"origin": "http://evil.example"})
         assert "evil" not in str(answer.headers).lower()
         assert "llmtrainer demo" in web.get(address, headers={"host": "evil.example"}).text

@@ -25,6 +25,7 @@ __all__ = [
     "GradedItem",
     "LongItem",
     "TaskResult",
+    "long_items_note",
     "figure_of",
     "grade_items",
     "answer_settings",
@@ -357,6 +358,7 @@ class LongItem(BaseModel):
     tokens: int
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #42059810
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
@@ -413,23 +415,31 @@ class TaskResult(Record):
         }
 
     def too_long_note(self, named: int = 3) -> str:
-        "How many items were too long, what that means for the score, and which; empty for none."
-        if not self.too_long:
-            return ""
-        counted = int((sums_of([item.scores[self.primary] for item in self.items])[:, 1] > 0).sum())
-        how = f"count as not answered: {self.primary} is over all {self.n} items"
-        if counted < self.n:
-            how = f"are left out: {self.primary} is over the other {counted}"
-        items = [
-            f"{item.id} ({item.tokens} tokens) {item.question[:60]!r}"
-            for item in self.too_long[:named]
-        ]
-        more = len(self.too_long) - len(items)
-        return (
-            f"{self.task}: {len(self.too_long)} of {self.n} items are longer than the model's"
-            f" context of {self.context} tokens and {how}. {'; '.join(items)}"
-            + (f"; and {more} more" if more else "")
-        )
+        "How many items were too long, what that means for the score, and some; empty for none."
+        return long_items_note(self, named) if self.too_long else ""
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #726bc92f
+def long_items_note(
+    result: TaskResult,
+    named: int,  # items at most
+) -> str:
+    "How many items of a result were too long, what that means for the score, and some of them."
+    sums = sums_of([item.scores[result.primary] for item in result.items])
+    counted, too_long = int((sums[:, 1] > 0).sum()), len(result.too_long)
+    how = f"count as not answered: {result.primary} is over all {result.n} items"
+    if counted < result.n:
+        how = f"are left out: {result.primary} is over the other {counted}"
+    items = [
+        f"{item.id} ({item.tokens} tokens) {item.question[:60]!r}"
+        for item in result.too_long[:named]
+    ]
+    if items and too_long > len(items):
+        items.append(f"and {too_long - len(items)} more")
+    return (
+        f"{result.task}: {too_long} of {result.n} items do not fit into the model's context of"
+        f" {result.context} tokens and {how}. {'; '.join(items)}"
+    ).strip()
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #45a869c2

@@ -484,7 +484,7 @@ NEEDED = {
         r"|/gradio_api/(info/?|app_id/?|startup-events|theme\.css|queue/data|heartbeat/\w+)"
         r"|/gradio_api/call/chat/\w+"
     ),
-    "POST": r"/gradio_api/(queue/join|cancel|reset/?|call/chat/?)",
+    "POST": r"/gradio_api/(queue/join|run/predict|cancel|reset/?|call/chat/?)",
 }
 NEEDED["HEAD"] = NEEDED["GET"]
 MAX_BODY = 4 * 2**20  # bytes: a long conversation of two panes is a hundredth of it
