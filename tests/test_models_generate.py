@@ -184,6 +184,15 @@ def test_progress_counts_every_question_once():
     assert sum(done) == len(ASK)
 
 
+def test_a_prompt_without_room_is_named_before_anything_is_written():
+    long = [{"role": "user", "content": "pears " * 700}]
+    told = []
+    with pytest.raises(UserError, match="and 1 more are too long") as error:
+        generate_answers(MODEL, TOKENIZER, [*ASK, long, long], batch_size=2, progress=told.append)
+    assert "pears pears" in str(error.value)
+    assert told == []
+
+
 def test_an_answer_ends_where_the_context_does():
     limit = MODEL.config.max_position_embeddings
     long = Generation(max_new_tokens=400, min_new_tokens=400)

@@ -23,6 +23,7 @@ __all__ = [
     "context_length",
     "prompt_lengths",
     "fit_length",
+    "check_room",
     "encode_prompts",
     "GumbelNoise",
     "sampling_processor",
@@ -368,6 +369,24 @@ def fit_length(
     return section.model_copy(update=dict(max_new_tokens=room, min_new_tokens=least))
 
 
+def check_room(
+    model,
+    texts: Sequence[str],  # rendered prompts
+    lengths: Sequence[int],  # their tokens
+) -> None:
+    "`UserError` where prompts leave no room for an answer in the model's context."
+    limit = context_length(model)
+    too_long = [i for i, length in enumerate(lengths) if limit and length >= limit]
+    if too_long:
+        first, others = too_long[0], len(too_long) - 1
+        raise UserError(
+            f"a prompt has {lengths[first]} tokens, and the model reads {limit}"
+            + (f" (and {others} more are too long)" if others else ""),
+            where=f"the prompt {texts[first][:60]!r}",
+            fix="shorten it, or take a model with a longer context",
+        )
+
+
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
     batch = tokenizer(
@@ -378,12 +397,7 @@ def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Te
         add_special_tokens=False,
         verbose=False,
     )
-    length, limit = batch["input_ids"].shape[1], context_length(model)
-    if limit and length >= limit:
-        raise UserError(
-            f"a prompt has {length} tokens, and the model reads {limit}",
-            fix="shorten it, or take a model with a longer context",
-        )
+    check_room(model, texts, batch["attention_mask"].sum(1).tolist())
     return {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
 
 
@@ -499,7 +513,7 @@ def batches_by_room(
     batch_size: int,
 ) -> Iterator[list[tuple[int, int]]]:
     "The jobs in batches within which every answer may have equally many tokens."
-    by_room = sorted(jobs, key=lambda job: -rooms[job[0]])
+    by_room = sorted(jobs, key=lambda job: rooms[job[0]])  # the longest prompts first
     for _, group in itertools.groupby(by_room, key=lambda job: rooms[job[0]]):
         group = list(group)
         for first in range(0, len(group), batch_size):
@@ -522,6 +536,7 @@ def generate_answers(
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
     jobs.sort(key=lambda job: -len(texts[job[0]]))
     lengths = prompt_lengths(tokenizer, texts) if texts else []
+    check_room(model, texts, lengths)  # before anything is written
     rooms = [fit_length(model, section, length).max_new_tokens for length in lengths]
     answers = [[] for _ in texts]
     for batch in batches_by_room(jobs, rooms, batch_size):

@@ -276,6 +276,7 @@ def mark_links(tokens: list) -> list:
     return marked
 
 
+@functools.lru_cache(256)  # a page that grows by a piece shows its other turns again
 def markdown_html(text: str) -> str:
     "HTML of a Markdown text: without raw HTML, images, foreign attributes or anything that loads."
     parser = load_markdown()
