@@ -610,40 +610,55 @@ def evaluate(
     if as_json:
         print_json([result.summary() for result in results])
     else:
-        Console().print(scores_table(results))
+        console = Console()
+        console.print(scores_table(results))
+        for result in results:
+            if note := result.too_long_note():
+                console.print(note, markup=False, highlight=False)
     fail_if_unmet(unmet_requirements(results, section.require))
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
 @app.command()
 def compare(
-    run: RunName,
+    run: ModelName,
     other: Annotated[
         str | None,
         typer.Argument(
             metavar="[OTHER]",
-            help="another run; without one the run is compared with its own base",
-            callback=lambda name: name and check_run(name),
+            help="another run or model; without one the run is compared with its own base",
+            callback=lambda name: name and check_place(name),
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="a task that was measured")] = ...,
+    task: Annotated[str, typer.Option(help="a task; a run must have been measured on it")] = ...,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="items to ask where neither side is a run")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="a folder with the task's files, for what is measured now")
     ] = None,
     as_json: AsJson = False,
 ):
     """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
 
-    The base is measured where it was not yet, with the settings of the run."""
+    A base or another model is measured now, on the items and with the settings of the run."""
+    if other is None:
+        check_run(run)  # only a run has a base of its own
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.pipeline import base_result, stored_result
+    from llmtrainer.evals.tasks import find_task
+    from llmtrainer.pipeline import base_result, compared_results, stored_result
     from llmtrainer.run import Run
 
+    find_task(task)
     if other:
-        left, right = (stored_result(Run.load(name), task) for name in (run, other))
         names = (run, other)
+        options = dict(limit=limit, data_dir=data_dir, quiet=as_json)
+        left, right = compared_results(names, task, **options)
     else:
         left = base_result(Run.load(run), task, quiet=as_json)
         right, names = stored_result(Run.load(run), task), (f"base of {run}", run)
@@ -736,7 +751,7 @@ def generate(
         print(f"> {row['prompt']}", *(answer["text"] for answer in row["answers"]), "", sep="\n")
     print(
         f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']}"
-        f" tokens/s, {speed['truncated']} cut at max_new_tokens",
+        f" tokens/s, {speed['truncated']} cut off",
         file=sys.stderr,
     )
 
@@ -756,17 +771,28 @@ def demo(
     run: ModelName,
     port: int = 7860,
     share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="another name under which the page is opened, of a proxy; repeatable"),
+    ] = None,
 ):
     "Chat in the browser, with base and tuned model side by side."
     from llmtrainer.pipeline import is_run, open_model
+    from llmtrainer.run import Run
     from llmtrainer.ship.demo import build_demo, launch_demo
 
     model, tokenizer, section = run_generation(run, None)
+    name = Path(run).name or run
     if is_run(run):
-        models = {"base": open_model(run, tuned=False), "tuned": (model, tokenizer)}
+        base = Path(Run.load(run).recipe["model"]["base"]).name
+        name = Path(run).resolve().name
+        models = {
+            f"base: {base}": open_model(run, tuned=False),
+            f"tuned: {name}": (model, tokenizer),
+        }
     else:
-        models = {run: (model, tokenizer)}
-    launch_demo(build_demo(models, section), port, share)
+        models = {name: (model, tokenizer)}
+    launch_demo(build_demo(models, section, title=name), port, share, hosts=allow_host or [])
 
 
 # %% ../nbs/system/84_cli.ipynb #1e185b3e

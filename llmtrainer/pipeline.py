@@ -13,9 +13,16 @@ __all__ = [
     "record_data",
     "progress_bar",
     "evaluate_tasks",
+    "item_ids",
+    "name_beside",
+    "store_result",
+    "stored_results",
     "stored_result",
     "evaluate_base",
     "base_result",
+    "alike",
+    "measure_model",
+    "compared_results",
     "unmet_requirements",
     "is_run",
     "is_finished",
@@ -58,12 +65,14 @@ __all__ = [
 ]
 
 # %% ../nbs/system/80_pipeline.ipynb #d3c7019d
+import hashlib
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +93,7 @@ from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
-from llmtrainer.evals.compare import compare, comparison_table
+from llmtrainer.evals.compare import check_settings_agree, compare, comparison_table
 from llmtrainer.evals.tasks import Eval, TaskResult, evaluate, find_task
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
@@ -268,11 +277,50 @@ def evaluate_tasks(
                 section=generation,
             )
         if run:
-            run.add_record(result, f"{folder}/{name}.json")
+            note = store_result(run, result, folder)
+            if note and not quiet:
+                print(note, file=sys.stderr)
         results.append(result)
     if run:
         renew_card(run)
     return results
+
+
+# %% ../nbs/system/80_pipeline.ipynb #59009763
+def item_ids(result: TaskResult) -> list[str]:
+    "The ids of a result's items, in an order that does not depend on the task's."
+    return sorted(item.id for item in result.items)
+
+
+def name_beside(result: TaskResult) -> str:
+    "A name for a result beside the one that counts: task, items, and a digest of what was asked."
+    asked = json.dumps([item_ids(result), result.generation], sort_keys=True)
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+    return f"{result.task}-{result.n}-{digest}"
+
+
+def store_result(run: Run, result: TaskResult, folder: str = "evals") -> str:
+    """Store a result: as the one that counts, unless the one there is fuller; then beside it.
+    Returns a note for the user where it lies beside."""
+    place = f"{folder}/{result.task}.json"
+    held = None
+    with suppress(UserError):  # a damaged one is replaced
+        held = run.find_record(TaskResult, place)
+    if held and set(item_ids(result)) < set(item_ids(held)):
+        beside = f"{folder}/others/{name_beside(result)}.json"
+        run.add_record(result, beside)
+        return f"{place} keeps the result of {held.n} items; this one of {result.n} is in {beside}"
+    if held and name_beside(held) != name_beside(result):
+        run.add_record(held, f"{folder}/others/{name_beside(held)}.json")
+    run.add_record(result, place)
+    return ""
+
+
+def stored_results(run: Run, task: str, folder: str = "evals") -> list[TaskResult]:
+    "All stored results of a task in a run: first the one that counts."
+    first = run.find_record(TaskResult, f"{folder}/{task}.json")
+    others = run.find_records(TaskResult, f"{folder}/others").values()
+    return [*([first] if first else []), *(other for other in others if other.task == task)]
 
 
 def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
@@ -302,13 +350,69 @@ def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
     """The result of a run's base on a task: the same items and settings as the run's own result.
     It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
     tuned = stored_result(run, task)
-    base = run.find_record(TaskResult, f"evals/base/{task}.json")
-    ids = [[item.id for item in result.items] for result in (base, tuned) if result]
-    if base and base.generation == tuned.generation and ids[0] == ids[1]:
-        return base
+    for base in stored_results(run, task, "evals/base"):
+        if base.generation == tuned.generation and item_ids(base) == item_ids(tuned):
+            return base
     data_dir = run.recipe.get("eval", {}).get("data_dir")
     section = Eval(tasks=[task], data_dir=data_dir, limit=tuned.n)
     return evaluate_base(run, section, load_recipe(Generation, tuned.generation), quiet)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #13410be0
+def alike(a: TaskResult, b: TaskResult) -> bool:
+    "Were two results measured on the same items, with settings that may be compared?"
+    if item_ids(a) != item_ids(b):
+        return False
+    try:
+        check_settings_agree(a, b)
+    except UserError:
+        return False
+    return True
+
+
+def measure_model(
+    name: str,  # of a model that is no run
+    section: Eval,  # with one task
+    like: TaskResult | None = None,  # whose settings it gets
+    quiet: bool = False,
+) -> TaskResult:
+    "The result of a model that has no place to store one."
+    generation = resolve_system(None, load_recipe(Generation, like.generation if like else {}))
+    model, tokenizer = open_model(name)
+    options = dict(section=section, generation=generation, quiet=quiet)
+    return evaluate_tasks(None, model, tokenizer, **options)[0]
+
+
+def compared_results(
+    names: tuple[str, str],
+    task: str,
+    limit: int | None = None,  # items, where neither side has a result
+    data_dir: str | None = None,  # for what is measured now
+    quiet: bool = False,
+) -> tuple[TaskResult, TaskResult]:
+    """The results of two runs or models on a task. Of two runs, the first stored ones that were
+    measured alike; a model is measured now, as the other side was."""
+    runs = [Run.load(name) if is_run(name) else None for name in names]
+    if any(runs) and limit:
+        raise UserError(
+            "the items are those of the run's result",
+            where="--limit",
+            fix="leave it out, or evaluate the run with it",
+        )
+    if all(runs):
+        first = [stored_result(run, task) for run in runs]
+        pairs = itertools.product(*(stored_results(run, task) for run in runs))
+        return next((pair for pair in pairs if alike(*pair)), tuple(first))
+    held = [stored_result(run, task) if run else None for run in runs]
+    like = held[0] or held[1]
+    if like:
+        run = runs[0] or runs[1]
+        data_dir = data_dir or run.recipe.get("eval", {}).get("data_dir")
+        limit = like.n
+    section = Eval(tasks=[task], data_dir=data_dir, limit=limit)
+    return tuple(
+        result or measure_model(name, section, like, quiet) for name, result in zip(names, held)
+    )
 
 
 def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:

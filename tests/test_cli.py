@@ -355,6 +355,14 @@ def test_commands_on_a_run(tmp_path):
     measured_at = (run / "evals" / "base" / "word_problems.json").stat().st_mtime_ns
     succeeds("compare", run, "--task", "word_problems")
     assert (run / "evals" / "base" / "word_problems.json").stat().st_mtime_ns == measured_at
+    look = json.loads(succeeds("eval", run, "--tasks", "word_problems", "limit=2", "--json"))
+    assert look[0]["n"] == 2 and look[0]["too_long"] == []
+    assert json.loads((run / "evals" / "word_problems.json").read_text())["n"] == 6
+    for sides in (["tiny:base", run], [run, "tiny:base"]):
+        measured = json.loads(succeeds("compare", *sides, "--task", "word_problems", "--json"))
+        assert measured["n"] == 6 and measured["names"] == list(map(str, sides))
+    bare = ["compare", "tiny:base", "tiny:base", "--task", "word_problems", "--limit", "3"]
+    assert json.loads(succeeds(*bare, "--json"))["n"] == 3
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
     assert chosen["score"] == "flexible"
     code, _, err = run_cli(*comparison, "--score", "bleu")
@@ -499,7 +507,8 @@ def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):
         (["eval", "runs/frist", "--tasks", "gsm8k"], "Did you mean runs/first?"),
         (["chat", "runs/first"], "no config.json"),
         (["chat", "a/b/c"], "org/model"),
-        (["compare", "runs/first", "--task", "gsm8k"], "not a run"),
+        (["compare", "runs/first", "--task", "gsm8k"], "neither a run nor a model"),
+        (["compare", "tiny:base", "--task", "gsm8k"], "not a run"),
         (["train", "absent.yaml"], "no recipe absent.yaml"),
     ):
         done = call_in_new_process(main_listing_modules, *arguments, cwd=tmp_path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from llmtrainer.evals.metrics import LOSS, PERPLEXITY, Metric, wilson
-from llmtrainer.evals.tasks import Output, Task, grade_items, make_item
+from llmtrainer.evals.tasks import LongItem, Output, Task, grade_items, make_item
 from llmtrainer.models.generate import Generation
 from llmtrainer.recipe import UserError
 
@@ -194,6 +194,25 @@ def test_results_of_different_settings_are_refused_and_system_prompts_are_told()
     assert "before: none; after: Solve it." in comparison_table(told).caption
     assert "Solve it." in told._repr_html_()
     assert "system" not in comparison_table(compare(plain, plain)).caption
+
+
+def test_items_that_one_side_could_not_read_are_compared_fairly():
+    long = LongItem(id="0", question="q", tokens=99)
+    a = _result([1, 1, 1, 0]).model_copy(update=dict(too_long=[long], context=64))
+    result = compare(a, _result([1, 1, 1, 1]), names=("short", "long"))
+    assert (result.n, result.too_long) == (4, (1, 0))
+    caption = comparison_table(result).caption
+    assert "longer than the context, not answered: 1 for short, 0 for long" in caption
+    assert "not answered: 1 for short" in comparison_html(result)
+    # a perplexity has no value for such an item: it is left out on both sides
+    short = _result([(2.0, 1), (0.0, 0), (4.0, 2)], metric=PERPLEXITY)
+    long = _result([(2.0, 1), (60.0, 2), (4.0, 2)], metric=PERPLEXITY)
+    result = compare(short, long)
+    assert (result.n, result.difference) == (2, 0)
+    assert result.a == result.b == pytest.approx(math.exp(2))
+    nothing = _result([(0.0, 0)] * 3, metric=PERPLEXITY)
+    with pytest.raises(UserError, match="no item has a value on both sides"):
+        compare(short, nothing)
 
 
 def test_table_and_picture_say_all_figures():

@@ -11,6 +11,7 @@ from llmtrainer.evals.tasks import (
     last_number,
     math,
     problems,
+    render,
     torch,
 )
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import llmtrainer
 from llmtrainer.data.encoding import encode
@@ -259,6 +260,79 @@ def test_a_row_longer_than_the_context_is_refused():
     context = model.config.max_position_embeddings
     with pytest.raises(UserError, match=f"the model reads {context:,}"):
         row_logprobs(model, tokenizer, [{"text": "Ada has 3 eggs. " * context}])
+
+
+def short_model(tokenizer, context):
+    "An untrained model with a table of so many positions: past it there is an error."
+    config = GPT2Config(
+        n_positions=context,
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_an_item_longer_than_the_context_is_counted_and_ends_nothing(tmp_path):
+    _, tokenizer = _model()
+    told = []
+    for name, context in (
+        ("word_problems", 30),
+        ("word_problems_choice", 70),
+        ("word_problems_loss", 70),
+    ):
+        model, task = short_model(tokenizer, context), find_task(name)
+        told.clear()
+        result = evaluate(model, tokenizer, task, limit=40, progress=told.append)
+        assert sum(told) == pytest.approx(40)
+        assert result.n == len(result.items) == 40
+        assert result.context == context
+        assert 0 < len(result.too_long) < 40
+        by_id = {item.id: item for item in task.items(limit=40)}
+        for graded in result.items:
+            item, long = by_id[graded.id], graded.output.too_long
+            prompt = render(ask_question(item), tokenizer, prompt=True)
+            tokens = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+            if name == "word_problems":
+                assert long == (tokens if tokens >= context else 0)
+            else:
+                texts = item.choices or [item.answer]
+                rows = [continuation_row(ask_question(item), text) for text in texts]
+                tokens = max(len(encode(row, tokenizer, "last")) for row in rows)
+                assert long == (tokens if tokens > context else 0)
+            assert bool(long) == (graded.output == Output(too_long=long) != Output())
+        named = {item.id: (item.question, item.tokens) for item in result.too_long}
+        expected = {g.id: g.output.too_long for g in result.items if g.output.too_long}
+        assert named == {id: (by_id[id].question, tokens) for id, tokens in expected.items()}
+        note = result.too_long_note()
+        assert f"{len(named)} of 40 items do not fit into the model's context of {context}" in note
+        assert result.too_long_note(named=0) == note[: note.index(". ") + 1]
+        if name == "word_problems_loss":
+            assert f"perplexity is over the other {40 - len(named)}" in note
+            assert math.isfinite(result.score.value)
+        else:
+            assert "accuracy is over all 40 items" in note
+            assert result.score.interval == wilson(round(40 * result.score.value), 40)
+        assert next(iter(named)) in note
+        assert json.dumps(result.summary()["too_long"]) and len(result.summary()["too_long"]) > 0
+        result.save(tmp_path / "result.json")
+        assert TaskResult.load(tmp_path / "result.json") == result
+
+
+def test_a_model_that_can_read_no_item_still_gets_a_result(tmp_path):
+    _, tokenizer = _model()
+    model = short_model(tokenizer, 8)
+    for name in ("word_problems", "word_problems_choice", "word_problems_loss"):
+        result = evaluate(model, tokenizer, find_task(name), limit=5)
+        assert len(result.too_long) == 5
+        assert not result.reaches(0.01)
+        assert math.isnan(result.score.value) == (name == "word_problems_loss")
+        result.save(tmp_path / "result.json")
+        assert TaskResult.load(tmp_path / "result.json").summary()["n"] == 5
 
 
 def test_batches_hold_each_row_once_within_the_limits():

@@ -184,6 +184,30 @@ def test_progress_counts_every_question_once():
     assert sum(done) == len(ASK)
 
 
+def test_a_prompt_without_room_is_named_before_anything_is_written():
+    long = [{"role": "user", "content": "pears " * 700}]
+    told = []
+    with pytest.raises(UserError, match="and 1 more are too long") as error:
+        generate_answers(MODEL, TOKENIZER, [*ASK, long, long], batch_size=2, progress=told.append)
+    assert "pears pears" in str(error.value)
+    assert told == []
+
+
+def test_an_answer_ends_where_the_context_does():
+    limit = MODEL.config.max_position_embeddings
+    long = Generation(max_new_tokens=400, min_new_tokens=400)
+    few = [[{"role": "user", "content": "How many pears? " * n}] for n in (90, 100, 100, 1)]
+    texts = [render(question, TOKENIZER, prompt=True) for question in few]
+    rooms = [limit - length for length in prompt_lengths(TOKENIZER, texts)]
+    assert all(0 < room < 400 for room in rooms[:3]), rooms
+    assert rooms[3] > 400
+    answers = [first for first, *_ in generate_answers(MODEL, TOKENIZER, few, long)]
+    assert [answer.tokens for answer in answers] == [*rooms[:3], 400]
+    assert [answer.finish_reason for answer in answers] == ["context"] * 3 + ["length"]
+    alone = [generate_answers(MODEL, TOKENIZER, [question], long)[0][0] for question in few]
+    assert alone == answers, "a longer neighbour must not end an answer"
+
+
 def test_sampling_repeats_by_seed_and_greedy_ignores_it():
     def draw(**keys):
         return generate(MODEL, TOKENIZER, ASK[:4], Generation(max_new_tokens=20, **keys))
@@ -246,6 +270,18 @@ def test_a_stream_says_whether_it_was_cut(capsys):
         out, err = capsys.readouterr()
         assert out.strip() == "".join(written).strip() == answer.text
         assert ("[cut at max_new_tokens" in err) == (reason == "length")
+
+
+def test_a_stream_ends_where_the_context_does_and_says_so(capsys):
+    long = Generation(max_new_tokens=400, min_new_tokens=400)
+    question = [{"role": "user", "content": "How many pears? " * 100}]
+    written = []
+    print_stream(stream_answer(MODEL, TOKENIZER, question, long), long, written)
+    answer = generate_answers(MODEL, TOKENIZER, [question], long)[0][0]
+    assert "".join(written).strip() == answer.text
+    assert "[cut where the model's context ends]" in capsys.readouterr().err
+    assert cut_note("length", long) == "cut at max_new_tokens=400"
+    assert cut_note("stop", long) == ""
 
 
 def test_an_error_in_the_thread_reaches_the_caller():

@@ -12,6 +12,7 @@ from llmtrainer.pipeline import (
     Path,
     Run,
     UserError,
+    compare,
     fingerprint,
     json,
     load_tokenizer,
@@ -716,6 +717,70 @@ def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
     capsys.readouterr()
     assert resolve_system(plain, Generation()).system is None
     assert capsys.readouterr().err == "", "nothing to tell"
+
+
+def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    model = open_model(str(run.path))
+    full = stored_result(run, "word_problems")
+    assert full.n == 8
+
+    def measure(limit, **settings):
+        section = Eval(tasks=["word_problems"], limit=limit)
+        generation = resolve_system(run, Generation(**settings))
+        return evaluate_tasks(run, *model, section=section, generation=generation)[0]
+
+    capsys.readouterr()
+    look = measure(3)
+    assert look.n == 3
+    assert stored_result(run, "word_problems") == full, "the quick look stands beside"
+    told = capsys.readouterr().err
+    assert "evals/word_problems.json keeps the result of 8 items" in told
+    assert "this one of 3 is in evals/others/word_problems-3-" in told
+    assert "| word_problems | accuracy | 8 |" in (run.path / "README.md").read_text()
+    again = measure(3)
+    assert len(stored_results(run, "word_problems")) == 2, "the same look again is one file"
+    assert stored_results(run, "word_problems")[1].seconds == again.seconds
+    # other settings on the same items: the newest counts, and the other stays
+    drawn = measure(8, temperature=0.7)
+    assert stored_result(run, "word_problems") == drawn
+    stored = stored_results(run, "word_problems")
+    assert sorted(result.n for result in stored) == [3, 8, 8]
+    assert full in stored
+    # fuller: it takes the place
+    fuller = measure(10)
+    assert stored_result(run, "word_problems") == fuller
+    assert len(stored_results(run, "word_problems")) == 4
+    # a base is measured once for each way to ask
+    first = base_result(run, "word_problems", quiet=True)
+    assert first.n == 10
+    assert run.verify() == []
+
+
+def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    place, task = str(run.path), "word_problems"
+    tuned = stored_result(run, task)
+    for names in (("tiny:base", place), (place, "tiny:base")):
+        pair = compared_results(names, task, quiet=True)
+        measured, stored = pair if names[1] == place else pair[::-1]
+        assert stored == tuned
+        assert alike(measured, tuned)
+        assert compare(*pair).n == tuned.n
+    folder = resolve_base("tiny:base")
+    models = compared_results(("tiny:base", str(folder)), task, limit=4, quiet=True)
+    assert compare(*models).p_value == 1
+    assert models[0].n == 4
+    with pytest.raises(UserError, match="the items are those of the run"):
+        compared_results(("tiny:base", place), task, limit=2)
+    # two runs with unequal results: those that were measured alike are compared
+    other = train(job(tmp_path / "b"), tmp_path / "b" / "run", quiet=True)
+    section = Eval(tasks=[task], limit=12)
+    evaluate_tasks(other, *open_model(str(other.path)), section=section, quiet=True)
+    left, right = compared_results((place, str(other.path)), task)
+    assert left == tuned
+    assert right.n == 8
+    assert stored_result(other, task).n == 12
 
 
 def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):

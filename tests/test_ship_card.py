@@ -203,6 +203,22 @@ def test_the_card_says_how_it_was_asked_as_the_records_say(tmp_path):
     assert "settings not recorded" in text_with({}, {})
 
 
+def test_the_card_says_which_items_were_counted(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    text = results_section(card_facts(run))
+    assert "do not fit" not in text and ", on " not in text.partition("\n\n")[0]
+    file = "evals/base/word_problems.json"
+    base = run.find_record(TaskResult, file)
+    items = find_task("word_problems").items(limit=2)
+    outputs = [Output(too_long=99), Output(text=items[1].answer)]
+    part = grade_items(find_task("word_problems"), items, outputs, context=64)
+    run.add_record(part.model_copy(update=dict(generation=base.generation)), file)
+    text = results_section(card_facts(run))
+    assert "0.500 (0.095 to 0.905), on 2 items |" in text
+    assert "The base on word_problems: 1 of 2 items do not fit into the model's context" in text
+    assert "accuracy is over all 2 items." in text
+
+
 def test_a_table_cannot_be_broken():
     assert markdown_table(["a"], [["x | y\nz"]]) == "| a |\n| --- |\n| x \\| y z |"
 

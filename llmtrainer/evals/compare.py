@@ -11,11 +11,14 @@ __all__ = [
     "exchange_test",
     "Comparison",
     "paired_sums",
+    "counted_on_both",
     "count_better",
     "settings_of",
     "check_settings_agree",
     "compare",
     "systems_note",
+    "too_long_words",
+    "notes_of",
     "comparison_table",
     "interval_svg",
     "comparison_html",
@@ -32,7 +35,7 @@ from rich.table import Table
 
 # %% ../../nbs/evaluation/42_compare.ipynb #f4962d4e
 from llmtrainer.evals.metrics import Metric, is_share, middle, resample_sums, sums_of
-from llmtrainer.evals.tasks import TaskResult
+from llmtrainer.evals.tasks import TaskResult, figure_of
 from llmtrainer.models.generate import GREEDY
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record
@@ -90,7 +93,7 @@ def exchange_test(
 class Comparison(Record):
     "Two models on the same items of a task; it shows itself as a picture in a notebook."
 
-    form = 2  # `systems` came
+    form = 3  # `too_long` came, after `systems`
 
     task: str
     score: str  # the name of the score that is compared
@@ -108,6 +111,7 @@ class Comparison(Record):
     others: dict[str, tuple[float, float]]  # the task's other scores, of A and of B
     names: tuple[str, str] = ("before", "after")
     systems: tuple[str | None, str | None] | None = None  # system prompts, where they differ
+    too_long: tuple[int, int] = (0, 0)  # items that A's and B's context does not hold
 
     def _repr_html_(self) -> str:
         return comparison_html(self)
@@ -134,6 +138,17 @@ def paired_sums(a: TaskResult, b: TaskResult, name: str) -> np.ndarray:
             fix="evaluate both again with the same task, limit and data",
         )
     return np.hstack([sums_of(list(left.values())), sums_of([right[id] for id in left])])
+
+
+def counted_on_both(sums: np.ndarray) -> np.ndarray:
+    "The rows of items that count for A and for B; `UserError` where there are none."
+    both = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
+    if not len(both):
+        raise UserError(
+            "no item has a value on both sides",
+            fix="see the results: were all items longer than a model's context?",
+        )
+    return both
 
 
 def count_better(sums: np.ndarray, metric: Metric) -> tuple[int, int]:
@@ -190,8 +205,13 @@ def compare(
                 allowed=", ".join(result.scores),
             )
     systems = check_settings_agree(a, b)
-    left, right = a.scores[name], b.scores[name]
-    sums, metric = paired_sums(a, b, name), left.metric
+    left, right, pairs = a.scores[name], b.scores[name], paired_sums(a, b, name)
+    sums, metric = counted_on_both(pairs), left.metric
+    if len(sums) < len(pairs):
+        left, right = (
+            figure_of([tuple(row) for row in sums[:, at : at + 2].tolist()], metric)
+            for at in (0, 2)
+        )
     a_better, b_better = count_better(sums, metric)
     exact = is_share(sums[:, :2]) and is_share(sums[:, 2:])
     return Comparison(
@@ -215,6 +235,7 @@ def compare(
         },
         names=names,
         systems=systems,
+        too_long=(len(a.too_long), len(b.too_long)),
     )
 
 
@@ -230,6 +251,19 @@ def systems_note(c: Comparison) -> str:
     return f"asked under different system prompts: {a}; {b}"
 
 
+def too_long_words(c: Comparison) -> str:
+    "How many items were too long for whom, in words; empty where none was."
+    if not any(c.too_long):
+        return ""
+    sides = (f"{count} for {name}" for name, count in zip(c.names, c.too_long))
+    return f"items longer than the context, not answered: {', '.join(sides)}"
+
+
+def notes_of(c: Comparison) -> str:
+    "What a reader must know beside the figures, each after a semicolon."
+    return "".join(f"; {note}" for note in (systems_note(c), too_long_words(c)) if note)
+
+
 # %% ../../nbs/evaluation/42_compare.ipynb #77355865
 def comparison_table(c: Comparison) -> Table:
     "The comparison for a terminal."
@@ -238,7 +272,7 @@ def comparison_table(c: Comparison) -> Table:
         title=f"{c.task}: {c.score} on {c.n} items",
         caption=(
             f"difference {c.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f};"
-            f" {TESTS[c.test]} p = {c.p_value:.2g}{'; ' if c.systems else ''}{systems_note(c)}"
+            f" {TESTS[c.test]} p = {c.p_value:.2g}{notes_of(c)}"
         ),
     )
     for name in ("model", c.score, "95 % interval", *c.others):
@@ -293,5 +327,5 @@ def comparison_html(c: Comparison) -> str:
         + interval_svg({a: (c.a, c.a_interval), b: (c.b, c.b_interval)})
         + interval_svg({"difference": (c.difference, c.interval)}, zero=True)
         + f"<p>better on {c.a_better} items: {escape(a)}; on {c.b_better}: {escape(b)};"
-        f" {test} p = {c.p_value:.2g}{'; ' if c.systems else ''}{escape(systems_note(c))}</p>"
+        f" {test} p = {c.p_value:.2g}{escape(notes_of(c))}</p>"
     )

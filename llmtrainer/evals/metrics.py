@@ -180,8 +180,9 @@ class Metric(BaseModel):
     most: float | None = 1.0  # the highest value there is; None: there is none
 
     def figure(self, total, count):
-        "The figure of sums, numbers or arrays."
-        mean = np.divide(total, count)
+        "The figure of sums, numbers or arrays; NaN where nothing was counted."
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.divide(total, count)
         return np.exp(mean) if self.link == "exp" else mean
 
 

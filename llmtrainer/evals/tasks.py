@@ -23,18 +23,24 @@ __all__ = [
     "find_task",
     "Eval",
     "GradedItem",
+    "LongItem",
     "TaskResult",
+    "long_items_note",
+    "figure_of",
     "grade_items",
     "answer_settings",
     "task_prompt",
     "recorded_settings",
+    "is_too_long",
     "generate_outputs",
     "continuation_row",
     "check_context",
     "length_batches",
     "row_batch",
     "sum_by_row",
+    "encoded_logprobs",
     "row_logprobs",
+    "likelihood_outputs",
     "choose_outputs",
     "perplexity_outputs",
     "check_task",
@@ -63,6 +69,7 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import build_sequence, collator
 from llmtrainer.data.rows import load_rows
 from llmtrainer.data.synthetic import problems
+from llmtrainer.data.templates import render
 from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
@@ -75,7 +82,14 @@ from llmtrainer.evals.metrics import (
     sums_of,
 )
 from llmtrainer.models.engines import token_logprobs
-from llmtrainer.models.generate import Generation, generate, system_prompt, with_system
+from llmtrainer.models.generate import (
+    Generation,
+    context_length,
+    generate,
+    prompt_lengths,
+    system_prompt,
+    with_system,
+)
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Record
 
@@ -99,13 +113,14 @@ def make_item(question: str, answer: str, choices: Sequence[str] = ()) -> Item:
 
 
 class Output(BaseModel):
-    "What a model gave for an item: a text, or log-likelihoods."
+    "What a model gave for an item: a text, or log-likelihoods; nothing where it was too long."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = ""  # generate
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
     tokens: tuple[int, ...] = ()  # that each of them was summed over
+    too_long: int = 0  # tokens of an item that the model's context does not hold
 
 
 Scores = dict[str, float | tuple[float, float]]  # a number, or (total, count) of a ratio
@@ -123,7 +138,7 @@ class Task:
 
     name: str
     load: Callable[[str | None], Sequence[Item]]  # data_dir -> items
-    grade: Callable[[Item, Output], Scores]
+    grade: Callable[[Item, Output], Scores]  # an empty Output: the item was not answered
     primary: str  # the score that tasks are compared and required by
     about: str  # one line
     request: Literal["generate", "choose", "perplexity"] = "generate"
@@ -203,7 +218,9 @@ def best(values: Sequence[float]) -> int:
 
 def grade_choice(item: Item, output: Output) -> Scores:
     """Is the likeliest choice the right one, raw and by the length of its text in bytes (Brown et
-    al., 2020)?"""
+    al., 2020)? An item that was not answered is wrong."""
+    if not output.logprobs:
+        return {"accuracy": 0.0, "accuracy_by_length": 0.0}
     right, sizes = item.choices.index(item.answer), [len(c.encode()) or 1 for c in item.choices]
     by_length = [logprob / size for logprob, size in zip(output.logprobs, sizes)]
     return {
@@ -213,7 +230,10 @@ def grade_choice(item: Item, output: Output) -> Scores:
 
 
 def grade_likelihood(item: Item, output: Output) -> Scores:
-    "How surprising the item's answer is: a token, and in bits a byte."
+    """How surprising the item's answer is: a token, and in bits a byte. An item that was not
+    answered has no tokens, so it does not count."""
+    if not output.logprobs:
+        return {"perplexity": (0.0, 0), "bits_per_byte": (0.0, 0)}
     loss, size = -output.logprobs[0], len(item.answer.encode())
     return {
         "perplexity": (loss, output.tokens[0]),
@@ -328,8 +348,21 @@ class GradedItem(BaseModel):
     scores: Scores
 
 
+class LongItem(BaseModel):
+    "An item that the model's context does not hold."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    question: str
+    tokens: int
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #42059810
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
+
+    form = 2  # `context` and `too_long` came
 
     task: str
     request: str
@@ -339,6 +372,8 @@ class TaskResult(Record):
     scores: dict[str, Score]
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
+    context: int | None = None  # tokens that the model reads at most
+    too_long: list[LongItem] = []  # items that are longer, and were not answered
 
     @model_validator(mode="after")
     def figures_are_those_of_the_items(self):
@@ -363,23 +398,66 @@ class TaskResult(Record):
         return self.score.value <= required
 
     def summary(self) -> dict:
-        "The figures without the items."
+        "The figures without the items; None for one that is not finite: JSON has no word for it."
+
+        def plain(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        intervals = {name: list(map(plain, s.interval)) for name, s in self.scores.items()}
         return {
             **self.model_dump(include={"task", "request", "primary", "n", "seconds"}),
-            **{name: score.value for name, score in self.scores.items()},
-            "interval": list(self.score.interval),
-            "intervals": {name: list(score.interval) for name, score in self.scores.items()},
+            **{name: plain(score.value) for name, score in self.scores.items()},
+            "interval": intervals[self.primary],
+            "intervals": intervals,
             "generation": self.generation,
+            "context": self.context,
+            "too_long": [item.model_dump() for item in self.too_long],
         }
+
+    def too_long_note(self, named: int = 3) -> str:
+        "How many items were too long, what that means for the score, and some; empty for none."
+        return long_items_note(self, named) if self.too_long else ""
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #726bc92f
+def long_items_note(
+    result: TaskResult,
+    named: int,  # items at most
+) -> str:
+    "How many items of a result were too long, what that means for the score, and some of them."
+    sums = sums_of([item.scores[result.primary] for item in result.items])
+    counted, too_long = int((sums[:, 1] > 0).sum()), len(result.too_long)
+    how = f"count as not answered: {result.primary} is over all {result.n} items"
+    if counted < result.n:
+        how = f"are left out: {result.primary} is over the other {counted}"
+    items = [
+        f"{item.id} ({item.tokens} tokens) {item.question[:60]!r}"
+        for item in result.too_long[:named]
+    ]
+    if items and too_long > len(items):
+        items.append(f"and {too_long - len(items)} more")
+    return (
+        f"{result.task}: {too_long} of {result.n} items do not fit into the model's context of"
+        f" {result.context} tokens and {how}. {'; '.join(items)}"
+    ).strip()
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #45a869c2
+def figure_of(scores: Sequence[float | tuple[float, float]], metric: Metric) -> Score:
+    "The figure of all items; NaN where none of them counts."
+    if sums_of(scores)[:, 1].any():
+        return score(scores, metric)
+    nothing = math.nan
+    return Score(value=nothing, interval=(nothing, nothing), method="bootstrap", metric=metric)
+
+
 def grade_items(
     task: Task,
     items: Sequence[Item],
     outputs: Sequence[Output],
     seconds: float = 0.0,
     generation: dict | None = None,
+    context: int | None = None,  # tokens that the model reads at most
 ) -> TaskResult:
     "The result of outputs to items; `UserError` where there are none."
     if not items:
@@ -396,11 +474,17 @@ def grade_items(
         n=len(items),
         seconds=round(seconds, 2),
         scores={
-            name: score([entry.scores[name] for entry in graded], task.metric(name))
+            name: figure_of([entry.scores[name] for entry in graded], task.metric(name))
             for name in names
         },
         items=graded,
         generation=generation or {},
+        context=context,
+        too_long=[
+            LongItem(id=item.id, question=item.question[:200], tokens=output.too_long)
+            for item, output in zip(items, outputs)
+            if output.too_long
+        ],
     )
 
 
@@ -424,6 +508,17 @@ def recorded_settings(task: Task, section: Generation) -> dict:
     return settings if task.request == "generate" else dict(system=settings["system"])
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #83f9de5d
+def is_too_long(
+    model,
+    tokens: int,  # of a row
+    room: int = 0,  # for tokens after it
+) -> bool:
+    "Does the model's context not hold a row?"
+    context = context_length(model)
+    return context is not None and tokens + room > context
+
+
 def generate_outputs(
     model,
     tokenizer,
@@ -434,16 +529,27 @@ def generate_outputs(
     progress: Callable[[int], None],
     section: Generation,
 ) -> list[Output]:
-    "A text for each item."
-    conversations = [task.prompt(item) for item in items]
+    "A text for each item whose prompt leaves room for one."
     settings = answer_settings(task, section)
-    texts = generate(
-        model, tokenizer, conversations, settings, batch_size=batch_size, progress=progress
+    conversations = [with_system(task.prompt(item), settings) for item in items]
+    texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
+    lengths = prompt_lengths(tokenizer, texts) if texts else []
+    too_long = [length if is_too_long(model, length, room=1) else 0 for length in lengths]
+    written = iter(
+        generate(
+            model,
+            tokenizer,
+            [messages for messages, long in zip(conversations, too_long) if not long],
+            settings,
+            batch_size=batch_size,
+            progress=progress,
+        )
     )
-    return [Output(text=text) for text in texts]
+    progress(sum(map(bool, too_long)))
+    return [Output(too_long=long) if long else Output(text=next(written)) for long in too_long]
 
 
-# %% ../../nbs/evaluation/41_tasks.ipynb #83f9de5d
+# %% ../../nbs/evaluation/41_tasks.ipynb #28a06e9e
 def continuation_row(prompt: list[dict], text: str) -> dict:
     "The canonical row whose trained tokens are those of `text`: after a prompt, or on its own."
     if not prompt:
@@ -453,11 +559,10 @@ def continuation_row(prompt: list[dict], text: str) -> dict:
 
 def check_context(rows: Sequence[Encoded], model) -> None:
     "`UserError` where a row is longer than what the model can read."
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, rows))
-    if context and longest > context:
+    longest = max(map(len, rows), default=0)
+    if is_too_long(model, longest):
         raise UserError(
-            f"an item has {longest:,} tokens, and the model reads {context:,}",
+            f"a row has {longest:,} tokens, and the model reads {context_length(model):,}",
             where="the task's data",
             fix="shorten the prompt, or evaluate a model with a longer context",
         )
@@ -502,16 +607,15 @@ def sum_by_row(logprobs: torch.Tensor, batch: dict, rows: int) -> list[tuple[flo
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #5d7c1f12
 @torch.inference_mode()
-def row_logprobs(
+def encoded_logprobs(
     model,
     tokenizer,
-    rows: Sequence[dict],  # canonical rows
+    encoded: Sequence[Encoded],
     *,
     batch_size: int = 64,  # rows
     progress: Callable[[int], None] = lambda n: None,  # told how many more rows are done
 ) -> list[tuple[float, int]]:
-    "(sum of the log-probabilities of its trained tokens, their number) of each row."
-    encoded = [encode(row, tokenizer, "last") for row in rows]
+    "(sum of the log-probabilities of its trained tokens, their number) of each encoded row."
     check_context(encoded, model)
     sums: dict[int, tuple[float, int]] = {}
     for places in length_batches([len(row) for row in encoded], batch_size):
@@ -519,57 +623,68 @@ def row_logprobs(
         logprobs = token_logprobs(model, batch)
         sums.update(zip(places, sum_by_row(logprobs, batch, len(places))))
         progress(len(places))
-    return [sums[place] for place in range(len(rows))]
+    return [sums[place] for place in range(len(encoded))]
+
+
+def row_logprobs(
+    model,
+    tokenizer,
+    rows: Sequence[dict],  # canonical rows
+    **options,
+) -> list[tuple[float, int]]:
+    "(sum of the log-probabilities of its trained tokens, their number) of each row."
+    encoded = [encode(row, tokenizer, "last") for row in rows]
+    return encoded_logprobs(model, tokenizer, encoded, **options)
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #e2df293e
-def choose_outputs(
+def likelihood_outputs(
     model,
     tokenizer,
     task: Task,
     items: Sequence[Item],
     *,
+    texts: Callable[[Item], Sequence[str]],  # what an item's likelihoods are of
     batch_size: int,
     progress: Callable[[float], None],
     section: Generation,  # of which only the system prompt counts: nothing is written here
 ) -> list[Output]:
-    "The log-likelihood of each choice of each item."
-    rows = [
-        continuation_row(task_prompt(task, item, section), choice)
-        for item in items
-        for choice in item.choices
-    ]
-    share = len(items) / max(len(rows), 1)  # items that a row stands for
-    sums = iter(
-        row_logprobs(
-            model,
-            tokenizer,
-            rows,
-            batch_size=batch_size,
-            progress=lambda rows: progress(rows * share),
-        )
-    )
-    outputs = []
+    "The log-likelihood of each text of each item that fits into the context with all of them."
+    encoded = []
     for item in items:
-        logprobs, tokens = zip(*(next(sums) for _ in item.choices))
+        prompt = task_prompt(task, item, section)
+        rows = [continuation_row(prompt, text) for text in texts(item)]
+        encoded.append([encode(row, tokenizer, "last") for row in rows])
+    longest = [max(map(len, rows)) for rows in encoded]
+    too_long = [length if is_too_long(model, length) else 0 for length in longest]
+    asked = [row for rows, long in zip(encoded, too_long) if not long for row in rows]
+    answered = too_long.count(0)
+    share = answered / max(len(asked), 1)  # items that a row stands for
+    options = dict(batch_size=batch_size, progress=lambda rows: progress(rows * share))
+    sums = iter(encoded_logprobs(model, tokenizer, asked, **options))
+    progress(len(items) - answered)
+    outputs = []
+    for rows, long in zip(encoded, too_long):
+        if long:
+            outputs.append(Output(too_long=long))
+            continue
+        logprobs, tokens = zip(*(next(sums) for _ in rows))
         outputs.append(Output(logprobs=logprobs, tokens=tokens))
     return outputs
 
 
+def choose_outputs(model, tokenizer, task: Task, items: Sequence[Item], **options) -> list[Output]:
+    "The log-likelihood of each choice of each item."
+    options |= dict(texts=lambda item: item.choices)
+    return likelihood_outputs(model, tokenizer, task, items, **options)
+
+
 def perplexity_outputs(
-    model,
-    tokenizer,
-    task: Task,
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    progress: Callable[[int], None],
-    section: Generation,  # of which only the system prompt counts: nothing is written here
+    model, tokenizer, task: Task, items: Sequence[Item], **options
 ) -> list[Output]:
     "The log-likelihood of each item's answer."
-    rows = [continuation_row(task_prompt(task, item, section), item.answer) for item in items]
-    sums = row_logprobs(model, tokenizer, rows, batch_size=batch_size, progress=progress)
-    return [Output(logprobs=(total,), tokens=(count,)) for total, count in sums]
+    options |= dict(texts=lambda item: (item.answer,))
+    return likelihood_outputs(model, tokenizer, task, items, **options)
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #737ed240
@@ -625,4 +740,11 @@ def evaluate(
     )
     seconds = time.perf_counter() - began
     settings = recorded_settings(task, section)
-    return grade_items(task, items, outputs, seconds=seconds, generation=settings)
+    return grade_items(
+        task,
+        items,
+        outputs,
+        seconds=seconds,
+        generation=settings,
+        context=context_length(model),
+    )

@@ -20,6 +20,10 @@ __all__ = [
     "frame_ids",
     "StopText",
     "truncate_at_stop",
+    "context_length",
+    "prompt_lengths",
+    "fit_length",
+    "check_room",
     "encode_prompts",
     "GumbelNoise",
     "sampling_processor",
@@ -27,6 +31,7 @@ __all__ = [
     "greedy_config",
     "read_answers",
     "generate_batch",
+    "batches_by_room",
     "generate_answers",
     "generate",
     "stream_until_stop",
@@ -34,6 +39,7 @@ __all__ = [
     "start_generation",
     "finish_reason",
     "stream_answer",
+    "cut_note",
     "print_stream",
     "generation_speed",
     "parse_question",
@@ -43,6 +49,7 @@ __all__ = [
 
 # %% ../../nbs/models/24_generate.ipynb #c11c56cd
 import functools
+import itertools
 import json
 import sys
 import time
@@ -75,7 +82,7 @@ from transformers.generation.logits_process import (
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
-from llmtrainer.models.load import drop_generation_defaults
+from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
@@ -337,6 +344,49 @@ def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 # %% ../../nbs/models/24_generate.ipynb #fd8bf1c7
+def context_length(model) -> int | None:
+    "The tokens that a model reads and writes at most; None where it has no limit."
+    return positions(model.config)[0]
+
+
+def prompt_lengths(tokenizer, texts: Sequence[str]) -> list[int]:
+    "The number of tokens of each rendered prompt."
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [len(row) for row in ids]
+
+
+def fit_length(
+    model,
+    section: Generation,
+    prompt: int,  # tokens
+) -> Generation:
+    "The section with answers that end where the model's context does; the same if there is room."
+    limit = context_length(model)
+    room = max(1, limit - prompt) if limit else section.max_new_tokens
+    if room >= section.max_new_tokens:
+        return section
+    least = min(section.min_new_tokens, room)
+    return section.model_copy(update=dict(max_new_tokens=room, min_new_tokens=least))
+
+
+def check_room(
+    model,
+    texts: Sequence[str],  # rendered prompts
+    lengths: Sequence[int],  # their tokens
+) -> None:
+    "`UserError` where prompts leave no room for an answer in the model's context."
+    limit = context_length(model)
+    too_long = [i for i, length in enumerate(lengths) if limit and length >= limit]
+    if too_long:
+        first, others = too_long[0], len(too_long) - 1
+        raise UserError(
+            f"a prompt has {lengths[first]} tokens, and the model reads {limit}"
+            + (f" (and {others} more are too long)" if others else ""),
+            where=f"the prompt {texts[first][:60]!r}",
+            fix="shorten it, or take a model with a longer context",
+        )
+
+
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
     batch = tokenizer(
@@ -347,12 +397,7 @@ def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Te
         add_special_tokens=False,
         verbose=False,
     )
-    length, limit = batch["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", 0)
-    if limit and length >= limit:
-        raise UserError(
-            f"a prompt has {length} tokens, and the model reads {limit}",
-            fix="shorten it, or take a model with a longer context",
-        )
+    check_room(model, texts, batch["attention_mask"].sum(1).tolist())
     return {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
 
 
@@ -405,7 +450,7 @@ class Answer:
 
     text: str
     tokens: int
-    finish_reason: str  # stop: by a stop token or text; length: cut off at max_new_tokens
+    finish_reason: str  # stop; length: cut at max_new_tokens; context: cut where the context ends
 
 
 def greedy_config(model, tokenizer, section: Generation) -> GenerationConfig:
@@ -418,6 +463,7 @@ def read_answers(
     tokenizer,
     section: Generation,
     ends: list[int],  # ids that end an answer
+    cut: str = "length",  # the reason for an answer that did not end by itself
 ) -> list[Answer]:
     "The answers that generated ids stand for."
     is_end = torch.isin(rows, torch.tensor(ends, device=rows.device))
@@ -428,7 +474,7 @@ def read_answers(
         tokens = int((row != tokenizer.pad_token_id).sum())
         if ended:
             tokens = int(row_ends.int().argmax()) + 1
-        reason = "stop" if ended or shown != text else "length"
+        reason = "stop" if ended or shown != text else cut
         answers.append(Answer(shown.strip(), tokens, reason))
     return answers
 
@@ -441,10 +487,13 @@ def generate_batch(
     numbers: Sequence[int],  # which of its answers each row is
     section: Generation,
 ) -> list[Answer]:
-    "The answers to a batch of prompts; with beams `section.n` to each, one after the other."
+    """The answers to a batch of prompts; with beams `section.n` to each, one after the other.
+
+    All end where the context ends for the longest prompt."""
     batch = encode_prompts(model, tokenizer, texts)
     start = batch["input_ids"].shape[1]
-    config = greedy_config(model, tokenizer, section)
+    fitted = fit_length(model, section, start)
+    config = greedy_config(model, tokenizer, fitted)
     config.num_return_sequences = section.n if section.beams > 1 else 1
     criteria = [StopText(tokenizer, section.stop, start)] if section.stop else []
     out = model.generate(
@@ -453,10 +502,24 @@ def generate_batch(
         logits_processor=sampling_processor(section, texts, numbers, model.device),
         stopping_criteria=StoppingCriteriaList(criteria),
     )
-    return read_answers(out[:, start:], tokenizer, section, config.eos_token_id)
+    cut = "length" if fitted is section else "context"
+    return read_answers(out[:, start:], tokenizer, section, config.eos_token_id, cut=cut)
 
 
 # %% ../../nbs/models/24_generate.ipynb #3a1b7489
+def batches_by_room(
+    jobs: Sequence[tuple[int, int]],  # (prompt, number of its answer)
+    rooms: Sequence[int],  # tokens that each prompt's answer may have
+    batch_size: int,
+) -> Iterator[list[tuple[int, int]]]:
+    "The jobs in batches within which every answer may have equally many tokens."
+    by_room = sorted(jobs, key=lambda job: rooms[job[0]])  # the longest prompts first
+    for _, group in itertools.groupby(by_room, key=lambda job: rooms[job[0]]):
+        group = list(group)
+        for first in range(0, len(group), batch_size):
+            yield group[first : first + batch_size]
+
+
 def generate_answers(
     model,
     tokenizer,
@@ -472,9 +535,11 @@ def generate_answers(
     rows_each = 1 if section.beams > 1 else section.n
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
     jobs.sort(key=lambda job: -len(texts[job[0]]))
+    lengths = prompt_lengths(tokenizer, texts) if texts else []
+    check_room(model, texts, lengths)  # before anything is written
+    rooms = [fit_length(model, section, length).max_new_tokens for length in lengths]
     answers = [[] for _ in texts]
-    for first in range(0, len(jobs), batch_size):
-        batch = jobs[first : first + batch_size]
+    for batch in batches_by_room(jobs, rooms, batch_size):
         written = generate_batch(
             model,
             tokenizer,
@@ -595,9 +660,10 @@ def stream_answer(
         yield answer.text
         return answer.finish_reason
     text = render(with_system(messages, section), tokenizer, prompt=True)
+    fitted = fit_length(model, section, prompt_lengths(tokenizer, [text])[0])
     stop = Event()
     streamer, thread, result = start_generation(
-        model, tokenizer, text=text, section=section, stop=stop
+        model, tokenizer, text=text, section=fitted, stop=stop
     )
     thread.start()
     try:
@@ -607,7 +673,18 @@ def stream_answer(
         thread.join()
     if isinstance(result[0], Exception):
         raise result[0]
-    return finish_reason(model, tokenizer, result[0], section)
+    reason = finish_reason(model, tokenizer, result[0], fitted)
+    return "context" if reason == "length" and fitted is not section else reason
+
+
+def cut_note(
+    reason: str | None,  # why an answer ended
+    section: Generation,
+) -> str:
+    "That an answer was cut off, and at what, in words; empty for a complete one."
+    if reason == "context":
+        return "cut where the model's context ends"
+    return f"cut at max_new_tokens={section.max_new_tokens}" if reason == "length" else ""
 
 
 def print_stream(
@@ -626,9 +703,8 @@ def print_stream(
             else:
                 written.append(piece)
                 print(piece, end="", flush=True)
-    if reason == "length":
-        note = f" [cut at max_new_tokens={section.max_new_tokens}]"
-        print(note, end="", file=sys.stderr, flush=True)
+    if note := cut_note(reason, section):
+        print(f" [{note}]", end="", file=sys.stderr, flush=True)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2aa72f10
@@ -640,7 +716,7 @@ def generation_speed(answers: Sequence[Sequence[Answer]], seconds: float) -> dic
         answers=len(written),
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
-        truncated=sum(answer.finish_reason == "length" for answer in written),
+        truncated=sum(answer.finish_reason != "stop" for answer in written),
     )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "writing_words",
     "asking_words",
     "asking_section",
+    "base_text",
     "results_section",
     "sample_losses",
     "training_section",
@@ -257,6 +258,14 @@ def asking_section(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #4f4ed901
+def base_text(base: TaskResult | None, result: TaskResult, name: str) -> str:
+    "The base's score; and on how many items, where they are not those of the model's result."
+    text = score_text(base, name)
+    if base and {item.id for item in base.items} != {item.id for item in result.items}:
+        return f"{text}, on {base.n} items"
+    return text
+
+
 TEST_NAMES = {"mcnemar": "McNemar's exact test", "exchange": "a paired permutation test"}
 
 
@@ -268,12 +277,16 @@ def results_section(facts: CardFacts) -> str:
             " below."
         )
     rows = [
-        [task, name, result.n, score_text(facts.before.get(task), name), score_text(result, name)]
+        [task, name, result.n, base_text(facts.before.get(task), result, name)]
+        + [score_text(result, name)]
         for task, result in facts.after.items()
         for name in result.scores
     ]
     text = markdown_table(["task", "score", "items", "base", "this model"], rows)
     text += f"\n\n{asking_section(facts)}"
+    for who, results in (("", facts.after), ("The base on ", facts.before)):
+        notes = (result.too_long_note(named=0) for result in results.values())
+        text += "".join(f" {who}{note}" for note in notes if note)
     if c := facts.comparison:
         low, high = c.interval
         text += (

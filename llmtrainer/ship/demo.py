@@ -4,28 +4,56 @@
 
 # %% auto #0
 __all__ = [
-    "FAILED",
     "KEEP",
+    "LINKS",
     "EXAMPLES",
+    "LOOPBACK",
+    "COLAB",
+    "SHARE",
+    "NEEDED",
+    "MAX_BODY",
+    "POLICY",
+    "HEADERS",
     "STYLE",
     "HELP",
     "COMMANDS",
-    "gradio_text",
+    "read_history",
+    "read_histories",
     "to_messages",
     "drop_unanswered",
+    "fit_to_context",
+    "left_out_note",
+    "collect_reason",
+    "stream_turns",
     "failed_answer",
     "respond",
     "respond_all",
+    "visible",
+    "exact_html",
+    "load_markdown",
+    "mark_links",
+    "markdown_html",
+    "turn_html",
+    "pane_html",
     "load_gradio",
     "add_panes",
     "add_question",
     "add_settings",
+    "Page",
+    "storage_key",
     "build_demo",
+    "host_name",
+    "is_allowed",
+    "refusal",
+    "read_body",
+    "send_text",
+    "Guard",
+    "guarded",
+    "allowed_hosts",
     "launch_demo",
     "count_answered",
     "split_settings",
     "append_row",
-    "fit_to_context",
     "join_lines",
     "Chat",
     "stream_to_terminal",
@@ -35,36 +63,54 @@ __all__ = [
 
 # %% ../../nbs/shipping/76_demo.ipynb #47d175a9
 import contextlib
+import functools
+import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from html import escape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
 from llmtrainer.data.templates import render
 from llmtrainer.models.generate import (
     Generation,
+    context_length,
+    cut_note,
     override_section,
     print_stream,
+    prompt_lengths,
     stream_answer,
+    system_prompt,
     with_system,
 )
 from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #5d986242
-def gradio_text(content) -> str:
-    "The text of a message as Gradio stores it: a string, or a list of parts."
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [content]
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
+def read_history(stored) -> list[dict]:
+    "The turns in what a browser kept; whatever else is in it is dropped."
+    kinds = dict(role=str, content=str, failed=bool, note=str)
+    turns = [turn for turn in stored if isinstance(turn, dict)] if isinstance(stored, list) else []
+    turns = [
+        {key: turn[key] for key, kind in kinds.items() if isinstance(turn.get(key), kind)}
+        for turn in turns
+    ]
+    return [
+        turn for turn in turns if turn.get("role") in ("user", "assistant") and "content" in turn
+    ]
 
 
-FAILED = "This answer failed"  # the title that marks such an answer in a pane
+def read_histories(stored, panes: int) -> list[list[dict]]:
+    "The history of each pane in what a browser kept; empty ones where it kept no such thing."
+    fits = isinstance(stored, list) and len(stored) == panes
+    return [read_history(history) for history in (stored if fits else [[]] * panes)]
 
 
 def to_messages(history: list[dict]) -> list[dict]:
@@ -73,12 +119,10 @@ def to_messages(history: list[dict]) -> list[dict]:
     Empty and failed answers are left out, with the questions before them."""
     messages = []
     for turn in history:
-        text = gradio_text(turn["content"])
-        failed = (turn.get("metadata") or {}).get("title") == FAILED
-        if turn["role"] == "assistant" and (failed or not text):
+        if turn["role"] == "assistant" and (turn.get("failed") or not turn["content"]):
             messages = messages[:-1]
         else:
-            messages.append({"role": turn["role"], "content": text})
+            messages.append({"role": turn["role"], "content": turn["content"]})
     return messages
 
 
@@ -89,9 +133,57 @@ def drop_unanswered(history: list[dict]) -> list[dict]:
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #2092a9ea
+def fit_to_context(model, tokenizer, messages: list[dict], answer: int = 64) -> list[dict]:
+    "The messages without the oldest turns, so that `answer` tokens have room after them."
+    limit = context_length(model)
+    first = 1 if messages[0]["role"] == "system" else 0
+
+    def is_too_long(turns):
+        text = render(turns, tokenizer, prompt=True)
+        return prompt_lengths(tokenizer, [text])[0] + answer > limit
+
+    while limit and len(messages) > first + 1 and is_too_long(messages):
+        messages = messages[:first] + messages[first + 2 :]
+    return messages
+
+
+def left_out_note(before: list[dict], after: list[dict]) -> str:
+    "How many of the oldest turns a model does not see, in words; empty where it sees all."
+    pairs = (len(before) - len(after)) // 2
+    if not pairs:
+        return ""
+    turns = "question and answer do" if pairs == 1 else f"{pairs} questions and answers do"
+    return f"the oldest {turns} not fit into the model's context"
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #4e15385d
+def collect_reason(pieces: Iterator[str], reasons: list[str]) -> Iterator[str]:
+    "The pieces of an answer; the reason why it ended is appended to `reasons`."
+    reasons.append((yield from pieces))
+
+
+def stream_turns(model, tokenizer, section: Generation, history: list[dict]) -> Iterator[dict]:
+    "The answer to a history as a turn that grows, with a note where the reader must know more."
+    whole = with_system(to_messages(history), section)
+    messages = fit_to_context(model, tokenizer, whole)
+    answer, reasons = "", []
+    pieces = stream_answer(model, tokenizer, messages, section)
+    with contextlib.closing(collect_reason(pieces, reasons)) as stream:
+        for piece in stream:
+            answer += piece
+            yield {"role": "assistant", "content": answer}
+    if not answer:
+        yield failed_answer("(the model ended its answer at once)")
+        return
+    notes = [left_out_note(whole, messages), cut_note(reasons[0], section)]
+    if any(notes):
+        note = "; ".join(note for note in notes if note)
+        yield {"role": "assistant", "content": answer, "note": note}
+
+
 def failed_answer(text: str) -> dict:
-    "A message that a pane shows and the model never receives."
-    return {"role": "assistant", "content": text, "metadata": {"title": FAILED}}
+    "A turn that a pane shows and the model never receives."
+    return {"role": "assistant", "content": text, "failed": True}
 
 
 def respond(
@@ -99,22 +191,15 @@ def respond(
     tokenizer,
     section: Generation,
     history: list[dict],  # ends with the question
-    temperature: float,
-    max_new_tokens: int,
 ) -> Iterator[list[dict]]:
-    "A pane's history, longer with each piece of the answer; an error becomes a message."
-    settings = section.model_copy(
-        update=dict(temperature=float(temperature), max_new_tokens=int(max_new_tokens))
-    )
+    "A pane's history, longer with each piece of the answer; an error becomes a turn."
     answer = ""
+    turns = stream_turns(model, tokenizer, section, history)
     try:
-        pieces = stream_answer(model, tokenizer, to_messages(history), settings)
-        with contextlib.closing(pieces):
-            for piece in pieces:
-                answer += piece
-                yield [*history, {"role": "assistant", "content": answer}]
-        if not answer:
-            yield [*history, failed_answer("(the model ended its answer at once)")]
+        with contextlib.closing(turns):
+            for turn in turns:
+                answer = turn["content"]
+                yield [*history, turn]
     except Exception as error:  # of any kind: the user looks at the page, not at a log
         text = f"{answer}\n\n{type(error).__name__}: {error}".strip()
         yield [*history, failed_answer(text)]
@@ -129,8 +214,6 @@ def respond_all(
     section: Generation,
     question: str,
     histories: Sequence[list[dict]],  # one of each pane
-    temperature: float,
-    max_new_tokens: int,
 ) -> Iterator[tuple]:
     "(question box, history of each pane), again and again while the models answer."
     question = question.strip()
@@ -139,11 +222,10 @@ def respond_all(
     turn = {"role": "user", "content": question}
     histories = [[*drop_unanswered(history), turn] for history in histories]
     yield "", *histories
-    settings = dict(section=section, temperature=temperature, max_new_tokens=max_new_tokens)
     with contextlib.ExitStack() as stack:
         running = {}
         for i, (model, tokenizer) in enumerate(models):
-            answers = respond(model, tokenizer, history=histories[i], **settings)
+            answers = respond(model, tokenizer, section, histories[i])
             running[i] = stack.enter_context(contextlib.closing(answers))
         while running:
             for i, answers in list(running.items()):
@@ -156,6 +238,79 @@ def respond_all(
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #62343ddc
+def visible(text: str) -> str:
+    "The text with its control characters, except tab and line break, as signs that can be seen."
+    signs = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+    return text.translate(signs)
+
+
+def exact_html(text: str) -> str:
+    "HTML that shows a text letter by letter, with its spaces and line breaks."
+    return f'<div class="exact" dir="auto">{escape(visible(text))}</div>'
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #dcc6ab08
+LINKS = ("http://", "https://", "mailto:")
+
+
+@functools.cache
+def load_markdown():
+    "A Markdown parser that leaves HTML as text and knows no images."
+    options = {"html": False, "breaks": True}  # a line break stays one
+    parser = import_module("markdown_it").MarkdownIt("commonmark", options)
+    parser.enable("table").disable("image")
+    parser.validateLink = lambda address: address.lower().startswith(LINKS)
+    return parser
+
+
+def mark_links(tokens: list) -> list:
+    "The tokens of a line with safe attributes, and with its address after each link."
+    marked, address = [], ""
+    for token in tokens:
+        marked.append(token)
+        if token.type == "link_open":
+            address = token.attrs["href"]
+            token.attrs = dict(href=address, rel="noopener noreferrer nofollow", target="_blank")
+        elif token.type == "link_close" and marked[-2].content != address:
+            marked.append(type(token)("text", "", 0, content=f" ({address})"))
+    return marked
+
+
+@functools.lru_cache(256)  # a page that grows by a piece shows its other turns again
+def markdown_html(text: str) -> str:
+    "HTML of a Markdown text: without raw HTML, images, foreign attributes or anything that loads."
+    parser = load_markdown()
+    tokens = parser.parse(visible(text))
+    for token in tokens:
+        start = token.attrs.get("start")  # the number of an ordered list's first item
+        token.attrs, token.info = ({} if start is None else {"start": int(start)}), ""
+        token.children = mark_links(token.children or [])
+    html = parser.renderer.render(tokens, parser.options, {})
+    return f'<div class="formatted" dir="auto">{html}</div>'
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #3ffd5fd5
+def turn_html(turn: dict, formatted: bool) -> str:
+    "A turn as HTML: its text, exact or as Markdown, and its note."
+    kind = "failed" if turn.get("failed") else turn["role"]
+    text = markdown_html(turn["content"]) if formatted else exact_html(turn["content"])
+    note = turn.get("note", "")
+    below = f'<div class="note">{escape(visible(note))}</div>' if note else ""
+    return f'<div class="turn {kind}">{text}{below}</div>'
+
+
+def pane_html(name: str, history: list[dict], formatted: bool = False) -> str:
+    "A pane as HTML: the model's name, and all turns or that there is none."
+    turns = "".join(turn_html(turn, formatted) for turn in history)
+    name = escape(visible(name))
+    turns = turns or '<div class="note">no question yet</div>'
+    return (
+        f'<div class="pane"><div class="name">{name}</div>'
+        f'<div class="turns" role="log" aria-label="{name}"><div>{turns}</div></div></div>'
+    )
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #7d75d5a9
 def load_gradio():
     "The gradio module with its analytics off; `UserError` where it is not installed."
     if find_spec("gradio") is None:
@@ -164,10 +319,11 @@ def load_gradio():
             fix='pip install "llmtrainer[app]"',
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # Clear must leave no copy in the browser
     return import_module("gradio")
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #ebbed8ee
+# %% ../../nbs/shipping/76_demo.ipynb #0073f798
 EXAMPLES = (
     "A shop has 85 seeds. It sells 48 seeds. How many seeds are left?",
     "Hugo shares 90 pears equally among 6 friends. How many pears does each friend get?",
@@ -176,18 +332,10 @@ EXAMPLES = (
 
 
 def add_panes(gr, names: Iterable[str]) -> list:
-    "A chat window for each model, side by side."
-    with gr.Row():
+    "A pane for each model, side by side where there is room, else one below the other."
+    with gr.Row(elem_classes="llm-panes"):
         return [
-            gr.Chatbot(
-                label=name,
-                height=420,
-                layout="bubble",
-                buttons=[],
-                allow_tags=True,
-                render_markdown=False,
-                placeholder=f"{name}: no question yet",
-            )
+            gr.HTML(pane_html(name, []), js_on_load=None, min_width=320, elem_classes="llm-pane")
             for name in names
         ]
 
@@ -197,8 +345,10 @@ def add_question(gr, examples: Sequence[str]) -> tuple:
     with gr.Row():
         box = gr.Textbox(
             placeholder="Ask something, then Enter",
+            label="Question",
             show_label=False,
             scale=8,
+            min_width=260,
             autofocus=True,
             max_lines=6,
         )
@@ -209,9 +359,16 @@ def add_question(gr, examples: Sequence[str]) -> tuple:
     return box, send, stop, clear
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #dcc6ab08
+# %% ../../nbs/shipping/76_demo.ipynb #bab5c373
 def add_settings(gr, section: Generation) -> tuple:
-    "(temperature, tokens, formatted): two sliders that start at the section's values, and a tick."
+    "(system prompt, temperature, tokens, formatted), which start at the section's values."
+    system = gr.Textbox(
+        system_prompt(section) or "",
+        label="System prompt",
+        info="stands before every conversation; empty: none",
+        placeholder="none",
+        max_lines=6,
+    )
     with gr.Row():
         temperature = gr.Slider(
             0,
@@ -235,58 +392,254 @@ def add_settings(gr, section: Generation) -> tuple:
             info="Off: exactly what the model wrote",
             min_width=120,
         )
-    return temperature, tokens, formatted
+    return system, temperature, tokens, formatted
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #3ffd5fd5
+# %% ../../nbs/shipping/76_demo.ipynb #15f8e848
+class Page:
+    "What happens on the page; the histories lie in the browser, and the panes only show them."
+
+    def __init__(self, models: dict[str, tuple], section: Generation):
+        self.names, self.models, self.section = list(models), list(models.values()), section
+
+    def show(self, stored, formatted: bool) -> list[str]:
+        "The HTML of each pane for what the browser keeps."
+        histories = read_histories(stored, len(self.names))
+        return [pane_html(name, turns, formatted) for name, turns in zip(self.names, histories)]
+
+    def restore(self, stored, formatted: bool):
+        "The panes of an earlier visit."
+        panes = self.show(stored, formatted)
+        return panes if len(panes) > 1 else panes[0]
+
+    def answer(
+        self, question: str, stored, system: str, heat: float, tokens: int, formatted: bool
+    ) -> Iterator[tuple]:
+        "(question box, what the browser keeps, HTML of each pane), again and again."
+        section = self.section.model_copy(
+            update=dict(system=system or None, temperature=float(heat), max_new_tokens=int(tokens))
+        )
+        histories = read_histories(stored, len(self.names))
+        for box, *turns in respond_all(self.models, section, question, histories):
+            yield box, turns, *self.show(turns, formatted)
+
+    def clear(self) -> tuple:
+        "An empty box, nothing to keep, and empty panes."
+        return "", [], *self.show([], False)
+
+
+def storage_key(title: str, names: Iterable[str]) -> str:
+    "Where the browser keeps the conversation: another place for each page of other models."
+    return "llmtrainer-" + hashlib.sha256(json.dumps([title, *names]).encode()).hexdigest()[:16]
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #ab55423d
 def build_demo(
     models: dict[str, tuple],  # name -> (model, tokenizer), a pane each
     section: Generation = Generation(),
     examples: Sequence[str] = EXAMPLES,
+    title: str | None = None,  # of the page, such as the run; None: the models' names
 ):
     "A page where every model answers every question, each in its own pane with its own history."
     gr = load_gradio()
+    title = title or " and ".join(models)
     receiver = "each model" if len(models) > 1 else "the model"
-    with gr.Blocks(analytics_enabled=False, title="llmtrainer") as demo:
-        gr.Markdown(
-            f"## {' and '.join(models)}\nEvery question goes to {receiver} with its own history."
+    page, key = Page(models, section), storage_key(title, models)
+    with gr.Blocks(analytics_enabled=False, title=f"{visible(title)} - llmtrainer") as demo:
+        gr.HTML(
+            f'<h2 class="llm-title">{escape(visible(title))}</h2>'
+            f"<p>Every question goes to {receiver} with its own history.</p>",
+            js_on_load=None,
         )
+        stored = gr.BrowserState([], storage_key=key, secret=key)
         panes = add_panes(gr, models)
         box, send, stop, clear = add_question(gr, examples)
-        temperature, tokens, formatted = add_settings(gr, section)
-
-        def answer(question, *values):
-            *histories, heat, limit = values
-            settings = dict(histories=histories, temperature=heat, max_new_tokens=limit)
-            yield from respond_all(list(models.values()), section, question, **settings)
-
-        def show_formatted(on):
-            updates = [gr.update(render_markdown=on) for _ in panes]
-            return updates if len(panes) > 1 else updates[0]
-
-        def empty_page():
-            return "", *([] for _ in panes)
-
+        system, temperature, tokens, formatted = add_settings(gr, section)
         answering = gr.on(
             [box.submit, send.click],
-            answer,
-            [box, *panes, temperature, tokens],
-            [box, *panes],
+            page.answer,
+            [box, stored, system, temperature, tokens, formatted],
+            [box, stored, *panes],
             api_name="chat",
             show_progress="hidden",
             trigger_mode="once",
         )
+        shown = dict(fn=page.restore, inputs=[stored, formatted], outputs=panes, api_name=False)
+        shown |= dict(show_progress="hidden")
+        answering.then(**shown)  # the tick may have changed meanwhile
+        demo.load(**shown)
+        formatted.change(**shown)
         stop.click(None, cancels=answering, api_name=False)
-        clear.click(empty_page, None, [box, *panes], cancels=answering, api_name=False)
-        formatted.change(show_formatted, formatted, panes, api_name=False, queue=False)
+        clear.click(page.clear, None, [box, stored, *panes], cancels=answering, api_name=False)
     return demo
 
 
-# %% ../../nbs/shipping/76_demo.ipynb #63a4d209
+# %% ../../nbs/shipping/76_demo.ipynb #b22fbfea
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+COLAB = ("*.googleusercontent.com", "*.colab.dev")  # its proxy, which only the notebook's user sees
+SHARE = ("*.gradio.live",)
+NEEDED = {
+    "GET": (
+        r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
+        r"|/(assets|static|svelte)/[^:]+"
+        r"|/gradio_api/(info/?|app_id/?|startup-events|theme\.css|queue/data|heartbeat/\w+)"
+        r"|/gradio_api/call/chat/\w+"
+    ),
+    "POST": r"/gradio_api/(queue/join|run/predict|cancel|reset/?|call/chat/?)",
+}
+NEEDED["HEAD"] = NEEDED["GET"]
+MAX_BODY = 4 * 2**20  # bytes: a long conversation of two panes is a hundredth of it
+
+
+def host_name(address: str) -> str:
+    "The name in a Host header or an address, without port and in small letters."
+    try:
+        return urlsplit(address if "//" in address else f"//{address}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_allowed(name: str, patterns: Iterable[str]) -> bool:
+    "Is this one of the names, or does it match a pattern such as `*.colab.dev`?"
+    return any(fnmatch(name, pattern.lower()) for pattern in patterns)
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #596f68d4
+def refusal(
+    method: str,
+    path: str,
+    headers: Sequence[tuple[str, str]],  # names in small letters
+    hosts: Sequence[str],  # names beside the machine's own
+) -> tuple[int, str] | None:
+    "(status, why) for a request that the page's own visitor does not make; else None."
+    values = {name: [v for n, v in headers if n == name] for name, _ in headers}
+    own = values.get("host", [])
+    for host in [*own, *values.get("x-forwarded-host", [])]:
+        if not is_allowed(host_name(host), (*LOOPBACK, *hosts)):
+            return 403, (
+                f"this page does not answer to the host {host_name(host)!r}.\nallowed: "
+                f"{', '.join((*LOOPBACK, *hosts))}\nfix: llmtrainer demo RUN --allow-host NAME"
+            )
+    if len(own) != 1:
+        return 403, "a request needs one Host header"
+    proxies = [host for host in hosts if host not in SHARE]
+    for origin in values.get("origin", []):
+        here = [host.lower() for host in (*own, *values.get("x-forwarded-host", []))]
+        same = urlsplit(origin).netloc.lower() in here
+        if not same and not is_allowed(host_name(origin), proxies):
+            return 403, f"this page does not answer to other pages, such as {origin[:80]!r}"
+    if method not in NEEDED or not re.fullmatch(NEEDED[method], path):
+        return 404, "there is nothing here that the page needs"
+    return None
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #0e66a5f5
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none';"
+    " base-uri 'self'; form-action 'self'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-DNS-Prefetch-Control": "off",  # a link is not looked up before it is clicked
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+async def read_body(receive, limit: int) -> bytes | None:
+    "The body of a request, or None where it has more bytes than the limit."
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            return None
+    return body
+
+
+async def send_text(send, status: int, text: str) -> None:
+    "Send a whole answer of plain text."
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode("utf-8", "replace") + b"\n"})
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #7ea110cc
+class Guard:
+    "An ASGI application before another one: it refuses strangers, and what the page does not need."
+
+    def __init__(self, app, hosts: Sequence[str], limit: int = MAX_BODY):
+        self.app, self.hosts, self.limit = app, hosts, limit
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})  # the page uses none
+        headers = [(name.decode("latin-1"), v.decode("latin-1")) for name, v in scope["headers"]]
+        if refused := refusal(scope["method"], scope["path"], headers, self.hosts):
+            return await send_text(send, *refused)
+        body = await read_body(receive, self.limit)
+        if body is None:
+            return await send_text(send, 413, f"a request has at most {self.limit:,} bytes")
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive_again():
+            return next(messages, None) or await receive()
+
+        async def send_guarded(message):
+            if message["type"] == "http.response.start":
+                safe = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", []), *safe]}
+            await send(message)
+
+        await self.app(scope, receive_again, send_guarded)
+
+
+def guarded(hosts: Sequence[str]):
+    "For FastAPI's `lifespan`: puts the guard before the whole application as it starts."
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        app.middleware_stack = Guard(app.middleware_stack, hosts)
+        yield
+
+    return lifespan
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #3154e31c
 STYLE = """
 .gradio-container {max-width: 1200px !important; margin: auto}
 footer {display: none !important}
+.llm-title {overflow-wrap: anywhere}
+.llm-panes {flex-wrap: wrap}
+.llm-panes > * {flex: 1 1 320px; min-width: min(320px, 100%) !important}
+.llm-pane .pane {border: 1px solid var(--border-color-primary); border-radius: 8px;
+  background: var(--background-fill-secondary); overflow: hidden}
+.llm-pane .name {padding: 6px 12px; font-weight: 600; overflow-wrap: anywhere;
+  border-bottom: 1px solid var(--border-color-primary)}
+/* reversed, so that it stays at the newest turn */
+.llm-pane .turns {height: min(420px, 45vh); overflow-y: auto; display: flex;
+  flex-direction: column-reverse; padding: 12px}
+.llm-pane .turns > div {display: flex; flex-direction: column; gap: 8px; margin-bottom: auto}
+.llm-pane .turn {max-width: 92%; padding: 8px 12px; border-radius: 8px;
+  background: var(--background-fill-primary); border: 1px solid var(--border-color-primary)}
+.llm-pane .user {align-self: flex-end; background: var(--color-accent-soft)}
+.llm-pane .failed {border-color: #c0392b}
+.llm-pane .exact {white-space: pre-wrap}
+.llm-pane .exact, .llm-pane .formatted {overflow-x: auto; unicode-bidi: isolate}
+.llm-pane .exact, .llm-pane .formatted, .llm-pane .note {overflow-wrap: anywhere}
+.llm-pane .note {color: var(--body-text-color-subdued); font-size: 0.85em}
 """
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #8563bf47
+def allowed_hosts(names: Iterable[str] = (), share: bool = False) -> list[str]:
+    "The names beside this machine's own under which the page may be opened."
+    colab = COLAB if "google.colab" in sys.modules else ()
+    return [*names, *colab, *(SHARE if share else ())]
 
 
 def launch_demo(
@@ -295,6 +648,7 @@ def launch_demo(
     share: bool = False,  # a public address through Gradio's servers
     wait: bool = True,  # until Ctrl-C; a notebook never waits
     inline: bool | None = None,  # below the cell; None: where there is a cell
+    hosts: Sequence[str] = (),  # other names under which the page is opened, of a proxy
 ) -> str:
     "Serve the page on this machine alone, and return its address."
     gr = load_gradio()
@@ -303,7 +657,7 @@ def launch_demo(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     try:
-        _, local, public = demo.queue().launch(
+        app, local, public = demo.queue().launch(
             server_name="127.0.0.1",
             server_port=port,
             share=share,
@@ -314,12 +668,16 @@ def launch_demo(
             prevent_thread_lock=True,
             footer_links=[],
             inline=inline,
+            app_kwargs=dict(lifespan=guarded(allowed_hosts(hosts, share))),
         )
     except OSError:
         raise UserError(
             f"port {port} is taken" if port else "no port from 7860 to 7959 is free",
             fix="name another port with --port, or stop the program that uses it",
         ) from None
+    if not isinstance(app.middleware_stack, Guard):
+        demo.close()
+        raise RuntimeError("this release of gradio starts without the guard of the page")
     if wait and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules:
         demo.block_thread()
     return public or local
@@ -367,20 +725,6 @@ def append_row(path: str, messages: list[dict], section: Generation) -> None:
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #e9c1dcb3
-def fit_to_context(model, tokenizer, messages: list[dict], answer: int = 64) -> list[dict]:
-    "The messages without the oldest turns, so that `answer` tokens have room after them."
-    limit = getattr(model.config, "max_position_embeddings", 0)
-    first = 1 if messages[0]["role"] == "system" else 0
-
-    def is_too_long(turns):
-        text = render(turns, tokenizer, prompt=True)
-        return len(tokenizer(text, add_special_tokens=False).input_ids) + answer > limit
-
-    while limit and len(messages) > first + 1 and is_too_long(messages):
-        messages = messages[:first] + messages[first + 2 :]
-    return messages
-
-
 def join_lines(lines: Iterable[str]) -> Iterator[str]:
     "Lines without blanks around them; one that ends with a backslash is joined with the next."
     begun = ""
@@ -472,9 +816,8 @@ def stream_to_terminal(chat: Chat, model, tokenizer, question: str) -> None:
     chat.turns.append({"role": "user", "content": question})
     written = []
     messages = fit_to_context(model, tokenizer, chat.messages)
-    if left := len(chat.messages) - len(messages):
-        turns = "question and answer do" if left == 2 else f"{left // 2} questions and answers do"
-        print(f"(the oldest {turns} not fit into the model's context; /reset)", file=sys.stderr)
+    if note := left_out_note(chat.messages, messages):
+        print(f"({note}; /reset)", file=sys.stderr)
     try:
         stream = stream_answer(model, tokenizer, messages, chat.section)
         print_stream(stream, chat.section, written)
