@@ -276,7 +276,8 @@ def test_a_compiled_layer_keeps_products_and_attention_alone():
     layers = decoder_layers(unwrap_model(model))
     assert all(layer.forward.selective for layer in layers)
     config, n = unwrap_model(model).config, len(layers)
-    heads, width = config.num_attention_heads, config.head_dim or config.hidden_size // heads
+    heads = config.num_attention_heads
+    width = config.head_dim or config.hidden_size // heads
     projected = (heads + 2 * config.num_key_value_heads) * width
     kept = kept_by_a_layer(model, batch)
     # input, q k v, output of o, gate and up; attention's output has its heads apart

@@ -82,10 +82,8 @@ class HostStore:
     def pack(self, t: torch.Tensor) -> OffloadedTensor:
         "Copy a tensor to the host; the GPU's memory is free again when the copy is done."
         free = self.free[t.shape, t.dtype]
-        if free:
-            buffer = free.pop()
-        else:
-            buffer = torch.empty(t.shape, dtype=t.dtype, pin_memory=self.cuda)
+        layout = dict(dtype=t.dtype, pin_memory=self.cuda)
+        buffer = free.pop() if free else torch.empty(t.shape, **layout)
         with self.beside():
             buffer.copy_(t, non_blocking=True)
         if self.cuda:
@@ -160,6 +158,7 @@ def checkpoint_inside(
     return forward
 
 
+# %% ../../nbs/speed/63_activations.ipynb #450e5055
 class CompiledForward:
     """A decoder layer's forward, compiled; with a cache it runs as it is.
 
@@ -210,6 +209,7 @@ class CompiledForward:
                 return run(*args, **kwargs)
 
 
+# %% ../../nbs/speed/63_activations.ipynb #8a60269e
 def offload_input(store: HostStore, x: torch.Tensor) -> saved_tensors_hooks:
     "A context in which x, where it is saved for the backward pass, is held by the store."
 
@@ -258,6 +258,7 @@ def checkpointed(
     return forward
 
 
+# %% ../../nbs/speed/63_activations.ipynb #fedfe8b1
 def apply_activation_checkpointing(
     layers,
     policy: Literal["keep", "recompute", "offload"],

@@ -479,6 +479,7 @@ def read_answers(
     return answers
 
 
+# %% ../../nbs/models/24_generate.ipynb #af8b6a4d
 @torch.no_grad()
 def generate_batch(
     model,
@@ -520,6 +521,7 @@ def batches_by_room(
             yield group[first : first + batch_size]
 
 
+# %% ../../nbs/models/24_generate.ipynb #cd25cfe1
 def generate_answers(
     model,
     tokenizer,
@@ -677,6 +679,7 @@ def stream_answer(
     return "context" if reason == "length" and fitted is not section else reason
 
 
+# %% ../../nbs/models/24_generate.ipynb #b2d30e81
 def cut_note(
     reason: str | None,  # why an answer ended
     section: Generation,

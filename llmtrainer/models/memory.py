@@ -312,6 +312,7 @@ def chunked_loss(model, batch: dict) -> torch.Tensor:
     return LinearCrossEntropy.apply(x, head.weight, head.bias, labels, 1.0, None, size)
 
 
+# %% ../../nbs/speed/60_memory.ipynb #cbaa1ee8
 class QuantizedForward:
     "The forward pass of linear layers as if they were stored in 4 or 8 bits."
 
@@ -343,6 +344,7 @@ def plan_products(context, op, *args, **kwargs) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+# %% ../../nbs/speed/60_memory.ipynb #167cf584
 def prepare_meta_model(
     stack: ExitStack,  # closing it leaves the modes entered here
     model,  # a skeleton
@@ -401,6 +403,7 @@ def record_moments(base, ledger: MemoryTracker) -> tuple[dict, Callable]:
     return marks, base.get_decoder().register_forward_hook(blocks_done).remove
 
 
+# %% ../../nbs/speed/60_memory.ipynb #e8e9507d
 def keeps_products(base, work: StepShape) -> bool:
     "Does a compiled model keep products and attention, by rule, and compute the rest again?"
     kept = work.compiled and not work.recompute

@@ -431,6 +431,7 @@ if triton is not None:
         tl.store(OUT + at, (y + total).to(OUT.dtype.element_ty), mask=inside)
 
 
+# %% ../../nbs/speed/64_quantized_linear.ipynb #9107492c
 @register_operator("llmtrainer::add_adapter")
 def add_adapter(y: torch.Tensor, h: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
     "y + h wide', rounded once: a product of a layer and the share of its adapters."
