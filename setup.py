@@ -1,5 +1,6 @@
 """The package, described by settings.ini alone: nothing about it is written a second time here."""
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,6 +15,14 @@ ending = "_requirements"
 extras = {key.removesuffix(ending): cfg[key].split() for key in cfg if key.endswith(ending)}
 features = [extras[name] for name in extras if name not in ("dev", "optional")]
 extras["all"] = sorted({package for packages in features for package in packages})
+
+# `llmtrainer[tested]` takes the releases of the requirements that were tested; `doctor` reads them
+lock = (here / "constraints.txt").read_text(encoding="utf-8").splitlines()
+required = {re.split(r"[\[<>=]", requirement)[0] for requirement in cfg["requirements"].split()}
+pins = [line for line in lock if not line.startswith("#")]
+extras["tested"] = [
+    pin for pin in pins if pin.split("==")[0] in {name.replace("_", "-") for name in required}
+]
 
 statuses = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 readme = here / "README.md"

@@ -23,6 +23,10 @@ __all__ = [
     "requirement_lines",
     "outdated",
     "refuse_outdated",
+    "tested_releases",
+    "series",
+    "untested",
+    "find_distribution",
     "missing_package",
     "full_disk",
     "fail",
@@ -67,13 +71,15 @@ import time
 from collections.abc import Iterable
 from configparser import ConfigParser
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 from typing import Annotated
 
 # %% ../nbs/system/84_cli.ipynb #2794d91e
 import typer
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 # %% ../nbs/system/84_cli.ipynb #311d208a
 import llmtrainer
@@ -208,6 +214,41 @@ def refuse_outdated(lines: Iterable[str]) -> None:
             allowed=", ".join(name for name, _ in wrong),
             fix=f"pip install {' '.join(repr(name) for name, _ in wrong)}",
         )
+
+
+# %% ../nbs/system/84_cli.ipynb #bd00addc
+def tested_releases() -> dict[str, str]:
+    "{library: the release that was tested}, of what the package requires."
+    lock = Path(llmtrainer.__file__).resolve().parents[1] / "constraints.txt"
+    if lock.is_file():
+        lines = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
+    else:
+        lines = [line for line in requires("llmtrainer") or [] if '"tested"' in line]
+    names = {canonicalize_name(Requirement(line).name) for line in requirement_lines()}
+    pins = [pin for pin in map(Requirement, lines) if canonicalize_name(pin.name) in names]
+    here = [pin for pin in pins if not pin.marker or pin.marker.evaluate(dict(extra="tested"))]
+    return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in here}
+
+
+def series(release: str) -> tuple[int, ...]:
+    "The part of a release whose change may break: 5 of 5.24.1, and 0.21 of 0.21.2."
+    numbers = Version(release).release
+    return numbers[:1] if numbers[0] else numbers[:2]
+
+
+def untested(tested: dict[str, str]) -> list[tuple[str, str, str]]:
+    "(library, installed, tested) of the installed libraries of a later series than the tested one."
+    installed = {name: version(name) for name in tested if find_distribution(name)}
+    return [
+        (name, release, tested[name])
+        for name, release in installed.items()
+        if series(release) > series(tested[name])
+    ]
+
+
+def find_distribution(name: str) -> bool:
+    "Is a library installed?"
+    return any(True for _ in distributions(name=name))
 
 
 # %% ../nbs/system/84_cli.ipynb #3c033eab
@@ -370,14 +411,18 @@ def doctor(as_json: AsJson = False):
 
     from llmtrainer.device import plan_device, plan_table, probe
 
-    machine = probe()
+    machine, newer = probe(), untested(tested_releases())
     if as_json:
-        return print_json(asdict(machine) | {"plan": asdict(plan_device(machine))})
+        facts = asdict(machine) | {"plan": asdict(plan_device(machine)), "untested": newer}
+        return print_json(facts)
     title = f"{machine.name}, {machine.memory / 2**30:.0f} GiB, {machine.count} device(s)"
     libraries = Table("library", "version", title=title)
     for name, installed in machine.libraries.items():
         libraries.add_row(name, installed or "[yellow]not installed[/yellow]")
     Console().print(libraries, plan_table(plan_device(machine)))
+    for name, release, tested in newer:
+        print(f"{name} {release} was not tested, {tested} was: should something fail,")
+        print(f"  pip install '{name}=={tested}', or all of them: pip install 'llmtrainer[tested]'")
 
 
 # %% ../nbs/system/84_cli.ipynb #2f3b5120

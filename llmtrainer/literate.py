@@ -65,6 +65,7 @@ __all__ = [
     "distributions_of",
     "foreign_imports",
     "check_requirements",
+    "check_lock",
     "check_titles",
     "check_cells",
     "output_text",
@@ -111,6 +112,8 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from nbconvert import MarkdownExporter
 from nbformat import from_dict
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from traitlets.config import Config
 
 
@@ -876,6 +879,32 @@ def check_requirements(book):
                     )
 
 
+# %% ../nbs/internals/97_literate.ipynb #f3ffe244
+def check_lock(book):
+    "Requirements whose release in `constraints.txt` is missing, or not as `settings.ini` asks."
+    lock = book.root / "constraints.txt"
+    if not lock.is_file():
+        return
+    lines = (line for line in lock.read_text().splitlines() if not line.startswith("#"))
+    pins = {}
+    for pin in map(Requirement, lines):
+        pins.setdefault(canonicalize_name(pin.name), []).append(pin.specifier)
+    keys = ["requirements"]
+    keys += [f"{extra}_requirements" for extra in book.settings.get("locked_extras", "").split()]
+    for line in " ".join(book.settings.get(key, "") for key in keys).split():
+        requirement = Requirement(line)
+        releases = [
+            next(iter(specifier)).version
+            for specifier in pins.get(canonicalize_name(requirement.name), [])
+        ]
+        if not releases:
+            yield Finding(lock.name, None, f"names no release of {requirement.name}", "make lock")
+        for release in releases:
+            if not requirement.specifier.contains(release, prereleases=True):
+                what = f"has {requirement.name} {release}; settings.ini asks for {line}"
+                yield Finding(lock.name, None, what, "make lock")
+
+
 # %% ../nbs/internals/97_literate.ipynb #cd06d903
 def check_titles(book):
     "Text beside a title, which the site does not show."
@@ -1143,6 +1172,7 @@ CHECKS = (
     check_tests,
     check_imports,
     check_requirements,
+    check_lock,
     check_titles,
     check_cells,
     check_outputs,

@@ -283,6 +283,22 @@ def test_upward_hidden_and_circular_imports_are_found(tmp_path):
     assert len([f for f in findings if "circle" in f.what]) == 2 and len(findings) == 4
 
 
+def test_a_lock_that_lacks_a_requirement_is_found(tmp_path):
+    toy(tmp_path)
+    with (tmp_path / "settings.ini").open("a") as settings:
+        settings.write("requirements = numpy>=2 PyYAML>=6\nlocked_extras = app\n")
+        settings.write("app_requirements = gradio>=6\n")
+    assert list(check_lock(read_book(tmp_path))) == []  # a project without a lock
+    lock = tmp_path / "constraints.txt"
+    pins = ["# tested", "numpy==2.4 ; python_full_version < '3.12'", "numpy==2.5", "pyyaml==6.0"]
+    lock.write_text("\n".join([*pins, "gradio==6.1"]))
+    assert list(check_lock(read_book(tmp_path))) == []
+    lock.write_text("\n".join([*pins, "gradio==5.9"]))
+    assert "gradio 5.9" in str(list(check_lock(read_book(tmp_path))))
+    lock.write_text("\n".join(pins))
+    assert "no release of gradio" in str(list(check_lock(read_book(tmp_path))))
+
+
 def test_an_import_of_a_library_that_nobody_requires_is_found(tmp_path):
     new = [
         md("# New\n> Words."),
