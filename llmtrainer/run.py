@@ -541,13 +541,17 @@ def _claim(path, recipe, free=()):
 
 
 # %% ../nbs/internals/91_run.ipynb #9be3e4c4
+_JSON = ("env", "data", "model", "experts", "run", "summary", "manifest")
+_LINES = ("metrics", "rejects", "validation", "changes")
 RUN_NAMES = (  # files that lie directly in a run
-    "recipe.yaml env.json data.json model.json experts.json run.json metrics.jsonl rejects.jsonl"
-    " validation.jsonl changes.jsonl summary.json README.md manifest.json"
-).split()
+    "recipe.yaml",
+    "README.md",
+    *(f"{name}.json" for name in _JSON),
+    *(f"{name}.jsonl" for name in _LINES),
+)
 RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data")
-_ENDINGS = "safetensors json jinja pt pth bin distcp txt model md onnx onnx_data py".split()
-_PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{'|'.join(_ENDINGS)})|\.metadata|latest)"
+_ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|py"
+_PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{_ENDINGS})|\.metadata|latest)"
 RUN_FILE = re.compile(
     "|".join(
         [

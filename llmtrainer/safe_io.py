@@ -38,7 +38,6 @@ import os
 import re
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,8 +66,7 @@ def unsafe(path: Path, mode: int, wanted: str = "a plain file") -> UnsafePath:
     "The error for what lies at a path, by its mode."
     kind = KINDS.get(stat.S_IFMT(mode), "a file")
     return UnsafePath(
-        f"{path} is {kind}, and links, pipes and devices are not opened here",
-        allowed=wanted,
+        f"{path} is {kind}, and {wanted} is expected",
         fix="remove it, or put the real file or folder in its place; if you did not make it, ask"
         " who did",
     )
@@ -273,11 +271,16 @@ def copy_file(
     source: str | Path,
     target: str | Path,
     root: str | Path | None = None,  # of the target
+    source_root: str | Path | None = None,
 ) -> None:
     "Copy a plain file, whole or not at all; a link in its place is replaced and not followed."
     target = Path(target)
-    temporary = f".{target.name}.{uuid.uuid4().hex[:8]}.part"
-    with open_file(source) as content, replaced_file(target, root, temporary) as file:
+    temporary = f".{target.name}.part"
+    remove_file(target.with_name(temporary), root)  # of a copy that was killed
+    with (
+        open_file(source, root=source_root) as content,
+        replaced_file(target, root, temporary) as file,
+    ):
         shutil.copyfileobj(content, file, 1 << 20)
 
 

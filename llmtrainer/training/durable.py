@@ -42,7 +42,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -72,6 +71,7 @@ from llmtrainer.training.checkpoints import (
     commit,
     newest_checkpoint,
     prune_checkpoints,
+    remove_leftovers,
     write_pointer,
 )
 from llmtrainer.training.distributed import (
@@ -915,11 +915,7 @@ def resume_point(trainer: Durable) -> Path | None:
     config, callback = trainer.checkpoint_config, trainer.checkpoints
     run = config.run
     if rank() == 0:
-        for leftover in run.checkpoints.glob(".*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+        remove_leftovers(run.checkpoints)
     checkpoint, damaged = newest_checkpoint(run.checkpoints)
     if rank() == 0:
         for name, faults in damaged.items():
