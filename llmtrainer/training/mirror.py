@@ -57,6 +57,8 @@ from llmtrainer.run import (
     write_json,
 )
 from llmtrainer.safe_io import (
+    UnsafePath,
+    check_plain,
     copy_file,
     file_facts,
     list_files,
@@ -104,8 +106,12 @@ class FolderPlace:
         return [name for name in list_files(self.root)[0] if not name.endswith(".part")]
 
     def is_empty(self) -> bool:
-        "Whether nothing lies here, not even a link or an empty folder."
-        return not self.root.exists() or not {*os.listdir(self.root)} - SYSTEM_FILES
+        "Whether nothing lies here, not even a hidden file; `UnsafePath` for a link anywhere."
+        if not self.root.exists():
+            return True
+        names = {*os.listdir(self.root)} - SYSTEM_FILES
+        check_plain(self.root)
+        return not names
 
     def fetch(self, name: str, to: Path) -> None:
         "Copy a file from here."
@@ -394,15 +400,15 @@ class MirrorStatus(Synchronizer):
     "Tries to synchronize, and says what is safe and what is not."
 
     fault: OSError | None = None  # why the last try failed
-    refused: UserError | None = None  # the place belongs to somebody else: nothing is sent
+    refused: UserError | None = None  # the place is somebody else's or has links: nothing is sent
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
         before = self.fault
         try:
             self.sync()
-        except ForeignPlace as refused:
-            self.refused = refused
+        except (ForeignPlace, UnsafePath) as refused:
+            self.refused = refused  # to try again would change nothing
             return False
         except OSError as fault:
             self.fault = fault
@@ -510,7 +516,7 @@ def mirrored(
     mirror = Mirror(run, open_place(target), **options)
     try:
         mirror.claim()  # a foreign place is refused before the first step
-    except ForeignPlace:
+    except (ForeignPlace, UnsafePath):
         raise
     except OSError:
         notify(f"{mirror.place} does not answer yet")
@@ -518,7 +524,7 @@ def mirrored(
     try:
         yield mirror
     except BaseException:
-        with contextlib.suppress(ForeignPlace):
+        with contextlib.suppress(ForeignPlace, UnsafePath):
             mirror.close(min(patience, 30))  # send what is saved, without a long wait
         raise
     if not mirror.close(patience):
