@@ -471,6 +471,7 @@ def train(
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import (
         check_mirror,
+        check_pickles,
         read_recipe,
         stored_result,
         train,
@@ -485,6 +486,8 @@ def train(
     own = recipe.name == "recipe.yaml" and (recipe.parent / "env.json").exists()
     if own and not is_worker() and not any(c.startswith("train.mirror=") for c in changes or []):
         check_mirror(recipe.parent, job.train.mirror, ask_mirror)
+    if own and not is_worker():
+        check_pickles(recipe.parent, job)
     if process_count(job.launch) > 1 and not is_worker():
         arguments = ["train", str(recipe), *(changes or []), "--run", str(folder)]
         code, message = run_torchrun(torchrun_command(job.launch, arguments))

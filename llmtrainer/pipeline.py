@@ -42,10 +42,12 @@ __all__ = [
     "show_session",
     "run_training",
     "release_unused_run",
-    "mirror_note",
-    "mirror_entry",
-    "note_mirror",
+    "note_file",
+    "note_entry",
+    "note_run",
+    "read_note",
     "check_mirror",
+    "check_pickles",
     "open_or_fetch",
     "mirror_run",
     "fetch_recipe",
@@ -102,6 +104,7 @@ from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
+    TRUST_VARIABLE,
     BaseIdentity,
     Model,
     ModelRecord,
@@ -127,7 +130,7 @@ from llmtrainer.run import (
     cache_folder,
     cached_sha256,
     identify,
-    read_json,
+    read_object,
     seed_everything,
     verify,
     write_atomic,
@@ -139,7 +142,7 @@ from llmtrainer.safe_io import check_plain, file_facts, is_folder
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, merge
-from llmtrainer.training.checkpoints import explain_full_disk
+from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import rank
 from llmtrainer.training.durable import Signals
 from llmtrainer.training.launch import (
@@ -767,39 +770,60 @@ def release_unused_run(run: Run) -> Iterator[None]:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #e0783b9a
-def mirror_note(path: Path) -> Path:
-    "Where this user's mirror of the run at a path is noted, outside of all runs."
+def note_file(path: Path) -> Path:
+    "Where it is noted that this user trains the run at a path, outside of all runs."
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    return cache_folder() / "mirrors" / f"{name}.json"
+    return cache_folder() / "begun" / f"{name}.json"
 
 
-def mirror_entry(path: Path, mirror: str) -> dict:
+def note_entry(path: Path, mirror: str | None) -> dict:
     "What is noted of a run and its mirror."
-    place = mirror if mirror.startswith("hf://") else str(Path(mirror).resolve())
-    return dict(run=identify(path), mirror=place)
+    is_folder_name = mirror is not None and not mirror.startswith("hf://")
+    return dict(
+        run=identify(path), mirror=str(Path(mirror).resolve()) if is_folder_name else mirror
+    )
 
 
-def note_mirror(path: Path, mirror: str) -> None:
-    "Note that this user sends the run at a path to a mirror."
+def note_run(path: Path, mirror: str | None) -> None:
+    "Note that this user trains the run at a path, and sends it to a mirror."
     with suppress(OSError):  # without the note the next `continue` asks
-        write_json(mirror_note(path), mirror_entry(path, mirror))
+        write_json(note_file(path), note_entry(path, mirror))
+
+
+def read_note(path: Path) -> dict:
+    "What this user has noted of the run at a path; empty where somebody else could have."
+    note = note_file(path)
+    facts = file_facts(note) if note.parent.is_dir() else None
+    return read_object(note) if facts and facts.st_uid == os.getuid() else {}
 
 
 def check_mirror(path: Path, mirror: str | None, ask: Callable[[str], bool]) -> None:
     "`UserError` where only the run names its mirror, and this user has neither used nor wants it."
     if mirror is None:
         return
-    note = mirror_note(path)
-    facts = file_facts(note) if note.parent.is_dir() else None
-    if facts and facts.st_uid == os.getuid() and read_json(note) == mirror_entry(path, mirror):
-        return
-    if not ask(mirror):
+    if read_note(path) != note_entry(path, mirror) and not ask(mirror):
         raise UserError(
             f"the run {path} wants to be sent to {mirror}, and only its own recipe says so",
             where="train.mirror",
             allowed="a mirror that you name",
             fix=f"add --mirror {mirror} to send it there, or --mirror none to keep it here",
         )
+
+
+def check_pickles(path: Path, recipe: Recipe) -> None:
+    "`UserError` where a run has checkpoints that only run pickles can read, and is not this user's."
+    if recipe.launch.strategy == "ddp" or not list_steps(path / "checkpoints"):
+        return
+    allowed = os.environ.get(TRUST_VARIABLE, "").split(",")
+    if read_note(path).get("run") == identify(path) or str(path) in allowed:
+        return
+    raise UserError(
+        f"the checkpoints of {path} are sharded ({recipe.launch.strategy}), and to read such a"
+        " checkpoint is to run what it asks for",
+        where="launch.strategy",
+        allowed="a run that you began here, or one whose maker you trust",
+        fix=f"where you trust it, set {TRUST_VARIABLE}={path} before the command",
+    )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #3ec65a0f
@@ -810,8 +834,8 @@ def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         print(f"the run was fetched from {mirror}")
     run = Run.open(path, recipe, RESUME_MAY_CHANGE)
-    if mirror:
-        note_mirror(run.path, mirror)
+    if mirror or sharded(recipe.launch):
+        note_run(run.path, mirror)
     return run
 
 
@@ -850,6 +874,7 @@ def fetch_recipe(
     check_consent(recipe.model, words, f"the run {path}")
     if not named and Path(place) == path:
         check_mirror(path, recipe.train.mirror, ask)
+    check_pickles(path, recipe)
     return recipe
 
 

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "JSON_DEPTH",
     "AnyRecord",
     "PACKAGES",
     "SETTLED",
@@ -157,7 +158,22 @@ def parse_json_text(text: str):
             json.dumps(value, ensure_ascii=False).encode()  # half of a character cannot be written
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    level, depth = [value], 0
+    while level and text.count("[") + text.count("{") > JSON_DEPTH:
+        level = [part for parent in level for part in _parts(parent)]
+        depth += 1
+        if depth > JSON_DEPTH:
+            raise ValueError("it is nested too deeply")
     return value
+
+
+JSON_DEPTH = 100  # lists and objects inside each other: a record has five
+
+
+def _parts(value) -> list:
+    "The lists and objects that lie directly in a value."
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [part for part in parts if isinstance(part, (dict, list))]
 
 
 def read_json(path: str | Path, root: str | Path | None = None):

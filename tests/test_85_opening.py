@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -13,13 +14,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrainer.cli import main
 from llmtrainer.data.synthetic import problems
-from llmtrainer.models.load import resolve_base
+from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.recipe import parse_yaml
 from llmtrainer.run import seal
 
@@ -61,9 +63,7 @@ def made():
     recipe = job(folder)
     assert run_cli("train", recipe, "train.max_hours=1e-6", "--run", folder / "stopped")[0] == 75
     shutil.copytree(folder / "stopped", folder / "finished")
-    (folder / "finished" / ".lock").unlink()
-    assert run_cli("continue", folder / "finished", "train.max_hours=null", "--run",
-                   folder / "finished")[0] == 0  # fmt: skip
+    assert run_cli("continue", folder / "finished", "train.max_hours=null")[0] == 0
     return folder
 
 
@@ -349,8 +349,6 @@ def test_consent_to_one_folder_is_none_to_another_that_the_run_leads_to(tmp_path
     evil, run = a_model(tmp_path / "evil", mark), a_run(tmp_path / "run", "finished")
     good = tmp_path / "good"  # it is not on this machine
     edit_recipe(run, model__base=str(good), model__remote_code=True, model__trust=str(good))
-    from llmtrainer.models.load import fingerprint
-
     record = json.loads((run / "model.json").read_text())
     record["base"] |= dict(
         base=str(good), folder="../evil", sha256=fingerprint(str(evil))["sha256"]
@@ -383,7 +381,8 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path, name):
     model = a_model(tmp_path / "model")
     a_model(tmp_path / "elsewhere")
     weights = {"model.embed_tokens.weight": name}
-    (model / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=weights)))
+    index = dict(metadata={}, weight_map=weights)
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
     (model / "model.safetensors").rename(model / "decoy.safetensors")
     (model / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     for code, out in use_model(model, tmp_path):
@@ -422,3 +421,160 @@ def test_links_in_a_models_folder_are_not_followed_and_nothing_of_them_is_shippe
         code, out = run_cli(*command)
         assert code == 2 and "x.jinja is a link" in out, out
     assert not leaks(run)
+
+
+class Payload:
+    "A pickle that leaves a file when it is run."
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.mark),)
+
+
+def forge(file, content):
+    "Replace a file of a sealed folder, and make its manifest agree."
+    file.write_bytes(content)
+    (file.parent / "manifest.json").unlink()
+    seal(file.parent)
+
+
+def pickled(value):
+    "What torch.save writes."
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+FORGERIES = {
+    "progress.json": [b'{"tokens": "many"}', b'{"mine": 1}', b"[]", b"{", DEEP, b'{"loss": []}'],
+    "trainer_state.json": [b'{"global_step": "x"}', b"7", b'{"global_step": 2, "mine": 1}', DEEP],
+    "identity.json": [b"[]", DEEP, b"\xff\xfe"],
+    "adapter_model.safetensors": [b"", b"\xff" * 64, b"\x02" + bytes(7) + b"{}", b"\x08{"],
+    "optimizer.pt": [b"", b"\x80\x04.", pickled(5), pickled({"state": 5, "param_groups": 1})],
+    "scheduler.pt": [b"PK", pickled([])],
+    "rng_state.pth": [pickled({"python": 1}), pickled({}), pickled({"python": (3, (1,), None)})],
+}
+
+
+@pytest.mark.parametrize("name", [*FORGERIES, "manifest.json"])
+def test_a_forged_checkpoint_is_a_damaged_one_and_runs_nothing(tmp_path, name):
+    mark = tmp_path / "ran"
+    contents = [*FORGERIES.get(name, [b'{"a": 1}', b'{"a": {"size": []}}', b"[]", DEEP])]
+    if name.endswith((".pt", ".pth")):
+        contents += [pickled(Payload(mark)), pickle.dumps(Payload(mark))]
+    for number, content in enumerate(contents):
+        run = a_run(tmp_path / f"run{number}")
+        (step,) = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
+        forged = step.with_name("step-2")
+        shutil.copytree(step, forged)
+        state = json.loads((forged / "trainer_state.json").read_text()) | dict(global_step=2)
+        forge(forged / "trainer_state.json", json.dumps(state).encode())
+        if name == "manifest.json":
+            (forged / name).write_bytes(content)
+        else:
+            forge(forged / name, content)
+        code, out = run_cli("continue", run, "train.max_hours=null")
+        assert code == 0 and "passed over the damaged checkpoint step-2" in out, (content[:40], out)
+        assert not mark.exists()
+
+
+def test_a_sharded_checkpoint_of_somebody_else_is_not_read_by_pickle(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "run")
+    edit_recipe(run, launch__strategy="fsdp", launch__gpus=2)
+    for command in (["continue", run], ["train", run / "recipe.yaml", "--run", run]):
+        code, out = run_cli(*command)
+        assert code == 2 and ("is to run what it asks for" in out or "launch" in out), out
+
+
+KEYS = st.text(max_size=5)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | KEYS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+RECORD_FILES = st.sampled_from(
+    ["env.json", "data.json", "model.json", "manifest.json", "run.json", "evals/a.json"]
+    + ["evals/base/a.json", "evals/comparison.json", "exports/merge.json", "exports/onnx.json"]
+    + ["metrics.jsonl", "adapter/adapter_config.json", "adapter/manifest.json"]
+)
+RECORD_KINDS = st.sampled_from(
+    ["Environment", "DataRecord", "ModelRecord", "TaskResult", "Comparison", "MergeRecord"]
+    + ["ExportRecord", "RunIdentity", 5, None]
+)
+
+
+def damaged(content, value, how):
+    "A JSON text with something in it exchanged for a random value."
+    if how == "whole" or not content:
+        return json.dumps(value)
+    stored = json.loads(content.splitlines()[0]) if how == "line" else json.loads(content)
+    keys = sorted(stored) if isinstance(stored, dict) else []
+    if keys:
+        stored[keys[len(json.dumps(value)) % len(keys)]] = value
+    return json.dumps(stored)
+
+
+@settings(max_examples=100, deadline=None)
+@given(RECORD_FILES, JSON_VALUES, st.sampled_from(["whole", "key", "kind"]), RECORD_KINDS)
+def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
+    with tempfile.TemporaryDirectory() as folder:
+        run = a_run(Path(folder, "run"), "finished")
+        file = run / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        old = file.read_text() if file.exists() else ""
+        if how == "kind":
+            inner = value if isinstance(value, dict) else {}
+            text = json.dumps(inner | dict(kind=kind, version=1))
+        else:
+            text = damaged(old, value, "line" if how == "key" and name.endswith("l") else how)
+        file.write_text(text, encoding="utf-8", errors="replace")
+        for command in (["card", run], ["continue", run], ["compare", run, "--task", "a"]):
+            code, out = run_cli(*command)
+            assert code in (0, 2), out
+
+
+def test_what_is_no_file_or_no_model_ends_in_one_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("pipe", "loop", "zero", "folder"):
+        recipe = job(tmp_path / name)
+        for command in ("data", "train"):
+            code, out = run_cli(command, recipe, f"data.train={tmp_path / name}.jsonl")
+            assert code == 2 and f"{name}.jsonl" in out, out
+    for name in ("pipe", "loop", "zero"):
+        code, out = run_cli("data", tmp_path / f"{name}.jsonl")
+        assert code == 2, out
+
+
+WRONG = [[], 7, "x", None, {"a": 1}, -1, 10**30, [[]], {}]
+BROKEN_MODEL = {
+    "config.json": ["model_type", "hidden_size", "num_hidden_layers", "vocab_size", "dtype"]
+    + ["rope_parameters", "architectures", "quantization_config", "eos_token_id", "auto_map"],
+    "generation_config.json": ["eos_token_id", "temperature", "max_new_tokens"],
+    "tokenizer_config.json": ["tokenizer_class", "pad_token", "model_max_length", "eos_token"],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_wrong_types_and_broken_headers_of_a_model_end_in_one_block(data):
+    with tempfile.TemporaryDirectory() as folder:
+        model = a_model(Path(folder, "model"))
+        name = data.draw(st.sampled_from([*BROKEN_MODEL, "model.safetensors", "tokenizer.json"]))
+        if name in BROKEN_MODEL:
+            key = data.draw(st.sampled_from(BROKEN_MODEL[name]))
+            edit_json(model / name, **{key: data.draw(st.sampled_from(WRONG[:6] + WRONG[7:]))})
+            if data.draw(st.integers(0, 9)) == 0:
+                (model / name).write_text(json.dumps(data.draw(st.sampled_from(WRONG))))
+        else:
+            content = bytearray((model / name).read_bytes())
+            at = data.draw(st.integers(0, 400))
+            content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
+            (model / name).write_bytes(content)
+        code, out = run_cli("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
+        assert code in (0, 2), out
