@@ -335,7 +335,7 @@ def source_fingerprint(source: Source) -> list | None:
     "What identifies a source's bytes: the hash of each file, or a commit; None without either."
     files = expand_path(Path(source.path).expanduser())
     if files:
-        return [source.path, *([file.name, sha256(file)] for file in files)]
+        return [source.path, *([file.name, sha256(file.resolve())] for file in files)]
     if re.fullmatch("[0-9a-f]{40}", source.revision or ""):
         return [source.path, source.config, source.split, source.revision]
     return None

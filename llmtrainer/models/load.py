@@ -1063,6 +1063,9 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
         tokenizer = call_from_pretrained(
             AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
         )
+        if not isinstance(tokenizer.model_max_length, (int, float)):
+            raise TypeError(f"model_max_length of the tokenizer is {tokenizer.model_max_length!r}")
+        tokenizer("Is it a tokenizer?")
     if not find_file(base, "tokenizer.json", revision):
         pieces = find_file(base, "tokenizer.model", revision)
         if pieces:
@@ -1078,6 +1081,15 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def drop_generation_defaults(model) -> None:
     "Leave of the generation settings that came with a model only its special tokens."
     ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
+    for name, value in ids.items():
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(number) is int for number in numbers):
+            raise UserError(
+                f"{name} of the model is {value!r}",
+                where="generation_config.json or config.json of the model",
+                allowed="the number of a token, a list of numbers, or null",
+                fix="fetch the model again, or correct the file",
+            )
     # an adapter's wrapper has a reference of its own
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.generation_config = model.generation_config = GenerationConfig(**ids)
