@@ -811,15 +811,15 @@ def check_mirror(path: Path, mirror: str | None, ask: Callable[[str], bool]) -> 
 
 
 def check_pickles(path: Path, recipe: Recipe) -> None:
-    "`UserError` where a run has checkpoints that only run pickles can read, and is not this user's."
+    "`UserError` where a run's checkpoints are read by running pickles, and it is not this user's."
     if recipe.launch.strategy == "ddp" or not list_steps(path / "checkpoints"):
         return
     allowed = os.environ.get(TRUST_VARIABLE, "").split(",")
     if read_note(path).get("run") == identify(path) or str(path) in allowed:
         return
     raise UserError(
-        f"the checkpoints of {path} are sharded ({recipe.launch.strategy}), and to read such a"
-        " checkpoint is to run what it asks for",
+        f"the checkpoints of {path} are sharded ({recipe.launch.strategy}), and reading such a"
+        " checkpoint can run what it asks for",
         where="launch.strategy",
         allowed="a run that you began here, or one whose maker you trust",
         fix=f"where you trust it, set {TRUST_VARIABLE}={path} before the command",

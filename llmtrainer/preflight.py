@@ -108,6 +108,7 @@ def plan_config(model: Model):
     return load_config(model.model_copy(update=dict(remote_code=False, trust=None)))
 
 
+# %% ../nbs/system/81_preflight.ipynb #02a84980
 def forecast(
     recipe: Recipe,
     machine: Machine | None = None,  # without one, this one; for another, no time is told

@@ -560,9 +560,9 @@ RECIPE_LIMIT = 1 << 20  # bytes: a page has five thousand
 def read_limited(path: Path) -> bytes:
     "The bytes of a recipe; `UserError` for one that has no end, or is no file."
     is_stream = path.parent.as_posix() in ("/dev", "/dev/fd", "/proc/self/fd")  # as in <(command)
-    if not (is_stream or stat.S_ISREG(path.stat().st_mode)):
-        what = "a folder" if path.is_dir() else "a pipe or a device"
-        raise UserError(f"{path} is {what}, and no recipe.", allowed="a YAML file")
+    mode = path.stat().st_mode
+    if not (is_stream or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device, and no recipe.", allowed="a YAML file")
     with path.open("rb") as file:
         content = file.read(RECIPE_LIMIT + 1)
     if len(content) > RECIPE_LIMIT:

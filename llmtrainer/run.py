@@ -47,7 +47,6 @@ __all__ = [
 
 # %% ../nbs/internals/91_run.ipynb #03c86f4d
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from llmtrainer.cli import main
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import fingerprint, resolve_base
-from llmtrainer.recipe import parse_yaml
+from llmtrainer.pipeline import Recipe, check_mirror, check_pickles, note_run
+from llmtrainer.recipe import UserError, load_recipe, parse_yaml
 from llmtrainer.run import seal
 
 
@@ -216,6 +217,7 @@ def test_a_mirror_that_only_the_run_names_is_not_used(tmp_path, monkeypatch):
     code, out = run_cli("continue", run, "--mirror", canary, "train.max_hours=null")
     assert code == 2 and "is left as it is" in out and not (run / "adapter").exists(), out
     assert contents(canary) == before and not (tmp_path / "new").exists()
+    check_mirror(run, str(tmp_path / "theirs"), lambda mirror: True)  # a yes at the keyboard
     code, out = run_cli("continue", run, "--mirror", "none", "train.max_hours=null")
     assert code == 0, out
     assert run_cli("continue", run, "--mirror", tmp_path / "new")[0] == 0
@@ -484,9 +486,20 @@ def test_a_forged_checkpoint_is_a_damaged_one_and_runs_nothing(tmp_path, name):
 def test_a_sharded_checkpoint_of_somebody_else_is_not_read_by_pickle(tmp_path, monkeypatch):
     run = a_run(tmp_path / "run")
     edit_recipe(run, launch__strategy="fsdp", launch__gpus=2)
+    recipe = load_recipe(Recipe, run / "recipe.yaml")
+    with pytest.raises(UserError, match="can run what it asks for"):
+        check_pickles(run, recipe)
     for command in (["continue", run], ["train", run / "recipe.yaml", "--run", run]):
-        code, out = run_cli(*command)
-        assert code == 2 and ("is to run what it asks for" in out or "launch" in out), out
+        assert run_cli(*command)[0] == 2
+    monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMTRAINER_TRUST", f"elsewhere,{run}")
+    check_pickles(run, recipe)
+    monkeypatch.delenv("LLMTRAINER_TRUST")
+    note_run(run, None)
+    check_pickles(run, recipe)
+    (run / "run.json").write_text(json.dumps(dict(kind="RunIdentity", version=1, id="1" * 32)))
+    with pytest.raises(UserError):
+        check_pickles(run, recipe)
 
 
 KEYS = st.text(max_size=5)

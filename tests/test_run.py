@@ -9,7 +9,6 @@ from llmtrainer.run import (
     _TEMPORARY,
     _is_held,
     _lock,
-    errno,
     fcntl,
     hashlib,
     math,
@@ -26,6 +25,7 @@ from llmtrainer.run import (
 )
 
 
+import errno
 import signal
 import stat
 import sys

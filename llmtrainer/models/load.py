@@ -33,6 +33,7 @@ __all__ = [
     "check_index",
     "check_weight_names",
     "has_tokenizer",
+    "find_file",
     "call_from_pretrained",
     "explain_foreign",
     "hub_commit",
@@ -67,7 +68,6 @@ __all__ = [
     "is_small",
     "hide_progress_bars",
     "resize_embeddings",
-    "find_file",
     "load_tokenizer",
     "drop_generation_defaults",
     "load_options",
@@ -459,6 +459,18 @@ def has_tokenizer(folder: str) -> bool:
     "Whether it is a local folder with a tokenizer but no model, as an adapter's folder is."
     path = Path(folder)
     return (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def find_file(base: str, name: str, revision: str | None) -> Path | None:
+    "A file of the model's folder or repository; None where there is none of this name."
+    folder = base if has_tokenizer(base) else resolve_base(base)
+    if Path(folder).is_dir():
+        path = Path(folder, name)
+        return path if path.is_file() else None
+    lenient = ("missing_entries", "connection_errors")
+    options = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+    path = cached_file(folder, name, revision=revision, **options)
+    return Path(path) if path else None
 
 
 def call_from_pretrained(
@@ -1045,18 +1057,6 @@ def resize_embeddings(model, tokenizer) -> int:
 
 
 # %% ../../nbs/models/20_load.ipynb #4935a496
-def find_file(base: str, name: str, revision: str | None) -> Path | None:
-    "A file of the model's folder or repository; None where there is none of this name."
-    folder = base if has_tokenizer(base) else resolve_base(base)
-    if Path(folder).is_dir():
-        path = Path(folder, name)
-        return path if path.is_file() else None
-    lenient = ("missing_entries", "connection_errors")
-    options = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
-    path = cached_file(folder, name, revision=revision, **options)
-    return Path(path) if path else None
-
-
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
     with explain_foreign(base):

@@ -61,8 +61,9 @@ def commit(
         if path.is_relative_to(staged):
             fsync_path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # it is damaged, or a resume would have used it
-    remove_checkpoint(final)
+    if final.exists() or final.is_symlink():
+        # it is damaged, or a resume would have used it
+        remove_checkpoint(final)
     move(staged, final)
     fsync_path(final.parent)
     return final
@@ -159,8 +160,7 @@ def remove_checkpoint(folder: Path) -> None:
     It loses its name first, and without the name it is not a checkpoint."""
     away = folder.with_name(f".{folder.name}.gone")
     remove_folder(away)
-    with suppress(FileNotFoundError):
-        move(folder, away)
+    move(folder, away)
     remove_folder(away)
 
 

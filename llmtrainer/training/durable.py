@@ -881,6 +881,7 @@ def explain_resume(checkpoint: Path | None, callback: CheckpointCallback) -> Ite
         ) from error
 
 
+# %% ../../nbs/training/39_durable.ipynb #b515742a
 class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
     "A mixin for transformers' Trainer and its descendants: `class Mine(Durable, SomeTrainer)`."
 

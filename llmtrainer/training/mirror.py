@@ -32,7 +32,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time

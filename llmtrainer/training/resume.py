@@ -121,6 +121,7 @@ def load_weights(model, folder: Path) -> None:
             model.load_state_dict(load_file(file), strict=False)  # tied weights have one name
 
 
+# %% ../../nbs/training/34_resume.ipynb #d4f52e0d
 def weight_faults(model, folder: Path) -> list[str]:
     "Why the weights of a checkpoint are not this model's, a sentence each; reads only headers."
     expected = {name: list(t.shape) for name, t in checkpoint_weights(model)[0].items()}
@@ -129,7 +130,8 @@ def weight_faults(model, folder: Path) -> list[str]:
     try:
         for file in sorted(folder.glob(pattern)):
             with safe_open(file, "pt") as tensors:
-                stored |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+                names = tensors.keys()
+                stored |= {name: tensors.get_slice(name).get_shape() for name in names}
     except Exception as error:  # of the parser, whatever it is
         return [f"{file.name} cannot be read ({type(error).__name__}: {error})"]
     missing = expected.keys() - stored.keys() if adapted or not stored else set()
