@@ -15,6 +15,7 @@ __all__ = [
     "AsJson",
     "EXTRA_OF_COMMAND",
     "EXTRA_OF",
+    "UNUSABLE",
     "check_place",
     "check_run",
     "check_recipe_file",
@@ -29,6 +30,7 @@ __all__ = [
     "find_distribution",
     "missing_package",
     "full_disk",
+    "unusable_path",
     "fail",
     "main",
     "in_worker",
@@ -42,6 +44,8 @@ __all__ = [
     "train",
     "fail_if_unmet",
     "continue_run",
+    "mirror_words",
+    "ask_mirror",
     "launch",
     "generation_of",
     "scores_table",
@@ -270,6 +274,27 @@ def full_disk(error: OSError) -> str:
     )
 
 
+# a path that cannot be used as it is meant, whatever the program does
+UNUSABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+def unusable_path(error: OSError) -> str:
+    "The message for a path that may not be read or written, or is something else."
+    what = (error.strerror or "it cannot be used").lower()
+    return (
+        f"{error.filename}: {what}\n  fix: check the path and its permissions; a link there may"
+        " lead to itself"
+    )
+
+
 def fail(text: str, code: int) -> None:
     "Print to standard error and exit."
     print(text, file=sys.stderr)
@@ -285,13 +310,13 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         fail(missing_package(error), 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fail(full_disk(error), 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            fail(full_disk(error), 2)
+        if getattr(error, "errno", None) in UNUSABLE and error.filename is not None:
+            fail(unusable_path(error), 2)
         if not hasattr(error, "exit_code"):
             raise  # a bug: keep the traceback
         if in_worker():
@@ -489,13 +514,25 @@ def train(
     ] = None,
 ):
     "Train, evaluate and write the card. The same command resumes."
-    from llmtrainer.pipeline import read_recipe, stored_result, train, unmet_requirements
+    from llmtrainer.pipeline import (
+        check_mirror,
+        check_pickles,
+        read_recipe,
+        stored_result,
+        train,
+        unmet_requirements,
+    )
     from llmtrainer.run import Run
     from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
 
     restore_gc()
     job = read_recipe(recipe, changes or [])
     folder = run or Path("runs") / recipe.stem
+    own = recipe.name == "recipe.yaml" and (recipe.parent / "env.json").exists()
+    if own and not is_worker() and not any(c.startswith("train.mirror=") for c in changes or []):
+        check_mirror(recipe.parent, job.train.mirror, ask_mirror)
+    if own and not is_worker():
+        check_pickles(recipe.parent, job)
     if process_count(job.launch) > 1 and not is_worker():
         arguments = ["train", str(recipe), *(changes or []), "--run", str(folder)]
         code, message = run_torchrun(torchrun_command(job.launch, arguments))
@@ -537,22 +574,40 @@ def continue_run(
             help="the run directory here; without one PLACE itself, or runs/NAME for a mirror"
         ),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE", help="where the run is sent meanwhile; none keeps it on this machine"
+        ),
+    ] = None,
 ):
     "Continue a run from its newest checkpoint, on this machine or another one."
     from llmtrainer.pipeline import fetch_recipe, train
-    from llmtrainer.recipe import load_recipe
 
     restore_gc()
+    words = [*(changes or []), *mirror_words(mirror)]
     if run:
         here = run
     elif (Path(place) / ".lock").exists():  # a mirror holds no lock
         here = Path(place)
     else:
         here = Path("runs") / Path(place.removeprefix("hf://")).name
-    recipe = fetch_recipe(place, here)
-    if changes:
-        recipe = load_recipe(type(recipe), recipe.model_dump(), changes)
+    recipe = fetch_recipe(place, here, words, ask_mirror)
     print(f"done: {train(recipe, here).path}")
+
+
+def mirror_words(mirror: str | None) -> list[str]:
+    "The option `--mirror` as changes of the recipe."
+    if mirror is None:
+        return []
+    return ["train.mirror=null" if mirror == "none" else f"train.mirror={json.dumps(mirror)}"]
+
+
+def ask_mirror(mirror: str) -> bool:
+    "Whether the user, at a terminal, wants a run to be sent to the mirror that it names."
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return typer.confirm(f"The run names a mirror. Send it to {mirror}?", err=True)
 
 
 # %% ../nbs/system/84_cli.ipynb #782334b4

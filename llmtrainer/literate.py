@@ -205,6 +205,7 @@ def listed(entry):
     return [page for part in parts if part for page in listed(part)]
 
 
+# %% ../nbs/internals/97_literate.ipynb #65f715e2
 def read_book(root):
     "Read the project in the folder `root`."
     root, ini = Path(root), configparser.ConfigParser(delimiters=["="])
@@ -243,6 +244,7 @@ def lines_of(node):
     return range(first, node.end_lineno + 1)
 
 
+# %% ../nbs/internals/97_literate.ipynb #fb0cc4f2
 def without_statements(source, nodes):
     "`source` without these statements."
     gone = {line for node in nodes for line in lines_of(node)}
@@ -336,6 +338,7 @@ def tests_of(chapter, package):
     return "\n".join([*header(chapter, package, body), "", "", body, ""]) if body else None
 
 
+# %% ../nbs/internals/97_literate.ipynb #cb026da5
 def header(chapter, package, body):
     "The first lines of a test file: where it comes from, and its imports."
     lines = [
@@ -456,6 +459,7 @@ def files_of_tests(book):
     return {"tests/conftest.py": CONFTEST} | {file: text for file, text in texts.items() if text}
 
 
+# %% ../nbs/internals/97_literate.ipynb #8aa5e161
 def write_tests(book):
     "Write the test files and remove generated ones whose chapter is gone."
     files, folder = files_of_tests(book), book.root / "tests"
@@ -484,6 +488,7 @@ def relink(text, folder):
     return re.sub(r"(\]\()([^)\s]+)\)", above, text)
 
 
+# %% ../nbs/internals/97_literate.ipynb #3820dc1f
 def readme(book):
     "The text of README.md."
     nbs, name = book.settings["nbs_path"], book.settings["readme_nb"]
@@ -512,6 +517,7 @@ def renumbered(text):
     return MENTION.sub(lambda m: re.sub(r"\d+", m[2], m[0], count=1), text)
 
 
+# %% ../nbs/internals/97_literate.ipynb #ac221d81
 def neighbours(book, file):
     "The line that ends a chapter: the chapters before and after it, as links."
     numbered = [chapter for chapter in book.chapters if chapter.number]
@@ -581,6 +587,7 @@ def promise(chapter):
     return next((line.lstrip("> ").strip() for line in lines if line.startswith(">")), "")
 
 
+# %% ../nbs/internals/97_literate.ipynb #83bfcd6e
 def contents(book):
     "The table of contents, by part, as Markdown for the first page."
     site = yaml.safe_load((book.root / "_quarto.yml").read_text(encoding="utf-8"))
@@ -675,6 +682,7 @@ def run_ruff(root, *words):
     subprocess.run(command, cwd=root, check=True)
 
 
+# %% ../nbs/internals/97_literate.ipynb #03733489
 def export(root):
     "Write links, layout, package, tests and README from the chapters."
     env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}
@@ -971,6 +979,7 @@ def output_text(cell):
     )
 
 
+# %% ../nbs/internals/97_literate.ipynb #c1e8a7a5
 def shows(cell):
     "Whether running the cell must leave an output: it ends with a value, or prints."
     last = (
@@ -1030,6 +1039,7 @@ def links(text):
     return re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
 
 
+# %% ../nbs/internals/97_literate.ipynb #bfbf4817
 def target_file(link, chapter, book):
     "The file in the repository that a link means, or None for the rest of the web."
     hosts = r"https://(?:github\.com|colab\.research\.google\.com/github)"

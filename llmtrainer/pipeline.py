@@ -27,6 +27,7 @@ __all__ = [
     "is_run",
     "is_finished",
     "ensure_template",
+    "recipe_of",
     "open_model",
     "resolve_system",
     "pin_model",
@@ -48,9 +49,16 @@ __all__ = [
     "show_session",
     "run_training",
     "release_unused_run",
+    "note_file",
+    "note_entry",
+    "note_run",
+    "read_note",
+    "check_mirror",
+    "check_pickles",
     "open_or_fetch",
     "mirror_run",
     "fetch_recipe",
+    "adopt_place",
     "evaluate_missing",
     "model_to_plan",
     "train",
@@ -104,11 +112,13 @@ from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import (
+    TRUST_VARIABLE,
     BaseIdentity,
     Model,
     ModelRecord,
     beyond_context,
     changed_files,
+    check_consent,
     check_max_length,
     describe_model,
     fingerprint,
@@ -123,13 +133,24 @@ from llmtrainer.models.lora import Adapt, count_trainable, load_adapter, trainab
 from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
-from llmtrainer.run import Run, cached_sha256, seed_everything, verify, write_atomic
+from llmtrainer.run import (
+    Run,
+    cache_folder,
+    cached_sha256,
+    identify,
+    read_object,
+    seed_everything,
+    verify,
+    write_atomic,
+    write_json,
+)
+from llmtrainer.safe_io import check_plain, file_facts, is_folder
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, merge
-from llmtrainer.training.checkpoints import explain_full_disk
+from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import rank
 from llmtrainer.training.durable import Signals
 from llmtrainer.training.launch import (
@@ -141,7 +162,13 @@ from llmtrainer.training.launch import (
     sharded,
     strategy_arguments,
 )
-from llmtrainer.training.mirror import mirrored, open_place, restore
+from llmtrainer.training.mirror import (
+    mirrored,
+    open_place,
+    read_marker,
+    restore,
+    write_marker,
+)
 from llmtrainer.training.monitor import resolve_trackers
 from llmtrainer.training.objective import (
     Objective,
@@ -195,8 +222,11 @@ def read_recipe(
     overrides: Sequence[str] = (),  # "train.lr=1e-4"
     machine: Machine | None = None,  # where the job will run; None is this machine
 ) -> Recipe:
-    "The recipe of a YAML file and overrides; `UserError` names the faults, also between sections."
+    """The recipe of a YAML file and overrides; `UserError` names the faults, also between sections.
+    A file, or a run's recipe, cannot allow that a model's code runs; the overrides can."""
     recipe = load_recipe(Recipe, source, overrides)
+    if not isinstance(source, dict):
+        check_consent(recipe.model, overrides, str(source))
     machine = machine or probe()
     quantize = recipe.model.quantize
     if recipe.adapt.method != "lora" and quantize != "none":
@@ -428,12 +458,12 @@ def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> 
 # %% ../nbs/system/80_pipeline.ipynb #cbe8bf2e
 def is_run(name: str) -> bool:
     "Is this a run directory, and not a model folder or a hub name?"
-    return (Path(name) / "recipe.yaml").is_file()
+    return os.path.lexists(Path(name) / "recipe.yaml")
 
 
 def is_finished(run: Run) -> bool:
     "Has the run its final adapter or model?"
-    return run.adapter.is_dir() or run.model.is_dir()
+    return is_folder(run.adapter, run.path) or is_folder(run.model, run.path)
 
 
 def ensure_template(model, tokenizer, template: str = "auto"):
@@ -450,6 +480,16 @@ def ensure_template(model, tokenizer, template: str = "auto"):
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0358910e
+def recipe_of(
+    run: Run,
+    overrides: Sequence[str] = (),  # by the one who runs the command
+) -> Recipe:
+    "The recipe of a run; a model's code runs only where the overrides or the environment say so."
+    recipe = load_recipe(Recipe, run.recipe, overrides)
+    check_consent(recipe.model, overrides, f"the run {run.path}")
+    return recipe
+
+
 def open_model(
     name: str,  # a run, a model folder, a hub name, or tiny:base
     tuned: bool = True,  # of a run: the trained model; False is its base
@@ -459,14 +499,14 @@ def open_model(
         section = Model(base=name, quantize="none")
         return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
-    recipe = load_recipe(Recipe, run.recipe)
+    recipe = recipe_of(run)
     if not tuned:
         section = pin_model(run, recipe.model)
         return ensure_template(*load_model(section, plan_model(section)), recipe.data.template)
     if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
-            fix=f"llmtrainer train {name}/recipe.yaml --run {name}",
+            fix=f"llmtrainer continue {name}",
         )
     check_weights(run)
     if run.model.is_dir():
@@ -508,6 +548,9 @@ def pin_model(run: Run, model: Model) -> Model:
             allowed="the files whose hashes are in model.json of the run",
             fix="put the old files back; what was trained on them fits no others",
         )
+    if base != model.base and model.remote_code:
+        model = model.model_copy(update=dict(base=base, trust=base))
+        check_consent(model, where=f"the run {run.path}")
     return model.model_copy(update=dict(base=base))
 
 
@@ -531,7 +574,10 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
 # %% ../nbs/system/80_pipeline.ipynb #5600b1b2
 def check_weights(run: Run) -> None:
     "`UserError` where the weights of a finished run are not those that were sealed."
-    if not (run.path / "manifest.json").is_file():
+    for folder in (run.adapter, run.model):
+        if is_folder(folder, run.path):
+            check_plain(folder, run.path)
+    if file_facts(run.path / "manifest.json") is None:
         return  # killed before it was sealed
     weights = run.verify(("adapter/", "model/"), cached_sha256)
     changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
@@ -809,6 +855,7 @@ FILES_BEFORE_TRAINING = {
     "rejects.jsonl",
     "validation.jsonl",
     "changes.jsonl",
+    "run.json",
 }
 
 
@@ -826,12 +873,73 @@ def release_unused_run(run: Run) -> Iterator[None]:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #e0783b9a
+def note_file(path: Path) -> Path:
+    "Where it is noted that this user trains the run at a path, outside of all runs."
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return cache_folder() / "begun" / f"{name}.json"
+
+
+def note_entry(path: Path, mirror: str | None) -> dict:
+    "What is noted of a run and its mirror."
+    is_folder_name = mirror is not None and not mirror.startswith("hf://")
+    return dict(
+        run=identify(path), mirror=str(Path(mirror).resolve()) if is_folder_name else mirror
+    )
+
+
+def note_run(path: Path, mirror: str | None) -> None:
+    "Note that this user trains the run at a path, and sends it to a mirror."
+    with suppress(OSError):  # without the note the next `continue` asks
+        write_json(note_file(path), note_entry(path, mirror))
+
+
+def read_note(path: Path) -> dict:
+    "What this user has noted of the run at a path; empty where somebody else could have."
+    note = note_file(path)
+    facts = file_facts(note) if note.parent.is_dir() else None
+    return read_object(note) if facts and facts.st_uid == os.getuid() else {}
+
+
+def check_mirror(path: Path, mirror: str | None, ask: Callable[[str], bool]) -> None:
+    "`UserError` where only the run names its mirror, and this user has neither used nor wants it."
+    if mirror is None:
+        return
+    if read_note(path) != note_entry(path, mirror) and not ask(mirror):
+        raise UserError(
+            f"the run {path} wants to be sent to {mirror}, and only its own recipe says so",
+            where="train.mirror",
+            allowed="a mirror that you name",
+            fix=f"add --mirror {mirror} to send it there, or --mirror none to keep it here",
+        )
+
+
+def check_pickles(path: Path, recipe: Recipe) -> None:
+    "`UserError` where a run's checkpoints are read by running pickles, and it is not this user's."
+    if recipe.launch.strategy == "ddp" or not list_steps(path / "checkpoints"):
+        return
+    allowed = os.environ.get(TRUST_VARIABLE, "").split(",")
+    if read_note(path).get("run") == identify(path) or str(path) in allowed:
+        return
+    raise UserError(
+        f"the checkpoints of {path} are sharded ({recipe.launch.strategy}), and reading such a"
+        " checkpoint can run what it asks for",
+        where="launch.strategy",
+        allowed="a run that you began here, or one whose maker you trust",
+        fix=f"where you trust it, set {TRUST_VARIABLE}={path} before the command",
+    )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #bcab8768
 def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
-    "Open the run for writing; where it is not here, fetch it from its mirror first."
+    """Open the run for writing; where it is not here, fetch it from its mirror first. It is noted
+    that this user sends this run to this mirror."""
     mirror = recipe.train.mirror
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         print(f"the run was fetched from {mirror}")
-    return Run.open(path, recipe, RESUME_MAY_CHANGE)
+    run = Run.open(path, recipe, RESUME_MAY_CHANGE)
+    if mirror or sharded(recipe.launch):
+        note_run(run.path, mirror)
+    return run
 
 
 def mirror_run(run: Run, recipe: Recipe, quiet: bool):
@@ -844,23 +952,46 @@ def mirror_run(run: Run, recipe: Recipe, quiet: bool):
     )
 
 
-def fetch_recipe(place: str, path: Path) -> Recipe:
+def fetch_recipe(
+    place: str,
+    path: Path,
+    overrides: Sequence[str] = (),  # by the one who runs the command
+    ask: Callable[[str], bool] = lambda mirror: False,  # whether a mirror is wanted
+) -> Recipe:
     """The recipe of a run in `place`, which is fetched to `path` where it is not here; the run is
-    mirrored to `place` again."""
-    if not (path / "recipe.yaml").is_file() and not restore(open_place(place), path):
+    mirrored to `place` again. A mirror that only the run's own recipe names needs a yes."""
+    fetched = not os.path.lexists(path / "recipe.yaml")
+    if fetched and not restore(open_place(place), path):
         raise UserError(
             f"there is no run in {place}",
             allowed="a run, a folder that train.mirror named, or hf://user/name",
             fix="is the drive mounted?",
         )
-    changes = [f"train.mirror={json.dumps(place)}"] if place != str(path) else []
-    return read_recipe(Run.load(path).recipe, changes)
+    run, words = Run.load(path), list(overrides)
+    named = any(word.startswith("train.mirror=") for word in words)
+    if not named and Path(place) != path:
+        words.append(f"train.mirror={json.dumps(place)}")
+        if fetched:
+            adopt_place(open_place(place), path)
+    recipe = read_recipe(run.recipe, words)
+    check_consent(recipe.model, words, f"the run {path}")
+    if not named and Path(place) == path:
+        check_mirror(path, recipe.train.mirror, ask)
+    check_pickles(path, recipe)
+    return recipe
+
+
+def adopt_place(place, path: Path) -> None:
+    "Mark a place that a run was fetched from, where an earlier release left no marker."
+    if read_marker(place) is None and ".lock" not in place.names():
+        write_marker(place, identify(path))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ab405a88
 def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: bool) -> None:
     "Run the tasks of the recipe that have no result in the run yet."
-    missing = [task for task in recipe.eval.tasks if not (run.evals / f"{task}.json").is_file()]
+    results = {task: run.evals / f"{task}.json" for task in recipe.eval.tasks}
+    missing = [task for task, file in results.items() if not file_facts(file, run.path)]
     if not missing:
         return
     if session:
@@ -916,7 +1047,7 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
     if not run.adapter.is_dir():
         raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
     check_weights(run)
-    recipe = load_recipe(Recipe, run.recipe)
+    recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
         record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)

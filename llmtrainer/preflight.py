@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "planned_step_shape",
+    "plan_config",
     "forecast",
     "predict_time",
     "format_bytes",
@@ -55,6 +56,8 @@ from llmtrainer.models.load import (
     load_model,
     model_traits,
     plan_model,
+    raw_config,
+    remote_code_entries,
 )
 from llmtrainer.models.lora import count_trainable, load_adapter, trainable_table
 from llmtrainer.models.memory import (
@@ -91,13 +94,28 @@ def planned_step_shape(recipe: Recipe, config, chosen: DevicePlan, machine=None)
     )
 
 
+def plan_config(model: Model):
+    "The configuration of a model for a plan, which runs no code of the model, whoever allows it."
+    entries = remote_code_entries(raw_config(model.base, model.revision))
+    if model.remote_code and entries:
+        raise UserError(
+            f"a plan runs no code of a model, and {model.base} cannot be read without its own:"
+            f" {'; '.join(entries)}",
+            where="model.remote_code: true",
+            allowed="models that transformers has a class for",
+            fix="train without a plan, where you have read the code",
+        )
+    return load_config(model.model_copy(update=dict(remote_code=False, trust=None)))
+
+
+# %% ../nbs/system/81_preflight.ipynb #02a84980
 def forecast(
     recipe: Recipe,
     machine: Machine | None = None,  # without one, this one; for another, no time is told
 ) -> dict:
     """What the job is and needs, from the configuration alone: choices, family, trained parameters,
     bytes by part, rows that fit, changes where the job does not, and the time."""
-    here, config = machine or probe(), load_config(recipe.model)
+    here, config = machine or probe(), plan_config(recipe.model)
     check_max_length(config, recipe.data.max_length)
     chosen, text = plan_model(recipe.model, here, config), config.get_text_config()
     work = planned_step_shape(recipe, config, chosen, here)

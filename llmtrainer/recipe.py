@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "RECIPE_LIMIT",
     "UserError",
     "assert_refused",
     "show_value",
@@ -15,6 +16,7 @@ __all__ = [
     "Fault",
     "RecipeError",
     "validate",
+    "read_limited",
     "read_values",
     "load_recipe",
     "recipe_differences",
@@ -26,6 +28,7 @@ __all__ = [
 import difflib
 import json
 import re
+import stat
 import textwrap
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -551,13 +554,32 @@ def _override(values, text):
 
 
 # %% ../nbs/internals/90_config.ipynb #802eecbc
+RECIPE_LIMIT = 1 << 20  # bytes: a page has five thousand
+
+
+def read_limited(path: Path) -> bytes:
+    "The bytes of a recipe; `UserError` for one that has no end, or is no file."
+    is_stream = path.parent.as_posix() in ("/dev", "/dev/fd", "/proc/self/fd")  # as in <(command)
+    mode = path.stat().st_mode
+    if not (is_stream or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device, and no recipe.", allowed="a YAML file")
+    with path.open("rb") as file:
+        content = file.read(RECIPE_LIMIT + 1)
+    if len(content) > RECIPE_LIMIT:
+        raise UserError(
+            f"{path} is longer than {RECIPE_LIMIT >> 20} MiB, and no recipe.",
+            allowed="a YAML file of some lines",
+        )
+    return content
+
+
 def read_values(source):
     "(values, lines, name) of a recipe: a path or a ready dictionary."
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), {}, "The recipe"
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_limited(path).decode()
     except FileNotFoundError:
         beside = sorted(
             p.name for pattern in ("*.yaml", "*.yml") for p in path.parent.glob(pattern)

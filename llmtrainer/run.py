@@ -4,24 +4,38 @@
 
 # %% auto #0
 __all__ = [
+    "JSON_DEPTH",
     "AnyRecord",
     "PACKAGES",
     "SETTLED",
+    "RUN_NAMES",
+    "RUN_FOLDERS",
+    "RUN_FILE",
     "fsync_path",
     "write_atomic",
     "write_json",
+    "parse_json_text",
     "read_json",
+    "read_object",
     "Record",
+    "first_fault",
     "kind_of",
     "Environment",
     "environment",
     "seed_everything",
     "sha256",
     "seal",
+    "read_manifest",
     "verify",
     "cache_folder",
     "cached_sha256",
     "Stopped",
+    "read_recipe_file",
+    "refuse_foreign",
+    "is_run_file",
+    "check_run",
+    "RunIdentity",
+    "identify",
     "append_line",
     "read_lines",
     "MetricsLine",
@@ -33,7 +47,6 @@ __all__ = [
 
 # %% ../nbs/internals/91_run.ipynb #03c86f4d
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -43,6 +56,7 @@ import platform
 import random
 import re
 import shutil
+import stat
 import subprocess
 import time
 import uuid
@@ -66,21 +80,32 @@ from llmtrainer.recipe import (
     recipe_differences,
     show_value,
 )
+from llmtrainer.safe_io import (
+    UNSUPPORTED,
+    UnsafePath,
+    file_facts,
+    is_folder,
+    list_files,
+    open_file,
+    opened_folder,
+    read_bytes,
+    read_text,
+    remove_file,
+    replaced_file,
+    sync_handle,
+    unsafe,
+)
 
 # %% ../nbs/internals/91_run.ipynb #a909b40d
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EBADF}
 
 
 def fsync_path(path: str | Path) -> None:
     """Put a file's bytes or a folder's names on the disk, where its file system can: a mounted
     drive may refuse, and then has its own way."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
+        sync_handle(handle)
     finally:
         os.close(handle)
 
@@ -89,21 +114,15 @@ def fsync_path(path: str | Path) -> None:
 def write_atomic(
     path: str | Path,
     data: bytes | str,
+    root: str | Path | None = None,  # links below it are not followed; None: the folder around
 ) -> None:
     "Write a file so that a reader finds the old or the new content, whole, whatever happens."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    root = path.parent if root is None else root
+    with replaced_file(path, root, f".{path.name}.{uuid.uuid4().hex[:8]}.tmp") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    with opened_folder(path.parent, root) as folder:
+        sync_handle(folder)
 
 
 # %% ../nbs/internals/91_run.ipynb #fd270516
@@ -125,15 +144,41 @@ def _json(value, indent=None):
 
 
 # %% ../nbs/internals/91_run.ipynb #673e916d
-def write_json(path: str | Path, obj) -> None:
+def write_json(path: str | Path, obj, root: str | Path | None = None) -> None:
     "Write JSON atomically."
-    write_atomic(path, _json(obj, indent=1) + "\n")
+    write_atomic(path, _json(obj, indent=1) + "\n", root)
 
 
-def read_json(path: str | Path):
+def parse_json_text(text: str):
+    "The value of a JSON text; `ValueError` for anything else, however deep or broken."
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a character cannot be written
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level, depth = [value], 0
+    while level and text.count("[") + text.count("{") > JSON_DEPTH:
+        level = [part for parent in level for part in _parts(parent)]
+        depth += 1
+        if depth > JSON_DEPTH:
+            raise ValueError("it is nested too deeply")
+    return value
+
+
+JSON_DEPTH = 100  # lists and objects inside each other: a record has five
+
+
+def _parts(value) -> list:
+    "The lists and objects that lie directly in a value."
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [part for part in parts if isinstance(part, (dict, list))]
+
+
+def read_json(path: str | Path, root: str | Path | None = None):
     "Read JSON; a missing or damaged file is a `UserError`."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json_text(read_text(path, root))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except ValueError as error:
@@ -141,6 +186,18 @@ def read_json(path: str | Path):
             f"{path} is damaged: {error}",
             fix="Restore it, or remove it and repeat the step that writes it.",
         ) from None
+
+
+def read_object(path: str | Path, root: str | Path | None = None) -> dict:
+    "Read a JSON object; `UserError` for a list, a number or a text."
+    value = read_json(path, root)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} is damaged: it holds {show_value(value)}",
+            allowed="a JSON object",
+            fix="Restore it, or remove it and repeat the step that writes it.",
+        )
+    return value
 
 
 # %% ../nbs/internals/91_run.ipynb #95419f8a
@@ -154,14 +211,15 @@ class Record(BaseModel):
         1  # the oldest form that is read: since then, only fields with a default
     )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, root: str | Path | None = None) -> None:
         "Write it as JSON, atomically."
-        write_json(path, dict(kind=type(self).__name__, version=self.form) | self.model_dump())
+        about = dict(kind=type(self).__name__, version=self.form)
+        write_json(path, about | self.model_dump(), root)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, root: str | Path | None = None) -> Self:
         "Read it; `UserError` for a missing or damaged file, another kind or another version."
-        stored = read_json(path)
+        stored = read_json(path, root)
         stored = dict(stored) if isinstance(stored, Mapping) else {}
         kind, version = stored.pop("kind", None), stored.pop("version", None)
         readable = range(cls.oldest, cls.form + 1)
@@ -173,21 +231,27 @@ class Record(BaseModel):
             )
         try:
             return cls.model_validate(stored)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            key = ".".join(map(str, fault["loc"]))
+        except (ValidationError, RecursionError) as error:
             raise UserError(
-                f"{path} is damaged: {key}: {fault['msg']}",
+                f"{path} is damaged: {first_fault(error)}",
                 fix="Restore it, or remove it and repeat the step that writes it.",
             ) from None
+
+
+def first_fault(error: ValidationError | RecursionError) -> str:
+    "The first fault that pydantic found, with its key."
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def kind_of(path: str | Path) -> str | None:
+def kind_of(path: str | Path, root: str | Path | None = None) -> str | None:
     "The kind of the record in a file; None for JSON that is no record."
-    stored = read_json(path)
+    stored = read_json(path, root)
     return stored.get("kind") if isinstance(stored, Mapping) else None
 
 
@@ -283,15 +347,17 @@ os.register_at_fork(after_in_child=_drop_held)
 # %% ../nbs/internals/91_run.ipynb #c988b0f4
 def _is_held(lock):
     "Does this process hold the lock on the file that has this name now?"
-    return lock in _held and lock.exists() and os.path.samestat(os.fstat(_held[lock]), lock.stat())
+    facts = file_facts(lock) if lock.parent.is_dir() else None
+    return lock in _held and facts is not None and os.path.samestat(os.fstat(_held[lock]), facts)
 
 
 def _lock(folder):
     "Become the only process that writes a run, until it ends."
-    lock = (Path(folder) / ".lock").resolve()
+    lock = Path(folder).resolve() / ".lock"
     if _is_held(lock):
         return
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    with open_file(lock, "a+b") as file:
+        handle = os.dup(file.fileno())
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -301,7 +367,7 @@ def _lock(folder):
             fix="Wait for it, stop it, or choose another folder with --run.",
         ) from None
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             os.close(handle)
             raise
         warnings.warn(
@@ -314,56 +380,76 @@ def _lock(folder):
 
 # %% ../nbs/internals/91_run.ipynb #0b6278cb
 def sha256(path: str | Path) -> str:
-    "The SHA-256 of a file, in hex, read piece by piece."
-    with open(path, "rb") as file:
+    "The SHA-256 of a plain file, in hex, read piece by piece."
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # %% ../nbs/internals/91_run.ipynb #1edc10e5
-def _files(folder):
-    "{name relative to folder: path} of all files that a manifest covers."
-    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
+def _files(folder, root=None):
+    "{name relative to folder: size} of all plain files that a manifest covers."
     return {
-        name: path
-        for name, path in names.items()
-        if name not in ("manifest.json", ".lock") and not _TEMPORARY.fullmatch(path.name)
+        name: facts.st_size
+        for name, facts in list_files(folder, root)[0].items()
+        if name not in ("manifest.json", ".lock")
+        and not _TEMPORARY.fullmatch(name.rpartition("/")[2])
     }
 
 
-def seal(folder: str | Path) -> None:
-    "Write manifest.json into a folder: size and SHA-256 of every file in it."
-    entries = {
-        name: {"sha256": sha256(path), "size": path.stat().st_size}
-        for name, path in _files(folder).items()
-    }
-    write_json(Path(folder) / "manifest.json", entries)
+def _entry(folder, name):
+    "What a manifest says of a file."
+    return {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size}
+
+
+def seal(folder: str | Path, known: Callable[[str], bool] = lambda name: True) -> None:
+    "Write manifest.json into a folder: size and SHA-256 of every plain file that is known in it."
+    folder = Path(folder)
+    entries = {name: _entry(folder, name) for name in _files(folder) if known(name)}
+    write_json(folder / "manifest.json", entries)
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    "The entries of a folder's manifest; `UserError` where it has another form."
+    entries = read_object(folder / "manifest.json")
+    for name, entry in entries.items():
+        known = isinstance(entry, dict) and entry.keys() == {"sha256", "size"}
+        if not known or type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
+            raise UserError(f"{folder / 'manifest.json'} is damaged: the entry of {name}")
+    return entries
 
 
 def verify(
     folder: str | Path,
     parts: tuple[str, ...] = ("",),  # beginnings of the names to look at, such as "adapter/"
     digest: Callable[[Path], str] = sha256,
+    root: str | Path | None = None,  # None: the folder itself may be a link, what it holds not
 ) -> list[str]:
     "What differs between a folder and its manifest, a sentence each; empty when nothing does."
-    if not (Path(folder) / "manifest.json").exists():
+    folder = Path(folder)
+    try:
+        others = list_files(folder, root)[1]
+    except UnsafePath:
+        return [f"{folder.name} is a link or a device, which is not followed"]
+    if not os.path.lexists(folder / "manifest.json"):
         return ["manifest.json is missing: the folder was never sealed"]
     try:
-        manifest = dict(read_json(Path(folder) / "manifest.json"))
-    except (UserError, TypeError, ValueError) as error:
+        manifest = read_manifest(folder)
+    except UserError as error:
         return [f"manifest.json cannot be read ({type(error).__name__})"]
-    files, faults = _files(folder), []
+    files, faults = _files(folder, root), []
     for name, entry in manifest.items():
-        if not name.startswith(parts):
+        if not name.startswith(parts) or name in others:
             continue
         if name not in files:
             faults.append(f"{name} is missing")
-        elif (size := files[name].stat().st_size) != entry["size"]:
-            faults.append(f"{name} has {size} bytes instead of {entry['size']}")
-        elif digest(files[name]) != entry["sha256"]:
+        elif files[name] != entry["size"]:
+            faults.append(f"{name} has {files[name]} bytes instead of {entry['size']}")
+        elif digest(folder / name) != entry["sha256"]:
             faults.append(f"{name} has the right size but another content")
     added = [name for name in files if name not in manifest and name.startswith(parts)]
-    return faults + [f"{name} is not in the manifest" for name in added]
+    faults += [f"{name} is not in the manifest" for name in added]
+    links = [name for name in others if f"{name}/".startswith(parts)]
+    return faults + [f"{name} is a link or a device, which is not followed" for name in links]
 
 
 # %% ../nbs/internals/91_run.ipynb #d2e9d716
@@ -408,12 +494,20 @@ class Stopped(Exception):
     exit_code = 75
 
 
+def read_recipe_file(folder: Path) -> dict:
+    "The resolved recipe of the run in a folder."
+    try:
+        return parse_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml")[0]
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing"
+        raise UserError(f"recipe.yaml of {folder} {what}", fix="Fetch the run again.") from None
+
+
 def _changes(path, recipe):
     "(key, there, now) wherever the recipe differs from that of the run at `path`."
-    if not (path / "recipe.yaml").exists():
+    if file_facts(path / "recipe.yaml") is None:
         return []
-    old = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
-    return recipe_differences(old, parse_yaml(dump_section(recipe))[0])
+    return recipe_differences(read_recipe_file(path), parse_yaml(dump_section(recipe))[0])
 
 
 def _refuse_other(path, recipe, free=()):
@@ -436,32 +530,92 @@ def _refuse_other(path, recipe, free=()):
 
 
 # %% ../nbs/internals/91_run.ipynb #e8aac973
-def _refuse_foreign(path):
-    "Raise if `path` holds something that is not a run."
+def refuse_foreign(path: Path) -> None:
+    "`UserError` if `path` holds something that is not a run."
     other = "Name another folder with --run."
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a run directory.", fix=other)
-    strange = [p for p in path.glob("*") if p.name != ".lock" and not _TEMPORARY.fullmatch(p.name)]
-    if strange and not (path / "recipe.yaml").exists():
+    names = os.listdir(path) if path.exists() else []
+    strange = [name for name in names if name != ".lock" and not _TEMPORARY.fullmatch(name)]
+    if strange and "recipe.yaml" not in names:
         raise UserError(f"The folder {path} is not empty and is not a run.", fix=other)
 
 
 def _claim(path, recipe, free=()):
     """Make the folder of a run, or check that it is ours; take the lock; sweep up after killed
     writes."""
-    _refuse_foreign(path)
+    refuse_foreign(path)
+    check_run(path)
     _refuse_other(path, recipe, free)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
     _refuse_other(path, recipe, free)  # another process may have begun it meanwhile
-    for left in [p for p in path.rglob("*.tmp") if _TEMPORARY.fullmatch(p.name)]:
-        left.unlink()
+    for name in list_files(path)[0]:
+        if _TEMPORARY.fullmatch(name.rpartition("/")[2]):
+            remove_file(path / name, path)
+
+
+# %% ../nbs/internals/91_run.ipynb #9be3e4c4
+_JSON = ("env", "data", "model", "experts", "run", "summary", "manifest")
+_LINES = ("metrics", "rejects", "validation", "changes")
+RUN_NAMES = (  # files that lie directly in a run
+    "recipe.yaml",
+    "README.md",
+    *(f"{name}.json" for name in _JSON),
+    *(f"{name}.jsonl" for name in _LINES),
+)
+RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data")
+_ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|py"
+_PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{_ENDINGS})|\.metadata|latest)"
+RUN_FILE = re.compile(
+    "|".join(
+        [
+            *map(re.escape, RUN_NAMES),
+            rf"(?:checkpoints/step-\d+|adapter|model|exports/[\w-]+)/{_PARTS}",
+            r"checkpoints/latest\.json",
+            r"evals/(?:base/)?(?:others/)?\w[\w.+-]*\.json",
+            r"exports/[\w-]+\.json",
+            r"data/(?:train|validation)\.jsonl",
+        ]
+    ),
+    re.ASCII,
+)
+
+
+def is_run_file(name: str) -> bool:
+    "Whether a name, relative to a run, is that of a file which this package writes."
+    return RUN_FILE.fullmatch(name) is not None
+
+
+def check_run(path: Path) -> None:
+    "`UnsafePath` where a link or a device has the name of a run's own file or folder."
+    own = {".lock", ".mirror.json", *RUN_NAMES, *RUN_FOLDERS}
+    with os.scandir(path) if path.exists() else contextlib.nullcontext([]) as entries:
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if entry.name in own and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise unsafe(path / entry.name, mode, "a plain file or folder")
+
+
+# %% ../nbs/internals/91_run.ipynb #e1da276c
+class RunIdentity(Record):
+    "Which run this is, wherever it lies."
+
+    file = "run.json"
+    id: str = Field(pattern="[0-9a-f]{32}")
+
+
+def identify(path: Path) -> str:
+    "The identity of the run at a path; it gets one where it has none."
+    if file_facts(path / "run.json") is None:
+        RunIdentity(id=uuid.uuid4().hex).save(path / "run.json")
+    return RunIdentity.load(path / "run.json").id
 
 
 # %% ../nbs/internals/91_run.ipynb #ea243bff
 def append_line(path: str | Path, obj) -> None:
     "Append one JSON line to a file, in one write; a torn line before it is ended first."
-    with open(path, "a+b") as file:
+    with open_file(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         torn = end and os.pread(file.fileno(), 1, end - 1) != b"\n"
         file.write(b"\n" * bool(torn) + _json(obj).encode() + b"\n")
@@ -470,9 +624,10 @@ def append_line(path: str | Path, obj) -> None:
 def read_lines(path: str | Path) -> list:
     "The JSON lines of a file; a torn one is left out with a warning."
     path, rows = Path(path), []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+    content = read_bytes(path) if file_facts(path) else b""
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json_text(line.decode()))
         except ValueError:
             warnings.warn(
                 f"Line {number} of {path.name} is torn, as after a kill, and is left out.",
@@ -523,7 +678,7 @@ class _Files:
     @property
     def recipe(self) -> dict:
         "The resolved recipe."
-        return parse_yaml((self.path / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml")[0]
+        return read_recipe_file(self.path)
 
 
 # %% ../nbs/internals/91_run.ipynb #72de6c4f
@@ -592,8 +747,8 @@ def run_html(run: "Run") -> str:
         "data": data,
         "steps": f"{steps[-1].step if steps else 0:,}, {'finished' if finished else 'unfinished'}",
     }
-    results = sorted(run.evals.glob("*.json"))
-    tasks = [path.stem for path in results if kind_of(path) == "TaskResult"]
+    results = run.json_files("evals")
+    tasks = [path.stem for path in results if kind_of(path, run.path) == "TaskResult"]
     if tasks:
         facts["evaluated on"] = ", ".join(tasks)
     if shipped := sorted(path.name for path in run.exports.glob("*/")):
@@ -611,11 +766,11 @@ class _Records(_Files):
 
     def write(self, name: str, obj) -> None:
         "Write JSON under the run, atomically."
-        write_json(self.path / name, obj)
+        write_json(self.path / name, obj, self.path)
 
     def read(self, name: str):
         "Read JSON from under the run."
-        return read_json(self.path / name)
+        return read_json(self.path / name, self.path)
 
     def add_record(
         self,
@@ -623,7 +778,7 @@ class _Records(_Files):
         name: str | None = None,  # under the run; without one, the name of the record's kind
     ) -> None:
         "Write a record under the run, atomically."
-        record.save(self.path / (name or record.file))
+        record.save(self.path / (name or record.file), self.path)
         self.update_manifest(name or record.file)
 
     def update_manifest(
@@ -631,27 +786,36 @@ class _Records(_Files):
         name: str,  # of a file or folder under the run
     ) -> None:
         "Enter what was written anew into the manifest; nothing where the run is not sealed yet."
-        if not (self.path / "manifest.json").is_file():
+        if file_facts(self.path / "manifest.json") is None:
             return
         entries = {
             file: entry
-            for file, entry in self.read("manifest.json").items()
+            for file, entry in read_manifest(self.path).items()
             if file != name and not file.startswith(f"{name}/")
         }
-        for file, path in _files(self.path).items():
+        for file in _files(self.path):
             if file == name or file.startswith(f"{name}/"):
-                entries[file] = {"sha256": sha256(path), "size": path.stat().st_size}
+                entries[file] = _entry(self.path, file)
         self.write("manifest.json", dict(sorted(entries.items())))
 
     def find_record(self, kind: type[AnyRecord], name: str | None = None) -> AnyRecord | None:
         "A record of the run, None where there is none; `UserError` where it cannot be read."
         path = self.path / (name or kind.file)
-        return kind.load(path) if path.is_file() else None
+        return kind.load(path, self.path) if file_facts(path, self.path) else None
 
     def find_records(self, kind: type[AnyRecord], folder: str) -> dict[str, AnyRecord]:
         "The records of one kind that lie in a folder of the run, by their files' names."
-        paths = sorted((self.path / folder).glob("*.json"))
-        return {path.stem: kind.load(path) for path in paths if kind_of(path) == kind.__name__}
+        paths = self.json_files(folder)
+        kinds = {path: kind_of(path, self.path) for path in paths}
+        return {
+            path.stem: kind.load(path, self.path) for path in paths if kinds[path] == kind.__name__
+        }
+
+    def json_files(self, folder: str) -> list[Path]:
+        "The JSON files that lie in a folder of the run."
+        if not is_folder(self.path / folder, self.path):
+            return []
+        return sorted((self.path / folder).glob("*.json"))
 
 
 # %% ../nbs/internals/91_run.ipynb #091a1f67
@@ -663,8 +827,13 @@ class _Log(_Records):
         append_line(self.path / "metrics.jsonl", values)
 
     def metrics(self) -> list[dict]:
-        "The logged lines; a torn one is left out with a warning."
-        return read_lines(self.path / "metrics.jsonl")
+        "The logged lines; what is torn or no object is left out with a warning."
+        lines = read_lines(self.path / "metrics.jsonl")
+        rows = [line for line in lines if isinstance(line, dict)]
+        if len(rows) < len(lines):
+            left_out = len(lines) - len(rows)
+            warnings.warn(f"{left_out} lines of metrics.jsonl are left out.", stacklevel=2)
+        return rows
 
     def metrics_lines(self) -> list[MetricsLine]:
         "The logged lines with typed fields; `UserError` for a line that is something else."
@@ -673,10 +842,8 @@ class _Log(_Records):
             try:
                 lines.append(MetricsLine.model_validate(values))
             except ValidationError as error:
-                fault = error.errors()[0]
-                key = ".".join(map(str, fault["loc"]))
                 raise UserError(
-                    f"line {number} of {self.path / 'metrics.jsonl'}: {key}: {fault['msg']}",
+                    f"line {number} of {self.path / 'metrics.jsonl'}: {first_fault(error)}",
                     fix="Remove the line, or the change that was made to it.",
                 ) from None
         return lines
@@ -689,7 +856,7 @@ class _Log(_Records):
         "Drop the logged lines after a step, which a resumed training writes again; how many."
         rows, kept, numbered = self.metrics(), [], 0
         for row in rows:
-            if "step" in row:
+            if isinstance(row.get("step"), (int, float)):
                 if row["step"] > step:
                     continue
                 numbered += 1
@@ -724,16 +891,17 @@ class Run(_Log):
                     dict(time=round(time.time(), 3), key=key, there=there, now=now),
                 )
             write_atomic(run.path / "recipe.yaml", dump_section(recipe))
-        if not (run.path / "recipe.yaml").exists():
+        if file_facts(run.path / "recipe.yaml") is None:
             write_atomic(run.path / "recipe.yaml", dump_section(recipe))
-        if not (run.path / "env.json").exists():
+        if file_facts(run.path / "env.json") is None:
             run.add_record(environment())
         return run
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
         "An existing run, for reading and for adding results."
-        if (Path(path) / "recipe.yaml").is_file():
+        if os.path.lexists(Path(path) / "recipe.yaml"):
+            check_run(Path(path))
             return cls(path)
         raise UserError(
             f"{path} is not a run: it has no recipe.yaml.",
@@ -741,8 +909,8 @@ class Run(_Log):
         )
 
     def seal(self) -> None:
-        "Write manifest.json: size and SHA-256 of every file."
-        seal(self.path)
+        "Write manifest.json: size and SHA-256 of every file that a run has."
+        seal(self.path, is_run_file)
 
     def verify(
         self,

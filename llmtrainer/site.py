@@ -184,6 +184,7 @@ def has_image(output):
     return any(kind.startswith("image/") for kind in output.get("data", {}))
 
 
+# %% ../nbs/internals/99_site.ipynb #2a9529e6
 def is_visible(output):
     "Whether a reader would see anything of an output."
     data = output.get("data", {})
@@ -219,6 +220,7 @@ def describe_figure(cell, sentence):
         cell.source = with_options(cell.source, fig_alt=sentence)
 
 
+# %% ../nbs/internals/99_site.ipynb #69cd2442
 def describe_diagrams(text, sentence):
     "Markdown whose diagrams have the sentence before them as their description."
 
@@ -247,6 +249,7 @@ def shown_default(field):
     return f"`{json.dumps(value, default=str)}`"
 
 
+# %% ../nbs/internals/99_site.ipynb #9fc3836b
 def settings_table(section):
     "The keys of a section as a Markdown table: key, type, default and description."
     rows = [
@@ -293,6 +296,7 @@ def class_members(node):
     return {*fields, *(x.name for x in node.body if isinstance(x, ast.FunctionDef))}
 
 
+# %% ../nbs/internals/99_site.ipynb #ea775913
 def read_names(book):
     "The `Names` of a book, from the exported cells that its pages show."
     names = Names(book.settings["lib_path"], {}, {}, {})
@@ -344,6 +348,7 @@ def address(names, place, file):
     return f"{page}#{place[1]}"
 
 
+# %% ../nbs/internals/99_site.ipynb #d791aee6
 def link_names(text, names, file, module):
     "Markdown in which inline code that names something of the package is a link."
 
@@ -394,6 +399,7 @@ def index_of(root):
     return read_names(read_book(root))
 
 
+# %% ../nbs/internals/99_site.ipynb #0b1673e1
 class Page(Processor):
     "nbdev's last processor for a chapter: makes its page."
 
@@ -452,6 +458,7 @@ def wrong_setup(book):
             yield Finding("_quarto.yml", None, "a part without a name", "give it a `section`")
 
 
+# %% ../nbs/internals/99_site.ipynb #1103cc30
 def lost_sources(book, pages):
     "Cells whose source is missing on their page."
     for chapter in book.chapters:
@@ -483,6 +490,7 @@ def broken_diagrams(book, pages):
                 yield Finding(file, None, what, "rename the node")
 
 
+# %% ../nbs/internals/99_site.ipynb #13ebd981
 def unnumbered_titles(book, pages):
     "Pages whose title lacks the number of their chapter."
     for chapter in book.chapters:
@@ -524,6 +532,7 @@ def follow(link, file, targets):
         return f"leads to {posixpath.basename(place)}, which has no #{anchor}"
 
 
+# %% ../nbs/internals/99_site.ipynb #dcd0b5f5
 def broken_links(book, pages):
     "Links that will not arrive, and anchors that stand twice on a page."
     targets = {file: anchors_of(page) for file, page in pages.items()}

@@ -52,6 +52,7 @@ def tokens_by_line(source: str) -> Counter:
     return Counter(token.start[0] for token in tokens if token.type not in LAYOUT)
 
 
+# %% ../nbs/internals/98_style.ipynb #7ae229cb
 def function_sizes(source: str) -> dict[str, int]:
     "Function -> its tokens; a method has its own line number in its name, so that none is lost."
     counts, sizes = tokens_by_line(source), {}
@@ -144,6 +145,7 @@ def measures(book: Book) -> dict[str, float]:
     )
 
 
+# %% ../nbs/internals/98_style.ipynb #99d6862e
 def check_measures(book: Book, limits: Limits = Limits()) -> Iterator[Finding]:
     "The book's figures beyond the limits."
     figures = measures(book)
@@ -178,6 +180,7 @@ def check(root: Path) -> list[Finding]:
     return [*check_limits(book), *check_measures(book), *check_ruff(root, places)]
 
 
+# %% ../nbs/internals/98_style.ipynb #fcfade1c
 def main(argv=None):
     "The command line: `python -m llmtrainer.style check|show`."
     parser = argparse.ArgumentParser(prog="python -m llmtrainer.style", description=__doc__)

@@ -9,7 +9,6 @@ from llmtrainer.run import (
     _TEMPORARY,
     _is_held,
     _lock,
-    errno,
     fcntl,
     hashlib,
     math,
@@ -20,11 +19,13 @@ from llmtrainer.run import (
     random,
     re,
     shutil,
+    stat,
     subprocess,
     time,
 )
 
 
+import errno
 import signal
 import stat
 import sys
@@ -54,7 +55,7 @@ def test_a_kill_between_write_and_rename_keeps_the_old_content(tmp_path):
         """
         import os, signal, sys
         from llmtrainer.run import write_atomic
-        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         write_atomic(sys.argv[1], "new " * 1000)
         """,
         target,
@@ -76,7 +77,7 @@ def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", see_sync)
-        patch.setattr(os, "replace", lambda *paths: (seen.append("rename"), rename(*paths)))
+        patch.setattr(os, "replace", lambda *a, **kw: (seen.append("rename"), rename(*a, **kw)))
         write_atomic(tmp_path / "x", b"12345")
     assert seen == ["sync 5 bytes", "rename", "sync folder"]
 
@@ -350,6 +351,42 @@ class Toy(Section):
     name: str = Field("no", description="A word that YAML 1.1 would misread.")
 
 
+def test_a_name_is_known_only_in_the_form_that_is_written():
+    known = """recipe.yaml metrics.jsonl checkpoints/latest.json evals/base/gsm8k.json
+        evals/others/gsm8k-limit-8.json evals/base/others/gsm8k-1.json
+        checkpoints/step-100/optimizer.pt checkpoints/step-1/rng_state_0.pth
+        checkpoints/step-1/pytorch_model_fsdp_0/.metadata exports/merged/tokenizer.json
+        checkpoints/step-1/global_step1/mp_rank_00_model_states.pt adapter/chat_template.jinja
+        checkpoints/step-1/latest model/model-00001-of-00002.safetensors exports/onnx.json
+        adapter/additional_chat_templates/tool_use.jinja exports/onnx/model.onnx_data"""
+    unknown = """/recipe.yaml ./recipe.yaml ../recipe.yaml x/../recipe.yaml notes.txt .lock id_rsa
+        checkpoints/step-1/../../x.json checkpoints/step-1/..json/x.json evals/../x.json
+        checkpoints/step-x/a.json adapter/.bashrc adapter/x.sh adapter/a/b/c/d/e.json recipe.yaml/
+        exports/.ssh/x.json authorized_keys .ssh/authorized_keys data/secret.jsonl"""
+    assert [name for name in known.split() if not is_run_file(name)] == []
+    assert [name for name in unknown.split() if is_run_file(name)] == []
+    assert not is_run_file("recipe.yaml\n") and not is_run_file("adapter/x\n.json")
+
+
+def test_a_link_with_the_name_of_a_runs_own_file_is_refused_before_anything_is_done(tmp_path):
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    (canary / "step-1").mkdir()
+    for name in (*RUN_NAMES, *RUN_FOLDERS, ".lock", ".mirror.json"):
+        run = tmp_path / f"run-{name}"
+        Run.open(run, Toy())
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(canary / "made")
+        for use in (lambda: Run.open(run, Toy()), lambda: Run.load(run)):  # noqa: B023 - used here
+            with pytest.raises(UserError, match="is a link"):
+                use()
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        with pytest.raises(UserError, match="is a pipe"):
+            Run.open(run, Toy())
+    assert [path.name for path in canary.iterdir()] == ["step-1"]
+
+
 def test_the_same_recipe_resumes_and_another_is_refused(tmp_path):
     run = Run.open(tmp_path / "a/run", Toy(lr=1e-4))
     run.log(step=1)
@@ -414,12 +451,12 @@ def test_a_kill_while_a_run_is_created_is_mended_by_opening_again(tmp_path):
 
         left, real = int(sys.argv[2]), os.replace
 
-        def counted(*paths):
+        def counted(*paths, **folders):
             global left
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(*paths)
+            real(*paths, **folders)
 
         os.replace = counted
         Run.open(sys.argv[1], Toy())

@@ -9,7 +9,6 @@ from llmtrainer.ship.merge import (
     load_adapter,
     load_model,
     logging,
-    shutil,
     torch,
     warnings,
 )
@@ -17,6 +16,7 @@ from llmtrainer.ship.merge import (
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest

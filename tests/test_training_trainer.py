@@ -16,7 +16,6 @@ from llmtrainer.training.trainer import (
     dataclass,
     np,
     rank,
-    shutil,
     torch,
 )
 

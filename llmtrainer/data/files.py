@@ -58,6 +58,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -566,6 +567,12 @@ def expand_path(path: Path) -> list[Path]:
     else:
         paths = map(Path, glob.glob(str(path), recursive=True))
     files = sorted(file for file in paths if file.is_file() and not file.name.startswith("."))
+    if not files and os.path.lexists(path) and not path.is_dir():
+        raise UserError(
+            f"{path} is no file: it is a pipe, a device, or a link that leads nowhere",
+            where="data.train or data.val",
+            fix="write the rows into a file, and name that",
+        )
     if path.is_dir() and not files:
         raise UserError(
             f"the folder {path} holds no files",

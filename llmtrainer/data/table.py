@@ -165,6 +165,7 @@ def joined(parts: Iterable[np.ndarray], kind) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype=kind), *parts])
 
 
+# %% ../../nbs/internals/93_table.ipynb #37f0c9d4
 def trained_counts(offsets: np.ndarray, borders: np.ndarray) -> np.ndarray:
     "Trained tokens of each row of a batch; a row's first token is never a label."
     runs = borders.reshape(-1, 2)
@@ -213,6 +214,7 @@ def training_examples(row: dict) -> list[dict]:
     return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
 
 
+# %% ../../nbs/internals/93_table.ipynb #4802f267
 def served_forms(row: dict, text: dict, mask: str) -> list[dict]:
     """The texts to train where the template changes earlier turns: one for each answer of a
     conversation, and a judged answer without the answers of its prompt."""
@@ -335,7 +337,7 @@ def source_fingerprint(source: Source) -> list | None:
     "What identifies a source's bytes: the hash of each file, or a commit; None without either."
     files = expand_path(Path(source.path).expanduser())
     if files:
-        return [source.path, *([file.name, sha256(file)] for file in files)]
+        return [source.path, *([file.name, sha256(file.resolve())] for file in files)]
     if re.fullmatch("[0-9a-f]{40}", source.revision or ""):
         return [source.path, source.config, source.split, source.revision]
     return None

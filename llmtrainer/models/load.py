@@ -6,6 +6,8 @@
 __all__ = [
     "F8",
     "RESERVED",
+    "INDEX",
+    "TRUST_VARIABLE",
     "KERNELS",
     "NEEDS",
     "TO_TRAIN",
@@ -26,13 +28,20 @@ __all__ = [
     "ensure_pad_token",
     "is_local_model",
     "resolve_base",
+    "check_no_adapter",
     "weight_files",
+    "check_index",
+    "check_weight_names",
     "has_tokenizer",
+    "find_file",
     "call_from_pretrained",
+    "explain_foreign",
     "hub_commit",
     "fingerprint",
     "changed_files",
     "check_trust",
+    "is_trusted",
+    "check_consent",
     "raw_config",
     "remote_code_entries",
     "check_code",
@@ -59,7 +68,6 @@ __all__ = [
     "is_small",
     "hide_progress_bars",
     "resize_embeddings",
-    "find_file",
     "load_tokenizer",
     "drop_generation_defaults",
     "load_options",
@@ -72,8 +80,9 @@ __all__ = [
 # %% ../../nbs/models/20_load.ipynb #65e0b8db
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,7 +113,8 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Record, cached_sha256
+from llmtrainer.run import Record, cached_sha256, read_object
+from llmtrainer.safe_io import check_model_folder
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
 # bitsandbytes asks for an optional kernel package when it is imported; its own path is used here.
@@ -357,7 +367,9 @@ def resolve_base(base: str) -> str:
             allowed="a folder with config.json, or a hub name such as meta-llama/Llama-3.1-8B",
             fix="check the path; it is relative to where the command runs",
         )
+    check_model_folder(path)
     if (path / "config.json").is_file():
+        check_no_adapter(path)
         return str(path)
     if any((path / name).is_file() for name in ("recipe.yaml", "adapter_config.json")):
         raise UserError(
@@ -373,13 +385,25 @@ def resolve_base(base: str) -> str:
     )
 
 
+def check_no_adapter(path: Path) -> None:
+    "`UserError` for a model's folder with an adapter, which transformers would add by itself."
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{path} holds a model and an adapter, and it is not clear which of them is meant",
+            where=str(path / "adapter_config.json"),
+            allowed="a folder with one of them",
+            fix="move adapter_config.json and adapter_model.safetensors into a folder of their own,"
+            " and name that under adapt.continue_from; or remove them",
+        )
+
+
 # %% ../../nbs/models/20_load.ipynb #0bb13ab1
 def weight_files(base: str) -> list[Path]:
     "The weight files of a folder, none for a hub name; `UserError` for a folder without any."
     path = Path(resolve_base(base))
     if not path.is_dir():
         return []
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if not files:
         raise UserError(
             f"the folder {base} has no .safetensors file",
@@ -390,11 +414,63 @@ def weight_files(base: str) -> list[Path]:
     return files
 
 
+INDEX = "model.safetensors.index.json"
+
+
+def check_index(index: Path, present: Iterable[str] | None) -> None:
+    "`UserError` where an index of weights names anything but safetensors files beside it."
+    names = read_object(index).get("weight_map")
+    files = set(map(str, names.values())) if isinstance(names, dict) else {"no weight_map"}
+    for name in sorted(files):
+        plain = re.fullmatch(r"\w[\w.+-]*\.safetensors", name, re.ASCII)
+        if not plain or (present is not None and name not in present):
+            raise UserError(
+                f"{index.name} names {name}, which is no .safetensors file beside it",
+                where=str(index),
+                allowed="names of .safetensors files in the same folder",
+                fix="save the model again with save_pretrained; what is loaded must be what was"
+                " hashed",
+            )
+
+
+def check_weight_names(base: str, raw: dict, revision: str | None = None) -> None:
+    """`UserError` where a model's files lead the loader to other weights than its .safetensors
+    files: through an index, a name in config.json, or an adapter that would be added."""
+    if raw.get("transformers_weights") is not None:
+        raise UserError(
+            f"config.json names the weights: {raw['transformers_weights']!r}",
+            where="transformers_weights",
+            allowed="model.safetensors, or the files that model.safetensors.index.json names",
+            fix="remove the key, and give the files their usual names",
+        )
+    files = {file.name for file in Path(resolve_base(base)).glob("*.safetensors")}
+    if index := find_file(base, INDEX, revision):
+        check_index(index, files if is_local_model(base) else None)
+    if not is_local_model(base) and find_file(base, "adapter_config.json", revision):
+        raise UserError(
+            f"{base} holds an adapter, which would be added to the model",
+            where="model.base",
+            fix="name the base of the adapter, and the adapter under adapt.continue_from",
+        )
+
+
 # %% ../../nbs/models/20_load.ipynb #af4acb25
 def has_tokenizer(folder: str) -> bool:
     "Whether it is a local folder with a tokenizer but no model, as an adapter's folder is."
     path = Path(folder)
     return (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def find_file(base: str, name: str, revision: str | None) -> Path | None:
+    "A file of the model's folder or repository; None where there is none of this name."
+    folder = base if has_tokenizer(base) else resolve_base(base)
+    if Path(folder).is_dir():
+        path = Path(folder, name)
+        return path if path.is_file() else None
+    lenient = ("missing_entries", "connection_errors")
+    options = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+    path = cached_file(folder, name, revision=revision, **options)
+    return Path(path) if path else None
 
 
 def call_from_pretrained(
@@ -404,8 +480,12 @@ def call_from_pretrained(
 ):
     "What `load` gives for a base; one `UserError` where the hub has no such model or refuses it."
     name = base if has_tokenizer(base) else resolve_base(base)
+    if has_tokenizer(base):
+        check_model_folder(base)
     try:
         return load(name, **dict(trust_remote_code=False) | options)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"{base} could not be loaded: {str(error).splitlines()[0]}",
@@ -413,6 +493,27 @@ def call_from_pretrained(
             allowed="a folder, or a hub name that this machine may read",
             fix="check the name; log in with `hf auth login` where the model is gated",
         ) from None
+
+
+# %% ../../nbs/models/20_load.ipynb #26959f81
+@contextmanager
+def explain_foreign(base: str):
+    "Turn what a library raises about a model's files into one `UserError`."
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, ImportError):
+        raise
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of a library in Rust
+        if hasattr(error, "exit_code") or not (isinstance(error, Exception) or panic):
+            raise
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(
+            f"{base} could not be loaded: {type(error).__name__}: {first[:300]}",
+            where="model.base",
+            allowed="the files that save_pretrained wrote, whole",
+            fix="fetch the model again; a file is damaged, or was written for another library",
+        ) from error
 
 
 # %% ../../nbs/models/20_load.ipynb #30b8e620
@@ -432,7 +533,8 @@ def fingerprint(base: str, revision: str | None = None) -> dict:
     files = weight_files(base)
     if not files:
         return dict(base=base, revision=hub_commit(base, revision))
-    files = [files[0].with_name("config.json"), *files]
+    extra = [files[0].with_name(name) for name in ("config.json", INDEX)]
+    files = [*(file for file in extra if file.is_file()), *files]
     return dict(base=base, sha256={file.name: cached_sha256(file) for file in files})
 
 
@@ -441,8 +543,8 @@ def changed_files(
     now: dict[str, str],
 ) -> list[str]:
     "What differs between two fingerprints of a folder, in words; empty where nothing does."
-    # runs of earlier releases have no hash of the configuration
-    names = recorded.keys() | {name for name in now if name != "config.json"}
+    # runs of earlier releases have no hash of the configuration and the index
+    names = recorded.keys() | {name for name in now if name not in ("config.json", INDEX)}
     differences = []
     for name in sorted(names):
         if name not in now:
@@ -474,6 +576,36 @@ def check_trust(model: Model) -> None:
 
 
 # %% ../../nbs/models/20_load.ipynb #368c7f16
+TRUST_VARIABLE = "LLMTRAINER_TRUST"  # bases, with commas between them; on the hub as NAME@COMMIT
+
+
+def is_trusted(model: Model, words: Collection[str] = ()) -> bool:
+    "Whether who runs the command allows the model's code, by its words or the environment."
+    name = model.base if is_local_model(model.base) else f"{model.base}@{model.revision}"
+    given = {key: value.strip("'\"") for key, _, value in (w.partition("=") for w in words)}
+    named = given.get("model.trust") == model.base
+    pinned = is_local_model(model.base) or given.get("model.revision") == model.revision
+    return (named and pinned) or name in os.environ.get(TRUST_VARIABLE, "").split(",")
+
+
+def check_consent(model: Model, words: Collection[str] = (), where: str = "the recipe") -> None:
+    "`UserError` where only a file says that a model's code may run."
+    if not model.remote_code or is_trusted(model, words):
+        return
+    hub = not is_local_model(model.base)
+    name = f"{model.base}@{model.revision}" if hub else model.base
+    command = f"model.trust={model.base}" + f" model.revision={model.revision}" * hub
+    raise UserError(
+        f"{where} wants to run code that comes with the model {model.base}, and a file cannot"
+        " allow that",
+        where="model.remote_code: true",
+        allowed="consent by who runs the command",
+        fix=f"read the code; then add {command} to the command, or where it takes no such words set"
+        f" {TRUST_VARIABLE}={name} before it",
+    )
+
+
+# %% ../../nbs/models/20_load.ipynb #b28abfc2
 KERNELS = (
     "attn_implementation",
     "_attn_implementation",
@@ -484,7 +616,13 @@ KERNELS = (
 
 def raw_config(base: str, revision: str | None = None) -> dict:
     "config.json as it stands; nothing in it is obeyed."
-    return call_from_pretrained(PreTrainedConfig.get_config_dict, base, revision=revision)[0]
+    with explain_foreign(base):
+        raw = call_from_pretrained(PreTrainedConfig.get_config_dict, base, revision=revision)[0]
+        kinds = {"model_type": str, "quantization_config": dict, "auto_map": dict}
+        for key, kind in kinds.items():
+            if not isinstance(raw.get(key, kind()), (kind, type(None))):
+                raise TypeError(f"{key} of config.json is {raw[key]!r}")
+    return raw
 
 
 def remote_code_entries(
@@ -505,19 +643,22 @@ def remote_code_entries(
 # %% ../../nbs/models/20_load.ipynb #23544e8c
 def check_code(model: Model, raw: dict) -> None:
     "`UserError` for a model that would run code, unless the recipe allows it twice."
-    tokenizer = get_tokenizer_config(resolve_base(model.base), revision=model.revision)
+    with explain_foreign(model.base):
+        tokenizer = get_tokenizer_config(resolve_base(model.base), revision=model.revision)
+        if not isinstance(tokenizer, dict):
+            raise TypeError("tokenizer_config.json holds no object")
     entries = remote_code_entries(raw, tokenizer)
     if entries and model.remote_code:
         return
     if entries:
         hub = not is_local_model(model.base)
-        commit = ", model.revision at the commit you have read" if hub else ""
+        commit = " and model.revision=COMMIT, the one that you have read" if hub else ""
         raise UserError(
             f"{model.base} wants to run code of its own: {'; '.join(entries)}",
             where="model.base",
             allowed="models that transformers has a class for",
-            fix="take a model of a known family; or read its code, then set"
-            f" model.remote_code=true and model.trust={model.base}{commit}",
+            fix="take a model of a known family; or read its code, then add to the command"
+            f" model.remote_code=true model.trust={model.base}{commit}",
         )
     if not raw.get("model_type"):
         raise UserError(
@@ -646,12 +787,14 @@ def load_config(model: Model):
     raw = raw_config(model.base, model.revision)
     check_code(model, raw)
     check_stored(model, raw)
-    config = call_from_pretrained(
-        AutoConfig.from_pretrained,
-        model.base,
-        revision=model.revision,
-        trust_remote_code=model.remote_code,
-    )
+    check_weight_names(model.base, raw, model.revision)
+    with explain_foreign(model.base):
+        config = call_from_pretrained(
+            AutoConfig.from_pretrained,
+            model.base,
+            revision=model.revision,
+            trust_remote_code=model.remote_code,
+        )
     if not model.remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"{model.base} is a {raw['model_type']}, which is no causal language model",
@@ -914,21 +1057,15 @@ def resize_embeddings(model, tokenizer) -> int:
 
 
 # %% ../../nbs/models/20_load.ipynb #4935a496
-def find_file(base: str, name: str, revision: str | None) -> Path | None:
-    "A file of the model's folder or repository; None where there is none of this name."
-    folder = base if has_tokenizer(base) else resolve_base(base)
-    if Path(folder).is_dir():
-        path = Path(folder, name)
-        return path if path.is_file() else None
-    path = cached_file(folder, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
-
-
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
-    tokenizer = call_from_pretrained(
-        AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
-    )
+    with explain_foreign(base):
+        tokenizer = call_from_pretrained(
+            AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
+        )
+        if not isinstance(tokenizer.model_max_length, (int, float)):
+            raise TypeError(f"model_max_length of the tokenizer is {tokenizer.model_max_length!r}")
+        tokenizer("Is it a tokenizer?")
     if not find_file(base, "tokenizer.json", revision):
         pieces = find_file(base, "tokenizer.model", revision)
         if pieces:
@@ -944,6 +1081,15 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def drop_generation_defaults(model) -> None:
     "Leave of the generation settings that came with a model only its special tokens."
     ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
+    for name, value in ids.items():
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(number) is int for number in numbers):
+            raise UserError(
+                f"{name} of the model is {value!r}",
+                where="generation_config.json or config.json of the model",
+                allowed="the number of a token, a list of numbers, or null",
+                fix="fetch the model again, or correct the file",
+            )
     # an adapter's wrapper has a reference of its own
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.generation_config = model.generation_config = GenerationConfig(**ids)
@@ -988,7 +1134,8 @@ def load_model(
     stored = stored_quantization(raw_config(model.base, model.revision))
     options = load_options(model, plan, stored=stored, sharded=sharded)
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
-    with hide_progress_bars(is_small(model.base)), explain_load_errors(stored):
+    explained = explain_foreign(model.base), explain_load_errors(stored)
+    with hide_progress_bars(is_small(model.base)), explained[0], explained[1]:
         loaded, info = call_from_pretrained(
             AutoModelForCausalLM.from_pretrained, model.base, output_loading_info=True, **options
         )

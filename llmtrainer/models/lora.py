@@ -28,6 +28,7 @@ __all__ = [
     "count_trainable",
     "trainable_table",
     "explain_mismatch",
+    "last_line",
     "check_adapter_folder",
     "check_tensor_names",
     "load_adapter",
@@ -68,7 +69,8 @@ from llmtrainer.models.load import (
     resolve_base,
 )
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import read_json
+from llmtrainer.run import read_object
+from llmtrainer.safe_io import check_model_folder
 
 
 # %% ../../nbs/models/21_lora.ipynb #7345b489
@@ -434,12 +436,14 @@ def explain_mismatch(folder: Path):
     try:
         with hide_progress_bars(True), quiet_peft_warning():
             yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, ImportError):
         raise
-    except (RuntimeError, ValueError) as error:
-        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+    except Exception as error:
+        if hasattr(error, "exit_code"):
+            raise
+        base = read_object(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
-            f"the adapter does not fit the model: {str(error).strip().splitlines()[-1].strip()}",
+            f"the adapter does not fit the model: {last_line(error)}",
             where=str(folder),
             allowed=f"a model of the shape of {base}",
             fix="load the base that the adapter was trained on",
@@ -447,10 +451,27 @@ def explain_mismatch(folder: Path):
 
 
 # %% ../../nbs/models/21_lora.ipynb #f8cbcdae
+def last_line(error: Exception) -> str:
+    "The last line of an error's text, or its kind where it has none."
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def check_adapter_folder(folder: Path) -> None:
-    "`UserError` where a folder holds no adapter."
+    "`UserError` where a folder holds no adapter, a link, or settings that run other code."
+    if Path(folder).is_dir():
+        check_model_folder(folder)
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise UserError(f"there is no adapter in {folder}", fix="has the run finished training?")
+    config = read_object(Path(folder) / "adapter_config.json")
+    core = config.get("megatron_core", "megatron.core")
+    if config.get("megatron_config") or core not in (None, "megatron.core"):
+        raise UserError(
+            "the adapter names a module that peft would import",
+            where=str(Path(folder) / "adapter_config.json"),
+            allowed="an adapter without megatron_config",
+            fix="save the adapter again with peft, without Megatron",
+        )
 
 
 def check_tensor_names(model, folder: Path, name: str = "default") -> None:
@@ -504,7 +525,7 @@ def base_mismatch(model, folder: Path, base: str) -> str | None:
 
 def check_adapter_base(model, folder: Path) -> None:
     "`UserError` where an adapter was trained on another base than this model."
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if reason := base_mismatch(model, folder, base):
         raise UserError(
             f"the adapter was trained on another base: {reason}",
@@ -518,20 +539,21 @@ def check_adapter_base(model, folder: Path) -> None:
 # %% ../../nbs/models/21_lora.ipynb #ecc052d7
 def check_adapter_form(adapt: Adapt, folder: Path) -> None:
     "`UserError` where a stored adapter has another rank, scale or form than the recipe wants."
-    config = read_json(folder / "adapter_config.json")
+    config = read_object(folder / "adapter_config.json")
     wanted = dict(
         r=adapt.r,
         lora_alpha=adapt.alpha,
         use_dora=adapt.variant == "dora",
         use_rslora=adapt.variant == "rslora",
     )
-    different = {key: config[key] for key, value in wanted.items() if config[key] != value}
+    different = {key: config.get(key) for key in wanted if config.get(key) != wanted[key]}
     if different:
         variant = ", and the same variant" if different.keys() & {"use_dora", "use_rslora"} else ""
         raise UserError(
             f"the adapter to continue from has another form than the recipe: {different}",
             where=f"adapt.continue_from: {folder}",
-            fix=f"set adapt.r: {config['r']} and adapt.alpha: {config['lora_alpha']}{variant}",
+            fix=f"set adapt.r: {config.get('r')} and adapt.alpha:"
+            f" {config.get('lora_alpha')}{variant}",
         )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "MergeMismatch",
     "check_difference",
     "staging",
+    "foreign_files",
     "check_adapter",
     "adapter_tokenizer",
     "MergeRecord",
@@ -28,7 +29,6 @@ __all__ = [
 import contextlib
 import io
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +56,8 @@ from llmtrainer.models.generate import (
 from llmtrainer.models.load import Model, dequantize, load_model, plan_model
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Record
+from llmtrainer.run import Record, read_manifest
+from llmtrainer.safe_io import is_folder, list_files, new_folder, remove_folder
 from llmtrainer.training.checkpoints import commit
 
 # %% ../../nbs/shipping/70_merge.ipynb #a456954e
@@ -195,23 +196,31 @@ def check_difference(
 def staging(out: Path) -> Iterator[Path]:
     """A temporary folder, which becomes `out` when the block succeeds and is removed when it fails.
 
-    Only an empty folder, or one that was written this way, is replaced."""
-    sealed = (out / "manifest.json").is_file()
-    if out.exists() and not (sealed or (out.is_dir() and not any(out.iterdir()))):
+    Only a folder that is empty, or holds nothing but what was written this way, is replaced."""
+    if is_folder(out) and (foreign := foreign_files(out)):
         raise UserError(
             f"{out} exists and was not written by this command, so it is not replaced",
+            where=f"{out / foreign[0]}",
             allowed="a new or empty folder",
             fix="name another folder",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.with_name(f".{out.name}.staging")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+    staged = new_folder(out.with_name(f".{out.name}.staging"))
     try:
         yield staged
         commit(staged, out)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        remove_folder(staged)
+
+
+def foreign_files(folder: Path) -> list[str]:
+    "What lies in a folder and is not in its manifest, by name."
+    files, others = list_files(folder)
+    try:
+        own = {"manifest.json", *read_manifest(folder)}
+    except UserError:
+        own = set()  # it has none that can be read
+    return [name for name in (*files, *others) if name not in own]
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #49d00514

@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "LEFTOVER",
     "DISK_FULL_ERRORS",
     "commit",
     "write_pointer",
@@ -14,6 +15,7 @@ __all__ = [
     "best_checkpoint",
     "prune_checkpoints",
     "remove_checkpoint",
+    "remove_leftovers",
     "is_disk_full",
     "explain_full_disk",
     "AsyncSaver",
@@ -21,16 +23,27 @@ __all__ = [
 
 # %% ../../nbs/training/33_checkpoints.ipynb #b797a79e
 import errno
+import re
 import shutil
 import threading
+import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../../nbs/training/33_checkpoints.ipynb #2d473dc1
 from llmtrainer.recipe import UserError
-from llmtrainer.run import fsync_path, read_json, seal, sha256, verify, write_json
+from llmtrainer.run import fsync_path, read_object, seal, sha256, verify, write_json
+from llmtrainer.safe_io import (
+    is_folder,
+    list_files,
+    move,
+    new_folder,
+    open_file,
+    remove_file,
+    remove_folder,
+)
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #34c59630
@@ -42,13 +55,16 @@ def commit(
 
     Before the rename there is no checkpoint; after it, a complete one."""
     seal(staged)
-    for path in [*staged.rglob("*"), staged]:
-        fsync_path(path)
+    names = list_files(staged)[0]
+    folders = {folder for name in names for folder in (staged / name).parents}
+    for path in [*map(staged.joinpath, names), *sorted(folders), staged]:
+        if path.is_relative_to(staged):
+            fsync_path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
+    if final.exists() or final.is_symlink():
         # it is damaged, or a resume would have used it
         remove_checkpoint(final)
-    staged.rename(final)
+    move(staged, final)
     fsync_path(final.parent)
     return final
 
@@ -66,7 +82,7 @@ def write_pointer(
         manifest=sha256(folder / "manifest.json"),
     )
     try:
-        write_json(folder.parent / "latest.json", pointer)
+        write_json(folder.parent / "latest.json", pointer, folder.parent.parent)
     except OSError as error:
         if error.errno not in DISK_FULL_ERRORS:
             raise
@@ -74,16 +90,21 @@ def write_pointer(
 
 # %% ../../nbs/training/33_checkpoints.ipynb #c0f589ae
 def list_steps(root: Path) -> list[Path]:
-    "The folders `step-N` of a run, newest first."
-    folders = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    "The folders `step-N` of a run, newest first; `UnsafePath` where the run's folder is a link."
+    if not is_folder(root):
+        return []
+    folders = [path for path in root.glob("step-*") if re.fullmatch(r"step-[0-9]{1,18}", path.name)]
     return sorted(folders, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
-def newest_checkpoint(root: Path) -> tuple[Path | None, dict[str, list[str]]]:
+def newest_checkpoint(
+    root: Path,
+    check: Callable[[Path], list[str]] = lambda folder: [],  # more faults of one that verifies
+) -> tuple[Path | None, dict[str, list[str]]]:
     "(the newest checkpoint that verifies, the faults of each damaged one that is newer)."
     damaged = {}
     for folder in list_steps(root):
-        faults = verify(folder)
+        faults = verify(folder, root=root) or check(folder)
         if not faults:
             return folder, damaged
         damaged[folder.name] = faults
@@ -102,9 +123,10 @@ class Retention:
 def checkpoint_score(folder: Path) -> float | None:
     "The validation loss stored in a checkpoint, if it was measured at that step."
     try:
-        return read_json(folder / "progress.json").get("eval_loss")
+        score = read_object(folder / "progress.json", folder.parent).get("eval_loss")
     except UserError:
         return None  # another program wrote this checkpoint
+    return score if isinstance(score, float) else None
 
 
 def best_checkpoint(root: Path) -> Path | None:
@@ -112,7 +134,7 @@ def best_checkpoint(root: Path) -> Path | None:
     scored = []
     for age, folder in enumerate(list_steps(root)):
         score = checkpoint_score(folder)
-        if isinstance(score, float) and not verify(folder):
+        if score is not None and not verify(folder, root=root):
             scored.append((score, -age, folder))
     return min(scored)[2] if scored else None
 
@@ -124,7 +146,7 @@ def prune_checkpoints(
     """Remove complete checkpoints that the retention does not keep; returns their names.
 
     A damaged checkpoint is never removed and never counts."""
-    whole = [folder for folder in list_steps(root) if not verify(folder)]
+    whole = [folder for folder in list_steps(root) if not verify(folder, root=root)]
     kept = {*whole[: retention.newest], best_checkpoint(root) if retention.best else None}
     gone = [folder for folder in whole if folder not in kept]
     for folder in gone:
@@ -137,9 +159,20 @@ def remove_checkpoint(folder: Path) -> None:
 
     It loses its name first, and without the name it is not a checkpoint."""
     away = folder.with_name(f".{folder.name}.gone")
-    shutil.rmtree(away, ignore_errors=True)
-    folder.rename(away)
-    shutil.rmtree(away)
+    remove_folder(away)
+    move(folder, away)
+    remove_folder(away)
+
+
+# what a save that was killed leaves beside the checkpoints
+LEFTOVER = re.compile(r"\.(?:staging|step-[0-9]+\.gone|room-\w+|[\w.]+\.[0-9a-f]{8}\.tmp)")
+
+
+def remove_leftovers(root: Path) -> None:
+    "Remove what killed saves left in the folder of the checkpoints, and nothing else."
+    for path in root.iterdir() if is_folder(root) else ():
+        if LEFTOVER.fullmatch(path.name):
+            remove_folder(path)
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #73f1530b
@@ -154,15 +187,15 @@ def is_disk_full(
     "The error that prevents writing `size` bytes here, or None."
     if shutil.disk_usage(folder).free < size:
         return OSError(errno.ENOSPC, "No space left on device", str(folder))
-    probe = folder / f".room-{threading.get_ident()}"
+    probe = folder / f".room-{uuid.uuid4().hex[:8]}"
     try:
-        with open(probe, "wb") as file:
+        with open_file(probe, "xb") as file:
             file.write(bytes(min(size, 2**20)))  # only a write reveals a quota
     except OSError as error:
         if error.errno in DISK_FULL_ERRORS:
             return OSError(error.errno, error.strerror, str(folder))
     finally:
-        probe.unlink(missing_ok=True)
+        remove_file(probe)
     return None
 
 
@@ -226,7 +259,8 @@ class AsyncSaver:
         try:
             self._write(staged, step, write, size)
         except Exception as error:  # of any kind: the main thread raises it
-            shutil.rmtree(staged, ignore_errors=True)
+            with suppress(OSError):
+                remove_folder(staged, self.root.parent)
             if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
                 self._report_full_disk(step, error)
             else:
@@ -242,8 +276,7 @@ class AsyncSaver:
         )
 
     def _write(self, staged, step, write, size) -> None:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
+        new_folder(staged, self.root.parent)
         with explain_full_disk(self.root, 2**20 + size // 8):
             reason = is_disk_full(self.root, size + size // 20)
             if reason:

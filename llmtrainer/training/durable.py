@@ -6,6 +6,7 @@
 __all__ = [
     "UNITS",
     "SIZES",
+    "PROGRESS",
     "parse_period",
     "PeriodTimer",
     "end_unanswered",
@@ -32,7 +33,11 @@ __all__ = [
     "StepLog",
     "ShardedWeights",
     "TrainerData",
+    "explain_resume",
     "Durable",
+    "read_progress",
+    "check_trainer_state",
+    "checkpoint_faults",
     "resume_point",
     "check_saved_sharding",
 ]
@@ -42,7 +47,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -58,12 +62,13 @@ import torch
 import torch.distributed as dist
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import save_file
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 # %% ../../nbs/training/39_durable.ipynb #6c6f4d39
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Run, Stopped, read_json
+from llmtrainer.run import Run, Stopped, first_fault, read_object
 from llmtrainer.training.checkpoints import (
     DISK_FULL_ERRORS,
     AsyncSaver,
@@ -72,6 +77,7 @@ from llmtrainer.training.checkpoints import (
     commit,
     newest_checkpoint,
     prune_checkpoints,
+    remove_leftovers,
     write_pointer,
 )
 from llmtrainer.training.distributed import (
@@ -90,7 +96,9 @@ from llmtrainer.training.resume import (
     copy_to_host,
     load_weights,
     random_state,
+    state_faults,
     tensor_bytes,
+    weight_faults,
 )
 
 # %% ../../nbs/training/39_durable.ipynb #9a494f6f
@@ -250,6 +258,8 @@ class Diverged(Exception):
 class Progress:
     "How far a training has come, beside step and epoch; JSON in every checkpoint."
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     tokens: int = 0  # trained so far
     read: int = 0  # tokens seen: trained ones, untrained ones and padding
     seconds: float = 0.0  # of training, over all resumes
@@ -264,7 +274,7 @@ class Progress:
     steps: int = 0  # applied, without the skipped ones
     loss: float = 0.0  # summed over the steps that are in the log
     # of each device: sums of the steps after the last log line
-    unlogged: list = field(default_factory=list)
+    unlogged: list[list[dict[str, float]]] = field(default_factory=list)
     lines: int | None = None  # of the log, when this was saved
     data: dict = field(default_factory=dict)  # position of a stream
 
@@ -420,6 +430,7 @@ class CheckpointSchedule(CheckpointWriter):
         self.eval_timer = PeriodTimer(config.eval_every) if config.eval_every else None
         self.save_due = False  # a save waits for the validation or the log line of its step
         self.training = False  # between the first step and the last
+        self.begun = False  # has the first step of this process begun?
         self.stopped = None  # the reason for a stop before the last step
         self.began = self.last = config.clock()
         self.slowest = 0.0  # seconds of the slowest step
@@ -508,7 +519,7 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         self.config.check_start(self.trainer.accelerator)
-        self.training, self.last = True, self.config.clock()
+        self.training, self.begun, self.last = True, True, self.config.clock()
         for timer in filter(None, (self.save_timer, self.eval_timer)):
             timer.start(self.now(state))
 
@@ -853,6 +864,24 @@ class TrainerData:
 
 
 # %% ../../nbs/training/39_durable.ipynb #77de5bc2
+@contextmanager
+def explain_resume(checkpoint: Path | None, callback: CheckpointCallback) -> Iterator[None]:
+    "Turn an error while a checkpoint is loaded, before the first step, into a `UserError`."
+    try:
+        yield
+    except Exception as error:
+        known = hasattr(error, "exit_code") or isinstance(error, (AlreadyFinished, OSError))
+        if checkpoint is None or callback.begun or known or is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{checkpoint.name} agrees with its manifest and cannot be loaded:"
+            f" {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            where=str(checkpoint),
+            fix="remove this folder: the training goes on from the checkpoint before it",
+        ) from error
+
+
+# %% ../../nbs/training/39_durable.ipynb #b515742a
 class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
     "A mixin for transformers' Trainer and its descendants: `class Mine(Durable, SomeTrainer)`."
 
@@ -881,7 +910,8 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
             return
         with signals.deferred():
             try:
-                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                with explain_resume(checkpoint, self.checkpoints):
+                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except AlreadyFinished:
                 self.log(dict(train_runtime=0.0, total_flos=self.state.total_flos))
                 self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -909,18 +939,57 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
             average.swap()
 
 
+# %% ../../nbs/training/39_durable.ipynb #828b47b2
+def read_progress(folder: Path) -> Progress:
+    "The progress in a checkpoint; `UserError` where it has other keys or types."
+    try:
+        return PROGRESS.validate_json(json.dumps(read_object(folder / "progress.json")))
+    except ValidationError as error:
+        raise UserError(f"progress.json: {first_fault(error)}") from None
+
+
+PROGRESS = TypeAdapter(Progress)
+
+
+def check_trainer_state(folder: Path) -> None:
+    "`UserError` where `trainer_state.json` is not that of a Trainer at this checkpoint's step."
+    values = read_object(folder / "trainer_state.json")
+    names = {field.name for field in dataclasses.fields(TrainerState)}
+    if unknown := values.keys() - names:
+        raise UserError(f"trainer_state.json: {min(unknown)} is not a key of it")
+    if values.get("global_step") != int(folder.name.removeprefix("step-")):
+        raise UserError("trainer_state.json: global_step is not the checkpoint's")
+    numbers = ("epoch", "max_steps", "num_train_epochs", "total_flos", "logging_steps")
+    for name in numbers:
+        if not isinstance(values.get(name, 0), (int, float, type(None))):
+            raise UserError(f"trainer_state.json: {name} is no number")
+    history = values.get("log_history", [])
+    if not isinstance(history, list) or not all(isinstance(line, dict) for line in history):
+        raise UserError("trainer_state.json: log_history is no list of objects")
+
+
+def checkpoint_faults(trainer: "Durable", folder: Path) -> list[str]:
+    "Why a checkpoint that agrees with its manifest cannot be resumed from, a sentence each."
+    try:
+        read_progress(folder)
+        check_trainer_state(folder)
+        if (folder / "identity.json").exists():
+            read_object(folder / "identity.json")
+    except UserError as error:
+        return [error.what]
+    if trainer.sharded or not (folder / "optimizer.pt").is_file():
+        return []
+    return weight_faults(trainer.model, folder) + state_faults(folder)
+
+
 # %% ../../nbs/training/39_durable.ipynb #9c049b1c
 def resume_point(trainer: Durable) -> Path | None:
     "The newest complete checkpoint, checked to be this job's; the trainer takes its progress."
     config, callback = trainer.checkpoint_config, trainer.checkpoints
     run = config.run
     if rank() == 0:
-        for leftover in run.checkpoints.glob(".*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
-    checkpoint, damaged = newest_checkpoint(run.checkpoints)
+        remove_leftovers(run.checkpoints)
+    checkpoint, damaged = newest_checkpoint(run.checkpoints, partial(checkpoint_faults, trainer))
     if rank() == 0:
         for name, faults in damaged.items():
             config.notify(f"passed over the damaged checkpoint {name}: {'; '.join(faults)}")
@@ -930,7 +999,7 @@ def resume_point(trainer: Durable) -> Path | None:
         return None
     check_saved_sharding(checkpoint, trainer.sharded)
     accepted = check_identity(checkpoint, config.identity, config.accept_changes)
-    callback.progress = progress = Progress(**read_json(checkpoint / "progress.json"))
+    callback.progress = progress = read_progress(checkpoint)
     trainer.unlogged = trainer.own_share(progress.unlogged)
     trainer.seek(progress.data)
     if callback.average:

@@ -4,11 +4,17 @@
 
 # %% auto #0
 __all__ = [
+    "SYSTEM_FILES",
     "CLIENT_ERROR",
     "FolderPlace",
     "as_oserror",
     "HubPlace",
     "open_place",
+    "MirrorMarker",
+    "ForeignPlace",
+    "read_marker",
+    "write_marker",
+    "claim_place",
     "checkpoint_step",
     "send_rank",
     "send_order",
@@ -26,7 +32,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -40,14 +45,39 @@ from huggingface_hub.errors import HfHubHTTPError
 
 # %% ../../nbs/training/35_mirror.ipynb #1d179e54
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Stopped, fsync_path, sha256, verify, write_json
+from llmtrainer.run import (
+    Record,
+    Stopped,
+    identify,
+    is_run_file,
+    refuse_foreign,
+    sha256,
+    verify,
+    write_json,
+)
+from llmtrainer.safe_io import (
+    UnsafePath,
+    check_plain,
+    copy_file,
+    file_facts,
+    list_files,
+    move,
+    new_folder,
+    open_file,
+    opened_folder,
+    remove_file,
+    remove_folder,
+)
 from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, list_steps
 
-
 # %% ../../nbs/training/35_mirror.ipynb #5a3817e7
+# what systems leave in a folder, or the Hub in a repository
+SYSTEM_FILES = {".gitattributes", ".DS_Store", "desktop.ini", "Thumbs.db"}
+
+
 class FolderPlace:
-    """A folder on another file system, such as a mounted drive. Names are paths relative to it;
-    errors are OSErrors."""
+    """A folder on another file system, such as a mounted drive. Names are paths relative to it, and
+    no link below it is followed; errors are OSErrors."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -57,49 +87,46 @@ class FolderPlace:
 
     def put(self, file: Path, name: str) -> None:
         "Copy a file here, whole or not at all."
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        try:
-            shutil.copyfile(file, part)
-            fsync_path(part)
-            os.replace(part, target)
-        except OSError:
-            # on a full drive the part would take the room of what comes next
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+        copy_file(file, self.root / name, self.root)
 
     def digest(self, name: str) -> str | None:
         "The SHA-256 of what is really there, read anew; None where nothing is."
-        if not (self.root / name).is_file():
+        if file_facts(self.root / name, self.root) is None:
             return None
-        with open(self.root / name, "rb") as file:
+        with open_file(self.root / name, root=self.root) as file:
             if hasattr(os, "posix_fadvise"):  # drop what this machine has cached
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def names(self) -> list[str]:
-        "All files here except those that are being written."
-        return sorted(
-            path.relative_to(self.root).as_posix()
-            for path in self.root.rglob("*")
-            if path.is_file() and not path.name.endswith(".part")
-        )
+        "All files here except those that are being written; links and devices are none."
+        if not self.root.exists():
+            return []
+        return [name for name in list_files(self.root)[0] if not name.endswith(".part")]
+
+    def is_empty(self) -> bool:
+        "Whether nothing lies here, not even a hidden file; `UnsafePath` for a link anywhere."
+        if not self.root.exists():
+            return True
+        names = {*os.listdir(self.root)} - SYSTEM_FILES
+        check_plain(self.root)
+        return not names
 
     def fetch(self, name: str, to: Path) -> None:
         "Copy a file from here."
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.root / name, to)
+        copy_file(self.root / name, to, source_root=self.root)
 
     def remove(self, name: str) -> None:
         "Remove a file and the folders that it leaves empty; a drive's trash gets an empty file."
-        os.truncate(self.root / name, 0)
-        (self.root / name).unlink()
+        remove_file(self.root / name, self.root, empty=True)
         for folder in (self.root / name).parents:
-            if folder == self.root or any(folder.iterdir()):
+            if folder == self.root:
                 break
-            folder.rmdir()
+            with opened_folder(folder.parent, self.root) as handle:
+                try:
+                    os.rmdir(folder.name, dir_fd=handle)
+                except OSError:
+                    break  # something else lies there
 
 
 # %% ../../nbs/training/35_mirror.ipynb #cf8f5c63
@@ -165,13 +192,16 @@ class HubPlace:
         with as_oserror(str(self)):
             if not self.api.repo_exists(self.repo):
                 return []
-            return sorted(n for n in self.api.list_repo_files(self.repo) if n != ".gitattributes")
+            return sorted({*self.api.list_repo_files(self.repo)} - SYSTEM_FILES)
+
+    def is_empty(self) -> bool:
+        "Whether nothing lies there."
+        return not self.names()
 
     def fetch(self, name: str, to: Path) -> None:
         "Copy a file from there."
-        to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(self.download(name, Path(folder)), to)
+            copy_file(self.download(name, Path(folder)), to)
 
     def remove(self, name: str) -> None:
         "Remove a file; the repository's history keeps it until it is squashed."
@@ -194,6 +224,55 @@ def open_place(target: str | Path):
     return HubPlace(repo)
 
 
+# %% ../../nbs/training/35_mirror.ipynb #6d08914c
+class MirrorMarker(Record):
+    "The file in a second place that says whose it is."
+
+    file = "mirror.json"
+    run: str  # its identity
+
+
+class ForeignPlace(UserError, OSError):
+    "A second place that belongs to something else."
+
+
+def read_marker(place) -> str | None:
+    "The identity in the marker of a place; None where it has none."
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, MirrorMarker.file)
+        if MirrorMarker.file not in place.names():
+            return None
+        place.fetch(MirrorMarker.file, file)
+        try:
+            return MirrorMarker.load(file).run
+        except UserError:
+            return None
+
+
+def write_marker(place, identity: str) -> None:
+    "Mark a place as that of a run."
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, MirrorMarker.file)
+        MirrorMarker(run=identity).save(file)
+        place.put(file, MirrorMarker.file)
+
+
+def claim_place(place, identity: str) -> None:
+    "Mark an empty place; `ForeignPlace` where it is neither empty nor marked as this run's."
+    if place.is_empty():
+        return write_marker(place, identity)
+    marker = read_marker(place)
+    if marker != identity:
+        raise ForeignPlace(
+            f"{place} {'is the mirror of another run' if marker else 'is not empty'}, and is left"
+            " as it is",
+            where="train.mirror",
+            allowed="an empty or new place, or the mirror of this run",
+            fix="name another folder; for a run that was mirrored by an earlier release, run:"
+            f" llmtrainer continue {place}",
+        )
+
+
 # %% ../../nbs/training/35_mirror.ipynb #8a0fb414
 def checkpoint_step(name: str) -> int | None:
     "The step of a checkpoint's file; None for other files."
@@ -211,10 +290,8 @@ def send_rank(name: str) -> tuple:
 
 def send_order(run: Path) -> list[str]:
     """The files of a run in the order in which they are sent: checkpoints, the newest first, then
-    the rest; a manifest after all files below its folder."""
-    files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-    shown = [path for path in files if not any(part.startswith(".") for part in path.parts)]
-    return sorted((path.as_posix() for path in shown), key=send_rank)
+    the rest; a manifest after all files below its folder. What a run has not by name stays."""
+    return sorted(filter(is_run_file, list_files(run)[0]), key=send_rank)
 
 
 # %% ../../nbs/training/35_mirror.ipynb #9a0a573f
@@ -231,11 +308,8 @@ class Sender:
 
     def version(self, name: str) -> tuple[int, int] | None:
         "Size and modification time of a file; None if it was removed, as an old checkpoint is."
-        try:
-            stat = (self.run / name).stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_size, stat.st_mtime_ns
+        facts = file_facts(self.run / name, self.run)
+        return facts and (facts.st_size, facts.st_mtime_ns)
 
     def waiting(self) -> list[str]:
         "The files that have not arrived as they are now."
@@ -260,21 +334,36 @@ class Sender:
 class Synchronizer(Sender):
     "Sends what waits, notes which checkpoints are durable, and removes those no longer kept."
 
-    def __init__(self, run: Path, place, keep: int = 2, notify: Callable[[str], None] = print):
+    def __init__(
+        self,
+        run: Path,
+        place,
+        keep: int = 2,
+        notify: Callable[[str], None] = print,
+        identity: str | None = None,  # of the run: the place must be its own; None: nobody asks
+    ):
         super().__init__(run, place)
-        self.keep, self.notify = keep, notify
+        self.keep, self.notify, self.identity = keep, notify, identity
+        self.claimed = identity is None
         self.durable = set()  # steps whose checkpoints are whole in the place
         self.cleared = None  # the durable and the local checkpoints when it was last tidied
 
     def sync(self) -> None:
         """Send all that waits, and remove what is too old there; OSError where the place does not
         answer."""
+        self.claim()
         for name in self.waiting():
             self.send(name)
             self.note_durable(name)
         local = {folder.name for folder in list_steps(self.run / "checkpoints")}
         if self.cleared != (self.durable, local):
             self.clear(local)
+
+    def claim(self) -> None:
+        "Make sure, once, that the place is this run's; `ForeignPlace` where it is not."
+        if not self.claimed:
+            claim_place(self.place, self.identity)
+        self.claimed = True
 
     def note_durable(self, name: str) -> None:
         "Note that a checkpoint is whole in the place, if this file is its manifest."
@@ -291,7 +380,9 @@ class Synchronizer(Sender):
         "Remove checkpoints that are not kept here, whoever sent them, once newer ones are durable."
         newest = sorted(self.durable)[-self.keep :]
         if len(newest) == self.keep:
-            steps = {name: checkpoint_step(name) for name in self.place.names()}
+            steps = {
+                name: checkpoint_step(name) for name in self.place.names() if is_run_file(name)
+            }
             old = {
                 name: step
                 for name, step in steps.items()
@@ -308,12 +399,16 @@ class MirrorStatus(Synchronizer):
     "Tries to synchronize, and says what is safe and what is not."
 
     fault: OSError | None = None  # why the last try failed
+    refused: UserError | None = None  # the place is somebody else's or has links: nothing is sent
 
     def try_once(self) -> bool:
         "Sync; whether everything arrived."
         before = self.fault
         try:
             self.sync()
+        except (ForeignPlace, UnsafePath) as refused:
+            self.refused = refused  # to try again would change nothing
+            return False
         except OSError as fault:
             self.fault = fault
         else:
@@ -348,7 +443,7 @@ class MirrorStatus(Synchronizer):
     def note(self) -> None:
         "Leave the status where others can read it: `.mirror.json`, which is not sent."
         try:
-            write_json(self.run / ".mirror.json", self.status())
+            write_json(self.run / ".mirror.json", self.status(), self.run)
         except OSError as error:  # a full disk must not stop the sending
             if error.errno not in DISK_FULL_ERRORS:
                 raise
@@ -365,15 +460,16 @@ class Mirror(MirrorStatus):
         keep: int = 2,  # newest checkpoints that stay there, beside those that are here
         every: float = 5.0,  # seconds between two looks
         notify: Callable[[str], None] = lambda text: None,
+        identity: str | None = None,
     ):
-        super().__init__(run, place, keep=keep, notify=notify)
+        super().__init__(run, place, keep=keep, notify=notify, identity=identity)
         self.every, self.ending = every, threading.Event()
         self.thread = threading.Thread(target=self.work, daemon=True)
 
     def work(self) -> None:
         "Try again and again until the end; after an error the pauses grow."
         pause = self.every
-        while not self.ending.wait(pause):
+        while not self.refused and not self.ending.wait(pause):
             arrived = self.try_once()
             pause = self.every if arrived or not self.fault else min(60, 2 * pause)
 
@@ -385,6 +481,8 @@ class Mirror(MirrorStatus):
             self.thread.join()
         until, pause, first = time.monotonic() + patience, min(1.0, self.every), True
         while not self.try_once():
+            if self.refused:
+                raise self.refused
             if time.monotonic() + pause > until:
                 return False
             if first:
@@ -413,12 +511,20 @@ def mirrored(
     if target is None:
         yield None
         return
-    mirror = Mirror(run, open_place(target), keep=keep, every=every, notify=notify)
+    options = dict(keep=keep, every=every, notify=notify, identity=identify(Path(run)))
+    mirror = Mirror(run, open_place(target), **options)
+    try:
+        mirror.claim()  # a foreign place is refused before the first step
+    except (ForeignPlace, UnsafePath):
+        raise
+    except OSError:
+        notify(f"{mirror.place} does not answer yet")
     mirror.thread.start()
     try:
         yield mirror
     except BaseException:
-        mirror.close(min(patience, 30))  # send what is saved, without a long wait
+        with contextlib.suppress(ForeignPlace, UnsafePath):
+            mirror.close(min(patience, 30))  # send what is saved, without a long wait
         raise
     if not mirror.close(patience):
         raise Stopped(
@@ -430,19 +536,18 @@ def mirrored(
 # %% ../../nbs/training/35_mirror.ipynb #a6e4d536
 def restore(place, run: Path) -> bool:
     """Fetch a run that is not here from its second place, whole or not at all; whether there was
-    one."""
-    if (run / "recipe.yaml").exists():
+    one. Only files that a run has by name are fetched."""
+    if os.path.lexists(run / "recipe.yaml"):
         return False
-    names = place.names()
+    names = [name for name in place.names() if is_run_file(name)]
     if "recipe.yaml" not in names:
         return False
-    work = run.with_name(f".{run.name}.fetched")
-    shutil.rmtree(work, ignore_errors=True)
+    refuse_foreign(run)
+    work = new_folder(run.with_name(f".{run.name}.fetched"))
     for name in names:
         place.fetch(name, work / name)
     for folder in list_steps(work / "checkpoints"):
-        if verify(folder):
-            shutil.rmtree(folder)  # it had not arrived whole
-    run.parent.mkdir(parents=True, exist_ok=True)
-    work.rename(run)
+        if verify(folder, root=work):
+            remove_folder(folder, work)  # it had not arrived whole
+    move(work, run)
     return True

@@ -9,6 +9,9 @@ __all__ = [
     "random_state",
     "checkpoint_weights",
     "load_weights",
+    "weight_faults",
+    "state_faults",
+    "check_state",
     "tokenizer_digest",
     "model_signature",
     "check_identity",
@@ -28,11 +31,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.trainer_pt_utils import safe_globals
 
 # %% ../../nbs/training/34_resume.ipynb #ea5b84a5
 from llmtrainer.recipe import UserError, recipe_differences
-from llmtrainer.run import read_json
+from llmtrainer.run import read_object
 from llmtrainer.training.distributed import world_size
 
 
@@ -116,6 +121,56 @@ def load_weights(model, folder: Path) -> None:
             model.load_state_dict(load_file(file), strict=False)  # tied weights have one name
 
 
+# %% ../../nbs/training/34_resume.ipynb #d4f52e0d
+def weight_faults(model, folder: Path) -> list[str]:
+    "Why the weights of a checkpoint are not this model's, a sentence each; reads only headers."
+    expected = {name: list(t.shape) for name, t in checkpoint_weights(model)[0].items()}
+    adapted = isinstance(model, PeftModel)
+    stored, pattern = {}, "adapter_model.safetensors" if adapted else "model*.safetensors"
+    try:
+        for file in sorted(folder.glob(pattern)):
+            with safe_open(file, "pt") as tensors:
+                names = tensors.keys()
+                stored |= {name: tensors.get_slice(name).get_shape() for name in names}
+    except Exception as error:  # of the parser, whatever it is
+        return [f"{file.name} cannot be read ({type(error).__name__}: {error})"]
+    missing = expected.keys() - stored.keys() if adapted or not stored else set()
+    foreign = stored.keys() - expected.keys()
+    other = [name for name in stored.keys() & expected.keys() if stored[name] != expected[name]]
+    faults = {"are missing": missing, "are not the model's": foreign, "have another shape": other}
+    return [f"{len(v)} weights {k}, such as {min(v)}" for k, v in faults.items() if v]
+
+
+def state_faults(folder: Path) -> list[str]:
+    "Which files of a checkpoint hold no state of a training, a sentence each; runs no pickle."
+    faults = []
+    for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        try:
+            with safe_globals():
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            check_state(file.name, state)
+        except Exception as error:  # of the unpickler or of a wrong form
+            reason = next(iter(str(error).splitlines()), "")
+            faults.append(f"{file.name} cannot be read ({type(error).__name__}: {reason[:200]})")
+    return faults
+
+
+def check_state(name: str, state) -> None:
+    "Raise where what a file holds has not the form of what its name says."
+    if not isinstance(state, dict):
+        raise TypeError(f"it holds {type(state).__name__}")
+    if name.startswith("rng_state"):
+        random.Random().setstate(state["python"])
+        np.random.RandomState().set_state(state["numpy"])
+        torch.Generator().set_state(state["cpu"])
+    if name == "optimizer.pt" and not (
+        isinstance(state["state"], dict)
+        and isinstance(state["param_groups"], list)
+        and all(isinstance(group["params"], list) for group in state["param_groups"])
+    ):
+        raise TypeError("it is no state of an optimizer")
+
+
 # %% ../../nbs/training/34_resume.ipynb #188a2df2
 def tokenizer_digest(tokenizer) -> dict[str, str]:
     "Hashes of what a tokenizer makes of text, and of its chat template."
@@ -161,7 +216,7 @@ def check_identity(
     if not (checkpoint / "identity.json").is_file():
         return []
     changed = recipe_differences(
-        read_json(checkpoint / "identity.json"), json.loads(json.dumps(now))
+        read_object(checkpoint / "identity.json"), json.loads(json.dumps(now))
     )
     named = lambda key: key in accept or key.split(".")[0] in accept
     if refused := [c for c in changed if not named(c[0])]:

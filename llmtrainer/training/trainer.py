@@ -39,7 +39,6 @@ __all__ = [
 
 # %% ../../nbs/training/31_trainer.ipynb #8e4e7b3e
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -66,6 +65,7 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
+from llmtrainer.safe_io import new_folder, remove_file, remove_folder
 from llmtrainer.training.checkpoints import Retention, commit, explain_full_disk
 from llmtrainer.training.distributed import all_gather, any_rank, rank, world_size
 from llmtrainer.training.durable import (
@@ -636,14 +636,14 @@ def save_final(
     all."""
     adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
     if not stored:
-        shutil.rmtree(staged, ignore_errors=True)
+        new_folder(staged, run.path)
     if adapter:
         if not stored:
             save_adapter(model, staged, base)
         tokenizer.save_pretrained(staged)
     else:
         save_model(model, tokenizer, folder=staged, section=generation, weights=not stored)
-    (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that can hold tokens
+    remove_file(staged / "training_args.bin")  # a pickle that can hold tokens
     return commit(staged, run.adapter if adapter else run.model)
 
 
@@ -840,6 +840,9 @@ def complete_training(
     metrics = trainer.evaluate() if trainer.eval_dataset else {}
     with explain_full_disk(run.path):
         if trainer.sharded:
+            if rank() == 0:
+                new_folder(run.path / ".final", run.path)
+            all_gather("ready")
             trainer.save_model(str(run.path / ".final"))  # all must take part
         if rank() == 0:
             save_final(
@@ -856,7 +859,7 @@ def complete_training(
             f"stopped by {config.signals.received} after the last step: the result is saved, and"
             " the same command does what is left"
         )
-    shutil.rmtree(run.checkpoints / ".staging", ignore_errors=True)
+    remove_folder(run.checkpoints / ".staging", run.path)
     ended = trainer.checkpoints.progress.ended
     result = dict(steps=trainer.state.global_step, loss=trainer.mean_loss(), **metrics)
     return result | (dict(ended=ended) if ended else {})
