@@ -973,13 +973,18 @@ def checkpoint_faults(trainer: "Durable", folder: Path) -> list[str]:
     try:
         read_progress(folder)
         check_trainer_state(folder)
+        identity = json.loads(json.dumps(trainer.checkpoint_config.identity))
         if (folder / "identity.json").exists():
-            read_object(folder / "identity.json")
+            stored = read_object(folder / "identity.json")
+        else:
+            stored = identity
     except UserError as error:
         return [error.what]
     if trainer.sharded or not (folder / "optimizer.pt").is_file():
         return []
-    return weight_faults(trainer.model, folder) + state_faults(folder)
+    # weights of another job are no damage: the run is refused, and nothing begins anew
+    weights = weight_faults(trainer.model, folder) if stored == identity else []
+    return weights + state_faults(folder)
 
 
 # %% ../../nbs/training/39_durable.ipynb #9c049b1c
