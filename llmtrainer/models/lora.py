@@ -65,6 +65,7 @@ from llmtrainer.models.load import (
     changed_files,
     fingerprint,
     hide_progress_bars,
+    keep_trainable,
     resolve_base,
 )
 from llmtrainer.recipe import Section, UserError
@@ -469,6 +470,7 @@ def check_tensor_names(model, folder: Path, name: str = "default") -> None:
 def load_adapter(model, folder: Path):
     "The model with a stored adapter on it, for use and not for training."
     check_adapter_folder(folder)
+    keep_trainable(model)
     with explain_mismatch(folder):
         adapted = PeftModel.from_pretrained(model, folder)
         check_tensor_names(adapted, folder)
@@ -556,6 +558,7 @@ def load_adapters(
     adapters: dict[str, Path],  # name -> a run or an adapter's folder
 ):
     "One base with several adapters on it; the first is active."
+    keep_trainable(model)
     for name, place in adapters.items():
         folder = adapter_folder(place)
         with explain_mismatch(folder):
