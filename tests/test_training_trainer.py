@@ -1224,6 +1224,17 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
     assert evals == [*due, last]
 
 
+def test_what_is_shown_last_is_what_was_logged_last(tmp_path, capsys):
+    section = Train(lr=1e-3, max_steps=5, batch_size=2, log_steps=2, eval_steps=2, trackers="none")
+    shown = job(tmp_path)
+    shown.fit(section, validate=True, quiet=False)
+    lines = shown.run.metrics()
+    losses, validations = ([n[k] for n in lines if k in n] for k in ("loss", "eval_loss"))
+    last = [line for line in capsys.readouterr().out.splitlines() if "5/5" in line][-1]
+    assert f"loss {losses[-1]:.4f}" in last and f"eval {validations[-1]:.4f}" in last
+    assert validations[-1] != validations[-2]
+
+
 def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
     losses = []
     for size in (1, 3, 8):

@@ -80,6 +80,7 @@ from llmtrainer.training.monitor import (
     ProgressBar,
     ThroughputMeter,
     TrackerCallback,
+    closing_displays,
     flops_per_token,
     in_notebook,
     peak_flops,
@@ -834,10 +835,11 @@ def complete_training(
     """Train to the end from the newest whole checkpoint; the result lies in the run. Raises
     `Stopped` when interrupted. Returns steps, loss, and the last validation."""
     config, run = trainer.checkpoint_config, trainer.checkpoint_config.run
-    with explain_full_disk(run.path):
-        trainer.run_to_end()
-    trainer.load_final_weights()
-    metrics = trainer.evaluate() if trainer.eval_dataset else {}
+    with closing_displays(trainer.callback_handler.callbacks):
+        with explain_full_disk(run.path):
+            trainer.run_to_end()
+        trainer.load_final_weights()
+        metrics = trainer.evaluate() if trainer.eval_dataset else {}
     with explain_full_disk(run.path):
         if trainer.sharded:
             trainer.save_model(str(run.path / ".final"))  # all must take part
