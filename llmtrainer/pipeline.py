@@ -144,13 +144,13 @@ from llmtrainer.training.objective import (
 )
 from llmtrainer.training.optimizers import optimizer_arguments
 from llmtrainer.training.trainer import (
-    RESUME_MAY_CHANGE,
     DurableTrainer,
     Train,
     build_trainer,
     check_needs_validation,
     check_streaming,
     complete_training,
+    resume_may_change,
 )
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
@@ -727,7 +727,8 @@ def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     mirror = recipe.train.mirror
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         print(f"the run was fetched from {mirror}")
-    return Run.open(path, recipe, RESUME_MAY_CHANGE)
+    before = Run.load(path).recipe if is_run(str(path)) else {}
+    return Run.open(path, recipe, resume_may_change(before, recipe.train))
 
 
 def mirror_run(run: Run, recipe: Recipe, quiet: bool):

@@ -466,6 +466,9 @@ def test_a_refused_recipe_leaves_its_folder_until_something_was_trained(tmp_path
     before = {path.name for path in run.iterdir()}
     with pytest.raises(UserError, match="begun by another recipe"):
         train(wrong, run, quiet=True)
+    cut = dict(batch_size=2, accumulate=2, activations="recompute")
+    keys = good.train.model_copy(update=cut)
+    train(good.model_copy(update=dict(train=keys)), run, quiet=True)  # its steps are the same
     shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoints")
     (tmp_path / "a" / "train.jsonl").unlink()

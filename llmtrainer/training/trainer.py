@@ -6,6 +6,7 @@
 __all__ = [
     "SCHEDULES",
     "RESUME_MAY_CHANGE",
+    "MICRO_BATCH",
     "SEQUENCE_KEYS",
     "TrainLength",
     "TrainRate",
@@ -13,6 +14,7 @@ __all__ = [
     "TrainPeriods",
     "TrainEnd",
     "Train",
+    "resume_may_change",
     "split_batch",
     "MicroBatchSampler",
     "IndexedDataset",
@@ -41,7 +43,7 @@ __all__ = [
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -326,7 +328,20 @@ RESUME_MAY_CHANGE = {  # what a resumed run may change, since it does not decide
     "train.grace",
     "train.trackers",
     "train.accept_changes",
+    "train.activations",
 }
+MICRO_BATCH = ("batch_size", "accumulate")
+
+
+def resume_may_change(
+    before: Mapping,  # the recipe with which the run was begun
+    section: Train,  # of the recipe with which it goes on
+) -> set[str]:
+    "The keys that a resumed run may change: how a step is cut, too, where it keeps its sequences."
+    sizes = [before.get("train", {}).get(key) for key in MICRO_BATCH]
+    if None in sizes or math.prod(sizes) != section.batch_size * section.accumulate:
+        return RESUME_MAY_CHANGE
+    return RESUME_MAY_CHANGE | {f"train.{key}" for key in MICRO_BATCH}
 
 
 # %% ../../nbs/training/31_trainer.ipynb #f07bad9e
