@@ -803,7 +803,11 @@ def train(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
-def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
+def merge_run(
+    run: Run,
+    how: str = "dequantized",
+    dtype: str | None = None,  # of the written weights; None: that of the base
+) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
     if run.model.is_dir():
         raise UserError(
@@ -816,7 +820,8 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
     recipe = load_recipe(Recipe, run.recipe)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)
+        options = dict(how=how, generation=recipe.generate, dtype=dtype)
+        record = merge(section, run.adapter, folder, **options)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
     renew_card(run)

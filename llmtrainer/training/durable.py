@@ -40,6 +40,7 @@ __all__ = [
 # %% ../../nbs/training/39_durable.ipynb #630aeb22
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -91,6 +92,13 @@ from llmtrainer.training.resume import (
     load_weights,
     random_state,
     tensor_bytes,
+)
+
+# %% ../../nbs/training/39_durable.ipynb #0970fcd5
+# transformers compares a checkpoint's periods and micro-batch with the arguments, and warns. A
+# resumed run may change these; what it may not change is refused before
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "arguments do not match the ones in" not in record.getMessage()
 )
 
 # %% ../../nbs/training/39_durable.ipynb #9a494f6f
