@@ -658,8 +658,8 @@ class SplitMicroBatch(MemoryFallback):
             size = "one sequence in a micro-batch" if smallest else f"micro-batches of {micro}"
             if smallest:
                 advice = (
-                    "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
-                    " model.quantize=nf4"
+                    "set train.activations=recompute, with which this run goes on; or begin another"
+                    " with a smaller data.max_length or adapt.r, or model.quantize=nf4"
                 )
             else:
                 advice = (
