@@ -52,6 +52,7 @@ __all__ = [
     "evaluate",
     "compare",
     "merge",
+    "print_written",
     "export",
     "card",
     "run_generation",
@@ -777,6 +778,11 @@ def merge(
         str,
         typer.Option(help="dequantized: into the weights of the training; original: into 16 bits"),
     ] = "dequantized",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16; without one that of the base's files"),
+    ] = None,
+    as_json: AsJson = False,
 ):
     "Merge a run's adapter into its base, and measure the difference."
     from llmtrainer.pipeline import merge_run
@@ -789,18 +795,32 @@ def merge(
             where="--how",
             allowed="dequantized, original",
         )
-    print_json(merge_run(Run.load(run), how).model_dump())
+    opened = Run.load(run)
+    print_written(opened.exports / "merged", merge_run(opened, how, dtype), as_json)
+
+
+def print_written(folder: Path, record, as_json: bool) -> None:
+    "The folder that was written, then its record in a line; or the record alone, as JSON."
+    if as_json:
+        print_json(record.model_dump())
+    else:
+        print(folder, record.describe(), sep="\n")
 
 
 @app.command()
-def export(run: RunName, to: Annotated[str, typer.Option(help="onnx")] = "onnx"):
+def export(
+    run: RunName,
+    to: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    as_json: AsJson = False,
+):
     "Export a run's model, and compare it with the original."
     from llmtrainer.data.synthetic import problems
     from llmtrainer.pipeline import export_run
     from llmtrainer.run import Run
 
     questions = [problem.question for problem in problems(8, "test", 1)]
-    print_json(export_run(Run.load(run), questions, to).model_dump())
+    opened = Run.load(run)
+    print_written(opened.exports / to, export_run(opened, questions, to), as_json)
 
 
 @app.command()

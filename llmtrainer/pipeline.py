@@ -180,13 +180,13 @@ from llmtrainer.training.objective import (
 )
 from llmtrainer.training.optimizers import optimizer_arguments
 from llmtrainer.training.trainer import (
-    RESUME_MAY_CHANGE,
     DurableTrainer,
     Train,
     build_trainer,
     check_needs_validation,
     check_streaming,
     complete_training,
+    resume_may_change,
 )
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
@@ -936,7 +936,8 @@ def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     mirror = recipe.train.mirror
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         print(f"the run was fetched from {mirror}")
-    run = Run.open(path, recipe, RESUME_MAY_CHANGE)
+    before = Run.load(path).recipe if is_run(str(path)) else {}
+    run = Run.open(path, recipe, resume_may_change(before, recipe.train))
     if mirror or sharded(recipe.launch):
         note_run(run.path, mirror)
     return run
@@ -1037,7 +1038,11 @@ def train(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
-def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
+def merge_run(
+    run: Run,
+    how: str = "dequantized",
+    dtype: str | None = None,  # of the written weights; None: that of the base
+) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
     if run.model.is_dir():
         raise UserError(
@@ -1050,7 +1055,8 @@ def merge_run(run: Run, how: str = "dequantized") -> MergeRecord:
     recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        record = merge(section, run.adapter, folder, how=how, generation=recipe.generate)
+        options = dict(how=how, generation=recipe.generate, dtype=dtype)
+        record = merge(section, run.adapter, folder, **options)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
     renew_card(run)
@@ -1143,8 +1149,9 @@ def quickstart_report(out: Path, summary: dict) -> str:
     "The last lines of the quickstart: the differences, the seconds and what to do next."
     merged, exported = summary["merge"], summary["onnx"]
     return (
-        f"\nMerged and trained model differ by {merged['max_abs_logit_diff']:.1e} in a logit, ONNX"
-        f" and merged by {exported['max_abs_logit_diff']:.1e}, same text: {exported['same_text']}."
+        f"\nMerged ({merged['dtype']}, as the base) and trained model differ by"
+        f" {merged['mean_kl']:.1e} nats per token, ONNX and merged by"
+        f" {exported['max_abs_logit_diff']:.1e} in a logit, same text: {exported['same_text']}."
         f"\n{summary['seconds']:.0f} seconds. All of it lies in {out}. Next:"
         f"\n  llmtrainer chat {out}\n  llmtrainer demo {out}\n  llmtrainer init recipe.yaml"
     )

@@ -178,30 +178,81 @@ def _places(node, prefix=""):
 
 
 # %% ../nbs/internals/90_config.ipynb #3b2e53ed
-_ADVICE = {  # what PyYAML says -> what usually caused it
+_CAUSES = {  # a part of PyYAML's reason -> (what is wrong in words, what to do)
     "mapping values are not allowed": (
-        "Put quotes around a value that contains a colon, and check the indentation."
+        "a value contains a colon, or a key stands too far to the right",
+        "Put quotes around a value that contains a colon, and check the indentation.",
+    ),
+    r"'\t' that cannot start": (
+        "a tab is used where only spaces may stand",
+        "Indent with spaces, not tabs.",
     ),
     "cannot start any token": (
-        "Indent with spaces, not tabs, and put quotes around values that begin with @, % or `."
+        "a value begins with a sign that has a meaning in YAML",
+        "Put quotes around values that begin with @, % or `.",
     ),
-    "expected <block end>": "Keys of one section must begin in the same column.",
-    "could not determine a constructor": "Recipes hold plain values only; take the !tag away.",
+    "expected <block end>": (
+        "a key does not begin in the column of the others, or text follows a closing quote",
+        "Let the keys of a section begin in the same column; inside '...' write '' for a quote.",
+    ),
+    "expected ',' or": (
+        "a bracket is never closed, or a comma is missing in it",
+        "Close the bracket, and put commas between what stands inside.",
+    ),
+    "unexpected end of stream": (
+        "a quote is never closed",
+        "Put the same quote at the end of the value.",
+    ),
+    "could not find expected ':'": (
+        "a line has no colon",
+        "Write `key: value`, with a space after the colon.",
+    ),
+    "another document": (
+        "a second document begins",
+        "Keep one recipe in a file, and take the line --- away.",
+    ),
+    "expected '<document start>'": (
+        "there is text after the end of the recipe",
+        "Take away what is too much, such as a closing bracket.",
+    ),
+    "could not determine a constructor": (
+        "a value has a !tag",
+        "Recipes hold plain values only; take the !tag away.",
+    ),
+    "special characters": (
+        "there is a control character, which no recipe may hold",
+        "Remove it; many editors show it only on request.",
+    ),
+    "(*name)": ("aliases (*name) are not used in recipes", "Write the value itself in each place."),
+    "key must be one word": ("a key must be one word", "Write the key as a plain word."),
+    "too deeply": ("it is nested too deeply", "Take brackets away."),
 }
+# where the part began says more than where PyYAML gave up
+_BEGINS = ("expected ',' or", "unexpected end of stream", "could not find expected ':'")
 
 
-def _unreadable(name, error):
-    "The `UserError` for text that is not YAML, with the line and its likely cause."
+# %% ../nbs/internals/90_config.ipynb #db893191
+def _place(error, begins, text):
+    "The line, the column and the text where a fault in YAML lies, as far as PyYAML knows it."
     mark = getattr(error, "problem_mark", None)
-    problem = (
-        getattr(error, "problem", None)
-        or getattr(error, "reason", None)
-        or "it is nested too deeply"
-    )
-    fix = next((advice for words, advice in _ADVICE.items() if words in problem), None)
-    snippet = textwrap.indent(mark.get_snippet() or "", "  ").rstrip() if mark else ""
-    where = mark and f"line {mark.line + 1}, column {mark.column + 1}\n{snippet}"
-    return UserError(f"{name} cannot be read as YAML: {problem}", where=where, fix=fix)
+    if begins:
+        mark = error.context_mark or mark
+    if mark:
+        snippet = textwrap.indent(mark.get_snippet() or "", "  ").rstrip()
+        return f"line {mark.line + 1}, column {mark.column + 1}\n{snippet}"
+    position = getattr(error, "position", None)  # of a sign that cannot be read at all
+    return None if position is None else f"line {text[:position].count(chr(10)) + 1}"
+
+
+def _unreadable(name, error, text):
+    "The `UserError` for text that is not YAML: what is wrong, in which line, and what to do."
+    words = (getattr(error, part, None) for part in ("problem", "reason"))
+    reason = next(filter(None, words), "it is nested too deeply")
+    key = next((key for key in _CAUSES if key in reason), None)
+    other = (reason, "Compare the line with a recipe that `llmtrainer init` writes.")
+    what, fix = _CAUSES.get(key, other)
+    where = _place(error, key in _BEGINS, text)
+    return UserError(f"{name} cannot be read as YAML: {what}", where=where, fix=fix)
 
 
 # %% ../nbs/internals/90_config.ipynb #8901b0e4
@@ -214,7 +265,7 @@ def parse_yaml(
         node = yaml.compose(text, _Loader)
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise _unreadable(name, error) from None
+        raise _unreadable(name, error, text) from None
     if not isinstance(values or {}, dict):
         raise UserError(
             f"{name} holds {show_value(values)} where sections are wanted.",

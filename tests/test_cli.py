@@ -350,8 +350,16 @@ def test_commands_on_a_run(tmp_path):
     assert rows == dict(read=120, kept=120, rejected=0, reasons={})
     succeeds("data", recipe, "--html", tmp_path / "x.html")
     assert "#c6efce" in (tmp_path / "x.html").read_text()
-    assert json.loads(succeeds("merge", run))["max_abs_logit_diff"] < 1e-3
-    assert json.loads(succeeds("export", run))["same_text"] is True
+    merged = json.loads(succeeds("merge", run, "--dtype", "float32", "--json"))
+    assert merged["max_abs_logit_diff"] < 1e-3
+    assert merged["dtype"] == "float32"
+    folder, described = succeeds("merge", run).splitlines()
+    assert (Path(folder) / "model.safetensors").is_file()
+    assert "in float16" in described, "as the base's files"
+    assert json.loads(succeeds("export", run, "--json"))["same_text"] is True
+    folder, described = succeeds("export", run).splitlines()
+    assert (Path(folder) / "model.onnx").is_file()
+    assert "float32" in described and "float16" in described
     succeeds("card", run)
     succeeds("doctor")
     succeeds("plan", recipe, "--json", "--measure")
@@ -717,6 +725,7 @@ def test_a_real_model_through_every_command(realdata, tmp_path):
     result = json.loads(succeeds(*evaluation))[0]
     assert result["n"] == 8
     assert result["task"] == "gsm8k"
-    assert json.loads(succeeds("merge", run))["max_abs_logit_diff"] < 1e-2
-    assert json.loads(succeeds("export", run))["same_text"] is True
+    merged = json.loads(succeeds("merge", run, "--dtype", "float32", "--json"))
+    assert merged["max_abs_logit_diff"] < 1e-2
+    assert json.loads(succeeds("export", run, "--json"))["same_text"] is True
     assert run_cli("chat", run, stdin="Tom has 3 apples. How many apples?\n")[1].strip()

@@ -22,6 +22,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -550,6 +551,49 @@ def test_evaluating_first_does_not_change_the_gradient():
     for layer in used.modules():
         state = getattr(getattr(layer, "weight", None), "quant_state", None)
         assert not getattr(state, "packing_format_for_cpu", False)
+
+
+def repack(model):
+    "What bitsandbytes does to 4-bit layers in a pass on a CPU with AVX512-BF16, done on any CPU."
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            weight = layer.weight
+            weight.data, weight.quant_state = _convert_weight_packed_for_cpu(
+                weight.data, weight.quant_state
+            )
+            layer.support_avx512bf16_for_cpu = True
+    return model
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "fp4", "int8"])
+def test_a_quantised_model_that_has_run_is_unpacked_and_stored_right(quantize, tmp_path):
+    section = Model(base="tiny:base", quantize=quantize)
+    ids = torch.arange(3, 40)[None]
+    fresh, tokenizer = load_model(section, plan_model(section))
+    expected = dequantize(fresh)(ids).logits.log_softmax(-1)
+
+    def divergence(model):
+        q = model(ids).logits.log_softmax(-1)
+        return (expected.exp() * (expected - q)).sum(-1).mean().item()
+
+    with torch.no_grad():
+        ran, _ = load_model(section, plan_model(section))
+        ran(ids)
+        ran.save_pretrained(tmp_path / "first")
+        assert divergence(dequantize(ran)) == 0  # also after a save
+        stored = Model(base=str(tmp_path / "first"), quantize=quantize)
+        tokenizer.save_pretrained(tmp_path / "first")
+        back, _ = load_model(stored, plan_model(stored))
+        assert divergence(dequantize(back)) == 0
+
+        # a model from elsewhere, whose layers were repacked: only their scales were rounded
+        ran, _ = load_model(section, plan_model(section))
+        assert divergence(dequantize(repack(ran))) < 1e-3
+        ran, _ = load_model(section, plan_model(section))
+        keep_trainable(repack(ran))
+        again = ran(ids).logits
+        ran.save_pretrained(tmp_path / "second")
+        assert torch.equal(ran(ids).logits, again)
 
 
 def test_answers_in_8_bits_come_without_a_warning_for_each_layer(caplog):

@@ -142,6 +142,25 @@ def test_another_base_is_refused_by_name_and_by_hash():
         assert_refused(lambda: adapt_model(open_tiny("qwen"), dora), "variant")
 
 
+def test_a_damaged_configuration_of_an_adapter_is_one_block():
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(adapt_model(open_tiny(), Adapt(r=4)), folder, "tiny:llama")
+        config = Path(folder) / "adapter_config.json"
+        uses = (
+            lambda: load_adapter(open_tiny(), folder),
+            lambda: load_adapters(open_tiny(), {"a": folder}),
+            lambda: adapt_model(open_tiny(), Adapt(r=4, continue_from=folder)),
+        )
+        for use in uses:
+            for text in ("{}", "[1]", '{"r": 8}', '{"peft_type": "XYZ"}'):
+                config.write_text(text)
+                assert_refused(use, "does not name its kind", "adapter_config.json", "fix: ")
+            config.write_text("")
+            assert_refused(use, "is damaged", "adapter_config.json")
+            config.write_text('{"peft_type": "LORA"}')  # peft fills in the rest
+            assert "None" not in str(assert_refused(use, "the adapter", "fix: "))
+
+
 def test_a_mixture_is_the_sum_of_corrections():
     sections = {"a": Adapt(r=4), "b": Adapt(r=6, variant="rslora")}
     with tempfile.TemporaryDirectory() as runs:

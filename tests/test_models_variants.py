@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch.nn.functional as F
+from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from llmtrainer.data.synthetic import problems
@@ -81,6 +82,24 @@ def test_a_repeated_decomposition_is_the_same_to_the_bit():
         section = Adapt(r=4, variant=variant)
         a, b = (adapt_model(open_tiny(), section, seed=3).state_dict() for _ in range(2))
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_layer_that_bitsandbytes_repacked_for_a_cpu_is_read_right():
+    def repacked():
+        model = open_tiny(quantize="nf4")
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                weight = layer.weight  # what a first pass does on a CPU with AVX512-BF16
+                weight.data, weight.quant_state = _convert_weight_packed_for_cpu(
+                    weight.data, weight.quant_state
+                )
+        return model
+
+    for variant in ("dora", "loftq"):  # both read the numbers of the weights
+        section = Adapt(r=8, alpha=8, variant=variant)
+        expected = batch_logits(adapt_model(open_tiny(quantize="nf4"), section))
+        logits = batch_logits(adapt_model(repacked(), section))
+        assert (logits - expected).norm() < 0.01 * expected.norm(), variant
 
 
 def test_loftq_brings_the_quantised_model_nearer_to_the_exact_one():

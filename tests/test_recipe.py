@@ -88,6 +88,14 @@ def test_bad_yaml_names_line_and_cause():
         "a: 1\nb: c: d": "line 2",
         "a:\n\t- 1": "spaces, not tabs",
         "[1": "line 1",
+        "a: 1\nb: {c: 1\nd: {}\n": "line 2, column 4",
+        "a: 1\nb: 'c\nd: 2\n": "a quote is never closed\n  where: line 2, column 4",
+        "a:\n  b: 1\n  c 2\n  d: 3": "a line has no colon\n  where: line 3",
+        "a: 1\nb: 'it's'": "inside '...' write ''",
+        "a: 1\n---\nb: 2": "line 2",
+        "a: 1\nb: c\x01d": "control character, which no recipe may hold\n  where: line 2",
+        "{a: 1}}": "after the end",
+        "a: @b": "quotes around",
         "a: *x": "aliases",
         "? [1]\n: 2": "a key must be one word",
         "a: !!set {}": "!tag",
@@ -98,6 +106,8 @@ def test_bad_yaml_names_line_and_cause():
         with pytest.raises(UserError) as caught:
             parse_yaml(text)
         assert words in str(caught.value), text
+        assert caught.value.fix or caught.value.allowed, f"what is to be done about {text!r}?"
+        assert caught.value.where or text[0] in "-[", "only a list and depth have no line"
     assert parse_yaml("") == parse_yaml("# only a comment") == ({}, {})
 
 

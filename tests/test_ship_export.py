@@ -36,8 +36,11 @@ def exported(kind):
 
 def test_a_missing_library_is_named():
     require_onnx()
-    with pytest.raises(UserError, match="needs no_such_library") as raised:
-        require_onnx(("onnx", "no_such_library"))
+    with pytest.raises(UserError, match="needs no_such, which is not installed"):
+        require_onnx(("onnx", "no_such"))
+    several = ("no_a", "onnx", "no_b", "no_c")
+    with pytest.raises(UserError, match="needs no_a, no_b and no_c, which are not") as raised:
+        require_onnx(several)
     assert raised.value.fix == 'pip install "llmtrainer[export]"'
 
 

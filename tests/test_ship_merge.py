@@ -9,6 +9,8 @@ from llmtrainer.ship.merge import (
     load_adapter,
     load_model,
     logging,
+    math,
+    safe_open,
     torch,
     warnings,
 )
@@ -128,6 +130,24 @@ def test_staging_is_all_or_nothing(tmp_path):
     assert (tmp_path / "foreign" / "thesis.txt").read_text() == "mine"
 
 
+def test_the_format_of_a_base_is_that_of_its_files(tmp_path):
+    section = Model(base="tiny:base", quantize="none")
+    assert base_dtype(section) == "float16"
+    with quiet_libraries():
+        model, _ = load_model(section, plan_device(probe(), "none"))
+        cast_weights(model, "bfloat16")
+        model.save_pretrained(tmp_path)
+    copy = Model(base=str(tmp_path), quantize="none")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for dtype in ("float32", None):  # a configuration that is wrong, and one that says nothing
+        (tmp_path / "config.json").write_text(json.dumps(config | dict(dtype=dtype)))
+        assert base_dtype(copy) == "bfloat16"
+    for stored, expected in (("float16", "float16"), ("float64", None)):
+        packed = dict(dtype=stored, quantization_config=dict(quant_method="gptq"))
+        (tmp_path / "config.json").write_text(json.dumps(config | packed))
+        assert base_dtype(copy) == expected
+
+
 def test_merge_is_refused_where_nothing_can_be_merged(tmp_path):
     section = Model(base="tiny:base")
     with pytest.raises(UserError, match="has the run finished"):
@@ -150,7 +170,7 @@ def test_a_refused_merge_leaves_nothing(tmp_path):
 def test_merged_equals_adapter(tmp_path, variant):
     adapter, out = tmp_path / "adapter", tmp_path / "merged"
     section = random_adapter(adapter, variant=variant)
-    record = merge(section, adapter, out, ["What is 3 plus 4?"])
+    record = merge(section, adapter, out, ["What is 3 plus 4?"], dtype="float32")
     assert record.mean_kl <= 1e-5
     assert record.max_abs_logit_diff < 5e-3
     assert record.same_greedy
@@ -165,7 +185,7 @@ def test_merged_equals_adapter(tmp_path, variant):
 
 def test_merged_weights_are_the_formula(tmp_path):
     section, name = random_adapter(tmp_path / "adapter"), "model.layers.0.self_attn.q_proj"
-    merge(section, tmp_path / "adapter", tmp_path / "merged", PROMPTS[:1])
+    merge(section, tmp_path / "adapter", tmp_path / "merged", PROMPTS[:1], dtype="float32")
     with quiet_libraries():
         base = load_model(section, plan_device(probe()))[0].dequantize()
     W = base.get_parameter(f"{name}.weight")
@@ -181,7 +201,7 @@ def test_merged_weights_are_the_formula(tmp_path):
 
 def test_an_unquantised_base(tmp_path):
     section = random_adapter(tmp_path / "adapter", quantize="none")
-    record = merge(section, tmp_path / "adapter", tmp_path / "out", PROMPTS[:1])
+    record = merge(section, tmp_path / "adapter", tmp_path / "out", PROMPTS[:1], dtype="float32")
     assert record.mean_kl < 1e-5
 
 
@@ -192,7 +212,43 @@ def test_the_original_base(tmp_path):
     assert record.how == "original"
     assert record.mean_kl > 1e-4
     with quiet_libraries():
-        assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
+        assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float16
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "none"])
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+def test_what_is_written_has_the_format_of_the_base_and_its_size(tmp_path, stored, quantize):
+    with quiet_libraries():
+        model, tokenizer = load_model(
+            Model(base="tiny:base", quantize="none"), plan_device(probe(), "none")
+        )
+        cast_weights(model, stored)
+        model.save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+    random_adapter(tmp_path / "adapter", quantize)
+    section = Model(base=str(tmp_path / "base"), quantize=quantize)
+    parts = dict(model=section, adapter=tmp_path / "adapter", prompts=PROMPTS[:1])
+    record = merge(out=tmp_path / "out", **parts)
+    size = (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert record.dtype == stored
+    assert abs(record.bytes - size) < 10_000, "a model is as large as its base"
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        formats = {STORED[file.get_slice(name).get_dtype()] for name in list(file.keys())}
+    assert formats == {stored}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == stored
+    assert f"in {stored}, {record.bytes / 1e6:.1f} MB" in record.describe()
+
+
+def test_another_format_is_written_where_it_is_named(tmp_path):
+    section = random_adapter(tmp_path / "adapter")
+    parts = dict(model=section, adapter=tmp_path / "adapter", prompts=PROMPTS[:1])
+    whole = merge(out=tmp_path / "float32", dtype="float32", **parts)
+    half = merge(out=tmp_path / "float16", **parts)
+    assert (whole.dtype, half.dtype) == ("float32", "float16")
+    assert abs(whole.bytes / half.bytes - 2) < 0.01
+    assert whole.mean_kl < half.mean_kl < TOLERANCE["float16"]
+    with pytest.raises(UserError, match="int4"):
+        merge(out=tmp_path / "never", dtype="int4", **parts)
 
 
 from llmtrainer.recipe import load_recipe

@@ -8,6 +8,7 @@ from llmtrainer.training.trainer import (
     Path,
     Retention,
     Run,
+    Section,
     Sft,
     Signals,
     Stopped,
@@ -30,6 +31,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -51,7 +53,7 @@ from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import Section, UserError, assert_refused
 from llmtrainer.run import Run, Stopped, read_json, sha256
 from llmtrainer.training import checkpoints as checkpoints_module
 from llmtrainer.training import trainer as trainer_module
@@ -1111,6 +1113,46 @@ def test_with_one_sequence_it_is_an_error_with_advice_and_other_faults_are_passe
         job(tmp_path / "b").fit(section, wrong)
 
 
+@pytest.mark.parametrize("rows, times", [(1, 4), (2, 2)])
+def test_a_run_goes_on_with_smaller_micro_batches_and_the_same_losses(tmp_path, rows, times):
+    section = Train(max_steps=30, epochs=9, batch_size=4, lr=1e-3, log_steps=1)
+    straight = job(tmp_path / "straight")
+    result = straight.fit(section, validate=True)
+    narrow = section.model_copy(update=dict(batch_size=rows, accumulate=times))
+    broken = job(tmp_path / "broken")
+    broken.stopped(section, interrupting(13), validate=True)
+    again = job(tmp_path / "broken")
+    resumed = again.fit(narrow, validate=True)
+
+    assert len(again.data.train) % 4, "the last step of an epoch is a smaller one"
+    assert resumed["steps"] == result["steps"] == 30
+    ours, theirs = (
+        [(n["step"], n["tokens"], n["loss"]) for n in one.run.metrics() if "loss" in n]
+        for one in (again, straight)
+    )
+    assert [n[:2] for n in ours] == [n[:2] for n in theirs], "the tokens of each step"
+    assert [n[2] for n in ours] == pytest.approx([n[2] for n in theirs], rel=1e-5)
+    adapters = [load_file(adapter_file(one.run)) for one in (again, straight)]
+    assert largest_difference(*adapters) < 1e-5
+
+
+def test_only_what_keeps_the_sequences_of_a_step_may_change():
+    class Job(Section):
+        train: Train = Train()
+
+    def goes_on(**keys):
+        before, now = Job(train=Train(batch_size=4)), Job(train=Train(**keys))
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run.open(Path(folder) / "run", before)
+            Run.open(run.path, now, resume_may_change(run.recipe, now.train))
+            return Run.load(run.path).recipe["train"]["batch_size"]
+
+    assert goes_on(batch_size=1, accumulate=4) == 1
+    assert goes_on(batch_size=2, accumulate=2, activations="recompute") == 2
+    for keys in (dict(batch_size=2), dict(batch_size=4, accumulate=2), dict(batch_size=4, lr=1.0)):
+        assert_refused(lambda keys=keys: goes_on(**keys), "begun by another recipe")
+
+
 def with_validations(losses, training=None):
     "A loss whose validations come out as given; in training it is `training`."
     left, training = list(losses), training or Sft().loss
@@ -1221,6 +1263,17 @@ def test_saving_and_validating_by_tokens_and_epochs(tmp_path):
     due = [step for step in steps if int(step / half + 1e-9) > int((step - 1) / half + 1e-9)]
     evals = [line["step"] for line in lines if "eval_loss" in line]
     assert evals == [*due, last]
+
+
+def test_what_is_shown_last_is_what_was_logged_last(tmp_path, capsys):
+    section = Train(lr=1e-3, max_steps=5, batch_size=2, log_steps=2, eval_steps=2, trackers="none")
+    shown = job(tmp_path)
+    shown.fit(section, validate=True, quiet=False)
+    lines = shown.run.metrics()
+    losses, validations = ([n[k] for n in lines if k in n] for k in ("loss", "eval_loss"))
+    last = [line for line in capsys.readouterr().out.splitlines() if "5/5" in line][-1]
+    assert f"loss {losses[-1]:.4f}" in last and f"eval {validations[-1]:.4f}" in last
+    assert validations[-1] != validations[-2]
 
 
 def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):

@@ -20,10 +20,12 @@ __all__ = [
     "Dequantize8Linear",
     "Float8Linear",
     "replace_layers",
+    "use_storage_form",
     "dequantize_layer",
     "dequantize_other_formats",
     "dequantize",
     "keep_scale",
+    "watched",
     "keep_trainable",
     "ensure_pad_token",
     "is_local_model",
@@ -260,6 +262,16 @@ def replace_layers(
 
 
 # %% ../../nbs/models/20_load.ipynb #f2ccc4c0
+def use_storage_form(layer) -> None:
+    "Give a 4-bit layer, from now on, the form in which its weight is stored."
+    if not hasattr(layer, "support_avx512bf16_for_cpu"):
+        return
+    layer.support_avx512bf16_for_cpu = False
+    if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+        layer.state_dict()  # bitsandbytes undoes the repacking in place before it stores a layer
+
+
+# %% ../../nbs/models/20_load.ipynb #f86a17c4
 def dequantize_layer(layer, dtype: torch.dtype) -> torch.nn.Linear:
     "An ordinary layer that computes what a GPTQ or AWQ layer does, whatever its format."
     device, has_bias = layer.qweight.device, layer.bias is not None
@@ -294,11 +306,17 @@ def dequantize_other_formats(model) -> None:
 def dequantize(model):
     "The model with ordinary layers that hold exactly what the quantised ones stood for."
     dequantize_other_formats(model)
+    for layer in model.modules():
+        use_storage_form(layer)
     if getattr(model, "is_float8", False):
         replace_layers(model, Float8Linear, lambda layer: layer.to_linear(model.dtype))
         model.is_float8 = False
         return model
-    return model.dequantize() if getattr(model, "is_quantized", False) else model
+    if not getattr(model, "is_quantized", False):
+        return model
+    # after a save, the configuration holds the name of the type
+    dtype = getattr(torch, str(model.config.dtype).removeprefix("torch."))
+    return model.dequantize(dtype=dtype)
 
 
 # %% ../../nbs/models/20_load.ipynb #b1574faf
@@ -308,12 +326,16 @@ def keep_scale(layer, args) -> None:
         layer.weight.SCB = layer.state.SCB
 
 
+def watched(layer) -> bool:
+    "Does `keep_scale` run before the layer's passes already?"
+    return keep_scale in layer._forward_pre_hooks.values()
+
+
 def keep_trainable(model) -> None:
     "Keep quantised layers trainable on a CPU: 4-bit ones unpacked, 8-bit ones with their scale."
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-        if hasattr(module, "init_8bit_state"):
+        use_storage_form(module)
+        if hasattr(module, "init_8bit_state") and not watched(module):
             module.register_forward_pre_hook(keep_scale)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "explain_mismatch",
     "last_line",
     "check_adapter_folder",
+    "read_adapter_config",
     "check_tensor_names",
     "load_adapter",
     "adapter_folder",
@@ -52,7 +53,13 @@ from typing import Literal
 
 # %% ../../nbs/models/21_lora.ipynb #b875035c
 import torch
-from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    EvaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+)
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from pydantic import Field, model_validator
 from rich.table import Table
@@ -66,6 +73,7 @@ from llmtrainer.models.load import (
     changed_files,
     fingerprint,
     hide_progress_bars,
+    keep_trainable,
     resolve_base,
 )
 from llmtrainer.recipe import Section, UserError
@@ -441,11 +449,11 @@ def explain_mismatch(folder: Path):
     except Exception as error:
         if hasattr(error, "exit_code"):
             raise
-        base = read_object(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
+        base = read_adapter_config(folder).get("base_model_name_or_path")
         raise UserError(
             f"the adapter does not fit the model: {last_line(error)}",
             where=str(folder),
-            allowed=f"a model of the shape of {base}",
+            allowed=f"a model of the shape of {base}" if base else None,
             fix="load the base that the adapter was trained on",
         ) from None
 
@@ -463,7 +471,7 @@ def check_adapter_folder(folder: Path) -> None:
         check_model_folder(folder)
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise UserError(f"there is no adapter in {folder}", fix="has the run finished training?")
-    config = read_object(Path(folder) / "adapter_config.json")
+    config = read_adapter_config(folder)
     core = config.get("megatron_core", "megatron.core")
     if config.get("megatron_config") or core not in (None, "megatron.core"):
         raise UserError(
@@ -472,6 +480,20 @@ def check_adapter_folder(folder: Path) -> None:
             allowed="an adapter without megatron_config",
             fix="save the adapter again with peft, without Megatron",
         )
+
+
+def read_adapter_config(folder: Path) -> dict:
+    "adapter_config.json of a folder; `UserError` where it does not say which adapter it is."
+    config = read_object(Path(folder) / "adapter_config.json")
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UserError(
+            f"the adapter's configuration does not name its kind: peft_type is {kind!r}",
+            where=f"{folder}/adapter_config.json",
+            allowed="the file that save_pretrained of peft wrote, with peft_type: LORA",
+            fix="copy the adapter's folder again from where it was written",
+        )
+    return config
 
 
 def check_tensor_names(model, folder: Path, name: str = "default") -> None:
@@ -490,6 +512,7 @@ def check_tensor_names(model, folder: Path, name: str = "default") -> None:
 def load_adapter(model, folder: Path):
     "The model with a stored adapter on it, for use and not for training."
     check_adapter_folder(folder)
+    keep_trainable(model)
     with explain_mismatch(folder):
         adapted = PeftModel.from_pretrained(model, folder)
         check_tensor_names(adapted, folder)
@@ -513,7 +536,8 @@ def base_mismatch(model, folder: Path, base: str) -> str | None:
     "Why an adapter's base is not this model, in words; None where nothing speaks against it."
     name, record = model.config.name_or_path, folder.parent / "model.json"
     if not record.is_file():
-        return None if base and resolve_base(base) == name else f"it names {base} as its base"
+        same = base and resolve_base(base) == name
+        return None if same else f"it names {base or 'no model'} as its base"
     recorded = ModelRecord.load(record).base
     if recorded.sha256 is None:
         same = recorded.revision == getattr(model, "commit", None)
@@ -525,12 +549,12 @@ def base_mismatch(model, folder: Path, base: str) -> str | None:
 
 def check_adapter_base(model, folder: Path) -> None:
     "`UserError` where an adapter was trained on another base than this model."
-    base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_adapter_config(folder).get("base_model_name_or_path")
     if reason := base_mismatch(model, folder, base):
         raise UserError(
             f"the adapter was trained on another base: {reason}",
             where=f"adapt.continue_from: {folder}",
-            allowed=f"model.base: {base}",
+            allowed=f"model.base: {base}" if base else None,
             fix="set model.base and model.revision to what it was trained on, or begin a new"
             " adapter",
         )
@@ -539,7 +563,7 @@ def check_adapter_base(model, folder: Path) -> None:
 # %% ../../nbs/models/21_lora.ipynb #ecc052d7
 def check_adapter_form(adapt: Adapt, folder: Path) -> None:
     "`UserError` where a stored adapter has another rank, scale or form than the recipe wants."
-    config = read_object(folder / "adapter_config.json")
+    config = vars(LoraConfig()) | read_adapter_config(folder)  # what is not stored is peft's own
     wanted = dict(
         r=adapt.r,
         lora_alpha=adapt.alpha,
@@ -578,6 +602,7 @@ def load_adapters(
     adapters: dict[str, Path],  # name -> a run or an adapter's folder
 ):
     "One base with several adapters on it; the first is active."
+    keep_trainable(model)
     for name, place in adapters.items():
         folder = adapter_folder(place)
         with explain_mismatch(folder):

@@ -65,7 +65,7 @@ except ImportError:
     triton = None
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #0afd300f
-from llmtrainer.models.load import F8
+from llmtrainer.models.load import F8, use_storage_form
 from llmtrainer.models.loss import Unsupported
 
 
@@ -330,6 +330,7 @@ def freeze_weight(
 ) -> FrozenWeight:
     "A layer's weight for the products below; raises `Unsupported` for a layer they cannot take."
     if hasattr(layer.weight, "quant_state"):
+        use_storage_form(layer)
         stored, shape = nf4_parts(layer.weight)
         dtype = layer.compute_dtype or layer.weight.quant_state.dtype
     elif type(layer) is torch.nn.Linear:

@@ -40,6 +40,7 @@ from transformers.utils import cached_file
 
 # %% ../../nbs/models/22_variants.ipynb #1f2f9c70
 from llmtrainer.device import meta_model
+from llmtrainer.models.load import keep_trainable
 from llmtrainer.models.lora import (
     Adapt,
     continue_adapter,
@@ -67,6 +68,7 @@ def adapt_model(
     batches: Iterable[dict] | None = None,  # training data for eva to look at
 ):
     "The model with exactly what the section names trainable, those weights in float32."
+    keep_trainable(model)
     if adapt.method != "lora":
         return make_trainable(model, adapt)
     if adapt.continue_from:

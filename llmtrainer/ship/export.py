@@ -14,6 +14,7 @@ __all__ = [
     "LONGEST",
     "BEFORE",
     "EXPORTERS",
+    "join_words",
     "require_onnx",
     "model_folder",
     "load_float32",
@@ -73,21 +74,39 @@ from transformers import (
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.generate import GREEDY, Generation, encode_prompts, save_model
-from llmtrainer.models.load import attention_kernels, drop_generation_defaults, sliding_window
+from llmtrainer.models.load import (
+    Model,
+    attention_kernels,
+    drop_generation_defaults,
+    sliding_window,
+)
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record
-from llmtrainer.ship.merge import PROMPTS, MergeMismatch, quiet_libraries, staging
+from llmtrainer.ship.merge import (
+    PROMPTS,
+    MergeMismatch,
+    base_dtype,
+    quiet_libraries,
+    staging,
+)
 
 # %% ../../nbs/shipping/72_export.ipynb #2f586090
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def join_words(words: Sequence[str]) -> str:
+    "Words as a text would list them: one; one and another; one, another and a third."
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def require_onnx(needed: Sequence[str] = NEEDED) -> None:
     "Raise `UserError` with the install command where a library for ONNX is missing."
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"ONNX export needs {', '.join(missing)}, which is not installed",
+            f"ONNX export needs {join_words(missing)}, which {verb} not installed",
             fix='pip install "llmtrainer[export]"',
         )
 
@@ -304,6 +323,7 @@ def export_onnx(
         facts = dict(
             opset=program.opset_imports[""],
             inputs=[value.name for value in program.graph.inputs],
+            source_dtype=base_dtype(Model(base=str(model_dir), quantize="none")),
         )
         if restart := cache_restart(model.config):
             facts["cache_restart"] = restart
@@ -563,6 +583,17 @@ class ExportRecord(Record):
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
+
+    def describe(self) -> str:
+        "What was written, and how far it is from its model, in one line."
+        size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
+        source = self.facts.get("source_dtype")
+        widened = f" (the model's own files: {source})" if source not in (None, self.dtype) else ""
+        text = "the same text" if self.same_text else "another text"
+        return (
+            f"{self.format}{size}{widened}; largest difference of a logit"
+            f" {self.max_abs_logit_diff:.1e}, {text}"
+        )
 
 
 # %% ../../nbs/shipping/72_export.ipynb #14ed13d3

@@ -9,6 +9,7 @@ __all__ = [
     "TOLERANCE",
     "INT8_TOLERANCE",
     "OTHER_BASE_TOLERANCE",
+    "STORED",
     "merge_adapter",
     "quiet_libraries",
     "model_logits",
@@ -19,9 +20,12 @@ __all__ = [
     "check_difference",
     "staging",
     "foreign_files",
+    "base_dtype",
+    "cast_weights",
     "check_adapter",
     "adapter_tokenizer",
     "MergeRecord",
+    "check_dtype",
     "merge",
 ]
 
@@ -29,13 +33,17 @@ __all__ = [
 import contextlib
 import io
 import logging
+import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/shipping/70_merge.ipynb #2cd616c6
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer
 from transformers.utils.logging import (
     disable_progress_bar,
@@ -53,7 +61,15 @@ from llmtrainer.models.generate import (
     generate,
     save_model,
 )
-from llmtrainer.models.load import Model, dequantize, load_model, plan_model
+from llmtrainer.models.load import (
+    Model,
+    dequantize,
+    load_model,
+    plan_model,
+    raw_config,
+    stored_quantization,
+    weight_files,
+)
 from llmtrainer.models.lora import load_adapter
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, read_manifest
@@ -162,13 +178,19 @@ INT8_TOLERANCE = 5e-3  # int8 layers also round their inputs, which no merged mo
 OTHER_BASE_TOLERANCE = 0.1  # merged into other weights than training saw
 
 
-def tolerance_of(model: Model, plan: DevicePlan, how: How) -> float:
+def tolerance_of(
+    model: Model,
+    plan: DevicePlan,
+    how: How,
+    dtype: str | None = None,  # of the written weights; None: that of the plan
+) -> float:
     "The mean KL up to which a merge counts as faithful."
+    rounding = max(TOLERANCE[plan.dtype], TOLERANCE[dtype or plan.dtype])
     if model.quantize == "none":
-        return TOLERANCE[plan.dtype]
+        return rounding
     if how == "original":
         return OTHER_BASE_TOLERANCE
-    return INT8_TOLERANCE if model.quantize == "int8" else TOLERANCE[plan.dtype]
+    return INT8_TOLERANCE if model.quantize == "int8" else rounding
 
 
 class MergeMismatch(UserError):
@@ -223,6 +245,36 @@ def foreign_files(folder: Path) -> list[str]:
     return [name for name in (*files, *others) if name not in own]
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #17e3fb62
+STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def base_dtype(model: Model) -> str | None:
+    "The number format of most weights of a base; None where nothing says it."
+    raw, sizes = raw_config(model.base, model.revision), Counter()
+    for file in [] if stored_quantization(raw) else weight_files(model.base):
+        with safe_open(file, "pt") as weights:
+            for part in map(weights.get_slice, weights.keys()):
+                sizes[STORED.get(part.get_dtype())] += math.prod(part.get_shape())
+    if sizes:
+        return max(sizes, key=sizes.get)
+    places = (raw, raw.get("text_config") or {})
+    named = (place.get(key) for place in places for key in ("dtype", "torch_dtype"))
+    dtype = str(next(filter(None, named), None)).removeprefix("torch.")
+    return dtype if dtype in TOLERANCE else None
+
+
+@torch.no_grad()
+def cast_weights(model, dtype: str) -> None:
+    "Give the weights a number format in place, except those that the architecture has in float32."
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == "float16":
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, weight in model.named_parameters():
+        if dtype == "float32" or not any(re.search(pattern, name) for pattern in kept):
+            weight.data = weight.data.to(getattr(torch, dtype))
+
+
 # %% ../../nbs/shipping/70_merge.ipynb #49d00514
 def check_adapter(adapter: Path) -> None:
     "`UserError` where there is no adapter to merge."
@@ -249,14 +301,37 @@ def adapter_tokenizer(adapter: Path, tokenizer):
 class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
+    form = 2  # `bytes` came
+
     max_abs_logit_diff: float
     mean_kl: float  # nats per token
     same_greedy: bool  # are the greedy answers equal?
     how: How
     dtype: str  # of the weights that were written
     parameters: int
+    bytes: int | None = None  # of the files with the weights
+
+    def describe(self) -> str:
+        "What was written, and how far it is from the trained model, in one line."
+        size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
+        text = "equal" if self.same_greedy else "different"
+        return (
+            f"{self.parameters:,} weights in {self.dtype}{size}; mean KL to the trained model"
+            f" {self.mean_kl:.1e}, greedy answers {text}"
+        )
 
 
+def check_dtype(dtype: str | None) -> None:
+    "`UserError` for a number format in which no model is written."
+    if dtype not in (None, *TOLERANCE):
+        raise UserError(
+            f"merged models are not written in {dtype!r}",
+            where="--dtype",
+            allowed=", ".join(TOLERANCE),
+        )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #ae151dd6
 def merge(
     model: Model,
     adapter: Path,
@@ -265,28 +340,33 @@ def merge(
     how: How = "dequantized",
     tolerance: float | None = None,  # of the mean KL; None: the limit of the number format
     generation: Generation = GREEDY,  # the settings that are written beside the weights
+    dtype: str | None = None,  # of the written weights; None: that of the base
 ) -> MergeRecord:
     "Merge, write, load what was written, and compare; `MergeMismatch` where the models differ."
     adapter = Path(adapter)
     check_adapter(adapter)
+    check_dtype(dtype)
     with quiet_libraries(), staging(Path(out)) as staged:
         plan = plan_model(model)
+        dtype = dtype or base_dtype(model) or plan.dtype
         base, tokenizer = load_model(model, plan)
         trained = load_adapter(base, adapter)
         tokenizer = adapter_tokenizer(adapter, tokenizer)
         answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
         before = model_logits(trained, tokenizer, texts)
         merged = merge_adapter(trained, model, plan=plan, adapter=adapter, how=how)
+        cast_weights(merged, dtype)
         save_model(merged, tokenizer, staged, generation)
         del base, trained, merged
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), plan)
         sizes = difference(before, model_logits(shipped, tokenizer, texts))
-        check_difference(sizes, tolerance or tolerance_of(model, plan, how))
+        check_difference(sizes, tolerance or tolerance_of(model, plan, how, dtype))
         shipped_answers, _ = observe_answers(shipped, tokenizer, prompts or PROMPTS)
         return MergeRecord(
             **sizes,
             same_greedy=shipped_answers == answers,
             how=how,
-            dtype=plan.dtype,
+            dtype=dtype,
             parameters=sum(weight.numel() for weight in shipped.parameters()),
+            bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
         )

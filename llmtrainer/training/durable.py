@@ -45,6 +45,7 @@ __all__ = [
 # %% ../../nbs/training/39_durable.ipynb #630aeb22
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -99,6 +100,13 @@ from llmtrainer.training.resume import (
     state_faults,
     tensor_bytes,
     weight_faults,
+)
+
+# %% ../../nbs/training/39_durable.ipynb #0970fcd5
+# transformers compares a checkpoint's periods and micro-batch with the arguments, and warns. A
+# resumed run may change these; what it may not change is refused before
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "arguments do not match the ones in" not in record.getMessage()
 )
 
 # %% ../../nbs/training/39_durable.ipynb #9a494f6f
@@ -661,8 +669,8 @@ class SplitMicroBatch(MemoryFallback):
             size = "one sequence in a micro-batch" if smallest else f"micro-batches of {micro}"
             if smallest:
                 advice = (
-                    "set train.activations=recompute, a smaller data.max_length or adapt.r, or"
-                    " model.quantize=nf4"
+                    "set train.activations=recompute, with which this run goes on; or begin another"
+                    " with a smaller data.max_length or adapt.r, or model.quantize=nf4"
                 )
             else:
                 advice = (

@@ -10,6 +10,8 @@ __all__ = [
     "peak_memory_gib",
     "flops_per_token",
     "format_figures",
+    "Display",
+    "closing_displays",
     "ProgressBar",
     "LossCurve",
     "in_notebook",
@@ -27,7 +29,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -155,11 +157,31 @@ def format_figures(figures: dict[str, float]) -> str:
     )
 
 
-class ProgressBar(TrainerCallback):
+class Display(TrainerCallback):
+    "A callback that shows a training, and its last validation, which comes after its end."
+
+    def close(self) -> None:
+        "Nothing more will be logged."
+
+
+@contextlib.contextmanager
+def closing_displays(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
+    "Close the displays among the callbacks at the end of the block, also after an exception."
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, Display):
+                callback.close()
+
+
+# %% ../../nbs/training/36_monitor.ipynb #dd298b7c
+class ProgressBar(Display):
     "A progress bar with losses, tokens a second, MFU, memory and the time left."
 
     def __init__(self, meter: ThroughputMeter):
         self.meter, self.losses = meter, {}
+        self.task = None  # of the bar, once it is there
         # a short bar: in a terminal of 80 columns the figures need the rest
         columns = [TextColumn("training"), BarColumn(8), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
@@ -173,20 +195,26 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         self.losses |= {k: v for k, v in logs.items() if k in ("loss", "eval_loss")}
+        self.draw(state)
 
     def on_step_end(self, args, state, control, **_):
-        self.bar.update(
-            self.task,
-            completed=state.global_step,
-            figures=format_figures(self.losses | self.meter.figures()),
-        )
+        self.draw(state)
 
-    def on_train_end(self, args, state, control, **_):
-        self.bar.stop()
+    def draw(self, state) -> None:
+        "Show the step, the newest losses and the meter's figures."
+        if self.task is not None:
+            figures = format_figures(self.losses | self.meter.figures())
+            self.bar.update(self.task, completed=state.global_step, figures=figures)
+
+    def close(self) -> None:
+        "Draw the last line."
+        if self.task is not None:
+            self.bar.stop()
+            self.task = None
 
 
 # %% ../../nbs/training/36_monitor.ipynb #0fd43948
-class LossCurve(TrainerCallback):
+class LossCurve(Display):
     "The losses as a curve that grows under the cell."
 
     def __init__(self, meter: ThroughputMeter):
@@ -266,14 +294,16 @@ def open_tracker(name: str, run: Path):
     return kind(run.parent.name or "llmtrainer", **options)
 
 
-class TrackerCallback(TrainerCallback):
+class TrackerCallback(Display):
     "Sends what is logged to trackers."
 
     def __init__(self, names: list[str], run: Path, recipe: dict):
         self.trackers = [open_tracker(name, run) for name in names]
         self.recipe = flatten_recipe(recipe)
+        self.started = False
 
     def on_train_begin(self, args, state, control, **_):
+        self.started = True
         # what trackers print is not about this training
         with contextlib.redirect_stdout(io.StringIO()):
             for tracker in self.trackers:
@@ -283,10 +313,14 @@ class TrackerCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         figures = {name: v for name, v in logs.items() if isinstance(v, (int, float))}
-        for tracker in self.trackers:
+        for tracker in self.trackers if self.started else []:
             tracker.log(figures, step=state.global_step)
 
-    def on_train_end(self, args, state, control, **_):
+    def close(self) -> None:
+        "End the trackers' own runs."
+        if not self.started:
+            return
+        self.started = False
         with contextlib.redirect_stdout(io.StringIO()):
             for tracker in self.trackers:
                 tracker.finish()

@@ -6,6 +6,7 @@
 __all__ = [
     "SCHEDULES",
     "RESUME_MAY_CHANGE",
+    "MICRO_BATCH",
     "SEQUENCE_KEYS",
     "TrainLength",
     "TrainRate",
@@ -13,6 +14,7 @@ __all__ = [
     "TrainPeriods",
     "TrainEnd",
     "Train",
+    "resume_may_change",
     "split_batch",
     "MicroBatchSampler",
     "IndexedDataset",
@@ -40,7 +42,7 @@ __all__ = [
 # %% ../../nbs/training/31_trainer.ipynb #8e4e7b3e
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,6 +82,7 @@ from llmtrainer.training.monitor import (
     ProgressBar,
     ThroughputMeter,
     TrackerCallback,
+    closing_displays,
     flops_per_token,
     in_notebook,
     peak_flops,
@@ -325,7 +328,20 @@ RESUME_MAY_CHANGE = {  # what a resumed run may change, since it does not decide
     "train.grace",
     "train.trackers",
     "train.accept_changes",
+    "train.activations",
 }
+MICRO_BATCH = ("batch_size", "accumulate")
+
+
+def resume_may_change(
+    before: Mapping,  # the recipe with which the run was begun
+    section: Train,  # of the recipe with which it goes on
+) -> set[str]:
+    "The keys that a resumed run may change: how a step is cut, too, where it keeps its sequences."
+    sizes = [before.get("train", {}).get(key) for key in MICRO_BATCH]
+    if None in sizes or math.prod(sizes) != section.batch_size * section.accumulate:
+        return RESUME_MAY_CHANGE
+    return RESUME_MAY_CHANGE | {f"train.{key}" for key in MICRO_BATCH}
 
 
 # %% ../../nbs/training/31_trainer.ipynb #f07bad9e
@@ -834,10 +850,11 @@ def complete_training(
     """Train to the end from the newest whole checkpoint; the result lies in the run. Raises
     `Stopped` when interrupted. Returns steps, loss, and the last validation."""
     config, run = trainer.checkpoint_config, trainer.checkpoint_config.run
-    with explain_full_disk(run.path):
-        trainer.run_to_end()
-    trainer.load_final_weights()
-    metrics = trainer.evaluate() if trainer.eval_dataset else {}
+    with closing_displays(trainer.callback_handler.callbacks):
+        with explain_full_disk(run.path):
+            trainer.run_to_end()
+        trainer.load_final_weights()
+        metrics = trainer.evaluate() if trainer.eval_dataset else {}
     with explain_full_disk(run.path):
         if trainer.sharded:
             if rank() == 0:
