@@ -322,6 +322,7 @@ def check_dtype(dtype: str | None) -> None:
         )
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #13bd7d09
 def merge(
     model: Model,
     adapter: Path,
