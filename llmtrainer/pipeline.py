@@ -1150,7 +1150,7 @@ def quickstart_report(out: Path, summary: dict) -> str:
     merged, exported = summary["merge"], summary["onnx"]
     return (
         f"\nMerged ({merged['dtype']}, as the base) and trained model differ by"
-        f" {merged['mean_kl']:.1e} nats per token, ONNX and merged by"
+        f" {merged['mean_kl']:.1e} nats per token,\nONNX and merged by"
         f" {exported['max_abs_logit_diff']:.1e} in a logit, same text: {exported['same_text']}."
         f"\n{summary['seconds']:.0f} seconds. All of it lies in {out}. Next:"
         f"\n  llmtrainer chat {out}\n  llmtrainer demo {out}\n  llmtrainer init recipe.yaml"
