@@ -91,6 +91,14 @@ def test_less_is_left_behind_and_nothing_stays_in_the_store(monkeypatch):
     assert not stores[0].held and sum(map(len, stores[0].free.values())) == 3
 
 
+def test_a_second_policy_takes_the_place_of_the_first():
+    model = small()
+    for policy in ("recompute", "offload"):
+        apply_activation_checkpointing(model.model.layers, policy)
+    remove_activation_checkpointing(model.model.layers)
+    assert all("forward" not in layer.__dict__ for layer in model.model.layers)
+
+
 def test_another_family_has_other_names_and_the_same_layers():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(

@@ -71,7 +71,7 @@ class HostStore:
 
     @contextmanager
     def beside(self):
-        "Copies of their own stream, begun after what was computed so far."
+        "Run copies on a separate stream, after what was computed so far."
         if not self.cuda:
             yield
             return
@@ -266,6 +266,7 @@ def apply_activation_checkpointing(
 ) -> int:
     """Set what a model's decoder layers leave behind; gives the number of layers that compute
     again. The first ones wait longest for the backward pass, so they are taken first."""
+    remove_activation_checkpointing(layers)  # of an earlier policy
     chosen = [] if policy == "keep" else list(layers)[:count]
     if policy != "keep" and not len(layers):
         raise UserError(

@@ -163,7 +163,8 @@ class Model(Section):
         False, description="run Python code that comes with the model; needs trust too"
     )
     trust: str | None = Field(
-        None, description="with remote_code: the base once more, once you have read its code"
+        None,
+        description="with remote_code: the base once more; consent is given on the command line",
     )
 
     @model_validator(mode="after")
