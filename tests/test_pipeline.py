@@ -289,7 +289,8 @@ address = launch_demo(demo, port=None, inline=True)
 ---
 from gradio_client import Client
 from urllib.request import urlopen
-answers = Client(address, verbose=False).predict("Tom has 2 apples.", [], 0, 8, api_name="/chat")
+question = ["Tom has 2 apples.", None, "", 0, 8, False]  # as the page sends it
+answers = Client(address, verbose=False).predict(*question, api_name="/chat")
 open("page", "wb").write(urlopen(address).read() + urlopen(address + "config").read())
 demo.close()
 answers
