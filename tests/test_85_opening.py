@@ -530,7 +530,7 @@ def damaged(content, value, how):
     return json.dumps(stored)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(RECORD_FILES, JSON_VALUES, st.sampled_from(["whole", "key", "kind"]), RECORD_KINDS)
 def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
     with tempfile.TemporaryDirectory() as folder:

@@ -401,7 +401,9 @@ def predicted(size, blocks, kind, engine, rows, tokens, recompute, batches):
         accumulate=batches,
         fp8=engine == "fp8",
     )
-    return predict_memory(config, Adapt(method=method), work)["allocated"] / 2**30
+    section = Adapt(method=method)
+    static = static_memory(config, section, work)
+    return peak_memory(config, section, work, static)["allocated"] / 2**30
 
 
 def test_predictions_are_within_a_twentieth_of_the_peaks_that_gpus_measured():
