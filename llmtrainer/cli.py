@@ -23,11 +23,11 @@ __all__ = [
     "print_json",
     "requirement_lines",
     "outdated",
+    "installed_release",
     "refuse_outdated",
     "tested_releases",
     "series",
     "untested",
-    "find_distribution",
     "missing_package",
     "full_disk",
     "unusable_path",
@@ -37,6 +37,7 @@ __all__ = [
     "report_in_worker",
     "stoppable",
     "restore_gc",
+    "run_here",
     "init",
     "data",
     "doctor",
@@ -66,6 +67,7 @@ __all__ = [
 import difflib
 import errno
 import gc
+import io
 import json
 import os
 import re
@@ -75,8 +77,8 @@ import threading
 import time
 from collections.abc import Iterable
 from configparser import ConfigParser
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -197,13 +199,18 @@ def outdated(lines: Iterable[str]) -> list[tuple[str, str]]:
     "(requirement, installed version) of the installed libraries that are not as required."
     wrong = []
     for requirement in map(Requirement, lines):
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:
-            continue  # whoever needs it says so
-        if not requirement.specifier.contains(installed, prereleases=True):
+        installed = installed_release(requirement.name)
+        if installed and not requirement.specifier.contains(installed, prereleases=True):
             wrong.append((f"{requirement.name}{requirement.specifier}", installed))
     return wrong
+
+
+def installed_release(name: str) -> str | None:
+    "The release of a library that is installed; None where it is not: whoever needs it says so."
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def refuse_outdated(lines: Iterable[str]) -> None:
@@ -243,17 +250,12 @@ def series(release: str) -> tuple[int, ...]:
 
 def untested(tested: dict[str, str]) -> list[tuple[str, str, str]]:
     "(library, installed, tested) of the installed libraries of a later series than the tested one."
-    installed = {name: version(name) for name in tested if find_distribution(name)}
+    installed = {name: installed_release(name) for name in tested}
     return [
         (name, release, tested[name])
         for name, release in installed.items()
-        if series(release) > series(tested[name])
+        if release and series(release) > series(tested[name])
     ]
-
-
-def find_distribution(name: str) -> bool:
-    "Is a library installed?"
-    return any(True for _ in distributions(name=name))
 
 
 # %% ../nbs/system/84_cli.ipynb #3c033eab
@@ -363,6 +365,22 @@ def stoppable():
 def restore_gc() -> None:
     "Collect garbage as often as Python does by default; for a training, after its imports."
     gc.set_threshold(*GC_THRESHOLD)
+
+
+# %% ../nbs/system/84_cli.ipynb #17221e2e
+def run_here(arguments: Iterable, stdin: str = "") -> tuple[int, str, str]:
+    "(exit code, standard output, standard error) of a command, run in this process."
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO(stdin)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv, sys.stdin = before
+    return code, out.getvalue(), err.getvalue()
 
 
 # %% ../nbs/system/84_cli.ipynb #11dd8e49

@@ -6,6 +6,7 @@
 __all__ = [
     "RECIPE_LIMIT",
     "UserError",
+    "first_line",
     "assert_refused",
     "show_value",
     "parse_yaml",
@@ -62,6 +63,11 @@ class UserError(Exception):
         return "\n".join(
             [self.what] + [f"  {name}: {text}" for name, text in parts.items() if text]
         )
+
+
+def first_line(error: BaseException) -> str:
+    "The first line of an error's text, to stand in a message of ours; empty where it has none."
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 # %% ../nbs/internals/90_config.ipynb #f87a3ea5

@@ -24,6 +24,7 @@ __all__ = [
     "sync_handle",
     "replaced_file",
     "copy_file",
+    "opened_entry",
     "remove_file",
     "remove_folder",
     "new_folder",
@@ -39,7 +40,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -285,34 +286,33 @@ def copy_file(
 
 
 # %% ../nbs/internals/89_safe_io.ipynb #e2faf2fe
+@contextmanager
+def opened_entry(path: Path, root: str | Path | None) -> Iterator[tuple[int, os.stat_result]]:
+    "(handle of the folder around, facts) of what has a name there; a link is not followed."
+    with opened_folder(path.parent, path.parent if root is None else root) as folder:
+        yield folder, os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+
+
 def remove_file(path: str | Path, root: str | Path | None = None, empty: bool = False) -> None:
     """Remove a file or a link, if it is there. With `empty` a file of one name is emptied first,
     since a drive keeps what was removed."""
     path = Path(path)
-    try:
-        with opened_folder(path.parent, path.parent if root is None else root) as folder:
-            facts = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
-            if empty and stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
-                handle = os.open(path.name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder)
-                os.ftruncate(handle, 0)
-                os.close(handle)
-            os.unlink(path.name, dir_fd=folder)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError), opened_entry(path, root) as (folder, facts):
+        if empty and stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
+            handle = os.open(path.name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder)
+            os.ftruncate(handle, 0)
+            os.close(handle)
+        os.unlink(path.name, dir_fd=folder)
 
 
 def remove_folder(path: str | Path, root: str | Path | None = None) -> None:
     "Remove a folder and all it holds, if it is there; of a link only the link."
     path = Path(path)
-    try:
-        with opened_folder(path.parent, path.parent if root is None else root) as folder:
-            facts = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISDIR(facts.st_mode):
-                shutil.rmtree(path.name, dir_fd=folder)
-            else:
-                os.unlink(path.name, dir_fd=folder)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError), opened_entry(path, root) as (folder, facts):
+        if stat.S_ISDIR(facts.st_mode):
+            shutil.rmtree(path.name, dir_fd=folder)
+        else:
+            os.unlink(path.name, dir_fd=folder)
 
 
 def new_folder(path: str | Path, root: str | Path | None = None) -> Path:

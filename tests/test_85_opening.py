@@ -2,7 +2,6 @@
 import pytest
 
 
-import contextlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrainer.cli import main
+from llmtrainer.cli import run_here
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.pipeline import Recipe, check_mirror, check_pickles, note_run
@@ -27,19 +26,10 @@ from llmtrainer.recipe import UserError, load_recipe, parse_yaml
 from llmtrainer.run import seal
 
 
-def run_cli(*arguments):
+def run_command(*arguments):
     "(exit code, output and errors) of a command, in this process; any other exception is a fault."
-    out, code = io.StringIO(), 0
-    before = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            main()
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.argv, sys.stdin = before
-    return code, out.getvalue()
+    code, out, err = run_here(arguments)
+    return code, out + err
 
 
 def job(folder, **train):
@@ -62,9 +52,11 @@ def made():
     "A folder with a stopped run and a finished one, made once."
     folder = Path(tempfile.mkdtemp())
     recipe = job(folder)
-    assert run_cli("train", recipe, "train.max_hours=1e-6", "--run", folder / "stopped")[0] == 75
+    assert (
+        run_command("train", recipe, "train.max_hours=1e-6", "--run", folder / "stopped")[0] == 75
+    )
     shutil.copytree(folder / "stopped", folder / "finished")
-    assert run_cli("continue", folder / "finished", "train.max_hours=null")[0] == 0
+    assert run_command("continue", folder / "finished", "train.max_hours=null")[0] == 0
     return folder
 
 
@@ -128,7 +120,7 @@ def test_a_run_with_a_link_for_one_of_its_files_is_refused_and_the_target_is_unt
     path.symlink_to(canary if "." not in name.strip(".") else canary / "metrics.jsonl")
     before = contents(canary)
     for command in ("continue", "card", "merge"):
-        code, out = run_cli(command, run)
+        code, out = run_command(command, run)
         assert code == 2 and f"{name} is a link" in out, out
     assert contents(canary) == before and not leaks(run)
 
@@ -146,15 +138,15 @@ def test_links_deeper_in_a_run_and_in_its_staging_folders_are_not_followed(tmp_p
     (run / "checkpoints" / "step-90").symlink_to(canary)
     (steps[-1] / "optimizer.pt").unlink()
     (steps[-1] / "optimizer.pt").symlink_to(canary / "secret.txt")
-    code, out = run_cli("continue", run, "train.max_hours=null")
+    code, out = run_command("continue", run, "train.max_hours=null")
     assert code == 0 and "damaged checkpoint step-90: step-90 is a link" in out, out
     assert contents(canary) == before and not leaks(run)
     (run / "exports").mkdir()
     (run / "exports" / ".merged.staging").symlink_to(canary)
-    assert run_cli("merge", run)[0] == 0 and contents(canary) == before
+    assert run_command("merge", run)[0] == 0 and contents(canary) == before
     shutil.rmtree(run / "exports" / "merged")
     (run / "exports" / "merged").symlink_to(canary)
-    code, out = run_cli("merge", run)
+    code, out = run_command("merge", run)
     assert code == 2 and "merged is a link" in out and contents(canary) == before
 
 
@@ -188,7 +180,7 @@ def test_no_links_in_a_finished_run_lead_a_command_out_of_it(entries):
             plant(run, canary, name, kind)
         before = contents(canary)
         for command in (["card", run], ["continue", run]):
-            code, out = run_cli(*command)
+            code, out = run_command(*command)
             assert code in (0, 2), out
         assert contents(canary) == before and not leaks(run)
         assert sorted(os.listdir(folder)) == ["canary", "run"]
@@ -201,7 +193,7 @@ def test_a_mirror_that_only_the_run_names_is_not_used(tmp_path, monkeypatch):
     for place in (canary, tmp_path / "new"):
         edit_recipe(run, train__mirror=str(place))
         for command in (["continue", run], ["train", run / "recipe.yaml", "--run", run]):
-            code, out = run_cli(*command)
+            code, out = run_command(*command)
             assert code == 2 and "only its own recipe says so" in out, out
     # a marker that the maker of the run has put into a place of theirs is no consent either
     (run / "run.json").write_text(json.dumps(dict(kind="RunIdentity", version=1, id="0" * 32)))
@@ -210,17 +202,17 @@ def test_a_mirror_that_only_the_run_names_is_not_used(tmp_path, monkeypatch):
         json.dumps(dict(kind="MirrorMarker", version=1, run="0" * 32))
     )
     edit_recipe(run, train__mirror=str(tmp_path / "theirs"))
-    code, out = run_cli("continue", run)
+    code, out = run_command("continue", run)
     assert code == 2 and "only its own recipe says so" in out
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["mirror.json"]
     # named, but somebody else's: refused, and nothing was trained
-    code, out = run_cli("continue", run, "--mirror", canary, "train.max_hours=null")
+    code, out = run_command("continue", run, "--mirror", canary, "train.max_hours=null")
     assert code == 2 and "is left as it is" in out and not (run / "adapter").exists(), out
     assert contents(canary) == before and not (tmp_path / "new").exists()
     check_mirror(run, str(tmp_path / "theirs"), lambda mirror: True)  # a yes at the keyboard
-    code, out = run_cli("continue", run, "--mirror", "none", "train.max_hours=null")
+    code, out = run_command("continue", run, "--mirror", "none", "train.max_hours=null")
     assert code == 0, out
-    assert run_cli("continue", run, "--mirror", tmp_path / "new")[0] == 0
+    assert run_command("continue", run, "--mirror", tmp_path / "new")[0] == 0
     assert (tmp_path / "new" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -228,18 +220,18 @@ def test_who_began_a_run_here_or_names_the_place_is_not_asked(tmp_path, monkeypa
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
     recipe, drive, run = job(tmp_path), tmp_path / "drive", tmp_path / "run"
     words = [f"train.mirror={drive}", "train.max_hours=1e-6"]
-    assert run_cli("train", recipe, *words, "--run", run)[0] == 75
-    assert run_cli("continue", run)[0] == 75, "begun here, by this user"
+    assert run_command("train", recipe, *words, "--run", run)[0] == 75
+    assert run_command("continue", run)[0] == 75, "begun here, by this user"
     shutil.move(run, tmp_path / "moved")
-    assert run_cli("continue", tmp_path / "moved")[0] == 2, "another place: asked again"
+    assert run_command("continue", tmp_path / "moved")[0] == 2, "another place: asked again"
     # another run with the same identity in the place of the first
     a_run(run)
     edit_recipe(run, train__mirror=str(drive))
-    assert run_cli("continue", run)[0] == 2
+    assert run_command("continue", run)[0] == 2
     shutil.rmtree(run)
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "another machine"))
     monkeypatch.chdir(tmp_path)
-    code, out = run_cli("continue", drive, "train.max_hours=null")
+    code, out = run_command("continue", drive, "train.max_hours=null")
     assert code == 0, out
     assert (drive / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -248,7 +240,7 @@ def test_a_mirror_of_an_earlier_release_is_taken_over_where_it_is_named(tmp_path
     drive = a_run(tmp_path / "drive")
     (drive / ".lock").unlink()  # a mirror has none, and then it had no marker either
     monkeypatch.chdir(tmp_path)
-    code, out = run_cli("continue", drive, "train.max_hours=null")
+    code, out = run_command("continue", drive, "train.max_hours=null")
     assert code == 0 and (drive / "mirror.json").is_file(), out
     assert (drive / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -265,7 +257,7 @@ def test_links_in_a_mirror_are_neither_fetched_nor_written_through(tmp_path, mon
     (drive / "letter.docx").write_text("not a run's")
     before = contents(canary)
     monkeypatch.chdir(tmp_path)
-    code, out = run_cli("continue", drive, "train.max_hours=null", "--run", tmp_path / "here")
+    code, out = run_command("continue", drive, "train.max_hours=null", "--run", tmp_path / "here")
     assert code == 2 and "is a link" in out, out
     assert contents(canary) == before and not leaks(tmp_path / "here")
     assert (tmp_path / "here" / "metrics.jsonl").exists(), "what is a file was fetched"
@@ -324,15 +316,15 @@ def test_a_runs_own_recipe_cannot_allow_code_and_the_environment_can(tmp_path, m
         ["train", recipe, "--run", tmp_path / "again"],
         ["train", recipe, f"model.trust={tmp_path / 'other'}", "--run", tmp_path / "again"],
     ):
-        code, out = run_cli(*command)
+        code, out = run_command(*command)
         assert code == 2 and "Traceback" not in out, (command, out)
         assert not mark.exists(), command
     # plan and doctor run no code with consent either
-    code, out = run_cli("plan", recipe, f"model.trust={model}", "--measure")
+    code, out = run_command("plan", recipe, f"model.trust={model}", "--measure")
     assert code == 2 and "a plan runs no code" in out and not mark.exists(), out
     monkeypatch.setenv("LLMTRAINER_TRUST", f"elsewhere,{model}")
-    assert run_cli("plan", recipe)[0] == 2 and not mark.exists()
-    code, out = run_cli("generate", run, "--prompt", "Hi", "generate.max_new_tokens=2")
+    assert run_command("plan", recipe)[0] == 2 and not mark.exists()
+    code, out = run_command("generate", run, "--prompt", "Hi", "generate.max_new_tokens=2")
     assert mark.exists(), out
 
 
@@ -341,7 +333,7 @@ def test_the_command_line_allows_code_for_the_model_that_it_names(tmp_path):
     model = a_model(tmp_path / "model", mark)
     recipe = job(tmp_path, max_steps=1)
     words = [f"model.base={model}", "model.remote_code=true", f"model.trust={model}"]
-    run_cli("train", recipe, *words, "--run", tmp_path / "run")
+    run_command("train", recipe, *words, "--run", tmp_path / "run")
     assert mark.exists()
 
 
@@ -357,16 +349,16 @@ def test_consent_to_one_folder_is_none_to_another_that_the_run_leads_to(tmp_path
     )
     (run / "model.json").write_text(json.dumps(record))
     monkeypatch.setenv("LLMTRAINER_TRUST", str(good))
-    code, out = run_cli("generate", run, "--prompt", "Hi")
+    code, out = run_command("generate", run, "--prompt", "Hi")
     assert code == 2 and not mark.exists(), out
 
 
 def use_model(model, tmp_path):
     "The answers of commands that would load a model."
     recipe = job(tmp_path / "job")
-    yield run_cli("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
-    yield run_cli("plan", recipe, f"model.base={model}")
-    yield run_cli("train", recipe, f"model.base={model}", "--run", tmp_path / "run")
+    yield run_command("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
+    yield run_command("plan", recipe, f"model.base={model}")
+    yield run_command("train", recipe, f"model.base={model}", "--run", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -420,7 +412,7 @@ def test_links_in_a_models_folder_are_not_followed_and_nothing_of_them_is_shippe
     (run / "adapter" / "additional_chat_templates").mkdir()
     (run / "adapter" / "additional_chat_templates" / "x.jinja").symlink_to(canary / "secret.txt")
     for command in (["merge", run], ["generate", run, "--prompt", "Hi"]):
-        code, out = run_cli(*command)
+        code, out = run_command(*command)
         assert code == 2 and "x.jinja is a link" in out, out
     assert not leaks(run)
 
@@ -478,7 +470,7 @@ def test_a_forged_checkpoint_is_a_damaged_one_and_runs_nothing(tmp_path, name):
             (forged / name).write_bytes(content)
         else:
             forge(forged / name, content)
-        code, out = run_cli("continue", run, "train.max_hours=null")
+        code, out = run_command("continue", run, "train.max_hours=null")
         assert code == 0 and "passed over the damaged checkpoint step-2" in out, (content[:40], out)
         assert not mark.exists()
 
@@ -490,7 +482,7 @@ def test_a_sharded_checkpoint_of_somebody_else_is_not_read_by_pickle(tmp_path, m
     with pytest.raises(UserError, match="can run what it asks for"):
         check_pickles(run, recipe)
     for command in (["continue", run], ["train", run / "recipe.yaml", "--run", run]):
-        assert run_cli(*command)[0] == 2
+        assert run_command(*command)[0] == 2
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLMTRAINER_TRUST", f"elsewhere,{run}")
     check_pickles(run, recipe)
@@ -545,7 +537,7 @@ def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
             text = damaged(old, value, "line" if how == "key" and name.endswith("l") else how)
         file.write_text(text, encoding="utf-8", errors="replace")
         for command in (["card", run], ["continue", run], ["compare", run, "--task", "a"]):
-            code, out = run_cli(*command)
+            code, out = run_command(*command)
             assert code in (0, 2), out
 
 
@@ -557,13 +549,13 @@ def test_what_is_no_file_or_no_model_ends_in_one_block(tmp_path):
     for name in ("pipe", "loop", "zero", "folder"):
         recipe = job(tmp_path / name)
         for command in ("data", "train"):
-            code, out = run_cli(command, recipe, f"data.train={tmp_path / name}.jsonl")
+            code, out = run_command(command, recipe, f"data.train={tmp_path / name}.jsonl")
             assert code == 2 and f"{name}.jsonl" in out, out
     for name in ("pipe", "loop", "zero"):
-        code, out = run_cli("data", tmp_path / f"{name}.jsonl")
+        code, out = run_command("data", tmp_path / f"{name}.jsonl")
         assert code == 2 and "Traceback" not in out, out
     (tmp_path / "long.yaml").write_text("# \n" * 400_000)
-    assert run_cli("plan", tmp_path / "long.yaml")[0] == 2
+    assert run_command("plan", tmp_path / "long.yaml")[0] == 2
 
 
 WRONG = [[], 7, "x", None, {"a": 1}, -1, 10**30, [[]], {}]
@@ -591,5 +583,5 @@ def test_wrong_types_and_broken_headers_of_a_model_end_in_one_block(data):
             at = data.draw(st.integers(0, 400))
             content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
             (model / name).write_bytes(content)
-        code, out = run_cli("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
+        code, out = run_command("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
         assert code in (0, 2), out

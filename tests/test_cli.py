@@ -18,8 +18,6 @@ from llmtrainer.cli import (
 )
 
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -30,18 +28,8 @@ from llmtrainer.data.synthetic import problems
 
 
 def run_cli(*arguments, stdin=""):
-    "(exit code, standard output, standard error) of a command, in this process."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    before = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO(stdin)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.argv, sys.stdin = before
-    return code, out.getvalue(), err.getvalue()
+    "`run_here`, with the words of the command one by one."
+    return run_here(arguments, stdin)
 
 
 import errno

@@ -30,6 +30,8 @@ def test_parts_left_out_leave_no_line():
         "  fix: Delete a run.",
     ]
     assert UserError("x").exit_code == 2
+    assert first_line(ValueError("\nbroken\nlong text")) == "broken"
+    assert first_line(ValueError()) == ""
 
 
 def test_a_refusal_is_seen_by_its_words():

@@ -150,6 +150,15 @@ READS = ["read", "facts", "folder", "list"]
 USES = [*READS, "write", "append", "copy", "new", "move", "empty", "remove"]
 
 
+def tree_beside_canary(folder) -> tuple[Path, Path]:
+    "An empty tree and a folder with a secret, side by side."
+    tree, canary = Path(folder, "tree"), Path(folder, "canary")
+    tree.mkdir()
+    canary.mkdir()
+    (canary / "secret").write_text("the canary")
+    return tree, canary
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(ENTRIES, max_size=8),
@@ -157,10 +166,7 @@ USES = [*READS, "write", "append", "copy", "new", "move", "empty", "remove"]
 )
 def test_no_tree_of_links_leads_out_of_it(entries, wanted):
     with tempfile.TemporaryDirectory() as folder:
-        tree, canary = Path(folder, "tree"), Path(folder, "canary")
-        tree.mkdir()
-        canary.mkdir()
-        (canary / "secret").write_text("the canary")
+        tree, canary = tree_beside_canary(folder)
         plant(tree, canary, [entry for entry in entries if entry[1] != "hard"])
         before = (os.stat(canary).st_mtime_ns, os.stat(canary / "secret").st_mtime_ns)
         for name, how in wanted:
@@ -176,10 +182,7 @@ def test_no_tree_of_links_leads_out_of_it(entries, wanted):
 @given(st.lists(ENTRIES, max_size=8), st.lists(st.tuples(PATHS, st.sampled_from(USES))))
 def test_a_second_name_of_the_canary_never_changes_it(entries, wanted):
     with tempfile.TemporaryDirectory() as folder:
-        tree, canary = Path(folder, "tree"), Path(folder, "canary")
-        tree.mkdir()
-        canary.mkdir()
-        (canary / "secret").write_text("the canary")
+        tree, canary = tree_beside_canary(folder)
         plant(tree, canary, entries)
         for name, how in wanted:
             use(tree, name, how)

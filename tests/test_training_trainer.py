@@ -1147,6 +1147,8 @@ def test_only_what_keeps_the_sequences_of_a_step_may_change():
             Run.open(run.path, now, resume_may_change(run.recipe, now.train))
             return Run.load(run.path).recipe["train"]["batch_size"]
 
+    for recipe in ({}, dict(train=[1]), dict(train=dict(batch_size="4", accumulate=None))):
+        assert resume_may_change(recipe, Train(batch_size=4)) == RESUME_MAY_CHANGE  # of any form
     assert goes_on(batch_size=1, accumulate=4) == 1
     assert goes_on(batch_size=2, accumulate=2, activations="recompute") == 2
     for keys in (dict(batch_size=2), dict(batch_size=4, accumulate=2), dict(batch_size=4, lr=1.0)):

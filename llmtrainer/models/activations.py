@@ -116,7 +116,7 @@ class HostStore:
 THIN = 128  # results with so few columns (x A' of adapters) take no room worth computing again
 # parts of the names of operations that are not cheap: products with their adapter, in 16 bits or in
 # 8 with the rows they round, and attention; and of those that draw random numbers
-DEAR = ("add_adapter", "_scaled_mm", "round_rows", "scaled_dot_product")
+DEAR = ("add_adapter", "_scaled_mm", "round_rows", "attention", "attn")
 DRAWN = ("rand", "bernoulli", "dropout")
 
 
@@ -151,9 +151,10 @@ def checkpoint_inside(
     "The forward with checkpointing as a part of it, so that the compiler sees it."
     contexts = partial(create_selective_checkpoint_contexts, keep)
 
+    settings |= dict(use_reentrant=False, context_fn=contexts)
+
     def forward(*args, **kwargs):
-        given = settings | kwargs
-        return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **given)
+        return checkpoint(run, *args, **settings, **kwargs)
 
     return forward
 

@@ -114,7 +114,7 @@ from transformers.utils import logging as transformers_logging
 from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine, plan_device, probe
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
-from llmtrainer.recipe import Section, UserError
+from llmtrainer.recipe import Section, UserError, first_line
 from llmtrainer.run import Record, cached_sha256, read_object
 from llmtrainer.safe_io import check_model_folder
 
@@ -530,9 +530,8 @@ def explain_foreign(base: str):
         panic = type(error).__name__ == "PanicException"  # of a library in Rust
         if hasattr(error, "exit_code") or not (isinstance(error, Exception) or panic):
             raise
-        first = next(iter(str(error).strip().splitlines()), "")
         raise UserError(
-            f"{base} could not be loaded: {type(error).__name__}: {first[:300]}",
+            f"{base} could not be loaded: {type(error).__name__}: {first_line(error)[:300]}",
             where="model.base",
             allowed="the files that save_pretrained wrote, whole",
             fix="fetch the model again; a file is damaged, or was written for another library",

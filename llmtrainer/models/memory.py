@@ -340,7 +340,7 @@ def plan_products(context, op, *args, **kwargs) -> CheckpointPolicy:
     which the adapters' share is not one, attention, and inputs in 8 bits."""
     large = op is torch.ops.aten.mm.default and args[0].shape[1] > THIN
     in_8_bits = op is torch.ops.aten._to_copy.default and kwargs.get("dtype") == F8
-    keep = large or in_8_bits or "scaled_dot_product" in str(op)
+    keep = large or in_8_bits or "attention" in str(op)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

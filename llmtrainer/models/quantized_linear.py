@@ -437,10 +437,12 @@ if triton is not None:
 def add_adapter(y: torch.Tensor, h: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
     "y + h wide', rounded once: a product of a layer and the share of its adapters."
     (m, n), r = y.shape, h.shape[1]
-    if not y.is_cuda or y.dtype == torch.float32:
-        # `addmm` would copy y, then read and write it
-        total = torch.promote_types(y.dtype, torch.float32)
-        return (y.to(total) + (h @ wide.t()).to(total)).to(y.dtype)
+    if y.dtype.itemsize >= 4:
+        # no conversion that converts nothing: as the result of an autograd function, compiled by
+        # PyTorch 2.11, it has gradients of zero, without a word
+        return y + h @ wide.t()
+    if not y.is_cuda:
+        return (y.float() + (h @ wide.t()).float()).to(y.dtype)
     out, y, h = torch.empty_like(y), y.contiguous(), h.contiguous()
     wrap_triton(_sum_kernel)[(triton.cdiv(m, 64), triton.cdiv(n, 128))](
         y,

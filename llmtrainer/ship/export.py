@@ -80,7 +80,7 @@ from llmtrainer.models.load import (
     drop_generation_defaults,
     sliding_window,
 )
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, first_line
 from llmtrainer.run import Record
 from llmtrainer.ship.merge import (
     PROMPTS,
@@ -184,7 +184,7 @@ def explain_tracing(model_type: str) -> Iterator[None]:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        reason = first_line(error) or "no reason given"
         raise UserError(
             f"a model of type {model_type} cannot be traced: {type(error).__name__}: {reason}",
             where="export to ONNX",

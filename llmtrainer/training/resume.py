@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import safe_globals
 
 # %% ../../nbs/training/34_resume.ipynb #ea5b84a5
-from llmtrainer.recipe import UserError, recipe_differences
+from llmtrainer.recipe import UserError, first_line, recipe_differences
 from llmtrainer.run import read_object
 from llmtrainer.training.distributed import world_size
 
@@ -150,8 +150,8 @@ def state_faults(folder: Path) -> list[str]:
                 state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             check_state(file.name, state)
         except Exception as error:  # of the unpickler or of a wrong form
-            reason = next(iter(str(error).splitlines()), "")
-            faults.append(f"{file.name} cannot be read ({type(error).__name__}: {reason[:200]})")
+            reason = first_line(error)[:200]
+            faults.append(f"{file.name} cannot be read ({type(error).__name__}: {reason})")
     return faults
 
 

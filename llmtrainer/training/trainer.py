@@ -338,8 +338,10 @@ def resume_may_change(
     section: Train,  # of the recipe with which it goes on
 ) -> set[str]:
     "The keys that a resumed run may change: how a step is cut, too, where it keeps its sequences."
-    sizes = [before.get("train", {}).get(key) for key in MICRO_BATCH]
-    if None in sizes or math.prod(sizes) != section.batch_size * section.accumulate:
+    cut = before.get("train")
+    sizes = [cut.get(key) if isinstance(cut, Mapping) else None for key in MICRO_BATCH]
+    known = all(isinstance(size, int) for size in sizes)
+    if not known or math.prod(sizes) != section.batch_size * section.accumulate:
         return RESUME_MAY_CHANGE
     return RESUME_MAY_CHANGE | {f"train.{key}" for key in MICRO_BATCH}
 
