@@ -21,6 +21,7 @@ __all__ = [
     "WHOLE_NUMBER",
     "ANSWERS",
     "PREMISE",
+    "CHOICES",
     "LABEL",
     "JSON_STARTS",
     "JUDGED",
@@ -54,7 +55,7 @@ __all__ = [
     "alpaca_history",
     "pair_converter",
     "alpaca_prompt",
-    "choice_converter",
+    "Choice",
     "label_position",
     "question_stem",
     "cloze",
@@ -74,9 +75,11 @@ __all__ = [
     "medqa_choices",
     "bbq_choices",
     "copa_choices",
+    "choice_shape",
     "kto_shape",
     "fits",
     "matches_shape",
+    "read_choice",
     "Match",
     "unused_keys",
     "explain_match",
@@ -560,19 +563,38 @@ def alpaca_prompt(record: dict) -> dict:
 
 
 # %% ../../nbs/data/10_rows.ipynb #404c1465
-def choice_converter(question: str, choices: list, right: int) -> dict:
-    "A question with lettered choices; the answer is letter and text."
-    are_texts = choices and all(isinstance(c, str) and c.strip() for c in choices)
-    if not are_texts or len(choices) > 26:
-        raise BadRecord("choices are not 1 to 26 texts")
-    if not 0 <= right < len(choices):
-        raise BadRecord("the answer is not among the choices")
-    choices = [choice.strip() for choice in choices]
-    if choices == list(ascii_uppercase[: len(choices)]):  # the question shows the texts already
-        return {"messages": [turn("user", question), turn("assistant", choices[right])]}
-    lettered = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices)]
-    asked = "\n".join([question.strip() + "\n", *lettered])
-    return {"messages": [turn("user", asked), turn("assistant", lettered[right])]}
+@dataclass(frozen=True)
+class Choice:
+    "A question with its choices; `BadRecord` where they are not texts with the right one in them."
+
+    question: str
+    choices: tuple[str, ...]
+    right: int  # the place of the right one
+
+    def __post_init__(self):
+        are_texts = self.choices and all(isinstance(c, str) and c.strip() for c in self.choices)
+        if not are_texts or len(self.choices) > 26:
+            raise BadRecord("choices are not 1 to 26 texts")
+        if not 0 <= self.right < len(self.choices):
+            raise BadRecord("the answer is not among the choices")
+        object.__setattr__(self, "choices", tuple(choice.strip() for choice in self.choices))
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        "The names of the choices."
+        return tuple(ascii_uppercase[: len(self.choices)])
+
+    def lettered(self) -> tuple[str, list[str]]:
+        "The question with its choices in lines, and those lines."
+        if self.choices == self.letters:  # the question shows the texts already
+            return self.question, list(self.choices)
+        lines = [f"{letter}. {text}" for letter, text in zip(self.letters, self.choices)]
+        return "\n".join([self.question.strip() + "\n", *lines]), lines
+
+    def row(self) -> dict:
+        "What is trained: the question with lettered choices; the answer is letter and text."
+        asked, lines = self.lettered()
+        return {"messages": [turn("user", asked), turn("assistant", lines[self.right])]}
 
 
 def label_position(labels: Iterable, answer) -> int:
@@ -581,27 +603,27 @@ def label_position(labels: Iterable, answer) -> int:
     return labels.index(answer) if answer in labels else -1
 
 
-def question_stem(record: dict) -> dict:
+def question_stem(record: dict) -> Choice:
     "CommonsenseQA and ARC: the question contains its stem and the labelled choices."
     question, choices = record["question"], record["question"].get("choices")
     if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
         raise BadRecord("choices are not a list of objects")
-    return choice_converter(
+    return Choice(
         column_text(question, "stem"),
-        [c.get("text") for c in choices],
+        tuple(c.get("text") for c in choices),
         label_position((c.get("label") for c in choices), record["answerKey"]),
     )
 
 
-def cloze(record: dict) -> dict:
+def cloze(record: dict) -> Choice:
     "Winogrande: the beginnings differ in one name, and that name becomes a gap."
     options = record["context_options"]
     if not all(isinstance(o, str) for o in options):
         raise BadRecord("choices are not 1 to 26 texts")
     start = os.path.commonprefix(options).rpartition(" ")[0]
-    return choice_converter(
+    return Choice(
         f"{start} _ {column_text(record, 'continuation')}",
-        [o[len(start) :] for o in options],
+        tuple(o[len(start) :] for o in options),
         int(record["gold"]),
     )
 
@@ -786,33 +808,32 @@ FORMATS: dict[str, list[Shape]] = {
 
 
 # %% ../../nbs/data/10_rows.ipynb #3bd5de2e
-def arc_choices(record: dict) -> dict:
+def arc_choices(record: dict) -> Choice:
     "ARC on the hub: texts and labels of the choices in two lists."
     choices = record["choices"]
     right = label_position(choices.get("label") or (), record["answerKey"])
-    return choice_converter(record["question"], choices.get("text"), right)
+    return Choice(record["question"], tuple(choices.get("text") or ()), right)
 
 
-def medqa_choices(record: dict) -> dict:
+def medqa_choices(record: dict) -> Choice:
     "MedQA: an object of label and text."
     options = record["options"]
     right = label_position(options, record["answer_idx"])
-    return choice_converter(record["question"], list(options.values()), right)
+    return Choice(record["question"], tuple(options.values()), right)
 
 
-def bbq_choices(record: dict) -> dict:
+def bbq_choices(record: dict) -> Choice:
     "BBQ: a context, a question and three answers."
-    answers = [record["ans0"], record["ans1"], record["ans2"]]
-    question = f"{record['context']} {record['question']}"
-    return choice_converter(question, answers, int(record["label"]))
+    answers = record["ans0"], record["ans1"], record["ans2"]
+    return Choice(f"{record['context']} {record['question']}", answers, int(record["label"]))
 
 
-def copa_choices(record: dict) -> dict:
+def copa_choices(record: dict) -> Choice:
     "COPA: a premise, and which of two sentences is its cause or its result."
     is_cause = record["question"] == "cause"
     asked = "What was the cause?" if is_cause else "What happened as a result?"
-    choices = [record["choice1"], record["choice2"]]
-    return choice_converter(f"{record['premise']}\n\n{asked}", choices, int(record["label"]))
+    choices = record["choice1"], record["choice2"]
+    return Choice(f"{record['premise']}\n\n{asked}", choices, int(record["label"]))
 
 
 # %% ../../nbs/data/10_rows.ipynb #1a29ae94
@@ -820,25 +841,33 @@ WHOLE_NUMBER = "a whole number"
 ANSWERS = dict.fromkeys(("ans0", "ans1", "ans2"), "text")
 PREMISE = dict.fromkeys(("premise", "choice1", "choice2", "question"), "text")
 
-FORMATS["multiple_choice"] = [
-    Shape(
+CHOICES = [  # columns, and how a record of them is read
+    (
         {"query": "text", "choices": "a list", "gold": WHOLE_NUMBER},
-        lambda r: choice_converter(r["query"], r["choices"], int(r["gold"])),
+        lambda r: Choice(r["query"], tuple(r["choices"]), int(r["gold"])),
     ),
-    Shape(  # MMLU
+    (  # MMLU
         {"question": "text", "choices": "a list", "answer": WHOLE_NUMBER},
-        lambda r: choice_converter(r["question"], r["choices"], int(r["answer"])),
+        lambda r: Choice(r["question"], tuple(r["choices"]), int(r["answer"])),
     ),
-    Shape({"question": "an object", "answerKey": "text"}, question_stem),
-    Shape({"question": "text", "choices": "an object", "answerKey": "text"}, arc_choices),
-    Shape(
+    ({"question": "an object", "answerKey": "text"}, question_stem),
+    ({"question": "text", "choices": "an object", "answerKey": "text"}, arc_choices),
+    (
         {"question": "text", "options": "an object", "answer": "text", "answer_idx": "text"},
         medqa_choices,
     ),
-    Shape({"context": "text", "question": "text", "label": WHOLE_NUMBER} | ANSWERS, bbq_choices),
-    Shape(PREMISE | {"label": WHOLE_NUMBER}, copa_choices),
-    Shape({"context_options": "a list", "continuation": "text", "gold": WHOLE_NUMBER}, cloze),
+    ({"context": "text", "question": "text", "label": WHOLE_NUMBER} | ANSWERS, bbq_choices),
+    (PREMISE | {"label": WHOLE_NUMBER}, copa_choices),
+    ({"context_options": "a list", "continuation": "text", "gold": WHOLE_NUMBER}, cloze),
 ]
+
+
+def choice_shape(columns: dict[str, str], read: Callable[[dict], Choice]) -> Shape:
+    "A spelling of multiple choice as a shape of rows to train on."
+    return Shape(columns, lambda record: read(record).row())
+
+
+FORMATS["multiple_choice"] = [choice_shape(columns, read) for columns, read in CHOICES]
 
 # %% ../../nbs/data/10_rows.ipynb #ff202e0a
 LABEL = "true or false"
@@ -880,6 +909,14 @@ def fits(value, kind: str) -> bool:
 def matches_shape(shape: Shape, record: dict) -> bool:
     "Whether the record has every column of the shape, with the right kind."
     return all(fits(record.get(column), kind) for column, kind in shape.columns.items())
+
+
+def read_choice(record: dict) -> Choice:
+    "The question of a record in any spelling of multiple choice; `BadRecord` where it has none."
+    for columns, read in CHOICES:
+        if all(fits(record.get(column), kind) for column, kind in columns.items()):
+            return read(record)
+    raise BadRecord("no question with choices that is known here")
 
 
 # %% ../../nbs/data/10_rows.ipynb #bf127383
