@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = [
     "OBJECTIVES",
+    "COMPILE_SECONDS",
+    "SAVED_SHARE",
+    "SAVED_A_LAYER",
     "FILES_BEFORE_TRAINING",
     "JobTrain",
     "Recipe",
@@ -39,6 +42,8 @@ __all__ = [
     "group_size",
     "step_shape",
     "choose_activations",
+    "saved_by_compiling",
+    "weigh_engine",
     "apply_engine",
     "identify_base",
     "record_model",
@@ -76,12 +81,13 @@ __all__ = [
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -93,6 +99,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
+import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
 from llmtrainer.align.preference import Dpo
 from llmtrainer.data.packing import Sequences, collator
 from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare
@@ -130,7 +137,13 @@ from llmtrainer.models.load import (
     plan_model,
 )
 from llmtrainer.models.lora import Adapt, count_trainable, load_adapter, trainable_table
-from llmtrainer.models.memory import StepShape, count_trainable_from_config, predict_memory
+from llmtrainer.models.memory import (
+    StepShape,
+    count_trainable_from_config,
+    matmul_speed,
+    predict_memory,
+    step_time_range,
+)
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import (
@@ -151,7 +164,7 @@ from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, merge
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
-from llmtrainer.training.distributed import rank
+from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
 from llmtrainer.training.launch import (
     Launch,
@@ -640,7 +653,8 @@ def step_shape(recipe: Recipe, plan: DevicePlan, recompute: bool) -> StepShape:
         recompute=recompute,
         quantize=recipe.model.quantize,
         mixed=plan.device == "cuda",
-        sliced=plan.engine != "reference",
+        sliced=recipe.launch.strategy != "deepspeed",
+        compiled=plan.device == "cuda" and plan.engine != "reference",
         optimizer=recipe.train.optimizer,
         accumulate=recipe.train.accumulate,
         attn="eager" if plan.attn == "eager" else "sdpa",
@@ -674,12 +688,67 @@ def choose_activations(
     return choose_policy(kept, peak(recompute=True), layers=layers, budget=budget)
 
 
+# %% ../nbs/system/80_pipeline.ipynb #e1e39fa0
+COMPILE_SECONDS = 30.0  # that compiling adds to a job, with empty caches
+SAVED_SHARE = 0.35  # of the time of a step's operations that compiled layers save
+SAVED_A_LAYER = 5e-4  # seconds of a pass through a layer: fewer kernels have to be launched
+
+
+def saved_by_compiling(
+    recipe: Recipe,
+    config,  # of the model
+    plan: DevicePlan,
+    train: Sequences,
+    speed: float,  # floating point operations a second of a matrix product
+) -> float:
+    "Seconds that compiled layers should save in a job, beside the reference engine."
+    shape, text = step_shape(recipe, plan, recompute=False), config.get_text_config()
+    tokens, passes = shape.length, (recipe.train.max_steps or 0) * shape.accumulate
+    if not train.endless:
+        lengths = [len(train[place]["input_ids"]) for place in train.sample(200)]
+        tokens = sum(lengths) / len(lengths)
+        epoch = math.ceil(sum(train.counts) / (shape.rows * world_size()))
+        passes = passes or math.ceil(recipe.train.epochs * epoch)
+    operations = predict_memory(config, recipe.adapt, shape)["flops"] * tokens / shape.length
+    step = sum(step_time_range(operations, speed)) / 2
+    return passes * (SAVED_SHARE * step + SAVED_A_LAYER * text.num_hidden_layers)
+
+
+def weigh_engine(
+    recipe: Recipe,  # of the whole job
+    plan: DevicePlan,
+    train: Sequences,
+    run: Run,
+) -> DevicePlan:
+    "The plan, with the reference engine where `auto` finds that compiling does not pay."
+    if recipe.model.engine != "auto" or plan.engine == "reference":
+        return plan
+    if begun := run.find_record(ModelRecord):
+        reason = begun.plan.reasons["engine"]
+        return replace(plan, engine=begun.plan.engine, reasons=plan.reasons | dict(engine=reason))
+    config, speed = load_config(recipe.model), min(all_gather(matmul_speed(plan)))
+    saved = saved_by_compiling(recipe, config, plan=plan, train=train, speed=speed)
+    if saved >= COMPILE_SECONDS:
+        return plan
+    reason = (
+        f"compiling for {plan.engine} takes about {COMPILE_SECONDS:.0f} s, and would save this job"
+        f" about {saved:.0f} s; model.engine={plan.engine} compiles all the same"
+    )
+    return replace(plan, engine="reference", reasons=plan.reasons | dict(engine=reason))
+
+
 # %% ../nbs/system/80_pipeline.ipynb #91e02f05
 def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
     "Set the kernels and the activation policy in place; returns both for the run's record."
-    # DeepSpeed gathers a weight only for the model's own layers, so no other kernel can read it
-    engine = "reference" if recipe.launch.strategy == "deepspeed" else plan.engine
-    report = fuse_model(model, engine, sharded=sharded(recipe.launch), fp8=recipe.model.fp8)
+    # DeepSpeed gathers a weight only for the model's own layers, so no other code can read it
+    own = recipe.launch.strategy == "deepspeed"
+    report = fuse_model(
+        model,
+        "reference" if own else plan.engine,
+        sharded=sharded(recipe.launch),
+        fp8=recipe.model.fp8,
+        chunked=not own,
+    )
     policy, count = choose_activations(recipe, load_config(recipe.model), plan)
     layers = apply_activation_checkpointing(decoder_layers(model), policy, count)
     return dict(engine=report.about(), activations=dict(policy=policy, layers=layers))
@@ -717,6 +786,7 @@ class Session:
     data: Prepared
     objective: Objective
     trainer: DurableTrainer
+    plan: DevicePlan
     batches: Callable[[], Iterator[dict]]  # gives a few batches from all over the data
 
 
@@ -762,6 +832,7 @@ def assemble(
     *,
     signals: Signals,
     quiet: bool = True,
+    job: Recipe | None = None,  # the whole job, where this recipe is a preflight's
     shrink: Callable[[Prepared], Prepared] = lambda data: data,  # a preflight trains on less
 ) -> Session:
     "The session of a recipe; the data and the model are recorded in the run."
@@ -769,7 +840,10 @@ def assemble(
     section = pin_model(run, recipe.model)
     check_max_length(load_config(section), recipe.data.max_length)
     model, tokenizer = load_model(section, plan, sharded(recipe.launch))
-    data = shrink(prepare_rows(recipe, tokenizer, run, quiet))
+    data = prepare_rows(recipe, tokenizer, run, quiet)
+    pinned = recipe.model_copy(update=dict(model=section))
+    plan = weigh_engine(job or pinned, plan, data.train, run)
+    data = shrink(data)
     batches = partial(
         sample_batches,
         data.train,
@@ -779,7 +853,6 @@ def assemble(
     )
     model = adapt_model(model, recipe.adapt, recipe.train.seed, batches())
     check_new_tokens(model, tokenizer, data)
-    pinned = recipe.model_copy(update=dict(model=section))
     speed = apply_engine(model, pinned, plan)
     base = identify_base(run, recipe.model, section)
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
@@ -802,7 +875,13 @@ def assemble(
         **strategy_arguments(recipe.launch),
     )
     session = Session(
-        model, tokenizer, data=data, objective=objective, trainer=trainer, batches=batches
+        model,
+        tokenizer,
+        data=data,
+        objective=objective,
+        trainer=trainer,
+        plan=plan,
+        batches=batches,
     )
     objective.setup(session)
     return session
@@ -818,6 +897,8 @@ def show_session(session: Session) -> None:
         facts |= {"system prompts": systems.describe()}
     if session.data.about["format"] != "text":
         facts |= {"chat template": session.data.about["template"]}
+    if session.plan.device == "cuda":
+        facts |= {"engine": f"{session.plan.engine}; {session.plan.reasons['engine']}"}
     lines = (f"{name}: {value}" for name, value in facts.items())
     table = trainable_table(count_trainable(session.model))
     Console().print(session.data.summary, *session.data.remarks(), table, *lines, sep="\n")

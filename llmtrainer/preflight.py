@@ -348,7 +348,9 @@ def train_longest(recipe: Recipe, run: Run, plan: DevicePlan, steps: int, quiet:
 
     small = preflight_recipe(recipe, steps)
     with Signals(recipe.train.grace) as signals:
-        session = assemble(small, run, plan, signals=signals, quiet=quiet, shrink=shrink)
+        session = assemble(
+            small, run, plan, signals=signals, quiet=quiet, job=recipe, shrink=shrink
+        )
         sequences, model = session.data.train, session.model
         batch = session.trainer.data_collator(
             [sequences[i] for i in range(min(len(sequences), rows))]

@@ -129,6 +129,26 @@ def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
     assert pipeline.train(kept_as_text, tmp_path / "text", quiet=True).adapter.is_dir()
 
 
+@pytest.mark.gpu
+def test_auto_computes_a_small_job_with_the_reference_engine(tmp_path):
+    pipeline.write_problems(tmp_path, 0)
+    job = dict(
+        model=dict(base="tiny:base"),
+        data=dict(train=str(tmp_path / "data/train.jsonl"), max_length=256),
+        train=dict(max_steps=3),
+    )
+    recipe = read_recipe(job)
+    assert pipeline.plan_model(recipe.model).engine == "fused"
+    run = pipeline.train(recipe, tmp_path / "run", quiet=True)
+    plan = run.find_record(ModelRecord).plan
+    assert plan.engine == "reference"
+    assert "would save this job" in plan.reasons["engine"]
+    named = recipe.model_copy(
+        update=dict(model=recipe.model.model_copy(update=dict(engine="fused")))
+    )
+    assert pipeline.weigh_engine(named, plan, train=None, run=run) == plan
+
+
 def job(folder, **train_keys):
     "The recipe of four steps on 120 word problems, which are written into the folder."
     folder.mkdir(parents=True, exist_ok=True)

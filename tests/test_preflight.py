@@ -168,9 +168,18 @@ def test_a_preflight_tries_everything_and_its_prediction_holds(tmp_path):
     assert (
         report["validation"] > 0 and report["checkpoint_bytes"] > 2**20 and report["longest"] <= 128
     )
+    # the plan takes every token as trained; here half of them are
+    assert 0 <= report["predicted_bytes"] / report["measured_bytes"] - 1 < 0.1, report
+    data = dict(train=str(tmp_path / "train.jsonl"), max_length=128, mask="all")
+    report = preflight(small(tmp_path, data=data))
     assert abs(report["predicted_bytes"] / report["measured_bytes"] - 1) < 0.02, report
     whole = preflight(
-        small(tmp_path, model=dict(base="tiny:base", quantize="none"), adapt=dict(method="full"))
+        small(
+            tmp_path,
+            model=dict(base="tiny:base", quantize="none"),
+            adapt=dict(method="full"),
+            data=data,
+        )
     )
     assert (
         whole["reload_difference"] == 0

@@ -6,6 +6,7 @@
 __all__ = [
     "Scores",
     "TASKS",
+    "SUITES",
     "REQUESTS",
     "Item",
     "make_item",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #16ba9a6f
+import difflib
 import hashlib
 import json
 import math
@@ -57,11 +59,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #1ab80837
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #b8c47e31
 from llmtrainer.data.encoding import encode
@@ -103,6 +105,7 @@ class Item:
     question: str
     answer: str
     choices: tuple[str, ...] = ()  # what `choose` compares; the answer is one of them
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)  # for the grader alone
 
 
 def make_item(question: str, answer: str, choices: Sequence[str] = ()) -> Item:
@@ -302,10 +305,20 @@ TASKS = {
 }
 
 
+# name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above
+SUITES: dict[str, list[str]] = {}
+
+
 def find_task(name: str) -> Task:
     "A task by its name."
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}", where="eval.tasks", allowed=", ".join(TASKS))
+        near = difflib.get_close_matches(name, [*TASKS, *SUITES], 3)
+        raise UserError(
+            f"there is no task {name!r}",
+            where="eval.tasks",
+            allowed=", ".join([*SUITES, *TASKS]),
+            fix=f"did you mean {' or '.join(near)}?" if near else None,
+        )
     return TASKS[name]
 
 
@@ -313,7 +326,7 @@ def find_task(name: str) -> Task:
 class Eval(Section):
     "What the trained model is measured on."
 
-    tasks: list[str] = Field([], description="the tasks to run after training")
+    tasks: list[str] = Field([], description="the tasks and suites to run after training")
     data_dir: str | None = Field(
         None, description="a folder with the tasks' files; without one they come from the hub"
     )
@@ -323,6 +336,12 @@ class Eval(Section):
         description="what a task's primary score must reach (a perplexity: not exceed); else the"
         " command ends with exit code 1",
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def suites_are_their_tasks(cls, names: list[str]) -> list[str]:
+        "The name of a suite stands for its tasks; each task is run once."
+        return list(dict.fromkeys(task for name in names for task in SUITES.get(name, [name])))
 
     @model_validator(mode="after")
     def required_tasks_are_run(self):

@@ -8,6 +8,7 @@ __all__ = [
     "NAME",
     "boundaries_given",
     "LAYER_TYPES",
+    "REPEATED",
     "document_mask",
     "document_boundaries",
     "attend_documents",
@@ -20,12 +21,16 @@ __all__ = [
     "hidden_states",
     "same_by_document",
     "install_document_attention",
+    "repeated_attention",
+    "has_flash_attention",
+    "install_repeated_attention",
 ]
 
 # %% ../../nbs/speed/62_attention.ipynb #d27f011a
 import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 # %% ../../nbs/speed/62_attention.ipynb #0b7124cc
 import torch
@@ -256,3 +261,35 @@ def install_document_attention(base) -> None:
     if not same:
         raise Unsupported("its documents do not stay apart without a mask")
     raise Unsupported("it has a sliding window that its attention does not apply")
+
+
+# %% ../../nbs/speed/62_attention.ipynb #f6f5522a
+REPEATED = "llmtrainer_repeated"
+
+
+def repeated_attention(module, query, key, value, attention_mask, **options):
+    "`sdpa` with a copy of the keys and values for each head of the queries."
+    if query.shape[2] == 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    # transformers reads from the layer whether there are groups: this one has none
+    ungrouped = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    return sdpa_attention_forward(ungrouped, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(REPEATED, repeated_attention)
+AttentionMaskInterface.register(REPEATED, sdpa_mask)
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    "Whether PyTorch's flash kernels, which know groups of heads, run here; on a CPU they do."
+    return device.type != "cuda" or torch.cuda.get_device_properties(device).major >= 8
+
+
+def install_repeated_attention(base) -> str:
+    "Avoid the fallback that holds all scores on an older GPU; returns whose attention it is now."
+    if has_flash_attention(base.device) or base.config._attn_implementation != "sdpa":
+        return "the model's own"
+    base.set_attn_implementation(REPEATED)
+    return "the model's own, with repeated keys and values: no flash attention here"

@@ -59,8 +59,10 @@ from llmtrainer.data.packing import model_inputs
 from llmtrainer.models.activations import CompiledForward, decoder_layers
 from llmtrainer.models.attention import (
     NAME,
+    REPEATED,
     document_boundaries,
     install_document_attention,
+    install_repeated_attention,
     isolate_documents,
 )
 from llmtrainer.models.loss import (
@@ -282,6 +284,7 @@ class EngineReport:
     # scale and cap of the logits; None: the model computes its own loss
     head: tuple[float, float | None] | None = None
     loss: str = "in pieces, trained tokens only"
+    compiled_loss: bool = False
     attention: str = "by document"  # of packed batches
     compiled: int = 0  # decoder layers
     shapes: set[tuple] = field(default_factory=set)  # of the batches seen
@@ -398,17 +401,22 @@ def fuse_model(
     # of the engine fp8, what is multiplied in 8 bits: gradients; most (inputs too), both except
     # for queries, keys and values; or all
     fp8: str = "gradients",
+    chunked: bool = True,  # the loss in pieces; False: the model's own, with all logits
 ) -> EngineReport:
     "Make a model fast in place; saving, merging and reloading see an ordinary model."
     base, report = unwrap_model(model), EngineReport(engine)
-    if engine == "reference":
-        report.loss = report.attention = "the model's own"
-        return report
-    fuse_adapters(model, report, fp8, sharded)
+    base.fused = report
     try:
-        report.head = head_scaling(base)
+        report.head = head_scaling(base) if chunked else None
     except Unsupported as why:
         report.loss = f"the model's own, because {why}"
+    if not chunked:
+        report.loss = "the model's own"
+    if engine == "reference":
+        report.attention = install_repeated_attention(base)
+        return report
+    report.compiled_loss = base.device.type == "cuda"
+    fuse_adapters(model, report, fp8, sharded)
     try:
         install_document_attention(base)
     except Unsupported as why:
@@ -420,7 +428,6 @@ def fuse_model(
         for layer in decoder_layers(base):
             compile_layer(layer, backend)
         report.compiled = len(decoder_layers(base))
-    base.fused = report
     return report
 
 
@@ -436,7 +443,7 @@ def unfuse_model(model) -> None:
     base = unwrap_model(model)
     for layer in decoder_layers(base):
         layer.__dict__.pop("forward", None)
-    if base.config.get_text_config()._attn_implementation == NAME:
+    if base.config.get_text_config()._attn_implementation in (NAME, REPEATED):
         base.set_attn_implementation("sdpa")
     if hasattr(base, "fused"):
         if base.fused.hook:
@@ -521,7 +528,8 @@ def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
         return loss, count
     inputs = prepare_batch(inputs, report)
     x, w, b, y, _ = trained_hidden_states(model, report, inputs=inputs, labels=labels)
-    return LinearCrossEntropy.apply(x, w, b, y, *report.head), count
+    how = (*report.head, None, report.compiled_loss)
+    return LinearCrossEntropy.apply(x, w, b, y, *how), count
 
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -535,6 +543,7 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
     inputs = prepare_batch(inputs, report)
     x, w, b, y, at = trained_hidden_states(model, report, inputs=inputs, labels=labels)
-    logp = LinearLogProbs.apply(x, w, b, y, *report.head).float()
+    how = (*report.head, None, report.compiled_loss)
+    logp = LinearLogProbs.apply(x, w, b, y, *how).float()
     zeros = torch.zeros(labels.numel(), device=labels.device)
     return zeros.index_put((at,), logp).view(labels.shape)

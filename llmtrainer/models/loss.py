@@ -82,10 +82,10 @@ def compile_once(f):
     return torch.compile(f, dynamic=False)
 
 
-def run_chunk(f, x, w, b, y, *more):
-    """f over rows, compiled and filled up to a power of two of them on a GPU; what is per row is
-    cut again."""
-    if not x.is_cuda:
+def run_chunk(f, compiled: bool, x, w, b, y, *more):
+    """f over rows; compiled, they are filled up to a power of two, and what is per row is cut
+    again."""
+    if not compiled:
         return f(x, w, b, y, *more)
     n, fill = len(x), max(64, 1 << (len(x) - 1).bit_length()) - len(x)
     grow = lambda t: (
@@ -95,9 +95,10 @@ def run_chunk(f, x, w, b, y, *more):
     return tuple(t[:n] for t in out) if isinstance(out, tuple) else out[:n]
 
 
-def chunk_rows(words: int, budget: int = 2**27) -> int:
-    """Rows at once: so many that their logits are an eighth of a billion values, 256 MiB in
-    bfloat16."""
+def chunk_rows(words: int, compiled: bool) -> int:
+    """Rows at once: compiled, their logits and the gradient are an eighth of a billion values,
+    256 MiB in bfloat16 each. Plain code holds several copies in float32, so it takes a quarter."""
+    budget = 2**27 if compiled else 2**25
     return max(64, 2 ** ((budget // words).bit_length() - 1))
 
 
@@ -131,23 +132,28 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None
+        ctx,
+        x,  # hidden states (tokens, width)
+        w,  # the head's weight (words, width)
+        b,  # its bias (words) or None
+        y,  # the tokens that follow (tokens)
+        scale: float = 1.0,  # of the logits
+        cap: float | None = None,  # of the logits, as Gemma caps them
+        size: int | None = None,  # rows at once; None: as many as `chunk_rows` says
+        compiled: bool = False,  # needs Triton
     ):
-        total, grads, minus = (
-            torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)),
-            GradientSums(ctx.needs_input_grad, x, w, b),
-            -torch.ones(len(x), device=x.device),
-        )
+        zero = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        total, minus = zero, -torch.ones(len(x), device=x.device)
+        grads = GradientSums(ctx.needs_input_grad, x, w, b)
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
-        for at in chunks(len(x), size or chunk_rows(len(w))):
+        for at in chunks(len(x), size or chunk_rows(len(w), compiled)):
+            given = compiled, x[at], *head, y[at]
             if any(ctx.needs_input_grad[:3]):
-                logp, d = run_chunk(
-                    target_logprobs_and_gradient, x[at], *head, y[at], minus[at], scale, cap
-                )
+                logp, d = run_chunk(target_logprobs_and_gradient, *given, minus[at], scale, cap)
                 grads.add(d, at, x, w)
             else:
-                logp = run_chunk(target_logprobs, x[at], *head, y[at], scale, cap)
-            total -= logp.sum()
+                logp = run_chunk(target_logprobs, *given, scale, cap)
+            total = total - logp.sum()
         ctx.save_for_backward(grads.x, grads.w, grads.b)
         return total
 
@@ -155,10 +161,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, g):
         return (
             *(None if t is None else t * g.to(t.dtype) for t in ctx.saved_tensors),
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
 
 
@@ -169,37 +172,38 @@ class LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x, w, b, y, scale: float = 1.0, cap: float | None = None, size: int | None = None
+        ctx,
+        x,  # as for `LinearCrossEntropy`, to the last
+        w,
+        b,
+        y,
+        scale: float = 1.0,
+        cap: float | None = None,
+        size: int | None = None,
+        compiled: bool = False,
     ):
         ctx.save_for_backward(x, w, b, y)
-        ctx.head = scale, cap, size or chunk_rows(len(w))
+        ctx.how = scale, cap, size or chunk_rows(len(w), compiled), compiled
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
-        found = [
-            run_chunk(target_logprobs, x[at], *head, y[at], scale, cap)
-            for at in chunks(len(x), ctx.head[2])
+        pieces = [
+            run_chunk(target_logprobs, compiled, x[at], *head, y[at], scale, cap)
+            for at in chunks(len(x), ctx.how[2])
         ]
-        return (
-            torch.cat(found)
-            if found
-            else x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
-        )
+        none = x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        return torch.cat([none, *pieces])
 
     @staticmethod
     def backward(ctx, g):
         x, w, b, y = ctx.saved_tensors
-        scale, cap, size = ctx.head
-        grads, head = (
-            GradientSums(ctx.needs_input_grad, x, w, b),
-            [t if t is None else t.to(x.dtype) for t in (w, b)],
-        )
+        scale, cap, size, compiled = ctx.how
+        grads = GradientSums(ctx.needs_input_grad, x, w, b)
+        head = [t if t is None else t.to(x.dtype) for t in (w, b)]
         for at in chunks(len(x), size):
-            grads.add(
-                run_chunk(target_logprobs_and_gradient, x[at], *head, y[at], g[at], scale, cap)[1],
-                at,
-                x,
-                w,
+            _, d = run_chunk(
+                target_logprobs_and_gradient, compiled, x[at], *head, y[at], g[at], scale, cap
             )
-        return grads.x, grads.w, grads.b, None, None, None, None
+            grads.add(d, at, x, w)
+        return grads.x, grads.w, grads.b, *(None,) * 5
 
 
 # %% ../../nbs/speed/61_loss.ipynb #6028f243

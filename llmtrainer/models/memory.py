@@ -108,7 +108,7 @@ from llmtrainer.models.engines import (
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.load import F8
 from llmtrainer.models.lora import Adapt
-from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states, chunk_rows
+from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
 from llmtrainer.run import facts_html
 
@@ -247,17 +247,12 @@ class StepShape:
     recompute: bool = False  # blocks are computed again in the backward pass
     quantize: str = "nf4"  # storage of the frozen layers
     mixed: bool = True  # 16-bit weights and autocast, as on a GPU; else float32
-    # the fused engines: the loss never holds all logits, and on a GPU layers are compiled
-    sliced: bool = False
+    sliced: bool = False  # the loss never holds all logits
+    compiled: bool = False  # the fused engines on a GPU: decoder layers are compiled
     optimizer: str = "adamw"
     accumulate: int = 1  # micro-batches in a step
     attn: str = "sdpa"
     fp8: bool = False  # products in 8 bits, which keep their inputs in 8 bits
-
-    @property
-    def compiled(self) -> bool:
-        "Are decoder layers compiled?"
-        return self.mixed and self.sliced
 
 
 class DequantizedMatmul(torch.autograd.Function):
@@ -292,24 +287,21 @@ def to_fake_tensors(model) -> None:
 
 # %% ../../nbs/speed/60_memory.ipynb #6f5b19f6
 def full_logits_loss(model, batch: dict) -> torch.Tensor:
-    "The reference engine's loss: with all logits."
+    "A model's own loss: with all logits."
     return token_loss(model, batch)[0]
 
 
 def chunked_loss(model, batch: dict) -> torch.Tensor:
-    "The fused engines' loss, as if every token were trained."
-    base, size = unwrap_model(model), None
+    "The loss in pieces, as if every token were trained."
+    base = unwrap_model(model)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with capture_hidden_states(base) as states:
         model(**inputs, use_cache=False, logits_to_keep=1)
     x, head = states[0].flatten(0, 1), base.get_output_embeddings()
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.bfloat16)
-        # compiled, as on a GPU, a piece holds its logits and their gradient in 16 bits; as plain
-        # code it holds four times that
-        size = chunk_rows(len(head.weight)) // 4
-    labels = batch["labels"].flatten()
-    return LinearCrossEntropy.apply(x, head.weight, head.bias, labels, 1.0, None, size)
+    # this plain code takes a quarter of the rows of a compiled piece, which holds a quarter a row
+    return LinearCrossEntropy.apply(x, head.weight, head.bias, batch["labels"].flatten())
 
 
 # %% ../../nbs/speed/60_memory.ipynb #cbaa1ee8
@@ -763,8 +755,8 @@ def memory_savers(section: Adapt, work: StepShape, fusable: bool) -> list[Saver]
     savers = [Saver([])]
     if not work.recompute:
         savers.append(Saver(["train.activations=recompute"], work=dict(recompute=True)))
-    if fusable and not work.sliced:
-        savers.append(Saver(["model.engine=fused"], work=dict(sliced=True)))
+    if fusable and not work.compiled:
+        savers.append(Saver(["model.engine=fused"], work=dict(sliced=True, compiled=True)))
     if section.method == "full" and work.optimizer == "adamw":
         savers.append(Saver(["train.optimizer=adamw_8bit"], work=dict(optimizer="adamw_8bit")))
     if section.method != "lora":
