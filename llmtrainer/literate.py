@@ -873,10 +873,11 @@ def check_requirements(book):
     anywhere = core | distributions_of(settings, *extras)
     ours = (settings["lib_path"], *BROUGHT)
     for chapter in book.chapters:
-        dev = chapter.module in settings.get("dev_modules", "").split()
+        named = settings.get("dev_modules", "") + " " + settings.get("extra_modules", "")
+        own = chapter.module in named.split()
         for cell in (cell for cell in chapter.cells if any(map(cell.has, EXPORTS))):
             for root, at_top in foreign_imports(cell.tree):
-                allowed = core if at_top and not dev else anywhere
+                allowed = core if at_top and not own else anywhere
                 names = {name.lower().replace("_", "-") for name in owners.get(root, [root])}
                 if root not in ours and not names & allowed:
                     yield Finding(
