@@ -16,6 +16,8 @@ __all__ = [
     "EXTRA_OF_COMMAND",
     "EXTRA_OF",
     "UNUSABLE",
+    "Limit",
+    "DataDir",
     "check_place",
     "check_run",
     "check_recipe_file",
@@ -50,6 +52,8 @@ __all__ = [
     "launch",
     "generation_of",
     "scores_table",
+    "eval_section",
+    "split_words",
     "evaluate",
     "compare",
     "merge",
@@ -681,7 +685,7 @@ def generation_of(name: str, changes: list[str] | None):
     run = Run.load(name) if is_run(name) else None
     stored = run.recipe.get("generate", {}) if run else {}
     changes = [change.removeprefix("generate.") for change in changes or []]
-    return resolve_system(run, override_section(load_recipe(Generation, stored), changes))
+    return resolve_system(run or name, override_section(load_recipe(Generation, stored), changes))
 
 
 def scores_table(results):
@@ -697,29 +701,61 @@ def scores_table(results):
     return table
 
 
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="only the first so many items; of a run, its result of so many"),
+]
+DataDir = Annotated[str | None, typer.Option(help="a folder with the tasks' files")]
+
+
+def eval_section(
+    tasks: list[str],
+    changes: list[str],  # key=value, of the section eval
+    limit: int | None,
+    data_dir: str | None,
+):
+    "The section eval of a command; an option is another spelling of its key."
+    from llmtrainer.evals.tasks import Eval, find_task
+    from llmtrainer.recipe import load_recipe
+
+    options = {"limit": limit, "data_dir": data_dir}
+    words = [change.removeprefix("eval.") for change in changes]
+    words += [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    section = load_recipe(Eval, {"tasks": tasks}, words)
+    for name in section.tasks:
+        find_task(name)
+    return section
+
+
+def split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    "(another run or model or None, changes) of the words that follow a run."
+    changes = [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()]
+    places = [check_place(word) for word in words if word not in changes]
+    if len(places) > 1:
+        raise typer.BadParameter(f"two are compared, and {', '.join(places)} follow the first")
+    return places[0] if places else None, changes
+
+
 @app.command("eval")
 def evaluate(
     run: ModelName,
     tasks: Annotated[str, typer.Option(help="names of tasks, with commas")],
     changes: Overrides = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ):
     """Measure a model on tasks. KEY=VALUE belongs to the section eval, such as limit=100, or to
     generate, such as generate.temperature=0.7."""
     from rich.console import Console
 
-    from llmtrainer.evals.tasks import Eval, find_task
     from llmtrainer.pipeline import evaluate_tasks, is_run, open_model, unmet_requirements
-    from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run
 
     of_generate = [change for change in changes or [] if change.startswith("generate.")]
-    of_eval = [
-        change.removeprefix("eval.") for change in changes or [] if change not in of_generate
-    ]
-    section = load_recipe(Eval, {"tasks": [name.strip() for name in tasks.split(",")]}, of_eval)
-    for name in section.tasks:
-        find_task(name)
+    of_eval = [change for change in changes or [] if change not in of_generate]
+    names = [name.strip() for name in tasks.split(",")]
+    section = eval_section(names, of_eval, limit, data_dir)
     generation = generation_of(run, of_generate)
     store = Run.load(run) if is_run(run) else None
     model, tokenizer = open_model(run)
@@ -741,49 +777,46 @@ def evaluate(
 @app.command()
 def compare(
     run: ModelName,
-    other: Annotated[
-        str | None,
+    words: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[OTHER]",
-            help="another run or model; without one the run is compared with its own base",
-            callback=lambda name: name and check_place(name),
+            metavar="[OTHER] [KEY=VALUE]...",
+            help="another run or model, without one the run's own base; changes as for eval",
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="a task; a run must have been measured on it")] = ...,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="items to ask where neither side is a run")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="a folder with the task's files, for what is measured now")
-    ] = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ):
     """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
 
-    A base or another model is measured now, on the items and with the settings of the run."""
+    A base or another model is measured now, on the items and with the settings of the run.
+    KEY=VALUE belongs to the section eval, such as limit=100."""
+    other, changes = split_words(words or [])
     if other is None:
         check_run(run)  # only a run has a base of its own
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.evals.tasks import find_task
     from llmtrainer.pipeline import base_result, compared_results, stored_result
     from llmtrainer.run import Run
 
-    find_task(task)
+    section = eval_section([task], changes, limit, data_dir)
+    limit, data_dir = section.limit, section.data_dir
     if other:
         names = (run, other)
         options = dict(limit=limit, data_dir=data_dir, quiet=as_json)
         left, right = compared_results(names, task, **options)
     else:
-        left = base_result(Run.load(run), task, quiet=as_json)
-        right, names = stored_result(Run.load(run), task), (f"base of {run}", run)
+        left = base_result(Run.load(run), task, limit, quiet=as_json)
+        right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
     comparison = compare(left, right, score, names)
     if as_json:
-        print_json(comparison.model_dump())
+        print_json(comparison.model_dump() | {"direction": comparison.direction})
     else:
         Console().print(comparison_table(comparison))
 
@@ -792,7 +825,7 @@ def compare(
 @app.command()
 def merge(
     run: RunName,
-    how: Annotated[
+    route: Annotated[
         str,
         typer.Option(help="dequantized: into the weights of the training; original: into 16 bits"),
     ] = "dequantized",
@@ -807,14 +840,15 @@ def merge(
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if how not in ("dequantized", "original"):
+    if route not in ("dequantized", "original"):
         raise UserError(
-            f"there is no way to merge called {how!r}",
-            where="--how",
+            f"there is no route of a merge called {route!r}",
+            where="--route",
             allowed="dequantized, original",
+            fix="leave it out: dequantized gives the model that was trained",
         )
     opened = Run.load(run)
-    print_written(opened.exports / "merged", merge_run(opened, how, dtype), as_json)
+    print_written(opened.exports / "merged", merge_run(opened, route, dtype), as_json)
 
 
 def print_written(folder: Path, record, as_json: bool) -> None:

@@ -23,12 +23,14 @@ __all__ = [
     "alike",
     "measure_model",
     "compared_results",
+    "is_base_of",
     "unmet_requirements",
     "is_run",
     "is_finished",
     "ensure_template",
     "recipe_of",
     "open_model",
+    "trained_system",
     "resolve_system",
     "pin_model",
     "find_base",
@@ -94,7 +96,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 from llmtrainer.align.preference import Dpo
-from llmtrainer.data.packing import Sequences, collator
+from llmtrainer.data.packing import Sequences, collator, move_batch
 from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare
 from llmtrainer.data.rows import row_kind
 from llmtrainer.data.streaming import prepare_stream
@@ -110,7 +112,7 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation
+from llmtrainer.models.generate import Generation, stored_system
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -123,6 +125,7 @@ from llmtrainer.models.load import (
     describe_model,
     fingerprint,
     hide_progress_bars,
+    is_local_model,
     is_small,
     load_config,
     load_model,
@@ -353,13 +356,21 @@ def stored_results(run: Run, task: str, folder: str = "evals") -> list[TaskResul
     return [*([first] if first else []), *(other for other in others if other.task == task)]
 
 
-def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
+def stored_result(
+    run: Run,
+    task: str,
+    limit: int | None = None,  # the result of so many items; None: the one that counts
+) -> TaskResult:
     "The stored result of a task in a run; `UserError` where it was never measured."
-    if result := run.find_record(TaskResult, f"{folder}/{task}.json"):
+    if limit is None and (result := run.find_record(TaskResult, f"evals/{task}.json")):
         return result
+    for result in stored_results(run, task):
+        if result.n == limit:
+            return result
+    items = f" on {limit} items" if limit else ""
     raise UserError(
-        f"{run.path} has no result of {task}",
-        fix=f"llmtrainer eval {run.path} --tasks {task}",
+        f"{run.path} has no result of {task}{items}",
+        fix=f"llmtrainer eval {run.path} --tasks {task}" + (f" limit={limit}" if limit else ""),
     )
 
 
@@ -376,10 +387,15 @@ def evaluate_base(
     return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
 
 
-def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
+def base_result(
+    run: Run,
+    task: str,
+    limit: int | None = None,  # items; None: those of the result that counts
+    quiet: bool = False,
+) -> TaskResult:
     """The result of a run's base on a task: the same items and settings as the run's own result.
     It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
-    tuned = stored_result(run, task)
+    tuned = stored_result(run, task, limit)
     for base in stored_results(run, task, "evals/base"):
         if base.generation == tuned.generation and item_ids(base) == item_ids(tuned):
             return base
@@ -407,7 +423,7 @@ def measure_model(
     quiet: bool = False,
 ) -> TaskResult:
     "The result of a model that has no place to store one."
-    generation = resolve_system(None, load_recipe(Generation, like.generation if like else {}))
+    generation = resolve_system(name, load_recipe(Generation, like.generation if like else {}))
     model, tokenizer = open_model(name)
     options = dict(section=section, generation=generation, quiet=quiet)
     return evaluate_tasks(None, model, tokenizer, **options)[0]
@@ -416,33 +432,38 @@ def measure_model(
 def compared_results(
     names: tuple[str, str],
     task: str,
-    limit: int | None = None,  # items, where neither side has a result
+    limit: int | None = None,  # items; of a run, its result of so many
     data_dir: str | None = None,  # for what is measured now
     quiet: bool = False,
 ) -> tuple[TaskResult, TaskResult]:
     """The results of two runs or models on a task. Of two runs, the first stored ones that were
     measured alike; a model is measured now, as the other side was."""
     runs = [Run.load(name) if is_run(name) else None for name in names]
-    if any(runs) and limit:
-        raise UserError(
-            "the items are those of the run's result",
-            where="--limit",
-            fix="leave it out, or evaluate the run with it",
-        )
+    held = [stored_result(run, task, limit) if run else None for run in runs]
     if all(runs):
-        first = [stored_result(run, task) for run in runs]
-        pairs = itertools.product(*(stored_results(run, task) for run in runs))
-        return next((pair for pair in pairs if alike(*pair)), tuple(first))
-    held = [stored_result(run, task) if run else None for run in runs]
-    like = held[0] or held[1]
-    if like:
-        run = runs[0] or runs[1]
+        results = (stored_results(run, task) for run in runs)
+        pairs = itertools.product(*([r for r in rs if limit in (None, r.n)] for rs in results))
+        return next((pair for pair in pairs if alike(*pair)), tuple(held))
+    run, like = runs[0] or runs[1], held[0] or held[1]
+    if run:
         data_dir = data_dir or run.recipe.get("eval", {}).get("data_dir")
         limit = like.n
     section = Eval(tasks=[task], data_dir=data_dir, limit=limit)
-    return tuple(
-        result or measure_model(name, section, like, quiet) for name, result in zip(names, held)
-    )
+
+    def measure(name: str) -> TaskResult:
+        if run and is_base_of(name, run):
+            return base_result(run, task, limit, quiet=quiet)
+        return measure_model(name, section, like, quiet)
+
+    return tuple(result or measure(name) for name, result in zip(names, held))
+
+
+def is_base_of(name: str, run: Run) -> bool:
+    "Does a name mean the base that a run was trained on?"
+    record = run.find_record(ModelRecord)
+    if record is None or not is_local_model(name) or name.startswith("tiny:"):
+        return name == (record.base.base if record else run.recipe["model"]["base"])
+    return Path(name).expanduser().resolve() == Path(find_base(run, record.base)).resolve()
 
 
 def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:
@@ -518,17 +539,29 @@ def open_model(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
-def resolve_system(run: Run | None, section: Generation, quiet: bool = False) -> Generation:
-    "The section with the system prompt that `auto` means in this run; outside of a run, with none."
+def trained_system(source: Run | str) -> tuple[str | None, str]:
+    "(the system prompt that a run or a model was trained under, where that is known from)."
+    if not isinstance(source, Run):
+        return (shared := stored_system(source)), f"named by the folder {source}" if shared else ""
+    record = source.find_record(DataRecord)
+    systems = record.systems if record else None
+    if systems and (systems.shared or systems.mixed):
+        return systems.shared, f"the training rows: {systems.describe()}"
+    return None, ""
+
+
+def resolve_system(
+    source: Run | str | None,  # a run, or the folder or name of a model
+    section: Generation,
+    quiet: bool = False,
+) -> Generation:
+    "The section with the system prompt that `auto` means for this model; None where it has none."
     if section.system != "auto":
         return section
-    record = run and run.find_record(DataRecord)
-    systems = record.systems if record else None
-    shared = systems.shared if systems else None
-    if systems and not quiet and (shared or systems.mixed):
+    shared, origin = trained_system(source) if source else (None, "")
+    if origin and not quiet:
         used = repr(shorten(shared, 60)) if shared else "none"
-        note = f"(generate.system: auto; the training rows: {systems.describe()})"
-        print(f"system prompt: {used} {note}", file=sys.stderr)
+        print(f"system prompt: {used} (generate.system: auto; {origin})", file=sys.stderr)
     return section.model_copy(update=dict(system=shared))
 
 
@@ -598,10 +631,7 @@ def sample_batches(
     places = train.sample(rows * count)
     for start in range(0, len(places), rows):
         batch = collate([train[place] for place in places[start : start + rows]])
-        for name, value in batch.items():
-            if isinstance(value, torch.Tensor):
-                batch[name] = value.to(plan.device)
-        yield batch
+        yield move_batch(batch, plan.device)
 
 
 def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: bool) -> None:
@@ -837,7 +867,10 @@ def run_training(
     # a small model's checkpoint takes so little time that a progress bar would only flicker
     with hide_progress_bars(is_small(pin_model(run, recipe.model).base)):
         complete_training(
-            session.trainer, session.tokenizer, recipe.model.base, generation=recipe.generate
+            session.trainer,
+            session.tokenizer,
+            recipe.model.base,
+            generation=resolve_system(run, recipe.generate, quiet=True),
         )
     if recipe.data.stream:
         record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
@@ -1040,7 +1073,7 @@ def train(
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
 def merge_run(
     run: Run,
-    how: str = "dequantized",
+    route: str = "dequantized",  # or original, into the base's unquantised weights
     dtype: str | None = None,  # of the written weights; None: that of the base
 ) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
@@ -1055,7 +1088,8 @@ def merge_run(
     recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        options = dict(how=how, generation=recipe.generate, dtype=dtype)
+        generation = resolve_system(run, recipe.generate, quiet=True)
+        options = dict(route=route, generation=generation, dtype=dtype)
         record = merge(section, run.adapter, folder, **options)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")

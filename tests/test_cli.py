@@ -375,8 +375,13 @@ def test_commands_on_a_run(tmp_path):
     for sides in (["tiny:base", run], [run, "tiny:base"]):
         measured = json.loads(succeeds("compare", *sides, "--task", "word_problems", "--json"))
         assert measured["n"] == 6 and measured["names"] == list(map(str, sides))
-    bare = ["compare", "tiny:base", "tiny:base", "--task", "word_problems", "--limit", "3"]
-    assert json.loads(succeeds(*bare, "--json"))["n"] == 3
+        assert measured["weights"] == ["nf4", "nf4"], "the base is held as the run holds it"
+        assert measured["direction"] == "{1} minus {0}".format(*sides)
+    bare = ["tiny:base", "tiny:base", "--task", "word_problems", "--json"]
+    for spelling in (["limit=3"], ["--limit", "3"]):
+        assert json.loads(succeeds("compare", *bare, *spelling))["n"] == 3
+        asked = ["eval", run / "exports" / "merged", "--tasks", "word_problems", "--json"]
+        assert json.loads(succeeds(*asked, *spelling))[0]["n"] == 3
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
     assert chosen["score"] == "flexible"
     code, _, err = run_cli(*comparison, "--score", "bleu")

@@ -711,6 +711,17 @@ def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys
     assert '{"role": "system", "content": "Solve it."}' in card
     assert "system prompt 'Solve it.'" in card[card.index("## Results") :]
     assert resolve_system(None, Generation()).system is None
+    assert resolve_system("tiny:base", Generation()).system is None
+    # the merged model takes it along
+    merge_run(run)
+    merged = str(run.exports / "merged")
+    capsys.readouterr()
+    assert resolve_system(merged, Generation()).system == "Solve it."
+    assert f"'Solve it.' (generate.system: auto; named by the folder {merged})" in (
+        capsys.readouterr().err
+    )
+    result = measure_model(merged, Eval(tasks=["word_problems"], limit=2), quiet=True)
+    assert result.generation["system"] == "Solve it."
 
 
 def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
@@ -773,12 +784,19 @@ def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
         assert stored == tuned
         assert alike(measured, tuned)
         assert compare(*pair).n == tuned.n
+        assert measured == base_result(run, task), "the base is held as the run holds it"
+        assert measured.weights == tuned.weights == "nf4"
     folder = resolve_base("tiny:base")
     models = compared_results(("tiny:base", str(folder)), task, limit=4, quiet=True)
     assert compare(*models).p_value == 1
     assert models[0].n == 4
-    with pytest.raises(UserError, match="the items are those of the run"):
+    assert not is_base_of(folder, run), "another place, read as it lies there"
+    with pytest.raises(UserError, match="no result of word_problems on 2 items") as missing:
         compared_results(("tiny:base", place), task, limit=2)
+    assert "limit=2" in str(missing.value)
+    evaluate_tasks(run, *open_model(place), section=Eval(tasks=[task], limit=2), quiet=True)
+    for sides in ((place, place), ("tiny:base", place)):
+        assert compare(*compared_results(sides, task, limit=2, quiet=True)).n == 2
     # two runs with unequal results: those that were measured alike are compared
     other = train(job(tmp_path / "b"), tmp_path / "b" / "run", quiet=True)
     section = Eval(tasks=[task], limit=12)

@@ -28,6 +28,7 @@ __all__ = [
     "long_items_note",
     "figure_of",
     "grade_items",
+    "Asking",
     "answer_settings",
     "task_prompt",
     "recorded_settings",
@@ -66,7 +67,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # %% ../../nbs/evaluation/41_tasks.ipynb #b8c47e31
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.data.packing import build_sequence, collator
+from llmtrainer.data.packing import build_sequence, collator, move_batch
 from llmtrainer.data.rows import load_rows
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render
@@ -84,12 +85,14 @@ from llmtrainer.evals.metrics import (
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.generate import (
     Generation,
+    check_model,
     context_length,
     generate,
     prompt_lengths,
     system_prompt,
     with_system,
 )
+from llmtrainer.models.load import weight_storage
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Record
 
@@ -362,7 +365,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 2  # `context` and `too_long` came
+    form = 3  # `weights` came, after `context` and `too_long`
 
     task: str
     request: str
@@ -372,6 +375,7 @@ class TaskResult(Record):
     scores: dict[str, Score]
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
+    weights: str | None = None  # how the model held them: nf4, int8, ..., or their number format
     context: int | None = None  # tokens that the model reads at most
     too_long: list[LongItem] = []  # items that are longer, and were not answered
 
@@ -410,6 +414,7 @@ class TaskResult(Record):
             "interval": intervals[self.primary],
             "intervals": intervals,
             "generation": self.generation,
+            "weights": self.weights,
             "context": self.context,
             "too_long": [item.model_dump() for item in self.too_long],
         }
@@ -457,6 +462,7 @@ def grade_items(
     outputs: Sequence[Output],
     seconds: float = 0.0,
     generation: dict | None = None,
+    weights: str | None = None,  # how the model held them
     context: int | None = None,  # tokens that the model reads at most
 ) -> TaskResult:
     "The result of outputs to items; `UserError` where there are none."
@@ -479,6 +485,7 @@ def grade_items(
         },
         items=graded,
         generation=generation or {},
+        weights=weights,
         context=context,
         too_long=[
             LongItem(id=item.id, question=item.question[:200], tokens=output.too_long)
@@ -486,6 +493,19 @@ def grade_items(
             if output.too_long
         ],
     )
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #2a9448d6
+@dataclass(frozen=True)
+class Asking:
+    "A model, a task, and how its items are asked."
+
+    model: object
+    tokenizer: object
+    task: Task
+    section: Generation  # how a text is written; without one only its system prompt counts
+    batch_size: int  # items, or rows to be judged
+    progress: Callable[[float], None]  # told how many more items are done
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #ad673cbc
@@ -519,19 +539,11 @@ def is_too_long(
     return context is not None and tokens + room > context
 
 
-def generate_outputs(
-    model,
-    tokenizer,
-    task: Task,
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    progress: Callable[[int], None],
-    section: Generation,
-) -> list[Output]:
+def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "A text for each item whose prompt leaves room for one."
-    settings = answer_settings(task, section)
-    conversations = [with_system(task.prompt(item), settings) for item in items]
+    model, tokenizer = asking.model, asking.tokenizer
+    settings = answer_settings(asking.task, asking.section)
+    conversations = [with_system(asking.task.prompt(item), settings) for item in items]
     texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
     lengths = prompt_lengths(tokenizer, texts) if texts else []
     too_long = [length if is_too_long(model, length, room=1) else 0 for length in lengths]
@@ -541,11 +553,11 @@ def generate_outputs(
             tokenizer,
             [messages for messages, long in zip(conversations, too_long) if not long],
             settings,
-            batch_size=batch_size,
-            progress=progress,
+            batch_size=asking.batch_size,
+            progress=asking.progress,
         )
     )
-    progress(sum(map(bool, too_long)))
+    asking.progress(sum(map(bool, too_long)))
     return [Output(too_long=long) if long else Output(text=next(written)) for long in too_long]
 
 
@@ -590,10 +602,7 @@ def row_batch(rows: Sequence[Encoded], model, pad_id: int) -> dict[str, torch.Te
     # a column, because a kernel may join the rows without padding
     sequences = [build_sequence([row], {"row": [number]}) for number, row in enumerate(rows)]
     batch = collator(model.config._attn_implementation or "sdpa", pad_id)(sequences)
-    return {
-        name: values.to(model.device) if isinstance(values, torch.Tensor) else values
-        for name, values in batch.items()
-    }
+    return move_batch(batch, model.device)
 
 
 def sum_by_row(logprobs: torch.Tensor, batch: dict, rows: int) -> list[tuple[float, int]]:
@@ -639,20 +648,15 @@ def row_logprobs(
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #e2df293e
 def likelihood_outputs(
-    model,
-    tokenizer,
-    task: Task,
+    asking: Asking,
     items: Sequence[Item],
-    *,
     texts: Callable[[Item], Sequence[str]],  # what an item's likelihoods are of
-    batch_size: int,
-    progress: Callable[[float], None],
-    section: Generation,  # of which only the system prompt counts: nothing is written here
 ) -> list[Output]:
     "The log-likelihood of each text of each item that fits into the context with all of them."
+    model, tokenizer, progress = asking.model, asking.tokenizer, asking.progress
     encoded = []
     for item in items:
-        prompt = task_prompt(task, item, section)
+        prompt = task_prompt(asking.task, item, asking.section)
         rows = [continuation_row(prompt, text) for text in texts(item)]
         encoded.append([encode(row, tokenizer, "last") for row in rows])
     longest = [max(map(len, rows)) for rows in encoded]
@@ -660,7 +664,7 @@ def likelihood_outputs(
     asked = [row for rows, long in zip(encoded, too_long) if not long for row in rows]
     answered = too_long.count(0)
     share = answered / max(len(asked), 1)  # items that a row stands for
-    options = dict(batch_size=batch_size, progress=lambda rows: progress(rows * share))
+    options = dict(batch_size=asking.batch_size, progress=lambda rows: progress(rows * share))
     sums = iter(encoded_logprobs(model, tokenizer, asked, **options))
     progress(len(items) - answered)
     outputs = []
@@ -673,18 +677,14 @@ def likelihood_outputs(
     return outputs
 
 
-def choose_outputs(model, tokenizer, task: Task, items: Sequence[Item], **options) -> list[Output]:
+def choose_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The log-likelihood of each choice of each item."
-    options |= dict(texts=lambda item: item.choices)
-    return likelihood_outputs(model, tokenizer, task, items, **options)
+    return likelihood_outputs(asking, items, lambda item: item.choices)
 
 
-def perplexity_outputs(
-    model, tokenizer, task: Task, items: Sequence[Item], **options
-) -> list[Output]:
+def perplexity_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The log-likelihood of each item's answer."
-    options |= dict(texts=lambda item: (item.answer,))
-    return likelihood_outputs(model, tokenizer, task, items, **options)
+    return likelihood_outputs(asking, items, lambda item: (item.answer,))
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #737ed240
@@ -717,7 +717,7 @@ def check_task(task: Task, items: Sequence[Item]) -> None:
 def evaluate(
     model,
     tokenizer,
-    task: Task,
+    task: Task | str,  # or the name of one
     data_dir: str | None = None,
     *,
     limit: int | None = None,  # only the first so many items
@@ -726,18 +726,14 @@ def evaluate(
     section: Generation = Generation(),  # how is written; the length is the task's
 ) -> TaskResult:
     "Ask a model every item of a task, in its own chat template, and grade what comes."
+    task = find_task(task) if isinstance(task, str) else task
     items, began = task.items(data_dir, limit), time.perf_counter()
     check_task(task, items)
-    ask = REQUESTS[task.request]
-    outputs = ask(
-        model,
-        tokenizer,
-        task,
-        items,
-        batch_size=batch_size,
-        progress=progress,
-        section=section,
+    check_model(model)
+    asking = Asking(
+        model, tokenizer, task=task, section=section, batch_size=batch_size, progress=progress
     )
+    outputs = REQUESTS[task.request](asking, items)
     seconds = time.perf_counter() - began
     settings = recorded_settings(task, section)
     return grade_items(
@@ -746,5 +742,6 @@ def evaluate(
         outputs,
         seconds=seconds,
         generation=settings,
+        weights=weight_storage(model),
         context=context_length(model),
     )

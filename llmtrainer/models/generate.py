@@ -15,6 +15,8 @@ __all__ = [
     "with_system",
     "stop_ids",
     "generation_config",
+    "Prompting",
+    "stored_system",
     "save_model",
     "AnswerDecoder",
     "frame_ids",
@@ -32,6 +34,8 @@ __all__ = [
     "read_answers",
     "generate_batch",
     "batches_by_room",
+    "check_model",
+    "check_conversations",
     "generate_answers",
     "generate",
     "stream_until_stop",
@@ -84,6 +88,8 @@ from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
+from llmtrainer.run import Record
+from llmtrainer.safe_io import file_facts
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
 PRESETS = {
@@ -261,6 +267,19 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
 LENGTHS = ("max_new_tokens", "min_new_tokens")
 
 
+class Prompting(Record):
+    "What a model's folder says about the prompts that it was trained under."
+
+    file = "llmtrainer.json"
+    system: str | None  # the system prompt that the training rows share
+
+
+def stored_system(folder: str | Path) -> str | None:
+    "The system prompt that a model's folder names; None for one that names none, or is not here."
+    path = Path(folder) / Prompting.file
+    return Prompting.load(path).system if path.parent.is_dir() and file_facts(path) else None
+
+
 def save_model(
     model,
     tokenizer,  # with the template of the training
@@ -275,6 +294,8 @@ def save_model(
         model.save_pretrained(folder)
     settings.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if section.system != "auto":  # resolved by the run that the model comes from
+        Prompting(system=section.system).save(Path(folder) / Prompting.file)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
@@ -522,6 +543,32 @@ def batches_by_room(
 
 
 # %% ../../nbs/models/24_generate.ipynb #cd25cfe1
+def check_model(model) -> None:
+    "`UserError` where a text or a path is given in the place of an opened model."
+    if isinstance(model, (str, Path)):
+        raise UserError(
+            f"{str(model)!r} is a text, and not a model",
+            allowed="a model and its tokenizer",
+            fix=f"model, tokenizer = open_model({str(model)!r})",
+        )
+
+
+def check_conversations(conversations: Sequence) -> None:
+    "`UserError` for anything but a list of conversations, each a list of messages."
+    if isinstance(conversations, str):
+        first = conversations
+    else:
+        first = next((c for c in conversations if not isinstance(c, (list, tuple))), None)
+    if first is None:
+        return
+    message = first if isinstance(first, dict) else {"role": "user", "content": first}
+    raise UserError(
+        f"{str(first)[:60]!r} is not a conversation",
+        allowed="a list of conversations, each a list of messages with role and content",
+        fix=f"generate(model, tokenizer, [[{message!r}]])",
+    )
+
+
 def generate_answers(
     model,
     tokenizer,
@@ -531,6 +578,8 @@ def generate_answers(
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
+    check_model(model)
+    check_conversations(conversations)
     texts = [
         render(with_system(messages, section), tokenizer, prompt=True) for messages in conversations
     ]

@@ -73,6 +73,7 @@ __all__ = [
     "load_tokenizer",
     "drop_generation_defaults",
     "load_options",
+    "weight_storage",
     "load_model",
     "BaseIdentity",
     "ModelRecord",
@@ -1140,6 +1141,14 @@ def load_options(
         quantization_config=None if stored else quantization,
         **({} if plan.device == "cpu" else dict(device_map={"": plan.device})),
     )
+
+
+def weight_storage(model) -> str:
+    "How a loaded model holds its weights: nf4, fp8, gptq, ..., else their number format."
+    if getattr(model, "is_float8", False):
+        return "fp8"
+    stored = stored_quantization(model.config.to_dict())
+    return stored or str(model.dtype).removeprefix("torch.")
 
 
 def load_model(
