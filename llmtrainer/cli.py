@@ -7,10 +7,10 @@ __all__ = [
     "STARTED_AT",
     "GC_THRESHOLD",
     "app",
-    "HUB_NAME",
     "ModelName",
     "RunName",
     "RecipeFile",
+    "Loosely",
     "Overrides",
     "AsJson",
     "EXTRA_OF_COMMAND",
@@ -47,6 +47,8 @@ __all__ = [
     "train",
     "fail_if_unmet",
     "continue_run",
+    "was_finished",
+    "print_done",
     "mirror_words",
     "ask_mirror",
     "launch",
@@ -59,6 +61,7 @@ __all__ = [
     "merge",
     "print_written",
     "export",
+    "verify_run",
     "card",
     "run_generation",
     "generate",
@@ -68,7 +71,6 @@ __all__ = [
 ]
 
 # %% ../nbs/system/84_cli.ipynb #30ac2f7e
-import difflib
 import errno
 import gc
 import io
@@ -102,31 +104,10 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 
 
 def check_place(name: str) -> str:
-    """The name of a run or model; `UserError` where it can be neither. Nothing heavy is imported,
-    and a mistyped path is not looked for on the hub."""
-    from llmtrainer.recipe import UserError
+    "The name of a run or model; `UserError` where it can be neither. Nothing heavy is imported."
+    from llmtrainer.run import check_place
 
-    path = Path(name)
-    if name.startswith("tiny:") or any(
-        (path / n).is_file() for n in ("recipe.yaml", "config.json")
-    ):
-        return name
-    if path.exists():
-        raise UserError(
-            f"{name} is neither a run nor a model: it has no recipe.yaml and no config.json.",
-            fix="Name a folder that `llmtrainer train` wrote, or the folder of a model.",
-        )
-    # org/model is a path too: one is meant where the folder org is here, and in the folder of runs
-    is_path = "/" in name and (path.parent.is_dir() or path.parts[0] == "runs")
-    if HUB_NAME.fullmatch(name) and not is_path:
-        return name
-    beside = [str(p) for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(name, beside, 1)
-    raise UserError(
-        f"There is no run or model {name}.",
-        allowed="a run directory, a model folder, a hub name such as org/model, or tiny:base",
-        fix=f"Did you mean {near[0]}?" if near else None,
-    )
+    return check_place(name)
 
 
 def check_run(name: str) -> str:
@@ -144,7 +125,6 @@ def check_recipe_file(path: Path) -> Path:
     return path
 
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -160,6 +140,13 @@ RunName = Annotated[
 RecipeFile = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="a recipe in YAML", callback=check_recipe_file),
+]
+Loosely = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="changes that do not decide what is learned, such as train.max_hours=4",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -556,6 +543,7 @@ def train(
         check_mirror(recipe.parent, job.train.mirror, ask_mirror)
     if own and not is_worker():
         check_pickles(recipe.parent, job)
+    before = was_finished(folder)
     if process_count(job.launch) > 1 and not is_worker():
         arguments = ["train", str(recipe), *(changes or []), "--run", str(folder)]
         code, message = run_torchrun(torchrun_command(job.launch, arguments))
@@ -565,7 +553,7 @@ def train(
         train(job, folder)
     if is_worker():
         return
-    print(f"done: {folder}")
+    print_done(folder, before)
     finished = Run.load(folder)
     results = [stored_result(finished, task) for task in job.eval.tasks]
     fail_if_unmet(unmet_requirements(results, job.eval.require))
@@ -590,7 +578,7 @@ def continue_run(
             help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name",
         ),
     ],
-    changes: Overrides = None,
+    changes: Loosely = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -609,14 +597,34 @@ def continue_run(
 
     restore_gc()
     words = [*(changes or []), *mirror_words(mirror)]
+    name = place.removeprefix("hf://")
     if run:
         here = run
     elif (Path(place) / ".lock").exists():  # a mirror holds no lock
         here = Path(place)
     else:
-        here = Path("runs") / Path(place.removeprefix("hf://")).name
+        here = Path("runs") / (Path(name).name or Path(name).resolve().name)
     recipe = fetch_recipe(place, here, words, ask_mirror)
-    print(f"done: {train(recipe, here).path}")
+    before = was_finished(here)
+    train(recipe, here)
+    print_done(here, before)
+
+
+def was_finished(folder: Path) -> bool:
+    "Is there a finished run in a folder already?"
+    from llmtrainer.pipeline import is_finished
+    from llmtrainer.run import Run, is_run
+
+    return is_run(folder) and is_finished(Run(folder))
+
+
+def print_done(folder: Path, before: bool) -> None:
+    "Say that a run is finished, whether it was so before, and what may be done next."
+    from llmtrainer.pipeline import next_steps
+    from llmtrainer.run import Run
+
+    print(f"done: {folder}" + (" was finished already" if before else ""))
+    print(next_steps(Run.load(folder)))
 
 
 def mirror_words(mirror: str | None) -> list[str]:
@@ -678,9 +686,9 @@ def generation_of(name: str, changes: list[str] | None):
 
     A new preset brings its own values; `system: auto` becomes the run's system prompt."""
     from llmtrainer.models.generate import Generation, override_section
-    from llmtrainer.pipeline import is_run, resolve_system
+    from llmtrainer.pipeline import resolve_system
     from llmtrainer.recipe import load_recipe
-    from llmtrainer.run import Run
+    from llmtrainer.run import Run, is_run
 
     run = Run.load(name) if is_run(name) else None
     stored = run.recipe.get("generate", {}) if run else {}
@@ -749,8 +757,8 @@ def evaluate(
     generate, such as generate.temperature=0.7."""
     from rich.console import Console
 
-    from llmtrainer.pipeline import evaluate_tasks, is_run, open_model, unmet_requirements
-    from llmtrainer.run import Run
+    from llmtrainer.pipeline import evaluate_tasks, open_model, unmet_requirements
+    from llmtrainer.run import Run, is_run
 
     of_generate = [change for change in changes or [] if change.startswith("generate.")]
     of_eval = [change for change in changes or [] if change not in of_generate]
@@ -875,6 +883,32 @@ def export(
     print_written(opened.exports / to, export_run(opened, questions, to), as_json)
 
 
+@app.command("verify")
+def verify_run(run: RunName, as_json: AsJson = False):
+    "Check every file of a run and its mirror against the hashes in the run; exit code 1 for damage."
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmtrainer.pipeline import check_files
+    from llmtrainer.run import Run
+
+    checks, verdicts = check_files(Run.load(run)), ("damaged", "missing", "unknown")
+    table = Table("place", "whole", *verdicts)
+    for check in checks:
+        counts = [len(check.texts(verdict)) for verdict in verdicts]
+        table.add_row(check.place, str(check.whole), *map(str, counts))
+    if as_json:
+        names = {check: {verdict: check.texts(verdict) for verdict in verdicts} for check in checks}
+        print_json([dict(place=c.place, whole=c.whole, **texts) for c, texts in names.items()])
+    else:
+        Console().print(table)
+        for check in checks:
+            for fault in check.faults:
+                print(f"{fault.verdict}: {check.place}: {fault.text}")
+    if not all(check.is_sound for check in checks):
+        raise typer.Exit(1)
+
+
 @app.command()
 def card(run: RunName):
     "Write the model card from what lies in the run."
@@ -949,8 +983,8 @@ def demo(
     ] = None,
 ):
     "Chat in the browser, with base and tuned model side by side."
-    from llmtrainer.pipeline import is_run, open_model
-    from llmtrainer.run import Run
+    from llmtrainer.pipeline import open_model
+    from llmtrainer.run import Run, is_run
     from llmtrainer.ship.demo import build_demo, launch_demo
 
     model, tokenizer, section = run_generation(run, None)

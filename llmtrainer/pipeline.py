@@ -25,7 +25,6 @@ __all__ = [
     "compared_results",
     "is_base_of",
     "unmet_requirements",
-    "is_run",
     "is_finished",
     "ensure_template",
     "recipe_of",
@@ -64,9 +63,15 @@ __all__ = [
     "evaluate_missing",
     "model_to_plan",
     "train",
+    "storage_note",
+    "next_steps",
     "merge_run",
     "whole_model",
     "export_run",
+    "PlaceCheck",
+    "check_folder",
+    "check_mirror_files",
+    "check_files",
     "Stages",
     "quickstart_recipe",
     "write_problems",
@@ -84,7 +89,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -137,12 +142,19 @@ from llmtrainer.models.memory import StepShape, count_trainable_from_config, pre
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import (
+    FileFault,
     Run,
     cache_folder,
     cached_sha256,
+    check_place,
+    find_faults,
     identify,
+    is_run,
+    probably_meant,
+    read_manifest,
     read_object,
     seed_everything,
+    sha256,
     verify,
     write_atomic,
     write_json,
@@ -152,7 +164,7 @@ from llmtrainer.safe_io import check_plain, file_facts, is_folder
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
-from llmtrainer.ship.merge import MergeRecord, merge
+from llmtrainer.ship.merge import MergeRecord, base_dtype, merge
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import rank
 from llmtrainer.training.durable import Signals
@@ -477,11 +489,6 @@ def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> 
 
 
 # %% ../nbs/system/80_pipeline.ipynb #cbe8bf2e
-def is_run(name: str) -> bool:
-    "Is this a run directory, and not a model folder or a hub name?"
-    return os.path.lexists(Path(name) / "recipe.yaml")
-
-
 def is_finished(run: Run) -> bool:
     "Has the run its final adapter or model?"
     return is_folder(run.adapter, run.path) or is_folder(run.model, run.path)
@@ -517,7 +524,7 @@ def open_model(
 ):
     "(model, tokenizer) of a run, a model folder or a hub name; an unfinished run is refused."
     if not is_run(name):
-        section = Model(base=name, quantize="none")
+        section = Model(base=check_place(str(name)), quantize="none")
         return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
     recipe = recipe_of(run)
@@ -894,14 +901,13 @@ FILES_BEFORE_TRAINING = {
 
 @contextmanager
 def release_unused_run(run: Run) -> Iterator[None]:
-    "Remove the files of a run that is refused with a `UserError` before its first step."
+    "Remove a run that is refused with a `UserError` before its first step, with its folder."
     try:
         yield
     except UserError:
         names = {path.name for path in run.path.iterdir()}
         if rank() == 0 and names <= FILES_BEFORE_TRAINING | {".lock"}:
-            for name in FILES_BEFORE_TRAINING:
-                (run.path / name).unlink(missing_ok=True)
+            run.discard(FILES_BEFORE_TRAINING)
         raise
 
 
@@ -994,12 +1000,15 @@ def fetch_recipe(
 ) -> Recipe:
     """The recipe of a run in `place`, which is fetched to `path` where it is not here; the run is
     mirrored to `place` again. A mirror that only the run's own recipe names needs a yes."""
-    fetched = not os.path.lexists(path / "recipe.yaml")
-    if fetched and not restore(open_place(place), path):
+    fetched = not is_run(path)
+    is_here = not place.startswith("hf://") and Path(place).exists()
+    # a folder with a recipe of the user's own is not a mirror
+    is_none = is_here and not (Path(place) / "env.json").is_file()
+    if fetched and (is_none or not restore(open_place(place), path)):
         raise UserError(
             f"there is no run in {place}",
             allowed="a run, a folder that train.mirror named, or hf://user/name",
-            fix="is the drive mounted?",
+            fix=probably_meant(Path(place)) or (None if is_here else "is the drive mounted?"),
         )
     run, words = Run.load(path), list(overrides)
     named = any(word.startswith("train.mirror=") for word in words)
@@ -1045,12 +1054,13 @@ def model_to_plan(recipe: Recipe, run: Run) -> Model:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path | dict,  # or what `read_recipe` reads one from
     path: str | Path,  # the run directory
     quiet: bool = False,
 ) -> Run:
     """Train, evaluate and write the card; returns the run. The same call resumes, and does only
     what is missing."""
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     model = model_to_plan(recipe, Run(path))
     plan = plan_model(model)
     check_target_names(model, recipe.adapt)
@@ -1068,6 +1078,35 @@ def train(
             write_card(run)
             run.seal()
     return run
+
+
+# %% ../nbs/system/80_pipeline.ipynb #23057abc
+def storage_note(run: Run) -> str:
+    "That a full model is written in another number format than its base's files; else empty."
+    if not run.model.is_dir():
+        return ""
+    written = base_dtype(Model(base=str(run.model), quantize="none"))
+    before = base_dtype(pin_model(run, recipe_of(run).model))
+    if before in (None, written):
+        return ""
+    return (
+        f"its weights are written in {written}, in which they were trained; the base's files hold"
+        f" {before}. To load it so: from_pretrained(..., dtype={before!r})"
+    )
+
+
+def next_steps(run: Run) -> str:
+    "Where a finished run's weights lie, and what may be done next, for a person."
+    place, folder = run.path, run.model if run.model.is_dir() else run.adapter
+    lines = [f"the {folder.name} is in {folder}", storage_note(run)]
+    longer = f"llmtrainer train {place}/recipe.yaml --run NEW"
+    if run.model.is_dir():
+        longer += f" model.base={folder}"
+    else:
+        lines.append(f"  llmtrainer merge {place}      one folder that any server loads")
+        longer += f" adapt.continue_from={place}"
+    lines += [f"  llmtrainer chat {place}", f"  {longer}      trains further, in a run of its own"]
+    return "\n".join(filter(None, lines))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
@@ -1125,6 +1164,67 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
     run.update_manifest(f"exports/{to}")
     renew_card(run)
     return record
+
+
+# %% ../nbs/system/80_pipeline.ipynb #b54e26af
+@dataclass(frozen=True)
+class PlaceCheck:
+    "What was found in one place of a run: the run itself, a sealed folder in it, or its mirror."
+
+    place: str
+    whole: int  # files
+    faults: list[FileFault]
+
+    def texts(self, verdict: str) -> list[str]:
+        "The sentences of one verdict: damaged, missing or unknown."
+        return [fault.text for fault in self.faults if fault.verdict == verdict]
+
+    @property
+    def is_sound(self) -> bool:
+        "Is nothing damaged or missing?"
+        return not (self.texts("damaged") or self.texts("missing"))
+
+
+def check_folder(run: Run, folder: Path, digest: Callable[[Path], str]) -> PlaceCheck:
+    "A sealed folder of a run, or the run itself, set against its manifest."
+    faults = find_faults(folder, digest=digest, root=run.path)
+    faults = [fault for fault in faults if not fault.text.startswith(".mirror.json ")]
+    place = "run" if folder == run.path else folder.relative_to(run.path).as_posix()
+    try:
+        count = len(read_manifest(folder))
+    except UserError:
+        return PlaceCheck(place, 0, faults)  # it has none that can be read
+    known = [fault for fault in faults if fault.verdict != "unknown"]
+    return PlaceCheck(place, count - len(known), faults)
+
+
+def check_mirror_files(run: Run, target: str) -> PlaceCheck:
+    "The files in a run's mirror set against the run's manifest; what does not answer is unknown."
+    place, faults = open_place(target), []
+    try:
+        entries, marker = read_manifest(run.path), read_marker(place)
+        if marker != identify(run.path):
+            why = "is the mirror of another run" if marker else "is not there, or is no mirror"
+            return PlaceCheck(target, 0, [FileFault("unknown", f"{target} {why}")])
+        for name, entry in entries.items():
+            found = place.digest(name)
+            if found is None:
+                faults.append(FileFault("missing", f"{name} is missing"))
+            elif found != entry["sha256"]:
+                faults.append(FileFault("damaged", f"{name} has another content"))
+    except (OSError, UserError) as error:
+        return PlaceCheck(target, 0, [FileFault("unknown", f"{target}: {error}")])
+    return PlaceCheck(target, len(entries) - len(faults), faults)
+
+
+def check_files(run: Run) -> list[PlaceCheck]:
+    "Every file of a run against the hashes that lie in it: one entry for each sealed place."
+    sealed = [*list_steps(run.checkpoints), run.adapter, run.model, *run.exports.glob("*/")]
+    folders = [folder for folder in sealed if file_facts(folder / "manifest.json", run.path)]
+    digest = cache(sha256)  # a file may be in two manifests, and is read once
+    checks = [check_folder(run, folder, digest) for folder in (run.path, *sorted(folders))]
+    mirror = run.recipe.get("train", {}).get("mirror")
+    return checks + ([check_mirror_files(run, mirror)] if mirror else [])
 
 
 # %% ../nbs/system/80_pipeline.ipynb #49d8ed3f

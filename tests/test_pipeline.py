@@ -18,6 +18,7 @@ from llmtrainer.pipeline import (
     load_tokenizer,
     os,
     problems,
+    sha256,
     sys,
     torch,
     write_atomic,
@@ -463,7 +464,11 @@ def test_a_refused_recipe_leaves_its_folder_until_something_was_trained(tmp_path
         with pytest.raises(UserError) as caught:
             train(wrong, run, quiet=True)
         assert "begun by another" not in str(caught.value), name
-        assert {path.name for path in run.iterdir()} == {".lock"}, name
+        assert not run.exists(), f"{name}: nothing is left, not even a lock"
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UserError):
+        train(wrong, tmp_path / "own", quiet=True)
+    assert [*(tmp_path / "own").iterdir()] == [], "a folder that was there before stays, empty"
     train(good, run, quiet=True)
     before = {path.name for path in run.iterdir()}
     with pytest.raises(UserError, match="begun by another recipe"):
@@ -819,6 +824,37 @@ def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):
     evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
     assert "| word_problems | accuracy | 2 |" in card.read_text()
     assert run.verify() == []
+
+
+def test_every_file_of_a_run_is_checked_and_the_mirror_too(tmp_path):
+    mirror = tmp_path / "mirror"
+    recipe = small_job(tmp_path)
+    keys = recipe.train.model_copy(update=dict(mirror=str(mirror)))
+    run = train(recipe.model_copy(update=dict(train=keys)), tmp_path / "run", quiet=True)
+    checks = {check.place: check for check in check_files(run)}
+    assert {"run", "adapter", str(mirror)} < checks.keys()
+    assert any(place.startswith("checkpoints/step-") for place in checks)
+    assert all(check.is_sound and not check.faults for check in checks.values())
+    weights = run.adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (run.path / "env.json").unlink()
+    (run.path / "notes.txt").write_text("mine")
+    (mirror / "metrics.jsonl").write_text("{}")
+    checks = {check.place: check for check in check_files(run)}
+    other_content = "has the right size but another content"
+    assert checks["adapter"].texts("damaged") == [f"adapter_model.safetensors {other_content}"]
+    assert checks["run"].texts("damaged") == [f"adapter/adapter_model.safetensors {other_content}"]
+    assert checks["run"].texts("missing") == ["env.json is missing"]
+    assert checks["run"].texts("unknown") == ["notes.txt is not in the manifest"]
+    assert checks[str(mirror)].texts("damaged") == ["metrics.jsonl has another content"]
+    assert [check.is_sound for check in checks.values()].count(False) == 3
+    shutil.rmtree(mirror)
+    (gone,) = [check for check in check_files(run) if check.place == str(mirror)]
+    assert gone.is_sound and "is not there" in gone.texts("unknown")[0]
+    (run.path / "manifest.json").unlink()
+    assert "never sealed" in check_files(run)[0].texts("unknown")[0]
 
 
 @pytest.mark.slow

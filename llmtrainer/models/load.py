@@ -116,7 +116,7 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError, first_line
-from llmtrainer.run import Record, cached_sha256, read_object
+from llmtrainer.run import Record, cached_sha256, probably_meant, read_object
 from llmtrainer.safe_io import check_model_folder
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
@@ -511,11 +511,14 @@ def call_from_pretrained(
     except UserError:
         raise
     except OSError as error:
+        here = is_local_model(base)
+        nowhere = "" if here else ": no folder here has this name, and the hub gave none"
         raise UserError(
-            f"{base} could not be loaded: {str(error).splitlines()[0]}",
-            where="model.base",
-            allowed="a folder, or a hub name that this machine may read",
-            fix="check the name; log in with `hf auth login` where the model is gated",
+            f"{base} could not be loaded{nowhere}: {str(error).splitlines()[0]}",
+            where=None if here else "the name of the model",
+            allowed="a run or a folder that is here, or a hub name that this machine may read",
+            fix=(None if here else probably_meant(Path(base)))
+            or "check the name; log in with `hf auth login` where the model is gated",
         ) from None
 
 
