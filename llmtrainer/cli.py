@@ -686,14 +686,16 @@ def generation_of(name: str, changes: list[str] | None):
 
     A new preset brings its own values; `system: auto` becomes the run's system prompt."""
     from llmtrainer.models.generate import Generation, override_section
-    from llmtrainer.pipeline import resolve_system
+    from llmtrainer.pipeline import resolve_generation
     from llmtrainer.recipe import load_recipe
     from llmtrainer.run import Run, is_run
 
     run = Run.load(name) if is_run(name) else None
     stored = run.recipe.get("generate", {}) if run else {}
     changes = [change.removeprefix("generate.") for change in changes or []]
-    return resolve_system(run or name, override_section(load_recipe(Generation, stored), changes))
+    return resolve_generation(
+        run or name, override_section(load_recipe(Generation, stored), changes)
+    )
 
 
 def scores_table(results):
@@ -885,21 +887,20 @@ def export(
 
 @app.command("verify")
 def verify_run(run: RunName, as_json: AsJson = False):
-    "Check every file of a run and its mirror against the hashes in the run; exit code 1 for damage."
+    "Check every file of a run and its mirror against the hashes in it; exit code 1 for damage."
     from rich.console import Console
     from rich.table import Table
 
-    from llmtrainer.pipeline import check_files
+    from llmtrainer.pipeline import VERDICTS, check_files
     from llmtrainer.run import Run
 
-    checks, verdicts = check_files(Run.load(run)), ("damaged", "missing", "unknown")
-    table = Table("place", "whole", *verdicts)
+    checks = check_files(Run.load(run))
+    table = Table("place", "whole", *VERDICTS)
     for check in checks:
-        counts = [len(check.texts(verdict)) for verdict in verdicts]
+        counts = [len(check.texts(verdict)) for verdict in VERDICTS]
         table.add_row(check.place, str(check.whole), *map(str, counts))
     if as_json:
-        names = {check: {verdict: check.texts(verdict) for verdict in verdicts} for check in checks}
-        print_json([dict(place=c.place, whole=c.whole, **texts) for c, texts in names.items()])
+        print_json([check.summary() for check in checks])
     else:
         Console().print(table)
         for check in checks:

@@ -6,6 +6,7 @@
 __all__ = [
     "OBJECTIVES",
     "FILES_BEFORE_TRAINING",
+    "VERDICTS",
     "JobTrain",
     "Recipe",
     "read_recipe",
@@ -29,8 +30,8 @@ __all__ = [
     "ensure_template",
     "recipe_of",
     "open_model",
-    "trained_system",
-    "resolve_system",
+    "trained_prompting",
+    "resolve_generation",
     "pin_model",
     "find_base",
     "check_weights",
@@ -117,7 +118,7 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation, stored_system
+from llmtrainer.models.generate import Generation, Prompting, stored_prompting
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -435,7 +436,7 @@ def measure_model(
     quiet: bool = False,
 ) -> TaskResult:
     "The result of a model that has no place to store one."
-    generation = resolve_system(name, load_recipe(Generation, like.generation if like else {}))
+    generation = resolve_generation(name, load_recipe(Generation, like.generation if like else {}))
     model, tokenizer = open_model(name)
     options = dict(section=section, generation=generation, quiet=quiet)
     return evaluate_tasks(None, model, tokenizer, **options)[0]
@@ -546,30 +547,38 @@ def open_model(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
-def trained_system(source: Run | str) -> tuple[str | None, str]:
-    "(the system prompt that a run or a model was trained under, where that is known from)."
+def trained_prompting(source: Run | str | None) -> tuple[Prompting, str]:
+    "(the prompts that a run or a model was trained under, where its system prompt is known from)."
+    unknown = Prompting(system=None)
     if not isinstance(source, Run):
-        return (shared := stored_system(source)), f"named by the folder {source}" if shared else ""
+        stored = stored_prompting(source) if source else None
+        origin = f"named by the folder {source}" if stored and stored.system else ""
+        return stored or unknown, origin
     record = source.find_record(DataRecord)
     systems = record.systems if record else None
-    if systems and (systems.shared or systems.mixed):
-        return systems.shared, f"the training rows: {systems.describe()}"
-    return None, ""
+    rule = source.recipe.get("data", {}).get("special_in_content", unknown.special_in_content)
+    shared = systems.shared if systems else None
+    told = systems and (systems.shared or systems.mixed)
+    origin = f"the training rows: {systems.describe()}" if told else ""
+    return Prompting(system=shared, special_in_content=rule), origin
 
 
-def resolve_system(
+def resolve_generation(
     source: Run | str | None,  # a run, or the folder or name of a model
     section: Generation,
     quiet: bool = False,
 ) -> Generation:
-    "The section with the system prompt that `auto` means for this model; None where it has none."
-    if section.system != "auto":
-        return section
-    shared, origin = trained_system(source) if source else (None, "")
-    if origin and not quiet:
-        used = repr(shorten(shared, 60)) if shared else "none"
-        print(f"system prompt: {used} (generate.system: auto; {origin})", file=sys.stderr)
-    return section.model_copy(update=dict(system=shared))
+    "The section with what `auto` means for this model: system prompt, and rule for contents."
+    prompting, origin = trained_prompting(source)
+    shared, changes = prompting.system, {}
+    if section.special_in_content == "auto":
+        changes["special_in_content"] = prompting.special_in_content
+    if section.system == "auto":
+        changes["system"] = shared
+        if origin and not quiet:
+            used = repr(shorten(shared, 60)) if shared else "none"
+            print(f"system prompt: {used} (generate.system: auto; {origin})", file=sys.stderr)
+    return section.model_copy(update=changes)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ce281747
@@ -835,6 +844,8 @@ def assemble(
         adapt=recipe.adapt,
         identity=dict(base=identity, quantize=recipe.model.quantize, data=data.digest),
         quiet=quiet,
+        base=recipe.model.base,
+        generation=resolve_generation(run, recipe.generate, quiet=True),
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
     )
@@ -877,7 +888,7 @@ def run_training(
             session.trainer,
             session.tokenizer,
             recipe.model.base,
-            generation=resolve_system(run, recipe.generate, quiet=True),
+            generation=resolve_generation(run, recipe.generate, quiet=True),
         )
     if recipe.data.stream:
         record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
@@ -1042,7 +1053,7 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     else:
         model, tokenizer = open_model(str(run.path))
     section = recipe.eval.model_copy(update={"tasks": missing})
-    generation = resolve_system(run, recipe.generate, quiet)
+    generation = resolve_generation(run, recipe.generate, quiet)
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
@@ -1127,7 +1138,7 @@ def merge_run(
     recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        generation = resolve_system(run, recipe.generate, quiet=True)
+        generation = resolve_generation(run, recipe.generate, quiet=True)
         options = dict(route=route, generation=generation, dtype=dtype)
         record = merge(section, run.adapter, folder, **options)
     run.add_record(record, "exports/merge.json")
@@ -1167,6 +1178,9 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
 
 
 # %% ../nbs/system/80_pipeline.ipynb #b54e26af
+VERDICTS = ("damaged", "missing", "unknown")
+
+
 @dataclass(frozen=True)
 class PlaceCheck:
     "What was found in one place of a run: the run itself, a sealed folder in it, or its mirror."
@@ -1178,6 +1192,11 @@ class PlaceCheck:
     def texts(self, verdict: str) -> list[str]:
         "The sentences of one verdict: damaged, missing or unknown."
         return [fault.text for fault in self.faults if fault.verdict == verdict]
+
+    def summary(self) -> dict:
+        "The place as plain values."
+        texts = {verdict: self.texts(verdict) for verdict in VERDICTS}
+        return dict(place=self.place, whole=self.whole, **texts)
 
     @property
     def is_sound(self) -> bool:
@@ -1309,7 +1328,7 @@ def quickstart(
     with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):
         write_problems(out, seed)
     with stage("before", "2/6  The small base answers the test problems"):
-        before = evaluate_base(run, recipe.eval, resolve_system(run, recipe.generate))
+        before = evaluate_base(run, recipe.eval, resolve_generation(run, recipe.generate))
     with stage("train", "3/6  QLoRA: the base in 4 bits, adapters on all linear layers; same test"):
         train(recipe, out)
     after = stored_result(run, "word_problems")

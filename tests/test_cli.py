@@ -388,6 +388,15 @@ def test_commands_on_a_run(tmp_path):
     assert code == 2
     assert "accuracy, flexible" in err
 
+    verified = json.loads(succeeds("verify", run, "--json"))
+    assert {"run", "adapter", "exports/merged", "exports/onnx"} < {row["place"] for row in verified}
+    assert not any(row["damaged"] or row["missing"] for row in verified)
+    stored = (run / "env.json").read_text()
+    (run / "env.json").write_text(stored + " ")
+    code, table, _ = run_cli("verify", run)
+    assert code == 1 and "damaged: run: env.json has " in table
+    (run / "env.json").write_text(stored)
+
     # alone, streamed, in a batch or from a pipe: the same text
     answer = succeeds("generate", run, "--prompt", "1 + 1?").strip()
     assert answer

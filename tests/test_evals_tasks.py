@@ -11,7 +11,6 @@ from llmtrainer.evals.tasks import (
     last_number,
     math,
     problems,
-    render,
     torch,
 )
 

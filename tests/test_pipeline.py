@@ -15,6 +15,7 @@ from llmtrainer.pipeline import (
     compare,
     fingerprint,
     json,
+    list_steps,
     load_tokenizer,
     os,
     problems,
@@ -113,7 +114,7 @@ def grown_base(folder):
     )
 
 
-def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
+def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path, monkeypatch):
     job = grown_base(tmp_path)
     with pytest.raises(UserError, match="2 tokens that are new to the model") as caught:
         pipeline.train(read_recipe(job), tmp_path / "run", quiet=True)
@@ -124,7 +125,8 @@ def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
     assert losses[-1] < 1 < losses[0], "it stood at 6.1 where nothing trained the rows"
     answers = generate(*pipeline.open_model(str(run.path)), [[dict(role="user", content="4?")]])
     assert answers[0] in ("<yes>", "<no>")
-    opened = AutoPeftModelForCausalLM.from_pretrained(run.adapter)
+    monkeypatch.chdir(run.adapter)  # from where peft finds a base that is a folder
+    opened = AutoPeftModelForCausalLM.from_pretrained(".")
     assert opened.get_input_embeddings().weight.shape[0] == 895, "893 rows, and two new tokens"
     kept_as_text = read_recipe(job, ["data.special_in_content=literal", "train.max_steps=1"])
     assert pipeline.train(kept_as_text, tmp_path / "text", quiet=True).adapter.is_dir()
@@ -679,12 +681,29 @@ def test_every_way_to_a_whole_model_writes_the_tokens_that_end_an_answer(tmp_pat
     if way in ("full", "merged"):  # an export takes seconds
         export_run(run, ["What is 2 plus 3?"])
         shipped.append(run.exports / "onnx")
-    else:
+    if way == "full":
+        shipped += list_steps(run.checkpoints)
+        assert storage_note(run) == "", "the base's files hold float32 too"
+    if way not in ("full", "merged"):
         assert len(list(run.path.glob("model/*.safetensors"))) == 1
     for folder in shipped:
         stored = json.loads((folder / "generation_config.json").read_text())
         assert set(stored["eos_token_id"]) == ends, folder.name
         assert "<end_of_turn>" in (folder / "chat_template.jinja").read_text()
+
+
+def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
+    changes = ["model.base=tiny:base", "model.quantize=none", "adapt.method=full"]
+    run = Run.open(tmp_path / "run", read_recipe(LEAST, changes))
+    assert storage_note(run) == ""
+    model, _ = open_model("tiny:base")
+    model.save_pretrained(run.model)
+    assert "written in float32, in which they were trained; the base's files hold float16" in (
+        storage_note(run)
+    )
+    assert f"the model is in {run.model}" in next_steps(run)
+    model.half().save_pretrained(run.model)
+    assert storage_note(run) == ""
 
 
 def system_job(folder, systems):
@@ -704,24 +723,26 @@ def system_job(folder, systems):
 def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys):
     run = train(system_job(tmp_path, ["Solve it."] * 100), tmp_path / "run", quiet=True)
     assert stored_result(run, "word_problems").generation["system"] == "Solve it."
-    section = resolve_system(run, Generation())
+    section = resolve_generation(run, Generation())
     assert section.system == "Solve it."
     told = capsys.readouterr().err
     assert "'Solve it.' in 100, none in 20 of 120 rows" in told
     for own in (Generation(system=None), Generation(system="Be brief.")):
-        assert resolve_system(run, own) == own
+        assert resolve_generation(run, own).system == own.system
+    allowed = Run.open(tmp_path / "allowed", read_recipe(LEAST, ["data.special_in_content=allow"]))
+    assert resolve_generation(allowed, Generation()).special_in_content == "allow"
     assert base_result(run, "word_problems", quiet=True).generation["system"] == "Solve it."
     card = (run.path / "README.md").read_text()
     assert "'Solve it.' in 100, none in 20 of 120 rows" in card
     assert '{"role": "system", "content": "Solve it."}' in card
     assert "system prompt 'Solve it.'" in card[card.index("## Results") :]
-    assert resolve_system(None, Generation()).system is None
-    assert resolve_system("tiny:base", Generation()).system is None
+    assert resolve_generation(None, Generation()).system is None
+    assert resolve_generation("tiny:base", Generation()).system is None
     # the merged model takes it along
     merge_run(run)
     merged = str(run.exports / "merged")
     capsys.readouterr()
-    assert resolve_system(merged, Generation()).system == "Solve it."
+    assert resolve_generation(merged, Generation()).system == "Solve it."
     assert f"'Solve it.' (generate.system: auto; named by the folder {merged})" in (
         capsys.readouterr().err
     )
@@ -732,12 +753,12 @@ def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys
 def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
     prompts = ["Solve it."] * 50 + ["Be brief."] * 40
     run = train(system_job(tmp_path, prompts), tmp_path / "run", quiet=True)
-    assert resolve_system(run, Generation()).system is None
+    assert resolve_generation(run, Generation()).system is None
     told = capsys.readouterr().err
     assert "system prompt: none" in told and "'Be brief.' in 40, none in 30 of 120" in told
     plain = train(job(tmp_path / "plain"), tmp_path / "plain" / "run", quiet=True)
     capsys.readouterr()
-    assert resolve_system(plain, Generation()).system is None
+    assert resolve_generation(plain, Generation()).system is None
     assert capsys.readouterr().err == "", "nothing to tell"
 
 
@@ -749,7 +770,7 @@ def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys
 
     def measure(limit, **settings):
         section = Eval(tasks=["word_problems"], limit=limit)
-        generation = resolve_system(run, Generation(**settings))
+        generation = resolve_generation(run, Generation(**settings))
         return evaluate_tasks(run, *model, section=section, generation=generation)[0]
 
     capsys.readouterr()

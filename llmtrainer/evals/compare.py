@@ -168,7 +168,8 @@ def count_better(sums: np.ndarray, metric: Metric) -> tuple[int, int]:
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #6aec8a8f
-FREE_SETTINGS = {"preset", "seed", "system"}  # may differ between two results
+# what may differ between two results
+FREE_SETTINGS = {"preset", "seed", "system", "special_in_content"}
 
 
 def settings_of(result: TaskResult) -> dict:

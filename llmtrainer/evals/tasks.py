@@ -70,7 +70,6 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import build_sequence, collator, move_batch
 from llmtrainer.data.rows import load_rows
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.templates import render
 from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
@@ -86,9 +85,11 @@ from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.generate import (
     Generation,
     check_model,
+    content_rule,
     context_length,
     generate,
     prompt_lengths,
+    render_prompt,
     system_prompt,
     with_system,
 )
@@ -513,7 +514,8 @@ def answer_settings(task: Task, section: Generation) -> Generation:
     "How a task's answers are written: as the section says, one each, as long as the task allows."
     least = min(section.min_new_tokens, task.max_new_tokens)
     changes = dict(max_new_tokens=task.max_new_tokens, min_new_tokens=least, n=1)
-    return section.model_copy(update=changes | dict(system=system_prompt(section)))
+    rules = dict(system=system_prompt(section), special_in_content=content_rule(section))
+    return section.model_copy(update=changes | rules)
 
 
 def task_prompt(task: Task, item: Item, section: Generation) -> list[dict]:
@@ -544,7 +546,7 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     model, tokenizer = asking.model, asking.tokenizer
     settings = answer_settings(asking.task, asking.section)
     conversations = [with_system(asking.task.prompt(item), settings) for item in items]
-    texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
+    texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
     lengths = prompt_lengths(tokenizer, texts) if texts else []
     too_long = [length if is_too_long(model, length, room=1) else 0 for length in lengths]
     written = iter(

@@ -12,16 +12,20 @@ __all__ = [
     "Generation",
     "override_section",
     "system_prompt",
+    "content_rule",
     "with_system",
     "stop_ids",
     "generation_config",
     "Prompting",
-    "stored_system",
+    "stored_prompting",
     "save_model",
     "AnswerDecoder",
     "frame_ids",
     "StopText",
     "truncate_at_stop",
+    "Prompt",
+    "render_prompt",
+    "prompt_ids",
     "context_length",
     "prompt_lengths",
     "fit_length",
@@ -84,7 +88,7 @@ from transformers.generation.logits_process import (
 )
 
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
-from llmtrainer.data.encoding import stop_id
+from llmtrainer.data.encoding import get_encoder, stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
@@ -173,6 +177,11 @@ class Generation(Section):
     )
     n: int = Field(1, gt=0, description="answers to each question")
     seed: int = Field(0, description="of the draws")
+    special_in_content: Literal["auto", "literal", "refuse", "allow"] = Field(
+        "auto",
+        description="special tokens that a message holds as text: auto is the rule of the training"
+        " rows (data.special_in_content)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +218,11 @@ def override_section(
 def system_prompt(section: Generation) -> str | None:
     "The text that goes before a question; None where there is none, or no run that knows one."
     return None if section.system == "auto" else section.system or None
+
+
+def content_rule(section: Generation) -> str:
+    "What becomes of special tokens in messages; literal where no training says otherwise."
+    return "literal" if section.special_in_content == "auto" else section.special_in_content
 
 
 def with_system(messages: Sequence[dict], section: Generation) -> list[dict]:
@@ -272,12 +286,13 @@ class Prompting(Record):
 
     file = "llmtrainer.json"
     system: str | None  # the system prompt that the training rows share
+    special_in_content: str = "literal"  # the rule for special tokens in them
 
 
-def stored_system(folder: str | Path) -> str | None:
-    "The system prompt that a model's folder names; None for one that names none, or is not here."
+def stored_prompting(folder: str | Path) -> Prompting | None:
+    "What a model's folder says about its prompts; None for one that says nothing, or is not here."
     path = Path(folder) / Prompting.file
-    return Prompting.load(path).system if path.parent.is_dir() and file_facts(path) else None
+    return Prompting.load(path) if path.parent.is_dir() and file_facts(path) else None
 
 
 def save_model(
@@ -295,7 +310,8 @@ def save_model(
     settings.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if section.system != "auto":  # resolved by the run that the model comes from
-        Prompting(system=section.system).save(Path(folder) / Prompting.file)
+        prompting = Prompting(system=section.system, special_in_content=content_rule(section))
+        prompting.save(Path(folder) / Prompting.file)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
@@ -365,6 +381,42 @@ def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 # %% ../../nbs/models/24_generate.ipynb #fd8bf1c7
+class Prompt(str):
+    "A rendered prompt, and what the renamed tokenizer reads where a message holds special tokens."
+
+    literal: str | None = None
+
+
+def render_prompt(messages: Sequence[dict], tokenizer, section: Generation = GREEDY) -> Prompt:
+    "A conversation up to the answer; special tokens in its messages are text, as in training."
+    prompt = Prompt(render(messages, tokenizer, prompt=True))
+    special, rule = get_encoder(tokenizer).special, content_rule(section)
+    row = {"messages": list(messages)}
+    if rule == "allow" or not special.is_in(row):
+        return prompt
+    if rule == "refuse" or special.literal is None or special.has_private(row):
+        raise UserError(
+            "a message holds a special token as text",
+            where="generate.special_in_content",
+            allowed="literal, which needs a fast tokenizer; or allow",
+            fix="take it out of the message",
+        )
+    escaped = special.escape(row)["messages"]
+    prompt.literal = special.restore(render(escaped, tokenizer, prompt=True))
+    return prompt
+
+
+def prompt_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    "The ids of each rendered prompt."
+    ids = tokenizer([str(text) for text in texts], add_special_tokens=False, verbose=False)
+    rows = ids["input_ids"]
+    for place, text in enumerate(texts):
+        if literal := getattr(text, "literal", None):
+            (rows[place],) = get_encoder(tokenizer).special.literal.ids([literal])
+    return rows
+
+
+# %% ../../nbs/models/24_generate.ipynb #a2a7401c
 def context_length(model) -> int | None:
     "The tokens that a model reads and writes at most; None where it has no limit."
     return positions(model.config)[0]
@@ -372,8 +424,7 @@ def context_length(model) -> int | None:
 
 def prompt_lengths(tokenizer, texts: Sequence[str]) -> list[int]:
     "The number of tokens of each rendered prompt."
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [len(row) for row in ids]
+    return [len(row) for row in prompt_ids(tokenizer, texts)]
 
 
 def fit_length(
@@ -410,16 +461,15 @@ def check_room(
 
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
-    batch = tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-        verbose=False,
-    )
-    check_room(model, texts, batch["attention_mask"].sum(1).tolist())
-    return {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    rows = prompt_ids(tokenizer, texts)
+    lengths = [len(row) for row in rows]
+    check_room(model, texts, lengths)
+    ids = torch.full((len(rows), max(lengths)), tokenizer.pad_token_id)
+    for padded, row, length in zip(ids, rows, lengths):
+        padded[len(padded) - length :] = torch.tensor(row)
+    missing = ids.shape[1] - torch.tensor(lengths)[:, None]
+    mask = (torch.arange(ids.shape[1]) >= missing).long()
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
 # %% ../../nbs/models/24_generate.ipynb #668a4a6a
@@ -581,7 +631,8 @@ def generate_answers(
     check_model(model)
     check_conversations(conversations)
     texts = [
-        render(with_system(messages, section), tokenizer, prompt=True) for messages in conversations
+        render_prompt(with_system(messages, section), tokenizer, section)
+        for messages in conversations
     ]
     rows_each = 1 if section.beams > 1 else section.n
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
@@ -710,7 +761,7 @@ def stream_answer(
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text
         return answer.finish_reason
-    text = render(with_system(messages, section), tokenizer, prompt=True)
+    text = render_prompt(with_system(messages, section), tokenizer, section)
     fitted = fit_length(model, section, prompt_lengths(tokenizer, [text])[0])
     stop = Event()
     streamer, thread, result = start_generation(

@@ -7,6 +7,7 @@ __all__ = [
     "F8",
     "RESERVED",
     "INDEX",
+    "SNAPSHOT",
     "TRUST_VARIABLE",
     "KERNELS",
     "NEEDS",
@@ -37,6 +38,7 @@ __all__ = [
     "has_tokenizer",
     "find_file",
     "call_from_pretrained",
+    "portable_base",
     "explain_foreign",
     "hub_commit",
     "fingerprint",
@@ -520,6 +522,26 @@ def call_from_pretrained(
             fix=(None if here else probably_meant(Path(base)))
             or "check the name; log in with `hf auth login` where the model is gated",
         ) from None
+
+
+# %% ../../nbs/models/20_load.ipynb #2f4bd328
+SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")  # in the hub's cache
+
+
+def portable_base(
+    base: str,  # as a recipe or a loaded model names it
+    folder: str | Path,  # of the adapter
+) -> str:
+    "The name of a base that an adapter's folder may hold: hub or tiny name, else a relative path."
+    if base.startswith("tiny:") or not is_local_model(base):
+        return base
+    path = Path(base).expanduser().resolve()
+    if cached := SNAPSHOT.search(Path(base).expanduser().absolute().as_posix()):
+        return cached[1].replace("--", "/", 1)
+    folder = Path(folder).resolve()
+    if path.parts[:2] != folder.parts[:2]:  # only the root is common: the way is as good as none
+        return path.name
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 # %% ../../nbs/models/20_load.ipynb #26959f81

@@ -306,6 +306,7 @@ class CheckpointConfig:
     accept_changes: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
     notify: Callable[[str], None] = print
+    complete: Callable[[Path], None] = lambda folder: None  # adds to a checkpoint's weights
     check_start: Callable = lambda accelerator: None  # called before the first step
     clock: Callable[[], float] = time.monotonic
 
@@ -386,6 +387,7 @@ class CheckpointWriter(RunLog):
         def write(folder: Path) -> None:
             check_finite_weights(weights, step)
             write_weights(folder, weights)
+            self.config.complete(folder)
             for name, value in tensors.items():
                 torch.save(value, folder / name)
             if average:
@@ -553,6 +555,9 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
             self.trainer.increase_split(split, "on another device ")
         finished = state.global_step >= state.max_steps
         self.save_due = bool(save or finished or stop)
+        # the last step is logged, whatever log_steps is; with patience any validation may end it
+        may_be_last = finished or (self.config.patience and (control.should_evaluate or evaluate))
+        control.should_log = bool(control.should_log or may_be_last)
         if stop and not finished:
             self.stop(control, eval_pending=bool(evaluate))
             evaluate = False
