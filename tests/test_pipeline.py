@@ -609,7 +609,7 @@ def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_pa
     assert hasattr(open_model(str(run.path))[0], "peft_config")
     assert not hasattr(open_model(str(run.path), tuned=False)[0], "peft_config")
     assert open_model("tiny:base")[1].chat_template
-    with pytest.raises(UserError, match="no model folder"):
+    with pytest.raises(UserError, match="There is no run or model"):
         open_model(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="eval"):
         stored_result(run, "gsm8k")
