@@ -746,6 +746,7 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     return places[0] if places else None, changes
 
 
+# %% ../nbs/system/84_cli.ipynb #16c82d35
 @app.command("eval")
 def evaluate(
     run: ModelName,
@@ -885,6 +886,7 @@ def export(
     print_written(opened.exports / to, export_run(opened, questions, to), as_json)
 
 
+# %% ../nbs/system/84_cli.ipynb #a6d42d93
 @app.command("verify")
 def verify_run(run: RunName, as_json: AsJson = False):
     "Check every file of a run and its mirror against the hashes in it; exit code 1 for damage."
@@ -910,6 +912,7 @@ def verify_run(run: RunName, as_json: AsJson = False):
         raise typer.Exit(1)
 
 
+# %% ../nbs/system/84_cli.ipynb #fbca850f
 @app.command()
 def card(run: RunName):
     "Write the model card from what lies in the run."

@@ -95,7 +95,6 @@ from pathlib import Path
 from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -1109,15 +1108,18 @@ def storage_note(run: Run) -> str:
 def next_steps(run: Run) -> str:
     "Where a finished run's weights lie, and what may be done next, for a person."
     place, folder = run.path, run.model if run.model.is_dir() else run.adapter
-    lines = [f"the {folder.name} is in {folder}", storage_note(run)]
-    longer = f"llmtrainer train {place}/recipe.yaml --run NEW"
+    start = f"model.base={folder}" if run.model.is_dir() else f"adapt.continue_from={place}"
+    steps = {
+        f"llmtrainer chat {place}": "talk with it",
+        f"llmtrainer merge {place}": "one folder that any server loads",
+        f"llmtrainer train {place}/recipe.yaml {start} --run NEW": "train further",
+    }
     if run.model.is_dir():
-        longer += f" model.base={folder}"
-    else:
-        lines.append(f"  llmtrainer merge {place}      one folder that any server loads")
-        longer += f" adapt.continue_from={place}"
-    lines += [f"  llmtrainer chat {place}", f"  {longer}      trains further, in a run of its own"]
-    return "\n".join(filter(None, lines))
+        del steps[f"llmtrainer merge {place}"]
+    width = max(map(len, steps))
+    lines = [f"  {command:{width}}  # {purpose}" for command, purpose in steps.items()]
+    told = [f"the {folder.name} is in {folder}", storage_note(run), *lines]
+    return "\n".join(filter(None, told))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d

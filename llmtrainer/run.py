@@ -437,6 +437,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     return entries
 
 
+# %% ../nbs/internals/91_run.ipynb #4da7fe8f
 class FileFault(NamedTuple):
     "What is wrong with a file of a sealed folder."
 
@@ -480,6 +481,7 @@ def find_faults(
     return faults + [FileFault("damaged", f"{name} {not_followed}") for name in links]
 
 
+# %% ../nbs/internals/91_run.ipynb #54aae1df
 def verify(
     folder: str | Path,
     parts: tuple[str, ...] = ("",),
@@ -594,7 +596,7 @@ def probably_meant(path: Path) -> str | None:
     if recipe.is_file():
         return f"{recipe} is a recipe, which begins a run: llmtrainer train {recipe}"
     if path.is_file():
-        return f"to train on this file, name it under data.train: `llmtrainer init` writes a recipe"
+        return "to train on this file, name it under data.train: `llmtrainer init` writes a recipe"
     around = [path.parent, Path("runs")]
     near = [str(p) for folder in around if folder.is_dir() for p in folder.iterdir() if p.is_dir()]
     matches = difflib.get_close_matches(str(path), near, 1)
@@ -629,6 +631,7 @@ def check_place(name: str) -> str:
     )
 
 
+# %% ../nbs/internals/91_run.ipynb #d6c7306a
 def refuse_foreign(path: Path) -> None:
     "`UserError` if `path` holds something that is not a run."
     other = "Name another folder with --run."

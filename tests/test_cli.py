@@ -507,6 +507,12 @@ def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
         terminal.close()
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "llmtrainer", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "Fine-tune language models" in done.stdout, done.stderr
+
+
 def test_help_imports_little():
     "The modules are counted: a clock would measure what else the machine does."
     done = call_in_new_process(main_listing_modules, "--help")

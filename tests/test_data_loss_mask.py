@@ -35,7 +35,7 @@ def _trained_texts(messages, tokenizer, mask):
 
 def test_spans_follow_mask_and_trained():
     tokenizer = catalogue_tokenizer("chatml")
-    messages = make_talk("q", "one", "q", "two", "q")
+    messages = make_talk(*("q", "one", "q", "two", "q"))
     one, two = "one<|im_end|>\n", "two<|im_end|>\n"
     assert _trained_texts(messages, tokenizer, "assistant") == [one, two]
     assert _trained_texts(messages, tokenizer, "last") == [two]

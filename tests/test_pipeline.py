@@ -21,7 +21,6 @@ from llmtrainer.pipeline import (
     problems,
     sha256,
     sys,
-    torch,
     write_atomic,
 )
 
@@ -389,6 +388,18 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
     weights.write_bytes(damaged)
     with pytest.raises(UserError, match="adapter_model.safetensors has the right size but"):
         train(recipe, path, quiet=True)
+
+
+def test_a_folder_with_a_recipe_alone_is_no_run_to_continue(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_atomic(tmp_path / "recipe.yaml", json.dumps(LEAST))
+    for place in (".", "recipe.yaml", str(tmp_path)):
+        with pytest.raises(UserError, match="there is no run in") as caught:
+            fetch_recipe(place, Path("runs/x"))
+        assert "recipe.yaml is a recipe, which begins a run" in str(caught.value)
+        assert not Path("runs").exists(), "nothing was copied"
+    with pytest.raises(UserError, match="is the drive mounted"):
+        fetch_recipe("drive", Path("runs/x"))
 
 
 def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):

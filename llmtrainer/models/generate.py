@@ -619,6 +619,7 @@ def check_conversations(conversations: Sequence) -> None:
     )
 
 
+# %% ../../nbs/models/24_generate.ipynb #c0c98a03
 def generate_answers(
     model,
     tokenizer,

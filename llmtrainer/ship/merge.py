@@ -207,7 +207,7 @@ def check_difference(
     "Raise `MergeMismatch` where two models are further apart than `limit`."
     if sizes["mean_kl"] <= limit:  # in this form the test refuses a NaN too
         return
-    other_weights = "leave --route original out: the default merges into the weights of training"
+    other_weights = "leave --route original out, to merge into the weights of the training"
     raise MergeMismatch(
         f"the merged model is not the trained one: mean KL {sizes['mean_kl']:.2g}, largest"
         f" logit difference {sizes['max_abs_logit_diff']:.2g}; nothing was written",

@@ -511,6 +511,10 @@ class ValidationRules(CheckpointSchedule):
         self.save_due = self.save_due or bool(progress.ended) or best_is_kept
         self.save_if_due(state, control)
 
+    def may_end(self, validates) -> bool:
+        "Whether a step may be the last because of its validation; the last step is always logged."
+        return bool(validates and self.config.patience)
+
     def evaluate_owed(self) -> None:
         "Run a validation that a stop left out; `AlreadyFinished` where it ends the training."
         if not self.progress.eval_pending or self.stopped:
@@ -555,9 +559,7 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
             self.trainer.increase_split(split, "on another device ")
         finished = state.global_step >= state.max_steps
         self.save_due = bool(save or finished or stop)
-        # the last step is logged, whatever log_steps is; with patience any validation may end it
-        may_be_last = finished or (self.config.patience and (control.should_evaluate or evaluate))
-        control.should_log = bool(control.should_log or may_be_last)
+        control.should_log |= finished or self.may_end(control.should_evaluate or evaluate)
         if stop and not finished:
             self.stop(control, eval_pending=bool(evaluate))
             evaluate = False

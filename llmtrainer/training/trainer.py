@@ -219,7 +219,9 @@ class TrainStep(Section):
 class TrainPeriods(Section):
     "When the training logs, validates and saves."
 
-    log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
+    log_steps: int = Field(
+        10, gt=0, description="steps between two lines in metrics.jsonl; the last step has one too"
+    )
     eval_steps: int | None = Field(
         None,
         gt=0,
