@@ -85,7 +85,7 @@ def merge_adapter(
     model: Model,
     plan: DevicePlan,
     adapter: Path,
-    route: Route = "dequantized",  # into the weights that training saw, or into the unquantised ones
+    route: Route = "dequantized",  # into the weights of training, or into the unquantised ones
 ):
     "A plain model with the adapter folded into its weights."
     if route == "original" and model.quantize != "none":
