@@ -7,15 +7,17 @@ __all__ = [
     "STARTED_AT",
     "GC_THRESHOLD",
     "app",
-    "HUB_NAME",
     "ModelName",
     "RunName",
     "RecipeFile",
+    "Loosely",
     "Overrides",
     "AsJson",
     "EXTRA_OF_COMMAND",
     "EXTRA_OF",
     "UNUSABLE",
+    "Limit",
+    "DataDir",
     "check_place",
     "check_run",
     "check_recipe_file",
@@ -45,16 +47,21 @@ __all__ = [
     "train",
     "fail_if_unmet",
     "continue_run",
+    "was_finished",
+    "print_done",
     "mirror_words",
     "ask_mirror",
     "launch",
     "generation_of",
     "scores_table",
+    "eval_section",
+    "split_words",
     "evaluate",
     "compare",
     "merge",
     "print_written",
     "export",
+    "verify_run",
     "card",
     "run_generation",
     "generate",
@@ -64,7 +71,6 @@ __all__ = [
 ]
 
 # %% ../nbs/system/84_cli.ipynb #30ac2f7e
-import difflib
 import errno
 import gc
 import io
@@ -98,31 +104,10 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 
 
 def check_place(name: str) -> str:
-    """The name of a run or model; `UserError` where it can be neither. Nothing heavy is imported,
-    and a mistyped path is not looked for on the hub."""
-    from llmtrainer.recipe import UserError
+    "The name of a run or model; `UserError` where it can be neither. Nothing heavy is imported."
+    from llmtrainer.run import check_place
 
-    path = Path(name)
-    if name.startswith("tiny:") or any(
-        (path / n).is_file() for n in ("recipe.yaml", "config.json")
-    ):
-        return name
-    if path.exists():
-        raise UserError(
-            f"{name} is neither a run nor a model: it has no recipe.yaml and no config.json.",
-            fix="Name a folder that `llmtrainer train` wrote, or the folder of a model.",
-        )
-    # org/model is a path too: one is meant where the folder org is here, and in the folder of runs
-    is_path = "/" in name and (path.parent.is_dir() or path.parts[0] == "runs")
-    if HUB_NAME.fullmatch(name) and not is_path:
-        return name
-    beside = [str(p) for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(name, beside, 1)
-    raise UserError(
-        f"There is no run or model {name}.",
-        allowed="a run directory, a model folder, a hub name such as org/model, or tiny:base",
-        fix=f"Did you mean {near[0]}?" if near else None,
-    )
+    return check_place(name)
 
 
 def check_run(name: str) -> str:
@@ -140,7 +125,6 @@ def check_recipe_file(path: Path) -> Path:
     return path
 
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -156,6 +140,13 @@ RunName = Annotated[
 RecipeFile = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="a recipe in YAML", callback=check_recipe_file),
+]
+Loosely = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="changes that do not decide what is learned, such as train.max_hours=4",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -552,6 +543,7 @@ def train(
         check_mirror(recipe.parent, job.train.mirror, ask_mirror)
     if own and not is_worker():
         check_pickles(recipe.parent, job)
+    before = was_finished(folder)
     if process_count(job.launch) > 1 and not is_worker():
         arguments = ["train", str(recipe), *(changes or []), "--run", str(folder)]
         code, message = run_torchrun(torchrun_command(job.launch, arguments))
@@ -561,7 +553,7 @@ def train(
         train(job, folder)
     if is_worker():
         return
-    print(f"done: {folder}")
+    print_done(folder, before)
     finished = Run.load(folder)
     results = [stored_result(finished, task) for task in job.eval.tasks]
     fail_if_unmet(unmet_requirements(results, job.eval.require))
@@ -586,7 +578,7 @@ def continue_run(
             help="a run, the folder of its mirror (such as a mounted drive), or hf://user/name",
         ),
     ],
-    changes: Overrides = None,
+    changes: Loosely = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -605,14 +597,34 @@ def continue_run(
 
     restore_gc()
     words = [*(changes or []), *mirror_words(mirror)]
+    name = place.removeprefix("hf://")
     if run:
         here = run
     elif (Path(place) / ".lock").exists():  # a mirror holds no lock
         here = Path(place)
     else:
-        here = Path("runs") / Path(place.removeprefix("hf://")).name
+        here = Path("runs") / (Path(name).name or Path(name).resolve().name)
     recipe = fetch_recipe(place, here, words, ask_mirror)
-    print(f"done: {train(recipe, here).path}")
+    before = was_finished(here)
+    train(recipe, here)
+    print_done(here, before)
+
+
+def was_finished(folder: Path) -> bool:
+    "Is there a finished run in a folder already?"
+    from llmtrainer.pipeline import is_finished
+    from llmtrainer.run import Run, is_run
+
+    return is_run(folder) and is_finished(Run(folder))
+
+
+def print_done(folder: Path, before: bool) -> None:
+    "Say that a run is finished, whether it was so before, and what may be done next."
+    from llmtrainer.pipeline import next_steps
+    from llmtrainer.run import Run
+
+    print(f"done: {folder}" + (" was finished already" if before else ""))
+    print(next_steps(Run.load(folder)))
 
 
 def mirror_words(mirror: str | None) -> list[str]:
@@ -674,14 +686,16 @@ def generation_of(name: str, changes: list[str] | None):
 
     A new preset brings its own values; `system: auto` becomes the run's system prompt."""
     from llmtrainer.models.generate import Generation, override_section
-    from llmtrainer.pipeline import is_run, resolve_system
+    from llmtrainer.pipeline import resolve_generation
     from llmtrainer.recipe import load_recipe
-    from llmtrainer.run import Run
+    from llmtrainer.run import Run, is_run
 
     run = Run.load(name) if is_run(name) else None
     stored = run.recipe.get("generate", {}) if run else {}
     changes = [change.removeprefix("generate.") for change in changes or []]
-    return resolve_system(run, override_section(load_recipe(Generation, stored), changes))
+    return resolve_generation(
+        run or name, override_section(load_recipe(Generation, stored), changes)
+    )
 
 
 def scores_table(results):
@@ -697,29 +711,62 @@ def scores_table(results):
     return table
 
 
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="only the first so many items; of a run, its result of so many"),
+]
+DataDir = Annotated[str | None, typer.Option(help="a folder with the tasks' files")]
+
+
+def eval_section(
+    tasks: list[str],
+    changes: list[str],  # key=value, of the section eval
+    limit: int | None,
+    data_dir: str | None,
+):
+    "The section eval of a command; an option is another spelling of its key."
+    from llmtrainer.evals.tasks import Eval, find_task
+    from llmtrainer.recipe import load_recipe
+
+    options = {"limit": limit, "data_dir": data_dir}
+    words = [change.removeprefix("eval.") for change in changes]
+    words += [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    section = load_recipe(Eval, {"tasks": tasks}, words)
+    for name in section.tasks:
+        find_task(name)
+    return section
+
+
+def split_words(words: list[str]) -> tuple[str | None, list[str]]:
+    "(another run or model or None, changes) of the words that follow a run."
+    changes = [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()]
+    places = [check_place(word) for word in words if word not in changes]
+    if len(places) > 1:
+        raise typer.BadParameter(f"two are compared, and {', '.join(places)} follow the first")
+    return places[0] if places else None, changes
+
+
+# %% ../nbs/system/84_cli.ipynb #16c82d35
 @app.command("eval")
 def evaluate(
     run: ModelName,
     tasks: Annotated[str, typer.Option(help="names of tasks, with commas")],
     changes: Overrides = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ):
     """Measure a model on tasks. KEY=VALUE belongs to the section eval, such as limit=100, or to
     generate, such as generate.temperature=0.7."""
     from rich.console import Console
 
-    from llmtrainer.evals.tasks import Eval, find_task
-    from llmtrainer.pipeline import evaluate_tasks, is_run, open_model, unmet_requirements
-    from llmtrainer.recipe import load_recipe
-    from llmtrainer.run import Run
+    from llmtrainer.pipeline import evaluate_tasks, open_model, unmet_requirements
+    from llmtrainer.run import Run, is_run
 
     of_generate = [change for change in changes or [] if change.startswith("generate.")]
-    of_eval = [
-        change.removeprefix("eval.") for change in changes or [] if change not in of_generate
-    ]
-    section = load_recipe(Eval, {"tasks": [name.strip() for name in tasks.split(",")]}, of_eval)
-    for name in section.tasks:
-        find_task(name)
+    of_eval = [change for change in changes or [] if change not in of_generate]
+    names = [name.strip() for name in tasks.split(",")]
+    section = eval_section(names, of_eval, limit, data_dir)
     generation = generation_of(run, of_generate)
     store = Run.load(run) if is_run(run) else None
     model, tokenizer = open_model(run)
@@ -741,49 +788,46 @@ def evaluate(
 @app.command()
 def compare(
     run: ModelName,
-    other: Annotated[
-        str | None,
+    words: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[OTHER]",
-            help="another run or model; without one the run is compared with its own base",
-            callback=lambda name: name and check_place(name),
+            metavar="[OTHER] [KEY=VALUE]...",
+            help="another run or model, without one the run's own base; changes as for eval",
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="a task; a run must have been measured on it")] = ...,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="items to ask where neither side is a run")
-    ] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="a folder with the task's files, for what is measured now")
-    ] = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
     as_json: AsJson = False,
 ):
     """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
 
-    A base or another model is measured now, on the items and with the settings of the run."""
+    A base or another model is measured now, on the items and with the settings of the run.
+    KEY=VALUE belongs to the section eval, such as limit=100."""
+    other, changes = split_words(words or [])
     if other is None:
         check_run(run)  # only a run has a base of its own
     from rich.console import Console
 
     from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.evals.tasks import find_task
     from llmtrainer.pipeline import base_result, compared_results, stored_result
     from llmtrainer.run import Run
 
-    find_task(task)
+    section = eval_section([task], changes, limit, data_dir)
+    limit, data_dir = section.limit, section.data_dir
     if other:
         names = (run, other)
         options = dict(limit=limit, data_dir=data_dir, quiet=as_json)
         left, right = compared_results(names, task, **options)
     else:
-        left = base_result(Run.load(run), task, quiet=as_json)
-        right, names = stored_result(Run.load(run), task), (f"base of {run}", run)
+        left = base_result(Run.load(run), task, limit, quiet=as_json)
+        right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
     comparison = compare(left, right, score, names)
     if as_json:
-        print_json(comparison.model_dump())
+        print_json(comparison.model_dump() | {"direction": comparison.direction})
     else:
         Console().print(comparison_table(comparison))
 
@@ -792,7 +836,7 @@ def compare(
 @app.command()
 def merge(
     run: RunName,
-    how: Annotated[
+    route: Annotated[
         str,
         typer.Option(help="dequantized: into the weights of the training; original: into 16 bits"),
     ] = "dequantized",
@@ -807,14 +851,15 @@ def merge(
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if how not in ("dequantized", "original"):
+    if route not in ("dequantized", "original"):
         raise UserError(
-            f"there is no way to merge called {how!r}",
-            where="--how",
+            f"there is no route of a merge called {route!r}",
+            where="--route",
             allowed="dequantized, original",
+            fix="leave it out: dequantized gives the model that was trained",
         )
     opened = Run.load(run)
-    print_written(opened.exports / "merged", merge_run(opened, how, dtype), as_json)
+    print_written(opened.exports / "merged", merge_run(opened, route, dtype), as_json)
 
 
 def print_written(folder: Path, record, as_json: bool) -> None:
@@ -841,6 +886,33 @@ def export(
     print_written(opened.exports / to, export_run(opened, questions, to), as_json)
 
 
+# %% ../nbs/system/84_cli.ipynb #a6d42d93
+@app.command("verify")
+def verify_run(run: RunName, as_json: AsJson = False):
+    "Check every file of a run and its mirror against the hashes in it; exit code 1 for damage."
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmtrainer.pipeline import VERDICTS, check_files
+    from llmtrainer.run import Run
+
+    checks = check_files(Run.load(run))
+    table = Table("place", "whole", *VERDICTS)
+    for check in checks:
+        counts = [len(check.texts(verdict)) for verdict in VERDICTS]
+        table.add_row(check.place, str(check.whole), *map(str, counts))
+    if as_json:
+        print_json([check.summary() for check in checks])
+    else:
+        Console().print(table)
+        for check in checks:
+            for fault in check.faults:
+                print(f"{fault.verdict}: {check.place}: {fault.text}")
+    if not all(check.is_sound for check in checks):
+        raise typer.Exit(1)
+
+
+# %% ../nbs/system/84_cli.ipynb #fbca850f
 @app.command()
 def card(run: RunName):
     "Write the model card from what lies in the run."
@@ -915,8 +987,8 @@ def demo(
     ] = None,
 ):
     "Chat in the browser, with base and tuned model side by side."
-    from llmtrainer.pipeline import is_run, open_model
-    from llmtrainer.run import Run
+    from llmtrainer.pipeline import open_model
+    from llmtrainer.run import Run, is_run
     from llmtrainer.ship.demo import build_demo, launch_demo
 
     model, tokenizer, section = run_generation(run, None)

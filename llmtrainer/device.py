@@ -157,15 +157,16 @@ def known_gpu(
 
 # %% ../nbs/internals/94_device.ipynb #a2fecce5
 _CPU_REASON = (
-    "a CPU computes bfloat16 matrices slowly: 17 times slower than float32 for a 4-bit layer,"
-    " measured with AVX2"
+    "most CPUs compute bfloat16 matrices slowly: with AVX2 a 4-bit layer was measured to be 17"
+    " times slower than in float32"
 )
 
 
 def _number_format(machine):
     "(dtype, reason) for weights that are not quantised, and for computing."
     if machine.kind == "cpu":
-        return "float32", _CPU_REASON
+        measured_here = "AVX2" in machine.name
+        return "float32", _CPU_REASON + "; this CPU was not measured" * (not measured_here)
     if machine.kind == "mps":
         return "float32", "not every Apple GPU computes bfloat16, and float16 loses small gradients"
     version = "{}.{}".format(*machine.capability)
@@ -240,7 +241,7 @@ def _attention(machine, attn, kernels=ATTENTION):
             allowed=", ".join(("auto", *kernels)),
             fix="use attn: auto",
         )
-    return attn, "the recipe asks for it"
+    return attn, "set by model.attn"
 
 
 # %% ../nbs/internals/94_device.ipynb #60829e9d
@@ -271,13 +272,13 @@ def _check_word(key, value, options):
         )
 
 
-def _quantization(machine, quantize):
+def _quantization(machine, quantize, origin="set by model.quantize"):
     "The reason for a storage format, or a `UserError` when it cannot run."
     if quantize == "none":
-        return "the recipe asks for weights as they are stored"
+        return "set by model.quantize: weights as they are stored"
     if quantize == "fp8":
         return (
-            "the recipe asks for it; PyTorch's own 8-bit floating point, unpacked for each product,"
+            "set by model.quantize; PyTorch's own 8-bit floating point, unpacked for each product,"
             " so any chip will do"
         )
     if machine.libraries.get("bitsandbytes") is None:
@@ -287,7 +288,7 @@ def _quantization(machine, quantize):
             allowed="none",
             fix="pip install bitsandbytes",
         )
-    return f"the recipe asks for it; bitsandbytes {machine.libraries['bitsandbytes']} is installed"
+    return f"{origin}; bitsandbytes {machine.libraries['bitsandbytes']} is installed"
 
 
 # %% ../nbs/internals/94_device.ipynb #69e3c063
@@ -341,7 +342,7 @@ def _engine(machine, engine, quantize="nf4"):
             fix=obstacle[1],
         )
     if engine != "auto":
-        return engine, "the recipe asks for it"
+        return engine, "set by model.engine"
     return (
         FASTEST,
         f"Triton {machine.libraries['triton']} is installed and compute capability"
@@ -352,12 +353,14 @@ def _engine(machine, engine, quantize="nf4"):
 # %% ../nbs/internals/94_device.ipynb #80156480
 def plan_device(
     machine: Machine,
-    quantize: str = "nf4",  # none, nf4, fp4, int8, fp8
+    quantize: str | None = None,  # none, nf4, fp4, int8, fp8; None: the recipe's default
     attn: str = "auto",  # auto, eager, sdpa, flash_attention_2
     engine: str = "auto",  # auto, reference, fused, fp8
     kernels=ATTENTION,  # the attention kernels that the model's own code has a path for
 ) -> DevicePlan:
     "Choose formats and kernels for a machine; refuse what it cannot do."
+    origin = "set by model.quantize" if quantize else "the default of model.quantize"
+    quantize = quantize or "nf4"
     _check_word("quantize", quantize, QUANTIZE)
     _check_word("attn", attn, ATTENTION)
     _check_word("engine", engine, ENGINES)
@@ -371,7 +374,7 @@ def plan_device(
         "compute_dtype": why,
         "attn": kernel_why,
         "engine": engine_why,
-        "quantize": _quantization(machine, quantize),
+        "quantize": _quantization(machine, quantize, origin),
     }
     return DevicePlan(
         machine.kind,

@@ -9,6 +9,7 @@ __all__ = [
     "SAVED_SHARE",
     "SAVED_A_LAYER",
     "FILES_BEFORE_TRAINING",
+    "VERDICTS",
     "JobTrain",
     "Recipe",
     "read_recipe",
@@ -26,13 +27,14 @@ __all__ = [
     "alike",
     "measure_model",
     "compared_results",
+    "is_base_of",
     "unmet_requirements",
-    "is_run",
     "is_finished",
     "ensure_template",
     "recipe_of",
     "open_model",
-    "resolve_system",
+    "trained_prompting",
+    "resolve_generation",
     "pin_model",
     "find_base",
     "check_weights",
@@ -67,9 +69,15 @@ __all__ = [
     "evaluate_missing",
     "model_to_plan",
     "train",
+    "storage_note",
+    "next_steps",
     "merge_run",
     "whole_model",
     "export_run",
+    "PlaceCheck",
+    "check_folder",
+    "check_mirror_files",
+    "check_files",
     "Stages",
     "quickstart_recipe",
     "write_problems",
@@ -88,12 +96,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -101,7 +108,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
 from llmtrainer.align.preference import Dpo
-from llmtrainer.data.packing import Sequences, collator
+from llmtrainer.data.packing import Sequences, collator, move_batch
 from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare
 from llmtrainer.data.rows import row_kind
 from llmtrainer.data.streaming import prepare_stream
@@ -110,6 +117,8 @@ from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.evals.compare import check_settings_agree, compare, comparison_table
 from llmtrainer.evals.tasks import Eval, TaskResult, evaluate, find_task
+
+# %% ../nbs/system/80_pipeline.ipynb #7dd879b7
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
     choose_policy,
@@ -117,7 +126,7 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation
+from llmtrainer.models.generate import Generation, Prompting, stored_prompting
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -130,6 +139,7 @@ from llmtrainer.models.load import (
     describe_model,
     fingerprint,
     hide_progress_bars,
+    is_local_model,
     is_small,
     load_config,
     load_model,
@@ -147,12 +157,19 @@ from llmtrainer.models.memory import (
 from llmtrainer.models.variants import adapt_model, check_storage
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import (
+    FileFault,
     Run,
     cache_folder,
     cached_sha256,
+    check_place,
+    find_faults,
     identify,
+    is_run,
+    probably_meant,
+    read_manifest,
     read_object,
     seed_everything,
+    sha256,
     verify,
     write_atomic,
     write_json,
@@ -162,7 +179,7 @@ from llmtrainer.safe_io import check_plain, file_facts, is_folder
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
-from llmtrainer.ship.merge import MergeRecord, merge
+from llmtrainer.ship.merge import MergeRecord, base_dtype, merge
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
@@ -366,13 +383,21 @@ def stored_results(run: Run, task: str, folder: str = "evals") -> list[TaskResul
     return [*([first] if first else []), *(other for other in others if other.task == task)]
 
 
-def stored_result(run: Run, task: str, folder: str = "evals") -> TaskResult:
+def stored_result(
+    run: Run,
+    task: str,
+    limit: int | None = None,  # the result of so many items; None: the one that counts
+) -> TaskResult:
     "The stored result of a task in a run; `UserError` where it was never measured."
-    if result := run.find_record(TaskResult, f"{folder}/{task}.json"):
+    if limit is None and (result := run.find_record(TaskResult, f"evals/{task}.json")):
         return result
+    for result in stored_results(run, task):
+        if result.n == limit:
+            return result
+    items = f" on {limit} items" if limit else ""
     raise UserError(
-        f"{run.path} has no result of {task}",
-        fix=f"llmtrainer eval {run.path} --tasks {task}",
+        f"{run.path} has no result of {task}{items}",
+        fix=f"llmtrainer eval {run.path} --tasks {task}" + (f" limit={limit}" if limit else ""),
     )
 
 
@@ -389,10 +414,15 @@ def evaluate_base(
     return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
 
 
-def base_result(run: Run, task: str, quiet: bool = False) -> TaskResult:
+def base_result(
+    run: Run,
+    task: str,
+    limit: int | None = None,  # items; None: those of the result that counts
+    quiet: bool = False,
+) -> TaskResult:
     """The result of a run's base on a task: the same items and settings as the run's own result.
     It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
-    tuned = stored_result(run, task)
+    tuned = stored_result(run, task, limit)
     for base in stored_results(run, task, "evals/base"):
         if base.generation == tuned.generation and item_ids(base) == item_ids(tuned):
             return base
@@ -420,7 +450,7 @@ def measure_model(
     quiet: bool = False,
 ) -> TaskResult:
     "The result of a model that has no place to store one."
-    generation = resolve_system(None, load_recipe(Generation, like.generation if like else {}))
+    generation = resolve_generation(name, load_recipe(Generation, like.generation if like else {}))
     model, tokenizer = open_model(name)
     options = dict(section=section, generation=generation, quiet=quiet)
     return evaluate_tasks(None, model, tokenizer, **options)[0]
@@ -429,33 +459,38 @@ def measure_model(
 def compared_results(
     names: tuple[str, str],
     task: str,
-    limit: int | None = None,  # items, where neither side has a result
+    limit: int | None = None,  # items; of a run, its result of so many
     data_dir: str | None = None,  # for what is measured now
     quiet: bool = False,
 ) -> tuple[TaskResult, TaskResult]:
     """The results of two runs or models on a task. Of two runs, the first stored ones that were
     measured alike; a model is measured now, as the other side was."""
     runs = [Run.load(name) if is_run(name) else None for name in names]
-    if any(runs) and limit:
-        raise UserError(
-            "the items are those of the run's result",
-            where="--limit",
-            fix="leave it out, or evaluate the run with it",
-        )
+    held = [stored_result(run, task, limit) if run else None for run in runs]
     if all(runs):
-        first = [stored_result(run, task) for run in runs]
-        pairs = itertools.product(*(stored_results(run, task) for run in runs))
-        return next((pair for pair in pairs if alike(*pair)), tuple(first))
-    held = [stored_result(run, task) if run else None for run in runs]
-    like = held[0] or held[1]
-    if like:
-        run = runs[0] or runs[1]
+        results = (stored_results(run, task) for run in runs)
+        pairs = itertools.product(*([r for r in rs if limit in (None, r.n)] for rs in results))
+        return next((pair for pair in pairs if alike(*pair)), tuple(held))
+    run, like = runs[0] or runs[1], held[0] or held[1]
+    if run:
         data_dir = data_dir or run.recipe.get("eval", {}).get("data_dir")
         limit = like.n
     section = Eval(tasks=[task], data_dir=data_dir, limit=limit)
-    return tuple(
-        result or measure_model(name, section, like, quiet) for name, result in zip(names, held)
-    )
+
+    def measure(name: str) -> TaskResult:
+        if run and is_base_of(name, run):
+            return base_result(run, task, limit, quiet=quiet)
+        return measure_model(name, section, like, quiet)
+
+    return tuple(result or measure(name) for name, result in zip(names, held))
+
+
+def is_base_of(name: str, run: Run) -> bool:
+    "Does a name mean the base that a run was trained on?"
+    record = run.find_record(ModelRecord)
+    if record is None or not is_local_model(name) or name.startswith("tiny:"):
+        return name == (record.base.base if record else run.recipe["model"]["base"])
+    return Path(name).expanduser().resolve() == Path(find_base(run, record.base)).resolve()
 
 
 def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:
@@ -469,11 +504,6 @@ def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> 
 
 
 # %% ../nbs/system/80_pipeline.ipynb #cbe8bf2e
-def is_run(name: str) -> bool:
-    "Is this a run directory, and not a model folder or a hub name?"
-    return os.path.lexists(Path(name) / "recipe.yaml")
-
-
 def is_finished(run: Run) -> bool:
     "Has the run its final adapter or model?"
     return is_folder(run.adapter, run.path) or is_folder(run.model, run.path)
@@ -509,7 +539,7 @@ def open_model(
 ):
     "(model, tokenizer) of a run, a model folder or a hub name; an unfinished run is refused."
     if not is_run(name):
-        section = Model(base=name, quantize="none")
+        section = Model(base=check_place(str(name)), quantize="none")
         return ensure_template(*load_model(section, plan_model(section)))
     run = Run.load(name)
     recipe = recipe_of(run)
@@ -531,18 +561,38 @@ def open_model(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #a2fce719
-def resolve_system(run: Run | None, section: Generation, quiet: bool = False) -> Generation:
-    "The section with the system prompt that `auto` means in this run; outside of a run, with none."
-    if section.system != "auto":
-        return section
-    record = run and run.find_record(DataRecord)
+def trained_prompting(source: Run | str | None) -> tuple[Prompting, str]:
+    "(the prompts that a run or a model was trained under, where its system prompt is known from)."
+    unknown = Prompting(system=None)
+    if not isinstance(source, Run):
+        stored = stored_prompting(source) if source else None
+        origin = f"named by the folder {source}" if stored and stored.system else ""
+        return stored or unknown, origin
+    record = source.find_record(DataRecord)
     systems = record.systems if record else None
+    rule = source.recipe.get("data", {}).get("special_in_content", unknown.special_in_content)
     shared = systems.shared if systems else None
-    if systems and not quiet and (shared or systems.mixed):
-        used = repr(shorten(shared, 60)) if shared else "none"
-        note = f"(generate.system: auto; the training rows: {systems.describe()})"
-        print(f"system prompt: {used} {note}", file=sys.stderr)
-    return section.model_copy(update=dict(system=shared))
+    told = systems and (systems.shared or systems.mixed)
+    origin = f"the training rows: {systems.describe()}" if told else ""
+    return Prompting(system=shared, special_in_content=rule), origin
+
+
+def resolve_generation(
+    source: Run | str | None,  # a run, or the folder or name of a model
+    section: Generation,
+    quiet: bool = False,
+) -> Generation:
+    "The section with what `auto` means for this model: system prompt, and rule for contents."
+    prompting, origin = trained_prompting(source)
+    shared, changes = prompting.system, {}
+    if section.special_in_content == "auto":
+        changes["special_in_content"] = prompting.special_in_content
+    if section.system == "auto":
+        changes["system"] = shared
+        if origin and not quiet:
+            used = repr(shorten(shared, 60)) if shared else "none"
+            print(f"system prompt: {used} (generate.system: auto; {origin})", file=sys.stderr)
+    return section.model_copy(update=changes)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ce281747
@@ -611,10 +661,7 @@ def sample_batches(
     places = train.sample(rows * count)
     for start in range(0, len(places), rows):
         batch = collate([train[place] for place in places[start : start + rows]])
-        for name, value in batch.items():
-            if isinstance(value, torch.Tensor):
-                batch[name] = value.to(plan.device)
-        yield batch
+        yield move_batch(batch, plan.device)
 
 
 def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: bool) -> None:
@@ -859,30 +906,23 @@ def assemble(
     # a run may be moved, with its base or without
     identity = {key: value for key, value in base.items() if key != "folder"}
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    parts = dict(data=data, objective=objective, plan=plan)
     trainer = build_trainer(
         model,
         tokenizer,
-        data=data,
+        **parts,
         section=recipe.train,
-        plan=plan,
         run=run,
         signals=signals,
-        objective=objective,
         adapt=recipe.adapt,
         identity=dict(base=identity, quantize=recipe.model.quantize, data=data.digest),
         quiet=quiet,
+        base=recipe.model.base,
+        generation=resolve_generation(run, recipe.generate, quiet=True),
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
     )
-    session = Session(
-        model,
-        tokenizer,
-        data=data,
-        objective=objective,
-        trainer=trainer,
-        plan=plan,
-        batches=batches,
-    )
+    session = Session(model, tokenizer, **parts, trainer=trainer, batches=batches)
     objective.setup(session)
     return session
 
@@ -918,7 +958,10 @@ def run_training(
     # a small model's checkpoint takes so little time that a progress bar would only flicker
     with hide_progress_bars(is_small(pin_model(run, recipe.model).base)):
         complete_training(
-            session.trainer, session.tokenizer, recipe.model.base, generation=recipe.generate
+            session.trainer,
+            session.tokenizer,
+            recipe.model.base,
+            generation=resolve_generation(run, recipe.generate, quiet=True),
         )
     if recipe.data.stream:
         record_data(run, session.data, recipe.train.accept_changes)  # now its rows are counted
@@ -942,14 +985,13 @@ FILES_BEFORE_TRAINING = {
 
 @contextmanager
 def release_unused_run(run: Run) -> Iterator[None]:
-    "Remove the files of a run that is refused with a `UserError` before its first step."
+    "Remove a run that is refused with a `UserError` before its first step, with its folder."
     try:
         yield
     except UserError:
         names = {path.name for path in run.path.iterdir()}
         if rank() == 0 and names <= FILES_BEFORE_TRAINING | {".lock"}:
-            for name in FILES_BEFORE_TRAINING:
-                (run.path / name).unlink(missing_ok=True)
+            run.discard(FILES_BEFORE_TRAINING)
         raise
 
 
@@ -1042,12 +1084,15 @@ def fetch_recipe(
 ) -> Recipe:
     """The recipe of a run in `place`, which is fetched to `path` where it is not here; the run is
     mirrored to `place` again. A mirror that only the run's own recipe names needs a yes."""
-    fetched = not os.path.lexists(path / "recipe.yaml")
-    if fetched and not restore(open_place(place), path):
+    fetched = not is_run(path)
+    is_here = not place.startswith("hf://") and Path(place).exists()
+    # a folder with a recipe of the user's own is not a mirror
+    is_none = is_here and not (Path(place) / "env.json").is_file()
+    if fetched and (is_none or not restore(open_place(place), path)):
         raise UserError(
             f"there is no run in {place}",
             allowed="a run, a folder that train.mirror named, or hf://user/name",
-            fix="is the drive mounted?",
+            fix=probably_meant(Path(place)) or (None if is_here else "is the drive mounted?"),
         )
     run, words = Run.load(path), list(overrides)
     named = any(word.startswith("train.mirror=") for word in words)
@@ -1081,7 +1126,7 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     else:
         model, tokenizer = open_model(str(run.path))
     section = recipe.eval.model_copy(update={"tasks": missing})
-    generation = resolve_system(run, recipe.generate, quiet)
+    generation = resolve_generation(run, recipe.generate, quiet)
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
@@ -1093,12 +1138,13 @@ def model_to_plan(recipe: Recipe, run: Run) -> Model:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path | dict,  # or what `read_recipe` reads one from
     path: str | Path,  # the run directory
     quiet: bool = False,
 ) -> Run:
     """Train, evaluate and write the card; returns the run. The same call resumes, and does only
     what is missing."""
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     model = model_to_plan(recipe, Run(path))
     plan = plan_model(model)
     check_target_names(model, recipe.adapt)
@@ -1119,9 +1165,41 @@ def train(
 
 
 # %% ../nbs/system/80_pipeline.ipynb #034bc66d
+def storage_note(run: Run) -> str:
+    "That a full model is written in another number format than its base's files; else empty."
+    if not run.model.is_dir():
+        return ""
+    written = base_dtype(Model(base=str(run.model), quantize="none"))
+    before = base_dtype(pin_model(run, recipe_of(run).model))
+    if before in (None, written):
+        return ""
+    return (
+        f"its weights are written in {written}, in which they were trained; the base's files hold"
+        f" {before}. To load it so: from_pretrained(..., dtype={before!r})"
+    )
+
+
+def next_steps(run: Run) -> str:
+    "Where a finished run's weights lie, and what may be done next, for a person."
+    place, folder = run.path, run.model if run.model.is_dir() else run.adapter
+    start = f"model.base={folder}" if run.model.is_dir() else f"adapt.continue_from={place}"
+    steps = {
+        f"llmtrainer chat {place}": "talk with it",
+        f"llmtrainer merge {place}": "one folder that any server loads",
+        f"llmtrainer train {place}/recipe.yaml {start} --run NEW": "train further",
+    }
+    if run.model.is_dir():
+        del steps[f"llmtrainer merge {place}"]
+    width = max(map(len, steps))
+    lines = [f"  {command:{width}}  # {purpose}" for command, purpose in steps.items()]
+    told = [f"the {folder.name} is in {folder}", storage_note(run), *lines]
+    return "\n".join(filter(None, told))
+
+
+# %% ../nbs/system/80_pipeline.ipynb #2214a376
 def merge_run(
     run: Run,
-    how: str = "dequantized",
+    route: str = "dequantized",  # or original, into the base's unquantised weights
     dtype: str | None = None,  # of the written weights; None: that of the base
 ) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
@@ -1136,7 +1214,8 @@ def merge_run(
     recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
-        options = dict(how=how, generation=recipe.generate, dtype=dtype)
+        generation = resolve_generation(run, recipe.generate, quiet=True)
+        options = dict(route=route, generation=generation, dtype=dtype)
         record = merge(section, run.adapter, folder, **options)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
@@ -1172,6 +1251,75 @@ def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportReco
     run.update_manifest(f"exports/{to}")
     renew_card(run)
     return record
+
+
+# %% ../nbs/system/80_pipeline.ipynb #18b5e448
+VERDICTS = ("damaged", "missing", "unknown")
+
+
+@dataclass(frozen=True)
+class PlaceCheck:
+    "What was found in one place of a run: the run itself, a sealed folder in it, or its mirror."
+
+    place: str
+    whole: int  # files
+    faults: list[FileFault]
+
+    def texts(self, verdict: str) -> list[str]:
+        "The sentences of one verdict: damaged, missing or unknown."
+        return [fault.text for fault in self.faults if fault.verdict == verdict]
+
+    def summary(self) -> dict:
+        "The place as plain values."
+        texts = {verdict: self.texts(verdict) for verdict in VERDICTS}
+        return dict(place=self.place, whole=self.whole, **texts)
+
+    @property
+    def is_sound(self) -> bool:
+        "Is nothing damaged or missing?"
+        return not (self.texts("damaged") or self.texts("missing"))
+
+
+def check_folder(run: Run, folder: Path, digest: Callable[[Path], str]) -> PlaceCheck:
+    "A sealed folder of a run, or the run itself, set against its manifest."
+    faults = find_faults(folder, digest=digest, root=run.path)
+    faults = [fault for fault in faults if not fault.text.startswith(".mirror.json ")]
+    place = "run" if folder == run.path else folder.relative_to(run.path).as_posix()
+    try:
+        count = len(read_manifest(folder))
+    except UserError:
+        return PlaceCheck(place, 0, faults)  # it has none that can be read
+    known = [fault for fault in faults if fault.verdict != "unknown"]
+    return PlaceCheck(place, count - len(known), faults)
+
+
+def check_mirror_files(run: Run, target: str) -> PlaceCheck:
+    "The files in a run's mirror set against the run's manifest; what does not answer is unknown."
+    place, faults = open_place(target), []
+    try:
+        entries, marker = read_manifest(run.path), read_marker(place)
+        if marker != identify(run.path):
+            why = "is the mirror of another run" if marker else "is not there, or is no mirror"
+            return PlaceCheck(target, 0, [FileFault("unknown", f"{target} {why}")])
+        for name, entry in entries.items():
+            found = place.digest(name)
+            if found is None:
+                faults.append(FileFault("missing", f"{name} is missing"))
+            elif found != entry["sha256"]:
+                faults.append(FileFault("damaged", f"{name} has another content"))
+    except (OSError, UserError) as error:
+        return PlaceCheck(target, 0, [FileFault("unknown", f"{target}: {error}")])
+    return PlaceCheck(target, len(entries) - len(faults), faults)
+
+
+def check_files(run: Run) -> list[PlaceCheck]:
+    "Every file of a run against the hashes that lie in it: one entry for each sealed place."
+    sealed = [*list_steps(run.checkpoints), run.adapter, run.model, *run.exports.glob("*/")]
+    folders = [folder for folder in sealed if file_facts(folder / "manifest.json", run.path)]
+    digest = cache(sha256)  # a file may be in two manifests, and is read once
+    checks = [check_folder(run, folder, digest) for folder in (run.path, *sorted(folders))]
+    mirror = run.recipe.get("train", {}).get("mirror")
+    return checks + ([check_mirror_files(run, mirror)] if mirror else [])
 
 
 # %% ../nbs/system/80_pipeline.ipynb #49d8ed3f
@@ -1256,7 +1404,7 @@ def quickstart(
     with stage("data", "1/6  Making 3,000 word problems to train on, 200 to validate, 256 to test"):
         write_problems(out, seed)
     with stage("before", "2/6  The small base answers the test problems"):
-        before = evaluate_base(run, recipe.eval, resolve_system(run, recipe.generate))
+        before = evaluate_base(run, recipe.eval, resolve_generation(run, recipe.generate))
     with stage("train", "3/6  QLoRA: the base in 4 bits, adapters on all linear layers; same test"):
         train(recipe, out)
     after = stored_result(run, "word_problems")

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "RECIPE_LIMIT",
+    "DATA_FILES",
     "UserError",
     "first_line",
     "assert_refused",
@@ -646,12 +647,31 @@ def read_values(source):
             f"There is no recipe {path}.",
             fix=f"Did you mean {near[0]}?" if near else "`llmtrainer init` writes one.",
         ) from None
+    except IsADirectoryError:
+        recipe = path / "recipe.yaml"
+        raise UserError(
+            f"{path} is a folder, and a recipe is a file.",
+            allowed="a YAML recipe",
+            fix=f"its recipe is {recipe}; a run goes on by: llmtrainer continue {path}"
+            if recipe.is_file()
+            else "`llmtrainer init` writes one.",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(
             f"{path} cannot be read as text: {why}.", allowed="a YAML recipe in UTF-8"
         ) from None
+    if path.suffix in DATA_FILES:
+        raise UserError(
+            f"{path} is a file of data, and a recipe is YAML.",
+            allowed="a YAML recipe",
+            fix=f"`llmtrainer init` writes one; there, set data.train: {path}",
+        )
     return *parse_yaml(text, path.name), path.name
+
+
+# what a recipe names under data.train, and is not one itself
+DATA_FILES = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 
 
 # %% ../nbs/internals/90_config.ipynb #bd73f7a8

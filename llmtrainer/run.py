@@ -8,6 +8,7 @@ __all__ = [
     "AnyRecord",
     "PACKAGES",
     "SETTLED",
+    "HUB_NAME",
     "RUN_NAMES",
     "RUN_FOLDERS",
     "RUN_FILE",
@@ -26,11 +27,16 @@ __all__ = [
     "sha256",
     "seal",
     "read_manifest",
+    "FileFault",
+    "find_faults",
     "verify",
     "cache_folder",
     "cached_sha256",
     "Stopped",
     "read_recipe_file",
+    "is_run",
+    "probably_meant",
+    "check_place",
     "refuse_foreign",
     "is_run_file",
     "check_run",
@@ -47,6 +53,7 @@ __all__ = [
 
 # %% ../nbs/internals/91_run.ipynb #03c86f4d
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import json
@@ -66,7 +73,7 @@ from html import escape
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 # %% ../nbs/internals/91_run.ipynb #f2e55690
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -360,6 +367,10 @@ def _lock(folder):
         handle = os.dup(file.fileno())
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        facts = file_facts(lock)
+        if facts is None or not os.path.samestat(os.fstat(handle), facts):
+            os.close(handle)  # a refused run has removed the file meanwhile
+            return _lock(folder)
     except BlockingIOError:
         os.close(handle)
         raise UserError(
@@ -376,6 +387,14 @@ def _lock(folder):
             stacklevel=2,
         )
     _held[lock] = handle
+
+
+def _unlock(folder):
+    "Give up a run that this process holds, and remove its lock."
+    lock = Path(folder).resolve() / ".lock"
+    if _is_held(lock):
+        remove_file(lock)
+        os.close(_held.pop(lock))
 
 
 # %% ../nbs/internals/91_run.ipynb #0b6278cb
@@ -418,38 +437,59 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     return entries
 
 
-def verify(
+# %% ../nbs/internals/91_run.ipynb #4da7fe8f
+class FileFault(NamedTuple):
+    "What is wrong with a file of a sealed folder."
+
+    verdict: str  # damaged, missing, or unknown: nothing says what it should be
+    text: str  # a sentence
+
+
+def find_faults(
     folder: str | Path,
     parts: tuple[str, ...] = ("",),  # beginnings of the names to look at, such as "adapter/"
     digest: Callable[[Path], str] = sha256,
     root: str | Path | None = None,  # None: the folder itself may be a link, what it holds not
-) -> list[str]:
-    "What differs between a folder and its manifest, a sentence each; empty when nothing does."
-    folder = Path(folder)
+) -> list[FileFault]:
+    "What differs between a folder and its manifest; empty when nothing does."
+    folder, not_followed = Path(folder), "is a link or a device, which is not followed"
     try:
         others = list_files(folder, root)[1]
     except UnsafePath:
-        return [f"{folder.name} is a link or a device, which is not followed"]
+        return [FileFault("damaged", f"{folder.name} {not_followed}")]
     if not os.path.lexists(folder / "manifest.json"):
-        return ["manifest.json is missing: the folder was never sealed"]
+        return [FileFault("unknown", "manifest.json is missing: the folder was never sealed")]
     try:
         manifest = read_manifest(folder)
     except UserError as error:
-        return [f"manifest.json cannot be read ({type(error).__name__})"]
+        return [FileFault("damaged", f"manifest.json cannot be read ({type(error).__name__})")]
     files, faults = _files(folder, root), []
     for name, entry in manifest.items():
         if not name.startswith(parts) or name in others:
             continue
         if name not in files:
-            faults.append(f"{name} is missing")
+            faults.append(FileFault("missing", f"{name} is missing"))
         elif files[name] != entry["size"]:
-            faults.append(f"{name} has {files[name]} bytes instead of {entry['size']}")
+            sizes = f"{files[name]} bytes instead of {entry['size']}"
+            faults.append(FileFault("damaged", f"{name} has {sizes}"))
         elif digest(folder / name) != entry["sha256"]:
-            faults.append(f"{name} has the right size but another content")
+            text = f"{name} has the right size but another content"
+            faults.append(FileFault("damaged", text))
     added = [name for name in files if name not in manifest and name.startswith(parts)]
-    faults += [f"{name} is not in the manifest" for name in added]
+    faults += [FileFault("unknown", f"{name} is not in the manifest") for name in added]
     links = [name for name in others if f"{name}/".startswith(parts)]
-    return faults + [f"{name} is a link or a device, which is not followed" for name in links]
+    return faults + [FileFault("damaged", f"{name} {not_followed}") for name in links]
+
+
+# %% ../nbs/internals/91_run.ipynb #54aae1df
+def verify(
+    folder: str | Path,
+    parts: tuple[str, ...] = ("",),
+    digest: Callable[[Path], str] = sha256,
+    root: str | Path | None = None,
+) -> list[str]:
+    "What `find_faults` finds, a sentence each; empty when nothing differs."
+    return [fault.text for fault in find_faults(folder, parts, digest, root)]
 
 
 # %% ../nbs/internals/91_run.ipynb #d2e9d716
@@ -525,11 +565,73 @@ def _refuse_other(path, recipe, free=()):
         )
         raise UserError(
             f"The run {path} was begun by another recipe (there -> now):{table}",
-            fix="Name another folder with --run, or go back to the recipe of this run.",
+            allowed=f"changes of {', '.join(sorted(free))}" if free else None,
+            fix=f"begin another run with --run NEW{_train_further(path, changed)}",
         )
 
 
+def _train_further(path, changed):
+    "How the adapter of a finished run is trained further with a few changes, as part of a fix."
+    if len(changed) > 3 or not is_folder(path / "adapter", path):
+        return ""
+    words = " ".join(f"{key}={show_value(now)}" for key, _, now in changed)
+    command = f"llmtrainer train {path / 'recipe.yaml'} {words}"
+    return f"; from this run's adapter: {command} adapt.continue_from={path} --run NEW"
+
+
 # %% ../nbs/internals/91_run.ipynb #e8aac973
+def is_run(path: str | Path) -> bool:
+    "Is this a run directory? A recipe.yaml alone is a recipe: a run has a lock or an env.json too."
+    path = Path(path)
+    return os.path.lexists(path / "recipe.yaml") and any(
+        os.path.lexists(path / name) for name in (".lock", "env.json")
+    )
+
+
+def probably_meant(path: Path) -> str | None:
+    "What to do where a run is asked for and something else is named; None where nothing is near."
+    if runs := [parent for parent in path.parents if is_run(parent)]:
+        return f"Name the run itself: {runs[0]}"
+    recipe = path if path.suffix in (".yaml", ".yml") else path / "recipe.yaml"
+    if recipe.is_file():
+        return f"{recipe} is a recipe, which begins a run: llmtrainer train {recipe}"
+    if path.is_file():
+        return "to train on this file, name it under data.train: `llmtrainer init` writes a recipe"
+    around = [path.parent, Path("runs")]
+    near = [str(p) for folder in around if folder.is_dir() for p in folder.iterdir() if p.is_dir()]
+    matches = difflib.get_close_matches(str(path), near, 1)
+    matches = matches or [name for name in near if Path(name).name == path.name]
+    return f"Did you mean {matches[0]}?" if matches else None
+
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_place(name: str) -> str:
+    """The name of a run or model; `UserError` where it can be neither. A mistyped path is not
+    looked for on the hub."""
+    path = Path(name)
+    if name.startswith("tiny:") or is_run(path) or (path / "config.json").is_file():
+        return name
+    meant = probably_meant(path)
+    if path.exists():
+        raise UserError(
+            f"{name} is neither a run nor a model: it is no folder that `llmtrainer train` wrote,"
+            " and has no config.json.",
+            fix=meant or "Name a run, or the folder of a model.",
+        )
+    # org/model is a path too: one is meant where the folder org is here, and in the folder of runs
+    is_path = "/" in name and (path.parent.is_dir() or path.parts[0] == "runs")
+    if HUB_NAME.fullmatch(name) and not is_path:
+        return name
+    raise UserError(
+        f"There is no run or model {name}.",
+        allowed="a run directory, a model folder, a hub name such as org/model, or tiny:base",
+        fix=meant,
+    )
+
+
+# %% ../nbs/internals/91_run.ipynb #d6c7306a
 def refuse_foreign(path: Path) -> None:
     "`UserError` if `path` holds something that is not a run."
     other = "Name another folder with --run."
@@ -537,22 +639,24 @@ def refuse_foreign(path: Path) -> None:
         raise UserError(f"{path} is a file, not a run directory.", fix=other)
     names = os.listdir(path) if path.exists() else []
     strange = [name for name in names if name != ".lock" and not _TEMPORARY.fullmatch(name)]
-    if strange and "recipe.yaml" not in names:
+    if strange and not is_run(path):
         raise UserError(f"The folder {path} is not empty and is not a run.", fix=other)
 
 
 def _claim(path, recipe, free=()):
     """Make the folder of a run, or check that it is ours; take the lock; sweep up after killed
-    writes."""
+    writes. Returns the folders that were made, the innermost first."""
     refuse_foreign(path)
     check_run(path)
     _refuse_other(path, recipe, free)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
     _refuse_other(path, recipe, free)  # another process may have begun it meanwhile
     for name in list_files(path)[0]:
         if _TEMPORARY.fullmatch(name.rpartition("/")[2]):
             remove_file(path / name, path)
+    return made
 
 
 # %% ../nbs/internals/91_run.ipynb #9be3e4c4
@@ -883,7 +987,7 @@ class Run(_Log):
     ) -> "Run":
         "Create a run, or resume the run that this very recipe began."
         run = cls(path)
-        _claim(run.path, recipe, free)
+        run.made = _claim(run.path, recipe, free)
         if changed := _changes(run.path, recipe):
             for key, there, now in changed:
                 append_line(
@@ -900,13 +1004,26 @@ class Run(_Log):
     @classmethod
     def load(cls, path: str | Path) -> "Run":
         "An existing run, for reading and for adding results."
-        if os.path.lexists(Path(path) / "recipe.yaml"):
+        if is_run(path):
             check_run(Path(path))
             return cls(path)
         raise UserError(
-            f"{path} is not a run: it has no recipe.yaml.",
-            fix="Name a folder that `llmtrainer train` wrote.",
+            f"{path} is not a run.",
+            allowed="a folder that `llmtrainer train` wrote",
+            fix=probably_meant(Path(path)),
         )
+
+    def discard(
+        self,
+        names: Collection[str],  # of the files that it has
+    ) -> None:
+        "Remove an opened run that came to nothing: its files, its lock, and the folders it made."
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+        _unlock(self.path)
+        for folder in self.made:
+            with contextlib.suppress(OSError):  # something else lies there
+                folder.rmdir()
 
     def seal(self) -> None:
         "Write manifest.json: size and SHA-256 of every file that a run has."

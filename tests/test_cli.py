@@ -375,13 +375,27 @@ def test_commands_on_a_run(tmp_path):
     for sides in (["tiny:base", run], [run, "tiny:base"]):
         measured = json.loads(succeeds("compare", *sides, "--task", "word_problems", "--json"))
         assert measured["n"] == 6 and measured["names"] == list(map(str, sides))
-    bare = ["compare", "tiny:base", "tiny:base", "--task", "word_problems", "--limit", "3"]
-    assert json.loads(succeeds(*bare, "--json"))["n"] == 3
+        assert measured["weights"] == ["nf4", "nf4"], "the base is held as the run holds it"
+        assert measured["direction"] == "{1} minus {0}".format(*sides)
+    bare = ["tiny:base", "tiny:base", "--task", "word_problems", "--json"]
+    for spelling in (["limit=3"], ["--limit", "3"]):
+        assert json.loads(succeeds("compare", *bare, *spelling))["n"] == 3
+        asked = ["eval", run / "exports" / "merged", "--tasks", "word_problems", "--json"]
+        assert json.loads(succeeds(*asked, *spelling))[0]["n"] == 3
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
     assert chosen["score"] == "flexible"
     code, _, err = run_cli(*comparison, "--score", "bleu")
     assert code == 2
     assert "accuracy, flexible" in err
+
+    verified = json.loads(succeeds("verify", run, "--json"))
+    assert {"run", "adapter", "exports/merged", "exports/onnx"} < {row["place"] for row in verified}
+    assert not any(row["damaged"] or row["missing"] for row in verified)
+    stored = (run / "env.json").read_text()
+    (run / "env.json").write_text(stored + " ")
+    code, table, _ = run_cli("verify", run)
+    assert code == 1 and "damaged: run: env.json has " in table
+    (run / "env.json").write_text(stored)
 
     # alone, streamed, in a batch or from a pipe: the same text
     answer = succeeds("generate", run, "--prompt", "1 + 1?").strip()
@@ -491,6 +505,12 @@ def test_what_a_terminal_shows_in_one_piece_is_read_in_two():
         assert terminal.process.wait(60) == 0
     finally:
         terminal.close()
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "llmtrainer", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "Fine-tune language models" in done.stdout, done.stderr
 
 
 def test_help_imports_little():

@@ -27,34 +27,18 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 import llmtrainer
 from llmtrainer.data.loss_mask import Encoded, TokenizerInfo, render_with_spans
 from llmtrainer.data.rows import BadRecord
-from llmtrainer.data.templates import TEMPLATES, render, set_template
+from llmtrainer.data.templates import (
+    TEMPLATES,
+    catalogue_tokenizer,
+    make_talk,
+    render,
+    set_template,
+)
 from llmtrainer.recipe import UserError
 
 
-_BASE = Path(llmtrainer.__file__).parent / "models" / "base"
-
-
-def _tokenizer(template, folder=_BASE, extra=()):
-    "A tokenizer with all special tokens of the catalogue, its own pad token, and this template."
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    special = {token for t in TEMPLATES.values() for token in (*t.needs, t.stop)}
-    tokenizer.add_tokens(sorted(special - {"eos"}), special_tokens=True)
-    tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
-    tokenizer.add_tokens(list(extra))
-    set_template(tokenizer, template)
-    return tokenizer
-
-
-def _talk(*contents):
-    "Messages of user and assistant in turn."
-    return [
-        {"role": ("user", "assistant")[i % 2], "content": content}
-        for i, content in enumerate(contents)
-    ]
-
-
 # tokens that can lie across a border, as GPT-2 and Llama 3 have them
-_TOKENIZERS = {name: _tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}
+_TOKENIZERS = {name: catalogue_tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}
 
 
 def encode_step_by_step(row, tokenizer, mask="assistant"):
@@ -69,7 +53,7 @@ def encode_step_by_step(row, tokenizer, mask="assistant"):
 
 _plain = st.lists(
     st.sampled_from(["", " ", "a", " b ", "<|im_end|>", "\n"]), min_size=2, max_size=6
-).map(lambda texts: _talk(*texts[: len(texts) // 2 * 2]))
+).map(lambda texts: make_talk(*texts[: len(texts) // 2 * 2]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -85,8 +69,18 @@ def test_layouts_change_nothing(messages, name, mask, extra):
     assert (rendered.text, rendered.spans) == render_with_spans(row, tokenizer, mask)
 
 
+def test_an_answer_in_white_space_is_trained_whole_under_every_template():
+    for name, tokenizer in _TOKENIZERS.items():
+        for content in ("\n4", "\n\n4", " 4", " \n\n4\n", "<think>\nHm.\n</think>\n\n4"):
+            row = {"messages": make_talk("2 + 2?", content)}
+            (encoded,) = Encoder(tokenizer).encode([row])
+            assert isinstance(encoded, Encoded), (name, content, encoded)
+            start, end = encoded.runs[-1]
+            assert content.strip() in tokenizer.decode(encoded.ids[start:end]), (name, content)
+
+
 def test_text_rows_are_trained_whole_between_begin_and_end():
-    tokenizer = _tokenizer("plain")
+    tokenizer = catalogue_tokenizer("plain")
     encoded = encode({"text": "Once upon a time"}, tokenizer)
     assert tokenizer.decode(encoded.ids) == "<|begin|>Once upon a time<|end|>"
     assert all(encoded.trained)
@@ -97,12 +91,12 @@ def test_text_rows_are_trained_whole_between_begin_and_end():
 
 
 def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
-    tokenizer = _tokenizer(
+    tokenizer = catalogue_tokenizer(
         "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif"
         " %}{{ m.content + eos_token }}{% endfor %}"
     )
-    good = {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 6}
-    bad = {"messages": _talk("no", "a"), "source": "a.jsonl", "line": 7}
+    good = {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 6}
+    bad = {"messages": make_talk("no", "a"), "source": "a.jsonl", "line": 7}
     with pytest.raises(UserError, match="where: a.jsonl:7"):
         encode(bad, tokenizer)
     kept, lost = Encoder(tokenizer).encode([good, bad])
@@ -112,8 +106,8 @@ def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
 
 
 def test_a_broken_row_is_counted_and_the_others_are_encoded():
-    tokenizer = _tokenizer("chatml")
-    rows = [{"messages": _talk("q", a)} for a in ("a", "say <|im_end|>!", "b", "<|im_end|>")]
+    tokenizer = catalogue_tokenizer("chatml")
+    rows = [{"messages": make_talk("q", a)} for a in ("a", "say <|im_end|>!", "b", "<|im_end|>")]
     first, second, third, fourth = Encoder(tokenizer).encode(rows)
     assert [first, third] == [encode(rows[0], tokenizer), encode(rows[2], tokenizer)]
     for fault in (second, fourth):
@@ -128,7 +122,7 @@ _tricky = st.lists(
     ),
     min_size=2,
     max_size=6,
-).map(lambda texts: _talk(*texts[: len(texts) // 2 * 2]))
+).map(lambda texts: make_talk(*texts[: len(texts) // 2 * 2]))
 _by_special_tokens = Counter()  # template -> rows whose layout needed no offsets
 
 
@@ -173,7 +167,7 @@ def test_an_encoder_gives_what_the_steps_give(messages, name, mask):
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_layouts_change_nothing_on_real_rows(realdata):
-    tokenizer = _tokenizer("chatml", realdata / "data/tokenizers/gpt2-hf")
+    tokenizer = catalogue_tokenizer("chatml", realdata / "data/tokenizers/gpt2-hf")
     roles = {"human": "user", "gpt": "assistant"}
     with gzip.open(realdata / "data/instruction/sgd_train_sharegpt.jsonl.gz", "rt") as file:
         talks = [json.loads(line)["conversations"] for line in file]
@@ -193,7 +187,7 @@ def test_layouts_change_nothing_on_real_rows(realdata):
 def test_a_tokenizer_without_a_fast_backend():
     tokenizer = ByT5Tokenizer()
     set_template(tokenizer, "zephyr")
-    row = {"messages": _talk("q", "\nyes é", "q", "no")}
+    row = {"messages": make_talk("q", "\nyes é", "q", "no")}
     talk, text = Encoder(tokenizer).encode([row, {"text": "é"}])
     assert not tokenizer.is_fast
     answers = [tokenizer.decode(talk.ids[start:end]) for start, end in talk.runs]
@@ -204,7 +198,10 @@ def test_a_tokenizer_without_a_fast_backend():
 
 
 def test_a_tokenizer_whose_offsets_hide_white_space():
-    tokenizer, row = _tokenizer("plain"), {"messages": _talk("q ", " yes", "q", "\n\nno ")}
+    tokenizer, row = (
+        catalogue_tokenizer("plain"),
+        {"messages": make_talk("q ", " yes", "q", "\n\nno ")},
+    )
     plain = encode(row, tokenizer)
     tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     encoder = Encoder(tokenizer)

@@ -16,30 +16,15 @@ import llmtrainer
 from llmtrainer.data.encoding import Encoder, check_contract, encode, get_encoder, stop_id
 from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.rows import BadRecord
-from llmtrainer.data.templates import TEMPLATES, render, set_template
+from llmtrainer.data.templates import (
+    BASE_FOLDER,
+    TEMPLATES,
+    catalogue_tokenizer,
+    make_talk,
+    render,
+    set_template,
+)
 from llmtrainer.recipe import UserError
-
-
-_BASE = Path(llmtrainer.__file__).parent / "models" / "base"
-
-
-def _tokenizer(template, folder=_BASE, extra=()):
-    "A tokenizer with all special tokens of the catalogue, its own pad token, and this template."
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    special = {token for t in TEMPLATES.values() for token in (*t.needs, t.stop)}
-    tokenizer.add_tokens(sorted(special - {"eos"}), special_tokens=True)
-    tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
-    tokenizer.add_tokens(list(extra))
-    set_template(tokenizer, template)
-    return tokenizer
-
-
-def _talk(*contents):
-    "Messages of user and assistant in turn."
-    return [
-        {"role": ("user", "assistant")[i % 2], "content": content}
-        for i, content in enumerate(contents)
-    ]
 
 
 def _trained_texts(messages, tokenizer, mask):
@@ -49,8 +34,8 @@ def _trained_texts(messages, tokenizer, mask):
 
 
 def test_spans_follow_mask_and_trained():
-    tokenizer = _tokenizer("chatml")
-    messages = _talk("q", "one", "q", "two", "q")
+    tokenizer = catalogue_tokenizer("chatml")
+    messages = make_talk(*("q", "one", "q", "two", "q"))
     one, two = "one<|im_end|>\n", "two<|im_end|>\n"
     assert _trained_texts(messages, tokenizer, "assistant") == [one, two]
     assert _trained_texts(messages, tokenizer, "last") == [two]
@@ -65,8 +50,8 @@ def test_spans_follow_mask_and_trained():
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_an_answer_may_begin_the_conversation(name):
-    tokenizer = _tokenizer(name)
-    messages = [{"role": "assistant", "content": "Welcome!"}, *_talk("Hi", "Yes.")]
+    tokenizer = catalogue_tokenizer(name)
+    messages = [{"role": "assistant", "content": "Welcome!"}, *make_talk("Hi", "Yes.")]
     row = {"messages": messages, "source": "a.jsonl", "line": 1}
     (encoded,) = Encoder(tokenizer).encode([row])
     if isinstance(encoded, BadRecord):
@@ -81,24 +66,24 @@ def test_an_answer_may_begin_the_conversation(name):
 
 
 def test_whatever_a_template_raises_concerns_the_row_alone():
-    tokenizer = _tokenizer("chatml")
-    good = {"messages": _talk("a", "b"), "source": "a.jsonl", "line": 1}
+    tokenizer = catalogue_tokenizer("chatml")
+    good = {"messages": make_talk("a", "b"), "source": "a.jsonl", "line": 1}
     for fault in ("1 // 0", "[][1].x.y", "range(10 ** 9)", "m.content + 3"):
         whole = "{% if m.content == 'odd' %}{{ " + fault + " }}{% endif %}{{ m.content }}"
         tokenizer.chat_template = "{% for m in messages %}" + whole + "{{ eos_token }}{% endfor %}"
-        kept, lost = Encoder(tokenizer).encode([good, good | {"messages": _talk("odd", "b")}])
+        kept, lost = Encoder(tokenizer).encode([good, good | {"messages": make_talk("odd", "b")}])
         assert isinstance(kept, Encoded), fault
         assert isinstance(lost, BadRecord) and "refuses it" in str(lost), fault
 
 
 def test_a_tool_result_is_trained_by_no_mask():
     messages = [
-        *_talk("q", "call"),
+        *make_talk("q", "call"),
         {"role": "tool", "content": "4711"},
         {"role": "assistant", "content": "so"},
     ]
     trained = {
-        mask: "".join(_trained_texts(messages, _tokenizer("chatml"), mask))
+        mask: "".join(_trained_texts(messages, catalogue_tokenizer("chatml"), mask))
         for mask in ("assistant", "last", "completion", "all")
     }
     assert trained["completion"] == "call<|im_end|>\nso<|im_end|>\n"
@@ -109,8 +94,8 @@ def test_a_tool_result_is_trained_by_no_mask():
 
 def _check_literal(tokenizer, contents: list[str]):
     "Contents give no control token, and the ids decode to the same text."
-    messages = _talk(*contents)
-    row, plain = {"messages": messages}, {"messages": _talk(*["a"] * len(contents))}
+    messages = make_talk(*contents)
+    row, plain = {"messages": messages}, {"messages": make_talk(*["a"] * len(contents))}
     control = SpecialInContent(tokenizer).control
     control_ids = set(tokenizer.convert_tokens_to_ids(list(control)))
     encoder = Encoder(tokenizer)
@@ -139,12 +124,12 @@ _specials = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_specials, min_size=2, max_size=2), st.sampled_from(["chatml", "llama-3", "plain"]))
 def test_a_content_gives_no_control_token(contents, name):
-    tokenizer = _tokenizer(name)
+    tokenizer = catalogue_tokenizer(name)
     _check_literal(tokenizer, contents)
 
 
 def test_special_tokens_in_tools_names_and_thoughts_are_text_too():
-    tokenizer = _tokenizer("qwen")
+    tokenizer = catalogue_tokenizer("qwen")
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}
     messages = [
         {"role": "user", "content": "q"},
@@ -161,11 +146,11 @@ def test_special_tokens_in_tools_names_and_thoughts_are_text_too():
 
 
 def test_a_tag_of_thought_in_an_answer_stays_what_it_is():
-    tokenizer = _tokenizer("chatml")
+    tokenizer = catalogue_tokenizer("chatml")
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     think = tokenizer.convert_tokens_to_ids("<think>")
     for contents, count in ((["q", "<think>x</think>y"], 1), (["<think>q", "y"], 0)):
-        assert encode({"messages": _talk(*contents)}, tokenizer).ids.count(think) == count
+        assert encode({"messages": make_talk(*contents)}, tokenizer).ids.count(think) == count
 
 
 @pytest.mark.realdata
@@ -179,8 +164,8 @@ def test_contents_stay_text_in_real_tokenizers(realdata, folder):
 
 
 def test_masks_of_one_conversation():
-    tokenizer = _tokenizer("chatml")
-    row = {"messages": [{"role": "system", "content": "s"}, *_talk("q", "one", "q", "two")]}
+    tokenizer = catalogue_tokenizer("chatml")
+    row = {"messages": [{"role": "system", "content": "s"}, *make_talk("q", "one", "q", "two")]}
     trained = {}
     for mask in ("assistant", "last", "all"):
         pieces = trained_pieces(encode(row, tokenizer, mask), tokenizer)
@@ -192,11 +177,11 @@ def test_masks_of_one_conversation():
 
 
 def test_a_template_that_closes_the_conversation():
-    tokenizer = _tokenizer(
+    tokenizer = catalogue_tokenizer(
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}{% if"
         " add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
     )  # as Phi 3's own
-    row = {"messages": _talk("q", "one", "q", "two")}
+    row = {"messages": make_talk("q", "one", "q", "two")}
     expected = ["one<|eot_id|>", "two<|eot_id|><|end|>"]
     assert _trained_texts(row["messages"], tokenizer, "assistant") == expected
     assert tokenizer.convert_ids_to_tokens(stop_id(tokenizer)) == "<|eot_id|>"
@@ -204,8 +189,8 @@ def test_a_template_that_closes_the_conversation():
 
 
 def test_xrays_show_all_text_and_escape_it():
-    tokenizer = _tokenizer("chatml")
-    talk = _talk("is a < b?", "<b>yes</b>")
+    tokenizer = catalogue_tokenizer("chatml")
+    talk = make_talk("is a < b?", "<b>yes</b>")
     encoded = encode({"messages": talk}, tokenizer)
     assert xray(encoded, tokenizer).plain == render(talk, tokenizer)
     assert "&lt;b&gt;yes&lt;/b&gt;" in xray_html(encoded, tokenizer)
@@ -242,8 +227,8 @@ def _write_no_turns(tokenizer):
     ],
 )
 def test_each_fault_of_a_tokenizer_is_named(fault, words):
-    tokenizer = _tokenizer("plain")
-    row = {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 1}
+    tokenizer = catalogue_tokenizer("plain")
+    row = {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 1}
     assert check_contract(row, encode(row, tokenizer), tokenizer, {stop_id(tokenizer)}) is None
     fault(tokenizer)
     with pytest.raises(UserError, match=words):
@@ -251,8 +236,11 @@ def test_each_fault_of_a_tokenizer_is_named(fault, words):
 
 
 def test_each_fault_of_a_row_is_named():
-    tokenizer = _tokenizer("chatml")
-    stops, row = {stop_id(tokenizer)}, {"messages": _talk("q", "a"), "source": "a.jsonl", "line": 2}
+    tokenizer = catalogue_tokenizer("chatml")
+    stops, row = (
+        {stop_id(tokenizer)},
+        {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 2},
+    )
     good = encode(row, tokenizer)
     ((start, end),) = good.runs
     twice = [tokenizer.bos_token_id] * 2
@@ -266,14 +254,14 @@ def test_each_fault_of_a_row_is_named():
             check_contract(row, broken, tokenizer, stops)
         assert "a.jsonl:2" in str(caught.value)
     with pytest.raises(UserError, match="holds the stop token"):
-        check_contract({"messages": _talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
+        check_contract({"messages": make_talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
 
 
 def test_a_bos_that_begins_every_turn_is_no_fault():
-    tokenizer = _tokenizer("chatml")  # as SmolLM2 has it
+    tokenizer = catalogue_tokenizer("chatml")  # as SmolLM2 has it
     tokenizer.bos_token = "<|im_start|>"
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
-    row = {"messages": _talk("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
+    row = {"messages": make_talk("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
     good, stops = encode(row, tokenizer), {stop_id(tokenizer)}
     assert good.ids.count(tokenizer.bos_token_id) == 4
     assert check_contract(row, good, tokenizer, stops) is None
@@ -360,7 +348,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_tools_are_written_or_refused(name):
-    tokenizer = _tokenizer(name)
+    tokenizer = catalogue_tokenizer(name)
     (encoded,) = Encoder(tokenizer).encode([_USED])
     assert isinstance(encoded, Encoded) == TEMPLATES[name].tools == (name in CALLS)
     if isinstance(encoded, BadRecord):
@@ -376,7 +364,7 @@ _odd = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0▁<"), min_size=1, max_size=12
 ) | st.sampled_from(["\n4", " 4", "\n\n\n", "q", "👩‍👧 é", "Answer: 4\n", "assistant\n"])
 _talks = st.lists(_odd.filter(str.strip), min_size=2, max_size=6).map(
-    lambda texts: _talk(*texts[: len(texts) // 2 * 2])
+    lambda texts: make_talk(*texts[: len(texts) // 2 * 2])
 )
 
 
@@ -402,7 +390,7 @@ _WRITTEN = (
     | {"llama-2": lambda text: f" {text.strip()} "}
 )
 # tokens that can lie across a border, as GPT-2 and Llama 3 have them
-_TOKENIZERS = {name: _tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}
+_TOKENIZERS = {name: catalogue_tokenizer(name, extra=["\n\n", "  "]) for name in TEMPLATES}
 
 
 @settings(max_examples=200, deadline=None)
@@ -518,7 +506,7 @@ def test_mask_of_trl_is_ours_and_two_line_breaks(messages):
 @pytest.mark.parametrize("folder", ["gpt2-hf", "gpt-neox-mpt-hf", "llama2-hf"])
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_promise_on_real_tokenizers(realdata, folder, name):
-    tokenizer = _tokenizer(name, realdata / "data/tokenizers" / folder)
+    tokenizer = catalogue_tokenizer(name, realdata / "data/tokenizers" / folder)
     soft = str.strip if folder == "llama2-hf" else str  # its decoder drops the first space of a run
     decoded = lambda text: soft(_WRITTEN[name](text))
     for contents in (
@@ -526,7 +514,7 @@ def test_promise_on_real_tokenizers(realdata, folder, name):
         ("a", "yes  and\tno", "b", "é 👩‍👧 中文"),
         ("x", "one\n\ntwo\n", "y", "Answer: 4", "z", "#### 7"),
     ):
-        messages = _talk(*(soft(c) for c in contents))
+        messages = make_talk(*(soft(c) for c in contents))
         encoded, stop = encode({"messages": messages}, tokenizer), stop_id(tokenizer)
         trained = [text for text, is_trained in trained_pieces(encoded, tokenizer) if is_trained]
         last = [tokenizer.encode(text, add_special_tokens=False)[-1] for text in trained]
@@ -542,7 +530,7 @@ def test_llama_2_with_its_own_template(realdata):
     tokenizer.pad_token = "<unk>"
     assert set_template(tokenizer) == "the model's own"
     assert stop_id(tokenizer) == tokenizer.eos_token_id
-    row = {"messages": _talk("2 + 2?", "4", "And 3 + 3?", "6")}
+    row = {"messages": make_talk("2 + 2?", "4", "And 3 + 3?", "6")}
     encoded = encode(row, tokenizer)
     pieces = trained_pieces(encoded, tokenizer)
     assert [text for text, trained in pieces if trained] == ["4 </s>", "6 </s>"]
@@ -550,13 +538,13 @@ def test_llama_2_with_its_own_template(realdata):
     assert bos_tokens == 2, "this template begins every exchange with a BOS token"
     check_contract(row, encoded, tokenizer, {tokenizer.eos_token_id})
     with pytest.raises(UserError, match="alternate"):
-        encode({"messages": _talk("a", "b")[::-1]}, tokenizer)
+        encode({"messages": make_talk("a", "b")[::-1]}, tokenizer)
 
 
 @pytest.mark.realdata
 def test_white_space_before_an_answer_is_what_a_server_sends(realdata):
-    tokenizer = _tokenizer("llama-3", realdata / "data/tokenizers/gpt2-hf")
-    row = {"messages": _talk("2 + 2?", "Yes", "And?", "No")}
+    tokenizer = catalogue_tokenizer("llama-3", realdata / "data/tokenizers/gpt2-hf")
+    row = {"messages": make_talk("2 + 2?", "Yes", "And?", "No")}
     encoded = encode(row, tokenizer)
     prompt_text = render(row["messages"][:1], tokenizer, prompt=True)
     prompt = tokenizer(prompt_text, add_special_tokens=False).input_ids
@@ -587,7 +575,7 @@ def test_vocabularies_of_mistral(realdata, file, template, tmp_path):
     places = tokenizer.convert_tokens_to_ids(needs)
     # control tokens lie where Mistral put them
     assert places == [3, 4, 6, 7, 5, 8, 9][: len(needs)]
-    talk = _talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")
+    talk = make_talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")
     (encoded,) = Encoder(tokenizer).encode([{"messages": talk}])
     assert encoded.ids[0] == 1
     pieces = trained_pieces(encoded, tokenizer)
@@ -595,7 +583,7 @@ def test_vocabularies_of_mistral(realdata, file, template, tmp_path):
 
 
 def test_recipe_so_far():
-    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
     data = {"template": "auto", "mask": "assistant"}
     assert set_template(tokenizer, data["template"]) == "the model's own"
-    assert sum(encode({"messages": _talk("q", "a")}, tokenizer, data["mask"]).trained) == 2
+    assert sum(encode({"messages": make_talk("q", "a")}, tokenizer, data["mask"]).trained) == 2

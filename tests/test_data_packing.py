@@ -106,6 +106,11 @@ def test_labels_and_positions_by_hand():
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100, 9, -100, -100, -100]]
 
 
+def test_a_moved_batch_keeps_what_is_no_tensor():
+    batch = move_batch({"input_ids": torch.ones(1, 2), "max_length_q": 2}, "meta")
+    assert batch["input_ids"].device.type == "meta" and batch["max_length_q"] == 2
+
+
 def test_columns_go_through_both_batches_and_not_to_the_model():
     rows = [Encoded([5, 6, 7], [(1, 3)]), Encoded([8, 9], [(1, 2)])]
     columns = {"group": [4, 4], "role": [1, 2], "anything": [70, 80]}

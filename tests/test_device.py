@@ -102,6 +102,9 @@ def test_number_format_follows_the_chip():
     for (kind, capability), dtype in rows.items():
         assert _number_format(_machine(kind, capability))[0] == dtype, (kind, capability)
     assert "17 times slower" in _number_format(_machine("cpu"))[1]
+    for name, here in (("CPU with AVX2", True), ("CPU with AVX512", False)):
+        reason = _number_format(replace(_machine("cpu"), name=name))[1]
+        assert ("this CPU was not measured" in reason) != here, name
 
 
 def test_auto_attention_says_why():
@@ -182,6 +185,14 @@ def test_engines_by_facts():
     assert stored8.engine == "reference" and "reference engine only" in stored8.reasons["engine"]
     with pytest.raises(UserError, match="fp8"):
         plan_device(_machine(capability=(9, 0), triton="3.6"), quantize="fp8", engine="fused")
+
+
+def test_a_reason_names_the_key_or_its_default_and_no_recipe():
+    machine = _machine(capability=(9, 0), triton="3.6")
+    assert plan_device(machine).reasons["quantize"].startswith("the default of model.quantize;")
+    keys = dict(quantize="nf4", attn="eager", engine="reference")
+    reasons = plan_device(machine, **keys).reasons
+    assert all(reasons[key].startswith(f"set by model.{key}") for key in keys)
 
 
 def test_the_whole_table_of_machines():

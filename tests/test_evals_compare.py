@@ -218,6 +218,9 @@ def test_items_that_one_side_could_not_read_are_compared_fairly():
 def test_table_and_picture_say_all_figures():
     a, b = _result([1] * 10 + [0] * 10), _result([1] * 18 + [0] * 2)
     result = compare(a, b, names=("base", "<b>tuned"))
+    assert result.direction == "<b>tuned minus base" and "&lt;b&gt;tuned minus base" in (
+        result._repr_html_()
+    )
     console = Console(width=100, file=io.StringIO(), force_jupyter=False)
     console.print(comparison_table(result))
     text, page = " ".join(console.file.getvalue().split()), result._repr_html_()
@@ -227,6 +230,24 @@ def test_table_and_picture_say_all_figures():
     assert f"{low:.3f} to {high:.3f}" in text and "flexible" in text and "1.000" in text
     assert "&lt;b&gt;tuned" in page and "<b>" not in page and page.count("<circle") == 3
     assert Comparison.model_validate(result.model_dump()) == result
+
+
+def test_weights_held_differently_are_named_and_a_wrong_call_says_what_is_right():
+    a, b = (
+        _result([1, 0, 1]).model_copy(update=dict(weights=weights))
+        for weights in ("nf4", "float32")
+    )
+    result = compare(a, b, names=("run", "tiny:base"))
+    assert result.weights == ("nf4", "float32")
+    note = "weights held differently: run in nf4, tiny:base in float32"
+    caption = comparison_table(result).caption
+    assert note in caption and note in result._repr_html_()
+    assert caption.startswith("tiny:base minus run: +0.000")
+    unrecorded = a.model_copy(update=dict(weights=None))
+    for pair in ((a, a), (a, unrecorded)):
+        assert "held" not in comparison_table(compare(*pair)).caption
+    with pytest.raises(UserError, match="'runs/mine' is not a result"):
+        compare("runs/mine", "tiny:base")
 
 
 def test_recipe_so_far():

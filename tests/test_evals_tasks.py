@@ -11,7 +11,6 @@ from llmtrainer.evals.tasks import (
     last_number,
     math,
     problems,
-    render,
     torch,
 )
 
@@ -253,6 +252,18 @@ def test_a_task_that_cannot_be_asked_is_refused():
     ):
         with pytest.raises(UserError, match=words):
             evaluate(None, None, replace(task, **change), limit=2)
+
+
+def test_a_task_is_named_by_a_text_and_a_wrong_call_says_what_is_right():
+    model, tokenizer = _model()
+    by_name = evaluate(model, tokenizer, "word_problems_loss", limit=2)
+    assert by_name.task == "word_problems_loss"
+    assert by_name.weights == by_name.summary()["weights"] == "float32"
+    with pytest.raises(UserError, match="there is no task 'gsm9k'"):
+        evaluate(model, tokenizer, "gsm9k")
+    with pytest.raises(UserError, match="'runs/mine' is a text, and not a model") as caught:
+        evaluate("runs/mine", None, "word_problems", limit=2)
+    assert "open_model('runs/mine')" in str(caught.value)
 
 
 def test_a_row_longer_than_the_context_is_refused():

@@ -246,6 +246,16 @@ def test_names_at_the_top_are_imported_when_they_are_asked_for(tmp_path, monkeyp
     assert run.stdout == "False HI!\n", run.stderr
 
 
+def test_a_package_with_a_command_can_be_run_as_a_module(tmp_path):
+    settings = dict(lib_path="toy", console_scripts="toy=toy.words:start")
+    assert main_file(dict(lib_path="toy")) is None
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/__main__.py").write_text(main_file(settings))
+    (tmp_path / "toy/words.py").write_text("start = lambda: print('HI!')")
+    command = [sys.executable, "-m", "toy"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).stdout == b"HI!\n"
+
+
 def test_everything_out_of_step_is_found(tmp_path):
     export(toy(tmp_path))
     assert found(check_sync, tmp_path) == []

@@ -494,6 +494,14 @@ def test_a_checkpoint_of_hqq_is_loaded_or_refused_and_never_random(tmp_path):
         assert F.cosine_similarity(a, b, dim=0) > 0.95
 
 
+def test_a_loaded_model_says_how_it_holds_its_weights():
+    for quantize in ("nf4", "fp8", "none"):
+        section = Model(base="tiny:base", quantize=quantize)
+        plan = plan_model(section)
+        model, _ = load_model(section, plan)
+        assert weight_storage(model) == (plan.dtype if quantize == "none" else quantize)
+
+
 def test_every_storage_costs_what_it_should_and_stays_near_the_weights():
     ids, sizes, divergence = torch.tensor([[1, 20, 30, 40, 50]]), {}, {}
     with torch.no_grad():

@@ -57,6 +57,16 @@ def test_a_stored_adapter_names_its_base_and_commit_and_no_place(tmp_path):
     place = model.config.name_or_path
     for file in tmp_path.glob("*.json"):
         assert place not in file.read_text()
+    for name, expected in ((str(tmp_path / "base"), "../../base"), ("", Path(place).name)):
+        folder = tmp_path / "run" / "adapter"
+        save_adapter(model, folder, name)
+        stored = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        assert stored == expected or (folder / stored).resolve() == Path(place).resolve()
+        assert not Path(stored).is_absolute()
+    snapshot = f"/cache/models--org--name/snapshots/{'a' * 40}"
+    save_adapter(model, tmp_path, snapshot)
+    config = read_json(tmp_path / "adapter_config.json")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "a" * 40)
 
 
 def test_pissa_and_olora_start_at_the_base_and_are_stored_as_plain_lora():

@@ -15,11 +15,12 @@ from llmtrainer.pipeline import (
     compare,
     fingerprint,
     json,
+    list_steps,
     load_tokenizer,
     os,
     problems,
+    sha256,
     sys,
-    torch,
     write_atomic,
 )
 
@@ -112,7 +113,7 @@ def grown_base(folder):
     )
 
 
-def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
+def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path, monkeypatch):
     job = grown_base(tmp_path)
     with pytest.raises(UserError, match="2 tokens that are new to the model") as caught:
         pipeline.train(read_recipe(job), tmp_path / "run", quiet=True)
@@ -123,7 +124,8 @@ def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path):
     assert losses[-1] < 1 < losses[0], "it stood at 6.1 where nothing trained the rows"
     answers = generate(*pipeline.open_model(str(run.path)), [[dict(role="user", content="4?")]])
     assert answers[0] in ("<yes>", "<no>")
-    opened = AutoPeftModelForCausalLM.from_pretrained(run.adapter)
+    monkeypatch.chdir(run.adapter)  # from where peft finds a base that is a folder
+    opened = AutoPeftModelForCausalLM.from_pretrained(".")
     assert opened.get_input_embeddings().weight.shape[0] == 895, "893 rows, and two new tokens"
     kept_as_text = read_recipe(job, ["data.special_in_content=literal", "train.max_steps=1"])
     assert pipeline.train(kept_as_text, tmp_path / "text", quiet=True).adapter.is_dir()
@@ -408,6 +410,18 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
         train(recipe, path, quiet=True)
 
 
+def test_a_folder_with_a_recipe_alone_is_no_run_to_continue(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_atomic(tmp_path / "recipe.yaml", json.dumps(LEAST))
+    for place in (".", "recipe.yaml", str(tmp_path)):
+        with pytest.raises(UserError, match="there is no run in") as caught:
+            fetch_recipe(place, Path("runs/x"))
+        assert "recipe.yaml is a recipe, which begins a run" in str(caught.value)
+        assert not Path("runs").exists(), "nothing was copied"
+    with pytest.raises(UserError, match="is the drive mounted"):
+        fetch_recipe("drive", Path("runs/x"))
+
+
 def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):
     straight = train(job(tmp_path / "a"), tmp_path / "a" / "run", quiet=True)
     recipe = job(tmp_path / "a", mirror=str(tmp_path / "drive"), max_hours=1e-6)
@@ -483,7 +497,11 @@ def test_a_refused_recipe_leaves_its_folder_until_something_was_trained(tmp_path
         with pytest.raises(UserError) as caught:
             train(wrong, run, quiet=True)
         assert "begun by another" not in str(caught.value), name
-        assert {path.name for path in run.iterdir()} == {".lock"}, name
+        assert not run.exists(), f"{name}: nothing is left, not even a lock"
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UserError):
+        train(wrong, tmp_path / "own", quiet=True)
+    assert [*(tmp_path / "own").iterdir()] == [], "a folder that was there before stays, empty"
     train(good, run, quiet=True)
     before = {path.name for path in run.iterdir()}
     with pytest.raises(UserError, match="begun by another recipe"):
@@ -622,7 +640,7 @@ def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_pa
     assert hasattr(open_model(str(run.path))[0], "peft_config")
     assert not hasattr(open_model(str(run.path), tuned=False)[0], "peft_config")
     assert open_model("tiny:base")[1].chat_template
-    with pytest.raises(UserError, match="no model folder"):
+    with pytest.raises(UserError, match="There is no run or model"):
         open_model(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="eval"):
         stored_result(run, "gsm8k")
@@ -694,12 +712,29 @@ def test_every_way_to_a_whole_model_writes_the_tokens_that_end_an_answer(tmp_pat
     if way in ("full", "merged"):  # an export takes seconds
         export_run(run, ["What is 2 plus 3?"])
         shipped.append(run.exports / "onnx")
-    else:
+    if way == "full":
+        shipped += list_steps(run.checkpoints)
+        assert storage_note(run) == "", "the base's files hold float32 too"
+    if way not in ("full", "merged"):
         assert len(list(run.path.glob("model/*.safetensors"))) == 1
     for folder in shipped:
         stored = json.loads((folder / "generation_config.json").read_text())
         assert set(stored["eos_token_id"]) == ends, folder.name
         assert "<end_of_turn>" in (folder / "chat_template.jinja").read_text()
+
+
+def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
+    changes = ["model.base=tiny:base", "model.quantize=none", "adapt.method=full"]
+    run = Run.open(tmp_path / "run", read_recipe(LEAST, changes))
+    assert storage_note(run) == ""
+    model, _ = open_model("tiny:base")
+    model.save_pretrained(run.model)
+    assert "written in float32, in which they were trained; the base's files hold float16" in (
+        storage_note(run)
+    )
+    assert f"the model is in {run.model}" in next_steps(run)
+    model.half().save_pretrained(run.model)
+    assert storage_note(run) == ""
 
 
 def system_job(folder, systems):
@@ -719,29 +754,42 @@ def system_job(folder, systems):
 def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys):
     run = train(system_job(tmp_path, ["Solve it."] * 100), tmp_path / "run", quiet=True)
     assert stored_result(run, "word_problems").generation["system"] == "Solve it."
-    section = resolve_system(run, Generation())
+    section = resolve_generation(run, Generation())
     assert section.system == "Solve it."
     told = capsys.readouterr().err
     assert "'Solve it.' in 100, none in 20 of 120 rows" in told
     for own in (Generation(system=None), Generation(system="Be brief.")):
-        assert resolve_system(run, own) == own
+        assert resolve_generation(run, own).system == own.system
+    allowed = Run.open(tmp_path / "allowed", read_recipe(LEAST, ["data.special_in_content=allow"]))
+    assert resolve_generation(allowed, Generation()).special_in_content == "allow"
     assert base_result(run, "word_problems", quiet=True).generation["system"] == "Solve it."
     card = (run.path / "README.md").read_text()
     assert "'Solve it.' in 100, none in 20 of 120 rows" in card
     assert '{"role": "system", "content": "Solve it."}' in card
     assert "system prompt 'Solve it.'" in card[card.index("## Results") :]
-    assert resolve_system(None, Generation()).system is None
+    assert resolve_generation(None, Generation()).system is None
+    assert resolve_generation("tiny:base", Generation()).system is None
+    # the merged model takes it along
+    merge_run(run)
+    merged = str(run.exports / "merged")
+    capsys.readouterr()
+    assert resolve_generation(merged, Generation()).system == "Solve it."
+    assert f"'Solve it.' (generate.system: auto; named by the folder {merged})" in (
+        capsys.readouterr().err
+    )
+    result = measure_model(merged, Eval(tasks=["word_problems"], limit=2), quiet=True)
+    assert result.generation["system"] == "Solve it."
 
 
 def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
     prompts = ["Solve it."] * 50 + ["Be brief."] * 40
     run = train(system_job(tmp_path, prompts), tmp_path / "run", quiet=True)
-    assert resolve_system(run, Generation()).system is None
+    assert resolve_generation(run, Generation()).system is None
     told = capsys.readouterr().err
     assert "system prompt: none" in told and "'Be brief.' in 40, none in 30 of 120" in told
     plain = train(job(tmp_path / "plain"), tmp_path / "plain" / "run", quiet=True)
     capsys.readouterr()
-    assert resolve_system(plain, Generation()).system is None
+    assert resolve_generation(plain, Generation()).system is None
     assert capsys.readouterr().err == "", "nothing to tell"
 
 
@@ -753,7 +801,7 @@ def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys
 
     def measure(limit, **settings):
         section = Eval(tasks=["word_problems"], limit=limit)
-        generation = resolve_system(run, Generation(**settings))
+        generation = resolve_generation(run, Generation(**settings))
         return evaluate_tasks(run, *model, section=section, generation=generation)[0]
 
     capsys.readouterr()
@@ -793,12 +841,19 @@ def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
         assert stored == tuned
         assert alike(measured, tuned)
         assert compare(*pair).n == tuned.n
+        assert measured == base_result(run, task), "the base is held as the run holds it"
+        assert measured.weights == tuned.weights == "nf4"
     folder = resolve_base("tiny:base")
     models = compared_results(("tiny:base", str(folder)), task, limit=4, quiet=True)
     assert compare(*models).p_value == 1
     assert models[0].n == 4
-    with pytest.raises(UserError, match="the items are those of the run"):
+    assert not is_base_of(folder, run), "another place, read as it lies there"
+    with pytest.raises(UserError, match="no result of word_problems on 2 items") as missing:
         compared_results(("tiny:base", place), task, limit=2)
+    assert "limit=2" in str(missing.value)
+    evaluate_tasks(run, *open_model(place), section=Eval(tasks=[task], limit=2), quiet=True)
+    for sides in ((place, place), ("tiny:base", place)):
+        assert compare(*compared_results(sides, task, limit=2, quiet=True)).n == 2
     # two runs with unequal results: those that were measured alike are compared
     other = train(job(tmp_path / "b"), tmp_path / "b" / "run", quiet=True)
     section = Eval(tasks=[task], limit=12)
@@ -821,6 +876,37 @@ def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):
     evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
     assert "| word_problems | accuracy | 2 |" in card.read_text()
     assert run.verify() == []
+
+
+def test_every_file_of_a_run_is_checked_and_the_mirror_too(tmp_path):
+    mirror = tmp_path / "mirror"
+    recipe = small_job(tmp_path)
+    keys = recipe.train.model_copy(update=dict(mirror=str(mirror)))
+    run = train(recipe.model_copy(update=dict(train=keys)), tmp_path / "run", quiet=True)
+    checks = {check.place: check for check in check_files(run)}
+    assert {"run", "adapter", str(mirror)} < checks.keys()
+    assert any(place.startswith("checkpoints/step-") for place in checks)
+    assert all(check.is_sound and not check.faults for check in checks.values())
+    weights = run.adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (run.path / "env.json").unlink()
+    (run.path / "notes.txt").write_text("mine")
+    (mirror / "metrics.jsonl").write_text("{}")
+    checks = {check.place: check for check in check_files(run)}
+    other_content = "has the right size but another content"
+    assert checks["adapter"].texts("damaged") == [f"adapter_model.safetensors {other_content}"]
+    assert checks["run"].texts("damaged") == [f"adapter/adapter_model.safetensors {other_content}"]
+    assert checks["run"].texts("missing") == ["env.json is missing"]
+    assert checks["run"].texts("unknown") == ["notes.txt is not in the manifest"]
+    assert checks[str(mirror)].texts("damaged") == ["metrics.jsonl has another content"]
+    assert [check.is_sound for check in checks.values()].count(False) == 3
+    shutil.rmtree(mirror)
+    (gone,) = [check for check in check_files(run) if check.place == str(mirror)]
+    assert gone.is_sound and "is not there" in gone.texts("unknown")[0]
+    (run.path / "manifest.json").unlink()
+    assert "never sealed" in check_files(run)[0].texts("unknown")[0]
 
 
 @pytest.mark.slow

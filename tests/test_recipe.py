@@ -275,10 +275,12 @@ def test_files_that_are_not_recipes():
     folder = Path(tempfile.mkdtemp())
     (folder / "recipe.yaml").write_text("{}")
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
+    (folder / "rows.jsonl").write_text('{"text": "a"}')
     for name, words in {
         "recpe.yaml": "Did you mean recipe.yaml?",
         "binary": "not UTF-8",
-        ".": "Is a directory",
+        ".": "/recipe.yaml; a run goes on by: llmtrainer continue ",
+        "rows.jsonl": "set data.train: ",
         "recipe.yaml/x": "Not a directory",
     }.items():
         with pytest.raises(UserError) as caught:

@@ -351,6 +351,64 @@ class Toy(Section):
     name: str = Field("no", description="A word that YAML 1.1 would misread.")
 
 
+def test_what_is_no_run_is_told_with_what_was_probably_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("lr: 1e-4")
+    Path("rows.jsonl").write_text("{}")
+    Run.open("runs/first", Toy())
+    Path("runs/first/adapter").mkdir()
+    Path("runs/empty").mkdir()
+    begins = "recipe.yaml is a recipe, which begins a run: llmtrainer train recipe.yaml"
+    for name, words in (
+        (".", begins),
+        ("recipe.yaml", begins),
+        ("runs/first/adapter", "Name the run itself: runs/first"),
+        ("runs/frist", "Did you mean runs/first?"),
+        ("first", "Did you mean runs/first?"),
+        ("rows.jsonl", "name it under data.train"),
+        ("runs/empty", "a folder that `llmtrainer train` wrote"),
+    ):
+        with pytest.raises(UserError, match="is not a run") as caught:
+            Run.load(name)
+        assert words in str(caught.value), name
+        if name != "first":
+            with pytest.raises(UserError):
+                check_place(name)
+    assert is_run("runs/first") and not is_run(".")
+    for name in ("runs/first", "tiny:base", "gpt2", "org/model", "first"):
+        assert check_place(name) == name, "what may be a name of the hub is looked for there"
+    with pytest.raises(UserError, match="not empty and is not a run"):
+        Run.open(".", Toy())
+    (tmp_path / ".lock").touch()
+    assert is_run("."), "killed between its first two files"
+
+
+def test_a_discarded_run_leaves_no_folder_that_it_made(tmp_path):
+    run = Run.open(tmp_path / "new" / "run", Toy())
+    run.discard(["recipe.yaml", "env.json"])
+    assert not (tmp_path / "new").exists()
+    own = tmp_path / "own"
+    own.mkdir()
+    Run.open(own, Toy()).discard(["recipe.yaml", "env.json"])
+    assert [*own.iterdir()] == []
+    Run.open(own, Toy(lr=1))
+    assert (own / ".lock").exists(), "it can be opened again"
+
+
+def test_other_values_are_refused_with_a_command_that_trains_further(tmp_path):
+    Run.open(tmp_path, Toy(lr=1))
+    with pytest.raises(UserError) as caught:
+        Run.open(tmp_path, Toy(lr=2), free=["seed"])
+    assert "allowed: changes of seed" in str(caught.value)
+    assert "begin another run with --run NEW" in str(caught.value)
+    assert "continue_from" not in str(caught.value), "it has no adapter yet"
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(UserError) as caught:
+        Run.open(tmp_path, Toy(lr=2))
+    command = f"llmtrainer train {tmp_path}/recipe.yaml lr=2.0 adapt.continue_from={tmp_path}"
+    assert command in str(caught.value)
+
+
 def test_a_name_is_known_only_in_the_form_that_is_written():
     known = """recipe.yaml metrics.jsonl checkpoints/latest.json evals/base/gsm8k.json
         evals/others/gsm8k-limit-8.json evals/base/others/gsm8k-1.json

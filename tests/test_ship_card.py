@@ -114,7 +114,7 @@ def measured(run):
             max_abs_logit_diff=2.8e-5,
             mean_kl=4.5e-9,
             same_greedy=True,
-            how="dequantized",
+            route="dequantized",
             dtype="float32",
             parameters=3672064,
         ),

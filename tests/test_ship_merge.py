@@ -113,6 +113,8 @@ def test_a_nan_is_refused():
     with pytest.raises(MergeMismatch):
         check_difference(dict(mean_kl=math.nan, max_abs_logit_diff=math.nan), 1)
     assert MergeMismatch.exit_code == 1
+    with pytest.raises(MergeMismatch, match="serve base and adapter unmerged"):
+        check_difference(dict(mean_kl=1.0, max_abs_logit_diff=1.0), 0.1)
 
 
 def test_staging_is_all_or_nothing(tmp_path):
@@ -174,7 +176,7 @@ def test_merged_equals_adapter(tmp_path, variant):
     assert record.mean_kl <= 1e-5
     assert record.max_abs_logit_diff < 5e-3
     assert record.same_greedy
-    assert record.how == "dequantized"
+    assert record.route == "dequantized"
     assert record.parameters > 3e6
     stop = AutoTokenizer.from_pretrained(adapter).convert_tokens_to_ids("<|end|>")
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [stop]
@@ -208,9 +210,12 @@ def test_an_unquantised_base(tmp_path):
 def test_the_original_base(tmp_path):
     adapter, out = tmp_path / "adapter", tmp_path / "out"
     section = random_adapter(adapter)
-    record = merge(section, adapter, out, PROMPTS[:1], how="original", tolerance=10)
-    assert record.how == "original"
+    record = merge(section, adapter, out, PROMPTS[:1], route="original", tolerance=10)
+    assert record.route == "original"
     assert record.mean_kl > 1e-4
+    assert "into the unquantised base, on which it was not trained" in record.describe()
+    with pytest.raises(MergeMismatch, match="leave --route original out"):
+        merge(section, adapter, out, PROMPTS[:1], route="original", tolerance=1e-9)
     with quiet_libraries():
         assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float16
 

@@ -456,7 +456,7 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
     assert adapter_hash(killed.run) == adapter_hash(straight)
     assert log_of(killed.run) == log_of(straight)
     # step 10 logs the mean of 2 to 10, of which 2 to 5 came before the kill
-    assert logged_steps(killed.run) == [1, 10, 12]
+    assert logged_steps(killed.run) == [1, 10, 12, 12], "the last step, and the summary"
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, capsys, uninterrupted):
@@ -1191,6 +1191,7 @@ def test_patience_and_the_best_weights_also_over_a_resume(tmp_path):
     patient = job(tmp_path, rows=40)
     done = fit_patiently(patient, with_validations([3.0, 2.0, 2.5, 2.4, 2.1, 9.0]))
     assert done["steps"] == 10 and "step 4" in done["ended"]
+    assert [line["step"] for line in patient.run.metrics() if "loss" in line][-1] == 10
     assert saved_steps(patient.run) == [10, 4]
     best = patient.run.checkpoints / "step-4"
     assert read_json(best / "progress.json")["eval_loss"] == 2.0
@@ -1276,6 +1277,7 @@ def test_what_is_shown_last_is_what_was_logged_last(tmp_path, capsys):
     last = [line for line in capsys.readouterr().out.splitlines() if "5/5" in line][-1]
     assert f"loss {losses[-1]:.4f}" in last and f"eval {validations[-1]:.4f}" in last
     assert validations[-1] != validations[-2]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 4, 5], "the last one too"
 
 
 def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):

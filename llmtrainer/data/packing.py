@@ -17,6 +17,7 @@ __all__ = [
     "flatten_batch",
     "model_inputs",
     "collator",
+    "move_batch",
     "splitmix64",
     "seeded_permutation",
     "Mix",
@@ -239,6 +240,14 @@ def collator(
 ) -> Callable[[Sequence[dict]], dict]:
     "The function that makes batches in which this attention kernel keeps rows apart."
     return partial(flatten_batch if attn.startswith("flash") else pad_batch, pad_id=pad_id)
+
+
+def move_batch(batch: dict, device) -> dict:
+    "The batch with its tensors on a device; what is no tensor stays as it is."
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 # %% ../../nbs/data/13_packing.ipynb #54249326

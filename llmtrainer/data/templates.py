@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "TEMPLATES",
+    "BASE_FOLDER",
     "TEMPLATE_FAULTS",
     "REASONING_KEYS",
     "HARMLESS_FILTERS",
@@ -14,6 +15,8 @@ __all__ = [
     "template_named",
     "set_template",
     "best_template",
+    "catalogue_tokenizer",
+    "make_talk",
     "TemplateRefused",
     "name_reasoning",
     "normalized_call",
@@ -48,8 +51,10 @@ from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import TemplateError
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import AutoTokenizer
 
 # %% ../../nbs/data/11_templates.ipynb #9f1ea12a
+import llmtrainer
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.recipe import UserError
 
@@ -135,6 +140,33 @@ def best_template(vocabulary: dict[str, int]) -> str:
         if t.auto and all(token in vocabulary for token in t.needs)
     ]
     return max(fitting, key=lambda name: len(TEMPLATES[name].needs))
+
+
+# %% ../../nbs/data/11_templates.ipynb #081f3894
+BASE_FOLDER = Path(llmtrainer.__file__).parent / "models" / "base"
+
+
+def catalogue_tokenizer(
+    template: str,  # of the catalogue, or Jinja
+    folder: str | Path = BASE_FOLDER,  # of the tokenizer to begin with
+    extra: Sequence[str] = (),  # ordinary tokens to add
+):
+    "A tokenizer for trying any template: it has all special tokens of the catalogue and a pad."
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    special = {token for t in TEMPLATES.values() for token in (*t.needs, t.stop)}
+    tokenizer.add_tokens(sorted(special - {"eos"}), special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<|own_pad|>"})
+    tokenizer.add_tokens(list(extra))
+    set_template(tokenizer, template)
+    return tokenizer
+
+
+def make_talk(*contents: str) -> list[dict]:
+    "Messages of user and assistant in turn."
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": content}
+        for i, content in enumerate(contents)
+    ]
 
 
 # %% ../../nbs/data/11_templates.ipynb #313410fb

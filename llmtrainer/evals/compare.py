@@ -15,8 +15,10 @@ __all__ = [
     "count_better",
     "settings_of",
     "check_settings_agree",
+    "check_results",
     "compare",
     "systems_note",
+    "weights_note",
     "too_long_words",
     "notes_of",
     "comparison_table",
@@ -93,7 +95,7 @@ def exchange_test(
 class Comparison(Record):
     "Two models on the same items of a task; it shows itself as a picture in a notebook."
 
-    form = 3  # `too_long` came, after `systems`
+    form = 4  # `weights` came, after `systems` and `too_long`
 
     task: str
     score: str  # the name of the score that is compared
@@ -112,6 +114,12 @@ class Comparison(Record):
     names: tuple[str, str] = ("before", "after")
     systems: tuple[str | None, str | None] | None = None  # system prompts, where they differ
     too_long: tuple[int, int] = (0, 0)  # items that A's and B's context does not hold
+    weights: tuple[str | None, str | None] = (None, None)  # how A and B hold them: nf4, float32
+
+    @property
+    def direction(self) -> str:
+        "Which minus which the difference is, in words."
+        return f"{self.names[1]} minus {self.names[0]}"
 
     def _repr_html_(self) -> str:
         return comparison_html(self)
@@ -160,7 +168,8 @@ def count_better(sums: np.ndarray, metric: Metric) -> tuple[int, int]:
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #6aec8a8f
-FREE_SETTINGS = {"preset", "seed", "system"}  # may differ between two results
+# what may differ between two results
+FREE_SETTINGS = {"preset", "seed", "system", "special_in_content"}
 
 
 def settings_of(result: TaskResult) -> dict:
@@ -190,6 +199,17 @@ def check_settings_agree(a: TaskResult, b: TaskResult) -> tuple[str | None, str 
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #00a278a1
+def check_results(*results) -> None:
+    "`UserError` where a run's name, or anything else, is given in the place of a result."
+    for result in results:
+        if not isinstance(result, TaskResult):
+            raise UserError(
+                f"{str(result)[:60]!r} is not a result",
+                allowed="two results, as evaluate(model, tokenizer, task) gives them",
+                fix="for runs and models by name: llmtrainer compare RUN OTHER --task TASK",
+            )
+
+
 def compare(
     a: TaskResult,
     b: TaskResult,
@@ -197,6 +217,7 @@ def compare(
     names: tuple[str, str] = ("before", "after"),
 ) -> Comparison:
     "Is `b` better than `a`? Only on the same items, paired one by one."
+    check_results(a, b)
     name = score or a.primary
     for result in (a, b):
         if name not in result.scores:
@@ -236,11 +257,12 @@ def compare(
         names=names,
         systems=systems,
         too_long=(len(a.too_long), len(b.too_long)),
+        weights=(a.weights, b.weights),
     )
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #ac44de0d
-TESTS = {"mcnemar": "McNemar", "exchange": "paired permutation"}
+TESTS = {"mcnemar": "McNemar's exact test", "exchange": "a paired permutation test"}
 
 
 def systems_note(c: Comparison) -> str:
@@ -249,6 +271,14 @@ def systems_note(c: Comparison) -> str:
         return ""
     a, b = (f"{name}: {system or 'none'}" for name, system in zip(c.names, c.systems))
     return f"asked under different system prompts: {a}; {b}"
+
+
+def weights_note(c: Comparison) -> str:
+    "That the two hold their weights differently, in words; empty where they do not."
+    if None in c.weights or c.weights[0] == c.weights[1]:
+        return ""  # alike, or not recorded by an older release
+    held = ", ".join(f"{name} in {words}" for name, words in zip(c.names, c.weights))
+    return f"weights held differently: {held}"
 
 
 def too_long_words(c: Comparison) -> str:
@@ -261,7 +291,8 @@ def too_long_words(c: Comparison) -> str:
 
 def notes_of(c: Comparison) -> str:
     "What a reader must know beside the figures, each after a semicolon."
-    return "".join(f"; {note}" for note in (systems_note(c), too_long_words(c)) if note)
+    notes = (weights_note(c), systems_note(c), too_long_words(c))
+    return "".join(f"; {note}" for note in notes if note)
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #77355865
@@ -271,8 +302,8 @@ def comparison_table(c: Comparison) -> Table:
     table = Table(
         title=f"{c.task}: {c.score} on {c.n} items",
         caption=(
-            f"difference {c.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f};"
-            f" {TESTS[c.test]} p = {c.p_value:.2g}{notes_of(c)}"
+            f"{c.direction}: {c.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f};"
+            f" {TESTS[c.test]}, p = {c.p_value:.2g}{notes_of(c)}"
         ),
     )
     for name in ("model", c.score, "95 % interval", *c.others):
@@ -325,7 +356,8 @@ def comparison_html(c: Comparison) -> str:
     return (
         f"<p>{escape(c.task)}: {escape(c.score)} on {c.n} items</p>"
         + interval_svg({a: (c.a, c.a_interval), b: (c.b, c.b_interval)})
+        + f"<p>{escape(c.direction)}</p>"
         + interval_svg({"difference": (c.difference, c.interval)}, zero=True)
         + f"<p>better on {c.a_better} items: {escape(a)}; on {c.b_better}: {escape(b)};"
-        f" {test} p = {c.p_value:.2g}{escape(notes_of(c))}</p>"
+        f" {test}, p = {c.p_value:.2g}{escape(notes_of(c))}</p>"
     )

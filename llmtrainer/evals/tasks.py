@@ -29,6 +29,7 @@ __all__ = [
     "long_items_note",
     "figure_of",
     "grade_items",
+    "Asking",
     "answer_settings",
     "task_prompt",
     "recorded_settings",
@@ -68,10 +69,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 # %% ../../nbs/evaluation/41_tasks.ipynb #b8c47e31
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.loss_mask import Encoded
-from llmtrainer.data.packing import build_sequence, collator
+from llmtrainer.data.packing import build_sequence, collator, move_batch
 from llmtrainer.data.rows import load_rows
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.templates import render
 from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
@@ -86,12 +86,16 @@ from llmtrainer.evals.metrics import (
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.generate import (
     Generation,
+    check_model,
+    content_rule,
     context_length,
     generate,
     prompt_lengths,
+    render_prompt,
     system_prompt,
     with_system,
 )
+from llmtrainer.models.load import weight_storage
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Record
 
@@ -381,7 +385,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 2  # `context` and `too_long` came
+    form = 3  # `weights` came, after `context` and `too_long`
 
     task: str
     request: str
@@ -391,6 +395,7 @@ class TaskResult(Record):
     scores: dict[str, Score]
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
+    weights: str | None = None  # how the model held them: nf4, int8, ..., or their number format
     context: int | None = None  # tokens that the model reads at most
     too_long: list[LongItem] = []  # items that are longer, and were not answered
 
@@ -429,6 +434,7 @@ class TaskResult(Record):
             "interval": intervals[self.primary],
             "intervals": intervals,
             "generation": self.generation,
+            "weights": self.weights,
             "context": self.context,
             "too_long": [item.model_dump() for item in self.too_long],
         }
@@ -476,6 +482,7 @@ def grade_items(
     outputs: Sequence[Output],
     seconds: float = 0.0,
     generation: dict | None = None,
+    weights: str | None = None,  # how the model held them
     context: int | None = None,  # tokens that the model reads at most
 ) -> TaskResult:
     "The result of outputs to items; `UserError` where there are none."
@@ -498,6 +505,7 @@ def grade_items(
         },
         items=graded,
         generation=generation or {},
+        weights=weights,
         context=context,
         too_long=[
             LongItem(id=item.id, question=item.question[:200], tokens=output.too_long)
@@ -507,12 +515,26 @@ def grade_items(
     )
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #eefe61e0
+@dataclass(frozen=True)
+class Asking:
+    "A model, a task, and how its items are asked."
+
+    model: object
+    tokenizer: object
+    task: Task
+    section: Generation  # how a text is written; without one only its system prompt counts
+    batch_size: int  # items, or rows to be judged
+    progress: Callable[[float], None]  # told how many more items are done
+
+
 # %% ../../nbs/evaluation/41_tasks.ipynb #ad673cbc
 def answer_settings(task: Task, section: Generation) -> Generation:
     "How a task's answers are written: as the section says, one each, as long as the task allows."
     least = min(section.min_new_tokens, task.max_new_tokens)
     changes = dict(max_new_tokens=task.max_new_tokens, min_new_tokens=least, n=1)
-    return section.model_copy(update=changes | dict(system=system_prompt(section)))
+    rules = dict(system=system_prompt(section), special_in_content=content_rule(section))
+    return section.model_copy(update=changes | rules)
 
 
 def task_prompt(task: Task, item: Item, section: Generation) -> list[dict]:
@@ -538,20 +560,12 @@ def is_too_long(
     return context is not None and tokens + room > context
 
 
-def generate_outputs(
-    model,
-    tokenizer,
-    task: Task,
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    progress: Callable[[int], None],
-    section: Generation,
-) -> list[Output]:
+def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "A text for each item whose prompt leaves room for one."
-    settings = answer_settings(task, section)
-    conversations = [with_system(task.prompt(item), settings) for item in items]
-    texts = [render(messages, tokenizer, prompt=True) for messages in conversations]
+    model, tokenizer = asking.model, asking.tokenizer
+    settings = answer_settings(asking.task, asking.section)
+    conversations = [with_system(asking.task.prompt(item), settings) for item in items]
+    texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
     lengths = prompt_lengths(tokenizer, texts) if texts else []
     too_long = [length if is_too_long(model, length, room=1) else 0 for length in lengths]
     written = iter(
@@ -560,11 +574,11 @@ def generate_outputs(
             tokenizer,
             [messages for messages, long in zip(conversations, too_long) if not long],
             settings,
-            batch_size=batch_size,
-            progress=progress,
+            batch_size=asking.batch_size,
+            progress=asking.progress,
         )
     )
-    progress(sum(map(bool, too_long)))
+    asking.progress(sum(map(bool, too_long)))
     return [Output(too_long=long) if long else Output(text=next(written)) for long in too_long]
 
 
@@ -609,10 +623,7 @@ def row_batch(rows: Sequence[Encoded], model, pad_id: int) -> dict[str, torch.Te
     # a column, because a kernel may join the rows without padding
     sequences = [build_sequence([row], {"row": [number]}) for number, row in enumerate(rows)]
     batch = collator(model.config._attn_implementation or "sdpa", pad_id)(sequences)
-    return {
-        name: values.to(model.device) if isinstance(values, torch.Tensor) else values
-        for name, values in batch.items()
-    }
+    return move_batch(batch, model.device)
 
 
 def sum_by_row(logprobs: torch.Tensor, batch: dict, rows: int) -> list[tuple[float, int]]:
@@ -658,20 +669,15 @@ def row_logprobs(
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #e2df293e
 def likelihood_outputs(
-    model,
-    tokenizer,
-    task: Task,
+    asking: Asking,
     items: Sequence[Item],
-    *,
     texts: Callable[[Item], Sequence[str]],  # what an item's likelihoods are of
-    batch_size: int,
-    progress: Callable[[float], None],
-    section: Generation,  # of which only the system prompt counts: nothing is written here
 ) -> list[Output]:
     "The log-likelihood of each text of each item that fits into the context with all of them."
+    model, tokenizer, progress = asking.model, asking.tokenizer, asking.progress
     encoded = []
     for item in items:
-        prompt = task_prompt(task, item, section)
+        prompt = task_prompt(asking.task, item, asking.section)
         rows = [continuation_row(prompt, text) for text in texts(item)]
         encoded.append([encode(row, tokenizer, "last") for row in rows])
     longest = [max(map(len, rows)) for rows in encoded]
@@ -679,7 +685,7 @@ def likelihood_outputs(
     asked = [row for rows, long in zip(encoded, too_long) if not long for row in rows]
     answered = too_long.count(0)
     share = answered / max(len(asked), 1)  # items that a row stands for
-    options = dict(batch_size=batch_size, progress=lambda rows: progress(rows * share))
+    options = dict(batch_size=asking.batch_size, progress=lambda rows: progress(rows * share))
     sums = iter(encoded_logprobs(model, tokenizer, asked, **options))
     progress(len(items) - answered)
     outputs = []
@@ -692,18 +698,14 @@ def likelihood_outputs(
     return outputs
 
 
-def choose_outputs(model, tokenizer, task: Task, items: Sequence[Item], **options) -> list[Output]:
+def choose_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The log-likelihood of each choice of each item."
-    options |= dict(texts=lambda item: item.choices)
-    return likelihood_outputs(model, tokenizer, task, items, **options)
+    return likelihood_outputs(asking, items, lambda item: item.choices)
 
 
-def perplexity_outputs(
-    model, tokenizer, task: Task, items: Sequence[Item], **options
-) -> list[Output]:
+def perplexity_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The log-likelihood of each item's answer."
-    options |= dict(texts=lambda item: (item.answer,))
-    return likelihood_outputs(model, tokenizer, task, items, **options)
+    return likelihood_outputs(asking, items, lambda item: (item.answer,))
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #737ed240
@@ -736,7 +738,7 @@ def check_task(task: Task, items: Sequence[Item]) -> None:
 def evaluate(
     model,
     tokenizer,
-    task: Task,
+    task: Task | str,  # or the name of one
     data_dir: str | None = None,
     *,
     limit: int | None = None,  # only the first so many items
@@ -745,18 +747,14 @@ def evaluate(
     section: Generation = Generation(),  # how is written; the length is the task's
 ) -> TaskResult:
     "Ask a model every item of a task, in its own chat template, and grade what comes."
+    task = find_task(task) if isinstance(task, str) else task
     items, began = task.items(data_dir, limit), time.perf_counter()
     check_task(task, items)
-    ask = REQUESTS[task.request]
-    outputs = ask(
-        model,
-        tokenizer,
-        task,
-        items,
-        batch_size=batch_size,
-        progress=progress,
-        section=section,
+    check_model(model)
+    asking = Asking(
+        model, tokenizer, task=task, section=section, batch_size=batch_size, progress=progress
     )
+    outputs = REQUESTS[task.request](asking, items)
     seconds = time.perf_counter() - began
     settings = recorded_settings(task, section)
     return grade_items(
@@ -765,5 +763,6 @@ def evaluate(
         outputs,
         seconds=seconds,
         generation=settings,
+        weights=weight_storage(model),
         context=context_length(model),
     )

@@ -12,14 +12,20 @@ __all__ = [
     "Generation",
     "override_section",
     "system_prompt",
+    "content_rule",
     "with_system",
     "stop_ids",
     "generation_config",
+    "Prompting",
+    "stored_prompting",
     "save_model",
     "AnswerDecoder",
     "frame_ids",
     "StopText",
     "truncate_at_stop",
+    "Prompt",
+    "render_prompt",
+    "prompt_ids",
     "context_length",
     "prompt_lengths",
     "fit_length",
@@ -32,6 +38,8 @@ __all__ = [
     "read_answers",
     "generate_batch",
     "batches_by_room",
+    "check_model",
+    "check_conversations",
     "generate_answers",
     "generate",
     "stream_until_stop",
@@ -80,10 +88,12 @@ from transformers.generation.logits_process import (
 )
 
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
-from llmtrainer.data.encoding import stop_id
+from llmtrainer.data.encoding import get_encoder, stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
+from llmtrainer.run import Record
+from llmtrainer.safe_io import file_facts
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
 PRESETS = {
@@ -167,6 +177,11 @@ class Generation(Section):
     )
     n: int = Field(1, gt=0, description="answers to each question")
     seed: int = Field(0, description="of the draws")
+    special_in_content: Literal["auto", "literal", "refuse", "allow"] = Field(
+        "auto",
+        description="special tokens that a message holds as text: auto is the rule of the training"
+        " rows (data.special_in_content)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -203,6 +218,11 @@ def override_section(
 def system_prompt(section: Generation) -> str | None:
     "The text that goes before a question; None where there is none, or no run that knows one."
     return None if section.system == "auto" else section.system or None
+
+
+def content_rule(section: Generation) -> str:
+    "What becomes of special tokens in messages; literal where no training says otherwise."
+    return "literal" if section.special_in_content == "auto" else section.special_in_content
 
 
 def with_system(messages: Sequence[dict], section: Generation) -> list[dict]:
@@ -261,6 +281,20 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
 LENGTHS = ("max_new_tokens", "min_new_tokens")
 
 
+class Prompting(Record):
+    "What a model's folder says about the prompts that it was trained under."
+
+    file = "llmtrainer.json"
+    system: str | None  # the system prompt that the training rows share
+    special_in_content: str = "literal"  # the rule for special tokens in them
+
+
+def stored_prompting(folder: str | Path) -> Prompting | None:
+    "What a model's folder says about its prompts; None for one that says nothing, or is not here."
+    path = Path(folder) / Prompting.file
+    return Prompting.load(path) if path.parent.is_dir() and file_facts(path) else None
+
+
 def save_model(
     model,
     tokenizer,  # with the template of the training
@@ -275,6 +309,9 @@ def save_model(
         model.save_pretrained(folder)
     settings.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if section.system != "auto":  # resolved by the run that the model comes from
+        prompting = Prompting(system=section.system, special_in_content=content_rule(section))
+        prompting.save(Path(folder) / Prompting.file)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00
@@ -344,6 +381,42 @@ def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
 
 
 # %% ../../nbs/models/24_generate.ipynb #fd8bf1c7
+class Prompt(str):
+    "A rendered prompt, and what the renamed tokenizer reads where a message holds special tokens."
+
+    literal: str | None = None
+
+
+def render_prompt(messages: Sequence[dict], tokenizer, section: Generation = GREEDY) -> Prompt:
+    "A conversation up to the answer; special tokens in its messages are text, as in training."
+    prompt = Prompt(render(messages, tokenizer, prompt=True))
+    special, rule = get_encoder(tokenizer).special, content_rule(section)
+    row = {"messages": list(messages)}
+    if rule == "allow" or not special.is_in(row):
+        return prompt
+    if rule == "refuse" or special.literal is None or special.has_private(row):
+        raise UserError(
+            "a message holds a special token as text",
+            where="generate.special_in_content",
+            allowed="literal, which needs a fast tokenizer; or allow",
+            fix="take it out of the message",
+        )
+    escaped = special.escape(row)["messages"]
+    prompt.literal = special.restore(render(escaped, tokenizer, prompt=True))
+    return prompt
+
+
+def prompt_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    "The ids of each rendered prompt."
+    ids = tokenizer([str(text) for text in texts], add_special_tokens=False, verbose=False)
+    rows = ids["input_ids"]
+    for place, text in enumerate(texts):
+        if literal := getattr(text, "literal", None):
+            (rows[place],) = get_encoder(tokenizer).special.literal.ids([literal])
+    return rows
+
+
+# %% ../../nbs/models/24_generate.ipynb #a2a7401c
 def context_length(model) -> int | None:
     "The tokens that a model reads and writes at most; None where it has no limit."
     return positions(model.config)[0]
@@ -351,8 +424,7 @@ def context_length(model) -> int | None:
 
 def prompt_lengths(tokenizer, texts: Sequence[str]) -> list[int]:
     "The number of tokens of each rendered prompt."
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [len(row) for row in ids]
+    return [len(row) for row in prompt_ids(tokenizer, texts)]
 
 
 def fit_length(
@@ -389,16 +461,15 @@ def check_room(
 
 def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     "Left-padded ids and mask (prompts, tokens) of rendered prompts, on the model's device."
-    batch = tokenizer(
-        list(texts),
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-        verbose=False,
-    )
-    check_room(model, texts, batch["attention_mask"].sum(1).tolist())
-    return {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    rows = prompt_ids(tokenizer, texts)
+    lengths = [len(row) for row in rows]
+    check_room(model, texts, lengths)
+    ids = torch.full((len(rows), max(lengths)), tokenizer.pad_token_id)
+    for padded, row, length in zip(ids, rows, lengths):
+        padded[len(padded) - length :] = torch.tensor(row)
+    missing = ids.shape[1] - torch.tensor(lengths)[:, None]
+    mask = (torch.arange(ids.shape[1]) >= missing).long()
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
 # %% ../../nbs/models/24_generate.ipynb #668a4a6a
@@ -522,6 +593,33 @@ def batches_by_room(
 
 
 # %% ../../nbs/models/24_generate.ipynb #cd25cfe1
+def check_model(model) -> None:
+    "`UserError` where a text or a path is given in the place of an opened model."
+    if isinstance(model, (str, Path)):
+        raise UserError(
+            f"{str(model)!r} is a text, and not a model",
+            allowed="a model and its tokenizer",
+            fix=f"model, tokenizer = open_model({str(model)!r})",
+        )
+
+
+def check_conversations(conversations: Sequence) -> None:
+    "`UserError` for anything but a list of conversations, each a list of messages."
+    if isinstance(conversations, str):
+        first = conversations
+    else:
+        first = next((c for c in conversations if not isinstance(c, (list, tuple))), None)
+    if first is None:
+        return
+    message = first if isinstance(first, dict) else {"role": "user", "content": first}
+    raise UserError(
+        f"{str(first)[:60]!r} is not a conversation",
+        allowed="a list of conversations, each a list of messages with role and content",
+        fix=f"generate(model, tokenizer, [[{message!r}]])",
+    )
+
+
+# %% ../../nbs/models/24_generate.ipynb #c0c98a03
 def generate_answers(
     model,
     tokenizer,
@@ -531,8 +629,11 @@ def generate_answers(
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
+    check_model(model)
+    check_conversations(conversations)
     texts = [
-        render(with_system(messages, section), tokenizer, prompt=True) for messages in conversations
+        render_prompt(with_system(messages, section), tokenizer, section)
+        for messages in conversations
     ]
     rows_each = 1 if section.beams > 1 else section.n
     jobs = [(i, number) for i in range(len(texts)) for number in range(rows_each)]
@@ -661,7 +762,7 @@ def stream_answer(
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text
         return answer.finish_reason
-    text = render(with_system(messages, section), tokenizer, prompt=True)
+    text = render_prompt(with_system(messages, section), tokenizer, section)
     fitted = fit_length(model, section, prompt_lengths(tokenizer, [text])[0])
     stop = Event()
     streamer, thread, result = start_generation(

@@ -7,6 +7,7 @@ __all__ = [
     "F8",
     "RESERVED",
     "INDEX",
+    "SNAPSHOT",
     "TRUST_VARIABLE",
     "KERNELS",
     "NEEDS",
@@ -37,6 +38,7 @@ __all__ = [
     "has_tokenizer",
     "find_file",
     "call_from_pretrained",
+    "portable_base",
     "explain_foreign",
     "hub_commit",
     "fingerprint",
@@ -73,6 +75,7 @@ __all__ = [
     "load_tokenizer",
     "drop_generation_defaults",
     "load_options",
+    "weight_storage",
     "load_model",
     "BaseIdentity",
     "ModelRecord",
@@ -115,7 +118,7 @@ from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine,
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError, first_line
-from llmtrainer.run import Record, cached_sha256, read_object
+from llmtrainer.run import Record, cached_sha256, probably_meant, read_object
 from llmtrainer.safe_io import check_model_folder
 
 # %% ../../nbs/models/20_load.ipynb #f30a766f
@@ -510,12 +513,35 @@ def call_from_pretrained(
     except UserError:
         raise
     except OSError as error:
+        here = is_local_model(base)
+        nowhere = "" if here else ": no folder here has this name, and the hub gave none"
         raise UserError(
-            f"{base} could not be loaded: {str(error).splitlines()[0]}",
-            where="model.base",
-            allowed="a folder, or a hub name that this machine may read",
-            fix="check the name; log in with `hf auth login` where the model is gated",
+            f"{base} could not be loaded{nowhere}: {str(error).splitlines()[0]}",
+            where=None if here else "the name of the model",
+            allowed="a run or a folder that is here, or a hub name that this machine may read",
+            fix=(None if here else probably_meant(Path(base)))
+            or "check the name; log in with `hf auth login` where the model is gated",
         ) from None
+
+
+# %% ../../nbs/models/20_load.ipynb #2f4bd328
+SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]{40})$")  # in the hub's cache
+
+
+def portable_base(
+    base: str,  # as a recipe or a loaded model names it
+    folder: str | Path,  # of the adapter
+) -> str:
+    "The name of a base that an adapter's folder may hold: hub or tiny name, else a relative path."
+    if base.startswith("tiny:") or not is_local_model(base):
+        return base
+    path = Path(base).expanduser().resolve()
+    if cached := SNAPSHOT.search(Path(base).expanduser().absolute().as_posix()):
+        return cached[1].replace("--", "/", 1)
+    folder = Path(folder).resolve()
+    if path.parts[:2] != folder.parts[:2]:  # only the root is common: the way is as good as none
+        return path.name
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 # %% ../../nbs/models/20_load.ipynb #26959f81
@@ -1140,6 +1166,14 @@ def load_options(
         quantization_config=None if stored else quantization,
         **({} if plan.device == "cpu" else dict(device_map={"": plan.device})),
     )
+
+
+def weight_storage(model) -> str:
+    "How a loaded model holds its weights: nf4, fp8, gptq, ..., else their number format."
+    if getattr(model, "is_float8", False):
+        return "fp8"
+    stored = stored_quantization(model.config.to_dict())
+    return stored or str(model.dtype).removeprefix("torch.")
 
 
 def load_model(

@@ -34,6 +34,7 @@ __all__ = [
     "check_tensor_names",
     "load_adapter",
     "adapter_folder",
+    "is_name_of",
     "base_mismatch",
     "check_adapter_base",
     "check_adapter_form",
@@ -74,6 +75,7 @@ from llmtrainer.models.load import (
     fingerprint,
     hide_progress_bars,
     keep_trainable,
+    portable_base,
     resolve_base,
 )
 from llmtrainer.recipe import Section, UserError
@@ -532,11 +534,19 @@ def adapter_folder(
 
 
 # %% ../../nbs/models/21_lora.ipynb #acdfa1c6
+def is_name_of(base: str, name: str) -> bool:
+    "Does a name that an adapter holds mean the folder or hub name that was loaded?"
+    try:
+        return resolve_base(base) == name
+    except UserError:
+        return False  # a folder that is not here
+
+
 def base_mismatch(model, folder: Path, base: str) -> str | None:
     "Why an adapter's base is not this model, in words; None where nothing speaks against it."
     name, record = model.config.name_or_path, folder.parent / "model.json"
     if not record.is_file():
-        same = base and resolve_base(base) == name
+        same = base and (portable_base(name, folder) == base or is_name_of(base, name))
         return None if same else f"it names {base or 'no model'} as its base"
     recorded = ModelRecord.load(record).base
     if recorded.sha256 is None:
@@ -556,7 +566,7 @@ def check_adapter_base(model, folder: Path) -> None:
             where=f"adapt.continue_from: {folder}",
             allowed=f"model.base: {base}" if base else None,
             fix="set model.base and model.revision to what it was trained on, or begin a new"
-            " adapter",
+            " adapter; of a copied adapter name the run, whose record knows the base",
         )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "check_variant",
     "save_init",
     "subtract_init",
+    "name_base",
     "save_adapter",
     "stored_weights",
     "init_loftq",
@@ -40,7 +41,7 @@ from transformers.utils import cached_file
 
 # %% ../../nbs/models/22_variants.ipynb #1f2f9c70
 from llmtrainer.device import meta_model
-from llmtrainer.models.load import keep_trainable
+from llmtrainer.models.load import SNAPSHOT, keep_trainable, portable_base
 from llmtrainer.models.lora import (
     Adapt,
     continue_adapter,
@@ -181,6 +182,20 @@ def subtract_init(
     return state | joined
 
 
+def name_base(
+    model,
+    folder: Path,  # with an adapter_config.json
+    base: str = "",  # the recipe's name of the base; without one what the model was loaded from
+) -> None:
+    "Write into a stored adapter by which name and commit its base is found, on any machine."
+    base = base or model.peft_config[model.active_adapter].base_model_name_or_path or ""
+    config = read_json(folder / "adapter_config.json")
+    named = dict(base_model_name_or_path=portable_base(base, folder) if base else None)
+    cached = SNAPSHOT.search(base)
+    named["revision"] = cached[2] if cached else getattr(model, "commit", None)
+    write_json(folder / "adapter_config.json", config | named)
+
+
 def save_adapter(
     model,
     folder: Path,
@@ -188,10 +203,8 @@ def save_adapter(
 ) -> None:
     "Store the adapter so that it fits the untouched base, whatever its first values were."
     folder, active = Path(folder), model.active_adapter
-    if base:
-        model.peft_config[active].base_model_name_or_path = base
-    model.peft_config[active].revision = getattr(model, "commit", None)
     model.save_pretrained(folder, selected_adapters=[active], save_embedding_layers=False)
+    name_base(model, folder, base)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty form, with this machine's paths
     first = getattr(model, "first_values", None)
     if not first:

@@ -7,7 +7,6 @@ __all__ = [
     "SECRET",
     "DATA_FILE",
     "ABSOLUTE_PATH",
-    "TEST_NAMES",
     "ADAPTER_USE",
     "FOLDER_USE",
     "SECTIONS",
@@ -56,7 +55,7 @@ import yaml
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.data.prepare import DataRecord
 from llmtrainer.data.rows import Source
-from llmtrainer.evals.compare import Comparison
+from llmtrainer.evals.compare import TESTS, Comparison
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
@@ -266,9 +265,6 @@ def base_text(base: TaskResult | None, result: TaskResult, name: str) -> str:
     return text
 
 
-TEST_NAMES = {"mcnemar": "McNemar's exact test", "exchange": "a paired permutation test"}
-
-
 def results_section(facts: CardFacts) -> str:
     "Before and after on each task, and the paired test where there is one."
     if not facts.after:
@@ -291,7 +287,7 @@ def results_section(facts: CardFacts) -> str:
         low, high = c.interval
         text += (
             f" On {c.task} the difference to the base in {c.score} is {c.difference:+.3f} (95 %"
-            f" interval {low:+.3f} to {high:+.3f}, paired bootstrap); {TEST_NAMES[c.test]} on the"
+            f" interval {low:+.3f} to {high:+.3f}, paired bootstrap); {TESTS[c.test]} on the"
             f" same {c.n} items gives p = {c.p_value:.2g}."
         )
     return text
@@ -378,7 +374,7 @@ def exports_section(facts: CardFacts) -> str:
     if merge := facts.merge:
         rows.append(
             [
-                f"merged ({merge.how} base, {merge.dtype})",
+                f"merged ({merge.route} base, {merge.dtype})",
                 "the trained model",
                 f"{merge.max_abs_logit_diff:.2g}",
                 f"{merge.mean_kl:.2g}",

@@ -78,7 +78,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
-from llmtrainer.data.templates import render
 from llmtrainer.models.generate import (
     Generation,
     context_length,
@@ -86,6 +85,7 @@ from llmtrainer.models.generate import (
     override_section,
     print_stream,
     prompt_lengths,
+    render_prompt,
     stream_answer,
     system_prompt,
     with_system,
@@ -139,7 +139,7 @@ def fit_to_context(model, tokenizer, messages: list[dict], answer: int = 64) -> 
     first = 1 if messages[0]["role"] == "system" else 0
 
     def is_too_long(turns):
-        text = render(turns, tokenizer, prompt=True)
+        text = render_prompt(turns, tokenizer)
         return prompt_lengths(tokenizer, [text])[0] + answer > limit
 
     while limit and len(messages) > first + 1 and is_too_long(messages):

@@ -306,6 +306,7 @@ class CheckpointConfig:
     accept_changes: Collection[str] = ()  # parts of the identity that may differ
     signals: Signals = field(default_factory=Signals)
     notify: Callable[[str], None] = print
+    complete: Callable[[Path], None] = lambda folder: None  # adds to a checkpoint's weights
     check_start: Callable = lambda accelerator: None  # called before the first step
     clock: Callable[[], float] = time.monotonic
 
@@ -386,6 +387,7 @@ class CheckpointWriter(RunLog):
         def write(folder: Path) -> None:
             check_finite_weights(weights, step)
             write_weights(folder, weights)
+            self.config.complete(folder)
             for name, value in tensors.items():
                 torch.save(value, folder / name)
             if average:
@@ -509,6 +511,10 @@ class ValidationRules(CheckpointSchedule):
         self.save_due = self.save_due or bool(progress.ended) or best_is_kept
         self.save_if_due(state, control)
 
+    def may_end(self, validates) -> bool:
+        "Whether a step may be the last because of its validation; the last step is always logged."
+        return bool(validates and self.config.patience)
+
     def evaluate_owed(self) -> None:
         "Run a validation that a stop left out; `AlreadyFinished` where it ends the training."
         if not self.progress.eval_pending or self.stopped:
@@ -553,6 +559,7 @@ class CheckpointCallback(ValidationRules, TrainerCallback):
             self.trainer.increase_split(split, "on another device ")
         finished = state.global_step >= state.max_steps
         self.save_due = bool(save or finished or stop)
+        control.should_log |= finished or self.may_end(control.should_evaluate or evaluate)
         if stop and not finished:
             self.stop(control, eval_pending=bool(evaluate))
             evaluate = False

@@ -25,6 +25,7 @@ __all__ = [
     "training_arguments",
     "reduce_in_float32",
     "custom_optimizer",
+    "complete_folder",
     "save_final",
     "checkpoint_identity",
     "warn_user",
@@ -45,6 +46,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -64,7 +66,7 @@ from llmtrainer.models.activations import POLICIES
 from llmtrainer.models.experts import collect_router_losses
 from llmtrainer.models.generate import GREEDY, Generation, save_model
 from llmtrainer.models.lora import Adapt
-from llmtrainer.models.variants import save_adapter
+from llmtrainer.models.variants import name_base, save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
 from llmtrainer.safe_io import new_folder, remove_file, remove_folder
@@ -217,7 +219,9 @@ class TrainStep(Section):
 class TrainPeriods(Section):
     "When the training logs, validates and saves."
 
-    log_steps: int = Field(10, gt=0, description="steps between two lines in metrics.jsonl")
+    log_steps: int = Field(
+        10, gt=0, description="steps between two lines in metrics.jsonl; the last step has one too"
+    )
     eval_steps: int | None = Field(
         None,
         gt=0,
@@ -642,6 +646,20 @@ def custom_optimizer(model, section: Train, adapt: Adapt, args: TrainingArgument
 
 
 # %% ../../nbs/training/31_trainer.ipynb #ee7a30b8
+def complete_folder(
+    model,
+    tokenizer,
+    folder: Path,  # with the weights
+    base: str = "",
+    generation: Generation = GREEDY,
+) -> None:
+    "Write beside a checkpoint's weights what makes it a model, or an adapter that names its base."
+    if hasattr(model, "peft_config"):
+        name_base(model, folder, base)
+    else:
+        save_model(model, tokenizer, folder=folder, section=generation, weights=False)
+
+
 def save_final(
     model,
     tokenizer,
@@ -805,6 +823,8 @@ def build_trainer(
     adapt: Adapt = Adapt(),
     identity: dict | None = None,  # what else it is known by: base, data, quantization
     quiet: bool = False,
+    base: str = "",  # the recipe's name of the base
+    generation: Generation = GREEDY,  # the settings that go with a whole model
     check_start: Callable = lambda accelerator: None,  # does what was asked for run?
     trainer_class: type[DurableTrainer] = DurableTrainer,
     **sharding,  # for TrainingArguments: how several devices share the weights
@@ -825,6 +845,7 @@ def build_trainer(
         validate=bool(data.val),
         signals=signals,
         notify=print if not quiet and rank() == 0 else warn_user,
+        complete=partial(complete_folder, model, tokenizer, base=base, generation=generation),
         check_start=check_start,
     )
     trainer = trainer_class(
