@@ -76,6 +76,8 @@ from llmtrainer.recipe import (
     Section,
     UserError,
     dump_section,
+    check_recipe_size,
+    limits,
     parse_yaml,
     recipe_differences,
     show_value,
@@ -496,8 +498,11 @@ class Stopped(Exception):
 
 def read_recipe_file(folder: Path) -> dict:
     "The resolved recipe of the run in a folder."
+    file = folder / "recipe.yaml"
     try:
-        return parse_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml")[0]
+        if facts := file_facts(file):
+            check_recipe_size(file, facts.st_size)
+        return parse_yaml(read_text(file), "recipe.yaml", limits().recipe_values)[0]
     except (FileNotFoundError, UnicodeDecodeError) as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing"
         raise UserError(f"recipe.yaml of {folder} {what}", fix="Fetch the run again.") from None

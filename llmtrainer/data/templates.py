@@ -51,6 +51,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # %% ../../nbs/data/11_templates.ipynb #9f1ea12a
 from llmtrainer.data.rows import BadRecord
+from llmtrainer.limits import check_template
 from llmtrainer.recipe import UserError
 
 
@@ -123,6 +124,8 @@ def set_template(
             where="data.template",
             fix="use template: auto",
         )
+    if entry is None:
+        check_template(jinja, "data.template")
     tokenizer.chat_template = jinja
     return name if entry or "{" not in name else "from the recipe"
 

@@ -84,6 +84,7 @@ from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
 from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
+from llmtrainer.safe_text import show, show_note
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
 PRESETS = {
@@ -705,9 +706,9 @@ def print_stream(
                 reason = end.value
             else:
                 written.append(piece)
-                print(piece, end="", flush=True)
+                show(piece, end="")
     if note := cut_note(reason, section):
-        print(f" [{note}]", end="", file=sys.stderr, flush=True)
+        show_note(f" [{note}]", end="")
 
 
 # %% ../../nbs/models/24_generate.ipynb #2aa72f10
