@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, assert_refused
 
 
 def _folder(**files):

@@ -194,7 +194,7 @@ def front_matter(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3e5425bf
-MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|^(?=[#>+=-])|^(?=\d+[.)])")
+MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "://": "&#58;//", "@": "&#64;"}
 
 

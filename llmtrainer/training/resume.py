@@ -171,6 +171,8 @@ def check_state(name: str, state, groups: Sequence[dict] = ()) -> None:
         raise TypeError(f"it holds {type(state).__name__}")
     if name.startswith("rng_state"):
         random.Random().setstate(state["python"])
+        if not isinstance(state["python"][2], (float, type(None))):
+            raise TypeError("the state of random has no number in the third place")
         np.random.RandomState().set_state(state["numpy"])
         torch.Generator().set_state(state["cpu"])
     if name == "optimizer.pt" and not (
@@ -249,9 +251,8 @@ def check_scheduler_state(state: dict) -> None:
             raise TypeError(f"{key} are no learning rates")
         if key == "lr_lambdas" and any(value):
             raise TypeError("it has a state for a function")
-    for key in ("last_epoch", "_step_count"):
-        if type(state.get(key, 0)) is not int:
-            raise TypeError(f"{key} is {state[key]!r}")
+    if type(state["last_epoch"]) is not int or type(state.get("_step_count", 0)) is not int:
+        raise TypeError("it counts steps that are no whole numbers")
 
 
 # %% ../../nbs/training/34_resume.ipynb #188a2df2
