@@ -43,6 +43,7 @@ __all__ = [
     "make_document",
     "read_text",
     "check_parquet",
+    "decoded",
     "read_parquet",
     "damage_message",
     "guard_records",
@@ -467,6 +468,11 @@ def check_parquet(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
     check_growth(path, count, path.stat().st_size)
 
 
+def decoded(column: pyarrow.Array) -> pyarrow.Array:
+    "The column with each value in its place, where a dictionary holds them."
+    return column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column
+
+
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     "(row number, record) of a Parquet file, batch by batch."
     file, size = pyarrow.parquet.ParquetFile(path), path.stat().st_size
@@ -474,7 +480,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     clean = clean_record if any(map(has_floats, file.schema_arrow.types)) else lambda record: record
     number = count = 0
     for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
-        count += batch.nbytes
+        count += sum(decoded(column).nbytes for column in batch.columns)
         check_growth(path, count, size)
         for record in batch.to_pylist():
             number += 1

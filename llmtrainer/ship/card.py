@@ -187,7 +187,7 @@ def front_matter(facts: CardFacts) -> str:
         pipeline_tag="text-generation",
         base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
         datasets=[name.split(":")[0] for name in facts.hub if re.fullmatch(r"[\w./:-]+", name)],
-        tags=["llmtrainer", re.sub(r"[^\w-]", "-", objective_name(facts)), *kind],
+        tags=["llmtrainer", re.sub(r"\W+", "-", objective_name(facts)).strip("-"), *kind],
     )
     known = {key: value for key, value in values.items() if value}
     return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
