@@ -487,7 +487,7 @@ def xray(
     styles = {True: "bold green", False: "bright_black"}
     text = Text()
     for number, (piece, trained) in enumerate(trained_pieces(encoded, tokenizer, each)):
-        text.append(piece, styles[trained] + " underline" * (each and number % 2))
+        text.append(visible(piece), styles[trained] + " underline" * (each and number % 2))
     return text
 
 
