@@ -33,7 +33,7 @@ __all__ = [
     "unusable_path",
     "fail",
     "main",
-    "run_command",
+    "run_app",
     "in_worker",
     "report_in_worker",
     "stoppable",
@@ -311,10 +311,10 @@ def main() -> None:
     """Run a command; errors with an exit code end the process with it, without a traceback.
     What files and models say is shown on a terminal, and not obeyed by it."""
     with visible_streams():
-        run_command()
+        run_app()
 
 
-def run_command() -> None:
+def run_app() -> None:
     "Run the command of `sys.argv`."
     # imports create a million lasting objects; collecting garbage after every 700 new ones takes a
     # quarter of the start

@@ -75,8 +75,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmtrainer.recipe import (
     Section,
     UserError,
-    dump_section,
     check_recipe_size,
+    dump_section,
     limits,
     parse_yaml,
     recipe_differences,

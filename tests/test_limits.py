@@ -18,6 +18,11 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from llmtrainer.recipe import UserError, assert_refused
 
 
+def counted(path):
+    "The stream of a file in gzip."
+    return CountedStream(gzip.GzipFile(path), path)
+
+
 def test_what_is_unpacked_is_counted_and_ordinary_text_passes(tmp_path, monkeypatch):
     bomb, text = tmp_path / "bomb.gz", tmp_path / "text.gz"
     with gzip.open(bomb, "wb", 9) as file:
@@ -25,14 +30,14 @@ def test_what_is_unpacked_is_counted_and_ordinary_text_passes(tmp_path, monkeypa
     content = "".join(f"row {i} of {i * i}\n" for i in range(100_000)).encode()
     with gzip.open(text, "wb") as file:
         file.write(content)
-    assert CountedStream(gzip.open(text), text).read() == content
+    assert counted(text).read() == content
     with pytest.raises(UserError, match="100 times its size"):
-        CountedStream(gzip.open(bomb), bomb).read()
+        counted(bomb).read()
     monkeypatch.setenv("LLMTRAINER_LIMITS", "ratio=2000")
-    assert len(CountedStream(gzip.open(bomb), bomb).read()) == 80 << 20
+    assert len(counted(bomb).read()) == 80 << 20
     monkeypatch.setenv("LLMTRAINER_LIMITS", "unpacked_gib=0.001")
     with pytest.raises(UserError, match="0.001 GiB"):
-        CountedStream(gzip.open(text), text).read()
+        counted(text).read()
 
 
 PIECES = st.sampled_from(
@@ -78,7 +83,8 @@ def test_a_pattern_for_pythons_matcher_must_have_a_simple_form(pattern):
 BOMBS = {
     "product": "{{ 'a' * 10**10 }}",
     "loops": "{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3,
-    "macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
     "growth": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(99) %}"
     "{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "width": "{{ '%10000000000s' % 'a' }}",

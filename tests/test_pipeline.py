@@ -18,7 +18,6 @@ from llmtrainer.pipeline import (
     load_tokenizer,
     os,
     problems,
-    sys,
     torch,
     write_atomic,
 )

@@ -4,6 +4,27 @@ from llmtrainer.training.resume import *
 from llmtrainer.training.resume import UserError, copy, torch
 
 
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import llmtrainer.models.load  # noqa: F401
+from llmtrainer.device import plan_device, probe
+from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import adapt_model
+
+
+PLAN = plan_device(probe())
+
+
+def small(dropout=0.0, **adapt):
+    model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
+    return adapt_model(model, Adapt(**{"r": 4, "dropout": dropout, **adapt})), tokenizer
+
+
 def stepped(kind=torch.optim.AdamW):
     "An optimizer after a step, with two groups of weights, and a copy of its state."
     weights = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(5))]
@@ -55,26 +76,6 @@ def test_states_of_other_optimizers_and_of_schedules_pass_and_forged_schedules_d
     ):
         with pytest.raises(TypeError):
             check_state("scheduler.pt", good | change)
-
-
-import json
-from pathlib import Path
-
-import torch
-
-import llmtrainer.models.load  # noqa: F401
-from llmtrainer.device import plan_device, probe
-from llmtrainer.models.load import Model, load_model
-from llmtrainer.models.lora import Adapt
-from llmtrainer.models.variants import adapt_model
-
-
-PLAN = plan_device(probe())
-
-
-def small(dropout=0.0, **adapt):
-    model, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
-    return adapt_model(model, Adapt(**{"r": 4, "dropout": dropout, **adapt})), tokenizer
 
 
 def test_a_copy_is_a_copy_and_what_is_shared_stays_shared():

@@ -98,7 +98,7 @@ LINE_LIMIT = 32 << 20
 def open_bytes(path: Path) -> io.BufferedReader:
     "The file's bytes as a stream, decompressed where its name ends in .gz or .zst."
     if path.suffix == ".gz":
-        unpacked = gzip.open(path)
+        unpacked = gzip.open(path)  # noqa: SIM115 -- closed by the stream around it
     elif path.suffix == ".zst":
         unpacked = pyarrow.input_stream(str(path), compression="zstd")
     else:

@@ -51,7 +51,6 @@ __all__ = [
 import functools
 import itertools
 import json
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence

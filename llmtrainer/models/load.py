@@ -839,7 +839,7 @@ def stored_sizes(base: str) -> dict[str, int]:
     shapes = {}
     for file in weight_files(base):
         with suppress(SafetensorError), safe_open(file, "pt") as tensors:  # loading it tells
-            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+            shapes |= {n: tensors.get_slice(n).get_shape() for n in [*tensors.keys()]}
     if not shapes:
         return UNSEEN
     indices = {int(part) for name in shapes for part in name.split(".") if part.isdigit()}

@@ -68,6 +68,7 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 # %% ../../nbs/models/21_lora.ipynb #89678797
+from llmtrainer.limits import check_form, match_pattern
 from llmtrainer.models.experts import fused_experts, router_weights
 from llmtrainer.models.load import (
     ModelRecord,
@@ -77,7 +78,6 @@ from llmtrainer.models.load import (
     keep_trainable,
     resolve_base,
 )
-from llmtrainer.limits import check_form, match_pattern
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import read_object
 from llmtrainer.safe_io import check_model_folder
@@ -484,6 +484,7 @@ def check_adapter_folder(folder: Path) -> None:
     check_adapter_work(folder, config)
 
 
+# %% ../../nbs/models/21_lora.ipynb #471e6768
 def check_adapter_work(folder: Path, config: dict) -> None:
     "`UserError` where an adapter's configuration asks for more than its weights can hold."
     where = str(Path(folder) / "adapter_config.json")
@@ -498,7 +499,7 @@ def check_adapter_work(folder: Path, config: dict) -> None:
             check_form(pattern, where)
     weights = Path(folder) / "adapter_model.safetensors"
     with explain_mismatch(folder), safe_open(weights, "pt") as file:
-        sizes = [size for key in file.keys() for size in file.get_slice(key).get_shape()]
+        sizes = [size for key in [*file.keys()] for size in file.get_slice(key).get_shape()]
     largest = max(sizes, default=0)
     for rank in ranks:
         if isinstance(rank, (int, float)) and rank > largest:
@@ -511,6 +512,7 @@ def check_adapter_work(folder: Path, config: dict) -> None:
             )
 
 
+# %% ../../nbs/models/21_lora.ipynb #d9c779e4
 def read_adapter_config(folder: Path) -> dict:
     "adapter_config.json of a folder; `UserError` where it does not say which adapter it is."
     config = read_object(Path(folder) / "adapter_config.json")

@@ -51,7 +51,6 @@ __all__ = [
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -548,7 +547,8 @@ def reproduce_section(facts: CardFacts) -> str:
             f" {env.commit or 'not recorded'}."
         )
     recipe = code_block(yaml.safe_dump(facts.recipe, sort_keys=False).rstrip("\n"), "yaml")
-    return f"{recipe}\n\nBase weights: {base_identity(facts)}. {machine} Paths are shortened to their last part."
+    identity = f"Base weights: {base_identity(facts)}."
+    return f"{recipe}\n\n{identity} {machine} Paths are shortened to their last part."
 
 
 # %% ../../nbs/shipping/73_card.ipynb #fbabbd09

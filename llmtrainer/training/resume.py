@@ -356,7 +356,7 @@ class WeightAverage:
         "Why a stored average is not one of these weights, a sentence each; reads the header."
         try:
             with safe_open(file, "pt") as tensors:
-                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+                shapes = {n: tensors.get_slice(n).get_shape() for n in [*tensors.keys()]}
         except Exception as error:  # of the parser, whatever it is
             return [f"{file.name} cannot be read ({type(error).__name__}: {first_line(error)})"]
         same = shapes == {name: list(p.shape) for name, p in self.live.items()}
