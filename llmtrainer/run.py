@@ -8,6 +8,7 @@ __all__ = [
     "AnyRecord",
     "PACKAGES",
     "SETTLED",
+    "SECTIONS",
     "RUN_NAMES",
     "RUN_FOLDERS",
     "RUN_FILE",
@@ -79,6 +80,7 @@ from llmtrainer.recipe import (
     dump_section,
     limits,
     parse_yaml,
+    show_value,
     recipe_differences,
     show_value,
 )
@@ -502,10 +504,22 @@ def read_recipe_file(folder: Path) -> dict:
     try:
         if facts := file_facts(file):
             check_recipe_size(file, facts.st_size)
-        return parse_yaml(read_text(file), "recipe.yaml", limits().recipe_values)[0]
+        values = parse_yaml(read_text(file), "recipe.yaml", limits().recipe_values)[0]
     except (FileNotFoundError, UnicodeDecodeError) as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing"
         raise UserError(f"recipe.yaml of {folder} {what}", fix="Fetch the run again.") from None
+    for name in values.keys() & SECTIONS:
+        if not isinstance(values[name], dict):
+            raise UserError(
+                f"recipe.yaml of {folder} is damaged: {name} is {show_value(values[name])}",
+                allowed="a section",
+                fix="Fetch the run again.",
+            )
+    return values
+
+
+# what a recipe's own names mean to those who read it without its classes
+SECTIONS = {"model", "data", "adapt", "train", "eval", "generate", "launch"}
 
 
 def _changes(path, recipe):

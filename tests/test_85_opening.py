@@ -822,8 +822,13 @@ def damaged(content, value, how):
         return json.dumps(value)
     stored = json.loads(content.splitlines()[0]) if how == "line" else json.loads(content)
     keys = sorted(stored) if isinstance(stored, dict) else []
+    number = len(json.dumps(value))
     if keys:
-        stored[keys[len(json.dumps(value)) % len(keys)]] = value
+        inner = stored[keys[number % len(keys)]]
+        if how == "inner" and isinstance(inner, dict) and inner:
+            inner[sorted(inner)[number % len(inner)]] = value
+        else:
+            stored[keys[number % len(keys)]] = value
     return json.dumps(stored)
 
 
@@ -840,14 +845,15 @@ def try_records(name, value, how, kind):
             inner = value if isinstance(value, dict) else {}
             text = json.dumps(inner | dict(kind=kind, version=1))
         else:
-            text = damaged(old, value, "line" if how == "key" and name.endswith("l") else how)
+            text = damaged(old, value, "line" if how != "whole" and name.endswith("jsonl") else how)
         file.write_text(text, encoding="utf-8", errors="replace")
         for command in (["card", run], ["continue", run], ["compare", run, "--task", "a"]):
             code, out = run_command(*command)
             assert code in (0, 2), out
 
 
-RANDOM_RECORD = (RECORD_FILES, JSON_VALUES, st.sampled_from(["whole", "key", "kind"]), RECORD_KINDS)
+PLACES = st.sampled_from(["whole", "key", "inner", "kind"])
+RANDOM_RECORD = (RECORD_FILES, JSON_VALUES, PLACES, RECORD_KINDS)
 
 
 @settings(max_examples=40, deadline=None)

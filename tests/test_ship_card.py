@@ -10,6 +10,7 @@ from llmtrainer.ship.card import (
     ModelRecord,
     Run,
     TaskResult,
+    UserError,
     json,
     re,
     yaml,

@@ -888,8 +888,9 @@ def load_config(model: Model):
     raw = raw_config(model.base, model.revision)
     check_code(model, raw)
     check_stored(model, raw)
-    check_weight_names(model.base, raw, model.revision)
-    check_sizes(model.base, raw)
+    folder = resolve_base(model.base)  # once: it reads the files of a shipped model
+    check_weight_names(folder, raw, model.revision)
+    check_sizes(folder, raw)
     with explain_foreign(model.base):
         config = call_from_pretrained(
             AutoConfig.from_pretrained,
@@ -1170,8 +1171,8 @@ def check_templates(tokenizer, base: str) -> None:
 
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
-    is_own = base.startswith("tiny:")
-    if not is_own and (file := find_file(base, "tokenizer.json", revision)):
+    is_own, file = base.startswith("tiny:"), find_file(base, "tokenizer.json", revision)
+    if file and not is_own:
         check_tokenizer(file)
     with explain_foreign(base):
         tokenizer = call_from_pretrained(
@@ -1182,7 +1183,7 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
         tokenizer("Is it a tokenizer?")
     if not is_own:
         check_templates(tokenizer, base)
-    if not find_file(base, "tokenizer.json", revision):
+    if not file:
         pieces = find_file(base, "tokenizer.model", revision)
         if pieces:
             tokenizer = tokenizer_from_sentencepiece(tokenizer, pieces)

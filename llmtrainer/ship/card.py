@@ -19,6 +19,7 @@ __all__ = [
     "CardFacts",
     "card_facts",
     "data_names",
+    "check_word",
     "hub_name",
     "training_kind",
     "objective_name",
@@ -60,11 +61,11 @@ import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.data.prepare import DataRecord
-from llmtrainer.data.rows import Source
 from llmtrainer.evals.compare import Comparison
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
+from llmtrainer.recipe import UserError, show_value
 from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, write_atomic
 from llmtrainer.safe_text import show_note, visible
 from llmtrainer.ship.export import ExportRecord
@@ -133,11 +134,16 @@ class CardFacts:
 
 def card_facts(run: Run) -> CardFacts:
     "The facts of a run; `UserError` for a record that cannot be read."
+    recipe = run.recipe
+    check_word(recipe.get("model", {}).get("base", ""), "model.base", str)
+    check_word(recipe.get("train", {}).get("objective", ""), "train.objective", str, dict)
+    for key in ("batch_size", "accumulate"):
+        check_word(recipe.get("train", {}).get(key, 1), f"train.{key}", int)
     return CardFacts(
         name=run.path.resolve().name,
         full=run.model.is_dir(),
-        recipe=public_value(run.recipe),
-        hub=[name for name in data_names(run.recipe) if not is_local_path(name)],
+        recipe=public_value(recipe),
+        hub=[name for name in data_names(recipe) if not is_local_path(name)],
         env=public_record(run.find_record(Environment)),
         data=public_record(run.find_record(DataRecord)),
         model=public_record(run.find_record(ModelRecord)),
@@ -154,7 +160,20 @@ def data_names(recipe: dict) -> list[str]:
     "The names of the training data, paths and hub names alike, in every form that a recipe has."
     named = recipe.get("data", {}).get("train", [])
     sources = named if isinstance(named, list) else [named]
-    return [source if isinstance(source, str) else Source(**source).path for source in sources]
+    paths = [source.get("path") if isinstance(source, dict) else source for source in sources]
+    for path in paths:
+        check_word(path, "data.train", str)
+    return paths
+
+
+def check_word(value, key: str, *kinds: type) -> None:
+    "`UserError` where a value of a run's recipe is of another kind than it can be."
+    if not isinstance(value, kinds):
+        raise UserError(
+            f"recipe.yaml of the run is damaged: {key} is {show_value(value)}",
+            where="recipe.yaml",
+            fix="fetch the run again",
+        )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b75a4b9e
@@ -175,7 +194,7 @@ def training_kind(facts: CardFacts) -> str:
 def objective_name(facts: CardFacts) -> str:
     "The objective's word, without its settings."
     objective = facts.recipe.get("train", {}).get("objective", "unknown")
-    return objective if isinstance(objective, str) else next(iter(objective))
+    return objective if isinstance(objective, str) else str(next(iter(objective), "unknown"))
 
 
 def front_matter(facts: CardFacts) -> str:
