@@ -80,7 +80,6 @@ from llmtrainer.recipe import (
     dump_section,
     limits,
     parse_yaml,
-    show_value,
     recipe_differences,
     show_value,
 )

@@ -78,7 +78,7 @@ class TextConsole(Console):
     def file(self) -> IO[str]:
         "Where it writes; the terminal itself, since it has made its texts visible."
         stream = super().file
-        return stream.stream if isinstance(stream, VisibleStream) else stream
+        return getattr(stream, "terminal", stream)  # of a `VisibleStream`
 
     @file.setter
     def file(self, stream: IO[str]) -> None:
@@ -109,11 +109,11 @@ class VisibleStream:
     "A terminal's stream that shows control characters instead of passing them on."
 
     def __init__(self, stream: IO[str]):
-        self.stream = stream
+        self.terminal = stream
 
     def write(self, text: str) -> int:
         "Write the text, visible; returns its length."
-        self.stream.write(visible_output(text))
+        self.terminal.write(visible_output(text))
         return len(text)
 
     def writelines(self, lines) -> None:
@@ -122,7 +122,7 @@ class VisibleStream:
             self.write(line)
 
     def __getattr__(self, name: str):
-        return getattr(self.stream, name)
+        return getattr(self.terminal, name)
 
 
 @contextmanager
