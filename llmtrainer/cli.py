@@ -35,10 +35,12 @@ __all__ = [
     "unusable_path",
     "fail",
     "main",
+    "run_app",
     "in_worker",
     "report_in_worker",
     "stoppable",
     "restore_gc",
+    "TerminalText",
     "run_here",
     "init",
     "data",
@@ -96,6 +98,7 @@ from packaging.version import Version
 
 # %% ../nbs/system/84_cli.ipynb #311d208a
 import llmtrainer
+from llmtrainer.safe_text import TextConsole, show, show_note, visible, visible_streams
 
 # %% ../nbs/system/84_cli.ipynb #b0f0daaa
 STARTED_AT = time.monotonic()
@@ -167,7 +170,7 @@ def commands(context: typer.Context) -> None:
 # %% ../nbs/system/84_cli.ipynb #139ee7dd
 def print_json(value) -> None:
     "Print one JSON document on standard output."
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    show(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 # %% ../nbs/system/84_cli.ipynb #32df4135
@@ -291,12 +294,19 @@ def unusable_path(error: OSError) -> str:
 
 def fail(text: str, code: int) -> None:
     "Print to standard error and exit."
-    print(text, file=sys.stderr)
+    show_note(text)
     raise SystemExit(code)
 
 
 def main() -> None:
-    "Run a command; errors with an exit code end the process with it, without a traceback."
+    """Run a command; errors with an exit code end the process with it, without a traceback.
+    What files and models say is shown on a terminal, and not obeyed by it."""
+    with visible_streams():
+        run_app()
+
+
+def run_app() -> None:
+    "Run the command of `sys.argv`."
     # imports create a million lasting objects; collecting garbage after every 700 new ones takes a
     # quarter of the start
     gc.set_threshold(20_000, *GC_THRESHOLD[1:])
@@ -359,9 +369,21 @@ def restore_gc() -> None:
 
 
 # %% ../nbs/system/84_cli.ipynb #17221e2e
-def run_here(arguments: Iterable, stdin: str = "") -> tuple[int, str, str]:
+class TerminalText(io.StringIO):
+    "A text in memory that says it is a terminal."
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run_here(
+    arguments: Iterable,
+    stdin: str = "",
+    terminal: bool = False,  # as if a person watched: with colors and bars
+) -> tuple[int, str, str]:
     "(exit code, standard output, standard error) of a command, run in this process."
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    kind = TerminalText if terminal else io.StringIO
+    out, err, code = kind(), kind(), 0
     before = sys.argv, sys.stdin
     sys.argv, sys.stdin = ["llmtrainer", *map(str, arguments)], io.StringIO(stdin)
     try:
@@ -406,7 +428,6 @@ def data(
     ] = None,
 ):
     "Show the ledger, statistics and leaks of the data, and which tokens are trained."
-    from rich.console import Console
     from rich.table import Table
 
     from llmtrainer.data.loss_mask import xray, xray_html
@@ -425,7 +446,7 @@ def data(
         write_atomic(html, report_html(stats, xrays, f"Data of {recipe.name}"))
     if as_json:
         return print_json(prepared.about | {"statistics": stats})
-    console = Console()
+    console = TextConsole()
     facts = Table(show_header=False, box=None, pad_edge=False)
     for name, value in data_facts(prepared.account()).items():
         facts.add_row(name, value)
@@ -441,8 +462,8 @@ def doctor(as_json: AsJson = False):
     "Show what this machine can do, and what is missing."
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from llmtrainer.device import plan_device, plan_table, probe
 
@@ -453,8 +474,8 @@ def doctor(as_json: AsJson = False):
     title = f"{machine.name}, {machine.memory / 2**30:.0f} GiB, {machine.count} device(s)"
     libraries = Table("library", "version", title=title)
     for name, installed in machine.libraries.items():
-        libraries.add_row(name, installed or "[yellow]not installed[/yellow]")
-    Console().print(libraries, plan_table(plan_device(machine)))
+        libraries.add_row(name, installed or Text("not installed", "yellow"))
+    TextConsole().print(libraries, plan_table(plan_device(machine)))
     for name, release, tested in newer:
         print(f"{name} {release} was not tested, {tested} was: should something fail,")
         print(f"  pip install '{name}=={tested}', or all of them: pip install 'llmtrainer[tested]'")
@@ -478,8 +499,6 @@ def plan(
     ] = None,
 ):
     "Show the choices for a job with their reasons, and predict its memory and time."
-    from rich.console import Console
-
     from llmtrainer import device
     from llmtrainer.pipeline import read_recipe
     from llmtrainer.preflight import (
@@ -508,7 +527,7 @@ def plan(
         tables = [*forecast_tables(prediction)]
         if measured:
             tables.append(preflight_table(measured))
-        Console().print(*tables, sep="\n")
+        TextConsole().print(*tables, sep="\n")
     if measured:
         check_preflight(measured)
 
@@ -532,7 +551,7 @@ def train(
         train,
         unmet_requirements,
     )
-    from llmtrainer.run import Run
+    from llmtrainer.run import Run, is_run
     from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
 
     restore_gc()
@@ -544,6 +563,8 @@ def train(
     if own and not is_worker():
         check_pickles(recipe.parent, job)
     before = was_finished(folder)
+    if is_run(str(folder)) and not is_worker():
+        check_pickles(folder, job)
     if process_count(job.launch) > 1 and not is_worker():
         arguments = ["train", str(recipe), *(changes or []), "--run", str(folder)]
         code, message = run_torchrun(torchrun_command(job.launch, arguments))
@@ -562,7 +583,7 @@ def train(
 def fail_if_unmet(sentences: list[str]) -> None:
     "Print what was required and not reached, and exit with 1; nothing where the list is empty."
     for sentence in sentences:
-        print(sentence, file=sys.stderr)
+        show_note(sentence)
     if sentences:
         raise typer.Exit(1)
 
@@ -623,8 +644,8 @@ def print_done(folder: Path, before: bool) -> None:
     from llmtrainer.pipeline import next_steps
     from llmtrainer.run import Run
 
-    print(f"done: {folder}" + (" was finished already" if before else ""))
-    print(next_steps(Run.load(folder)))
+    show(f"done: {folder}" + (" was finished already" if before else ""))
+    show(next_steps(Run.load(folder)))
 
 
 def mirror_words(mirror: str | None) -> list[str]:
@@ -638,7 +659,7 @@ def ask_mirror(mirror: str) -> bool:
     "Whether the user, at a terminal, wants a run to be sent to the mirror that it names."
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    return typer.confirm(f"The run names a mirror. Send it to {mirror}?", err=True)
+    return typer.confirm(visible(f"The run names a mirror. Send it to {mirror}?"), err=True)
 
 
 # %% ../nbs/system/84_cli.ipynb #782334b4
@@ -758,8 +779,6 @@ def evaluate(
 ):
     """Measure a model on tasks. KEY=VALUE belongs to the section eval, such as limit=100, or to
     generate, such as generate.temperature=0.7."""
-    from rich.console import Console
-
     from llmtrainer.pipeline import evaluate_tasks, open_model, unmet_requirements
     from llmtrainer.run import Run, is_run
 
@@ -776,11 +795,11 @@ def evaluate(
     if as_json:
         print_json([result.summary() for result in results])
     else:
-        console = Console()
+        console = TextConsole()
         console.print(scores_table(results))
         for result in results:
             if note := result.too_long_note():
-                console.print(note, markup=False, highlight=False)
+                console.print(note, highlight=False)
     fail_if_unmet(unmet_requirements(results, section.require))
 
 
@@ -810,8 +829,6 @@ def compare(
     other, changes = split_words(words or [])
     if other is None:
         check_run(run)  # only a run has a base of its own
-    from rich.console import Console
-
     from llmtrainer.evals.compare import compare, comparison_table
     from llmtrainer.pipeline import base_result, compared_results, stored_result
     from llmtrainer.run import Run
@@ -829,7 +846,7 @@ def compare(
     if as_json:
         print_json(comparison.model_dump() | {"direction": comparison.direction})
     else:
-        Console().print(comparison_table(comparison))
+        TextConsole().print(comparison_table(comparison))
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8
@@ -867,7 +884,7 @@ def print_written(folder: Path, record, as_json: bool) -> None:
     if as_json:
         print_json(record.model_dump())
     else:
-        print(folder, record.describe(), sep="\n")
+        show(folder, record.describe())
 
 
 @app.command()
@@ -890,7 +907,6 @@ def export(
 @app.command("verify")
 def verify_run(run: RunName, as_json: AsJson = False):
     "Check every file of a run and its mirror against the hashes in it; exit code 1 for damage."
-    from rich.console import Console
     from rich.table import Table
 
     from llmtrainer.pipeline import VERDICTS, check_files
@@ -904,10 +920,10 @@ def verify_run(run: RunName, as_json: AsJson = False):
     if as_json:
         print_json([check.summary() for check in checks])
     else:
-        Console().print(table)
+        TextConsole().print(table)
         for check in checks:
             for fault in check.faults:
-                print(f"{fault.verdict}: {check.place}: {fault.text}")
+                show(f"{fault.verdict}: {check.place}: {fault.text}")
     if not all(check.is_sound for check in checks):
         raise typer.Exit(1)
 
@@ -919,7 +935,7 @@ def card(run: RunName):
     from llmtrainer.run import Run
     from llmtrainer.ship.card import write_card
 
-    print(write_card(Run.load(run)))
+    show(write_card(Run.load(run)))
 
 
 # %% ../nbs/system/84_cli.ipynb #e35c253e
@@ -958,7 +974,7 @@ def generate(
     if as_json:
         return print_json({"answers": answered, "speed": speed, "generation": section.model_dump()})
     for row in answered:
-        print(f"> {row['prompt']}", *(answer["text"] for answer in row["answers"]), "", sep="\n")
+        show(f"> {row['prompt']}", *(answer["text"] for answer in row["answers"]), "")
     print(
         f"{speed['answers']} answers, {speed['tokens']} tokens, {speed['tokens_per_second']}"
         f" tokens/s, {speed['truncated']} cut off",

@@ -91,7 +91,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -102,7 +101,6 @@ from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 from pydantic import Field
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
@@ -175,6 +173,7 @@ from llmtrainer.run import (
     write_json,
 )
 from llmtrainer.safe_io import check_plain, file_facts, is_folder
+from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
@@ -305,9 +304,9 @@ def record_data(run: Run, data: Prepared, accept: Sequence[str] = ()) -> None:
 @contextmanager
 def progress_bar(label: str, total: int, quiet: bool = False):
     "A progress bar; yields the function that advances it by a number of items."
-    with Progress(
-        TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=quiet
-    ) as bar:
+    columns = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=TextConsole(), disable=quiet) as bar:
         task = bar.add_task(label, total=total)
         yield lambda n: bar.advance(task, n)
 
@@ -339,7 +338,7 @@ def evaluate_tasks(
         if run:
             note = store_result(run, result, folder)
             if note and not quiet:
-                print(note, file=sys.stderr)
+                show_note(note)
         results.append(result)
     if run:
         renew_card(run)
@@ -515,10 +514,8 @@ def ensure_template(model, tokenizer, template: str = "auto"):
     own = bool(tokenizer.chat_template)
     origin = set_template(tokenizer, template)
     if not own:
-        print(
-            f"{model.config.name_or_path} has no chat template; it gets {origin!r}, as in training",
-            file=sys.stderr,
-        )
+        name = model.config.name_or_path
+        show_note(f"{name} has no chat template; it gets {origin!r}, as in training")
     return model, tokenizer
 
 
@@ -591,7 +588,7 @@ def resolve_generation(
         changes["system"] = shared
         if origin and not quiet:
             used = repr(shorten(shared, 60)) if shared else "none"
-            print(f"system prompt: {used} (generate.system: auto; {origin})", file=sys.stderr)
+            show_note(f"system prompt: {used} (generate.system: auto; {origin})")
     return section.model_copy(update=changes)
 
 
@@ -941,7 +938,7 @@ def show_session(session: Session) -> None:
         facts |= {"engine": f"{session.plan.engine}; {session.plan.reasons['engine']}"}
     lines = (f"{name}: {value}" for name, value in facts.items())
     table = trainable_table(count_trainable(session.model))
-    Console().print(session.data.summary, *session.data.remarks(), table, *lines, sep="\n")
+    TextConsole().print(session.data.summary, *session.data.remarks(), table, *lines, sep="\n")
 
 
 def run_training(
@@ -1058,7 +1055,7 @@ def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
     that this user sends this run to this mirror."""
     mirror = recipe.train.mirror
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
-        print(f"the run was fetched from {mirror}")
+        show(f"the run was fetched from {mirror}")
     before = Run.load(path).recipe if is_run(str(path)) else {}
     run = Run.open(path, recipe, resume_may_change(before, recipe.train))
     if mirror or sharded(recipe.launch):
@@ -1072,7 +1069,7 @@ def mirror_run(run: Run, recipe: Recipe, quiet: bool):
         run.path,
         recipe.train.mirror if rank() == 0 else None,
         keep=recipe.train.keep_checkpoints,
-        notify=(lambda text: None) if quiet else print,
+        notify=(lambda text: None) if quiet else show,
     )
 
 
@@ -1326,13 +1323,13 @@ def check_files(run: Run) -> list[PlaceCheck]:
 class Stages:
     "Prints the heading of each stage of a long job, and keeps its seconds."
 
-    def __init__(self, console: Console):
+    def __init__(self, console: TextConsole):
         self.console, self.seconds = console, {}
 
     @contextmanager
     def __call__(self, name: str, heading: str):
         "Print the heading, run the stage, and keep its seconds under the name."
-        self.console.print(f"\n[bold]{heading}[/bold]")
+        self.console.print(f"\n{heading}", style="bold")
         began = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - began, 1)
@@ -1395,7 +1392,7 @@ def quickstart(
     """Train, evaluate before and after, merge, export to ONNX and write the card, offline on a CPU.
     Writes and returns `summary.json`."""
     began, out = began or time.monotonic(), Path(out)
-    console = Console(highlight=False)
+    console = TextConsole(highlight=False)
     stage = Stages(console)
     stage.seconds["imports"] = round(time.monotonic() - began, 1)
     find_exporter("onnx").require()  # a missing package is named before the training

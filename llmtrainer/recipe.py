@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "RECIPE_LIMIT",
+    "LIMITS_VARIABLE",
     "DATA_FILES",
     "UserError",
     "first_line",
@@ -18,7 +18,12 @@ __all__ = [
     "Fault",
     "RecipeError",
     "validate",
+    "Limits",
+    "limits",
+    "read_limits",
+    "raise_limit",
     "read_limited",
+    "check_recipe_size",
     "read_values",
     "load_recipe",
     "recipe_differences",
@@ -28,7 +33,9 @@ __all__ = [
 
 # %% ../nbs/internals/90_config.ipynb #fbfdab26
 import difflib
+import functools
 import json
+import os
 import re
 import stat
 import textwrap
@@ -40,7 +47,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 
 # %% ../nbs/internals/90_config.ipynb #814a94bd
@@ -99,8 +106,14 @@ class _Loader(yaml.SafeLoader):
     "PyYAML's safe loader with the plain scalars of YAML 1.2, text keys, and no aliases."
 
     yaml_implicit_resolvers = {}
+    count, most = 0, 10**9  # values read, and how many may be
 
     def compose_node(self, parent, index):
+        self.count += 1
+        if self.count > self.most:
+            mark = self.peek_event().start_mark
+            problem = "it holds more keys and values than a recipe may"
+            raise yaml.composer.ComposerError(None, None, problem, mark)
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(
@@ -233,6 +246,10 @@ _CAUSES = {  # a part of PyYAML's reason -> (what is wrong in words, what to do)
     "(*name)": ("aliases (*name) are not used in recipes", "Write the value itself in each place."),
     "key must be one word": ("a key must be one word", "Write the key as a plain word."),
     "too deeply": ("it is nested too deeply", "Take brackets away."),
+    "more keys and values": (
+        "it holds more keys and values than a recipe may",
+        "Keep a recipe short; for a longer one set LLMTRAINER_LIMITS='recipe_values=N'.",
+    ),
 }
 # where the part began says more than where PyYAML gave up
 _BEGINS = ("expected ',' or", "unexpected end of stream", "could not find expected ':'")
@@ -266,11 +283,13 @@ def _unreadable(name, error, text):
 def parse_yaml(
     text: str,  # YAML
     name: str = "recipe",  # how errors call it
+    most: int = 10_000,  # keys and values that it may hold
 ) -> tuple[dict, dict]:  # the values; {dotted key: [lines]}
     "Read strict YAML whose top level is a mapping."
+    loader = type("_Limited", (_Loader,), dict(most=most))
     try:
-        node = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)
+        node = yaml.compose(text, loader)
+        values = yaml.load(text, loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise _unreadable(name, error, text) from None
     if not isinstance(values or {}, dict):
@@ -596,7 +615,8 @@ def _override(values, text):
         raise UserError(
             f"The override {text!r} has no '='.", allowed="key=value, as in train.lr=2e-4"
         )
-    read, lines = parse_yaml("value:\n" + textwrap.indent(value, "  "), f"The override {text!r}")
+    name = f"The override {text!r}"
+    read, lines = parse_yaml("value:\n" + textwrap.indent(value, "  "), name)
     if twice := [name for name, at in lines.items() if len(at) > 1]:
         raise UserError(
             f"The override {text!r} gives {twice[0].removeprefix('value.')} twice.",
@@ -611,10 +631,64 @@ def _override(values, text):
     return key
 
 
+# %% ../nbs/internals/90_config.ipynb #fe4d00bf
+class Limits(Section):
+    "How much work a file of somebody else may cause, before it is refused."
+
+    recipe_mib: float = Field(1, gt=0, description="size of a recipe")
+    recipe_values: int = Field(10_000, gt=0, description="keys and values in a recipe")
+    ratio: float = Field(
+        100, gt=0, description="how many times its size a compressed file may grow"
+    )
+    small_mib: float = Field(
+        64, gt=0, description="what any compressed file may grow to, whatever its ratio"
+    )
+    unpacked_gib: float = Field(100, gt=0, description="what no compressed file may grow beyond")
+    template_seconds: float = Field(
+        2, gt=0, description="processor time in which a chat template writes some conversations"
+    )
+    template_mib: float = Field(256, gt=0, description="memory that it needs for them")
+    tokenizer_seconds: float = Field(
+        60, gt=0, description="processor time in which a tokenizer is read and encodes some texts"
+    )
+    tokenizer_gib: float = Field(4, gt=0, description="memory that it needs for them")
+    tokens_per_character: float = Field(
+        50, gt=0, description="tokens that a tokenizer makes of a character"
+    )
+    pattern_steps: int = Field(
+        1_000_000, gt=0, description="steps in which a pattern is compared with a name"
+    )
+    config_ratio: float = Field(
+        8,
+        gt=0,
+        description="how much more than its weight files a model's config.json may describe",
+    )
+
+
+LIMITS_VARIABLE = "LLMTRAINER_LIMITS"
+
+
+def limits() -> Limits:
+    "The limits: the defaults, with what the environment changes."
+    return read_limits(os.environ.get(LIMITS_VARIABLE, ""))
+
+
+@functools.cache
+def read_limits(words: str) -> Limits:
+    "The limits with changes as in `ratio=1000 recipe_mib=4`; `UserError` for an unknown one."
+    try:
+        return load_recipe(Limits, {}, words.split())
+    except RecipeError as error:
+        error.what = f"{LIMITS_VARIABLE} has a fault."
+        raise
+
+
+def raise_limit(change: str) -> str:
+    "What to do where a limit is in the way of a file that is meant so."
+    return f'if it is meant so, set {LIMITS_VARIABLE}="{change}" before the command'
+
+
 # %% ../nbs/internals/90_config.ipynb #802eecbc
-RECIPE_LIMIT = 1 << 20  # bytes: a page has five thousand
-
-
 def read_limited(path: Path) -> bytes:
     "The bytes of a recipe; `UserError` for one that has no end, or is no file."
     is_stream = path.parent.as_posix() in ("/dev", "/dev/fd", "/proc/self/fd")  # as in <(command)
@@ -622,13 +696,19 @@ def read_limited(path: Path) -> bytes:
     if not (is_stream or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{path} is a pipe or a device, and no recipe.", allowed="a YAML file")
     with path.open("rb") as file:
-        content = file.read(RECIPE_LIMIT + 1)
-    if len(content) > RECIPE_LIMIT:
-        raise UserError(
-            f"{path} is longer than {RECIPE_LIMIT >> 20} MiB, and no recipe.",
-            allowed="a YAML file of some lines",
-        )
+        content = file.read(int(limits().recipe_mib * 2**20) + 1)
+    check_recipe_size(path, len(content))
     return content
+
+
+def check_recipe_size(path: Path, size: int) -> None:
+    "`UserError` for a recipe that is too long to be one."
+    if size > limits().recipe_mib * 2**20:
+        raise UserError(
+            f"{path} is longer than {limits().recipe_mib:g} MiB, and no recipe.",
+            allowed="a YAML file of some lines",
+            fix=raise_limit("recipe_mib=N"),
+        )
 
 
 def read_values(source):
@@ -667,7 +747,7 @@ def read_values(source):
             allowed="a YAML recipe",
             fix=f"`llmtrainer init` writes one; there, set data.train: {path}",
         )
-    return *parse_yaml(text, path.name), path.name
+    return *parse_yaml(text, path.name, limits().recipe_values), path.name
 
 
 # what a recipe names under data.train, and is not one itself

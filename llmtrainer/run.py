@@ -8,6 +8,7 @@ __all__ = [
     "AnyRecord",
     "PACKAGES",
     "SETTLED",
+    "SECTIONS",
     "HUB_NAME",
     "RUN_NAMES",
     "RUN_FOLDERS",
@@ -82,7 +83,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmtrainer.recipe import (
     Section,
     UserError,
+    check_recipe_size,
     dump_section,
+    limits,
     parse_yaml,
     recipe_differences,
     show_value,
@@ -536,11 +539,26 @@ class Stopped(Exception):
 
 def read_recipe_file(folder: Path) -> dict:
     "The resolved recipe of the run in a folder."
+    file = folder / "recipe.yaml"
     try:
-        return parse_yaml(read_text(folder / "recipe.yaml"), "recipe.yaml")[0]
+        if facts := file_facts(file):
+            check_recipe_size(file, facts.st_size)
+        values = parse_yaml(read_text(file), "recipe.yaml", limits().recipe_values)[0]
     except (FileNotFoundError, UnicodeDecodeError) as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing"
         raise UserError(f"recipe.yaml of {folder} {what}", fix="Fetch the run again.") from None
+    for name in values.keys() & SECTIONS:
+        if not isinstance(values[name], dict):
+            raise UserError(
+                f"recipe.yaml of {folder} is damaged: {name} is {show_value(values[name])}",
+                allowed="a section",
+                fix="Fetch the run again.",
+            )
+    return values
+
+
+# what a recipe's own names mean to those who read it without its classes
+SECTIONS = {"model", "data", "adapt", "train", "eval", "generate", "launch"}
 
 
 def _changes(path, recipe):

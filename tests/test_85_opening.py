@@ -2,16 +2,23 @@
 import pytest
 
 
+import gzip
 import io
 import json
 import os
 import pickle
+import re
+import resource
 import shutil
 import sys
 import tempfile
+import time
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -22,8 +29,10 @@ from llmtrainer.cli import run_here
 from llmtrainer.data.synthetic import problems
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.pipeline import Recipe, check_mirror, check_pickles, note_run
-from llmtrainer.recipe import UserError, load_recipe, parse_yaml
+from llmtrainer.recipe import UserError, limits, load_recipe, parse_yaml
 from llmtrainer.run import seal
+from llmtrainer.safe_text import visible
+from llmtrainer.ship.demo import pane_html
 
 
 def run_command(*arguments):
@@ -417,6 +426,268 @@ def test_links_in_a_models_folder_are_not_followed_and_nothing_of_them_is_shippe
     assert not leaks(run)
 
 
+EVIL = "\x1b]0;x\x07\x1b]52;c;eA==\x07\x1b[31m\x1b[2J\x9b1m\u202e\x08\r[bold]b[/bold] :smile:"
+OWN = re.compile(r"\x1b\[[0-9;]*[mKA]|\x1b\[\?25[lh]|\r")  # of tables and progress bars
+
+
+def at_terminal(*arguments, stdin=""):
+    "(exit code, output and errors) of a command at a terminal; nothing of `EVIL` reached it."
+    code, out, err = run_here(arguments, stdin, terminal=True)
+    for text in (out, err):
+        assert not set("\x1b\x07\x9b\u202e\x08") & set(OWN.sub("", text)), text
+        assert "\x1b[31m\x1b[2J" not in text
+        assert "[bold]" in text or "b[/bold]" not in text
+    return code, out + err
+
+
+def evil_rows(folder, name="train.jsonl"):
+    "A recipe whose rows are hostile."
+    recipe = job(folder)
+    rows = [dict(question=EVIL + str(i), answer=f"{EVIL} {i}") for i in range(20)]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = yaml.safe_load(recipe.read_text())
+    values["data"] |= dict(train=str(folder / name), max_length=512)
+    recipe.write_text(yaml.safe_dump(values))
+    return recipe
+
+
+def test_rows_and_names_of_files_reach_no_terminal_raw(tmp_path):
+    code, out = at_terminal("data", evil_rows(tmp_path / "rows"))
+    assert code == 0 and "␛]0;x␇" in out and "<U+202E>" in out and ":smile:" in out
+    name = EVIL.replace("/", "") + ".jsonl"
+    code, out = at_terminal("data", evil_rows(tmp_path / "names", name))
+    assert code == 0 and "␛]0;x" in out
+    csv = tmp_path / "names" / "rows.csv"
+    csv.write_text(f'question,answer\n"{EVIL}","{EVIL}"\n' * 1)
+    code, out = at_terminal("data", tmp_path / "rows" / "job.yaml", f"data.train={csv}")
+    assert code == 0 and "␛]0;x" in out
+    code, out = at_terminal("data", tmp_path / "rows" / "job.yaml", f"data.train={csv}x{EVIL}")
+    assert code == 2
+
+
+def test_recipes_configurations_templates_and_tasks_reach_no_terminal_raw(tmp_path):
+    recipe = job(tmp_path)
+    refuse = "{{ raise_exception('" + EVIL.replace("\r", "") + "') }}"
+    model = a_model(tmp_path / "model")
+    edit_json(model / "config.json", model_type=EVIL)
+    words = [
+        {EVIL: 1},
+        {"train": {EVIL: 1}},
+        {"train": {"optimizer": EVIL}},
+        {"model": {"base": str(tmp_path / EVIL.replace("/", ""))}},
+        {"model": {"base": str(model)}},
+        {"data": {"train": str(tmp_path / "train.jsonl"), "template": refuse}},
+        {"data": {"train": str(tmp_path / "train.jsonl"), "template": EVIL}},
+        {"eval": {"tasks": [EVIL]}},
+    ]
+    values = yaml.safe_load(recipe.read_text())
+    for change in words:
+        (tmp_path / "evil.yaml").write_text(yaml.safe_dump(values | change))
+        command = "data" if "data" in change else "plan"
+        code, out = at_terminal(command, tmp_path / "evil.yaml")
+        assert code == 2, (change, out)
+    recipe.rename(tmp_path / (EVIL.replace("/", "") + ".yaml"))
+    code, out = at_terminal("plan", tmp_path / (EVIL.replace("/", "") + ".yaml"), "train.lr=x")
+    assert code == 2 and "␛]0;x" in out
+    assert at_terminal("doctor")[0] == 0
+    for command in ("eval", "compare"):
+        task = "--tasks" if command == "eval" else "--task"
+        assert at_terminal(command, "tiny:base", task, EVIL)[0] == 2
+
+
+def test_answers_of_a_model_are_exact_in_a_pipe_and_visible_at_a_terminal(tmp_path):
+    model = a_model(tmp_path / "model")
+    rules = json.loads((model / "tokenizer.json").read_text())
+    speak = [dict(type="Replace", pattern=dict(String=c), content=EVIL) for c in "es="]
+    rules["decoder"] = dict(type="Sequence", decoders=[rules["decoder"], *speak])
+    (model / "tokenizer.json").write_text(json.dumps(rules))
+    ask = ("generate", model, "generate.max_new_tokens=12", "--prompt", "Tell me more, please.")
+    code, exact, _ = run_here(ask)
+    assert code == 0 and EVIL in exact
+    code, shown, _ = run_here(ask, terminal=True)
+    assert shown == visible(exact) != exact
+    code, out = at_terminal("chat", model, "max_new_tokens=12", stdin="Tell me more, please.\n")
+    assert code == 0 and "␛]0;x␇" in out
+    more = (*ask, "--prompt", f"And {EVIL}")
+    assert EVIL in run_here(more)[1] and at_terminal(*more)[0] == 0
+    assert EVIL in json.loads(run_here((*ask, "--json"))[1])["answers"][0]["answers"][0]["text"]
+    assert at_terminal(*ask, "--json")[0] == 0
+
+
+def test_a_runs_name_and_records_reach_no_terminal_raw_and_mean_nothing_on_a_page(tmp_path):
+    run = a_run(tmp_path / f"run{EVIL.replace('/', '')}<b>", "finished")
+    for record in ("env.json", "model.json"):
+        (run / record).write_text(json.dumps({EVIL: EVIL}))
+    for command in (["card", run], ["continue", run], ["merge", run]):
+        code, out = at_terminal(*command)
+        assert code in (0, 2), out
+    run = a_run(tmp_path / f"r{EVIL.replace('/', '')}<b>", "finished")
+    edit_recipe(run, train__objective="<script>x</script>", data__train=["[a](http://b.test)"])
+    code, out = at_terminal("card", run)
+    card = (run / "README.md").read_text()
+    prose = card.split("```yaml")[0].split("---\n", 2)[2]
+    assert code == 0 and "<script>" not in prose and "&lt;script&gt;" in prose
+    assert "# r␛" in card and "<b>\n" not in prose and "`[a](http://b.test)`" in prose
+
+
+def test_the_report_and_the_page_of_the_demo_show_text_as_text(tmp_path):
+    recipe = evil_rows(tmp_path)
+    rows = (tmp_path / "train.jsonl").read_text().replace("[bold]", "<script>[bold]")
+    (tmp_path / "train.jsonl").write_text(rows)
+    assert run_command("data", recipe, "--html", tmp_path / "report.html")[0] == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert not set("\x1b\x07\x9b\u202e\x08") & set(html)
+    pane = pane_html(f"<b>{EVIL}", [dict(role="assistant", content=f"<script>{EVIL}")])
+    assert "<script>" not in pane and "<b>" not in pane and not set("\x1b\u202e") & set(pane)
+
+
+@contextmanager
+def bounded(seconds, gib=1.5):
+    "A block that may take so long, and so much memory beyond what the process has."
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + int(gib * 2**30)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.monotonic() - began < seconds
+
+
+SIZE = 4 << 30  # what the bombs would grow to, where something wrote all of it
+
+
+def write_zstd(file, size):
+    "One object of so many letters."
+    with pyarrow.CompressedOutputStream(str(file), "zstd") as stream:
+        stream.write(b'{"question": "')
+        for _ in range(size >> 24):
+            stream.write(b"a" * (1 << 24))
+        stream.write(b'", "answer": "x"}\n')
+
+
+def write_gzip(file, size):
+    "The same; a block of gzip stands for a thousand times its size, and may be repeated."
+    block = gzip.compress(b"a" * (1 << 24), 9)
+    parts = [gzip.compress(b'{"question": "'), *[block] * (size >> 24)]
+    file.write_bytes(b"".join([*parts, gzip.compress(b'", "answer": "x"}\n')]))
+
+
+def write_parquet(file, size):
+    "One cell of 2 MiB, and thousands of rows that refer to it."
+    rows = size >> 21
+    index = pyarrow.array([0] * rows, pyarrow.int32())
+    cells = pyarrow.DictionaryArray.from_arrays(index, ["a" * (1 << 21)])
+    table = pyarrow.table(dict(question=cells, answer=["x"] * rows))
+    pyarrow.parquet.write_table(table, file, compression="zstd")
+
+
+BOMBS = {
+    "line.jsonl.gz": write_gzip,
+    "object.json.gz": write_gzip,
+    "line.jsonl.zst": write_zstd,
+    "object.json.zst": write_zstd,
+    "table.csv.zst": write_zstd,
+    "cells.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_grows_to_gibibytes_ends_in_one_block(tmp_path, name):
+    BOMBS[name](tmp_path / name, SIZE)
+    assert (tmp_path / name).stat().st_size < 5 << 20
+    recipe = job(tmp_path)
+    with bounded(seconds=20):
+        code, out = run_command("data", recipe, f"data.train={tmp_path / name}")
+    assert code == 2 and f"{name} grows to more than 100 times its size" in out, out
+    assert 'LLMTRAINER_LIMITS="ratio=N"' in out
+
+
+TEMPLATES = {
+    "product": "{{ 'a' * 10**10 }}",
+    "loops": "{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3,
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_without_end_ends_in_one_block(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMTRAINER_LIMITS", "template_seconds=0.3")
+    recipe, model = job(tmp_path), a_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATES[name])
+    with bounded(seconds=20):
+        code, out = run_command("data", recipe, f"data.template={json.dumps(TEMPLATES[name])}")
+        assert code == 2 and "data.template takes more than" in out, out
+        code, out = run_command("generate", model, "--prompt", "Hi")
+        assert code == 2 and "the chat template of" in out and "takes more than" in out, out
+
+
+def test_a_macro_that_calls_itself_is_a_fault_of_each_row(tmp_path):
+    template = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"
+    code, out = run_command("data", job(tmp_path), f"data.template={json.dumps(template)}")
+    assert code == 2 and "maximum recursion depth exceeded" in out, out
+
+
+def test_a_tokenizer_that_multiplies_ends_in_one_block(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMTRAINER_LIMITS", "tokenizer_gib=0.5")
+    model = a_model(tmp_path / "model")
+    rules = json.loads((model / "tokenizer.json").read_text())
+    replace = dict(type="Replace", pattern=dict(String="a"), content="a" * 50)
+    rules["normalizer"] = dict(type="Sequence", normalizers=[replace] * 6)
+    (model / "tokenizer.json").write_text(json.dumps(rules))
+    with bounded(seconds=20):
+        recipe = job(tmp_path)
+        for command in (
+            ["generate", model, "--prompt", "aaaa"],
+            ["data", recipe, f"model.base={model}"],
+        ):
+            code, out = run_command(*command)
+            assert code == 2 and "the tokenizer takes more than" in out, out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(num_hidden_layers=10**7), dict(hidden_size=10**7, intermediate_size=10**8)]
+    + [dict(vocab_size=10**10), dict(num_local_experts=10**7)],
+)
+def test_a_model_larger_than_its_weights_ends_in_one_block(tmp_path, change):
+    model = a_model(tmp_path / "model")
+    edit_json(model / "config.json", **change)
+    with bounded(seconds=10):
+        for code, out in use_model(model, tmp_path):
+            assert code == 2 and "and its weight files hold" in out, out
+
+
+def test_patterns_without_end_end_in_a_moment(tmp_path):
+    recipe, run = job(tmp_path), a_run(tmp_path / "run", "finished")
+    for pattern in ("(.*)*(.*)*(.*)*X", "(((a|[a-z._0-9])+)+)+!", ".*" * 100 + "X"):
+        with bounded(seconds=20):
+            code, out = run_command("plan", recipe, f"adapt.targets={json.dumps([pattern])}")
+            assert code == 2 and "adapt.targets" in out, out
+            edit_json(run / "adapter" / "adapter_config.json", target_modules=pattern)
+            shutil.rmtree(run / "adapter" / "manifest.json", ignore_errors=True)
+            code, out = run_command("generate", run, "--prompt", "Hi")
+            assert code == 2, out
+    edit_json(run / "adapter" / "adapter_config.json", target_modules=["q_proj"], r=10**7)
+    with bounded(seconds=10):
+        code, out = run_command("generate", run, "--prompt", "Hi")
+        assert code == 2, out
+
+
+def test_a_recipe_without_end_ends_in_one_block(tmp_path):
+    run = a_run(tmp_path / "run", "finished")
+    for content in ("# x\n" * 2_600_000, "a: [" + "1," * 500_000 + "1]\n"):
+        for file in (tmp_path / "long.yaml", run / "recipe.yaml"):
+            file.write_text(content)
+        with bounded(seconds=10, gib=0.5):
+            for command in (["plan", tmp_path / "long.yaml"], ["card", run], ["continue", run]):
+                code, out = run_command(*command)
+                assert code == 2 and "LLMTRAINER_LIMITS" in out, out
+
+
 class Payload:
     "A pickle that leaves a file when it is run."
 
@@ -441,6 +712,17 @@ def pickled(value):
     return buffer.getvalue()
 
 
+def stored_state(name, **changes):
+    "A real state of the stopped run's checkpoint, with keys of its first entry changed."
+    (folder,) = [p for p in (made() / "stopped" / "checkpoints").glob("step-*") if p.is_dir()]
+    state = torch.load(folder / name, weights_only=False)
+    inner = state["state"][0] if name == "optimizer.pt" else state
+    if "param_groups" in changes:
+        state["param_groups"][0] |= changes.pop("param_groups")
+    inner |= changes
+    return pickled(state)
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 FORGERIES = {
     "progress.json": [b'{"tokens": "many"}', b'{"mine": 1}', b"[]", b"{", DEEP, b'{"loss": []}'],
@@ -453,10 +735,23 @@ FORGERIES = {
 }
 
 
+# states of the right form that do not fit: the first ended the process by reading beyond its memory
+MISFITS = {
+    "optimizer.pt": [
+        dict(exp_avg=torch.zeros(3, 7)),
+        dict(exp_avg="x"),
+        dict(param_groups=dict(lr="big")),
+    ],
+    "scheduler.pt": [dict(base_lrs=["a"])],
+    "rng_state.pth": [dict(cpu=torch.zeros(3))],
+}
+
+
 @pytest.mark.parametrize("name", [*FORGERIES, "manifest.json"])
 def test_a_forged_checkpoint_is_a_damaged_one_and_runs_nothing(tmp_path, name):
     mark = tmp_path / "ran"
     contents = [*FORGERIES.get(name, [b'{"a": 1}', b'{"a": {"size": []}}', b"[]", DEEP])]
+    contents += [stored_state(name, **change) for change in MISFITS.get(name, [])]
     if name.endswith((".pt", ".pth")):
         contents += [pickled(Payload(mark)), pickle.dumps(Payload(mark))]
     for number, content in enumerate(contents):
@@ -481,8 +776,17 @@ def test_a_sharded_checkpoint_of_somebody_else_is_not_read_by_pickle(tmp_path, m
     recipe = load_recipe(Recipe, run / "recipe.yaml")
     with pytest.raises(UserError, match="can run what it asks for"):
         check_pickles(run, recipe)
-    for command in (["continue", run], ["train", run / "recipe.yaml", "--run", run]):
-        assert run_command(*command)[0] == 2
+    # as on a machine with two GPUs
+    read = lambda file, changes=(), machine=None: load_recipe(Recipe, file, changes)
+    monkeypatch.setattr("llmtrainer.pipeline.read_recipe", read)
+    foreign = ["train", job(tmp_path / "own"), "launch.strategy=fsdp", "launch.gpus=2"]
+    for command in (
+        ["continue", run],
+        ["train", run / "recipe.yaml", "--run", run],
+        [*foreign, "--run", run],
+    ):
+        code, out = run_command(*command)
+        assert code == 2 and ("can run what it asks for" in out or command[0] == "continue"), out
     monkeypatch.setenv("LLMTRAINER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LLMTRAINER_TRUST", f"elsewhere,{run}")
     check_pickles(run, recipe)
@@ -503,7 +807,8 @@ JSON_VALUES = st.recursive(
 RECORD_FILES = st.sampled_from(
     ["env.json", "data.json", "model.json", "manifest.json", "run.json", "evals/a.json"]
     + ["evals/base/a.json", "evals/comparison.json", "exports/merge.json", "exports/onnx.json"]
-    + ["metrics.jsonl", "adapter/adapter_config.json", "adapter/manifest.json"]
+    + ["metrics.jsonl", "adapter/adapter_config.json", "adapter/manifest.json", "recipe.yaml"]
+    + ["evals/word_problems.json", "summary.json", "exports/merged.json"]
 )
 RECORD_KINDS = st.sampled_from(
     ["Environment", "DataRecord", "ModelRecord", "TaskResult", "Comparison", "MergeRecord"]
@@ -517,28 +822,116 @@ def damaged(content, value, how):
         return json.dumps(value)
     stored = json.loads(content.splitlines()[0]) if how == "line" else json.loads(content)
     keys = sorted(stored) if isinstance(stored, dict) else []
+    number = len(json.dumps(value))
     if keys:
-        stored[keys[len(json.dumps(value)) % len(keys)]] = value
+        inner = stored[keys[number % len(keys)]]
+        if how == "inner" and isinstance(inner, dict) and inner:
+            inner[sorted(inner)[number % len(inner)]] = value
+        else:
+            stored[keys[number % len(keys)]] = value
     return json.dumps(stored)
 
 
-@settings(max_examples=40, deadline=None)
-@given(RECORD_FILES, JSON_VALUES, st.sampled_from(["whole", "key", "kind"]), RECORD_KINDS)
-def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
+def try_records(name, value, how, kind):
+    "Commands on a finished run, one of whose records holds a random value."
     with tempfile.TemporaryDirectory() as folder:
         run = a_run(Path(folder, "run"), "finished")
         file = run / name
         file.parent.mkdir(exist_ok=True, parents=True)
         old = file.read_text() if file.exists() else ""
+        if name == "recipe.yaml":
+            old = json.dumps(parse_yaml(old)[0])
         if how == "kind":
             inner = value if isinstance(value, dict) else {}
             text = json.dumps(inner | dict(kind=kind, version=1))
         else:
-            text = damaged(old, value, "line" if how == "key" and name.endswith("l") else how)
+            text = damaged(old, value, "line" if how != "whole" and name.endswith("jsonl") else how)
         file.write_text(text, encoding="utf-8", errors="replace")
         for command in (["card", run], ["continue", run], ["compare", run, "--task", "a"]):
             code, out = run_command(*command)
             assert code in (0, 2), out
+
+
+PLACES = st.sampled_from(["whole", "key", "inner", "kind"])
+RANDOM_RECORD = (RECORD_FILES, JSON_VALUES, PLACES, RECORD_KINDS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(*RANDOM_RECORD)
+def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
+    try_records(name, value, how, kind)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(*RANDOM_RECORD)
+def test_much_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
+    try_records(name, value, how, kind)
+
+
+def random_bytes(draw, file):
+    "Exchange, cut off or add bytes of a file; returns nothing."
+    content = bytearray(file.read_bytes())
+    at = draw(st.integers(0, max(0, len(content) - 1)) | st.integers(0, min(400, len(content))))
+    more = draw(st.binary(max_size=8))
+    how = draw(st.sampled_from(["exchange", "cut", "insert", "whole"]))
+    if how == "exchange":
+        content[at : at + len(more)] = more
+    elif how == "cut":
+        del content[at:]
+    else:
+        content[at : at if how == "insert" else None] = more
+    file.write_bytes(content)
+
+
+def try_bytes_of_a_run(draw):
+    "Commands on a finished run, one of whose files holds random bytes; a canary lies beside it."
+    with tempfile.TemporaryDirectory() as folder:
+        run, canary = a_run(Path(folder, "run"), "finished"), a_canary(Path(folder, "canary"))
+        before = contents(canary)
+        files = sorted(p for p in run.rglob("*") if p.is_file() and p.name != ".lock")
+        random_bytes(draw, draw(st.sampled_from(files)))
+        commands = [["card", run], ["continue", run], ["generate", run, "--prompt", "Hi"]]
+        for command in commands[: draw(st.sampled_from([2, 2, 3]))]:
+            code, out = run_command(*command, *["max_new_tokens=1"] * (len(command) > 2))
+            assert code in (0, 2), out
+        assert contents(canary) == before
+
+
+def try_bytes_of_a_model(draw):
+    "An answer of a model, one of whose files holds random bytes or random JSON."
+    with tempfile.TemporaryDirectory() as folder:
+        model = a_model(Path(folder, "model"))
+        file = draw(st.sampled_from(sorted(p for p in model.iterdir() if p.is_file())))
+        if file.suffix == ".json" and draw(st.booleans()):
+            stored = json.loads(file.read_text())
+            key = draw(st.sampled_from(sorted(stored)))
+            file.write_text(json.dumps(stored | {key: draw(JSON_VALUES)}))
+        else:
+            random_bytes(draw, file)
+        code, out = run_command("generate", model, "--prompt", "Hi", "generate.max_new_tokens=1")
+        assert code in (0, 2), out
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_random_bytes_in_any_file_end_in_one_block(data):
+    try_bytes_of_a_run(data.draw)
+    try_bytes_of_a_model(data.draw)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_many_random_bytes_in_a_run_end_in_one_block(data):
+    try_bytes_of_a_run(data.draw)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_many_random_bytes_in_a_model_end_in_one_block(data):
+    try_bytes_of_a_model(data.draw)
 
 
 def test_what_is_no_file_or_no_model_ends_in_one_block(tmp_path):

@@ -15,6 +15,7 @@ from llmtrainer.cli import (
     sys,
     time,
     version,
+    visible,
 )
 
 

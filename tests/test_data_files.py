@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, assert_refused
 
 
 def _folder(**files):
@@ -143,6 +143,23 @@ def test_long_lines_and_odd_line_breaks_are_read_whole():
         ("b", 2),
     ]
     assert [(r["text"], line) for line, r in read_file(folder / "gaps.txt")] == [("a", 4), ("b", 8)]
+
+
+def test_files_that_grow_without_end_are_refused(tmp_path):
+    size = 80 << 20
+    with gzip.open(tmp_path / "object.json.gz", "wb", 9) as file:
+        file.write(b'{"text": "' + b"a" * size + b'"}')
+    for name in ("object.json.zst", "table.csv.zst", "line.jsonl.zst", "text.txt.zst"):
+        with pyarrow.CompressedOutputStream(str(tmp_path / name), "zstd") as file:
+            file.write(b'{"text": "' + b"a" * size + b'"}')
+    index = pyarrow.array([0] * 2000, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(index, ["a" * (1 << 20)])
+    for name, codec in {"zstd": "zstd", "plain": "none"}.items():
+        table = pyarrow.table({"text": column})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet", compression=codec)
+    for path in sorted(tmp_path.iterdir()):
+        message = assert_refused(lambda path=path: list(read_file(path)), "grows to more than")
+        assert "LLMTRAINER_LIMITS" in message.fix and path.name in str(message)
 
 
 def test_a_line_over_the_limit_is_named_and_never_held():

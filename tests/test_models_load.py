@@ -18,6 +18,7 @@ from llmtrainer.models.load import (
 
 import random
 import shutil
+import time
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtrainer.data.synthetic import documents
 from llmtrainer.models.tiny import KINDS
-from llmtrainer.recipe import RecipeError, UserError, load_recipe
+from llmtrainer.recipe import RecipeError, UserError, assert_refused, load_recipe
 
 
 def test_fp8_is_its_numbers_and_its_gradient_is_that_of_the_plain_layer():
@@ -240,6 +241,31 @@ def test_a_format_that_this_machine_cannot_read_is_one_block(tmp_path, monkeypat
     with pytest.raises(UserError, match="stored as awq cannot be loaded here") as caught:
         load_model(section, plan_model(section))
     assert "unquantised" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(num_hidden_layers=10**7),
+        dict(hidden_size=10**7, intermediate_size=10**8),
+        dict(vocab_size=10**10),
+        dict(text_config=dict(num_local_experts=10**6)),
+    ],
+)
+def test_a_configuration_beyond_its_weights_is_refused_before_a_model_is_built(tmp_path, change):
+    shutil.copytree(resolve_base("tiny:base"), tmp_path / "m")
+    edit_config(tmp_path / "m", **change)
+    section = Model(base=str(tmp_path / "m"), quantize="none")
+    began = time.perf_counter()
+    error = assert_refused(lambda: load_config(section), "describes", "weight files hold")
+    key, _, number = error.where.partition(": ")
+    assert key in (*change, "head_dim") or number == "in a section"
+    assert time.perf_counter() - began < 1
+
+
+def test_every_small_model_describes_what_it_holds():
+    for kind in KINDS:
+        load_config(Model(base=f"tiny:{kind}", quantize="none"))
 
 
 def test_a_table_of_positions_is_a_limit_and_rotation_a_warning():

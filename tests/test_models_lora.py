@@ -4,6 +4,7 @@ from llmtrainer.models.lora import *
 from llmtrainer.models.lora import ModelRecord, Path, fingerprint, torch, warnings
 
 
+import json
 import tempfile
 
 from llmtrainer.models.load import Model, ModelRecord, fingerprint, load_model, plan_model
@@ -160,6 +161,25 @@ def test_a_damaged_configuration_of_an_adapter_is_one_block():
                 assert_refused(use, "is damaged", "adapter_config.json", "fix: ")
             config.write_text('{"peft_type": "LORA"}')  # peft fills in the rest
             assert "None" not in str(assert_refused(use, "the adapter", "fix: "))
+
+
+def test_an_adapter_that_asks_for_more_than_its_weights_hold_is_refused_before_it_is_built():
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(adapt_model(open_tiny(), Adapt(r=4)), folder, "tiny:llama")
+        file = Path(folder) / "adapter_config.json"
+        config = json.loads(file.read_text())
+        for change, words in (
+            (dict(r=10**7), "rank 10000000"),
+            (dict(rank_pattern={"q_proj": 10**7}), "rank 10000000"),
+            (dict(target_modules="(.*)*(.*)*X"), "inside a repetition"),
+            (dict(exclude_modules=".*a" * 9), "9 repetitions"),
+            (dict(alpha_pattern={"(a+)+": 1}), "inside a repetition"),
+        ):
+            file.write_text(json.dumps(config | change))
+            assert_refused(lambda: load_adapter(open_tiny(), folder), words, "adapter_config.json")
+        pattern = r".*\.(q|v)_proj" if "q_proj" in config["target_modules"] else ".*_proj"
+        file.write_text(json.dumps(config | dict(target_modules=pattern)))
+        assert_refused(lambda: load_adapter(open_tiny(), folder), "does not fit the model")
 
 
 def test_a_mixture_is_the_sum_of_corrections():

@@ -20,7 +20,6 @@ from llmtrainer.pipeline import (
     os,
     problems,
     sha256,
-    sys,
     write_atomic,
 )
 

@@ -4,6 +4,7 @@ from llmtrainer.recipe import *
 from llmtrainer.recipe import (
     Annotated,
     Any,
+    Field,
     Literal,
     Path,
     ValidationError,
@@ -189,6 +190,22 @@ def _faults(values, overrides=()):
     with pytest.raises(RecipeError) as caught:
         load_recipe(Small, values, overrides)
     return {fault.key: fault for fault in caught.value.faults}
+
+
+def test_a_recipe_without_end_is_refused_in_a_moment(tmp_path, monkeypatch):
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text("# x\n" * 2_600_000)  # 10 MB
+    assert_refused(lambda: read_values(recipe), "longer than 1 MiB", "recipe_mib=N")
+    recipe.write_text("a: [" + "1," * 500_000 + "1]\n")  # 1 MB of values
+    assert_refused(lambda: read_values(recipe), "more keys and values than a recipe", "line 1")
+    monkeypatch.setenv(LIMITS_VARIABLE, "recipe_values=3 recipe_mib=0.001")
+    recipe.write_text("a: [1, 2, 3]\n")
+    assert_refused(lambda: read_values(recipe), "more keys and values")
+    recipe.write_text("#" * 2000)
+    assert_refused(lambda: read_values(recipe), "longer than 0.001 MiB")
+    monkeypatch.setenv(LIMITS_VARIABLE, "ration=3")
+    recipe.write_text("a: 1\n")
+    assert_refused(lambda: read_values(recipe), "LLMTRAINER_LIMITS", "ration", "ratio")
 
 
 def test_every_fault_comes_at_once_with_its_place():

@@ -10,6 +10,8 @@ from llmtrainer.ship.card import (
     ModelRecord,
     Run,
     TaskResult,
+    UserError,
+    json,
     re,
     yaml,
 )
@@ -23,6 +25,7 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from pydantic import Field
 
 from llmtrainer.data.prepare import Sources
@@ -309,3 +312,56 @@ def test_recipe_so_far(tmp_path):
     text = card(card_facts(small_run(tmp_path / "run")))
     shown = yaml.safe_load(text[text.index("```yaml") + 7 :].split("```")[0])
     assert shown["model"]["base"] == "tiny:base" and shown["data"]["train"] == "train.jsonl"
+
+
+HOSTILE = (
+    "<script>x</script> <img src=x onerror=y> [free](http://evil.test) ![i](http://evil.test/i)"
+    " `a` ``` *b* _c_ ~~d~~ | e www.evil.test http://evil.test me@evil.test &lt; \\ \u202e \x1b[2J"
+    "\n# heading\n- item\n```\n<b>out</b>\n---\n"
+)
+
+
+def test_nothing_in_a_record_has_a_meaning_on_the_page(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    plain = card(card_facts(run))
+    values = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    values["model"]["base"] = values["adapt"]["r"] = values["data"]["mask"] = HOSTILE
+    values["data"]["train"] = [HOSTILE, "org/name"]
+    values["train"] |= dict(objective=HOSTILE, lr=HOSTILE, seed=HOSTILE)
+    (run.path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    results = ("evals/word_problems.json", "evals/base/word_problems.json")
+    for name in ("data.json", "model.json", "env.json", *results):
+        record = json.loads((run.path / name).read_text())
+        if name == "data.json":
+            record |= dict(format=HOSTILE, template=HOSTILE)
+            record["rows"]["reasons"] = {HOSTILE: 2}
+        if name == "model.json":
+            record["base"]["sha256"] = {HOSTILE: HOSTILE}
+            record["plan"]["reasons"]["device"] = HOSTILE
+        if name == "env.json":
+            record |= dict(platform=HOSTILE, packages={HOSTILE: HOSTILE})
+        if name.startswith("evals"):
+            record["generation"]["system"] = HOSTILE
+        (run.path / name).write_text(json.dumps(record))
+    text = card(card_facts(run))
+    assert "\x1b" not in text and "\u202e" not in text
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["datasets"] == ["org/name"]
+    kinds = lambda text: [
+        (token.type, token.tag)
+        for block in MarkdownIt("gfm-like", {"linkify": False}).parse(text)
+        for token in [block, *(block.children or [])]
+        if token.type.startswith(("html", "link", "heading", "image", "em_", "strong", "bullet"))
+    ]
+    assert kinds(body) == kinds(plain.split("---\n", 2)[2])
+    for address in ("http://evil", "www.evil", "me@evil"):
+        outside = "".join(
+            token.content
+            for block in MarkdownIt("gfm-like", {"linkify": False}).parse(body)
+            for token in block.children or []
+            if token.type == "text"
+        )
+        assert address in outside  # it is shown, and the source has it in a form that no site links
+    for line in body.splitlines():
+        if line.startswith("|"):
+            assert "http://" not in line and "www." not in line and "<" not in line

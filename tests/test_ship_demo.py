@@ -10,6 +10,7 @@ from llmtrainer.ship.demo import (
     render_prompt,
     sys,
     urlsplit,
+    visible,
 )
 
 

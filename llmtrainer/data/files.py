@@ -11,6 +11,7 @@ __all__ = [
     "CHUNK_SIZE",
     "SCANNER",
     "END_OF_TEXT",
+    "PARQUET_ROWS",
     "DAMAGE_MESSAGES",
     "PYARROW_MESSAGES",
     "READERS",
@@ -41,6 +42,8 @@ __all__ = [
     "document_pieces",
     "make_document",
     "read_text",
+    "check_parquet",
+    "decoded",
     "read_parquet",
     "damage_message",
     "guard_records",
@@ -68,6 +71,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 # %% ../../nbs/internals/92_files.ipynb #6bb7a026
+from llmtrainer.limits import CountedStream, check_growth
 from llmtrainer.recipe import UserError
 
 
@@ -94,10 +98,12 @@ LINE_LIMIT = 32 << 20
 def open_bytes(path: Path) -> io.BufferedReader:
     "The file's bytes as a stream, decompressed where its name ends in .gz or .zst."
     if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path), 1 << 20)
-    if path.suffix == ".zst":
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
-    return path.open("rb")
+        unpacked = gzip.open(path)  # noqa: SIM115 -- closed by the stream around it
+    elif path.suffix == ".zst":
+        unpacked = pyarrow.input_stream(str(path), compression="zstd")
+    else:
+        return path.open("rb")
+    return io.BufferedReader(CountedStream(unpacked, path), 1 << 20)
 
 
 def decode(
@@ -451,12 +457,31 @@ def read_text(path: Path) -> Iterator[tuple[int, object]]:
         yield start, make_document(pieces, start == 1)
 
 
+# rows of a Parquet file in memory at a time: a value that stands once in the file can be in each
+PARQUET_ROWS = 16
+
+
+def check_parquet(file: pyarrow.parquet.ParquetFile, path: Path) -> None:
+    "`UserError` where a Parquet file says that it grows further than the limits allow."
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    count = sum(g.column(i).total_uncompressed_size for g in groups for i in range(g.num_columns))
+    check_growth(path, count, path.stat().st_size)
+
+
+def decoded(column: pyarrow.Array) -> pyarrow.Array:
+    "The column with each value in its place, where a dictionary holds them."
+    return column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column
+
+
 def read_parquet(path: Path) -> Iterator[tuple[int, object]]:
     "(row number, record) of a Parquet file, batch by batch."
-    file = pyarrow.parquet.ParquetFile(path)
+    file, size = pyarrow.parquet.ParquetFile(path), path.stat().st_size
+    check_parquet(file, path)
     clean = clean_record if any(map(has_floats, file.schema_arrow.types)) else lambda record: record
-    number = 0
-    for batch in file.iter_batches(1000):
+    number = count = 0
+    for batch in file.iter_batches(PARQUET_ROWS, use_threads=False):
+        count += sum(decoded(column).nbytes for column in batch.columns)
+        check_growth(path, count, size)
         for record in batch.to_pylist():
             number += 1
             yield number, clean(record)

@@ -50,6 +50,7 @@ from transformers import PreTrainedTokenizerFast
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import render
 from llmtrainer.recipe import UserError
+from llmtrainer.safe_text import visible
 
 
 # %% ../../nbs/data/12_loss_mask.ipynb #5b9208ac
@@ -486,7 +487,7 @@ def xray(
     styles = {True: "bold green", False: "bright_black"}
     text = Text()
     for number, (piece, trained) in enumerate(trained_pieces(encoded, tokenizer, each)):
-        text.append(piece, styles[trained] + " underline" * (each and number % 2))
+        text.append(visible(piece), styles[trained] + " underline" * (each and number % 2))
     return text
 
 
@@ -500,7 +501,7 @@ def xray_html(
     styles = {True: "background:#c6efce;color:#064a1c", False: "color:#777"}
     line = ";border-left:1px solid #999" * each
     pieces = [
-        f"<span style='{styles[trained]}{line}'>{html.escape(text)}</span>"
+        f"<span style='{styles[trained]}{line}'>{html.escape(visible(text))}</span>"
         for text, trained in trained_pieces(encoded, tokenizer, each)
     ]
     return "<pre style='white-space:pre-wrap'>" + "".join(pieces) + "</pre>"

@@ -76,6 +76,7 @@ from rich.text import Text
 
 # %% ../../nbs/data/15_statistics.ipynb #1924a75a
 from llmtrainer.data.rows import Source, load_rows
+from llmtrainer.safe_text import visible
 
 # %% ../../nbs/data/15_statistics.ipynb #48f5b22a
 # odd, near 2**64 / golden ratio: multiplying by it spreads bits
@@ -702,7 +703,7 @@ def statistics_table(stats: dict) -> Group:
         columns = [Column(name, overflow="fold") for name in names]
         table = Table(*columns, title=title, title_justify="left", pad_edge=False)
         for line in lines:
-            table.add_row(*map(Text, line))
+            table.add_row(*map(Text, map(visible, line)))
         tables.append(table)
     return Group(facts, *tables)
 
@@ -772,9 +773,9 @@ def bar_chart(title: str, shares: dict) -> str:
     for name, value in list(shares.items())[:12]:
         amount = f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
         bar = f'<i style="width:{100 * value / top:.1f}%"></i>'
-        lines.append(f"<span>{html.escape(str(name))}</span>{bar}<span>{amount}</span>")
+        lines.append(f"<span>{html.escape(visible(str(name)))}</span>{bar}<span>{amount}</span>")
     bars = f"<div class=bars>{''.join(lines)}</div>"
-    return f"<div><h2>{html.escape(title)}</h2>{bars}</div>"
+    return f"<div><h2>{html.escape(visible(title))}</h2>{bars}</div>"
 
 
 def html_table(title: str, head: list[str], lines: list[list[str]]) -> str:
@@ -783,13 +784,13 @@ def html_table(title: str, head: list[str], lines: list[list[str]]) -> str:
 
     def row(tag: str, texts: list[str]) -> str:
         cells = [
-            f"<{tag}{' class=n' if is_numeric else ''}>{html.escape(text)}</{tag}>"
+            f"<{tag}{' class=n' if is_numeric else ''}>{html.escape(visible(text))}</{tag}>"
             for text, is_numeric in zip(texts, numeric)
         ]
         return f"<tr>{''.join(cells)}</tr>"
 
     rows = row("th", head) + "".join(row("td", line) for line in lines)
-    return f"<h2>{html.escape(title)}</h2><div class=wide><table>{rows}</table></div>"
+    return f"<h2>{html.escape(visible(title))}</h2><div class=wide><table>{rows}</table></div>"
 
 
 # %% ../../nbs/data/15_statistics.ipynb #24f798a3
@@ -821,7 +822,7 @@ def length_histogram(
         if 0 < length <= last:
             x = 600 * length / last
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="130"></line>')
-            text = html.escape(name)
+            text = html.escape(visible(name))
             parts.append(f'<text x="{x - 4:.1f}" y="18" text-anchor="end">{text}</text>')
     over = f"; {shape['over']:,} longer rows are not drawn" if shape["over"] else ""
     frame = 'viewBox="0 0 600 154" role="img" aria-label="histogram of lengths"'
@@ -874,7 +875,7 @@ def report_html(
         bar_chart("Languages", stats["languages"]["shares"]),
     ]
     body = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{html.escape(visible(title))}</h1>",
         html_tiles(stats),
         length_histogram(stats["tokens"]["histogram"], marks),
         f"<div class=charts>{''.join(charts)}</div>",
@@ -887,7 +888,7 @@ def report_html(
     head = [
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{REPORT_STYLE}</style>",
+        f"<title>{html.escape(visible(title))}</title><style>{REPORT_STYLE}</style>",
     ]
     return (
         f"<!doctype html><html lang=en><head>{''.join(head)}</head>"

@@ -61,6 +61,7 @@ from llmtrainer.data.files import expand_path
 from llmtrainer.data.loss_mask import Encoded, turn_rows
 from llmtrainer.data.rows import BadRecord, Ledger, Reject, Source, read_rows, row_key
 from llmtrainer.run import cache_folder, read_json, sha256, write_json
+from llmtrainer.safe_text import TextConsole
 
 # %% ../../nbs/internals/93_table.ipynb #a88c9584
 ROLES = ("plain", "chosen", "rejected", "desirable", "undesirable", "prompt")
@@ -458,11 +459,12 @@ def encode_sources(
 ) -> EncodedSources:
     "Every source, encoded or from the cache."
     columns = (
-        TextColumn("reading and encoding {task.fields[name]}: {task.completed:,.0f} rows"),
+        TextColumn("reading and encoding {task.fields[name]}:", markup=False),
+        TextColumn("{task.completed:,.0f} rows"),
         TimeElapsedColumn(),
     )
     named, paths, accounts = [], [], []
-    with Progress(*columns, disable=quiet, transient=True) as bar:
+    with Progress(*columns, console=TextConsole(), disable=quiet, transient=True) as bar:
         for source in sources:
             if source.format == "auto":
                 source = source.model_copy(update=dict(format=format))

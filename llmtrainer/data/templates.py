@@ -56,6 +56,7 @@ from transformers import AutoTokenizer
 # %% ../../nbs/data/11_templates.ipynb #9f1ea12a
 import llmtrainer
 from llmtrainer.data.rows import BadRecord
+from llmtrainer.limits import check_template
 from llmtrainer.recipe import UserError
 
 
@@ -128,6 +129,8 @@ def set_template(
             where="data.template",
             fix="use template: auto",
         )
+    if entry is None:
+        check_template(jinja, "data.template")
     tokenizer.chat_template = jinja
     return name if entry or "{" not in name else "from the recipe"
 

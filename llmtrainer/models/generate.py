@@ -59,7 +59,6 @@ __all__ = [
 import functools
 import itertools
 import json
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,6 +93,7 @@ from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Record
 from llmtrainer.safe_io import file_facts
+from llmtrainer.safe_text import show, show_note
 
 # %% ../../nbs/models/24_generate.ipynb #40c175ef
 PRESETS = {
@@ -806,9 +806,9 @@ def print_stream(
                 reason = end.value
             else:
                 written.append(piece)
-                print(piece, end="", flush=True)
+                show(piece, end="")
     if note := cut_note(reason, section):
-        print(f" [{note}]", end="", file=sys.stderr, flush=True)
+        show_note(f" [{note}]", end="")
 
 
 # %% ../../nbs/models/24_generate.ipynb #2aa72f10

@@ -12,6 +12,10 @@ __all__ = [
     "KERNELS",
     "NEEDS",
     "TO_TRAIN",
+    "LAYER_COUNTS",
+    "HIDDEN_SIZES",
+    "WIDTHS",
+    "UNSEEN",
     "TABLE_GROWS",
     "PROBES",
     "SMALL_BYTES",
@@ -54,6 +58,9 @@ __all__ = [
     "check_stored",
     "explain_load_errors",
     "check_complete",
+    "stored_sizes",
+    "described_sizes",
+    "check_sizes",
     "load_config",
     "attention_kernels",
     "plan_model",
@@ -72,6 +79,7 @@ __all__ = [
     "is_small",
     "hide_progress_bars",
     "resize_embeddings",
+    "check_templates",
     "load_tokenizer",
     "drop_generation_defaults",
     "load_options",
@@ -85,10 +93,11 @@ __all__ = [
 # %% ../../nbs/models/20_load.ipynb #65e0b8db
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Collection, Iterable
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +106,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, Tokenizer, normalizers
 from transformers import (
     CONFIG_MAPPING,
@@ -114,7 +124,9 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 # %% ../../nbs/models/20_load.ipynb #d01abd4f
+from llmtrainer.data.templates import TEMPLATES
 from llmtrainer.device import ATTENTION, ENGINES, QUANTIZE, DevicePlan, Machine, plan_device, probe
+from llmtrainer.limits import check_template, check_tokenizer, limits, raise_limit
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import Section, UserError, first_line
@@ -829,13 +841,82 @@ def check_complete(base: str, missing: Iterable[str], stored: str | None) -> Non
     )
 
 
+# %% ../../nbs/models/20_load.ipynb #938a888f
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+HIDDEN_SIZES = ("hidden_size", "n_embd", "d_model", "dim")
+WIDTHS = (
+    *HIDDEN_SIZES,
+    "vocab_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "d_ff",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+)
+UNSEEN = dict(layers=2_000, experts=20_000, numbers=2**36)  # bounds where no weight file is here
+
+
+def stored_sizes(base: str) -> dict[str, int]:
+    "What the headers of a folder's weight files hold: layers, experts, numbers."
+    shapes = {}
+    for file in weight_files(base):
+        with suppress(SafetensorError), safe_open(file, "pt") as tensors:  # loading it tells
+            shapes |= {n: tensors.get_slice(n).get_shape() for n in [*tensors.keys()]}
+    if not shapes:
+        return UNSEEN
+    indices = {int(part) for name in shapes for part in name.split(".") if part.isdigit()}
+    count = max(indices, default=0) + 1
+    fused = max((shape[0] for shape in shapes.values() if len(shape) == 3), default=0)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    return dict(layers=count, experts=max(count, fused), numbers=numbers)
+
+
+def described_sizes(raw: dict) -> Iterator[tuple[str, str, int]]:
+    "(kind, key, number) of what a config.json describes, also in the sections inside it."
+    whole = {key: value for key, value in raw.items() if type(value) is int}
+    hidden = max((whole[key] for key in HIDDEN_SIZES if key in whole), default=1)
+    for key, value in whole.items():
+        if key in LAYER_COUNTS:
+            yield "layers", key, value
+        elif key in EXPERTS:
+            yield "experts", key, value
+        elif key in WIDTHS:
+            yield "numbers", key, value * hidden
+    for value in raw.values():
+        if isinstance(value, dict):
+            yield from described_sizes(value)
+
+
+def check_sizes(base: str, raw: dict) -> None:
+    "`UserError` where config.json describes far more than the weight files hold."
+    stored = stored_sizes(base)
+    ratio = 1 if stored is UNSEEN else limits().config_ratio
+    for kind, key, number in described_sizes(raw):
+        if number > ratio * stored[kind]:
+            raise UserError(
+                f"config.json of {base} describes {number:,} {kind}, and its weight files hold"
+                f" {stored[kind]:,}"
+                if stored is not UNSEEN
+                else f"config.json of {base} describes {number:,} {kind}",
+                where=f"{key}: {raw.get(key, 'in a section')}",
+                allowed=f"at most {ratio * stored[kind]:,.0f} {kind}",
+                fix="fetch the model again; or, " + raise_limit("config_ratio=N"),
+            )
+
+
 # %% ../../nbs/models/20_load.ipynb #07f76592
 def load_config(model: Model):
     "The model's configuration, after all checks that need nothing else."
     raw = raw_config(model.base, model.revision)
     check_code(model, raw)
     check_stored(model, raw)
-    check_weight_names(model.base, raw, model.revision)
+    folder = resolve_base(model.base)  # once: it reads the files of a shipped model
+    check_weight_names(folder, raw, model.revision)
+    check_sizes(folder, raw)
     with explain_foreign(model.base):
         config = call_from_pretrained(
             AutoConfig.from_pretrained,
@@ -1105,8 +1186,20 @@ def resize_embeddings(model, tokenizer) -> int:
 
 
 # %% ../../nbs/models/20_load.ipynb #4935a496
+def check_templates(tokenizer, base: str) -> None:
+    "`UserError` where a chat template that came with a tokenizer takes too much time or memory."
+    templates = tokenizer.chat_template or {}
+    named = templates if isinstance(templates, dict) else {"": templates}
+    own = {template.jinja for template in TEMPLATES.values()}
+    for text in set(named.values()) - own:
+        check_template(text, f"the chat template of {base}")
+
+
 def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = False):
     "The model's tokenizer, with a pad token of its own."
+    is_own, file = base.startswith("tiny:"), find_file(base, "tokenizer.json", revision)
+    if file and not is_own:
+        check_tokenizer(file)
     with explain_foreign(base):
         tokenizer = call_from_pretrained(
             AutoTokenizer.from_pretrained, base, revision=revision, trust_remote_code=remote_code
@@ -1114,7 +1207,9 @@ def load_tokenizer(base: str, revision: str | None = None, remote_code: bool = F
         if not isinstance(tokenizer.model_max_length, (int, float)):
             raise TypeError(f"model_max_length of the tokenizer is {tokenizer.model_max_length!r}")
         tokenizer("Is it a tokenizer?")
-    if not find_file(base, "tokenizer.json", revision):
+    if not is_own:
+        check_templates(tokenizer, base)
+    if not file:
         pieces = find_file(base, "tokenizer.model", revision)
         if pieces:
             tokenizer = tokenizer_from_sentencepiece(tokenizer, pieces)

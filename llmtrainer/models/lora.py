@@ -30,6 +30,7 @@ __all__ = [
     "explain_mismatch",
     "last_line",
     "check_adapter_folder",
+    "check_adapter_work",
     "read_adapter_config",
     "check_tensor_names",
     "load_adapter",
@@ -68,6 +69,7 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 # %% ../../nbs/models/21_lora.ipynb #89678797
+from llmtrainer.limits import check_form, match_pattern
 from llmtrainer.models.experts import fused_experts, router_weights
 from llmtrainer.models.load import (
     ModelRecord,
@@ -178,19 +180,18 @@ def suffixes(names: Iterable[str]) -> list[str]:
 
 def match_names(target: str, names: Iterable[str]) -> list[str]:
     "The names that a target means."
+    is_word = re.fullmatch(r"[\w-]+", target)  # a name or its end, and no pattern
     try:
-        pattern = re.compile(target)
-    except re.error as error:
-        raise UserError(
-            f"{target!r} is no regular expression: {error}",
-            where="adapt.targets",
-            fix="write the end of a layer's name, such as q_proj",
-        ) from None
-    return [
-        name
-        for name in names
-        if name == target or name.endswith(f".{target}") or pattern.fullmatch(name)
-    ]
+        return [
+            name
+            for name in names
+            if name == target
+            or name.endswith(f".{target}")
+            or (not is_word and match_pattern(target, name))
+        ]
+    except UserError as error:
+        error.where = "adapt.targets"
+        raise
 
 
 # %% ../../nbs/models/21_lora.ipynb #800cf97e
@@ -482,8 +483,38 @@ def check_adapter_folder(folder: Path) -> None:
             allowed="an adapter without megatron_config",
             fix="save the adapter again with peft, without Megatron",
         )
+    check_adapter_work(folder, config)
 
 
+# %% ../../nbs/models/21_lora.ipynb #471e6768
+def check_adapter_work(folder: Path, config: dict) -> None:
+    "`UserError` where an adapter's configuration asks for more than its weights can hold."
+    where = str(Path(folder) / "adapter_config.json")
+    patterns = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    ranks = [config.get("r")]
+    for key in ("rank_pattern", "alpha_pattern"):
+        values = config.get(key) if isinstance(config.get(key), dict) else {}
+        patterns += values
+        ranks += values.values() if key == "rank_pattern" else ()
+    for pattern in patterns:
+        if isinstance(pattern, str):
+            check_form(pattern, where)
+    weights = Path(folder) / "adapter_model.safetensors"
+    with explain_mismatch(folder), safe_open(weights, "pt") as file:
+        sizes = [size for key in [*file.keys()] for size in file.get_slice(key).get_shape()]
+    largest = max(sizes, default=0)
+    for rank in ranks:
+        if isinstance(rank, (int, float)) and rank > largest:
+            raise UserError(
+                f"the adapter's configuration says rank {rank}, and no side of its weights is"
+                f" longer than {largest}",
+                where=where,
+                allowed=f"at most {largest}",
+                fix="copy the adapter's folder again from where it was written",
+            )
+
+
+# %% ../../nbs/models/21_lora.ipynb #d9c779e4
 def read_adapter_config(folder: Path) -> dict:
     "adapter_config.json of a folder; `UserError` where it does not say which adapter it is."
     config = read_object(Path(folder) / "adapter_config.json")

@@ -7,6 +7,8 @@ __all__ = [
     "SECRET",
     "DATA_FILE",
     "ABSOLUTE_PATH",
+    "MARKDOWN",
+    "ENTITIES",
     "ADAPTER_USE",
     "FOLDER_USE",
     "SECTIONS",
@@ -16,10 +18,15 @@ __all__ = [
     "CardFacts",
     "card_facts",
     "data_names",
+    "check_word",
     "hub_name",
     "training_kind",
     "objective_name",
     "front_matter",
+    "markdown_text",
+    "code_fence",
+    "code_span",
+    "code_block",
     "markdown_table",
     "score_text",
     "writing_words",
@@ -44,7 +51,6 @@ __all__ = [
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +60,13 @@ import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.data.prepare import DataRecord
-from llmtrainer.data.rows import Source
 from llmtrainer.evals.compare import TESTS, Comparison
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
+from llmtrainer.recipe import UserError, show_value
 from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, write_atomic
+from llmtrainer.safe_text import show_note, visible
 from llmtrainer.ship.export import ExportRecord
 from llmtrainer.ship.merge import MergeRecord
 
@@ -126,11 +133,16 @@ class CardFacts:
 
 def card_facts(run: Run) -> CardFacts:
     "The facts of a run; `UserError` for a record that cannot be read."
+    recipe = run.recipe
+    check_word(recipe.get("model", {}).get("base", ""), "model.base", str)
+    check_word(recipe.get("train", {}).get("objective", ""), "train.objective", str, dict)
+    for key in ("batch_size", "accumulate"):
+        check_word(recipe.get("train", {}).get(key, 1), f"train.{key}", int)
     return CardFacts(
         name=run.path.resolve().name,
         full=run.model.is_dir(),
-        recipe=public_value(run.recipe),
-        hub=[name for name in data_names(run.recipe) if not is_local_path(name)],
+        recipe=public_value(recipe),
+        hub=[name for name in data_names(recipe) if not is_local_path(name)],
         env=public_record(run.find_record(Environment)),
         data=public_record(run.find_record(DataRecord)),
         model=public_record(run.find_record(ModelRecord)),
@@ -147,7 +159,20 @@ def data_names(recipe: dict) -> list[str]:
     "The names of the training data, paths and hub names alike, in every form that a recipe has."
     named = recipe.get("data", {}).get("train", [])
     sources = named if isinstance(named, list) else [named]
-    return [source if isinstance(source, str) else Source(**source).path for source in sources]
+    paths = [source.get("path") if isinstance(source, dict) else source for source in sources]
+    for path in paths:
+        check_word(path, "data.train", str)
+    return paths
+
+
+def check_word(value, key: str, *kinds: type) -> None:
+    "`UserError` where a value of a run's recipe is of another kind than it can be."
+    if not isinstance(value, kinds):
+        raise UserError(
+            f"recipe.yaml of the run is damaged: {key} is {show_value(value)}",
+            where="recipe.yaml",
+            fix="fetch the run again",
+        )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b75a4b9e
@@ -168,7 +193,7 @@ def training_kind(facts: CardFacts) -> str:
 def objective_name(facts: CardFacts) -> str:
     "The objective's word, without its settings."
     objective = facts.recipe.get("train", {}).get("objective", "unknown")
-    return objective if isinstance(objective, str) else next(iter(objective))
+    return objective if isinstance(objective, str) else str(next(iter(objective), "unknown"))
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -178,22 +203,55 @@ def front_matter(facts: CardFacts) -> str:
         library_name="transformers" if facts.full else "peft",
         pipeline_tag="text-generation",
         base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
-        datasets=[name.split(":")[0] for name in facts.hub],
-        tags=["llmtrainer", objective_name(facts), *kind],
+        datasets=[name.split(":")[0] for name in facts.hub if re.fullmatch(r"[\w./:-]+", name)],
+        tags=["llmtrainer", re.sub(r"\W+", "-", objective_name(facts)).strip("-"), *kind],
     )
     known = {key: value for key, value in values.items() if value}
     return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3e5425bf
+MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "://": "&#58;//", "@": "&#64;"}
+
+
+def markdown_text(value) -> str:
+    "A value of a record as one line of Markdown in which nothing has a meaning."
+    text = visible(" ".join(str(value).split()))
+    text = MARKDOWN.sub(lambda match: "\\" + match[0], text)
+    for sign, entity in ENTITIES.items():
+        text = text.replace(sign, entity)
+    return re.sub(r"\bwww\.", "www&#46;", text)
+
+
+def code_fence(text: str, least: int) -> str:
+    "Backticks that do not stand in a row in the text."
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def code_span(value) -> str:
+    "A value of a record as code inside a line."
+    text = visible(" ".join(str(value).split())) or " "
+    fence = code_fence(text, 1)
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def code_block(text: str, language: str) -> str:
+    "A text as a block of code."
+    fence = code_fence(text, 3)
+    return f"{fence}{language}\n{visible(text)}\n{fence}"
+
+
+# %% ../../nbs/shipping/73_card.ipynb #2a73cc3d
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    "A Markdown table; a pipe or line break in a cell cannot break it."
+    "A Markdown table; nothing that stands in a cell has a meaning."
 
     def line(cells: Sequence) -> str:
-        texts = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
-        return f"| {' | '.join(texts)} |"
+        return f"| {' | '.join(map(markdown_text, cells))} |"
 
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+    rule = f"| {' | '.join(['---'] * len(head))} |"
+    return "\n".join([line(head), rule, *map(line, rows)])
 
 
 def score_text(result: TaskResult | None, name: str) -> str:
@@ -248,11 +306,15 @@ def asking_section(facts: CardFacts) -> str:
         words if len(tasks_of) == 1 else f"{', '.join(tasks)}: {words}"
         for words, tasks in tasks_of.items()
     )
-    text = f"Chat template: {template}. Asked with {asked}. In brackets the 95 % interval."
+    text = (
+        f"Chat template: {markdown_text(template)}. Asked with {markdown_text(asked)}. In brackets"
+        " the 95 % interval."
+    )
     for task, result in facts.before.items():
         words = asking_words(result.generation)
         if task in facts.after and words != asking_words(facts.after[task].generation):
-            text += f" **The base was asked otherwise on {task}: {words}.**"
+            otherwise = markdown_text(f"{task}: {words}")
+            text += f" **The base was asked otherwise on {otherwise}.**"
     return text
 
 
@@ -282,12 +344,13 @@ def results_section(facts: CardFacts) -> str:
     text += f"\n\n{asking_section(facts)}"
     for who, results in (("", facts.after), ("The base on ", facts.before)):
         notes = (result.too_long_note(named=0) for result in results.values())
-        text += "".join(f" {who}{note}" for note in notes if note)
+        text += "".join(f" {who}{markdown_text(note)}" for note in notes if note)
     if c := facts.comparison:
         low, high = c.interval
         text += (
-            f" On {c.task} the difference to the base in {c.score} is {c.difference:+.3f} (95 %"
-            f" interval {low:+.3f} to {high:+.3f}, paired bootstrap); {TESTS[c.test]} on the"
+            f" On {markdown_text(c.task)} the difference to the base in {markdown_text(c.score)} is"
+            f" {c.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap);"
+            f" {TESTS[c.test]} on the"
             f" same {c.n} items gives p = {c.p_value:.2g}."
         )
     return text
@@ -350,19 +413,22 @@ def training_section(facts: CardFacts) -> str:
 # %% ../../nbs/shipping/73_card.ipynb #154692cc
 def data_section(facts: CardFacts) -> str:
     "Rows, rejects and tokens of the data."
-    names = ", ".join(f"`{public_value(name)}`" for name in data_names(facts.recipe)) or "unknown"
+    names = ", ".join(code_span(public_value(name)) for name in data_names(facts.recipe))
+    names = names or "unknown"
     if facts.data is None:
         return f"Trained on {names}. The run holds no record of its rows."
     rows, tokens, validation = facts.data.rows, facts.data.tokens, facts.data.validation
-    reasons = "; ".join(f"{count} x {why}" for why, count in rows.reasons.items())
-    mask = facts.recipe.get("data", {}).get("mask", "unknown")
-    systems = facts.data.systems
-    prompts = f" System prompts: {systems.describe()}." if systems and systems.total else ""
+    reasons = "; ".join(f"{count} x {markdown_text(why)}" for why, count in rows.reasons.items())
+    mask = markdown_text(facts.recipe.get("data", {}).get("mask", "unknown"))
+    systems, prompts = facts.data.systems, ""
+    if systems and systems.total:
+        prompts = f" System prompts: {markdown_text(systems.describe())}."
     return (
         f"Trained on {names}: {rows.read:,} rows read, {rows.kept:,} kept, {rows.rejected:,}"
         f" rejected{f' ({reasons})' if reasons else ''}; {tokens.total:,} tokens, of which"
         f" {tokens.trained:,} are trained (mask: {mask}). Validation: {validation.rows:,} rows,"
-        f" {validation.source}. Format {facts.data.format}, chat template: {facts.data.template}."
+        f" {markdown_text(validation.source)}. Format {markdown_text(facts.data.format)}, chat"
+        f" template: {markdown_text(facts.data.template)}."
         f"{prompts}"
     )
 
@@ -426,12 +492,14 @@ def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card."
 
     def code(text: str) -> str:
-        return f"```python\n{text}\n```"
+        return code_block(text, "python")
 
     question = [{"role": "user", "content": "What is 2 plus 3?"}]
     if facts.data and facts.data.systems and facts.data.systems.shared:
         question.insert(0, {"role": "system", "content": facts.data.systems.shared})
     question = json.dumps(question, ensure_ascii=False)
+    if visible(question) != question:
+        question = json.dumps(json.loads(question))
     if facts.full:
         return code(FOLDER_USE.format(folder="model", question=question))
     model = facts.recipe.get("model", {})
@@ -455,7 +523,8 @@ def unknown_section(facts: CardFacts) -> str:
     "What nobody measured or wrote down, as a list."
     base = facts.recipe.get("model", {}).get("base", "unknown")
     gaps = [
-        f"Licence: not recorded. The terms of the base ({base}) and of the data apply.",
+        f"Licence: not recorded. The terms of the base ({markdown_text(base)}) and of the data"
+        " apply.",
         "Languages, intended use and who is behind the data: not recorded.",
         "Bias, toxicity, memorised text and safety: not measured.",
     ]
@@ -478,8 +547,9 @@ def base_identity(facts: CardFacts) -> str:
         return "not recorded"
     base = facts.model.base
     if base.revision:
-        return f"revision {base.revision}"
-    return ", ".join(f"{name} sha256 {digest}" for name, digest in (base.sha256 or {}).items())
+        return markdown_text(f"revision {base.revision}")
+    digests = (base.sha256 or {}).items()
+    return markdown_text(", ".join(f"{name} sha256 {digest}" for name, digest in digests))
 
 
 def reproduce_section(facts: CardFacts) -> str:
@@ -487,14 +557,13 @@ def reproduce_section(facts: CardFacts) -> str:
     machine = "Versions: not recorded."
     if env := facts.env:
         packages = ", ".join(f"{name} {v}" for name, v in env.packages.items() if v)
-        machine = (
+        machine = markdown_text(
             f"Python {env.python} on {env.platform}; {packages}; commit"
             f" {env.commit or 'not recorded'}."
         )
-    return (
-        f"```yaml\n{yaml.safe_dump(facts.recipe, sort_keys=False)}```\n\nBase weights:"
-        f" {base_identity(facts)}. {machine} Paths are shortened to their last part."
-    )
+    recipe = code_block(yaml.safe_dump(facts.recipe, sort_keys=False).rstrip("\n"), "yaml")
+    identity = f"Base weights: {base_identity(facts)}."
+    return f"{recipe}\n\n{identity} {machine} Paths are shortened to their last part."
 
 
 # %% ../../nbs/shipping/73_card.ipynb #fbabbd09
@@ -513,12 +582,13 @@ def card(facts: CardFacts) -> str:
     "The whole card as Markdown."
     base = facts.recipe.get("model", {}).get("base", "unknown")
     opening = (
-        f"{training_kind(facts)} on `{base}`, made with"
+        f"{markdown_text(training_kind(facts))} on {code_span(base)}, made with"
         " [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from"
         " the run's own files."
     )
     sections = [f"## {title}\n\n{write(facts)}\n" for title, write in SECTIONS.items()]
-    text = "\n".join([front_matter(facts), f"# {facts.name}\n", f"{opening}\n", *sections])
+    name = markdown_text(facts.name)
+    text = "\n".join([front_matter(facts), f"# {name}\n", f"{opening}\n", *sections])
     return SECRET.sub("[removed]", text)  # prompts of the data may hold one too
 
 
@@ -537,9 +607,8 @@ def renew_card(run: Run) -> bool:
         return False
     sealed = (run.path / "manifest.json").is_file()
     if sealed and run.verify(("README.md",)):
-        print(
-            f"{path} was edited and is not renewed; llmtrainer card {run.path} writes it anew",
-            file=sys.stderr,
+        show_note(
+            f"{path} was edited and is not renewed; llmtrainer card {run.path} writes it anew"
         )
         return False
     write_card(run)

@@ -28,7 +28,6 @@ __all__ = [
     "failed_answer",
     "respond",
     "respond_all",
-    "visible",
     "exact_html",
     "load_markdown",
     "mark_links",
@@ -91,6 +90,7 @@ from llmtrainer.models.generate import (
     with_system,
 )
 from llmtrainer.recipe import UserError
+from llmtrainer.safe_text import show_note, visible
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #5d986242
@@ -238,12 +238,6 @@ def respond_all(
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #62343ddc
-def visible(text: str) -> str:
-    "The text with its control characters, except tab and line break, as signs that can be seen."
-    signs = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-    return text.translate(signs)
-
-
 def exact_html(text: str) -> str:
     "HTML that shows a text letter by letter, with its spaces and line breaks."
     return f'<div class="exact" dir="auto">{escape(visible(text))}</div>'
@@ -817,7 +811,7 @@ def stream_to_terminal(chat: Chat, model, tokenizer, question: str) -> None:
     written = []
     messages = fit_to_context(model, tokenizer, chat.messages)
     if note := left_out_note(chat.messages, messages):
-        print(f"({note}; /reset)", file=sys.stderr)
+        show_note(f"({note}; /reset)")
     try:
         stream = stream_answer(model, tokenizer, messages, chat.section)
         print_stream(stream, chat.section, written)
@@ -864,10 +858,10 @@ def terminal_chat(
             continue
         try:
             if chat.is_command(line):
-                print(chat.command(line), file=sys.stderr)
+                show_note(chat.command(line))
             else:
                 stream_to_terminal(chat, model, tokenizer, line)
         except UserError as error:
-            print(error, file=sys.stderr)
+            show_note(error)
         if chat.over:
             return

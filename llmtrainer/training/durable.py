@@ -38,6 +38,7 @@ __all__ = [
     "read_progress",
     "check_trainer_state",
     "checkpoint_faults",
+    "own_groups",
     "resume_point",
     "check_saved_sharding",
 ]
@@ -975,6 +976,8 @@ def check_trainer_state(folder: Path) -> None:
     if values.get("global_step") != int(folder.name.removeprefix("step-")):
         raise UserError("trainer_state.json: global_step is not the checkpoint's")
     numbers = ("epoch", "max_steps", "num_train_epochs", "total_flos", "logging_steps")
+    numbers += ("eval_steps", "save_steps", "train_batch_size", "num_input_tokens_seen")
+    numbers += ("best_metric", "best_global_step")
     for name in numbers:
         if not isinstance(values.get(name, 0), (int, float, type(None))):
             raise UserError(f"trainer_state.json: {name} is no number")
@@ -998,8 +1001,20 @@ def checkpoint_faults(trainer: "Durable", folder: Path) -> list[str]:
     if trainer.sharded or not (folder / "optimizer.pt").is_file():
         return []
     # weights of another job are no damage: the run is refused, and nothing begins anew
-    weights = weight_faults(trainer.model, folder) if stored == identity else []
-    return weights + state_faults(folder)
+    if stored != identity:
+        return state_faults(folder)
+    faults = weight_faults(trainer.model, folder) + state_faults(folder, own_groups(trainer))
+    if average := trainer.checkpoints.average:
+        faults += average.faults(folder / "average.safetensors")
+    return faults
+
+
+def own_groups(trainer: "Durable") -> list[dict]:
+    "The groups of weights of the trainer's optimizer; one that it makes for this is dropped."
+    given = trainer.optimizer
+    groups = (given or trainer.create_optimizer()).param_groups
+    trainer.optimizer = given
+    return groups
 
 
 # %% ../../nbs/training/39_durable.ipynb #9c049b1c

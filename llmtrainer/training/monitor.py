@@ -42,6 +42,7 @@ from transformers import TrainerCallback
 # %% ../../nbs/training/36_monitor.ipynb #4b49655d
 from llmtrainer.recipe import UserError
 from llmtrainer.run import loss_svg
+from llmtrainer.safe_text import TextConsole
 
 # %% ../../nbs/training/36_monitor.ipynb #77e79b2d
 # FLOP/s in 16 bits without sparsity, by words of the chip's name, the more exact ones first; from
@@ -185,7 +186,7 @@ class ProgressBar(Display):
         # a short bar: in a terminal of 80 columns the figures need the rest
         columns = [TextColumn("training"), BarColumn(8), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
-        self.bar = Progress(*columns)
+        self.bar = Progress(*columns, console=TextConsole())
 
     def on_train_begin(self, args, state, control, **_):
         self.task = self.bar.add_task(

@@ -4,6 +4,8 @@
 
 # %% auto #0
 __all__ = [
+    "LIKE_WEIGHT",
+    "QUANTIZED_BLOCK",
     "copy_to_host",
     "tensor_bytes",
     "random_state",
@@ -12,6 +14,10 @@ __all__ = [
     "weight_faults",
     "state_faults",
     "check_state",
+    "check_weight_state",
+    "same_kind",
+    "check_optimizer_state",
+    "check_scheduler_state",
     "tokenizer_digest",
     "model_signature",
     "check_identity",
@@ -23,7 +29,7 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +39,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer_pt_utils import safe_globals
 
 # %% ../../nbs/training/34_resume.ipynb #ea5b84a5
@@ -141,26 +148,31 @@ def weight_faults(model, folder: Path) -> list[str]:
     return [f"{len(v)} weights {k}, such as {min(v)}" for k, v in faults.items() if v]
 
 
-def state_faults(folder: Path) -> list[str]:
+def state_faults(
+    folder: Path,
+    groups: Sequence[dict] = (),  # of weights, of the optimizer that will take the state
+) -> list[str]:
     "Which files of a checkpoint hold no state of a training, a sentence each; runs no pickle."
     faults = []
     for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
         try:
             with safe_globals():
                 state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            check_state(file.name, state)
+            check_state(file.name, state, groups)
         except Exception as error:  # of the unpickler or of a wrong form
             reason = first_line(error)[:200]
             faults.append(f"{file.name} cannot be read ({type(error).__name__}: {reason})")
     return faults
 
 
-def check_state(name: str, state) -> None:
+def check_state(name: str, state, groups: Sequence[dict] = ()) -> None:
     "Raise where what a file holds has not the form of what its name says."
     if not isinstance(state, dict):
         raise TypeError(f"it holds {type(state).__name__}")
     if name.startswith("rng_state"):
         random.Random().setstate(state["python"])
+        if not isinstance(state["python"][2], (float, type(None))):
+            raise TypeError("the state of random has no number in the third place")
         np.random.RandomState().set_state(state["numpy"])
         torch.Generator().set_state(state["cpu"])
     if name == "optimizer.pt" and not (
@@ -169,6 +181,78 @@ def check_state(name: str, state) -> None:
         and all(isinstance(group["params"], list) for group in state["param_groups"])
     ):
         raise TypeError("it is no state of an optimizer")
+    if name == "optimizer.pt" and groups:
+        check_optimizer_state(state, groups)
+    if name == "scheduler.pt":
+        check_scheduler_state(state)
+
+
+# %% ../../nbs/training/34_resume.ipynb #7b22cc23
+LIKE_WEIGHT = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "state1", "state2", "momentum_buffer"}
+QUANTIZED_BLOCK = 256  # weights of 8-bit states that share a scale, in bitsandbytes
+
+
+def check_weight_state(values: dict, weight: torch.Tensor, group: dict) -> None:
+    "`TypeError` where what an optimizer keeps for a weight does not fit the weight."
+    for key, value in values.items():
+        size = value.numel() if torch.is_tensor(value) else 0
+        if key == "step":
+            fits = size == 1 or isinstance(value, (int, float))
+        elif key in LIKE_WEIGHT and "rank" not in group:  # GaLore and APOLLO project them
+            fits = torch.is_tensor(value) and value.shape == weight.shape
+        elif key.startswith("absmax"):
+            fits = size * QUANTIZED_BLOCK >= weight.numel()
+        elif key.startswith("qmap"):
+            fits = size == 256
+        else:
+            fits = size <= weight.numel()
+        if not fits:
+            raise TypeError(f"{key} does not fit a weight of the shape {list(weight.shape)}")
+    needed = {"state1", "state2"} if "state1" in values else {"exp_avg", "exp_avg_sq"}
+    if values and "betas" in group and not needed | {"step"} <= values.keys():
+        raise TypeError(f"it lacks {min((needed | {'step'}) - values.keys())}")
+
+
+def same_kind(value, own) -> bool:
+    "Whether a stored setting can stand in the place of an optimizer's own."
+    if isinstance(own, (tuple, list)):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(own)
+        return fits and all(map(same_kind, value, own))
+    if isinstance(own, (int, float, type(None))):
+        return isinstance(value, (int, float, type(None))) or torch.is_tensor(value)
+    return type(value) is type(own)
+
+
+def check_optimizer_state(state: dict, groups: Sequence[dict]) -> None:
+    "`TypeError` where a stored state does not fit the groups of an optimizer."
+    stored = state["param_groups"]
+    if [len(group["params"]) for group in stored] != [len(group["params"]) for group in groups]:
+        raise TypeError("it has other groups of weights than the model")
+    weights = {}
+    for group, own in zip(stored, groups):
+        weights |= {n: (p, own) for n, p in zip(group["params"], own["params"])}
+        for key in own.keys() & {"lr", "betas", "eps", "weight_decay"} - group.keys():
+            raise TypeError(f"it lacks {key}")
+        for key in own.keys() & group.keys() - {"params"}:
+            if not same_kind(group[key], own[key]):
+                raise TypeError(f"{key} of it is {str(group[key])[:40]!r}")
+    for number, values in state["state"].items():
+        if not isinstance(values, dict) or number not in weights:
+            raise TypeError(f"{str(number)[:40]!r} is no weight of it")
+        check_weight_state(values, *weights[number])
+
+
+def check_scheduler_state(state: dict) -> None:
+    "`TypeError` where a stored state is not that of a schedule."
+    for key, value in state.items():
+        if key == "optimizer" or callable(getattr(LRScheduler, str(key), None)):
+            raise TypeError(f"{key} is no state of a schedule")
+        if key in ("base_lrs", "_last_lr") and not same_kind(value, [0.0] * len(value)):
+            raise TypeError(f"{key} are no learning rates")
+        if key == "lr_lambdas" and any(value):
+            raise TypeError("it has a state for a function")
+    if type(state["last_epoch"]) is not int or type(state.get("_step_count", 0)) is not int:
+        raise TypeError("it counts steps that are no whole numbers")
 
 
 # %% ../../nbs/training/34_resume.ipynb #188a2df2
@@ -267,6 +351,16 @@ class WeightAverage:
         "Go on with a stored average."
         stored = load_file(file)
         self.mean = {name: stored[name].to(p.device) for name, p in self.live.items()}
+
+    def faults(self, file: Path) -> list[str]:
+        "Why a stored average is not one of these weights, a sentence each; reads the header."
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes = {n: tensors.get_slice(n).get_shape() for n in [*tensors.keys()]}
+        except Exception as error:  # of the parser, whatever it is
+            return [f"{file.name} cannot be read ({type(error).__name__}: {first_line(error)})"]
+        same = shapes == {name: list(p.shape) for name, p in self.live.items()}
+        return [] if same else [f"{file.name} holds the average of other weights"]
 
     @contextmanager
     def used(self):

@@ -70,6 +70,7 @@ from llmtrainer.models.variants import name_base, save_adapter
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Run, Stopped
 from llmtrainer.safe_io import new_folder, remove_file, remove_folder
+from llmtrainer.safe_text import show
 from llmtrainer.training.checkpoints import Retention, commit, explain_full_disk
 from llmtrainer.training.distributed import all_gather, any_rank, rank, world_size
 from llmtrainer.training.durable import (
@@ -704,7 +705,7 @@ def checkpoint_identity(
 def warn_user(text: str) -> None:
     "Print a message that a quiet run shows too."
     if rank() == 0 and not text.startswith("resuming from"):
-        print(text)
+        show(text)
 
 
 def make_checkpoint_config(
