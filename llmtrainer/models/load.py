@@ -860,10 +860,10 @@ WIDTHS = (
 UNSEEN = dict(layers=2_000, experts=20_000, numbers=2**36)  # bounds where no weight file is here
 
 
-def stored_sizes(base: str) -> dict[str, int]:
+def stored_sizes(folder: str) -> dict[str, int]:
     "What the headers of a folder's weight files hold: layers, experts, numbers."
     shapes = {}
-    for file in weight_files(base):
+    for file in sorted(Path(folder).glob("*.safetensors")):
         with suppress(SafetensorError), safe_open(file, "pt") as tensors:  # loading it tells
             shapes |= {n: tensors.get_slice(n).get_shape() for n in [*tensors.keys()]}
     if not shapes:
@@ -1226,7 +1226,7 @@ def drop_generation_defaults(model) -> None:
     ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
     for name, value in ids.items():
         numbers = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(number) is int for number in numbers):
+        if not all(type(number) is int and -1 <= number < 2**31 for number in numbers):
             raise UserError(
                 f"{name} of the model is {value!r}",
                 where="generation_config.json or config.json of the model",
