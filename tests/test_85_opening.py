@@ -856,7 +856,7 @@ PLACES = st.sampled_from(["whole", "key", "inner", "kind"])
 RANDOM_RECORD = (RECORD_FILES, JSON_VALUES, PLACES, RECORD_KINDS)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(*RANDOM_RECORD)
 def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
     try_records(name, value, how, kind)
@@ -913,7 +913,7 @@ def try_bytes_of_a_model(draw):
         assert code in (0, 2), out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_random_bytes_in_any_file_end_in_one_block(data):
     try_bytes_of_a_run(data.draw)
@@ -960,7 +960,7 @@ BROKEN_MODEL = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_wrong_types_and_broken_headers_of_a_model_end_in_one_block(data):
     with tempfile.TemporaryDirectory() as folder:
