@@ -852,20 +852,18 @@ def try_records(name, value, how, kind):
             assert code in (0, 2), out
 
 
+def examples(few: int) -> int:
+    "How many examples a test takes: few, or 2,000 where `make fuzz` looks for new ones."
+    return 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else few
+
+
 PLACES = st.sampled_from(["whole", "key", "inner", "kind"])
 RANDOM_RECORD = (RECORD_FILES, JSON_VALUES, PLACES, RECORD_KINDS)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(*RANDOM_RECORD)
 def test_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
-    try_records(name, value, how, kind)
-
-
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
-@given(*RANDOM_RECORD)
-def test_much_random_json_in_any_record_ends_in_one_block(name, value, how, kind):
     try_records(name, value, how, kind)
 
 
@@ -913,24 +911,10 @@ def try_bytes_of_a_model(draw):
         assert code in (0, 2), out
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(st.data())
 def test_random_bytes_in_any_file_end_in_one_block(data):
     try_bytes_of_a_run(data.draw)
-    try_bytes_of_a_model(data.draw)
-
-
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
-@given(st.data())
-def test_many_random_bytes_in_a_run_end_in_one_block(data):
-    try_bytes_of_a_run(data.draw)
-
-
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
-@given(st.data())
-def test_many_random_bytes_in_a_model_end_in_one_block(data):
     try_bytes_of_a_model(data.draw)
 
 
