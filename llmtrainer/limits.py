@@ -17,7 +17,7 @@ __all__ = [
     "TURNS",
     "CONVERSATIONS",
     "LONGEST",
-    "ORDINARY",
+    "TEMPLATE_FAULTS",
     "PROBES",
     "ASCII",
     "TRIALS",
@@ -359,7 +359,8 @@ CONVERSATIONS = (
     dict(messages=[*TURNS, dict(role="tool", content="3")], tools=[TOOL]),
 )
 LONGEST = 1 << 20  # characters of one of them
-ORDINARY = (
+# what a template's own expressions can raise: it is a program that meets data it was not made for
+TEMPLATE_FAULTS = (
     TemplateError,
     ArithmeticError,
     AttributeError,
@@ -367,7 +368,7 @@ ORDINARY = (
     RecursionError,
     TypeError,
     ValueError,
-)  # what a template's own expressions can raise
+)
 
 
 def refuse_conversation(message: str):
@@ -386,7 +387,7 @@ def try_template(text: str) -> str:
     replace = lambda m: m[1] + ("endif" if m[2] else "if true") + m[3]
     text = re.sub(r"({%-?\s*)(end)?generation(\s*-?%})", replace, text)
     for conversation in CONVERSATIONS:
-        with suppress(*ORDINARY):
+        with suppress(*TEMPLATE_FAULTS):
             written = environment.from_string(text).render(
                 bos_token="<s>", eos_token="</s>", **conversation
             )

@@ -767,7 +767,8 @@ def weigh_engine(
     "The plan, with the reference engine where `auto` finds that compiling does not pay."
     if recipe.model.engine != "auto" or plan.engine == "reference":
         return plan
-    if begun := run.find_record(ModelRecord):
+    begun = run.find_record(ModelRecord)
+    if begun and begun.plan.reasons["device"] == plan.reasons["device"]:
         reason = begun.plan.reasons["engine"]
         return replace(plan, engine=begun.plan.engine, reasons=plan.reasons | dict(engine=reason))
     config, speed = load_config(recipe.model), min(all_gather(matmul_speed(plan)))

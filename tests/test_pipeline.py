@@ -19,6 +19,7 @@ from llmtrainer.pipeline import (
     load_tokenizer,
     os,
     problems,
+    replace,
     sha256,
     write_atomic,
 )
@@ -43,7 +44,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import Machine, plan_device
+from llmtrainer.device import Machine, known_gpu, plan_device
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.models.tiny import make_model
@@ -128,6 +129,18 @@ def test_tokens_that_are_new_to_the_model_are_trained_or_refused(tmp_path, monke
     assert opened.get_input_embeddings().weight.shape[0] == 895, "893 rows, and two new tokens"
     kept_as_text = read_recipe(job, ["data.special_in_content=literal", "train.max_steps=1"])
     assert pipeline.train(kept_as_text, tmp_path / "text", quiet=True).adapter.is_dir()
+
+
+def test_a_job_that_goes_on_keeps_the_engine_it_began_with(tmp_path):
+    job = read_recipe(dict(model=dict(base="tiny:base"), data=dict(train="rows.jsonl")))
+    plan = plan_device(known_gpu("H200"), "nf4")
+    small = replace(plan, engine="reference", reasons=plan.reasons | dict(engine="a small job"))
+    run = Run(tmp_path)
+    run.add_record(ModelRecord(base=dict(base="tiny:base"), family={}, plan=small, trainable={}))
+    again = pipeline.weigh_engine(job, plan, train=None, run=run)
+    assert again.engine == "reference" and again.reasons["engine"] == "a small job"
+    named = job.model_copy(update=dict(model=job.model.model_copy(update=dict(engine="fused"))))
+    assert pipeline.weigh_engine(named, plan, train=None, run=run) == plan
 
 
 @pytest.mark.gpu

@@ -59,7 +59,6 @@ from llmtrainer.data.loss_mask import (
 )
 from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import (
-    TEMPLATE_FAULTS,
     BlindEnvironment,
     ContentInspected,
     ConversationLayout,
@@ -71,6 +70,7 @@ from llmtrainer.data.templates import (
     find_prefix,
     render,
 )
+from llmtrainer.limits import TEMPLATE_FAULTS
 from llmtrainer.recipe import UserError
 
 

@@ -6,7 +6,6 @@
 __all__ = [
     "TEMPLATES",
     "BASE_FOLDER",
-    "TEMPLATE_FAULTS",
     "REASONING_KEYS",
     "HARMLESS_FILTERS",
     "HARMLESS_TESTS",
@@ -48,7 +47,6 @@ from typing import NamedTuple
 
 # %% ../../nbs/data/11_templates.ipynb #445e7bcb
 from jinja2.compiler import CodeGenerator
-from jinja2.exceptions import TemplateError
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
@@ -56,7 +54,7 @@ from transformers import AutoTokenizer
 # %% ../../nbs/data/11_templates.ipynb #9f1ea12a
 import llmtrainer
 from llmtrainer.data.rows import BadRecord
-from llmtrainer.limits import check_template
+from llmtrainer.limits import TEMPLATE_FAULTS, check_template, refuse_conversation
 from llmtrainer.recipe import UserError
 
 
@@ -176,17 +174,6 @@ def make_talk(*contents: str) -> list[dict]:
 class TemplateRefused(UserError):
     "The chat template cannot write a conversation."
 
-
-# what a template's own expressions can raise: it is a program that meets data it was not made for
-TEMPLATE_FAULTS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 # %% ../../nbs/data/11_templates.ipynb #44adc74a
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # names in published templates
@@ -350,10 +337,6 @@ def _guarded(function: Callable) -> Callable:
     return guarded
 
 
-def _refuse(message: str):
-    raise TemplateError(message)
-
-
 def _to_json(value, **how) -> str:
     return json.dumps(value, **{"ensure_ascii": False, **how})
 
@@ -404,7 +387,7 @@ class BlindEnvironment(ImmutableSandboxedEnvironment):
         self.tests = dict(self.tests)
         for name in self.tests.keys() - HARMLESS_TESTS:
             self.tests[name] = _guarded(self.tests[name])
-        self.globals["raise_exception"] = _refuse
+        self.globals["raise_exception"] = refuse_conversation
         self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
 
     def inside(self, part, whole) -> bool:
