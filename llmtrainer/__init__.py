@@ -17,7 +17,7 @@ NAMES = {
     "train": "llmtrainer.pipeline",
     "open_model": "llmtrainer.pipeline",
     "generate": "llmtrainer.models.generate",
-    "evaluate": "llmtrainer.evals.tasks",
+    "evaluate": "llmtrainer.pipeline",
     "compare": "llmtrainer.evals.compare",
 }  # name -> the module that defines it
 

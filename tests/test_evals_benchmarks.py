@@ -12,6 +12,9 @@ from llmtrainer.evals.benchmarks import (
 )
 
 
+from importlib import import_module
+
+import llmtrainer
 from llmtrainer.evals.tasks import Eval
 
 
@@ -19,6 +22,13 @@ def test_a_suite_stands_for_its_tasks():
     section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"lsat": 0.2})
     assert section.tasks == ["lsat", "mmlu_law", "gsm8k"]
     assert set(SUITES["reasoning"]) <= set(TASKS)
+
+
+def test_the_function_that_people_import_knows_the_benchmarks():
+    "`evaluate` comes with the module that enters the benchmarks among the tasks."
+    home = import_module(llmtrainer.NAMES["evaluate"])
+    assert home.evaluate is llmtrainer.evaluate
+    assert vars(home)["llmtrainer"].evals.benchmarks.BENCHMARKS is BENCHMARKS
 
 
 def test_every_spelling_is_read():
