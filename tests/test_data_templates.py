@@ -54,6 +54,8 @@ def test_a_template_by_name_file_or_text():
         "{{ messages[0]['content'] }}": "from the recipe",
     }.items():
         assert set_template(tokenizer, name) == place
+        own = template_name(tokenizer.chat_template)
+        assert own == dict(starling="openchat", openllama="plain").get(name, "the model's own")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.jinja"
         path.write_text("{{ messages[0]['content'] }}!", encoding="utf-8")

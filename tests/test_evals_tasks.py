@@ -11,6 +11,7 @@ from llmtrainer.evals.tasks import (
     last_number,
     math,
     problems,
+    template_name,
     torch,
 )
 
@@ -54,9 +55,22 @@ def test_an_item_is_known_by_what_is_asked():
     assert make_item("q", "a", "ab").id == make_item("q", "b", ["a", "b"]).id
     assert len({make_item("q", "a", choices).id for choices in ("", "ab", "ac", ["ab"])}) == 4
     twice = Task("t", lambda _: [make_item("q", "1")] * 2, says_sum, primary="right", about="")
-    assert len(twice.items(limit=1)) == 1
-    with pytest.raises(UserError, match="2 items of the task t are copies"):
-        twice.items()
+    for limit in (None, 1):
+        with pytest.raises(UserError, match="2 items of the task t are copies"):
+            twice.items(limit=limit)
+
+
+def test_a_limit_draws_from_the_whole_file_and_a_larger_one_holds_a_smaller():
+    asked = [make_item(f"q{n}", "") for n in range(1000)]
+    task = Task("t", lambda _: asked, says_sum, primary="right", about="")
+    few, many = task.items(limit=100), task.items(limit=300)
+    assert len(few) == 100 and set(few) < set(many) < set(asked)
+    assert few == [item for item in asked if item in few], "in the order of the file"
+    places = [asked.index(item) for item in few]
+    assert 400 < sum(places) / 100 < 600, "the first hundred would have 49.5"
+    shuffled = replace(task, load=lambda _: asked[::-1])
+    assert set(shuffled.items(limit=100)) == set(few), "whatever the order of the file"
+    assert task.items(limit=1000) == task.items(limit=5000) == asked
 
 
 def test_gsm8k_grades_by_value_in_two_forms():
@@ -100,7 +114,7 @@ def test_choices_and_likelihoods_by_hand():
 
 def test_the_items_of_the_word_problems():
     items = find_task("word_problems").items()
-    assert len(items) == 256 and items[:10] == find_task("word_problems").items(limit=10)
+    assert len(items) == 256 and set(find_task("word_problems").items(limit=10)) < set(items)
     trained = {
         p.question for split in ("base", "train", "validation") for p in problems(500, split)
     }
@@ -179,6 +193,103 @@ def test_every_request_is_asked_under_the_system_prompt_and_the_result_says_so()
             assert result.items[0].output != bare.items[0].output
         complete = Generation.model_fields.keys() if name == "word_problems" else {"system"}
         assert result.generation.keys() == complete
+
+
+class Killed(Exception):
+    "What a kill is in this process."
+
+
+def test_a_killed_evaluation_goes_on_with_what_it_has(tmp_path):
+    model, tokenizer = _model()
+    for name in ("word_problems", "word_problems_choice", "word_problems_loss"):
+        task = replace(find_task(name), max_new_tokens=8)
+        items, asked, told = task.items(limit=12), [], []
+
+        def count(model, items, ask=REQUESTS[task.request], asked=asked):
+            if len(asked) == 2:
+                raise Killed
+            asked.append(len(items))
+            return ask(model, items)
+
+        asking = Asking(
+            model,
+            tokenizer,
+            task=task,
+            section=Generation(),
+            batch_size=4,
+            progress=told.append,
+        )
+        file = tmp_path / f"{name}.jsonl"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(REQUESTS, task.request, count)
+            with pytest.raises(Killed):
+                collect_outputs(asking, items, OutputJournal(file), part=4)
+        assert asked == [4, 4]
+        file.write_bytes(file.read_bytes()[:-30])  # the kill came while a line was written
+        with pytest.warns(UserWarning, match="torn"):
+            journal = OutputJournal(file)
+        assert len(journal.outputs) == 7
+        told.clear()
+        outputs = collect_outputs(asking, items, journal, part=4)
+        assert sum(told) == pytest.approx(12) and told[0] == 7
+        for output, other in zip(outputs, REQUESTS[task.request](asking, items), strict=True):
+            same = other.model_copy(update=dict(logprobs=output.logprobs))
+            assert output == same, "as if nothing had happened"
+            assert output.logprobs == pytest.approx(other.logprobs, rel=1e-5)
+
+
+def test_the_key_is_that_of_all_that_decides_an_output():
+    model, tokenizer = _model()
+    task = find_task("word_problems")
+    items = task.items(limit=3)
+
+    def key(model_id="m", items=items, task=task, **generation):
+        section = Generation(**generation)
+        asking = Asking(model, tokenizer, task, section, batch_size=8, progress=print)
+        return asking_key(asking, items, model_id)
+
+    assert key() == key() and len(key()) == 64
+    others = [
+        key("n"),
+        key(items=items[:2]),
+        key(system="Solve it."),
+        key(temperature=0.5),
+        key(task=replace(task, max_new_tokens=9)),
+        key(task=replace(task, prompt=lambda item: ask_question(items[0]))),
+    ]
+    assert len({key(), *others}) == 7
+
+
+def test_outputs_hold_the_prompt_ids_and_what_an_answer_cost():
+    model, tokenizer = _model()
+    result = evaluate(model, tokenizer, "word_problems", limit=6)
+    chosen = evaluate(model, tokenizer, "word_problems_choice", limit=6)
+    for asked in (result, chosen):
+        items = {item.id: item for item in find_task(asked.task).items()}
+        for graded in asked.items:
+            prompt = render(ask_question(items[graded.id]), tokenizer, prompt=True)
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids
+            assert ids == list(graded.output.prompt_ids)
+    counts = [graded.output.tokens[0] for graded in result.items]
+    cut = [graded.output.finish == "length" for graded in result.items]
+    assert result.scores["tokens"].value == pytest.approx(sum(counts) / 6)
+    assert result.scores["cut"].value == pytest.approx(sum(cut) / 6)
+    assert "tokens_per_right" not in result.scores, "none was right"
+    assert result.template == result.summary()["template"] == template_name(tokenizer.chat_template)
+    assert "cut" not in chosen.scores
+    stored = Output.model_validate(json.loads(json.dumps(chosen.items[0].output.model_dump())))
+    assert stored == chosen.items[0].output
+
+
+@pytest.mark.parametrize("name", ["word_problems", "word_problems_choice"])
+def test_scores_do_not_depend_on_the_batch(name):
+    model, tokenizer = _model()
+    task = replace(find_task(name), max_new_tokens=40)
+    results = [evaluate(model, tokenizer, task, limit=24, batch_size=size) for size in (1, 8, 16)]
+    for result in results[1:]:
+        assert result.scores == results[0].scores
+        assert [g.output.text for g in result.items] == [g.output.text for g in results[0].items]
+    assert best([-3.0, -2.00001, -2.0]) == 1 and best([-3.0, -2.1, -2.0]) == 2
 
 
 def test_batched_answers_equal_single_ones():

@@ -27,8 +27,11 @@ __all__ = [
     "normalized_question",
     "in_blocks",
     "index_overlaps",
+    "Leak",
+    "find_leaks",
     "leakage",
     "TestRuns",
+    "leaks_of_set",
     "count_leaks",
     "load_benchmarks",
     "language_identifier",
@@ -345,14 +348,26 @@ def index_overlaps(
 
 
 # %% ../../nbs/data/15_statistics.ipynb #3c62a0fd
-def leakage(
+class Leak(NamedTuple):
+    "Where a row of a test set occurs in the training rows."
+
+    question: str | None  # the place of a row with the same question
+    run: str | None  # the place of the first run of words that both have
+    shared: int  # runs of words that occur in training rows
+    total: int  # runs of words of the row, without those that the set's rows share
+
+    @property
+    def is_whole(self) -> bool:
+        "Is it the same question, or are four fifths of its words known from the training rows?"
+        return self.question is not None or self.shared >= 0.8 * max(1, self.total)
+
+
+def find_leaks(
     train: Iterable[dict],  # training rows, read once
-    others: dict[str, Iterable[dict]],  # name -> rows that must not be among them
+    others: dict[str, list[dict]],  # name -> rows that must not be among them
     n: int = 13,  # consecutive words that make a leak
-    examples: int = 5,  # of each set, by file and line
-) -> dict[str, dict]:
-    "For each of the other sets, how many of its rows occur in the training rows, and where."
-    others = {name: list(rows) for name, rows in others.items()}
+) -> dict[str, dict[int, Leak]]:
+    "The leaked rows of each of the other sets, by their place in it."
     vocabulary, runs = {}, {}
     for name, rows in others.items():
         hashes, at = shingles(*words_to_ids(rows, vocabulary, grow=True), n)
@@ -363,7 +378,19 @@ def leakage(
     every = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     questions = {normalized_question(row) for rows in others.values() for row in rows} - {""}
     places = index_overlaps(train, every, questions=questions, vocabulary=vocabulary, n=n)
-    return {name: count_leaks(rows, runs[name], places, examples) for name, rows in others.items()}
+    return {name: leaks_of_set(rows, runs[name], *places) for name, rows in others.items()}
+
+
+def leakage(
+    train: Iterable[dict],  # training rows, read once
+    others: dict[str, Iterable[dict]],  # name -> rows that must not be among them
+    n: int = 13,  # consecutive words that make a leak
+    examples: int = 5,  # of each set, by file and line
+) -> dict[str, dict]:
+    "For each of the other sets, how many of its rows occur in the training rows, and where."
+    others = {name: list(rows) for name, rows in others.items()}
+    leaks = find_leaks(train, others, n)
+    return {name: count_leaks(rows, leaks[name], n, examples) for name, rows in others.items()}
 
 
 # %% ../../nbs/data/15_statistics.ipynb #d05023ca
@@ -376,39 +403,52 @@ class TestRuns(NamedTuple):
     __test__ = False  # not a test for pytest
 
 
-def count_leaks(
+def leaks_of_set(
     rows: list[dict],
     runs: TestRuns,
-    places: tuple[dict[int, str], dict[str, str]],  # of runs and questions in the training rows
-    examples: int,
-) -> dict:
-    "The counts and examples of one set."
-    run_places, question_places = places
+    run_places: dict[int, str],  # in the training rows
+    question_places: dict[str, str],
+) -> dict[int, Leak]:
+    "The leaked rows of one set, the worst first."
     hit = is_member(runs.hashes, np.sort(np.array(list(run_places), np.uint64)))
     total = np.bincount(runs.rows, minlength=len(rows))
     shared = np.bincount(runs.rows[hit], minlength=len(rows))
-    by_run, by_question = {}, {}
+    first_run = {}
     for run, i in zip(runs.hashes[hit].tolist(), runs.rows[hit].tolist()):
-        by_run.setdefault(i, run_places[run])
+        first_run.setdefault(i, run_places[run])
+    leaks = {}
     for i, row in enumerate(rows):
-        question = normalized_question(row)
-        if question in question_places:
-            by_question[i] = question_places[question]
-    severity = lambda i: (i not in by_question, -shared[i] / max(1, total[i]), i)
-    leaked = sorted(by_run.keys() | by_question.keys(), key=severity)
+        question = question_places.get(normalized_question(row))
+        if question or i in first_run:
+            leaks[i] = Leak(question, first_run.get(i), int(shared[i]), int(total[i]))
+
+    def severity(i: int) -> tuple:
+        leak = leaks[i]
+        return leak.question is None, -leak.shared / max(1, leak.total), i
+
+    return {i: leaks[i] for i in sorted(leaks, key=severity)}
+
+
+def count_leaks(
+    rows: list[dict],
+    leaks: dict[int, Leak],  # the worst first
+    n: int,  # words in a run
+    examples: int,
+) -> dict:
+    "The counts and examples of one set."
     shown = []
-    for i in leaked[:examples]:
-        why = f"{shared[i]} of {total[i]} runs of {runs.n} words"
-        if i in by_question:
+    for i, leak in islice(leaks.items(), examples):
+        why = f"{leak.shared} of {leak.total} runs of {n} words"
+        if leak.question:
             why = "the same question"
-        place = by_question.get(i) or by_run[i]
+        place = leak.question or leak.run
         shown.append({"row": row_location(rows[i]), "in": place, "why": why})
     return dict(
         rows=len(rows),
-        leaked=len(leaked),
-        same_question=len(by_question),
-        runs=len(by_run),
-        n=runs.n,
+        leaked=len(leaks),
+        same_question=sum(leak.question is not None for leak in leaks.values()),
+        runs=sum(leak.run is not None for leak in leaks.values()),
+        n=n,
         examples=shown,
     )
 

@@ -12,6 +12,7 @@ __all__ = [
     "TRIMS",
     "Template",
     "template_named",
+    "template_name",
     "set_template",
     "best_template",
     "catalogue_tokenizer",
@@ -107,6 +108,12 @@ def template_named(name: str) -> tuple[str, Template | None]:
         where="data.template",
         allowed="auto, " + ", ".join(TEMPLATES) + ", the path of a .jinja file, or jinja text",
     )
+
+
+def template_name(jinja: str | None) -> str | None:
+    "The catalogue's name of a template, or that it is the model's own; None where there is none."
+    names = (name for name, template in TEMPLATES.items() if template.jinja == jinja)
+    return next(names, "the model's own") if jinja else None
 
 
 def set_template(

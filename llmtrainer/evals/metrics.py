@@ -182,7 +182,7 @@ class Metric(BaseModel):
     def figure(self, total, count):
         "The figure of sums, numbers or arrays; NaN where nothing was counted."
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.divide(total, count)
+            mean = np.where(np.equal(count, 0), np.nan, np.divide(total, count))
         return np.exp(mean) if self.link == "exp" else mean
 
 

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = [
+    "TokenIds",
     "Scores",
+    "WRITING",
     "TASKS",
     "SUITES",
     "REQUESTS",
     "Item",
     "make_item",
+    "read_ids",
     "Output",
     "ask_question",
     "Task",
@@ -28,6 +31,7 @@ __all__ = [
     "TaskResult",
     "long_items_note",
     "figure_of",
+    "writing_costs",
     "grade_items",
     "Asking",
     "answer_settings",
@@ -35,6 +39,7 @@ __all__ = [
     "recorded_settings",
     "is_too_long",
     "generate_outputs",
+    "written_output",
     "continuation_row",
     "check_context",
     "length_batches",
@@ -43,9 +48,14 @@ __all__ = [
     "encoded_logprobs",
     "row_logprobs",
     "likelihood_outputs",
+    "prompt_of",
     "choose_outputs",
     "perplexity_outputs",
     "check_task",
+    "asking_key",
+    "OutputJournal",
+    "collect_outputs",
+    "ask_items",
     "evaluate",
 ]
 
@@ -57,14 +67,24 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #1ab80837
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #b8c47e31
 from llmtrainer.data.encoding import encode
@@ -72,6 +92,7 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import build_sequence, collator, move_batch
 from llmtrainer.data.rows import load_rows
 from llmtrainer.data.synthetic import problems
+from llmtrainer.data.templates import template_name
 from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
@@ -85,19 +106,20 @@ from llmtrainer.evals.metrics import (
 )
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.generate import (
+    Answer,
     Generation,
     check_model,
     content_rule,
     context_length,
-    generate,
-    prompt_lengths,
+    generate_answers,
+    prompt_ids,
     render_prompt,
     system_prompt,
     with_system,
 )
 from llmtrainer.models.load import weight_storage
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Record
+from llmtrainer.run import Record, append_line, read_lines
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #fb8020d4
@@ -119,14 +141,29 @@ def make_item(question: str, answer: str, choices: Sequence[str] = ()) -> Item:
     return Item(id, question, answer, tuple(choices))
 
 
+def read_ids(ids: Any) -> Any:
+    "Token ids of a text such as `1 20 3`, as they are stored; anything else as it is."
+    return [int(word) for word in ids.split()] if isinstance(ids, str) else ids
+
+
+# a list would take a line for each id in a file
+TokenIds = Annotated[
+    tuple[int, ...],
+    BeforeValidator(read_ids),
+    PlainSerializer(lambda ids: " ".join(map(str, ids))),
+]
+
+
 class Output(BaseModel):
     "What a model gave for an item: a text, or log-likelihoods; nothing where it was too long."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = ""  # generate
+    finish: str = ""  # why the text ended: stop; length or context where it was cut
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
-    tokens: tuple[int, ...] = ()  # that each of them was summed over
+    tokens: tuple[int, ...] = ()  # of the text; or that each log-probability was summed over
+    prompt_ids: TokenIds = ()  # what the model read before the answer
     too_long: int = 0  # tokens of an item that the model's context does not hold
 
 
@@ -154,8 +191,9 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
 
     def items(self, data_dir: str | None = None, limit: int | None = None) -> list[Item]:
-        "The first items of the task; `UserError` where one of them comes twice."
-        items = list(self.load(data_dir))[:limit]
+        """The items of the task in their order, or a fixed sample of so many; `UserError` where
+        one of them comes twice."""
+        items = list(self.load(data_dir))
         ids = Counter(item.id for item in items)
         copies = [item for item in items if ids[item.id] > 1]
         if copies:
@@ -164,11 +202,22 @@ class Task:
                 where=f"the question {copies[0].question[:60]!r}",
                 fix="take the copies out of its data: they would be counted twice",
             )
-        return items
+        if limit is None or limit >= len(items):
+            return items
+        drawn = set(sorted(ids)[:limit])  # an id is a hash, so this draws from the whole file
+        return [item for item in items if item.id in drawn]
 
     def metric(self, name: str) -> Metric:
         "How a score's values become one figure: a share where nothing else is said."
-        return self.metrics.get(name, SHARE)
+        return self.metrics.get(name) or WRITING.get(name, SHARE)
+
+
+# what writing costs: tokens of an answer, share that was cut, tokens spent for each right answer
+WRITING = dict(
+    tokens=LOSS,
+    cut=Metric(higher_is_better=False),
+    tokens_per_right=LOSS,
+)
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #f008ba5f
@@ -218,9 +267,10 @@ def grade_gsm8k(item: Item, output: Output) -> Scores:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #6850a174
-def best(values: Sequence[float]) -> int:
-    "The place of the largest value, the first of equals."
-    return max(range(len(values)), key=values.__getitem__)
+def best(values: Sequence[float], tie: float = 1e-4) -> int:
+    "The place of the largest value, the first of equals; rounding in float32 decides no tie."
+    top = max(values) - tie
+    return next(place for place, value in enumerate(values) if value >= top)
 
 
 def grade_choice(item: Item, output: Output) -> Scores:
@@ -385,7 +435,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 3  # `weights` came, after `context` and `too_long`
+    form = 4  # `template` and `key` came, and prompt ids of every output
 
     task: str
     request: str
@@ -398,6 +448,9 @@ class TaskResult(Record):
     weights: str | None = None  # how the model held them: nf4, int8, ..., or their number format
     context: int | None = None  # tokens that the model reads at most
     too_long: list[LongItem] = []  # items that are longer, and were not answered
+    template: str | None = None  # that the conversations were rendered with
+    key: str | None = None  # digest of all that decides the outputs, by `asking_key`
+    leaked: list[str] | None = None  # ids of items among the training rows; None: not looked for
 
     @model_validator(mode="after")
     def figures_are_those_of_the_items(self):
@@ -435,9 +488,16 @@ class TaskResult(Record):
             "intervals": intervals,
             "generation": self.generation,
             "weights": self.weights,
+            "template": self.template,
             "context": self.context,
             "too_long": [item.model_dump() for item in self.too_long],
+            "leaked": self.leaked,
         }
+
+    def without(self, ids: Collection[str]) -> Score:
+        "The primary score of the other items."
+        scores = [item.scores[self.primary] for item in self.items if item.id not in ids]
+        return figure_of(scores, self.score.metric)
 
     def too_long_note(self, named: int = 3) -> str:
         "How many items were too long, what that means for the score, and some; empty for none."
@@ -470,10 +530,23 @@ def long_items_note(
 # %% ../../nbs/evaluation/41_tasks.ipynb #45a869c2
 def figure_of(scores: Sequence[float | tuple[float, float]], metric: Metric) -> Score:
     "The figure of all items; NaN where none of them counts."
-    if sums_of(scores)[:, 1].any():
+    if scores and sums_of(scores)[:, 1].any():
         return score(scores, metric)
     nothing = math.nan
     return Score(value=nothing, interval=(nothing, nothing), method="bootstrap", metric=metric)
+
+
+def writing_costs(
+    output: Output,
+    right: Any,  # the item's primary score
+) -> Scores:
+    "What writing an answer cost; an item that was not answered does not count."
+    count, cut = sum(output.tokens), output.finish in ("length", "context")
+    answered = float(not output.too_long)
+    costs: Scores = {"tokens": (float(count), answered), "cut": (float(cut), answered)}
+    if isinstance(right, float):
+        costs["tokens_per_right"] = (float(count), right)
+    return costs
 
 
 def grade_items(
@@ -482,16 +555,18 @@ def grade_items(
     outputs: Sequence[Output],
     seconds: float = 0.0,
     generation: dict | None = None,
-    weights: str | None = None,  # how the model held them
-    context: int | None = None,  # tokens that the model reads at most
+    **about,  # further fields of the result
 ) -> TaskResult:
     "The result of outputs to items; `UserError` where there are none."
     if not items:
         raise UserError(f"the task {task.name} has no items", where="eval", fix="check data_dir")
-    graded = [
-        GradedItem(id=item.id, output=output, scores=task.grade(item, output))
-        for item, output in zip(items, outputs, strict=True)
-    ]
+    graded = []
+    written = any(output.finish for output in outputs)
+    for item, output in zip(items, outputs, strict=True):
+        scores = task.grade(item, output)
+        if written:
+            scores = {**scores, **writing_costs(output, scores[task.primary])}
+        graded.append(GradedItem(id=item.id, output=output, scores=scores))
     names = graded[0].scores
     return TaskResult(
         task=task.name,
@@ -500,18 +575,19 @@ def grade_items(
         n=len(items),
         seconds=round(seconds, 2),
         scores={
-            name: figure_of([entry.scores[name] for entry in graded], task.metric(name))
+            name: figure_of(values, task.metric(name))
             for name in names
+            if (values := [entry.scores[name] for entry in graded])
+            and (name not in WRITING or sums_of(values)[:, 1].any())  # a cost of nothing is none
         },
         items=graded,
         generation=generation or {},
-        weights=weights,
-        context=context,
         too_long=[
             LongItem(id=item.id, question=item.question[:200], tokens=output.too_long)
             for item, output in zip(items, outputs)
             if output.too_long
         ],
+        **about,
     )
 
 
@@ -566,10 +642,10 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     settings = answer_settings(asking.task, asking.section)
     conversations = [with_system(asking.task.prompt(item), settings) for item in items]
     texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
-    lengths = prompt_lengths(tokenizer, texts) if texts else []
-    too_long = [length if is_too_long(model, length, room=1) else 0 for length in lengths]
-    written = iter(
-        generate(
+    prompts = prompt_ids(tokenizer, texts) if texts else []
+    too_long = [len(ids) if is_too_long(model, len(ids), room=1) else 0 for ids in prompts]
+    answers = iter(
+        generate_answers(
             model,
             tokenizer,
             [messages for messages, long in zip(conversations, too_long) if not long],
@@ -579,7 +655,20 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
         )
     )
     asking.progress(sum(map(bool, too_long)))
-    return [Output(too_long=long) if long else Output(text=next(written)) for long in too_long]
+    return [
+        Output(too_long=long) if long else written_output(ids, *next(answers))
+        for ids, long in zip(prompts, too_long)
+    ]
+
+
+def written_output(ids: Sequence[int], answer: Answer, *others: Answer) -> Output:
+    "The output of the first answer to a prompt."
+    return Output(
+        text=answer.text,
+        finish=answer.finish_reason,
+        tokens=(answer.tokens,),
+        prompt_ids=tuple(ids),
+    )
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #28a06e9e
@@ -694,8 +783,14 @@ def likelihood_outputs(
             outputs.append(Output(too_long=long))
             continue
         logprobs, tokens = zip(*(next(sums) for _ in rows))
-        outputs.append(Output(logprobs=logprobs, tokens=tokens))
+        prompt = prompt_of(rows[0])
+        outputs.append(Output(logprobs=logprobs, tokens=tokens, prompt_ids=prompt))
     return outputs
+
+
+def prompt_of(row: Encoded) -> tuple[int, ...]:
+    "The ids of a row before its first trained one."
+    return tuple(row.ids[: row.runs[0][0]]) if row.runs else ()
 
 
 def choose_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
@@ -735,34 +830,103 @@ def check_task(task: Task, items: Sequence[Item]) -> None:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #8a320e69
+def asking_key(
+    asking: Asking,
+    items: Sequence[Item],
+    model_id: str,  # a digest of the weights
+) -> str:
+    "A digest of all that decides the outputs: model, template, prompts, answers and settings."
+    facts = [
+        model_id,
+        weight_storage(asking.model),
+        asking.tokenizer.chat_template,
+        asking.task.name,
+        asking.task.request,
+        recorded_settings(asking.task, asking.section),
+        [
+            (task_prompt(asking.task, item, asking.section), item.choices, item.answer)
+            for item in items
+        ],
+    ]
+    return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
+
+
+class OutputJournal:
+    "The outputs of an evaluation in a file, written as they come."
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.outputs: dict[str, Output] = {}  # by the id of their item
+        for line in read_lines(self.path):
+            with suppress(ValidationError, KeyError, TypeError):  # a damaged one is asked again
+                self.outputs[line["id"]] = Output(**line["output"])
+
+    def add(self, items: Sequence[Item], outputs: Sequence[Output]) -> None:
+        "Write more outputs down."
+        for item, output in zip(items, outputs, strict=True):
+            append_line(self.path, dict(id=item.id, output=output.model_dump()))
+            self.outputs[item.id] = output
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #52be51d4
+def collect_outputs(
+    asking: Asking,
+    items: Sequence[Item],
+    journal: OutputJournal,
+    part: int = 256,  # items at a time
+) -> list[Output]:
+    "The output of every item, of which only those are asked for that the journal lacks."
+    missing = [item for item in items if item.id not in journal.outputs]
+    asking.progress(len(items) - len(missing))
+    for start in range(0, len(missing), part):
+        asked = missing[start : start + part]
+        journal.add(asked, REQUESTS[asking.task.request](asking, asked))
+    return [journal.outputs[item.id] for item in items]
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #d11fe45c
+def ask_items(
+    asking: Asking,
+    items: Sequence[Item],
+    journal: OutputJournal | None = None,  # where there is a place to keep outputs
+    key: str | None = None,  # by `asking_key`
+) -> TaskResult:
+    "Ask a model the items of a task, and grade what comes."
+    task, began = asking.task, time.perf_counter()
+    check_task(task, items)
+    check_model(asking.model)
+    if journal:
+        outputs = collect_outputs(asking, items, journal)
+    else:
+        outputs = REQUESTS[task.request](asking, items)
+    return grade_items(
+        task,
+        items,
+        outputs,
+        seconds=time.perf_counter() - began,
+        generation=recorded_settings(task, asking.section),
+        weights=weight_storage(asking.model),
+        context=context_length(asking.model),
+        template=template_name(asking.tokenizer.chat_template),
+        key=key,
+    )
+
+
 def evaluate(
     model,
     tokenizer,
     task: Task | str,  # or the name of one
     data_dir: str | None = None,
     *,
-    limit: int | None = None,  # only the first so many items
+    limit: int | None = None,  # a sample of so many items
     batch_size: int = 64,  # items, or rows to be judged
     progress: Callable[[float], None] = lambda n: None,  # told how many more items are done
     section: Generation = Generation(),  # how is written; the length is the task's
 ) -> TaskResult:
     "Ask a model every item of a task, in its own chat template, and grade what comes."
     task = find_task(task) if isinstance(task, str) else task
-    items, began = task.items(data_dir, limit), time.perf_counter()
-    check_task(task, items)
-    check_model(model)
+    items = task.items(data_dir, limit)
     asking = Asking(
         model, tokenizer, task=task, section=section, batch_size=batch_size, progress=progress
     )
-    outputs = REQUESTS[task.request](asking, items)
-    seconds = time.perf_counter() - began
-    settings = recorded_settings(task, section)
-    return grade_items(
-        task,
-        items,
-        outputs,
-        seconds=seconds,
-        generation=settings,
-        weights=weight_storage(model),
-        context=context_length(model),
-    )
+    return ask_items(asking, items)
