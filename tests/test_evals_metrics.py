@@ -84,6 +84,15 @@ def test_not_a_number_is_none():
     assert [as_number(x) for x in ("3/4", "3 1/2", "3:30", "18 or 7")] == [0.75, 3.5, None, None]
 
 
+def test_texts_are_compared_as_squad_does():
+    assert normalize("A  cat, an owl; the END.") == "cat owl end"
+    assert normalize("another theme") == "another theme", "articles are whole words"
+    assert normalize("(A)") == "a" != normalize("B"), "a letter to choose by"
+    assert token_f1("a a b", "b c") == pytest.approx(2 * 1 / (1 + 2)), "the article is no word"
+    assert token_f1("x x y", "x y y") == pytest.approx(2 * 2 / 6)
+    assert token_f1("", "!") == 1 and token_f1("", "x") == 0
+
+
 @pytest.mark.parametrize(
     "text, strict, flexible",
     [

@@ -35,6 +35,7 @@ __all__ = [
     "read_pairs",
     "number_copies",
     "load_items",
+    "read_items",
     "by_letters",
     "by_texts",
     "placed_by_question",
@@ -151,8 +152,17 @@ def load_items(
     data_dir: str | None, *, name: str, files: Sequence[str], hub: str, read: Reader
 ) -> list[Item]:
     "The items of a benchmark; `UserError` where a record cannot be read."
+    return read_items(name, benchmark_records(name, files, hub, data_dir), read)
+
+
+def read_items(
+    name: str,  # of the task
+    records: Iterable[tuple[str, object]],  # (place, record)
+    read: Reader,
+) -> list[Item]:
+    "The items of records; `UserError` where one cannot be read."
     items, bad = [], []
-    for place, record in benchmark_records(name, files, hub, data_dir):
+    for place, record in records:
         try:
             if isinstance(record, BadRecord):
                 raise record

@@ -12,6 +12,8 @@ __all__ = [
     "MARKUP",
     "OPENING",
     "EXPRESSION",
+    "ARTICLES",
+    "PUNCTUATION",
     "SHARE",
     "PERPLEXITY",
     "LOSS",
@@ -21,6 +23,8 @@ __all__ = [
     "plain_math",
     "number_after",
     "last_number",
+    "normalize",
+    "token_f1",
     "wilson",
     "resample_sums",
     "middle",
@@ -34,7 +38,9 @@ __all__ = [
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
 import math
 import re
+import string
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -127,6 +133,27 @@ def last_number(text: str) -> float | None:
     "The last number of a text, in whatever form it is given; None where it cannot be read whole."
     numbers = read_numbers(text)
     return numbers[-1] if numbers else None
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #21091841
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """A text in lower case, without punctuation, articles and double spaces, as SQuAD compares it;
+    an answer that is an article and nothing else, such as A, stays."""
+    plain = text.lower().translate(PUNCTUATION)
+    return " ".join(ARTICLES.sub(" ", plain).split() or plain.split())
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    "F1 of the words that two texts share, counted as often as both have them."
+    ours, theirs = normalize(prediction).split(), normalize(reference).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #f9f94fd5

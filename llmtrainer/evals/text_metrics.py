@@ -4,8 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "ARTICLES",
-    "PUNCTUATION",
     "ROUGES",
     "ROUGE_SCORER",
     "HUNDRED",
@@ -17,8 +15,6 @@ __all__ = [
     "EQUATION",
     "TOKEN",
     "SIGNS",
-    "normalize",
-    "token_f1",
     "number_match",
     "rouge",
     "figures",
@@ -41,7 +37,6 @@ __all__ = [
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #e9ef6728
 import math
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -60,31 +55,16 @@ from llmtrainer.evals.metrics import (
     Score,
     last_number,
     middle,
+    normalize,
     plain_math,
     resample_sums,
     score,
+    token_f1,
 )
 from llmtrainer.recipe import UserError
 
+
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #4746268a
-ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize(text: str) -> str:
-    "A text in lower case, without punctuation, articles and double spaces, as SQuAD compares it."
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
-
-
-def token_f1(prediction: str, reference: str) -> float:
-    "F1 of the words that two texts share, counted as often as both have them."
-    ours, theirs = normalize(prediction).split(), normalize(reference).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    shared = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * shared / (len(ours) + len(theirs))
-
-
 def number_match(prediction: str, reference: str) -> float:
     "Is the last number of both texts the same? A reference without a number is an error."
     expected = last_number(reference)
