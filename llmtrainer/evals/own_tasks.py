@@ -91,7 +91,7 @@ def text_score(name: str) -> Callable[[str, str], float]:
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #86062d52
-COLUMN = re.compile(r"\{(\w+)\}")
+COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 class OwnTask(Section):
