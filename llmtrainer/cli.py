@@ -59,6 +59,12 @@ __all__ = [
     "eval_section",
     "split_words",
     "evaluate",
+    "compared_tasks",
+    "known_items",
+    "compare_task",
+    "check_folder",
+    "compare_tasks",
+    "print_comparisons",
     "compare",
     "merge",
     "print_written",
@@ -758,13 +764,10 @@ def eval_section(
     return section
 
 
-def split_words(words: list[str]) -> tuple[str | None, list[str]]:
-    "(another run or model or None, changes) of the words that follow a run."
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    "(other runs or models, changes) of the words that follow a run."
     changes = [word for word in words if re.match(r"[\w.]+=", word) and not Path(word).exists()]
-    places = [check_place(word) for word in words if word not in changes]
-    if len(places) > 1:
-        raise typer.BadParameter(f"two are compared, and {', '.join(places)} follow the first")
-    return places[0] if places else None, changes
+    return [check_place(word) for word in words if word not in changes], changes
 
 
 # %% ../nbs/system/84_cli.ipynb #16c82d35
@@ -804,49 +807,159 @@ def evaluate(
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
+def compared_tasks(run: str, others: list[str], tasks: list[str] | None) -> list[str]:
+    "The tasks that were named, with commas or one by one; else all that the runs have in common."
+    from llmtrainer.evals.compare import common_tasks
+    from llmtrainer.recipe import UserError
+    from llmtrainer.run import Run, is_run
+
+    if tasks:
+        return list(dict.fromkeys(name.strip() for text in tasks for name in text.split(",")))
+    runs = [Run.load(place) for place in (run, *others) if is_run(place)]
+    if not runs:
+        raise UserError(
+            "models that are no runs have no stored results",
+            where="--task",
+            fix="name a task to measure them on: --task TASK",
+        )
+    return common_tasks(runs)
+
+
+def known_items(task: str, data_dir: str | None) -> list:
+    "The items of a task, for their questions; none where its data is not at hand."
+    from llmtrainer.evals.tasks import find_task
+    from llmtrainer.recipe import UserError
+
+    try:
+        return find_task(task).items(data_dir)
+    except (UserError, OSError) as error:
+        show_note(f"the questions of {task} are not shown: {str(error).splitlines()[0]}")
+        return []
+
+
+def compare_task(
+    run: str,
+    other: str | None,  # None: the run's own base
+    task: str,
+    section,  # eval, with limit and data_dir
+    score: str | None,
+    with_items: bool,  # with the questions of the items that changed
+    quiet: bool,
+):
+    "The comparison of a run or model with another, or of a run with its base."
+    from llmtrainer.evals.compare import compare
+    from llmtrainer.pipeline import base_result, compared_results, stored_result
+    from llmtrainer.run import Run
+
+    limit, names = section.limit, (run, other)
+    if other:
+        options = dict(limit=limit, data_dir=section.data_dir, quiet=quiet)
+        left, right = compared_results(names, task, **options)
+    else:
+        left = base_result(Run.load(run), task, limit, quiet=quiet)
+        right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
+    items = known_items(task, section.data_dir) if with_items else ()
+    return compare(left, right, score, names, items=items)
+
+
+# %% ../nbs/system/84_cli.ipynb #bd188e2d
+def check_folder(file: Path, option: str) -> None:
+    "`UserError` where the folder for a file is not there."
+    from llmtrainer.recipe import UserError
+
+    if not file.absolute().parent.is_dir():
+        raise UserError(
+            f"there is no folder {file.parent}", where=option, fix="make it, or name another file"
+        )
+
+
+def compare_tasks(
+    run: str,
+    others: list[str],
+    tasks: list[str],
+    skip: bool,  # a task that cannot be compared, and name it
+    **options,  # of `compare_task`
+) -> tuple[list, dict[str, str]]:
+    "(the comparison of each task and other, why others could not be compared)."
+    from llmtrainer.recipe import UserError
+
+    comparisons, refused = [], {}
+    for task in tasks:
+        for other in others or [None]:
+            try:
+                comparisons.append(compare_task(run, other, task, **options))
+            except UserError as error:
+                if not skip or len(tasks) == 1:
+                    raise
+                refused[f"{task} of {other or run}"] = str(error).splitlines()[0]
+    return comparisons, refused
+
+
+def print_comparisons(several, changed: int) -> None:
+    "A table, and some of the items that changed."
+    from llmtrainer.evals.compare import changed_text, comparison_table, comparisons_table
+
+    console = TextConsole()
+    alone = len(several.comparisons) == 1 and not several.refused
+    console.print(comparison_table(several.comparisons[0]) if alone else comparisons_table(several))
+    for comparison in several.comparisons:
+        for item in comparison.changed[:changed]:
+            console.print(changed_text(item, comparison), highlight=False)
+
+
+# %% ../nbs/system/84_cli.ipynb #a0dfbf68
 @app.command()
 def compare(
     run: ModelName,
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OTHER] [KEY=VALUE]...",
-            help="another run or model, without one the run's own base; changes as for eval",
+            metavar="[OTHER]... [KEY=VALUE]...",
+            help="other runs or models, without one the run's own base; changes as for eval",
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="a task; a run must have been measured on it")] = ...,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="a task, or several; without one all that the runs were measured on"),
+    ] = None,
     score: Annotated[
         str | None, typer.Option(help="a score of the task; without one its primary score")
     ] = None,
     limit: Limit = None,
     data_dir: DataDir = None,
+    html: Annotated[
+        Path | None, typer.Option(help="write one self-contained page, with the changed items")
+    ] = None,
+    changed: Annotated[int, typer.Option(min=0, help="show so many of the items that changed")] = 0,
     as_json: AsJson = False,
 ):
     """Test whether OTHER is better than RUN, or RUN better than its base; paired on the same items.
+    Several OTHERs or tasks give a table, with p-values corrected for their number (Holm).
 
     A base or another model is measured now, on the items and with the settings of the run.
     KEY=VALUE belongs to the section eval, such as limit=100."""
-    other, changes = split_words(words or [])
-    if other is None:
+    others, changes = split_words(words or [])
+    if not others:
         check_run(run)  # only a run has a base of its own
-    from llmtrainer.evals.compare import compare, comparison_table
-    from llmtrainer.pipeline import base_result, compared_results, stored_result
-    from llmtrainer.run import Run
+    from llmtrainer.evals.compare import collect, comparisons_page
+    from llmtrainer.run import write_atomic
 
-    section = eval_section([task], changes, limit, data_dir)
-    limit, data_dir = section.limit, section.data_dir
-    if other:
-        names = (run, other)
-        options = dict(limit=limit, data_dir=data_dir, quiet=as_json)
-        left, right = compared_results(names, task, **options)
-    else:
-        left = base_result(Run.load(run), task, limit, quiet=as_json)
-        right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
-    comparison = compare(left, right, score, names)
+    if html:
+        check_folder(html, "--html")
+    tasks = compared_tasks(run, others, task)
+    section = eval_section(tasks, changes, limit, data_dir)
+    options = dict(section=section, score=score, quiet=as_json)
+    options["with_items"] = bool(html or changed)
+    comparisons, refused = compare_tasks(run, others, section.tasks, skip=not task, **options)
+    several = collect(comparisons, refused)
+    if html:
+        title = f"{run} against {', '.join(others)}" if others else f"{run} against its base"
+        write_atomic(html, comparisons_page(several, title))
     if as_json:
-        print_json(comparison.model_dump() | {"direction": comparison.direction})
+        alone = len(comparisons) == 1 and not refused
+        print_json((comparisons[0] if alone else several).summary())
     else:
-        TextConsole().print(comparison_table(comparison))
+        print_comparisons(several, changed)
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8

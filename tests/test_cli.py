@@ -383,6 +383,17 @@ def test_commands_on_a_run(tmp_path):
         assert json.loads(succeeds("compare", *bare, *spelling))["n"] == 3
         asked = ["eval", run / "exports" / "merged", "--tasks", "word_problems", "--json"]
         assert json.loads(succeeds(*asked, *spelling))[0]["n"] == 3
+    page, sides = tmp_path / "report.html", ["compare", run, "tiny:base", run]
+    table = " ".join(succeeds(*sides, "--html", page).split())
+    assert "p (Holm)" in table and "corrected for 2 comparisons" in table
+    assert "Content-Security-Policy" in page.read_text()
+    named = json.loads(succeeds(*sides, "--task", "word_problems,word_problems", "--json"))
+    assert [entry["names"][1] for entry in named["comparisons"]] == ["tiny:base", str(run)]
+    assert named["p_holm"] == [min(1, 2 * e["p_value"]) for e in named["comparisons"]]
+    code, _, err = run_cli(*comparison, "--html", tmp_path / "absent" / "report.html")
+    assert code == 2 and "absent" in err
+    code, _, err = run_cli("compare", "tiny:base", "tiny:base")
+    assert code == 2 and "--task" in err
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
     assert chosen["score"] == "flexible"
     code, _, err = run_cli(*comparison, "--score", "bleu")
