@@ -59,6 +59,7 @@ __all__ = [
     "eval_section",
     "split_words",
     "evaluate",
+    "print_results",
     "compared_tasks",
     "known_items",
     "compare_task",
@@ -550,8 +551,10 @@ def train(
 ):
     "Train, evaluate and write the card. The same command resumes."
     from llmtrainer.pipeline import (
+        base_results,
         check_mirror,
         check_pickles,
+        compare_with_base,
         read_recipe,
         stored_result,
         train,
@@ -583,7 +586,10 @@ def train(
     print_done(folder, before)
     finished = Run.load(folder)
     results = [stored_result(finished, task) for task in job.eval.tasks]
-    fail_if_unmet(unmet_requirements(results, job.eval.require))
+    bases = base_results(finished, results) if job.eval.measures_base else []
+    if bases:
+        print_results(results, compare_with_base(finished, results, bases))
+    fail_if_unmet(unmet_requirements(results, job.eval.require, bases))
 
 
 def fail_if_unmet(sentences: list[str]) -> None:
@@ -740,27 +746,31 @@ def scores_table(results):
 
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="only the first so many items; of a run, its result of so many"),
+    typer.Option(min=1, help="only a sample of so many items; of a run, its result of so many"),
 ]
 DataDir = Annotated[str | None, typer.Option(help="a folder with the tasks' files")]
 
 
 def eval_section(
+    run: str,  # or a model; a run's own tasks are known, and its folder of data
     tasks: list[str],
     changes: list[str],  # key=value, of the section eval
     limit: int | None,
     data_dir: str | None,
 ):
     "The section eval of a command; an option is another spelling of its key."
-    from llmtrainer.evals.tasks import Eval, find_task
+    from llmtrainer.evals.gates import Eval
     from llmtrainer.recipe import load_recipe
+    from llmtrainer.run import Run, is_run
 
     options = {"limit": limit, "data_dir": data_dir}
     words = [change.removeprefix("eval.") for change in changes]
     words += [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-    section = load_recipe(Eval, {"tasks": tasks}, words)
+    recorded = Run.load(run).recipe.get("eval", {}) if is_run(run) else {}
+    kept = {key: recorded[key] for key in ("own", "data_dir") if recorded.get(key)}
+    section = load_recipe(Eval, {**kept, "tasks": tasks}, words)
     for name in section.tasks:
-        find_task(name)
+        section.find(name)
     return section
 
 
@@ -778,32 +788,67 @@ def evaluate(
     changes: Overrides = None,
     limit: Limit = None,
     data_dir: DataDir = None,
+    base: Annotated[bool, typer.Option(help="measure a run's base too, and compare")] = True,
     as_json: AsJson = False,
 ):
-    """Measure a model on tasks. KEY=VALUE belongs to the section eval, such as limit=100, or to
-    generate, such as generate.temperature=0.7."""
-    from llmtrainer.pipeline import evaluate_tasks, open_model, unmet_requirements
+    """Measure a model on tasks, and a run beside its base. What was measured before is not measured
+    again; a killed evaluation goes on.
+
+    KEY=VALUE belongs to the section eval, such as limit=100, or to generate, such as
+    generate.temperature=0.7."""
+    from llmtrainer.pipeline import (
+        base_results,
+        compare_with_base,
+        evaluate_tasks,
+        free_memory,
+        open_model,
+        unmet_requirements,
+    )
     from llmtrainer.run import Run, is_run
 
     of_generate = [change for change in changes or [] if change.startswith("generate.")]
     of_eval = [change for change in changes or [] if change not in of_generate]
     names = [name.strip() for name in tasks.split(",")]
-    section = eval_section(names, of_eval, limit, data_dir)
+    section = eval_section(run, names, of_eval, limit, data_dir=data_dir)
     generation = generation_of(run, of_generate)
     store = Run.load(run) if is_run(run) else None
     model, tokenizer = open_model(run)
     results = evaluate_tasks(
         store, model, tokenizer, section=section, quiet=as_json, generation=generation
     )
+    bases, several = [], None
+    if store and section.measures_base and base:
+        model = None
+        free_memory()  # the base does not lie beside the trained model
+        bases = base_results(store, results, section.data_dir, quiet=as_json)
+        several = compare_with_base(store, results, bases)
+    print_results(results, several, as_json)
+    fail_if_unmet(unmet_requirements(results, section.require, bases))
+
+
+def print_results(
+    results: list,
+    several=None,  # their comparisons with the base
+    as_json: bool = False,
+) -> None:
+    "The scores of results, what must be known beside them, and the comparison with the base."
+    from llmtrainer.evals.compare import comparisons_table
+    from llmtrainer.pipeline import result_notes
+
     if as_json:
-        print_json([result.summary() for result in results])
-    else:
-        console = TextConsole()
-        console.print(scores_table(results))
-        for result in results:
-            if note := result.too_long_note():
-                console.print(note, highlight=False)
-    fail_if_unmet(unmet_requirements(results, section.require))
+        lines = [result.summary() for result in results]
+        for line, comparison in zip(lines, several.comparisons if several else []):
+            kept = comparison.summary()
+            del kept["changed"]  # `compare --json` has them
+            line["against_base"] = kept
+        print_json(lines)
+        return
+    console = TextConsole()
+    console.print(scores_table(results))
+    for note in result_notes(results):
+        console.print(note, highlight=False)
+    if several:
+        console.print(comparisons_table(several))
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f
@@ -825,13 +870,12 @@ def compared_tasks(run: str, others: list[str], tasks: list[str] | None) -> list
     return common_tasks(runs)
 
 
-def known_items(task: str, data_dir: str | None) -> list:
+def known_items(section, task: str) -> list:
     "The items of a task, for their questions; none where its data is not at hand."
-    from llmtrainer.evals.tasks import find_task
     from llmtrainer.recipe import UserError
 
     try:
-        return find_task(task).items(data_dir)
+        return section.find(task).items(section.data_dir)
     except (UserError, OSError) as error:
         show_note(f"the questions of {task} are not shown: {str(error).splitlines()[0]}")
         return []
@@ -858,7 +902,7 @@ def compare_task(
     else:
         left = base_result(Run.load(run), task, limit, quiet=quiet)
         right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
-    items = known_items(task, section.data_dir) if with_items else ()
+    items = known_items(section, task) if with_items else ()
     return compare(left, right, score, names, items=items)
 
 
@@ -947,7 +991,7 @@ def compare(
     if html:
         check_folder(html, "--html")
     tasks = compared_tasks(run, others, task)
-    section = eval_section(tasks, changes, limit, data_dir)
+    section = eval_section(run, tasks, changes, limit, data_dir=data_dir)
     options = dict(section=section, score=score, quiet=as_json)
     options["with_items"] = bool(html or changed)
     comparisons, refused = compare_tasks(run, others, section.tasks, skip=not task, **options)

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "OBJECTIVES",
+    "BATCH_SIZE",
     "COMPILE_SECONDS",
     "SAVED_SHARE",
     "SAVED_A_LAYER",
@@ -16,6 +17,9 @@ __all__ = [
     "write_lines",
     "record_data",
     "progress_bar",
+    "weights_digest",
+    "training_rows",
+    "ask_once",
     "evaluate_tasks",
     "item_ids",
     "name_beside",
@@ -23,12 +27,16 @@ __all__ = [
     "stored_results",
     "stored_result",
     "evaluate_base",
+    "run_section",
+    "base_results",
     "base_result",
+    "compare_with_base",
     "alike",
     "measure_model",
     "compared_results",
     "is_base_of",
     "unmet_requirements",
+    "result_notes",
     "is_finished",
     "ensure_template",
     "recipe_of",
@@ -67,6 +75,8 @@ __all__ = [
     "fetch_recipe",
     "adopt_place",
     "evaluate_missing",
+    "compare_missing",
+    "free_memory",
     "model_to_plan",
     "train",
     "storage_note",
@@ -86,6 +96,7 @@ __all__ = [
 ]
 
 # %% ../nbs/system/80_pipeline.ipynb #d3c7019d
+import gc
 import hashlib
 import itertools
 import json
@@ -100,6 +111,7 @@ from pathlib import Path
 from textwrap import shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
+import torch
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -107,14 +119,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
 from llmtrainer.align.preference import Dpo
 from llmtrainer.data.packing import Sequences, collator, move_batch
-from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare
-from llmtrainer.data.rows import row_kind
+from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare, separate_splits
+from llmtrainer.data.rows import as_sources, load_rows, row_kind
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
-from llmtrainer.evals.compare import check_settings_agree, compare, comparison_table
-from llmtrainer.evals.tasks import Eval, TaskResult, evaluate, find_task
+from llmtrainer.evals.compare import (
+    Comparisons,
+    check_settings_agree,
+    collect,
+    compare,
+    comparison_table,
+)
+from llmtrainer.evals.gates import Eval, leak_note, leaked_ids, unmet
+from llmtrainer.evals.tasks import (
+    Asking,
+    Item,
+    OutputJournal,
+    TaskResult,
+    ask_items,
+    asking_key,
+    evaluate,  # noqa: F401  people import it from here, with the benchmarks entered
+)
 
 # %% ../nbs/system/80_pipeline.ipynb #7dd879b7
 from llmtrainer.models.activations import (
@@ -164,6 +191,7 @@ from llmtrainer.run import (
     identify,
     is_run,
     probably_meant,
+    read_lines,
     read_manifest,
     read_object,
     seed_everything,
@@ -172,7 +200,7 @@ from llmtrainer.run import (
     write_atomic,
     write_json,
 )
-from llmtrainer.safe_io import check_plain, file_facts, is_folder
+from llmtrainer.safe_io import check_plain, file_facts, is_folder, opened_folder, remove_file
 from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
@@ -274,7 +302,7 @@ def read_recipe(
     if recipe.data.val is None:
         check_needs_validation(recipe.train)
     for name in recipe.eval.tasks:
-        find_task(name)
+        recipe.eval.find(name)
     return recipe
 
 
@@ -311,30 +339,85 @@ def progress_bar(label: str, total: int, quiet: bool = False):
         yield lambda n: bar.advance(task, n)
 
 
+# %% ../nbs/system/80_pipeline.ipynb #e7161d75
+def weights_digest(run: Run, tuned: bool = True) -> str:
+    "A digest of the weights of a run's model, or of its base."
+    record = run.find_record(ModelRecord)
+    name = recipe_of(run).model.base
+    base = record.base if record else BaseIdentity(**fingerprint(name))
+    facts = [base.sha256 or [base.base, base.revision]]
+    if tuned:
+        folder = run.model if run.model.is_dir() else run.adapter
+        facts += [[file.name, cached_sha256(file)] for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def training_rows(run: Run) -> list[dict] | None:
+    """The rows that a run was trained on, read again; None, with a note, where they cannot be."""
+    data = load_recipe(Data, run.recipe["data"])
+    if data.stream:
+        show_note("the data is a stream, so test items are not looked for among the training rows")
+        return None
+    held = {(place["file"], place["line"]) for place in read_lines(run.path / "validation.jsonl")}
+    try:
+        rows, _, _ = load_rows(separate_splits(as_sources(data.train))[0], data.format)
+    except (UserError, OSError) as error:
+        why = str(error).splitlines()[0]
+        show_note(f"test items are not looked for among the training rows: {why}")
+        return None
+    return [row for row in rows if (row.get("source"), row.get("line")) not in held]
+
+
+def ask_once(
+    run: Run,
+    asking: Asking,
+    items: Sequence[Item],
+    folder: str,  # under the run
+    digest: str,  # of the weights
+) -> TaskResult:
+    "The result in the run where the same was asked before; else it is asked, and can be killed."
+    key = asking_key(asking, items, digest)
+    for held in stored_results(run, asking.task.name, folder):
+        if held.key == key:
+            return held
+    path = run.path / folder / "unfinished" / f"{asking.task.name}-{key[:16]}.jsonl"
+    with opened_folder(path.parent, run.path, create=True):
+        journal = OutputJournal(path)
+    result = ask_items(asking, items, journal, key)
+    remove_file(path, run.path, empty=True)
+    with suppress(OSError):  # another one is unfinished
+        path.parent.rmdir()
+    return result
+
+
+# %% ../nbs/system/80_pipeline.ipynb #ae998f27
 def evaluate_tasks(
     run: Run | None,
     model,
     tokenizer,
     section: Eval,
     quiet: bool = False,
-    folder: str = "evals",  # under the run
+    folder: str = "evals",  # under the run; evals/base for its base
     generation: Generation = Generation(),
 ) -> list[TaskResult]:
     "Run the section's tasks on a model; each result is stored in the run, where there is one."
-    results = []
+    results, rows, tuned = [], None, folder == "evals"
+    if run:
+        digest = weights_digest(run, tuned)
+        rows = training_rows(run) if tuned else None
     for name in section.tasks:
-        task = find_task(name)
-        count = len(task.items(section.data_dir, section.limit))
-        with progress_bar(name, count, quiet) as advance:
-            result = evaluate(
-                model,
-                tokenizer,
-                task=task,
-                data_dir=section.data_dir,
-                limit=section.limit,
-                progress=advance,
-                section=generation,
+        task = section.find(name)
+        items = task.items(section.data_dir, section.limit)
+        with progress_bar(name, len(items), quiet) as advance:
+            asking = Asking(
+                model, tokenizer, task, generation, batch_size=BATCH_SIZE, progress=advance
             )
+            if run is None:
+                result = ask_items(asking, items)
+            else:
+                result = ask_once(run, asking, items, folder=folder, digest=digest)
+        if rows is not None:
+            result = result.model_copy(update=dict(leaked=leaked_ids(items, rows)))
         if run:
             note = store_result(run, result, folder)
             if note and not quiet:
@@ -343,6 +426,9 @@ def evaluate_tasks(
     if run:
         renew_card(run)
     return results
+
+
+BATCH_SIZE = 64  # items that are written, or rows that are judged, at a time
 
 
 # %% ../nbs/system/80_pipeline.ipynb #59009763
@@ -413,21 +499,66 @@ def evaluate_base(
     return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
 
 
+def run_section(
+    run: Run,
+    data_dir: str | None = None,  # in the place of the recipe's
+    **fields,
+) -> Eval:
+    "The section eval for a task of a run: with the recipe's own tasks and folder."
+    recorded = run.recipe.get("eval", {})
+    data_dir = data_dir or recorded.get("data_dir")
+    return load_recipe(Eval, dict(own=recorded.get("own", {}), data_dir=data_dir, **fields))
+
+
+def base_results(
+    run: Run,
+    results: Sequence[TaskResult],  # of the run itself
+    data_dir: str | None = None,  # in the place of the recipe's
+    quiet: bool = False,
+) -> list[TaskResult]:
+    """The result of a run's base for each of the run's own: the same items and settings.
+    They are stored under `evals/base`, and measured where they are missing or asked otherwise."""
+    bases, opened = [], None
+    for tuned in results:
+        stored = stored_results(run, tuned.task, "evals/base")
+        alike = (
+            base
+            for base in stored
+            if base.generation == tuned.generation and item_ids(base) == item_ids(tuned)
+        )
+        base = next(alike, None)
+        if base is None:
+            opened = opened or open_model(str(run.path), tuned=False)
+            section = run_section(run, data_dir, tasks=[tuned.task], limit=tuned.n)
+            generation = load_recipe(Generation, tuned.generation)
+            options = dict(quiet=quiet, folder="evals/base", generation=generation)
+            (base,) = evaluate_tasks(run, *opened, section=section, **options)
+        bases.append(base)
+    return bases
+
+
 def base_result(
     run: Run,
     task: str,
     limit: int | None = None,  # items; None: those of the result that counts
     quiet: bool = False,
+    data_dir: str | None = None,  # in the place of the recipe's
 ) -> TaskResult:
-    """The result of a run's base on a task: the same items and settings as the run's own result.
-    It is stored under `evals/base`, and measured where it is missing or was asked otherwise."""
-    tuned = stored_result(run, task, limit)
-    for base in stored_results(run, task, "evals/base"):
-        if base.generation == tuned.generation and item_ids(base) == item_ids(tuned):
-            return base
-    data_dir = run.recipe.get("eval", {}).get("data_dir")
-    section = Eval(tasks=[task], data_dir=data_dir, limit=tuned.n)
-    return evaluate_base(run, section, load_recipe(Generation, tuned.generation), quiet)
+    "The result of a run's base on a task: the same items and settings as the run's own result."
+    return base_results(run, [stored_result(run, task, limit)], data_dir, quiet)[0]
+
+
+def compare_with_base(
+    run: Run,
+    results: Sequence[TaskResult],
+    bases: Sequence[TaskResult],  # of the same tasks
+) -> Comparisons:
+    "What the run gained and lost against its base; it is stored, and the card shows it."
+    names = ("base", "tuned")
+    several = collect([compare(*pair, names=names) for pair in zip(bases, results, strict=True)])
+    run.add_record(several, "evals/comparisons.json")
+    renew_card(run)
+    return several
 
 
 # %% ../nbs/system/80_pipeline.ipynb #13410be0
@@ -472,13 +603,14 @@ def compared_results(
         return next((pair for pair in pairs if alike(*pair)), tuple(held))
     run, like = runs[0] or runs[1], held[0] or held[1]
     if run:
-        data_dir = data_dir or run.recipe.get("eval", {}).get("data_dir")
         limit = like.n
-    section = Eval(tasks=[task], data_dir=data_dir, limit=limit)
+        section = run_section(run, data_dir, tasks=[task], limit=limit)
+    else:
+        section = Eval(tasks=[task], data_dir=data_dir, limit=limit)
 
     def measure(name: str) -> TaskResult:
         if run and is_base_of(name, run):
-            return base_result(run, task, limit, quiet=quiet)
+            return base_result(run, task, limit, quiet=quiet, data_dir=data_dir)
         return measure_model(name, section, like, quiet)
 
     return tuple(result or measure(name) for name, result in zip(names, held))
@@ -492,14 +624,25 @@ def is_base_of(name: str, run: Run) -> bool:
     return Path(name).expanduser().resolve() == Path(find_base(run, record.base)).resolve()
 
 
-def unmet_requirements(results: list[TaskResult], require: dict[str, float]) -> list[str]:
+def unmet_requirements(
+    results: Sequence[TaskResult],
+    require: dict[str, float | str],
+    bases: Sequence[TaskResult] = (),
+) -> list[str]:
     "A sentence for each task whose primary score does not reach what the recipe requires."
-    return [
-        f"{result.task}: {result.primary} {result.score.value:.3f} does not reach the required"
-        f" {require[result.task]:g}"
+    by_task = {base.task: base for base in bases}
+    sentences = [
+        unmet(require[result.task], result, by_task.get(result.task))
         for result in results
-        if result.task in require and not result.reaches(require[result.task])
+        if result.task in require
     ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def result_notes(results: Sequence[TaskResult]) -> list[str]:
+    "What a reader of scores must know: items that were too long, or trained on."
+    notes = [note for result in results for note in (result.too_long_note(), leak_note(result))]
+    return [note for note in notes if note]
 
 
 # %% ../nbs/system/80_pipeline.ipynb #cbe8bf2e
@@ -1128,6 +1271,24 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
 
 
+def compare_missing(recipe: Recipe, run: Run, quiet: bool) -> None:
+    "Measure the base on the recipe's tasks, and compare, where that is not done yet."
+    if not recipe.eval.measures_base:
+        return
+    results = [stored_result(run, task) for task in recipe.eval.tasks]
+    bases = base_results(run, results, quiet=quiet)
+    held = run.find_record(Comparisons, "evals/comparisons.json")
+    if held is None or [c.task for c in held.comparisons] != recipe.eval.tasks:
+        compare_with_base(run, results, bases)
+
+
+def free_memory() -> None:
+    "Give back the memory of what is no longer named."
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def model_to_plan(recipe: Recipe, run: Run) -> Model:
     "The model that a job will load: of a run that exists, the one that it recorded."
     if run.model.is_dir():
@@ -1157,6 +1318,9 @@ def train(
             session = run_training(recipe, run, plan, signals=signals, quiet=quiet)
         if rank() == 0:  # one process does the rest
             evaluate_missing(recipe, run, session, quiet)
+            session = None
+            free_memory()  # the base does not lie beside the trained model
+            compare_missing(recipe, run, quiet)
             write_card(run)
             run.seal()
     return run
@@ -1407,7 +1571,6 @@ def quickstart(
         train(recipe, out)
     after = stored_result(run, "word_problems")
     comparison = compare(before, after)
-    run.add_record(comparison, "evals/comparison.json")
     console.print(comparison_table(comparison))
     with stage("merge", "4/6  Merging the adapter, and measuring what that changes"):
         merged = merge_run(run)

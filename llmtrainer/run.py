@@ -696,6 +696,7 @@ RUN_FILE = re.compile(
             rf"(?:checkpoints/step-\d+|adapter|model|exports/[\w-]+)/{_PARTS}",
             r"checkpoints/latest\.json",
             r"evals/(?:base/)?(?:others/)?\w[\w.+-]*\.json",
+            r"evals/(?:base/)?unfinished/\w[\w.+-]*\.jsonl",
             r"exports/[\w-]+\.json",
             r"data/(?:train|validation)\.jsonl",
         ]

@@ -21,6 +21,7 @@ from llmtrainer.pipeline import (
     problems,
     replace,
     sha256,
+    torch,
     write_atomic,
 )
 

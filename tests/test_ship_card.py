@@ -30,7 +30,7 @@ from pydantic import Field
 
 from llmtrainer.data.prepare import Sources
 from llmtrainer.device import plan_device, probe
-from llmtrainer.evals.compare import compare
+from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import wilson
 from llmtrainer.evals.tasks import Output, find_task, grade_items
 from llmtrainer.models.load import Model, load_model
@@ -111,7 +111,7 @@ def measured(run):
     before, after = result(3), result(230)
     run.add_record(before, "evals/base/word_problems.json")
     run.add_record(after, "evals/word_problems.json")
-    run.add_record(compare(before, after), "evals/comparison.json")
+    run.add_record(collect([compare(before, after)]), "evals/comparisons.json")
     run.add_record(
         MergeRecord(
             max_abs_logit_diff=2.8e-5,

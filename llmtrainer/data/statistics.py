@@ -358,8 +358,8 @@ class Leak(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        "Is it the same question, or are four fifths of its words known from the training rows?"
-        return self.question is not None or self.shared >= 0.8 * max(1, self.total)
+        "Is it the same question, or do nine tenths of its runs occur in training rows?"
+        return self.question is not None or self.shared >= 0.9 * max(1, self.total)
 
 
 def find_leaks(

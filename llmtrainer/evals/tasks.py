@@ -25,7 +25,6 @@ __all__ = [
     "load_word_problems",
     "load_choices",
     "find_task",
-    "Eval",
     "GradedItem",
     "LongItem",
     "TaskResult",
@@ -79,10 +78,8 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PlainSerializer,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -118,7 +115,7 @@ from llmtrainer.models.generate import (
     with_system,
 )
 from llmtrainer.models.load import weight_storage
-from llmtrainer.recipe import Section, UserError
+from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, append_line, read_lines
 
 
@@ -374,40 +371,6 @@ def find_task(name: str) -> Task:
             fix=f"did you mean {' or '.join(near)}?" if near else None,
         )
     return TASKS[name]
-
-
-# %% ../../nbs/evaluation/41_tasks.ipynb #4de07ed2
-class Eval(Section):
-    "What the trained model is measured on."
-
-    tasks: list[str] = Field([], description="the tasks and suites to run after training")
-    data_dir: str | None = Field(
-        None, description="a folder with the tasks' files; without one they come from the hub"
-    )
-    limit: int | None = Field(None, gt=0, description="only the first so many items of a task")
-    require: dict[str, float] = Field(
-        {},
-        description="what a task's primary score must reach (a perplexity: not exceed); else the"
-        " command ends with exit code 1",
-    )
-
-    @field_validator("tasks")
-    @classmethod
-    def suites_are_their_tasks(cls, names: list[str]) -> list[str]:
-        "The name of a suite stands for its tasks; each task is run once."
-        return list(dict.fromkeys(task for name in names for task in SUITES.get(name, [name])))
-
-    @model_validator(mode="after")
-    def required_tasks_are_run(self):
-        "A requirement needs a task that is run, and a value that its score can have."
-        for name, value in self.require.items():
-            if name not in self.tasks:
-                raise ValueError(f"require names {name}, which is not among tasks")
-            metric = TASKS[name].metric(TASKS[name].primary) if name in TASKS else SHARE
-            if value < 0 or value > (metric.most or math.inf):
-                allowed = f"from 0 to {metric.most:g}" if metric.most else "0 or more"
-                raise ValueError(f"require: {name} must be {allowed}")
-        return self
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #04f064c2

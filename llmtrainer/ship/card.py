@@ -34,6 +34,7 @@ __all__ = [
     "asking_section",
     "base_text",
     "results_section",
+    "base_section",
     "sample_losses",
     "training_section",
     "data_section",
@@ -60,7 +61,8 @@ import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.data.prepare import DataRecord
-from llmtrainer.evals.compare import TESTS, Comparison
+from llmtrainer.evals.compare import TESTS, Comparisons, verdict
+from llmtrainer.evals.gates import leak_note
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
@@ -126,7 +128,7 @@ class CardFacts:
     metrics: list[MetricsLine] = field(default_factory=list)
     before: dict[str, TaskResult] = field(default_factory=dict)  # the base, by task
     after: dict[str, TaskResult] = field(default_factory=dict)
-    comparison: Comparison | None = None
+    comparisons: Comparisons | None = None
     merge: MergeRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
 
@@ -149,7 +151,7 @@ def card_facts(run: Run) -> CardFacts:
         metrics=run.metrics_lines(),
         before=run.find_records(TaskResult, "evals/base"),
         after=run.find_records(TaskResult, "evals"),
-        comparison=run.find_record(Comparison, "evals/comparison.json"),
+        comparisons=run.find_record(Comparisons, "evals/comparisons.json"),
         merge=run.find_record(MergeRecord, "exports/merge.json"),
         exports=run.find_records(ExportRecord, "exports"),
     )
@@ -343,17 +345,35 @@ def results_section(facts: CardFacts) -> str:
     text = markdown_table(["task", "score", "items", "base", "this model"], rows)
     text += f"\n\n{asking_section(facts)}"
     for who, results in (("", facts.after), ("The base on ", facts.before)):
-        notes = (result.too_long_note(named=0) for result in results.values())
-        text += "".join(f" {who}{markdown_text(note)}" for note in notes if note)
-    if c := facts.comparison:
+        notes = [
+            note
+            for result in results.values()
+            for note in (result.too_long_note(named=0), leak_note(result))
+        ]
+        text += "".join(f" {who}{markdown_text(note.rstrip('.'))}." for note in notes if note)
+    if facts.comparisons:
+        text += f"\n\n{base_section(facts.comparisons)}"
+    return text
+
+
+def base_section(several: Comparisons) -> str:
+    "What the model gained and lost against its base, in a table or a sentence."
+    if len(several.comparisons) == 1:
+        (c,) = several.comparisons
         low, high = c.interval
-        text += (
-            f" On {markdown_text(c.task)} the difference to the base in {markdown_text(c.score)} is"
+        return (
+            f"On {markdown_text(c.task)} the difference to the base in {markdown_text(c.score)} is"
             f" {c.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap);"
             f" {TESTS[c.test]} on the"
             f" same {c.n} items gives p = {c.p_value:.2g}."
         )
-    return text
+    rows = []
+    for c, p_holm in zip(several.comparisons, several.p_holm):
+        low, high = c.interval
+        difference = f"{c.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append([c.task, c.score, difference, f"{p_holm:.2g}", verdict(c, p_holm)])
+    head = ["task", "score", "difference to the base (95 %)", "p (Holm)", "what it shows"]
+    return markdown_table(head, rows)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9ac31414
