@@ -392,6 +392,8 @@ def test_commands_on_a_run(tmp_path):
     assert named["p_holm"] == [min(1, 2 * e["p_value"]) for e in named["comparisons"]]
     code, _, err = run_cli(*comparison, "--html", tmp_path / "absent" / "report.html")
     assert code == 2 and "absent" in err
+    code, _, err = run_cli("votes", run)
+    assert code == 2 and "no votes yet" in err
     code, _, err = run_cli("compare", "tiny:base", "tiny:base")
     assert code == 2 and "--task" in err
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
@@ -559,6 +561,45 @@ def test_a_library_above_what_was_tested_is_named(monkeypatch, capsys):
     code, out, err = run_cli("doctor")
     assert code == 0, err
     assert "pip install 'transformers==4.57.1'" in out
+
+
+def test_votes_by_command(tmp_path, monkeypatch):
+    from llmtrainer.evals.tasks import Output, find_task, grade_items
+    from llmtrainer.evals.votes import read_votes
+    from llmtrainer.ship import demo as ship
+
+    task = find_task("word_problems")
+    items, places, box = task.items(limit=4), [], tmp_path / "votes.jsonl"
+    for name in ("short", "long"):
+        texts = [Output(text=f"{item.answer} {'and so on' * (name == 'long')}") for item in items]
+        places.append(str(tmp_path / f"{name}.json"))
+        grade_items(task, items, texts).save(places[-1])
+    pages = []
+    monkeypatch.setattr(ship, "launch_demo", lambda page, port: pages.append(page))
+    asked = ["vote", *places, "--out", box]
+    for choice in ("left", "tie", "bad"):
+        code, _, err = run_cli(*asked)
+        assert code == 0 and f"{len(read_votes(box))} of 4 pairs are done" in err
+        events = {f.api_name: f.fn for f in pages[-1].fns.values()}
+        key, shown = events["show"]()
+        assert "short" not in shown and "long.json" not in shown
+        events[f"vote_{choice}"](key)
+    assert [vote.choice for vote in read_votes(box)] == ["left", "tie", "bad"]
+    code, out, _ = run_cli("votes", box, "--json")
+    (ranking,) = json.loads(out)["rankings"]
+    assert ranking["votes"] == 3 and {s["model"] for s in ranking["strengths"]} == set(places)
+    assert "no ties" in run_cli("votes", box)[1]
+    for words, part in (
+        (["vote", places[0], "--out", box], "two models"),
+        (["vote", *places], "--out FILE"),
+        (["vote", *places, "--out", box, "--voter", "a b"], "no voter"),
+        (["vote", *places, "--out", tmp_path / "absent" / "v"], "no folder"),
+        (["vote", tmp_path, places[0], "--out", box], "not a run"),
+        (["votes", tmp_path], "not a run"),
+        (["votes", box, "--task", "gsm8k"], "word_problems"),
+    ):
+        code, _, err = run_cli(*words)
+        assert code == 2 and part in err, (words, err)
 
 
 def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):
