@@ -75,6 +75,7 @@ __all__ = [
     "votable_pairs",
     "vote",
     "votes",
+    "judge",
     "merge",
     "print_written",
     "export",
@@ -1103,6 +1104,58 @@ def votes(
         console.print(ranking_table(ranking))
     for agreement in summary.agreements:
         console.print(agreement_words(agreement), highlight=False)
+
+
+# %% ../nbs/system/84_cli.ipynb #727ee51f
+@app.command()
+def judge(
+    places: TextPlaces,
+    by: Annotated[str, typer.Option(help="the judge: a run or model, or the endpoint's model")],
+    endpoint: Annotated[str | None, typer.Option(help="such as https://HOST/v1")] = None,
+    token_env: Annotated[
+        str, typer.Option(help="the environment variable that holds the token")
+    ] = "OPENAI_API_KEY",
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for a reply")] = 60.0,
+    tries: Annotated[int, typer.Option(min=1, max=10, help="of each request")] = 3,
+    task: VoteTask = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="draws the order of the pairs")] = 0,
+    out: VotesOut = None,
+    as_json: AsJson = False,
+):
+    "Let a model vote on two answers at a time, in both orders, and compare it with people."
+    from llmtrainer.evals.judge import (
+        Endpoint,
+        LocalJudge,
+        check_address,
+        judge_pairs,
+        report_lines,
+    )
+    from llmtrainer.evals.votes import BallotBox, agreement_words, read_votes, summarize
+
+    path, stored = vote_store(places, out)
+    if endpoint:
+        options = dict(token_variable=token_env, timeout=timeout, tries=tries)
+        check_address(endpoint, bool(os.environ.get(token_env)))
+        asked = Endpoint(endpoint, by, **options)
+    else:
+        check_place(by)
+    box = BallotBox(votable_pairs(places, task, limit, seed), path, f"judge:{by}", stored)
+    if not endpoint:
+        from llmtrainer.pipeline import open_model
+
+        asked = LocalJudge(by, *open_model(by))
+    report = judge_pairs(asked, box)
+    votes = read_votes(path)
+    found = summarize(votes).agreements if votes else []
+    mine = [agreement for agreement in found if box.voter in agreement.voters]
+    if as_json:
+        agreements = [agreement.model_dump() for agreement in mine]
+        print_json(dict(report=report.model_dump(), agreements=agreements))
+    else:
+        show(*report_lines(report), *map(agreement_words, mine))
+    if report.failed:
+        raise SystemExit(1)
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8

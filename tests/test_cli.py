@@ -51,6 +51,8 @@ from importlib.metadata import PathDistribution, distribution
 import pytest
 
 import llmtrainer.pipeline as pipeline
+from llmtrainer.evals.tasks import Output, find_task, grade_items
+from llmtrainer.evals.votes import read_votes
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model, save_adapter
@@ -564,10 +566,6 @@ def test_a_library_above_what_was_tested_is_named(monkeypatch, capsys):
 
 
 def test_votes_by_command(tmp_path, monkeypatch):
-    from llmtrainer.evals.tasks import Output, find_task, grade_items
-    from llmtrainer.evals.votes import read_votes
-    from llmtrainer.ship import demo as ship
-
     task = find_task("word_problems")
     items, places, box = task.items(limit=4), [], tmp_path / "votes.jsonl"
     for name in ("short", "long"):
@@ -575,7 +573,7 @@ def test_votes_by_command(tmp_path, monkeypatch):
         places.append(str(tmp_path / f"{name}.json"))
         grade_items(task, items, texts).save(places[-1])
     pages = []
-    monkeypatch.setattr(ship, "launch_demo", lambda page, port: pages.append(page))
+    monkeypatch.setattr("llmtrainer.ship.demo.launch_demo", lambda page, port: pages.append(page))
     asked = ["vote", *places, "--out", box]
     for choice in ("left", "tie", "bad"):
         code, _, err = run_cli(*asked)
@@ -589,7 +587,20 @@ def test_votes_by_command(tmp_path, monkeypatch):
     (ranking,) = json.loads(out)["rankings"]
     assert ranking["votes"] == 3 and {s["model"] for s in ranking["strengths"]} == set(places)
     assert "no ties" in run_cli("votes", box)[1]
+    judged = ["judge", *places, "--out", box, "--by", "tiny:base"]
+    report = json.loads(run_cli(*judged, "--json")[1])
+    assert report["report"]["pairs"] == 4 and report["report"]["failed"] == {}
+    assert report["agreements"][0]["pairs"] == 3, "with people, on the pairs of both"
+    assert "judged 0 pairs" in run_cli(*judged)[1], "nothing is asked twice"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    asked = [*judged[:-1], "gone", "--endpoint", gone, "--tries", "1"]
+    code, out, _ = run_cli(*asked)
+    assert code == 1 and "4 pairs failed: no connection" in out
+    assert len(read_votes(box)) == 3 + 4, "a pair that failed has no vote"
     for words, part in (
+        ([*judged[:-1], "m", "--endpoint", "ftp://x"], "no plain address"),
         (["vote", places[0], "--out", box], "two models"),
         (["vote", *places], "--out FILE"),
         (["vote", *places, "--out", box, "--voter", "a b"], "no voter"),
