@@ -18,6 +18,9 @@ __all__ = [
     "UNUSABLE",
     "Limit",
     "DataDir",
+    "TextPlaces",
+    "VoteTask",
+    "VotesOut",
     "check_place",
     "check_run",
     "check_recipe_file",
@@ -67,6 +70,13 @@ __all__ = [
     "compare_tasks",
     "print_comparisons",
     "compare",
+    "written_task",
+    "text_results",
+    "vote_store",
+    "votable_pairs",
+    "vote",
+    "votes",
+    "judge",
     "merge",
     "print_written",
     "export",
@@ -181,7 +191,7 @@ def print_json(value) -> None:
 
 
 # %% ../nbs/system/84_cli.ipynb #32df4135
-EXTRA_OF_COMMAND = {"export": "export", "demo": "app"}
+EXTRA_OF_COMMAND = {"export": "export", "demo": "app", "vote": "app"}
 
 
 def requirement_lines(extra: str | None = None) -> list[str]:
@@ -1004,6 +1014,192 @@ def compare(
         print_json((comparisons[0] if alone else several).summary())
     else:
         print_comparisons(several, changed)
+
+
+# %% ../nbs/system/84_cli.ipynb #adcfbc03
+TextPlaces = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN [OTHER]...", help="runs, or files with results; or a run alone"),
+]
+VoteTask = Annotated[
+    str | None, typer.Option(help="a task; without one the first whose answers are written")
+]
+VotesOut = Annotated[
+    Path | None, typer.Option(help="the file of the votes; without it, the first run's votes.jsonl")
+]
+
+
+def written_task(places: list[str]) -> str:
+    "The first task whose answers are written, of a result file or of all runs."
+    from llmtrainer.evals.compare import common_tasks
+    from llmtrainer.evals.tasks import TaskResult
+    from llmtrainer.recipe import UserError
+    from llmtrainer.run import Run, is_run
+
+    files = [place for place in places if not is_run(place) and Path(place).is_file()]
+    if files:
+        return TaskResult.load(files[0]).task
+    runs = [Run.load(place) for place in places]
+    stored = [run.find_records(TaskResult, "evals").values() for run in runs]
+    for task in common_tasks(runs):
+        if all(r.request == "generate" for results in stored for r in results if r.task == task):
+            return task
+    raise UserError(
+        "no task of these runs has written answers",
+        where=", ".join(places),
+        fix=f"llmtrainer eval {places[0]} --tasks word_problems",
+    )
+
+
+def text_results(places: list[str], task: str, limit: int | None) -> dict:
+    "{name: result} of runs and result files on a task; of a run alone with its base."
+    from llmtrainer.evals.tasks import TaskResult
+    from llmtrainer.pipeline import base_result, stored_result
+    from llmtrainer.run import Run, is_run
+
+    results = {}
+    for place in places:
+        if not is_run(place) and Path(place).is_file():
+            results[place] = TaskResult.load(place)
+        else:
+            results[place] = stored_result(Run.load(place), task, limit)
+    if len(places) == 1 and is_run(places[0]):
+        results[f"base of {places[0]}"] = base_result(Run.load(places[0]), task, limit)
+    return results
+
+
+# %% ../nbs/system/84_cli.ipynb #5711c0ee
+def vote_store(places: list[str], out: Path | None):
+    "(file of the votes, what to call after each): of the first run, or another file."
+    from llmtrainer.recipe import UserError
+    from llmtrainer.run import Run, is_run
+
+    if out:
+        check_folder(out, "--out")
+        return out, lambda: None
+    run = next((Run.load(place) for place in places if is_run(place)), None)
+    if run is None:
+        raise UserError(
+            "there is no run to keep the votes in", where="--out", fix="name a file: --out FILE"
+        )
+    return run.path / "votes.jsonl", lambda: run.update_manifest("votes.jsonl")
+
+
+def votable_pairs(places: list[str], task: str | None, limit: int | None, seed: int) -> list:
+    "The pairs of texts of runs or result files, with their questions."
+    from llmtrainer.evals.tasks import find_task
+    from llmtrainer.evals.votes import make_pairs
+    from llmtrainer.run import Run, is_run
+
+    places = [place.rstrip("/") or place for place in places]
+    task = task or written_task(places)
+    results = text_results(places, task, limit)
+    runs = [Run.load(place) for place in places if is_run(place)]
+    data_dir = runs[0].recipe.get("eval", {}).get("data_dir") if runs else None
+    questions = {item.id: item.question for item in find_task(task).items(data_dir)}
+    return make_pairs(results, questions, seed)
+
+
+@app.command()
+def vote(
+    places: TextPlaces,
+    task: VoteTask = None,
+    limit: Limit = None,
+    voter: Annotated[str, typer.Option(help="who votes; each has all pairs")] = "human",
+    seed: Annotated[int, typer.Option(help="draws sides and order")] = 0,
+    out: VotesOut = None,
+    port: int = 7860,
+):
+    """Vote blind on two answers at a time, in the browser on this machine. Each vote is kept at
+    once; the next start goes on where you stopped."""
+    from llmtrainer.recipe import UserError
+
+    if not re.fullmatch(r"[\w.-]{1,40}", voter):
+        raise UserError(
+            f"{voter[:60]!r} is no voter", where="--voter", allowed="letters, digits, _, - and ."
+        )
+    from llmtrainer.evals.votes import BallotBox, build_vote_page
+    from llmtrainer.ship.demo import launch_demo, load_gradio
+
+    path, stored = vote_store(places, out)
+    box = BallotBox(votable_pairs(places, task, limit, seed), path, voter, stored)
+    show_note("{} of {} pairs are done; votes go to {}".format(*box.progress(), path))
+    launch_demo(build_vote_page(load_gradio(), box), port)
+
+
+# %% ../nbs/system/84_cli.ipynb #86f00143
+@app.command()
+def votes(
+    place: Annotated[str, typer.Argument(metavar="RUN", help="a run, or a file of votes")],
+    task: Annotated[str | None, typer.Option(help="only the votes on this task")] = None,
+    as_json: AsJson = False,
+):
+    "Print the strengths that votes give (Bradley-Terry, with ties), and how far voters agree."
+    from llmtrainer.evals.votes import agreement_words, ranking_table, read_votes, summarize
+    from llmtrainer.run import Run
+
+    is_file = Path(place).is_file()
+    path = Path(place) if is_file else Run.load(place).path / "votes.jsonl"
+    summary = summarize(read_votes(path), task)
+    if as_json:
+        return print_json(summary.model_dump())
+    console = TextConsole()
+    for ranking in summary.rankings:
+        console.print(ranking_table(ranking))
+    for agreement in summary.agreements:
+        console.print(agreement_words(agreement), highlight=False)
+
+
+# %% ../nbs/system/84_cli.ipynb #727ee51f
+@app.command()
+def judge(
+    places: TextPlaces,
+    by: Annotated[str, typer.Option(help="the judge: a run or model, or the endpoint's model")],
+    endpoint: Annotated[str | None, typer.Option(help="such as https://HOST/v1")] = None,
+    token_env: Annotated[
+        str, typer.Option(help="the environment variable that holds the token")
+    ] = "OPENAI_API_KEY",
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for a reply")] = 60.0,
+    tries: Annotated[int, typer.Option(min=1, max=10, help="of each request")] = 3,
+    task: VoteTask = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="draws the order of the pairs")] = 0,
+    out: VotesOut = None,
+    as_json: AsJson = False,
+):
+    "Let a model vote on two answers at a time, in both orders, and compare it with people."
+    from llmtrainer.evals.judge import (
+        Endpoint,
+        LocalJudge,
+        check_address,
+        judge_pairs,
+        report_lines,
+    )
+    from llmtrainer.evals.votes import BallotBox, agreement_words, read_votes, summarize
+
+    path, stored = vote_store(places, out)
+    if endpoint:
+        options = dict(token_variable=token_env, timeout=timeout, tries=tries)
+        check_address(endpoint, bool(os.environ.get(token_env)))
+        asked = Endpoint(endpoint, by, **options)
+    else:
+        check_place(by)
+    box = BallotBox(votable_pairs(places, task, limit, seed), path, f"judge:{by}", stored)
+    if not endpoint:
+        from llmtrainer.pipeline import open_model
+
+        asked = LocalJudge(by, *open_model(by))
+    report = judge_pairs(asked, box)
+    votes = read_votes(path)
+    found = summarize(votes).agreements if votes else []
+    mine = [agreement for agreement in found if box.voter in agreement.voters]
+    if as_json:
+        agreements = [agreement.model_dump() for agreement in mine]
+        print_json(dict(report=report.model_dump(), agreements=agreements))
+    else:
+        show(*report_lines(report), *map(agreement_words, mine))
+    if report.failed:
+        raise SystemExit(1)
 
 
 # %% ../nbs/system/84_cli.ipynb #009538f8

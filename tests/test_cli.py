@@ -51,6 +51,8 @@ from importlib.metadata import PathDistribution, distribution
 import pytest
 
 import llmtrainer.pipeline as pipeline
+from llmtrainer.evals.tasks import Output, find_task, grade_items
+from llmtrainer.evals.votes import read_votes
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model, save_adapter
@@ -392,6 +394,8 @@ def test_commands_on_a_run(tmp_path):
     assert named["p_holm"] == [min(1, 2 * e["p_value"]) for e in named["comparisons"]]
     code, _, err = run_cli(*comparison, "--html", tmp_path / "absent" / "report.html")
     assert code == 2 and "absent" in err
+    code, _, err = run_cli("votes", run)
+    assert code == 2 and "no votes yet" in err
     code, _, err = run_cli("compare", "tiny:base", "tiny:base")
     assert code == 2 and "--task" in err
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))
@@ -559,6 +563,54 @@ def test_a_library_above_what_was_tested_is_named(monkeypatch, capsys):
     code, out, err = run_cli("doctor")
     assert code == 0, err
     assert "pip install 'transformers==4.57.1'" in out
+
+
+def test_votes_by_command(tmp_path, monkeypatch):
+    task = find_task("word_problems")
+    items, places, box = task.items(limit=4), [], tmp_path / "votes.jsonl"
+    for name in ("short", "long"):
+        texts = [Output(text=f"{item.answer} {'and so on' * (name == 'long')}") for item in items]
+        places.append(str(tmp_path / f"{name}.json"))
+        grade_items(task, items, texts).save(places[-1])
+    pages = []
+    monkeypatch.setattr("llmtrainer.ship.demo.launch_demo", lambda page, port: pages.append(page))
+    asked = ["vote", *places, "--out", box]
+    for choice in ("left", "tie", "bad"):
+        code, _, err = run_cli(*asked)
+        assert code == 0 and f"{len(read_votes(box))} of 4 pairs are done" in err
+        events = {f.api_name: f.fn for f in pages[-1].fns.values()}
+        key, shown = events["show"]()
+        assert "short" not in shown and "long.json" not in shown
+        events[f"vote_{choice}"](key)
+    assert [vote.choice for vote in read_votes(box)] == ["left", "tie", "bad"]
+    code, out, _ = run_cli("votes", box, "--json")
+    (ranking,) = json.loads(out)["rankings"]
+    assert ranking["votes"] == 3 and {s["model"] for s in ranking["strengths"]} == set(places)
+    assert "no ties" in run_cli("votes", box)[1]
+    judged = ["judge", *places, "--out", box, "--by", "tiny:base"]
+    report = json.loads(run_cli(*judged, "--json")[1])
+    assert report["report"]["pairs"] == 4 and report["report"]["failed"] == {}
+    assert report["agreements"][0]["pairs"] == 3, "with people, on the pairs of both"
+    assert "judged 0 pairs" in run_cli(*judged)[1], "nothing is asked twice"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    asked = [*judged[:-1], "gone", "--endpoint", gone, "--tries", "1"]
+    code, out, _ = run_cli(*asked)
+    assert code == 1 and "4 pairs failed: no connection" in out
+    assert len(read_votes(box)) == 3 + 4, "a pair that failed has no vote"
+    for words, part in (
+        ([*judged[:-1], "m", "--endpoint", "ftp://x"], "no plain address"),
+        (["vote", places[0], "--out", box], "two models"),
+        (["vote", *places], "--out FILE"),
+        (["vote", *places, "--out", box, "--voter", "a b"], "no voter"),
+        (["vote", *places, "--out", tmp_path / "absent" / "v"], "no folder"),
+        (["vote", tmp_path, places[0], "--out", box], "not a run"),
+        (["votes", tmp_path], "not a run"),
+        (["votes", box, "--task", "gsm8k"], "word_problems"),
+    ):
+        code, _, err = run_cli(*words)
+        assert code == 2 and part in err, (words, err)
 
 
 def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):

@@ -466,8 +466,8 @@ def test_several_comparisons_in_one_table():
     with pytest.raises(ValueError, match="does not follow"):
         Comparisons.model_validate(edited)
     row = rows[0]
-    assert row["win/tie/loss"] == "9/41/0"
-    assert (row["p"], row["p (Holm)"]) == ("0.00391", "0.00781")
+    assert row["win/tie/\nloss"] == "9/41/0"
+    assert (row["p"], row["p\n(Holm)"]) == ("0.00391", "0.00781")
     assert several.summary()["comparisons"][0]["ties"] == 41
     with pytest.raises(UserError, match="nothing to compare"):
         collect([], {"gsm8k": "other items"})

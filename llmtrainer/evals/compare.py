@@ -670,16 +670,16 @@ def comparison_cells(c: Comparison, p_holm: float) -> dict[str, str]:
     "A comparison as a row of a table, by the names of its columns."
     low, high = c.interval
     return {
-        "task": f"{c.task}, {c.score}" if c.others else c.task,
+        "task": f"{c.task},\n{c.score}" if c.others else c.task,
         "model": c.names[1],
         "against": c.names[0],
         "items": f"{c.n}",
-        "values": f"{c.a:.3f} → {c.b:.3f}",
-        "difference (95 %)": f"{c.difference:+.3f} ({low:+.3f} to {high:+.3f})",
-        "win/tie/loss": f"{c.b_better}/{c.ties}/{c.a_better}",
+        "values": f"{c.a:.3f} →\n{c.b:.3f}",
+        "difference": f"{c.difference:+.3f}\n({low:+.3f} to\n{high:+.3f})",
+        "win/tie/\nloss": f"{c.b_better}/{c.ties}/{c.a_better}",
         "p": f"{c.p_value:.3g}",
-        "p (Holm)": f"{p_holm:.3g}",
-        "detectable": "none" if c.detectable is None else f"{c.detectable:.3f}",
+        "p\n(Holm)": f"{p_holm:.3g}",
+        "detects": "none" if c.detectable is None else f"{c.detectable:.3f}",
     }
 
 
@@ -694,7 +694,7 @@ def table_rows(several: Comparisons) -> tuple[str, list[dict[str, str]]]:
     shared = shared_keys(rows)
     words = [f"against {rows[0][key]}" if key == "against" else rows[0][key] for key in shared]
     kept = [{key: text for key, text in row.items() if key not in shared} for row in rows]
-    return " ".join(words) or f"{len(rows)} comparisons", kept
+    return " ".join(words).replace("\n", " ") or f"{len(rows)} comparisons", kept
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #ed609e94
@@ -702,7 +702,7 @@ def table_notes(several: Comparisons) -> list[str]:
     "What a reader of the table must know, a sentence each."
     count = len(several.comparisons)
     notes = [
-        f"p (Holm) is corrected for {count} comparisons; detectable: the true difference that 4 of"
+        f"p (Holm) is corrected for {count} comparisons; detects: the true difference that 4 of"
         " 5 such tests find"
     ]
     for c in several.comparisons:
@@ -713,13 +713,16 @@ def table_notes(several: Comparisons) -> list[str]:
 
 
 def comparisons_table(several: Comparisons) -> Table:
-    "The comparisons for a terminal, a row each."
+    "The comparisons for a terminal, a row each; it fits into 80 columns."
     title, rows = table_rows(several)
+    names = [key for key in ("task", "model", "against") if key in rows[0]]
+    figures = [key for key in rows[0] if key not in (*names, "items")]  # wins, ties, losses say it
     table = Table(title=title, caption="\n".join(table_notes(several)))
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
+    table.add_column(", ".join(names), overflow="fold", min_width=10)
+    for key in figures:
+        table.add_column(key, no_wrap=True)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row("\n".join(row[key] for key in names), *(row[key] for key in figures))
     return table
 
 
