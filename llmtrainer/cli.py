@@ -598,7 +598,7 @@ def train(
     results = [stored_result(finished, task) for task in job.eval.tasks]
     bases = base_results(finished, results) if job.eval.measures_base else []
     if bases:
-        print_results(results, compare_with_base(finished, results, bases))
+        print_results(results, compare_with_base(results, bases))
     fail_if_unmet(unmet_requirements(results, job.eval.require, bases))
 
 
@@ -831,11 +831,12 @@ def evaluate(
         model = None
         free_memory()  # the base does not lie beside the trained model
         bases = base_results(store, results, section.data_dir, quiet=as_json)
-        several = compare_with_base(store, results, bases)
+        several = compare_with_base(results, bases)
     print_results(results, several, as_json)
     fail_if_unmet(unmet_requirements(results, section.require, bases))
 
 
+# %% ../nbs/system/84_cli.ipynb #0012e74d
 def print_results(
     results: list,
     several=None,  # their comparisons with the base

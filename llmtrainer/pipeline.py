@@ -31,6 +31,7 @@ __all__ = [
     "base_results",
     "base_result",
     "compare_with_base",
+    "renew_comparisons",
     "alike",
     "measure_model",
     "compared_results",
@@ -379,6 +380,7 @@ def ask_once(
     key = asking_key(asking, items, digest)
     for held in stored_results(run, asking.task.name, folder):
         if held.key == key:
+            asking.progress(len(items))
             return held
     path = run.path / folder / "unfinished" / f"{asking.task.name}-{key[:16]}.jsonl"
     with opened_folder(path.parent, run.path, create=True):
@@ -424,6 +426,7 @@ def evaluate_tasks(
                 show_note(note)
         results.append(result)
     if run:
+        renew_comparisons(run)
         renew_card(run)
     return results
 
@@ -510,6 +513,7 @@ def run_section(
     return load_recipe(Eval, dict(own=recorded.get("own", {}), data_dir=data_dir, **fields))
 
 
+# %% ../nbs/system/80_pipeline.ipynb #23932909
 def base_results(
     run: Run,
     results: Sequence[TaskResult],  # of the run itself
@@ -548,17 +552,29 @@ def base_result(
     return base_results(run, [stored_result(run, task, limit)], data_dir, quiet)[0]
 
 
+# %% ../nbs/system/80_pipeline.ipynb #22c1bc60
 def compare_with_base(
-    run: Run,
     results: Sequence[TaskResult],
     bases: Sequence[TaskResult],  # of the same tasks
 ) -> Comparisons:
-    "What the run gained and lost against its base; it is stored, and the card shows it."
+    "What a run gained and lost against its base."
     names = ("base", "tuned")
-    several = collect([compare(*pair, names=names) for pair in zip(bases, results, strict=True)])
-    run.add_record(several, "evals/comparisons.json")
-    renew_card(run)
-    return several
+    return collect([compare(*pair, names=names) for pair in zip(bases, results, strict=True)])
+
+
+# %% ../nbs/system/80_pipeline.ipynb #0e3ed2a0
+def renew_comparisons(run: Run) -> None:
+    "Store how the run stands against its base, on every task that both were asked alike."
+    results = run.find_records(TaskResult, "evals").values()
+    pairs = [
+        (result, base)
+        for result in results
+        for base in stored_results(run, result.task, "evals/base")
+        if alike(result, base)
+    ]
+    if pairs:
+        first = {result.task: (result, base) for result, base in reversed(pairs)}
+        run.add_record(compare_with_base(*zip(*first.values())), "evals/comparisons.json")
 
 
 # %% ../nbs/system/80_pipeline.ipynb #13410be0
@@ -616,6 +632,7 @@ def compared_results(
     return tuple(result or measure(name) for name, result in zip(names, held))
 
 
+# %% ../nbs/system/80_pipeline.ipynb #764228f2
 def is_base_of(name: str, run: Run) -> bool:
     "Does a name mean the base that a run was trained on?"
     record = run.find_record(ModelRecord)
@@ -1275,11 +1292,7 @@ def compare_missing(recipe: Recipe, run: Run, quiet: bool) -> None:
     "Measure the base on the recipe's tasks, and compare, where that is not done yet."
     if not recipe.eval.measures_base:
         return
-    results = [stored_result(run, task) for task in recipe.eval.tasks]
-    bases = base_results(run, results, quiet=quiet)
-    held = run.find_record(Comparisons, "evals/comparisons.json")
-    if held is None or [c.task for c in held.comparisons] != recipe.eval.tasks:
-        compare_with_base(run, results, bases)
+    base_results(run, [stored_result(run, task) for task in recipe.eval.tasks], quiet=quiet)
 
 
 def free_memory() -> None:

@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.pipeline import *
 from llmtrainer.pipeline import (
     Adapt,
+    Comparisons,
     Eval,
     ExpertsRecord,
     Generation,
@@ -16,6 +17,7 @@ from llmtrainer.pipeline import (
     fingerprint,
     json,
     list_steps,
+    load_recipe,
     load_tokenizer,
     os,
     problems,
@@ -46,6 +48,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 import llmtrainer.pipeline as pipeline
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, known_gpu, plan_device
+from llmtrainer.evals.tasks import REQUESTS, TASKS, Output, make_item
 from llmtrainer.models.generate import generate
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.models.tiny import make_model
@@ -841,7 +844,75 @@ def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys
     # a base is measured once for each way to ask
     first = base_result(run, "word_problems", quiet=True)
     assert first.n == 10
+    (against,) = run.find_record(Comparisons, "evals/comparisons.json").comparisons
+    assert (against.n, against.b) == (10, fuller.score.value), "of the result that counts"
     assert run.verify() == []
+
+
+def test_a_killed_evaluation_of_a_run_goes_on_and_nothing_is_asked_twice(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    model = open_model(str(run.path))
+    section, asked = Eval(tasks=["word_problems"]), []
+    generate = REQUESTS["generate"]
+
+    def killed(asking, items):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(len(items))
+        return generate(asking, items[:3]) + [Output(text="?", finish="stop")] * (len(items) - 3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REQUESTS, "generate", killed)
+        many = replace(TASKS["word_problems"], load=lambda _: many_items())
+        patch.setitem(TASKS, "word_problems", many)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_tasks(run, *model, section=section, quiet=True)
+        assert asked == [256]
+        (left,) = (run.path / "evals" / "unfinished").iterdir()
+        assert len(left.read_text().splitlines()) == 256
+        asked.clear()
+        (result,) = evaluate_tasks(run, *model, section=section, quiet=True)
+        assert asked == [260 - 256], "only what was missing"
+        assert not left.exists() and not left.parent.exists()
+        assert result.n == 260 and len(result.key) == 64
+        (again,) = evaluate_tasks(run, *model, section=section, quiet=True)
+        assert again.seconds == result.seconds and asked == [4], "nothing was asked"
+    assert run.verify() == []
+
+
+def many_items():
+    "260 items, more than are asked at a time."
+    return [
+        make_item(f"{p.question} ({place})", p.gsm8k()["answer"])
+        for place, p in enumerate(problems(260, "test"))
+    ]
+
+
+def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
+    recipe = job(tmp_path, eval_steps=2)
+    trained = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    rows = [
+        {"question": trained["question"], "answer": trained["answer"]},
+        {"question": "Is the sea dry?", "answer": "no"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"mine": {"data": str(tmp_path / "mine.jsonl"), "max_new_tokens": 4}}
+    gates = {"mine": "no worse than base", "word_problems": "better than base"}
+    section = dict(tasks=["word_problems", "mine"], limit=8, own=own, require=gates)
+    recipe = recipe.model_copy(update=dict(eval=load_recipe(Eval, section)))
+    run = train(recipe, tmp_path / "run", quiet=True)
+    results = [stored_result(run, task) for task in section["tasks"]]
+    assert results[1].n == 2 and len(results[1].leaked) == 1, "one of the two was trained on"
+    assert results[0].leaked == []
+    bases = base_results(run, results)
+    assert [base.leaked for base in bases] == [None, None]
+    told = unmet_requirements(results, gates, bases)
+    assert len(told) == 1 and "is not better than base" in told[0]
+    several = run.find_record(Comparisons, "evals/comparisons.json")
+    assert {c.task for c in several.comparisons} == set(section["tasks"])
+    card = (run.path / "README.md").read_text()
+    assert "mine: 1 of 2 items stand in the training rows" in card
+    assert "| word_problems | accuracy |" in card and "what it shows" in card
 
 
 def test_either_side_of_a_comparison_may_be_a_model(tmp_path):

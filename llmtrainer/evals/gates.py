@@ -13,6 +13,7 @@ __all__ = [
     "unmet_bound",
     "unmet_against_base",
     "unmet",
+    "check_bound",
     "Eval",
     "leaked_ids",
     "leak_note",
@@ -31,7 +32,6 @@ from pydantic import Field, field_validator, model_validator
 # %% ../../nbs/evaluation/49_gates.ipynb #18474a36
 from llmtrainer.data.statistics import find_leaks
 from llmtrainer.evals.compare import compare
-from llmtrainer.evals.metrics import SHARE
 from llmtrainer.evals.own_tasks import OwnTask
 from llmtrainer.evals.tasks import SUITES, TASKS, Item, Task, TaskResult, find_task
 from llmtrainer.recipe import Section, UserError
@@ -121,6 +121,15 @@ def unmet(
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #9cb784b8
+def check_bound(task: Task, value: float) -> None:
+    "`ValueError` for a bound that a task's primary score cannot have."
+    most = task.metric(task.primary).most
+    if value < 0 or value > (most or math.inf):
+        allowed = f"from 0 to {most:g}" if most else "0 or more"
+        raise ValueError(f"require: {task.name} must be {allowed}")
+
+
+# %% ../../nbs/evaluation/49_gates.ipynb #d2db75a3
 OWN_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
@@ -167,19 +176,9 @@ class Eval(Section):
                 raise ValueError(f"require.{name}: {error}") from None
             if requirement.needs_base and not self.base:
                 raise ValueError(f"require.{name}: {words!r} needs base: true")
-            if not requirement.needs_base:
-                self.check_bound(name, requirement.value)
+            if not requirement.needs_base and (name in TASKS or name in self.own):
+                check_bound(self.find(name), requirement.value)
         return self
-
-    def check_bound(self, name: str, value: float) -> None:
-        "`ValueError` for a bound that a task's score cannot have."
-        metric = SHARE
-        if name in TASKS or name in self.own:
-            task = self.find(name)
-            metric = task.metric(task.primary)
-        if value < 0 or value > (metric.most or math.inf):
-            allowed = f"from 0 to {metric.most:g}" if metric.most else "0 or more"
-            raise ValueError(f"require: {name} must be {allowed}")
 
     def find(self, name: str) -> Task:
         "A task by its name, the section's own ones among them."
