@@ -7,6 +7,7 @@ __all__ = [
     "BOUND",
     "AGAINST",
     "FORMS",
+    "HARNESS",
     "OWN_NAME",
     "Requirement",
     "parse_requirement",
@@ -14,12 +15,14 @@ __all__ = [
     "unmet_against_base",
     "unmet",
     "check_bound",
+    "harness_module",
     "Eval",
     "leaked_ids",
     "leak_note",
 ]
 
 # %% ../../nbs/evaluation/49_gates.ipynb #97f112e5
+import importlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -130,6 +133,20 @@ def check_bound(task: Task, value: float) -> None:
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #d2db75a3
+def harness_module(name: str):
+    "The module for tasks of lm-evaluation-harness, which takes a second to import."
+    try:
+        return importlib.import_module("llmtrainer.evals.harness")
+    except ImportError as error:
+        raise UserError(
+            f"the task {name} needs {error.name}, which is not installed",
+            where="eval.tasks",
+            fix='pip install "llmtrainer[eval]"',
+        ) from None
+
+
+# %% ../../nbs/evaluation/49_gates.ipynb #15b24e7b
+HARNESS = "lm_eval."  # before the name of a task of lm-evaluation-harness
 OWN_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
@@ -184,6 +201,8 @@ class Eval(Section):
         "A task by its name, the section's own ones among them."
         if name in self.own:
             return self.own[name].as_task(name)
+        if name.startswith(HARNESS):
+            return harness_module(name).harness_task(name, self.data_dir)
         try:
             return find_task(name)
         except UserError as error:

@@ -161,6 +161,7 @@ class Output(BaseModel):
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
     tokens: tuple[int, ...] = ()  # of the text; or that each log-probability was summed over
     prompt_ids: TokenIds = ()  # what the model read before the answer
+    graded: dict[str, float] = {}  # scores, where another engine graded it
     too_long: int = 0  # tokens of an item that the model's context does not hold
 
 
@@ -182,10 +183,11 @@ class Task:
     grade: Callable[[Item, Output], Scores]  # an empty Output: the item was not answered
     primary: str  # the score that tasks are compared and required by
     about: str  # one line
-    request: Literal["generate", "choose", "perplexity"] = "generate"
+    request: Literal["generate", "choose", "perplexity", "harness"] = "generate"
     prompt: Callable[[Item], list[dict]] = ask_question  # the conversation up to the answer
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
+    engine: Any = None  # of another package, whose task it is
 
     def items(self, data_dir: str | None = None, limit: int | None = None) -> list[Item]:
         """The items of the task in their order, or a fixed sample of so many; `UserError` where
