@@ -1,0 +1,92 @@
+"""Items a second of our evaluation and of lm-evaluation-harness, on the same prompts.
+
+    python benchmarks/evaluation.py MODEL FOLDER
+
+MODEL is a run, a folder or tiny:base. FOLDER holds openbookqa_mc.jsonl and gsm8k_test.jsonl, or
+folders that do. Both sides take turns; the median of the rounds is printed, and whether the
+prompts and the texts are the same.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from llmtrainer.evals.benchmarks import BENCHMARKS  # noqa: F401  it enters its tasks
+from llmtrainer.evals.harness import harness_task
+from llmtrainer.evals.tasks import evaluate, find_task
+from llmtrainer.pipeline import open_model
+
+ROUNDS = 3
+HEAD = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+"""
+CHOOSE = """doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITE = """doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["<|end|>"], max_gen_toks: 128, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def describe(folder, name, items):
+    "A task of the harness for the same items."
+    rows, choose = folder / f"{name}.jsonl", bool(items[0].choices)
+    with open(rows, "w") as file:
+        for item in items:
+            label = item.choices.index(item.answer) if choose else 0
+            row = dict(question=item.question, answer=item.answer, label=label)
+            file.write(json.dumps(row | dict(choices=list(item.choices))) + "\n")
+    kind = "multiple_choice" if choose else "generate_until"
+    text = HEAD.format(name=name, rows=rows, kind=kind) + (CHOOSE if choose else WRITE)
+    (folder / f"{name}.yaml").write_text(text)
+    return harness_task(f"lm_eval.{name}", str(folder))
+
+
+def compare(model, tokenizer, task, items, folder):
+    "A line of the table: items a second of each way to ask."
+    theirs = describe(folder, f"bench_{task.name}", items)
+    ids = {item.id for item in items}
+    ours = replace(task, load=lambda _: [item for item in items if item.id in ids])
+    ways = {f"lm-eval, batch {size}": (theirs, size) for size in (1, 16, 64)}
+    ways |= {f"ours, batch {size}": (ours, size) for size in (16, 64)}
+    seconds, results = {name: [] for name in ways}, {}
+    for _ in range(ROUNDS):
+        for name, (asked, size) in ways.items():
+            began = time.perf_counter()
+            results[name] = evaluate(model, tokenizer, asked, batch_size=size)
+            seconds[name].append(time.perf_counter() - began)
+    speeds = {name: len(items) / statistics.median(times) for name, times in seconds.items()}
+    best = max(value for name, value in speeds.items() if name.startswith("lm-eval"))
+    print(task.name, f"{len(items)} items", {name: round(v, 1) for name, v in speeds.items()})
+    print("  ours to their best:", round(max(v for n, v in speeds.items() if "ours" in n) / best, 2))
+    last, first = results["ours, batch 64"], results["lm-eval, batch 64"]
+    texts = {item.output.prompt_ids: item.output.text for item in first.items}
+    mine = {item.output.prompt_ids: item.output.text for item in last.items}
+    print("  same prompts:", texts.keys() == mine.keys(), " same texts:", texts == mine)
+    same = results["ours, batch 16"].scores == last.scores
+    print("  scores at batch 16 and 64 are the same:", same)
+
+
+def main(name, data_dir):
+    "Both tables."
+    model, tokenizer = open_model(name)
+    folder = Path(tempfile.mkdtemp())
+    choose = find_task("openbookqa")
+    compare(model, tokenizer, choose, choose.items(data_dir, 200), folder)
+    write = replace(find_task("gsm8k"), max_new_tokens=128)
+    compare(model, tokenizer, write, write.items(data_dir, 100), folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
