@@ -297,6 +297,8 @@ def test_kappa_of_a_known_table_and_of_chance():
     ]
     assert agreement(same, "x", "y").kappa is None
     assert "not defined" in agreement_words(agreement(same, "x", "y"))
+    ties = [v.model_copy(update=dict(voter="t", choice="tie")) for v in votes if v.voter == "x"]
+    assert agreement(votes + ties, "x", "t").kappa is None, "who always says tie"
 
 
 def test_people_are_counted_together_and_judges_alone():
