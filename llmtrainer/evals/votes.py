@@ -195,11 +195,14 @@ class BallotBox:
         pairs: Sequence[Pair],
         path: str | Path,
         voter: str = "human",
-        stored: Callable[[], None] = lambda: None,  # called after each vote, as for a manifest
+        stored: Callable[[], None] = lambda: None,  # called after a vote, as for a manifest
     ):
         self.pairs, self.path, self.voter = {pair.key: pair for pair in pairs}, Path(path), voter
         self.stored, self.lock = stored, threading.Lock()
-        self.done = {vote.about for vote in read_votes(path) if vote.voter == voter}
+        votes = read_votes(path)
+        self.done = {vote.about for vote in votes if vote.voter == voter}
+        if votes:
+            stored()  # the last start may have been killed between a vote and this
 
     def waiting(self) -> list[Pair]:
         "The pairs that this voter has not voted on."
