@@ -396,6 +396,11 @@ def test_commands_on_a_run(tmp_path):
     assert code == 2 and "absent" in err
     code, _, err = run_cli("votes", run)
     assert code == 2 and "no votes yet" in err
+    judged = json.loads(succeeds("judge", run, "--by", "tiny:base", "--json"))["report"]
+    summary = json.loads(succeeds("votes", run, "--json"))
+    (ranking,) = summary["rankings"]
+    assert {s["model"] for s in ranking["strengths"]} == {str(run), f"base of {run}"}
+    assert ranking["votes"] == judged["pairs"] > 0 and judged["failed"] == {}
     code, _, err = run_cli("compare", "tiny:base", "tiny:base")
     assert code == 2 and "--task" in err
     chosen = json.loads(succeeds(*comparison, "--score", "flexible", "--json"))

@@ -22,6 +22,7 @@ from scipy import optimize
 
 from llmtrainer.evals.tasks import Output, Task, grade_items, make_item
 from llmtrainer.recipe import UserError
+from llmtrainer.run import Run, read_manifest
 from llmtrainer.ship.demo import launch_demo, load_gradio
 
 
@@ -149,6 +150,24 @@ def test_a_box_goes_on_where_it_stopped(tmp_path):
     assert BallotBox(pairs, path, voter="ann").progress() == (0, 5), "each voter has all pairs"
     votes = read_votes(path)
     assert votes[0].winner == first.models[0] and votes[1].winner is None
+
+
+def test_votes_in_a_sealed_run_leave_it_whole(tmp_path):
+    (a, questions), (b, _) = written(["A"] * 3), written(["B"] * 3)
+    pairs, run = make_pairs({"x": a, "y": b}, questions), Run(tmp_path)
+    run.add_record(a, "evals/letters.json")
+    run.seal()
+    path = tmp_path / "votes.jsonl"
+
+    def stored():
+        run.update_manifest("votes.jsonl")
+
+    box = BallotBox(pairs, path, stored=stored)
+    assert box.cast(pairs[0].key, "left") and run.verify() == []
+    assert "votes.jsonl" in read_manifest(tmp_path)
+    add_vote(path, pairs[1].vote("tie", "human"))  # killed before the manifest knew
+    assert run.verify() != []
+    assert BallotBox(pairs, path, stored=stored).progress() == (2, 3) and run.verify() == []
 
 
 class Shown(HTMLParser):
@@ -297,6 +316,8 @@ def test_kappa_of_a_known_table_and_of_chance():
     ]
     assert agreement(same, "x", "y").kappa is None
     assert "not defined" in agreement_words(agreement(same, "x", "y"))
+    ties = [v.model_copy(update=dict(voter="t", choice="tie")) for v in votes if v.voter == "x"]
+    assert agreement(votes + ties, "x", "t").kappa is None, "who always says tie"
 
 
 def test_people_are_counted_together_and_judges_alone():

@@ -195,11 +195,14 @@ class BallotBox:
         pairs: Sequence[Pair],
         path: str | Path,
         voter: str = "human",
-        stored: Callable[[], None] = lambda: None,  # called after each vote, as for a manifest
+        stored: Callable[[], None] = lambda: None,  # called after a vote, as for a manifest
     ):
         self.pairs, self.path, self.voter = {pair.key: pair for pair in pairs}, Path(path), voter
         self.stored, self.lock = stored, threading.Lock()
-        self.done = {vote.about for vote in read_votes(path) if vote.voter == voter}
+        votes = read_votes(path)
+        self.done = {vote.about for vote in votes if vote.voter == voter}
+        if votes:
+            stored()  # the last start may have been killed between a vote and this
 
     def waiting(self) -> list[Pair]:
         "The pairs that this voter has not voted on."
@@ -464,7 +467,7 @@ class Agreement(BaseModel):
     pairs: int
     same: float  # share of pairs with the same outcome
     same_interval: tuple[float, float]  # each interval: 95 %
-    kappa: float | None  # Cohen's; None where both gave one and the same outcome throughout
+    kappa: float | None  # Cohen's; None where one of them gave the same outcome throughout
     kappa_interval: tuple[float, float] | None
 
 
@@ -498,7 +501,7 @@ def agreement(votes: Sequence[Vote], a: str, b: str) -> Agreement | None:
     drawn = np.random.default_rng(0).multinomial(n, table.ravel() / n, 10_000)
     drawn = kappas(drawn.reshape(-1, 3, 3))
     drawn = drawn[np.isfinite(drawn)]
-    is_known = np.isfinite(kappa) and len(drawn)
+    is_known = min(map(np.count_nonzero, (table.sum(axis=0), table.sum(axis=1)))) > 1
     return Agreement(
         voters=(a, b),
         pairs=n,
@@ -517,7 +520,7 @@ def agreement_words(found: Agreement) -> str:
         f" 95 % interval {low:.0%} to {high:.0%}"
     )
     if found.kappa is None or found.kappa_interval is None:
-        return f"{words}; kappa is not defined: both always gave the same outcome"
+        return f"{words}; kappa is not defined: one of them always gave the same outcome"
     low, high = found.kappa_interval
     return f"{words}; Cohen's kappa {found.kappa:.2f}, {low:.2f} to {high:.2f}"
 
