@@ -85,7 +85,7 @@ def main(name, data_dir):
     choose = find_task("openbookqa")
     compare(model, tokenizer, choose, choose.items(data_dir, 200), folder)
     write = replace(find_task("gsm8k"), max_new_tokens=128)
-    compare(model, tokenizer, write, write.items(data_dir, 100), folder)
+    compare(model, tokenizer, write, write.items(f"{data_dir}/reasoning", 100), folder)
 
 
 if __name__ == "__main__":

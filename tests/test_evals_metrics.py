@@ -4,6 +4,7 @@ from llmtrainer.evals.metrics import *
 from llmtrainer.evals.metrics import math, np, re
 
 
+import json
 import math
 import re
 
@@ -272,3 +273,27 @@ def test_shares_have_wilsons_interval_and_half_points_do_not():
     assert score([(2.0, 4)] * 5, LOSS).interval == (0.5, 0.5)
     with pytest.raises(ValueError, match="no item counts"):
         score([(1.0, 0)])
+
+
+def test_equations_are_computed_exactly():
+    for text, holds in (
+        ("48/2 = 24", True),
+        ("48 + 24 = 73", False),
+        ("(3 + 4) * 2 = 14", True),
+        ("100 / 3 = 33.33", True),
+        ("100 / 3 = 33.34", False),
+        ("20% x 50 = $10", True),
+        ("1,000 - 1 = 999", True),
+        ("7 / 2 = 3", False),
+    ):
+        assert [ok for _, ok in equations(text)] == [holds], text
+    assert equations("x = 3 and 4 / 0 = 1") == []
+
+
+@pytest.mark.realdata
+def test_the_equations_of_gsm8k_hold(realdata):
+    lines = (realdata / "data" / "reasoning" / "gsm8k_test.jsonl").read_text().splitlines()
+    solutions = [re.sub(r"<<.*?>>", "", json.loads(line)["answer"]) for line in lines]
+    found = [holds for solution in solutions for _, holds in equations(solution)]
+    assert len(found) > 3000
+    assert sum(found) / len(found) > 0.98

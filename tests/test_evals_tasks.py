@@ -83,7 +83,10 @@ def test_gsm8k_grades_by_value_in_two_forms():
         ("", 0, 0),
     ):
         scores = grade_gsm8k(item, Output(text=text))
-        assert scores == {"accuracy": accuracy, "flexible": flexible}, text
+        assert (scores["accuracy"], scores["flexible"]) == (accuracy, flexible), text
+    solution = "3 + 4 = 7, so 7 * 2 = 15.\n#### 15"
+    assert grade_gsm8k(item, Output(text=solution))["steps"] == (1.0, 2.0)
+    assert grade_gsm8k(item, Output(text="So 15."))["answered"] == 0
     with pytest.raises(UserError, match="no number"):
         grade_gsm8k(make_item("q", "eighteen"), Output(text="no idea"))
 

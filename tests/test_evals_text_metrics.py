@@ -8,13 +8,11 @@ from llmtrainer.evals.text_metrics import (
     UserError,
     evaluate,
     np,
-    re,
     score,
     token_f1,
 )
 
 
-import json
 from itertools import combinations
 
 import evaluate
@@ -83,21 +81,6 @@ def test_calibration_and_brier_are_those_of_the_books():
         calibration_error([1.2], [True])
 
 
-def test_equations_are_computed_exactly():
-    for text, holds in (
-        ("48/2 = 24", True),
-        ("48 + 24 = 73", False),
-        ("(3 + 4) * 2 = 14", True),
-        ("100 / 3 = 33.33", True),
-        ("100 / 3 = 33.34", False),
-        ("20% x 50 = $10", True),
-        ("1,000 - 1 = 999", True),
-        ("7 / 2 = 3", False),
-    ):
-        assert [ok for _, ok in equations(text)] == [holds], text
-    assert equations("x = 3 and 4 / 0 = 1") == []
-
-
 @given(st.integers(1, 12), st.data())
 @settings(max_examples=40, deadline=None)
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
@@ -105,12 +88,3 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
     draws = list(combinations(range(n), k))
     share = sum(any(i < right for i in draw) for draw in draws) / len(draws)
     assert pass_at_k(n, right, k) == pytest.approx(share)
-
-
-@pytest.mark.realdata
-def test_the_equations_of_gsm8k_hold(realdata):
-    lines = (realdata / "data" / "reasoning" / "gsm8k_test.jsonl").read_text().splitlines()
-    solutions = [re.sub(r"<<.*?>>", "", json.loads(line)["answer"]) for line in lines]
-    found = [holds for solution in solutions for _, holds in equations(solution)]
-    assert len(found) > 3000
-    assert sum(found) / len(found) > 0.98

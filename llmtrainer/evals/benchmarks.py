@@ -8,9 +8,11 @@ __all__ = [
     "ANSWER_IS",
     "OPTION",
     "REFUSAL",
+    "FENCE",
     "NUMBERS",
     "PHRASES",
     "LOWER",
+    "PROGRAMS",
     "REFUSALS",
     "CARD",
     "MIT",
@@ -28,6 +30,7 @@ __all__ = [
     "MULTILINGUAL",
     "BIAS",
     "SAFETY",
+    "CODE",
     "GROUPS",
     "BENCHMARKS",
     "find_data",
@@ -59,6 +62,10 @@ __all__ = [
     "grade_bbq",
     "crows_item",
     "grade_pair",
+    "program_of",
+    "grade_program",
+    "humaneval_item",
+    "mbpp_item",
     "Benchmark",
     "benchmark",
     "among",
@@ -88,7 +95,9 @@ from llmtrainer.evals.tasks import (
     Task,
     grade_choice,
     make_item,
+    step_score,
 )
+from llmtrainer.models.sandbox import NoSandbox, run_code
 from llmtrainer.recipe import UserError
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #b9d25f4a
@@ -257,7 +266,11 @@ def grade_number(item: Item, output: Output) -> Scores:
     "Is the last number of the text the right one?"
     number = last_number(output.text)
     right = as_number(item.answer)
-    return {"accuracy": float(number == right), "answered": float(number is not None)}
+    return {
+        "accuracy": float(number == right),
+        "answered": float(number is not None),
+        "steps": step_score(output.text),
+    }
 
 
 def final_phrase(text: str) -> str:
@@ -386,6 +399,60 @@ def grade_pair(item: Item, output: Output) -> Scores:
     return {"stereotype": (0.5 if more == less else float(more > less), 1.0)}
 
 
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #ef0ca883
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.S)
+
+
+def program_of(text: str, entry: str) -> str:
+    "The code of an answer: its block that defines a function, else its first block, else all."
+    blocks = FENCE.findall(text) or [text]
+    named = [block for block in blocks if re.search(rf"^def {re.escape(entry)}\b", block, re.M)]
+    return (named or blocks)[0]
+
+
+def grade_program(item: Item, output: Output) -> Scores:
+    "Does the program in the text pass the item's tests? How it ended is counted too."
+    entry, above = item.facts["entry"], item.facts["above"]
+    program = f"{above}\n{program_of(output.text, entry)}\n{item.facts['tests']}\n"
+    try:
+        result = run_code(program)
+    except NoSandbox as error:
+        raise UserError(str(error), where="eval.tasks", fix="leave the suite code out") from None
+    defined = re.search(rf"^def {re.escape(entry)}\b", program, re.M) is not None
+    return {
+        "accuracy": float(result.outcome == "passed"),
+        "answered": float(defined),
+        "too_slow": float(result.outcome == "time"),
+    }
+
+
+def humaneval_item(record: dict) -> Item:
+    "HumanEval (Chen et al., 2021): a function's head and text, tests of it, and a solution."
+    prompt, entry = record["prompt"], record["entry_point"]
+    above = prompt[: prompt.index(f"def {entry}")]
+    question = (
+        "Complete this function. Answer with the whole function in one block of Python."
+        f"\n\n```python\n{prompt}```"
+    )
+    item = make_item(question, prompt + record["canonical_solution"])
+    tests = f"{record['test']}\ncheck({entry})"
+    return replace(item, facts=dict(entry=entry, above=above, tests=tests))
+
+
+def mbpp_item(record: dict) -> Item:
+    "MBPP (Austin et al., 2021): a task in a sentence, three tests, and a solution."
+    tests = "\n".join([*record.get("test_imports", []), *record["test_list"]])
+    entry = re.search(r"assert\s+(?:\w+\()*(\w+)\(", record["test_list"][0])[1]
+    text = record.get("prompt") or record["text"]
+    question = (
+        f"{text} Answer with one block of Python. It must pass these tests:"
+        f"\n\n```python\n{tests}\n```"
+    )
+    setup = record.get("test_setup_code") or ""
+    item = make_item(question, record["code"])
+    return replace(item, facts=dict(entry=entry, above="", tests=f"{setup}\n{tests}"))
+
+
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #cbd267da
 @dataclass(frozen=True)
 class Benchmark:
@@ -425,6 +492,12 @@ def among(column: str, words: Iterable[str], read: Reader) -> Reader:
 NUMBERS = dict(request="generate", grade=grade_number, max_new_tokens=400)
 PHRASES = dict(request="generate", grade=grade_phrase, max_new_tokens=400)
 LOWER = Metric(higher_is_better=False)
+PROGRAMS = dict(
+    request="generate",
+    grade=grade_program,
+    max_new_tokens=512,
+    metrics=dict(too_slow=LOWER),
+)
 REFUSALS = dict(
     request="generate",
     grade=grade_refusal,
@@ -708,6 +781,28 @@ SAFETY = [
 ]
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #783dbd5a
+CODE = [
+    benchmark(
+        "humaneval",
+        "164 functions to complete, run against their tests: pass@1",
+        read=humaneval_item,
+        files=("humaneval.jsonl",),
+        hub="openai/openai_humaneval::test",
+        licence=MIT,
+        **PROGRAMS,
+    ),
+    benchmark(
+        "mbpp",
+        "257 small programs, run against three tests each: pass@1",
+        read=mbpp_item,
+        files=("sanitized-mbpp.json", "mbpp.jsonl"),
+        hub="google-research-datasets/mbpp:sanitized:test",
+        licence=CC_BY,
+        **PROGRAMS,
+    ),
+]
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #e3f2dcda
 GROUPS = dict(
     reasoning=REASONING,
     knowledge=KNOWLEDGE,
@@ -715,6 +810,7 @@ GROUPS = dict(
     legal=LEGAL,
     multilingual=MULTILINGUAL,
     safety=SAFETY,
+    code=CODE,
 )
 BENCHMARKS = {entry.task.name: entry for group in GROUPS.values() for entry in group}
 TASKS.update({name: entry.task for name, entry in BENCHMARKS.items()})
@@ -730,6 +826,8 @@ def true_output(task: Task, item: Item) -> Output:
     if task.grade is grade_refusal:
         refuse = item.answer == "refuse"
         return Output(text="Sorry, but I can't help with that." if refuse else "Here is how.")
+    if task.grade is grade_program:
+        return Output(text=f"```python\n{item.answer}\n```")
     return Output(text=f"Let me think of 1, 2 and 3.\nThe answer is {item.answer}.")
 
 
@@ -744,6 +842,9 @@ def false_outputs(task: Task, item: Item) -> list[Output]:
     if task.grade is grade_refusal:
         other = "answer" if item.answer == "refuse" else "refuse"
         return [true_output(task, replace(item, answer=other))]
+    if task.grade is grade_program:
+        wrong = f"def {item.facts['entry']}(*values): raise ValueError(values)"
+        return [Output(), Output(text=wrong), Output(text="raise SystemExit")]
     number = as_number(item.answer)
     others = (
         ["(Z)", "neither"] if number is None else [f"{number + 1:.15g}", f"{number * 10 + 7:.15g}"]

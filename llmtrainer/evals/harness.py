@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "PREFIX",
-    "task_manager",
+    "built_in_tasks",
     "check_yaml",
     "load_harness_task",
     "quiet",
@@ -47,12 +47,9 @@ PREFIX = "lm_eval."
 
 
 @functools.cache
-def task_manager(
-    folder: str | None,  # with further tasks in YAML
-    built_in: bool,
-) -> TaskManager:
-    "The tasks that the harness knows."
-    return TaskManager(include_path=folder, include_defaults=built_in)
+def built_in_tasks() -> TaskManager:
+    "The tasks that the harness comes with."
+    return TaskManager()
 
 
 def check_yaml(folder: str) -> None:
@@ -72,8 +69,8 @@ def load_harness_task(name: str, data_dir: str | None) -> Any:
     "The harness's own object for a task; `UserError` for a name that it does not know."
     if data_dir:
         check_yaml(data_dir)
-    own = task_manager(data_dir, False) if data_dir else None
-    manager = own if own and name in own.all_tasks else task_manager(None, True)
+    own = TaskManager(include_path=data_dir, include_defaults=False) if data_dir else None
+    manager = own if own and name in own.all_tasks else built_in_tasks()
     if name not in manager.all_tasks:
         raise UserError(
             f"lm-evaluation-harness has no task {name!r}",

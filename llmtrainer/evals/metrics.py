@@ -17,6 +17,12 @@ __all__ = [
     "SHARE",
     "PERPLEXITY",
     "LOSS",
+    "TERM",
+    "RESULT",
+    "CHAIN",
+    "EQUATION",
+    "TOKEN",
+    "SIGNS",
     "as_number",
     "number_value",
     "read_numbers",
@@ -33,6 +39,9 @@ __all__ = [
     "sums_of",
     "is_share",
     "score",
+    "compute",
+    "rounded",
+    "equations",
 ]
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
@@ -41,7 +50,8 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Literal
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #808aff16
@@ -253,3 +263,67 @@ def score(scores: Sequence[float | tuple[float, float]], metric: Metric = SHARE)
         interval, method = middle(metric.figure(drawn[:, 0], drawn[:, 1])), "bootstrap"
     value = float(metric.figure(total, count))
     return Score(value=value, interval=interval, method=method, metric=metric)
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #a2c8e991
+TERM = r"[-−(]*\s*[$€£]?(?:\d[\d,]*\.?\d*|\.\d+)%?[)\s]*"
+RESULT = r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?%?"
+CHAIN = rf"{TERM}(?:[-−+*×x·/÷]\s*{TERM})+"
+EQUATION = re.compile(rf"(?P<left>{CHAIN})=\s*(?P<right>{RESULT})")
+TOKEN = re.compile(r"\d+\.?\d*|\.\d+|[-+*/()%]")
+SIGNS = str.maketrans("−×x·÷", "-***/", "$€£,")
+
+
+def compute(text: str) -> Fraction | None:
+    "The exact value of a sum, product or bracket of numbers; None where it is none."
+    tokens = TOKEN.findall(text)
+
+    def atom() -> Fraction:
+        token = tokens.pop(0)
+        if token == "-":
+            return -atom()
+        if token == "(":
+            value = chain(("+", "-"), lambda: chain(("*", "/"), atom))
+            if tokens.pop(0) != ")":
+                raise ValueError(text)
+        else:
+            value = Fraction(token)
+        while tokens and tokens[0] == "%":
+            tokens.pop(0)
+            value /= 100
+        return value
+
+    def chain(signs: tuple[str, str], part: Callable[[], Fraction]) -> Fraction:
+        value = part()
+        while tokens and tokens[0] in signs:
+            sign, other = tokens.pop(0), part()
+            if sign in "+-":
+                value += other if sign == "+" else -other
+            else:
+                value = value * other if sign == "*" else value / other
+        return value
+
+    try:
+        value = chain(("+", "-"), lambda: chain(("*", "/"), atom))
+    except (IndexError, ValueError, ZeroDivisionError):
+        return None
+    return None if tokens else value
+
+
+def rounded(value: Fraction, places: int) -> Fraction:
+    "A number with so many decimals, halves away from zero, as people round."
+    units = math.floor(abs(value) * 10**places + Fraction(1, 2))
+    return Fraction(units if value >= 0 else -units, 10**places)
+
+
+def equations(text: str) -> list[tuple[str, bool]]:
+    "(equation as written, does it hold?) of each equation of a text that can be computed."
+    found = []
+    for match in EQUATION.finditer(plain_math(text)):
+        left, right = (match[side].translate(SIGNS) for side in ("left", "right"))
+        value, said = compute(left), compute(right)
+        if value is None or said is None:
+            continue
+        places = len(right.rstrip("%").partition(".")[2]) + 2 * right.endswith("%")
+        found.append((match[0].strip(), rounded(value, places) == said))
+    return found

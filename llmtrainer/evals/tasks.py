@@ -19,6 +19,7 @@ __all__ = [
     "question_answers",
     "load_gsm8k",
     "grade_gsm8k",
+    "step_score",
     "best",
     "grade_choice",
     "grade_likelihood",
@@ -96,6 +97,7 @@ from llmtrainer.evals.metrics import (
     SHARE,
     Metric,
     Score,
+    equations,
     last_number,
     number_after,
     score,
@@ -259,10 +261,19 @@ def grade_gsm8k(item: Item, output: Output) -> Scores:
             where="the task's data",
             fix="correct its answer",
         )
+    strict, flexible = number_after(output.text, "####"), last_number(output.text)
     return {
-        "accuracy": float(number_after(output.text, "####") == expected),
-        "flexible": float(last_number(output.text) == expected),
+        "accuracy": float(strict == expected),
+        "flexible": float(flexible == expected),
+        "answered": float(strict is not None),
+        "steps": step_score(output.text),
     }
+
+
+def step_score(text: str) -> tuple[float, float]:
+    "(equations that hold, equations) of a text; a text without one does not count."
+    held = [holds for _, holds in equations(text)]
+    return float(sum(held)), float(len(held))
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #6850a174
@@ -543,7 +554,7 @@ def grade_items(
             name: figure_of(values, task.metric(name))
             for name in names
             if (values := [entry.scores[name] for entry in graded])
-            and (name not in WRITING or sums_of(values)[:, 1].any())  # a cost of nothing is none
+            and (name == task.primary or sums_of(values)[:, 1].any())  # of nothing there is none
         },
         items=graded,
         generation=generation or {},
