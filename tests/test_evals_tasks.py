@@ -30,8 +30,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import llmtrainer
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.templates import render
+from llmtrainer.data.templates import render, set_template
 from llmtrainer.evals.metrics import last_number, wilson
+from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.recipe import UserError
 
 
@@ -264,6 +265,27 @@ def test_outputs_hold_the_prompt_ids_and_what_an_answer_cost():
     assert "cut" not in chosen.scores
     stored = Output.model_validate(json.loads(json.dumps(chosen.items[0].output.model_dump())))
     assert stored == chosen.items[0].output
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "phi3", "mixtral"])
+def test_a_prompt_that_is_read_once_gives_what_each_row_gives(family):
+    section = Model(base=f"tiny:{family}", quantize="none")
+    model, tokenizer = load_model(section, plan_model(section))
+    set_template(tokenizer)
+    task = find_task("word_problems_choice")
+    groups = []
+    for item in task.items(limit=7):
+        rows = [continuation_row(ask_question(item), text) for text in item.choices]
+        groups.append([encode(row, tokenizer, "last") for row in rows])
+    groups[2], groups[3] = groups[2][:2], groups[3][:1]  # items of fewer choices
+    assert shared_length(groups[0]) > 10 and shared_length(groups[3]) > 0
+    shared = grouped_logprobs(model.eval(), tokenizer, groups, batch_size=9)
+    for rows, sums in zip(groups, shared, strict=True):
+        for (value, count), (expected, tokens) in zip(
+            sums, encoded_logprobs(model, tokenizer, rows), strict=True
+        ):
+            assert count == tokens and value == pytest.approx(expected, rel=1e-5)
+    assert keeps_prompts(model) == (family not in ("mistral", "gemma2"))
 
 
 @pytest.mark.parametrize("name", ["word_problems", "word_problems_choice"])

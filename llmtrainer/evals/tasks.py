@@ -9,6 +9,7 @@ __all__ = [
     "WRITING",
     "TASKS",
     "SUITES",
+    "LOGITS",
     "REQUESTS",
     "Item",
     "make_item",
@@ -46,6 +47,11 @@ __all__ = [
     "row_batch",
     "sum_by_row",
     "encoded_logprobs",
+    "shared_length",
+    "keeps_prompts",
+    "padded",
+    "continuation_logprobs",
+    "grouped_logprobs",
     "row_logprobs",
     "likelihood_outputs",
     "prompt_of",
@@ -62,11 +68,12 @@ __all__ = [
 # %% ../../nbs/evaluation/41_tasks.ipynb #16ba9a6f
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -83,6 +90,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #b8c47e31
 from llmtrainer.data.encoding import encode
@@ -721,6 +730,110 @@ def encoded_logprobs(
     return [sums[place] for place in range(len(encoded))]
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #e2df293e
+def shared_length(rows: Sequence[Encoded]) -> int:
+    "How many first tokens all rows share and none trains, without the last of them."
+    first = min((row.runs[0][0] for row in rows if row.runs), default=0)
+    shortest = min(first, *map(len, rows))
+    columns = zip(*(row.ids[:shortest] for row in rows))
+    same = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
+    return max(0, min(same, first) - 1)
+
+
+def keeps_prompts(model) -> bool:
+    "Can a prompt of this model be read once for several continuations?"
+    if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
+        return False
+    cache = DynamicCache(config=model.config)
+    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    "(ids, mask) of rows that are padded on the right."
+    longest = max(map(len, rows))
+    ids = [[*row, *[0] * (longest - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #d3d0472b
+def continuation_logprobs(
+    model,
+    groups: Sequence[Sequence[Encoded]],  # as many rows in each, which share their beginning
+) -> list[tuple[float, int]]:
+    "As `encoded_logprobs`, for the rows of all groups; each group's prompt is read once."
+    device, each = model.device, len(groups[0])
+    starts = [shared_length(rows) for rows in groups]
+    ids, mask = padded([rows[0].ids[:n] for rows, n in zip(groups, starts)], device)
+    cache = DynamicCache(config=model.config)
+    inputs = dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
+    model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(each)
+    starts = torch.tensor(starts, device=device).repeat_interleave(each)
+    rows = [row for group in groups for row in group]
+    ids, own = padded([row.ids[start:] for row, start in zip(rows, starts.tolist())], device)
+    logits = model(
+        input_ids=ids,
+        attention_mask=torch.cat([mask.repeat_interleave(each, 0), own], 1),
+        position_ids=starts[:, None] + own.cumsum(1) - 1,  # padding stays within the context
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    logprobs = -torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
+    )
+    trained = [
+        [row.trained[start + 1 :] + [False] * (ids.shape[1] - len(row) + start)]
+        for row, start in zip(rows, starts.tolist())
+    ]
+    trained = torch.tensor(trained, device=device).squeeze(1)
+    totals = (logprobs.double() * trained).sum(1)
+    return list(zip(totals.tolist(), trained.sum(1).tolist()))
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #659e19ad
+LOGITS = 2**28  # at a time: a gigabyte
+
+
+@torch.inference_mode()
+def grouped_logprobs(
+    model,
+    tokenizer,
+    groups: Sequence[Sequence[Encoded]],  # the rows of each item
+    *,
+    batch_size: int = 64,  # rows
+    progress: Callable[[int], None] = lambda n: None,  # told how many more groups are done
+) -> list[list[tuple[float, int]]]:
+    "As `encoded_logprobs`, for each group; a beginning that its rows share is read once."
+    sums: list[list[tuple[float, int]]] = [[] for _ in groups]
+    sizes = defaultdict(list)
+    for place, rows in enumerate(groups):
+        shares = len(rows) > 1 and shared_length(rows) > 0
+        sizes[len(rows) if shares else 1].append(place)
+    alone = sizes.pop(1, [])
+    if sizes and not keeps_prompts(model):
+        alone, sizes = list(range(len(groups))), {}
+    rows = [row for place in alone for row in groups[place]]
+    found = iter(encoded_logprobs(model, tokenizer, rows, batch_size=batch_size))
+    for place in alone:
+        sums[place] = [next(found) for _ in groups[place]]
+    progress(len(alone))
+    for each, places in sizes.items():
+        lengths = [max(map(len, groups[place])) for place in places]
+        ends = [max(map(len, groups[place])) - shared_length(groups[place]) for place in places]
+        scored = LOGITS // (model.config.get_text_config().vocab_size * each * max(ends))
+        most = max(1, min(batch_size // each, scored))
+        for batch in length_batches(lengths, most, 2**15 // each):
+            chosen = [places[i] for i in batch]
+            check_context([row for place in chosen for row in groups[place]], model)
+            values = iter(continuation_logprobs(model, [groups[place] for place in chosen]))
+            for place in chosen:
+                sums[place] = [next(values) for _ in range(each)]
+            progress(len(chosen))
+    return sums
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #89c14ca4
 def row_logprobs(
     model,
     tokenizer,
@@ -732,7 +845,7 @@ def row_logprobs(
     return encoded_logprobs(model, tokenizer, encoded, **options)
 
 
-# %% ../../nbs/evaluation/41_tasks.ipynb #e2df293e
+# %% ../../nbs/evaluation/41_tasks.ipynb #74747a0a
 def likelihood_outputs(
     asking: Asking,
     items: Sequence[Item],
@@ -747,18 +860,16 @@ def likelihood_outputs(
         encoded.append([encode(row, tokenizer, "last") for row in rows])
     longest = [max(map(len, rows)) for rows in encoded]
     too_long = [length if is_too_long(model, length) else 0 for length in longest]
-    asked = [row for rows, long in zip(encoded, too_long) if not long for row in rows]
-    answered = too_long.count(0)
-    share = answered / max(len(asked), 1)  # items that a row stands for
-    options = dict(batch_size=asking.batch_size, progress=lambda rows: progress(rows * share))
-    sums = iter(encoded_logprobs(model, tokenizer, asked, **options))
-    progress(len(items) - answered)
+    asked = [rows for rows, long in zip(encoded, too_long) if not long]
+    options = dict(batch_size=asking.batch_size, progress=progress)
+    sums = iter(grouped_logprobs(model, tokenizer, asked, **options))
+    progress(len(items) - len(asked))
     outputs = []
     for rows, long in zip(encoded, too_long):
         if long:
             outputs.append(Output(too_long=long))
             continue
-        logprobs, tokens = zip(*(next(sums) for _ in rows))
+        logprobs, tokens = zip(*next(sums))
         prompt = prompt_of(rows[0])
         outputs.append(Output(logprobs=logprobs, tokens=tokens, prompt_ids=prompt))
     return outputs
