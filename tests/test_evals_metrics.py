@@ -7,6 +7,7 @@ from llmtrainer.evals.metrics import math, np, re
 import json
 import math
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -297,3 +298,12 @@ def test_the_equations_of_gsm8k_hold(realdata):
     found = [holds for solution in solutions for _, holds in equations(solution)]
     assert len(found) > 3000
     assert sum(found) / len(found) > 0.98
+
+
+@given(st.integers(1, 12), st.data())
+@settings(max_examples=40, deadline=None)
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
+    right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    draws = list(combinations(range(n), k))
+    share = sum(any(i < right for i in draw) for draw in draws) / len(draws)
+    assert pass_at_k(n, right, k) == pytest.approx(share)

@@ -299,6 +299,27 @@ def test_scores_do_not_depend_on_the_batch(name):
     assert best([-3.0, -2.00001, -2.0]) == 1 and best([-3.0, -2.1, -2.0]) == 2
 
 
+def test_several_answers_are_graded_by_mean_best_and_majority():
+    task = find_task("word_problems")
+    (item,) = task.items(limit=1)
+    right, wrong = item.answer, "#### 99999"
+    for texts, expected in (
+        ((right, wrong, right, "?"), dict(accuracy=0.5, any=1, majority=1, consistency=0.5)),
+        ((right, wrong, wrong, "?"), dict(accuracy=0.25, any=1, majority=0, consistency=0.5)),
+        (("?", "?"), dict(accuracy=0, any=0, majority=0, consistency=0)),
+    ):
+        output = Output(text=texts[0], others=texts[1:], finish="stop", tokens=(2,) * len(texts))
+        result = grade_items(task, [item], [output])
+        assert {name: result.scores[name].value for name in expected} == expected
+        assert result.scores["tokens"].value == 2 * len(texts)
+    model, tokenizer = _model()
+    drawn = Generation(n=3, temperature=1.0, seed=1)
+    result = evaluate(model, tokenizer, replace(task, max_new_tokens=9), limit=2, section=drawn)
+    assert all(len(graded.output.others) == 2 for graded in result.items)
+    assert len({result.items[0].output.text, *result.items[0].output.others}) > 1
+    assert result.generation["n"] == 3
+
+
 def test_batched_answers_equal_single_ones():
     model, tokenizer = _model()
     task = replace(find_task("word_problems"), max_new_tokens=24)

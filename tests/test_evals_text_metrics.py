@@ -13,8 +13,6 @@ from llmtrainer.evals.text_metrics import (
 )
 
 
-from itertools import combinations
-
 import evaluate
 import numpy as np
 import pytest
@@ -79,12 +77,3 @@ def test_calibration_and_brier_are_those_of_the_books():
     assert calibration_error([1.0, 1.0], [True, False]) == 0.5
     with pytest.raises(ValueError):
         calibration_error([1.2], [True])
-
-
-@given(st.integers(1, 12), st.data())
-@settings(max_examples=40, deadline=None)
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
-    right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    draws = list(combinations(range(n), k))
-    share = sum(any(i < right for i in draw) for draw in draws) / len(draws)
-    assert pass_at_k(n, right, k) == pytest.approx(share)

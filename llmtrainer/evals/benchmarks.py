@@ -489,8 +489,8 @@ def among(column: str, words: Iterable[str], read: Reader) -> Reader:
     return lambda record: read(record) if record[column] in chosen else None
 
 
-NUMBERS = dict(request="generate", grade=grade_number, max_new_tokens=400)
-PHRASES = dict(request="generate", grade=grade_phrase, max_new_tokens=400)
+NUMBERS = dict(request="generate", grade=grade_number, max_new_tokens=400, extract=last_number)
+PHRASES = dict(request="generate", grade=grade_phrase, max_new_tokens=400, extract=final_phrase)
 LOWER = Metric(higher_is_better=False)
 PROGRAMS = dict(
     request="generate",

@@ -42,6 +42,8 @@ __all__ = [
     "compute",
     "rounded",
     "equations",
+    "majority",
+    "pass_at_k",
 ]
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
@@ -327,3 +329,20 @@ def equations(text: str) -> list[tuple[str, bool]]:
         places = len(right.rstrip("%").partition(".")[2]) + 2 * right.endswith("%")
         found.append((match[0].strip(), rounded(value, places) == said))
     return found
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #7901d94a
+def majority(answers: Sequence[str | float | None]) -> tuple[str | float | None, float]:
+    "(most frequent answer, its share); unreadable answers, None, count but do not win."
+    counts = Counter(answer for answer in answers if answer is not None)
+    if not counts:
+        return None, 0.0
+    answer, votes = counts.most_common(1)[0]
+    return answer, votes / len(answers)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    "The chance that k answers, drawn from n of which some are right, hold a right one."
+    if not 0 <= right <= n or not 1 <= k <= n:
+        raise ValueError(f"{right} right of {n}, and {k} drawn")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)

@@ -33,6 +33,7 @@ __all__ = [
     "long_items_note",
     "figure_of",
     "writing_costs",
+    "several_scores",
     "grade_items",
     "Asking",
     "answer_settings",
@@ -108,6 +109,7 @@ from llmtrainer.evals.metrics import (
     Score,
     equations,
     last_number,
+    majority,
     number_after,
     score,
     sums_of,
@@ -168,6 +170,7 @@ class Output(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str = ""  # generate
+    others: tuple[str, ...] = ()  # further texts, where several were drawn
     finish: str = ""  # why the text ended: stop; length or context where it was cut
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
     tokens: tuple[int, ...] = ()  # of the text; or that each log-probability was summed over
@@ -198,6 +201,7 @@ class Task:
     prompt: Callable[[Item], list[dict]] = ask_question  # the conversation up to the answer
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
+    extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
     engine: Any = None  # of another package, whose task it is
 
     def items(self, data_dir: str | None = None, limit: int | None = None) -> list[Item]:
@@ -348,6 +352,7 @@ TASKS = {
             primary="accuracy",
             about="256 generated problems of one to two steps, none of them in a training split",
             max_new_tokens=80,
+            extract=last_number,
         ),
         Task(
             "word_problems_choice",
@@ -373,6 +378,7 @@ TASKS = {
             primary="accuracy",
             about="1,319 grade-school word problems written by people",
             max_new_tokens=320,
+            extract=last_number,
         ),
     )
 }
@@ -534,6 +540,21 @@ def writing_costs(
     return costs
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #8c5e10f6
+def several_scores(task: Task, item: Item, output: Output) -> Scores:
+    "The scores of several texts to one item: of their mean, of the best and of their majority."
+    texts = [output.text, *output.others]
+    graded = [task.grade(item, Output(text=text))[task.primary] for text in texts]
+    scores: Scores = {task.primary: sum(graded) / len(graded), "any": max(graded)}
+    if task.extract:
+        answers = [task.extract(text) for text in texts]
+        answer, share = majority(answers)
+        voted = answers.index(answer) if answer is not None else 0
+        scores |= {"majority": graded[voted], "consistency": share}
+    return scores
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #0d42d830
 def grade_items(
     task: Task,
     items: Sequence[Item],
@@ -549,6 +570,8 @@ def grade_items(
     written = any(output.finish for output in outputs)
     for item, output in zip(items, outputs, strict=True):
         scores = task.grade(item, output)
+        if output.others:
+            scores = {**scores, **several_scores(task, item, output)}
         if written:
             scores = {**scores, **writing_costs(output, scores[task.primary])}
         graded.append(GradedItem(id=item.id, output=output, scores=scores))
@@ -591,9 +614,9 @@ class Asking:
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #ad673cbc
 def answer_settings(task: Task, section: Generation) -> Generation:
-    "How a task's answers are written: as the section says, one each, as long as the task allows."
+    "How a task's answers are written: as the section says, as long as the task allows."
     least = min(section.min_new_tokens, task.max_new_tokens)
-    changes = dict(max_new_tokens=task.max_new_tokens, min_new_tokens=least, n=1)
+    changes = dict(max_new_tokens=task.max_new_tokens, min_new_tokens=least)
     rules = dict(system=system_prompt(section), special_in_content=content_rule(section))
     return section.model_copy(update=changes | rules)
 
@@ -647,12 +670,13 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
 
 
 def written_output(ids: Sequence[int], answer: Answer, *others: Answer) -> Output:
-    "The output of the first answer to a prompt."
+    "The output of the answers to a prompt."
     return Output(
         text=answer.text,
         finish=answer.finish_reason,
-        tokens=(answer.tokens,),
+        tokens=(answer.tokens, *(other.tokens for other in others)),
         prompt_ids=tuple(ids),
+        others=tuple(other.text for other in others),
     )
 
 

@@ -21,13 +21,10 @@ __all__ = [
     "self_bleu",
     "calibration_error",
     "brier",
-    "majority",
-    "pass_at_k",
 ]
 
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #e9ef6728
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #94bdd433
@@ -192,20 +189,3 @@ def brier(probabilities: Sequence[float], right: Sequence[bool]) -> Score:
     "The Brier score with its interval; 0 is best, and saying 0.5 always gives 0.25."
     squares = [(p - float(hit)) ** 2 for p, hit in zip(probabilities, right, strict=True)]
     return score(squares, Metric(higher_is_better=False))
-
-
-# %% ../../nbs/evaluation/45_text_metrics.ipynb #8a79343a
-def majority(answers: Sequence[str | float | None]) -> tuple[str | float | None, float]:
-    "(most frequent answer, its share); unreadable answers, None, count but do not win."
-    counts = Counter(answer for answer in answers if answer is not None)
-    if not counts:
-        return None, 0.0
-    answer, votes = counts.most_common(1)[0]
-    return answer, votes / len(answers)
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    "The chance that k answers, drawn from n of which some are right, hold a right one."
-    if not 0 <= right <= n or not 1 <= k <= n:
-        raise ValueError(f"{right} right of {n}, and {k} drawn")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
