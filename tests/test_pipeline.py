@@ -907,7 +907,7 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     bases = base_results(run, results)
     assert [base.leaked for base in bases] == [None, None]
     told = unmet_requirements(results, gates, bases)
-    assert len(told) == 1 and "is not better than base" in told[0]
+    assert len(told) == 1 and "show that it is better than base" in told[0]
     several = run.find_record(Comparisons, "evals/comparisons.json")
     assert {c.task for c in several.comparisons} == set(section["tasks"])
     card = (run.path / "README.md").read_text()

@@ -103,7 +103,7 @@ def unmet_against_base(requirement: Requirement, result: TaskResult, base: TaskR
     ends = f"{c.interval[0]:+.3f} to {c.interval[1]:+.3f}"
     return (
         f"{c.score} {c.b:.3f}, base {c.a:.3f}: the difference of {c.difference:+.3f} ({ends}, 95 %)"
-        f" is not {words}"
+        f" does not show that it is {words}"
     )
 
 

@@ -791,7 +791,7 @@ def continuation_logprobs(
     ids, mask = padded([rows[0].ids[:n] for rows, n in zip(groups, starts)], device)
     cache = DynamicCache(config=model.config)
     inputs = dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-    model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(each)
     starts = torch.tensor(starts, device=device).repeat_interleave(each)
     rows = [row for group in groups for row in group]
@@ -800,7 +800,7 @@ def continuation_logprobs(
         input_ids=ids,
         attention_mask=torch.cat([mask.repeat_interleave(each, 0), own], 1),
         position_ids=starts[:, None] + own.cumsum(1) - 1,  # padding stays within the context
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     ).logits
     logprobs = -torch.nn.functional.cross_entropy(
