@@ -69,7 +69,9 @@ def compare(model, tokenizer, task, items, folder):
     speeds = {name: len(items) / statistics.median(times) for name, times in seconds.items()}
     best = max(value for name, value in speeds.items() if name.startswith("lm-eval"))
     print(task.name, f"{len(items)} items", {name: round(v, 1) for name, v in speeds.items()})
-    print("  ours to their best:", round(max(v for n, v in speeds.items() if "ours" in n) / best, 2))
+    print(
+        "  ours to their best:", round(max(v for n, v in speeds.items() if "ours" in n) / best, 2)
+    )
     last, first = results["ours, batch 64"], results["lm-eval, batch 64"]
     texts = {item.output.prompt_ids: item.output.text for item in first.items}
     mine = {item.output.prompt_ids: item.output.text for item in last.items}

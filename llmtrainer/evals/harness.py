@@ -77,16 +77,21 @@ def load_harness_task(name: str, data_dir: str | None) -> Any:
             where="eval.tasks",
             fix=f"see its names: lm_eval ls tasks | grep {name[:12]}",
         )
-    with quiet():
-        loaded = manager.load([name])
-    if name not in loaded["tasks"]:
-        members = ", ".join(f"{PREFIX}{member}" for member in list(loaded["tasks"])[:5])
+    if name not in manager.all_subtasks:
         raise UserError(
-            f"{name} is a group of {len(loaded['tasks'])} tasks of lm-evaluation-harness",
+            f"{name} is a group of tasks of lm-evaluation-harness",
             where="eval.tasks",
-            fix=f"name the tasks that you want: {members}, …",
+            fix=f"name the tasks that you want: lm_eval ls tasks | grep {name[:12]}",
         )
-    return loaded["tasks"][name]
+    try:
+        with quiet():
+            return manager.load([name])["tasks"][name]
+    except (ConnectionError, OSError) as error:
+        raise UserError(
+            f"the data of {name} cannot be had: {error}",
+            where="eval.tasks",
+            fix="is the machine online?",
+        ) from None
 
 
 @contextmanager
