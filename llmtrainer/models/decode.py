@@ -6,6 +6,9 @@
 __all__ = [
     "ATTENTION",
     "PREFILL",
+    "SHORTEST",
+    "DYNAMIC",
+    "SIZES",
     "TRIED",
     "visible",
     "SlotLayer",
@@ -259,6 +262,9 @@ class Choice:
 
 
 # %% ../../nbs/speed/66_decode.ipynb #eed1fd71
+SHORTEST = 128  # positions of the shortest lines
+
+
 class Slots:
     "The keys, values and state of the rows that are being written, one slot each."
 
@@ -280,7 +286,7 @@ class Slots:
 
     def grow(self, length: int, like: list) -> None:
         "Make lines for so many positions, a power of two; `like` has their other sizes."
-        length = max(64, power_of_two(length))
+        length = max(SHORTEST, power_of_two(length))
         if self.lines and self.lines[0][0].shape[2] >= length:
             return
         self.version += 1
@@ -399,17 +405,30 @@ def record_graph(step: Callable, tensors: tuple, pool) -> Callable:
     return replay
 
 
+# operations whose result has as many numbers as the data say; a recording would fix how many
+DYNAMIC = {"aten::nonzero", "aten::masked_select", "aten::item", "aten::unbind", "aten::is_nonzero"}
+SIZES = r"transformers\.integrations\.sdpa_attention"  # asks for sizes alone, which stay
+
+
 def record_trace(step: Callable, tensors: tuple) -> Callable:
     "A function that runs the step on these tensors again, without Python."
-    before = [tensor.clone() for tensor in tensors[:5]]  # a recording is a step, too
+    before = [tensor.clone() for tensor in tensors[:5]]  # to record is to make a step, too
     with warnings.catch_warnings():
-        # a decision that depends on numbers would be recorded as it fell this time
         warnings.simplefilter("ignore")
+        # a decision that depends on numbers would be recorded as it fell this time
         warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=SIZES)
         traced = torch.jit.trace(step, tensors, check_trace=False)
     for tensor, old in zip(tensors, before):
         tensor.copy_(old)
-    return lambda: traced(*tensors)
+    if dynamic := DYNAMIC & {node.kind() for node in traced.graph.nodes()}:
+        raise Unsupported(f"its steps differ: {', '.join(sorted(dynamic))}")
+
+    def replay():
+        with torch.jit.optimized_execution(False):
+            return traced(*tensors)
+
+    return replay
 
 
 class Recorder:
@@ -418,7 +437,7 @@ class Recorder:
     def __init__(self, slots: Slots):
         self.slots, self.runs, self.recorded = slots, {}, {}
         self.on_gpu = slots.token.is_cuda
-        self.patience = 1 if self.on_gpu else 32  # steps of a shape before it is recorded
+        self.patience = 1 if self.on_gpu else 8  # steps of a shape before it is recorded
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
         self.failure: str | None = None  # why nothing is recorded
 
@@ -542,7 +561,7 @@ class Writer:
         "(the tokens of a step, whose they are), the tokens perhaps still on their way."
         longest = max(row.length for row in self.active.values())
         self.slots.grow(longest, like=self.slots.lines)
-        length = max(64, power_of_two(longest))
+        length = max(SHORTEST, power_of_two(longest))
         tokens = self.run(self.batch(max(self.active) + 1), length)
         owners = list(self.active.items())
         self.steps += 1
@@ -676,7 +695,7 @@ def differs(model, decoder: Decoder) -> bool:
     choice = Choice(draw=lambda logits, seeds, ages: scores.append(logits) or logits)
     slots = Slots(decoder, 2, choice=choice, context=None)
     slots.put([Row(slot, prompt, 1, slot=slot) for slot, prompt in enumerate(prompts)], [], 0)
-    slots.step(64, *slots.views(2, 64))
+    slots.step(SHORTEST, *slots.views(2, SHORTEST))
     for prompt, ours in zip(prompts, scores[0]):
         ids = torch.tensor([prompt], device=decoder.base.device)
         plain = model(input_ids=ids, use_cache=False).logits[0, -1].float()
