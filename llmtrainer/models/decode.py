@@ -6,6 +6,7 @@
 __all__ = [
     "ATTENTION",
     "PREFILL",
+    "AHEAD",
     "SHORTEST",
     "DYNAMIC",
     "SIZES",
@@ -27,6 +28,8 @@ __all__ = [
     "unpacked",
     "UnpackedForward",
     "plain_adapters",
+    "same_norm",
+    "fused_norms",
     "masked_attention",
     "ready_to_write",
     "differs",
@@ -41,6 +44,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 # %% ../../nbs/speed/66_decode.ipynb #95b0ad51
@@ -209,6 +213,9 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+AHEAD = 64  # positions that a step's length has in reserve, so that it seldom changes
+
+
 @dataclass(eq=False)
 class Row:
     "A text that is written: its prompt, what came, and where it lies."
@@ -225,8 +232,8 @@ class Row:
 
     @property
     def length(self) -> int:
-        "Positions that the next step reads and writes."
-        return len(self.prompt) + self.launched
+        "Positions that the next step reads and writes, and some more that will be needed soon."
+        return len(self.prompt) + min(self.room, self.launched + AHEAD)
 
 
 @dataclass
@@ -437,7 +444,7 @@ class Recorder:
     def __init__(self, slots: Slots):
         self.slots, self.runs, self.recorded = slots, {}, {}
         self.on_gpu = slots.token.is_cuda
-        self.patience = 1 if self.on_gpu else 8  # steps of a shape before it is recorded
+        self.patience = 0 if self.on_gpu else 64  # steps of a shape before it is recorded
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
         self.failure: str | None = None  # why nothing is recorded
 
@@ -473,7 +480,10 @@ class Recorder:
                 else:
                     self.recorded[shape] = record_trace(step, tensors)
         except Exception as error:  # whatever a model's own code does that cannot be recorded
-            self.failure = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            if self.on_gpu and not self.patience:  # perhaps a kernel was called for the first time
+                self.patience = 1
+            else:
+                self.failure = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
 
 # %% ../../nbs/speed/66_decode.ipynb #c49d2baa
@@ -659,6 +669,41 @@ def plain_adapters(model):
             layer.__class__ = FUSED[type(layer)]
 
 
+def same_norm(norm: torch.nn.Module) -> torch.Tensor | None:
+    "The weight with which PyTorch's RMS norm computes what a model's own does; None if it differs."
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    weight = getattr(norm, "weight", None)
+    if not isinstance(eps, float) or weight is None or weight.dim() != 1 or "forward" in vars(norm):
+        return None
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(16, len(weight), generator=generator, device=weight.device).to(weight.dtype)
+    expected = norm(x).float()
+    for candidate in (weight, weight + 1):
+        error = F.rms_norm(x, weight.shape, candidate, eps).float() - expected
+        if (error.abs() <= 2**-7 * expected.abs() + 1e-6).all():  # the last bit of bfloat16
+            return candidate.detach()
+    return None
+
+
+@contextmanager
+@torch.no_grad()
+def fused_norms(base):
+    "On a GPU, norms computed by PyTorch's one kernel inside, where it gives what their own gives."
+    norms = [m for m in base.modules() if type(m).__name__.endswith("RMSNorm")]
+    fused = []
+    for norm in norms if base.device.type == "cuda" else ():
+        if (weight := same_norm(norm)) is not None:
+            eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+            options = dict(normalized_shape=weight.shape, weight=weight, eps=eps)
+            norm.forward = partial(F.rms_norm, **options)
+            fused.append(norm)
+    try:
+        yield
+    finally:
+        for norm in fused:
+            vars(norm).pop("forward", None)
+
+
 @contextmanager
 def masked_attention(base):
     "An attention that takes a mask inside: `sdpa` in the place of FlashAttention."
@@ -680,6 +725,7 @@ def ready_to_write(decoder: Decoder):
         stack.enter_context(plain_adapters(decoder.model))
         stack.enter_context(masked_attention(decoder.base))
         stack.enter_context(unpacked(decoder.base))
+        stack.enter_context(fused_norms(decoder.base))
         yield
 
 
