@@ -112,9 +112,11 @@ class Rooms(StoppingCriteria):
         return (input_ids.shape[1] - self.start >= self.rooms).to(input_ids.device)
 
 
-def mixed(model, prompts, rooms, slots: int):
+def mixed(model, prompts, rooms, slots: int, batches: int):
     "Seconds of sorted batches by generate, each of which waits for its longest answer."
-    for first in range(0, len(prompts), slots):
+    begun = clock(model.device.type)
+    starts = range(0, len(prompts), slots)
+    for first in starts[:batches]:
         ids = torch.tensor(prompts[first : first + slots], device=model.device)
         part = rooms[first : first + slots]
         model.generate(
@@ -126,6 +128,7 @@ def mixed(model, prompts, rooms, slots: int):
             pad_token_id=0,
             stopping_criteria=StoppingCriteriaList([Rooms(part, ids.shape[1])]),
         )
+    return (clock(model.device.type) - begun) * len(starts) / len(starts[:batches])
 
 
 def report(**facts) -> None:
@@ -142,6 +145,7 @@ def main():
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--mixed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--batches", type=int, help="of --mixed by generate; the rest is assumed")
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--own", action="store_true", help="leave generate out")
@@ -183,11 +187,10 @@ def main():
             begun = clock(a.device)
             by_writer(model, ids, rooms, a.slots, Choice())
             own = clock(a.device) - begun
-            begun = clock(a.device)
-            if not a.own:
-                mixed(model, ids, rooms, a.slots)
-            theirs = clock(a.device) - begun
-            report(shape=shape, form=form, mixed=a.mixed, tokens=sum(rooms), slots=a.slots, own=own, generate=theirs)
+            theirs = 0.0 if a.own else mixed(model, ids, rooms, slots=a.slots, batches=a.batches)
+            facts = dict(card=name, shape=shape, form=form, mixed=a.mixed, slots=a.slots)
+            seconds = dict(own=round(own, 2), generate=round(theirs, 2))
+            report(**facts, tokens=sum(rooms), seconds=seconds, tokens_per_second=sum(rooms) / own)
         del model
         if a.device == "cuda":
             torch.cuda.empty_cache()

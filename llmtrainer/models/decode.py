@@ -28,7 +28,7 @@ __all__ = [
     "unpacked",
     "UnpackedForward",
     "plain_adapters",
-    "same_norm",
+    "norm_offset",
     "fused_norms",
     "masked_attention",
     "ready_to_write",
@@ -463,9 +463,6 @@ class Recorder:
 
     def record(self, shape: tuple, tensors: tuple) -> None:
         "Record a shape; a step that cannot be recorded goes on as it is."
-        stale = [old for old in self.recorded if old[0] != shape[0]]
-        for old in stale:
-            del self.recorded[old]
         model = self.slots.decoder.model
         if model.training:
             return
@@ -479,6 +476,8 @@ class Recorder:
                     self.recorded[shape] = record_graph(step, tensors, self.pool)
                 else:
                     self.recorded[shape] = record_trace(step, tensors)
+            # those of lines that have moved; not before, because graphs share their memory
+            self.recorded = {key: run for key, run in self.recorded.items() if key[0] == shape[0]}
         except Exception as error:  # whatever a model's own code does that cannot be recorded
             if self.on_gpu and not self.patience:  # perhaps a kernel was called for the first time
                 self.patience = 1
@@ -669,19 +668,16 @@ def plain_adapters(model):
             layer.__class__ = FUSED[type(layer)]
 
 
-def same_norm(norm: torch.nn.Module) -> torch.Tensor | None:
-    "The weight with which PyTorch's RMS norm computes what a model's own does; None if it differs."
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    weight = getattr(norm, "weight", None)
-    if not isinstance(eps, float) or weight is None or weight.dim() != 1 or "forward" in vars(norm):
-        return None
+def norm_offset(norm: torch.nn.Module, eps: float) -> int | None:
+    "What a norm adds to its weight, if PyTorch's RMS norm computes the same; None if it does not."
+    weight = norm.weight
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(16, len(weight), generator=generator, device=weight.device).to(weight.dtype)
     expected = norm(x).float()
-    for candidate in (weight, weight + 1):
-        error = F.rms_norm(x, weight.shape, candidate, eps).float() - expected
+    for offset in (0, 1):  # Gemma stores its weights minus one
+        error = F.rms_norm(x, weight.shape, weight + offset, eps).float() - expected
         if (error.abs() <= 2**-7 * expected.abs() + 1e-6).all():  # the last bit of bfloat16
-            return candidate.detach()
+            return offset
     return None
 
 
@@ -689,13 +685,21 @@ def same_norm(norm: torch.nn.Module) -> torch.Tensor | None:
 @torch.no_grad()
 def fused_norms(base):
     "On a GPU, norms computed by PyTorch's one kernel inside, where it gives what their own gives."
+    offsets, fused = {}, []
     norms = [m for m in base.modules() if type(m).__name__.endswith("RMSNorm")]
-    fused = []
     for norm in norms if base.device.type == "cuda" else ():
-        if (weight := same_norm(norm)) is not None:
-            eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-            options = dict(normalized_shape=weight.shape, weight=weight, eps=eps)
-            norm.forward = partial(F.rms_norm, **options)
+        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        weight = getattr(norm, "weight", None)
+        if eps is None or weight is None or "forward" in vars(norm):
+            continue
+        kind = (type(norm), weight.shape, eps)
+        if kind not in offsets:
+            offsets[kind] = norm_offset(norm, eps)
+        if offsets[kind] is not None:
+            weight = weight.detach() + offsets[kind] if offsets[kind] else weight.detach()
+            norm.forward = partial(
+                F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=eps
+            )
             fused.append(norm)
     try:
         yield

@@ -517,9 +517,10 @@ def exponential_noise(
 
 def mix_bits(bits: torch.Tensor) -> torch.Tensor:
     "Numbers of 64 bits mixed in place, so that each bit depends on all (splitmix64)."
-    bits.bitwise_xor_(bits >> 30).mul_(-0x40A7B892E31B1A47)
-    bits.bitwise_xor_(bits >> 27).mul_(-0x6B2FB644ECCEEE15)
-    return bits.bitwise_xor_(bits >> 31)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        # PyTorch's shift repeats the sign, so the bits above are cleared
+        bits.bitwise_xor_((bits >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    return bits
 
 
 class GumbelNoise(LogitsProcessor):
