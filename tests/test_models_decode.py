@@ -55,7 +55,7 @@ def test_every_family_can_be_written_with(kind):
 
 
 def test_a_position_that_is_off_by_one_is_noticed(monkeypatch):
-    model = copy.deepcopy(opened("llama")[0])
+    model = copy.deepcopy(opened("base")[0])
     decoder = Decoder(model)
     assert not scores_differ(model, decoder)
     plain = decode.SlotLayer.__init__
@@ -109,7 +109,7 @@ def test_a_recorded_step_is_the_step(kind):
 
 def test_a_decision_that_depends_on_numbers_is_not_recorded():
     tensors = tuple(torch.ones(2) for _ in range(5))
-    with pytest.raises(Exception, match=""):
+    with pytest.raises((SystemError, torch.jit.TracerWarning)):
         record_trace(lambda x, *rest: x + 1 if x.sum() > 0 else x - 1, tensors)
     with pytest.raises(Unsupported, match="nonzero"):
         record_trace(lambda x, *rest: x.nonzero(), tensors)
@@ -214,46 +214,48 @@ def test_a_writer_that_is_left_puts_the_model_back():
     assert not any("forward" in vars(m) for m in model.modules())
 
 
-def test_the_same_text_1():
-    ASK = [[{"role": "user", "content": p.question}] for p in problems(4, "test")]
-    ASK.append([{"role": "user", "content": "Hi"}])
-    SECTIONS = (
-        dict(max_new_tokens=12, n=3, temperature=1.0, top_p=0.95),
-        dict(max_new_tokens=12, repetition_penalty=1.3, seed=3),
-        dict(max_new_tokens=16, temperature=0.7, top_k=20, min_p=0.02, stop=["e", "a"]),
-        dict(max_new_tokens=140, min_new_tokens=130),
-    )
+QUESTIONS = ["Hi", *(p.question for p in problems(4, "test"))]
+ASK = [[{"role": "user", "content": question}] for question in QUESTIONS]
+SECTIONS = (
+    dict(max_new_tokens=12, n=3, temperature=1.0, top_p=0.95),
+    dict(max_new_tokens=12, repetition_penalty=1.3, seed=3),
+    dict(max_new_tokens=16, temperature=0.7, top_k=20, min_p=0.02, stop=["e", "a"]),
+    dict(max_new_tokens=140, min_new_tokens=130),
+)
 
-    def texts_of(answers):
-        return [[(answer.text, answer.finish_reason) for answer in each] for each in answers]
 
-    @pytest.mark.parametrize("kind", ["base", *KINDS])
-    def test_the_text_is_that_of_generate_in_every_family(kind):
-        model, tokenizer = opened(kind)
-        for keys in SECTIONS:
-            section = Generation(**keys)
-            reference = section.model_copy(update=dict(engine="reference"))
-            expected = texts_of(generate_answers(model, tokenizer, ASK, reference))
-            assert texts_of(generate_answers(model, tokenizer, ASK, section)) == expected
-            assert texts_of(generate_answers(model, tokenizer, ASK[:1], section)) == expected[:1]
-            few = generate_answers(model, tokenizer, ASK[::-1], section, batch_size=2)
-            assert texts_of(few)[::-1] == expected
-            streamed = "".join(stream_answer(model, tokenizer, ASK[0], section)).strip()
-            assert streamed == expected[0][0][0]
+def texts_of(answers):
+    return [[(answer.text, answer.finish_reason) for answer in each] for each in answers]
 
-    def test_adapters_stay_unmerged_and_can_be_switched_off():
-        model = copy.deepcopy(opened("base")[0])
-        tokenizer, section = opened("base")[1], Generation(max_new_tokens=16)
-        base = generate_answers(model, tokenizer, ASK, section)
-        adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"])).eval()
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-        tuned = generate_answers(adapted, tokenizer, ASK, section)
+
+@pytest.mark.parametrize("kind", ["base", *KINDS])
+def test_the_text_is_that_of_generate_in_every_family(kind):
+    model, tokenizer = opened(kind)
+    for keys in SECTIONS:
+        section = Generation(engine="own", **keys)
         reference = section.model_copy(update=dict(engine="reference"))
-        assert tuned == generate_answers(adapted, tokenizer, ASK, reference) != base
-        with adapted.disable_adapter():
-            assert generate_answers(adapted, tokenizer, ASK, section) == base
+        expected = texts_of(generate_answers(model, tokenizer, ASK, reference))
+        assert texts_of(generate_answers(model, tokenizer, ASK, section)) == expected
+        assert texts_of(generate_answers(model, tokenizer, ASK[:1], section)) == expected[:1]
+        few = generate_answers(model, tokenizer, ASK[::-1], section, batch_size=2)
+        assert texts_of(few)[::-1] == expected
+        streamed = "".join(stream_answer(model, tokenizer, ASK[0], section)).strip()
+        assert streamed == expected[0][0][0]
+
+
+def test_adapters_stay_unmerged_and_can_be_switched_off():
+    model = copy.deepcopy(opened("base")[0])
+    tokenizer, section = opened("base")[1], Generation(max_new_tokens=16)
+    base = generate_answers(model, tokenizer, ASK, section)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"])).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    tuned = generate_answers(adapted, tokenizer, ASK, section)
+    reference = section.model_copy(update=dict(engine="reference"))
+    assert tuned == generate_answers(adapted, tokenizer, ASK, reference) != base
+    with adapted.disable_adapter():
+        assert generate_answers(adapted, tokenizer, ASK, section) == base
 
 
 def log_probability_gap(model, prompts, written):
@@ -266,7 +268,6 @@ def log_probability_gap(model, prompts, written):
     return (logprobs[:, start - 1 : -1].max(-1).values - chosen).mean().item()
 
 
-@pytest.mark.gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_written_tokens_are_as_likely_as_those_of_generate(quantize):
@@ -286,7 +287,6 @@ def test_written_tokens_are_as_likely_as_those_of_generate(quantize):
     assert ours <= 1.5 * theirs + 1e-3
 
 
-@pytest.mark.gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["base", "gemma2", "mixtral", "qwen"])
 def test_a_graph_is_the_step_and_lines_may_grow(kind):
