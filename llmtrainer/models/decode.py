@@ -445,9 +445,14 @@ def without_gradients(model):
 
 def record_graph(step: Callable, tensors: tuple, pool) -> Callable:
     "A function that runs the step on these tensors again, as one CUDA graph."
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        out = step(*tensors)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            out = step(*tensors)
+        finally:
+            graph.capture_end()
 
     def replay():
         graph.replay()
@@ -552,9 +557,9 @@ class UnpackedForward:
 @torch.no_grad()
 def unpacked(base):
     "4-bit layers multiply by unpacked weights inside, if memory has room; the packed ones stay."
-    layers = [m for m in base.modules() if hasattr(getattr(m, "weight", None), "quant_state")]
-    # a layer whose forward another library has replaced stays as it is
-    layers = [m for m in layers if m.weight.quant_state is not None and "forward" not in vars(m)]
+    # an adapter shows its layer's weight as its own; a replaced forward is another library's
+    layers = [m for m in base.modules() if hasattr(m, "compute_dtype") and "forward" not in vars(m)]
+    layers = [m for m in layers if getattr(m.weight, "quant_state", None) is not None]
     frozen = [freeze_weight(layer, fp8=False) for layer in layers]
     needed = sum(m.in_features * m.out_features * w.dtype.itemsize for m, w in zip(layers, frozen))
     if 2 * needed > free_bytes(base.device):
