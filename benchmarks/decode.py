@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
 
 from llmtrainer.models.decode import Choice, Writer
-from llmtrainer.models.load import keep_trainable, quantization_config
+from llmtrainer.models.load import keep_trainable
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "tiny": (256, 640, 5, 8, 4, 1024),
@@ -85,6 +85,11 @@ def clock(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def random_prompts(draw, rows: int, length: int, vocabulary: int) -> list[list[int]]:
+    "Ids of prompts."
+    return [[draw.randrange(vocabulary) for _ in range(length)] for _ in range(rows)]
 
 
 def by_generate(model, prompts, new: int):
@@ -157,13 +162,10 @@ def main():
         draw = random.Random(0)
         vocabulary = shape_config(shape).vocab_size
 
-        def prompts(rows):
-            return [[draw.randrange(vocabulary) for _ in range(a.prompt)] for _ in range(rows)]
-
         for rows in map(int, filter(None, a.rows.split(","))):
             ratios = []
             for _ in range(a.pairs):
-                ids = prompts(rows)
+                ids = random_prompts(draw, rows, length=a.prompt, vocabulary=vocabulary)
                 facts = dict(card=name, shape=shape, form=form, lora=a.lora, rows=rows)
                 seconds = {}
                 if not a.own:
@@ -182,7 +184,7 @@ def main():
             if a.pairs > 1:
                 report(rows=rows, median_ratio=round(sorted(ratios)[len(ratios) // 2], 2))
         if a.mixed:
-            ids = prompts(a.mixed)
+            ids = random_prompts(draw, a.mixed, length=a.prompt, vocabulary=vocabulary)
             rooms = [draw.randint(a.new // 4, 4 * a.new) for _ in ids]
             begun = clock(a.device)
             by_writer(model, ids, rooms, a.slots, Choice())

@@ -38,6 +38,9 @@ __all__ = [
     "masked_attention",
     "ready_to_write",
     "Schedule",
+    "shared_prefix",
+    "fill_slots",
+    "send_to_host",
     "Writer",
 ]
 
@@ -698,6 +701,33 @@ class Schedule:
 
 
 # %% ../../nbs/speed/66_decode.ipynb #9a6115a0
+def shared_prefix(decoder: Decoder, prompts: set[tuple[int, ...]]) -> list[tuple]:
+    "The keys and values of what all prompts begin with, if that is worth it."
+    common = os.path.commonprefix([ids[:-1] for ids in prompts]) if len(prompts) > 1 else ()
+    return read_prompts(decoder, [common]) if len(common) >= 16 else []
+
+
+def fill_slots(slots: Slots, plan: Schedule, prefix: list[tuple], step: int) -> None:
+    "Put waiting rows into free slots; where none wait, move the others together."
+    if rows := plan.next_rows(step):
+        put_rows(slots, rows, prefix)
+    elif order := plan.gaps():
+        slots.move(order)
+        plan.close_gaps(order)
+
+
+def send_to_host(tokens: torch.Tensor):
+    "(tokens that arrive on the host, the event of their arrival; None on a CPU)."
+    if not tokens.is_cuda:
+        return tokens, None
+    host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    host.copy_(tokens, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived
+
+
+# %% ../../nbs/speed/66_decode.ipynb #22997c95
 class Writer:
     """Writes many texts at a time, `slots` at most, each in a slot that the next one takes over.
 
@@ -726,27 +756,14 @@ class Writer:
         self.slots = Slots(self.decoder, self.plan.count, self.choice, self.context)
         self.run, waiting = Recorder(self.slots), deque()
         with ready_to_write(self.decoder):
-            prefix = self.shared_prefix({row.prompt for row in rows})
+            prefix = shared_prefix(self.decoder, {row.prompt for row in rows})
             while self.plan.queue or self.plan.active or waiting:
-                self.fill(prefix)
+                fill_slots(self.slots, self.plan, prefix=prefix, step=self.steps)
                 if self.plan.active:
                     waiting.append(self.launch())
                 # on a GPU the next step runs while the host looks at this one's tokens
                 while waiting and len(waiting) > (self.on_gpu and bool(self.plan.active)):
                     yield from self.look(*waiting.popleft())
-
-    def shared_prefix(self, prompts: set[tuple[int, ...]]) -> list[tuple]:
-        "The keys and values of what all prompts begin with, if that is worth it."
-        common = os.path.commonprefix([ids[:-1] for ids in prompts]) if len(prompts) > 1 else ()
-        return read_prompts(self.decoder, [common]) if len(common) >= 16 else []
-
-    def fill(self, prefix: list[tuple]) -> None:
-        "Put waiting rows into free slots; where none wait, move the others together."
-        if rows := self.plan.next_rows(self.steps):
-            put_rows(self.slots, rows, prefix)
-        elif order := self.plan.gaps():
-            self.slots.move(order)
-            self.plan.close_gaps(order)
 
     def launch(self):
         "(tokens of a step, the event of their arrival, whose they are)."
@@ -761,13 +778,7 @@ class Writer:
             row.launched += 1
             if row.launched == row.room:
                 self.plan.release(row)
-        if not self.on_gpu:
-            return tokens, None, owners
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        host.copy_(tokens, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return host, arrived, owners
+        return (*send_to_host(tokens), owners)
 
     def look(self, tokens, arrived, owners) -> Iterator[Row]:
         "Give the tokens of a step to their rows; those that end leave their slots."

@@ -651,6 +651,7 @@ def write_rows(
     return writer.write(requests)
 
 
+# %% ../../nbs/models/24_generate.ipynb #3885432e
 NOTED: set[str] = set()  # fallbacks that were told
 
 
