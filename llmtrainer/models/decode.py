@@ -729,14 +729,12 @@ def send_to_host(tokens: torch.Tensor):
 
 # %% ../../nbs/speed/66_decode.ipynb #22997c95
 class Writer:
-    """Writes many texts at a time, `slots` at most, each in a slot that the next one takes over.
-
-    Prompts that are equal, or begin equally, are read once."""
+    "Writes many texts at a time, each in a slot that the next one takes over when it ends."
 
     def __init__(
         self,
         model,
-        slots: int = 32,
+        slots: int = 32,  # texts at a time
         choice: Choice | None = None,
         context: int | None = None,  # positions that the model has
         stopped: Callable[[Row], bool] = lambda row: False,  # asked after each token

@@ -789,7 +789,7 @@ def generate_answers(
     jobs.sort(key=lambda job: -len(texts[job[0]]))
     lengths = prompt_lengths(tokenizer, texts) if texts else []
     check_room(model, texts, lengths)  # before anything is written
-    if writes_itself(model, section):
+    if texts and writes_itself(model, section):
         return answers_by_writer(
             model,
             tokenizer,
@@ -815,6 +815,7 @@ def generate_answers(
     return answers
 
 
+# %% ../../nbs/models/24_generate.ipynb #d459afd7
 def generate(
     model,
     tokenizer,
