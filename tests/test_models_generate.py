@@ -246,6 +246,24 @@ def test_sampling_repeats_by_seed_and_greedy_ignores_it():
     assert draw(seed=1) == draw(seed=2)
 
 
+def test_the_engine_is_chosen_and_a_wish_is_kept(capsys):
+    assert writes_itself(MODEL, GREEDY) and writes_itself(MODEL, Generation(engine="own"))
+    assert not writes_itself(MODEL, Generation(engine="reference"))
+    assert not writes_itself(MODEL, Generation(beams=2))
+    assert_refused(lambda: load_recipe(Generation, dict(engine="own", beams=2)), "beams")
+    assert capsys.readouterr().err == ""
+
+
+def test_noise_depends_on_seed_age_and_token_alone():
+    seeds, ages = torch.tensor([3, 3, 4]), torch.tensor([0, 1, 0])
+    noise = exponential_noise(seeds, ages, 500)
+    assert torch.equal(exponential_noise(seeds[2:], ages[2:], 300), noise[2:, :300])
+    assert not (noise[0] == noise[1]).any() and not (noise[0] == noise[2]).any()
+    many = exponential_noise(torch.arange(300), torch.full((300,), 7), 2000)
+    assert abs(many.mean() - 1) < 0.01 and abs(many.var() - 1) < 0.02
+    assert torch.corrcoef(many[:50]).fill_diagonal_(0).abs().max() < 0.12
+
+
 def greedy_by_hand(ids, steps, stops):
     out = []
     while len(out) < steps and not (out and out[-1] in stops):

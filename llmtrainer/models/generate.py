@@ -7,6 +7,7 @@ __all__ = [
     "PRESETS",
     "GREEDY",
     "LENGTHS",
+    "NOTED",
     "with_preset",
     "check_settings",
     "Generation",
@@ -31,20 +32,32 @@ __all__ = [
     "fit_length",
     "check_room",
     "encode_prompts",
+    "exponential_noise",
+    "mix_bits",
     "GumbelNoise",
+    "score_filters",
+    "answer_seed",
     "sampling_processor",
     "Answer",
     "greedy_config",
-    "read_answers",
+    "read_answer",
+    "without_padding",
+    "writer_choice",
+    "write_rows",
+    "writes_itself",
     "generate_batch",
     "batches_by_room",
     "check_model",
     "check_conversations",
+    "answers_by_writer",
     "generate_answers",
     "generate",
     "stream_until_stop",
     "StopOnEvent",
     "start_generation",
+    "TextPieces",
+    "pieces_by_writer",
+    "pieces_by_thread",
     "finish_reason",
     "stream_answer",
     "cut_note",
@@ -61,6 +74,7 @@ import itertools
 import json
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -78,6 +92,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
+    TextStreamer,
 )
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -89,6 +104,8 @@ from transformers.generation.logits_process import (
 # %% ../../nbs/models/24_generate.ipynb #bb1d91ae
 from llmtrainer.data.encoding import get_encoder, stop_id
 from llmtrainer.data.templates import render
+from llmtrainer.models.decode import Choice, Row, Writer, obstacle
+from llmtrainer.models.engines import unwrap_model
 from llmtrainer.models.load import drop_generation_defaults, positions
 from llmtrainer.recipe import Section, UserError, load_recipe
 from llmtrainer.run import Record
@@ -134,6 +151,8 @@ def check_settings(generation) -> None:
         )
     if g.min_new_tokens > g.max_new_tokens:
         raise ValueError("min_new_tokens is above max_new_tokens")
+    if g.engine == "own" and g.beams > 1:
+        raise ValueError("engine: own does not follow beams; leave engine at auto")
     if not all(g.stop):
         raise ValueError("an empty stop text would end every answer before it begins")
 
@@ -177,6 +196,11 @@ class Generation(Section):
     )
     n: int = Field(1, gt=0, description="answers to each question")
     seed: int = Field(0, description="of the draws")
+    engine: Literal["auto", "own", "reference"] = Field(
+        "auto",
+        description="what writes: own is this package's writer, which is faster; reference is"
+        " transformers' generate; auto is own wherever it can",
+    )
     special_in_content: Literal["auto", "literal", "refuse", "allow"] = Field(
         "auto",
         description="special tokens that a message holds as text: auto is the rule of the training"
@@ -361,16 +385,21 @@ class StopText(StoppingCriteria):
         self,
         tokenizer,
         stop: Sequence[str],
-        start: int,  # tokens of the prompt
+        start: int = 0,  # tokens of the prompt
     ):
-        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+        self.stop, self.start = stop, start
         # a token holds at least a byte, so this many tokens hold every stop text
         self.window = max(len(text.encode()) for text in stop) + 8
 
+        self.decoder = AnswerDecoder(tokenizer)
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        "Do the newest of an answer's tokens hold a stop text?"
+        tail = self.decoder.decode(ids[-self.window :])
+        return any(text in tail for text in self.stop)
+
     def __call__(self, input_ids, scores, **_):
-        first = max(self.start, input_ids.shape[1] - self.window)
-        tails = AnswerDecoder(self.tokenizer).batch_decode(input_ids[:, first:])
-        stopped = [any(text in tail for text in self.stop) for tail in tails]
+        stopped = [self.ends(row) for row in input_ids[:, self.start :].tolist()]
         return torch.tensor(stopped, device=input_ids.device)
 
 
@@ -473,20 +502,59 @@ def encode_prompts(model, tokenizer, texts: Sequence[str]) -> dict[str, torch.Te
 
 
 # %% ../../nbs/models/24_generate.ipynb #668a4a6a
+def exponential_noise(
+    seeds: torch.Tensor,  # int64 (rows,)
+    ages: torch.Tensor,  # int64 (rows,): which token of its answer each row draws
+    width: int,  # tokens of the vocabulary
+) -> torch.Tensor:
+    "(rows, width) exponentially distributed numbers that depend on seed, age and token alone."
+    key = seeds * 0x2545F4914F6CDD1D + ages * 0x5851F42D4C957F2D
+    columns = torch.arange(width, device=seeds.device) * -0x61C8864680B583EB
+    bits = (mix_bits(key)[:, None] + columns).contiguous()
+    uniform = (mix_bits(bits) >> 33).bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2**-31)
+    return -torch.log1p(-uniform.clamp_max_(1 - 2**-24))
+
+
+def mix_bits(bits: torch.Tensor) -> torch.Tensor:
+    "Numbers of 64 bits mixed in place, so that each bit depends on all (splitmix64)."
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        # PyTorch's shift repeats the sign, so the bits above are cleared
+        bits.bitwise_xor_((bits >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor)
+    return bits
+
+
 class GumbelNoise(LogitsProcessor):
     "Noise for each row from a stream of its own, so that the likeliest token is a draw."
 
     def __init__(self, seeds: Sequence[int], device):
-        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.seeds = torch.tensor(seeds, device=device)
+        self.ages = torch.zeros_like(self.seeds)
 
     def __call__(self, input_ids, scores):
         if scores.isnan().any():
             raise ValueError("the model's scores contain NaN")
-        width, device = scores.shape[1], scores.device
-        noise = torch.stack(
-            [torch.empty(width, device=device).exponential_(generator=g) for g in self.streams]
-        )
-        return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
+        noise = exponential_noise(self.seeds, self.ages, scores.shape[1])
+        self.ages += 1
+        return scores.float() - noise.log()
+
+
+def score_filters(section: Generation) -> LogitsProcessorList:
+    "transformers' own filters for a section's temperature, top_k, top_p and min_p."
+    filters = []
+    if section.temperature != 1:
+        filters.append(TemperatureLogitsWarper(section.temperature))
+    if section.top_k:
+        filters.append(TopKLogitsWarper(section.top_k))
+    if section.top_p < 1:
+        filters.append(TopPLogitsWarper(section.top_p))
+    if section.min_p:
+        filters.append(MinPLogitsWarper(section.min_p))
+    return LogitsProcessorList(filters)
+
+
+def answer_seed(section: Generation, text: str, number: int) -> int:
+    "The seed of an answer's draws: from the section's, the prompt, and the answer's number."
+    return zlib.crc32(f"{section.seed} {number} {text}".encode())
 
 
 def sampling_processor(
@@ -498,20 +566,8 @@ def sampling_processor(
     "What turns the model's scores into a draw; empty at temperature 0."
     if not section.temperature:
         return LogitsProcessorList()
-    filters = []
-    if section.temperature != 1:
-        filters.append(TemperatureLogitsWarper(section.temperature))
-    if section.top_k:
-        filters.append(TopKLogitsWarper(section.top_k))
-    if section.top_p < 1:
-        filters.append(TopPLogitsWarper(section.top_p))
-    if section.min_p:
-        filters.append(MinPLogitsWarper(section.min_p))
-    seeds = [
-        zlib.crc32(f"{section.seed} {number} {text}".encode())
-        for text, number in zip(texts, numbers)
-    ]
-    return LogitsProcessorList([*filters, GumbelNoise(seeds, device)])
+    seeds = [answer_seed(section, text, number) for text, number in zip(texts, numbers)]
+    return LogitsProcessorList([*score_filters(section), GumbelNoise(seeds, device)])
 
 
 # %% ../../nbs/models/24_generate.ipynb #2d454984
@@ -529,28 +585,97 @@ def greedy_config(model, tokenizer, section: Generation) -> GenerationConfig:
     return generation_config(model, tokenizer, section.model_copy(update=dict(temperature=0.0)))
 
 
-def read_answers(
-    rows: torch.Tensor,  # (answers, new tokens), padded on the right
-    tokenizer,
+def read_answer(
+    ids: Sequence[int],  # what was written, without padding
+    decoder: AnswerDecoder,
     section: Generation,
-    ends: list[int],  # ids that end an answer
+    ends: Sequence[int],  # ids that end an answer
     cut: str = "length",  # the reason for an answer that did not end by itself
-) -> list[Answer]:
-    "The answers that generated ids stand for."
-    is_end = torch.isin(rows, torch.tensor(ends, device=rows.device))
-    texts = AnswerDecoder(tokenizer).batch_decode(rows)
-    answers = []
-    for row, row_ends, text in zip(rows, is_end, texts):
-        shown, ended = truncate_at_stop(text, section.stop), bool(row_ends.any())
-        tokens = int((row != tokenizer.pad_token_id).sum())
-        if ended:
-            tokens = int(row_ends.int().argmax()) + 1
-        reason = "stop" if ended or shown != text else cut
-        answers.append(Answer(shown.strip(), tokens, reason))
-    return answers
+) -> Answer:
+    "The answer that generated ids stand for."
+    text = decoder.decode(ids)
+    shown = truncate_at_stop(text, section.stop)
+    ended = next((place for place, i in enumerate(ids) if i in ends), None)
+    tokens = len(ids) if ended is None else ended + 1
+    reason = cut if ended is None and shown == text else "stop"
+    return Answer(shown.strip(), tokens, reason)
+
+
+def without_padding(ids: Sequence[int], pad_id: int) -> list[int]:
+    "Ids without what pads them on the right."
+    length = len(ids)
+    while length and ids[length - 1] == pad_id:
+        length -= 1
+    return list(ids[:length])
 
 
 # %% ../../nbs/models/24_generate.ipynb #af8b6a4d
+def writer_choice(model, tokenizer, section: Generation) -> Choice:
+    "How the writer chooses tokens: the section's end tokens, least length, penalty and draws."
+    drop_generation_defaults(model)
+    filters = score_filters(section) if section.temperature else None
+
+    def draw(scores, seeds, ages):
+        noise = exponential_noise(seeds, ages, scores.shape[1])
+        return filters(None, scores) - noise.log()
+
+    return Choice(
+        ends=stop_ids(model, tokenizer, section),
+        least=section.min_new_tokens,
+        penalty=section.repetition_penalty,
+        draw=draw if section.temperature else None,
+    )
+
+
+def write_rows(
+    model,
+    tokenizer,
+    texts: Sequence[str],  # rendered prompts
+    jobs: Sequence[tuple[int, int]],  # (prompt, number of its answer)
+    section: Generation,
+    slots: int = 1,  # answers that are written at a time
+) -> Iterator[Row]:
+    "The writer's rows, one for each job, each after each of its tokens."
+    prompts = prompt_ids(tokenizer, texts)
+    check_room(model, texts, list(map(len, prompts)))
+    rooms = [fit_length(model, section, len(ids)).max_new_tokens for ids in prompts]
+    stop = StopText(tokenizer, section.stop) if section.stop else None
+    writer = Writer(
+        model,
+        slots=slots,
+        choice=writer_choice(model, tokenizer, section),
+        context=context_length(model),
+        stopped=lambda row: stop is not None and stop.ends(row.ids),
+    )
+    requests = [(prompts[i], rooms[i], answer_seed(section, texts[i], n)) for i, n in jobs]
+    return writer.write(requests)
+
+
+# %% ../../nbs/models/24_generate.ipynb #3885432e
+NOTED: set[str] = set()  # fallbacks that were told
+
+
+def writes_itself(model, section: Generation) -> bool:
+    "Does this package's writer write? A fallback is told once; `UserError` where it was set."
+    if section.engine == "reference" or section.beams > 1:
+        return False
+    why = obstacle(model)
+    if why and section.engine == "own":
+        raise UserError(
+            f"this model cannot be written with: {why}",
+            where="generate.engine",
+            fix="leave engine at auto, or set reference",
+        )
+    note = (
+        why and f"{unwrap_model(model).config.model_type} writes with transformers' generate: {why}"
+    )
+    if note and note not in NOTED:
+        NOTED.add(note)
+        show_note(note)
+    return not why
+
+
+# %% ../../nbs/models/24_generate.ipynb #97510beb
 @torch.no_grad()
 def generate_batch(
     model,
@@ -575,7 +700,9 @@ def generate_batch(
         stopping_criteria=StoppingCriteriaList(criteria),
     )
     cut = "length" if fitted is section else "context"
-    return read_answers(out[:, start:], tokenizer, section, config.eos_token_id, cut=cut)
+    ends, decoder = set(config.eos_token_id), AnswerDecoder(tokenizer)
+    rows = [without_padding(row, tokenizer.pad_token_id) for row in out[:, start:].tolist()]
+    return [read_answer(row, decoder, section=section, ends=ends, cut=cut) for row in rows]
 
 
 # %% ../../nbs/models/24_generate.ipynb #3a1b7489
@@ -620,6 +747,28 @@ def check_conversations(conversations: Sequence) -> None:
 
 
 # %% ../../nbs/models/24_generate.ipynb #c0c98a03
+def answers_by_writer(
+    model,
+    tokenizer,
+    texts: Sequence[str],  # rendered prompts
+    section: Generation,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> list[list[Answer]]:
+    "`section.n` answers to each prompt by the writer, in the order asked."
+    jobs = [(i, number) for i in range(len(texts)) for number in range(section.n)]
+    answers = [[None] * section.n for _ in texts]
+    ends, decoder = set(stop_ids(model, tokenizer, section)), AnswerDecoder(tokenizer)
+    for row in write_rows(model, tokenizer, texts, jobs=jobs, section=section, slots=batch_size):
+        if row.done:
+            cut = "length" if row.room == section.max_new_tokens else "context"
+            i, number = jobs[row.number]
+            answers[i][number] = read_answer(row.ids, decoder, section=section, ends=ends, cut=cut)
+            progress(int(None not in answers[i]))
+    return answers
+
+
+# %% ../../nbs/models/24_generate.ipynb #d68255d3
 def generate_answers(
     model,
     tokenizer,
@@ -640,6 +789,15 @@ def generate_answers(
     jobs.sort(key=lambda job: -len(texts[job[0]]))
     lengths = prompt_lengths(tokenizer, texts) if texts else []
     check_room(model, texts, lengths)  # before anything is written
+    if texts and writes_itself(model, section):
+        return answers_by_writer(
+            model,
+            tokenizer,
+            texts=texts,
+            section=section,
+            batch_size=batch_size,
+            progress=progress,
+        )
     rooms = [fit_length(model, section, length).max_new_tokens for length in lengths]
     answers = [[] for _ in texts]
     for batch in batches_by_room(jobs, rooms, batch_size):
@@ -657,6 +815,7 @@ def generate_answers(
     return answers
 
 
+# %% ../../nbs/models/24_generate.ipynb #d459afd7
 def generate(
     model,
     tokenizer,
@@ -744,6 +903,61 @@ def start_generation(
 
 
 # %% ../../nbs/models/24_generate.ipynb #4b09b2fc
+class TextPieces(TextStreamer):
+    "Collects pieces of text, each as soon as it is whole letters."
+
+    def __init__(self, tokenizer):
+        super().__init__(AnswerDecoder(tokenizer))
+        self.pieces: list[str] = []
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        "Keep a piece."
+        self.pieces.append(text)
+
+    def take(self) -> str:
+        "What has come since the last time."
+        text, self.pieces = "".join(self.pieces), []
+        return text
+
+
+def pieces_by_writer(
+    model,
+    tokenizer,
+    text: str,  # a rendered prompt
+    section: Generation,
+    result: list,  # gets the ids
+) -> Iterator[str]:
+    "The pieces of an answer by the writer, as they are written."
+    letters = TextPieces(tokenizer)
+    for row in write_rows(model, tokenizer, [text], jobs=[(0, 0)], section=section):
+        letters.put(torch.tensor(row.ids[-1:]))
+        yield letters.take()
+        if row.done:
+            result.append(row.ids)
+    letters.end()
+    yield letters.take()
+
+
+def pieces_by_thread(
+    model, tokenizer, text: str, section: Generation, result: list
+) -> Iterator[str]:
+    "The pieces of an answer by transformers' generate, which runs in a thread."
+    stop = Event()
+    streamer, thread, written = start_generation(
+        model, tokenizer, text=text, section=section, stop=stop
+    )
+    thread.start()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        thread.join()
+    if isinstance(written[0], Exception):
+        raise written[0]
+    result += written
+
+
+# %% ../../nbs/models/24_generate.ipynb #028c624e
 def finish_reason(model, tokenizer, ids: list[int], section: Generation) -> str:
     "Why a streamed answer ended: stop, or length where it was cut off at `max_new_tokens`."
     if len(ids) < section.max_new_tokens or ids[-1] in stop_ids(model, tokenizer, section):
@@ -764,18 +978,12 @@ def stream_answer(
         return answer.finish_reason
     text = render_prompt(with_system(messages, section), tokenizer, section)
     fitted = fit_length(model, section, prompt_lengths(tokenizer, [text])[0])
-    stop = Event()
-    streamer, thread, result = start_generation(
-        model, tokenizer, text=text, section=fitted, stop=stop
-    )
-    thread.start()
-    try:
-        yield from (piece for piece in stream_until_stop(streamer, section.stop) if piece)
-    finally:
-        stop.set()
-        thread.join()
-    if isinstance(result[0], Exception):
-        raise result[0]
+    written, result = pieces_by_thread, []
+    if writes_itself(model, section):
+        written = pieces_by_writer
+    with closing(written(model, tokenizer, text, fitted, result)) as pieces:
+        yield from (piece for piece in stream_until_stop(pieces, section.stop) if piece)
+        deque(pieces, maxlen=0)  # to its end, where the ids and an error come
     reason = finish_reason(model, tokenizer, result[0], fitted)
     return "context" if reason == "length" and fitted is not section else reason
 
