@@ -746,10 +746,7 @@ class Writer:
 
     def write(self, requests: Sequence[tuple[Sequence[int], int, int]]) -> Iterator[Row]:
         "Yield a row after each of its tokens; requests are (prompt, new tokens at most, seed)."
-        rows = [
-            Row(number, tuple(prompt), room, seed)
-            for number, (prompt, room, seed) in enumerate(requests)
-        ]
+        rows = [Row(n, tuple(ids), room, seed) for n, (ids, room, seed) in enumerate(requests)]
         self.plan = Schedule(rows, self.count, self.on_gpu)
         self.slots = Slots(self.decoder, self.plan.count, self.choice, self.context)
         self.run, waiting = Recorder(self.slots), deque()
