@@ -596,7 +596,7 @@ def train(
     print_done(folder, before)
     finished = Run.load(folder)
     results = [stored_result(finished, task) for task in job.eval.tasks]
-    bases = base_results(finished, results) if job.eval.measures_base else []
+    bases = base_results(finished, results) if job.eval.base else []
     if bases:
         print_results(results, compare_with_base(results, bases))
     fail_if_unmet(unmet_requirements(results, job.eval.require, bases))
@@ -827,7 +827,7 @@ def evaluate(
         store, model, tokenizer, section=section, quiet=as_json, generation=generation
     )
     bases, several = [], None
-    if store and section.measures_base and base:
+    if store and section.base and base:
         model = None
         free_memory()  # the base does not lie beside the trained model
         bases = base_results(store, results, section.data_dir, quiet=as_json)

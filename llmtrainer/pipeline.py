@@ -1290,7 +1290,7 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
 
 def compare_missing(recipe: Recipe, run: Run, quiet: bool) -> None:
     "Measure the base on the recipe's tasks, and compare, where that is not done yet."
-    if not recipe.eval.measures_base:
+    if not (recipe.eval.base and recipe.eval.tasks):
         return
     base_results(run, [stored_result(run, task) for task in recipe.eval.tasks], quiet=quiet)
 

@@ -58,6 +58,7 @@ class Requirement:
         return self.kind in ("no worse", "better")
 
 
+# %% ../../nbs/evaluation/49_gates.ipynb #7c626991
 def parse_requirement(words: str | float) -> Requirement:
     "A requirement from the recipe; `ValueError` for words that are none."
     text = str(words).strip()
@@ -87,6 +88,7 @@ def unmet_bound(requirement: Requirement, result: TaskResult) -> str:
     return f"{result.primary} {value:.3f} does not reach the required {words}"
 
 
+# %% ../../nbs/evaluation/49_gates.ipynb #f603f5e3
 def unmet_against_base(requirement: Requirement, result: TaskResult, base: TaskResult) -> str:
     "Why a score does not hold against the base's; empty where it does."
     c = compare(base, result, names=("base", "the model"))
@@ -107,6 +109,7 @@ def unmet_against_base(requirement: Requirement, result: TaskResult, base: TaskR
     )
 
 
+# %% ../../nbs/evaluation/49_gates.ipynb #24b70f6f
 def unmet(
     words: str | float,  # a requirement
     result: TaskResult,
@@ -211,11 +214,6 @@ class Eval(Section):
             error.allowed = ", ".join([*self.own, error.allowed])
             raise
 
-    @property
-    def measures_base(self) -> bool:
-        "Is the base measured too?"
-        return self.base and bool(self.tasks)
-
 
 # %% ../../nbs/evaluation/49_gates.ipynb #1fe976ec
 def leaked_ids(items: Sequence[Item], rows: Iterable[dict]) -> list[str]:
@@ -225,6 +223,7 @@ def leaked_ids(items: Sequence[Item], rows: Iterable[dict]) -> list[str]:
     return [items[place].id for place in sorted(leaks) if leaks[place].is_whole]
 
 
+# %% ../../nbs/evaluation/49_gates.ipynb #6c649fb4
 def leak_note(result: TaskResult) -> str:
     "How many items were trained on, and the score of the others; empty where there are none."
     if not result.leaked:

@@ -52,6 +52,7 @@ def built_in_tasks() -> TaskManager:
     return TaskManager()
 
 
+# %% ../../nbs/internals/86_harness.ipynb #7f8f670b
 def check_yaml(folder: str) -> None:
     "`UserError` where a task's description in a folder would run Python."
     for file in sorted([*Path(folder).rglob("*.yaml"), *Path(folder).rglob("*.yml")]):
@@ -65,6 +66,7 @@ def check_yaml(folder: str) -> None:
             )
 
 
+# %% ../../nbs/internals/86_harness.ipynb #6c074e5b
 def load_harness_task(name: str, data_dir: str | None) -> Any:
     "The harness's own object for a task; `UserError` for a name that it does not know."
     if data_dir:
@@ -94,6 +96,7 @@ def load_harness_task(name: str, data_dir: str | None) -> Any:
         ) from None
 
 
+# %% ../../nbs/internals/86_harness.ipynb #1113e685
 @contextmanager
 def quiet():
     "Keep the harness's remarks on defaults and on models in memory from the user's terminal."
@@ -114,12 +117,12 @@ def harness_items(task: Any) -> list[Item]:
         text = repr(sorted(document.items(), key=lambda pair: str(pair[0])))
         id = hashlib.sha256(text.encode()).hexdigest()[:12]
         question = task.doc_to_text(document)
-        items.append(
-            Item(id, str(question), str(task.doc_to_target(document)), (), dict(doc=place))
-        )
+        target = str(task.doc_to_target(document))
+        items.append(Item(id, str(question), target, facts=dict(doc=place)))
     return list(number_copies(items))
 
 
+# %% ../../nbs/internals/86_harness.ipynb #331482c7
 def score_names(task: Any) -> list[str]:
     "The names of a task's scores, the primary one first."
     filters = [entry.name for entry in task._filters] or ["none"]
@@ -174,6 +177,7 @@ def sample_scores(samples: Sequence[dict]) -> dict[str, float]:
     return scores
 
 
+# %% ../../nbs/internals/86_harness.ipynb #26ecc0ac
 def sample_output(
     samples: Sequence[dict],  # of one document
     lm: HFLM,
@@ -188,6 +192,7 @@ def sample_output(
     return Output(logprobs=tuple(float(answer[0]) for answer in answers), **fields)
 
 
+# %% ../../nbs/internals/86_harness.ipynb #40cdacf0
 def needed_tokens(task: Any, prompt: str, lm: HFLM) -> int:
     "How many tokens a document needs: its prompt, and the answer that the task allows."
     room = (task.config.generation_kwargs or {}).get("max_gen_toks", 256)
@@ -195,6 +200,7 @@ def needed_tokens(task: Any, prompt: str, lm: HFLM) -> int:
     return len(lm.tok_encode(prompt)) + (room if written else 0)
 
 
+# %% ../../nbs/internals/86_harness.ipynb #12d85e31
 def harness_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The output of each item, by lm-evaluation-harness."
     task, tokenizer = asking.task.engine, asking.tokenizer
@@ -214,6 +220,7 @@ def harness_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     return [outputs[item.id] for item in items]
 
 
+# %% ../../nbs/internals/86_harness.ipynb #9d131305
 def ask_harness(
     lm: HFLM,
     task: Any,

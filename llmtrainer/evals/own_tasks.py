@@ -75,6 +75,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 LIKELIHOODS = ("choice", "letters", "perplexity")
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #27307c25
 def text_score(name: str) -> Callable[[str, str], float]:
     "A score by its name; `UserError` where the package that it needs is not installed."
     if name in TEXT_SCORES:
@@ -153,6 +154,7 @@ def fill(prompt: str, record: dict) -> str:
     return COLUMN.sub(value, prompt)
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #45efe56a
 def plain_text(value: Any, column: str) -> str:
     "A text or a number as text; `BadRecord` for anything else, and for an empty text."
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -162,6 +164,7 @@ def plain_text(value: Any, column: str) -> str:
     return str(value)
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #039f5c48
 def gold_answers(record: dict, column: str) -> list[str]:
     "The right answers of a record, of which there may be several."
     if column not in record:
@@ -192,6 +195,7 @@ def own_reader(spec: OwnTask) -> Callable[[dict], Item]:
     return read
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #124db9de
 def grade_texts(scores: dict[str, Callable[[str, str], float]]) -> Callable[[Item, Output], Scores]:
     "A grader: each score is that of the right answer that fits best."
 
@@ -204,13 +208,14 @@ def grade_texts(scores: dict[str, Callable[[str, str], float]]) -> Callable[[Ite
     return grade
 
 
-# %% ../../nbs/evaluation/48_own_tasks.ipynb #124db9de
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #a39b93eb
 def own_records(source: str) -> Iterator[tuple[str, Any]]:
     "(place, record) of every record of a source."
     for label, read in source_files(parse_source(source)):
         yield from ((f"{label}:{line}", record) for line, record in read())
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #ce17923b
 def own_task(name: str, spec: OwnTask) -> Task:
     "The task of a section; `UserError` for a name that is taken."
     if name in TASKS or name in SUITES:
