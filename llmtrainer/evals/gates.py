@@ -36,6 +36,7 @@ from pydantic import Field, field_validator, model_validator
 from llmtrainer.data.statistics import find_leaks
 from llmtrainer.evals.compare import compare
 from llmtrainer.evals.own_tasks import OwnTask
+from llmtrainer.evals.prompts import FewShot
 from llmtrainer.evals.tasks import SUITES, TASKS, Item, Task, TaskResult, find_task
 from llmtrainer.recipe import Section, UserError
 
@@ -159,6 +160,9 @@ class Eval(Section):
         None, description="a folder with the tasks' files; without one they come from the hub"
     )
     limit: int | None = Field(None, gt=0, description="only a sample of so many items of a task")
+    few_shot: FewShot | None = Field(
+        None, description="examples from the training rows before every question"
+    )
     base: bool = Field(True, description="measure the base on the same items, and compare")
     require: dict[str, float | str] = Field(
         {},
