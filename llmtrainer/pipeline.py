@@ -429,7 +429,7 @@ def evaluate_tasks(
         task = section.find(name)
         items = task.items(section.data_dir, section.limit)
         if section.few_shot:
-            task = with_few_shot(task, section, rows, model, tokenizer, generation)
+            task = with_few_shot(task, section, rows, model, tokenizer=tokenizer, under=generation)
         with progress_bar(name, len(items), quiet) as advance:
             asking = Asking(
                 model, tokenizer, task, generation, batch_size=BATCH_SIZE, progress=advance
@@ -454,8 +454,14 @@ def evaluate_tasks(
 BATCH_SIZE = 64  # items that are written, or rows that are judged, at a time
 
 
+# %% ../nbs/system/80_pipeline.ipynb #4cfc1b31
 def with_few_shot(
-    task: Task, section: Eval, rows: list[dict] | None, model, tokenizer, generation: Generation
+    task: Task,
+    section: Eval,
+    rows: list[dict] | None,  # the run's training rows
+    model,
+    tokenizer,
+    under: Generation,  # whose system prompt goes before the examples
 ) -> Task:
     "The task with the section's examples; `UserError` where there are no training rows."
     if rows is None:
@@ -472,7 +478,7 @@ def with_few_shot(
         few_shot=section.few_shot,
         model=model,
         tokenizer=tokenizer,
-        section=generation,
+        section=under,
     )
 
 
@@ -818,12 +824,12 @@ def resolve_generation(
 def search_run_prompt(
     run: Run,
     section: Eval,  # with one task
-    space: PromptSpace = PromptSpace(),
+    space: PromptSpace | None = None,  # None: what is tried where nothing else is said
     keep: bool = False,  # store the best prompt in the run, if it is a gain
     quiet: bool = False,
 ) -> PromptSearch:
     "Search a prompt for a run on a task; the trials and the comparison are stored in the run."
-    (name,) = section.tasks
+    (name,), space = section.tasks, space or PromptSpace()
     task, digest = section.find(name), weights_digest(run)
     every = task.items(section.data_dir)
     items = task.items(section.data_dir, space.limit)

@@ -44,6 +44,7 @@ from llmtrainer.evals.tasks import (
     grade_items,
     make_item,
 )
+from llmtrainer.models.generate import generate
 from llmtrainer.recipe import RecipeError, load_recipe
 from llmtrainer.run import read_lines
 
@@ -58,7 +59,7 @@ def _model():
     ).eval(), AutoTokenizer.from_pretrained(_BASE)
 
 
-def _rows(count=400):
+def _rows(count=240):
     "Training rows as `load_rows` gives them."
     return [
         {
@@ -178,8 +179,8 @@ def test_examples_are_the_same_for_an_item_whatever_else_is_asked(by):
     task = find_task("word_problems")
     items = task.items()
     shots = FewShot(count=3, by=by)
-    few = few_shot_task(task, items, rows, shots, model, tokenizer)
-    again = few_shot_task(task, items, rows[::-1], shots, model, tokenizer)
+    few = few_shot_task(task, items, rows, shots, model=model, tokenizer=tokenizer)
+    again = few_shot_task(task, items, rows[::-1], shots, model=model, tokenizer=tokenizer)
     questions = {row["messages"][0]["content"] for row in rows}
     for item in items[:5]:
         prompt = few.prompt(item)
@@ -193,7 +194,9 @@ def test_examples_are_the_same_for_an_item_whatever_else_is_asked(by):
 def test_examples_render_as_earlier_turns_of_a_training_row():
     model, tokenizer = _model()
     task = find_task("word_problems")
-    few = few_shot_task(task, task.items(), _rows(), FewShot(count=2), model, tokenizer)
+    few = few_shot_task(
+        task, task.items(), _rows(), FewShot(count=2), model=model, tokenizer=tokenizer
+    )
     item = task.items()[3]
     row = encode(continuation_row(few.prompt(item), item.answer), tokenizer)
     result = evaluate(model, tokenizer, replace(few, max_new_tokens=2), limit=6)
@@ -213,16 +216,16 @@ def test_what_does_not_fit_is_left_out_from_the_far_end_and_counted():
     items = task.items()[:4]
     pool = example_pool(_rows(), items)
     chosen = choose_examples(pool, FewShot(count=30), items)
-    few = few_shot_task(task, items, _rows(), FewShot(count=30), model, tokenizer)
+    few = few_shot_task(task, items, _rows(), FewShot(count=30), model=model, tokenizer=tokenizer)
     left_out = 0
     for item in items:
         prompt = few.prompt(item)
         kept = len(prompt) // 2
         left_out += 30 - kept
         assert prompt == add_turns(ask_question(item), chosen[item.id][30 - kept :])
-        needed = needed_tokens(task, item, prompt, tokenizer, Generation())
+        needed = needed_tokens(task, item, prompt, tokenizer, section=Generation())
         longer = add_turns(ask_question(item), chosen[item.id][29 - kept :])
-        assert needed <= 512 < needed_tokens(task, item, longer, tokenizer, Generation())
+        assert needed <= 512 < needed_tokens(task, item, longer, tokenizer, section=Generation())
     assert few.few_shot["left_out"] == left_out > 0
     assert not evaluate(model, tokenizer, replace(few, load=lambda _: items)).too_long
 
@@ -329,7 +332,9 @@ def test_a_killed_search_finds_what_an_uninterrupted_one_finds(tmp_path):
     right = lambda section, item: _luck(item, section.system) < 0.5
     whole, _ = _search(right, journal=tmp_path / "a.jsonl", space=dict(trials=12))
 
-    def dies(section, item, calls=[]):
+    calls = []
+
+    def dies(section, item):
         calls.append(section)
         if len(calls) > 4 * 105:
             raise Killed
@@ -350,7 +355,8 @@ def test_a_killed_search_finds_what_an_uninterrupted_one_finds(tmp_path):
 def test_examples_of_a_candidate_fit_beside_the_longest_item():
     model, tokenizer = _model()
     task = find_task("word_problems")
-    asking = Asking(model, tokenizer, task, Generation(system=None), 8, progress=print)
+    section = Generation(system=None)
+    asking = Asking(model, tokenizer, task, section, batch_size=8, progress=print)
     pool = example_pool(_rows(60), task.items())
     candidate = Candidate(None, tuple(pool[:20]), "20 examples")
     kept = shorten_examples(candidate, asking, task.items())
@@ -358,7 +364,8 @@ def test_examples_of_a_candidate_fit_beside_the_longest_item():
     assert kept.examples == candidate.examples[kept.left_out :]
     section = kept.section(asking.section)
     for item in task.items():
-        assert needed_tokens(task, item, task.prompt(item), tokenizer, section) <= 512
+        prompt = task.prompt(item)
+        assert needed_tokens(task, item, prompt, tokenizer, section=section) <= 512
 
 
 def test_instructions_come_from_a_file(tmp_path):
@@ -387,6 +394,42 @@ def test_without_optuna_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match="needs optuna") as caught:
         _search(lambda section, item: True)
     assert "llmtrainer[prompts]" in str(caught.value)
+
+
+def test_without_dspy_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dspy", None)
+    with pytest.raises(UserError, match="needs dspy"):
+        dspy_lm(None, None)
+
+
+@pytest.mark.optional
+def test_a_dspy_program_gets_the_answers_of_the_model():
+    dspy = pytest.importorskip("dspy")
+    model, tokenizer = _model()
+    section = Generation(max_new_tokens=12)
+    lm = dspy_lm(model, tokenizer, section)
+    question = find_task("word_problems").items()[0].question
+    turns = [{"role": "user", "content": question}]
+    expected = generate(model, tokenizer, [turns], section)
+    assert lm(question) == expected
+    system = [{"role": "system", "content": "Solve it."}, *turns]
+    shorter = Generation(max_new_tokens=5)
+    expected = generate(model, tokenizer, [system], shorter)
+    assert lm(messages=system, max_tokens=5) == expected
+    # a program: what DSPy renders reaches the model, and the model's text comes back
+    told = []
+
+    class Spy(DspyEngine):
+        def complete(self, request):
+            told.append(request)
+            answer = super().complete(request)
+            text = "[[ ## answer ## ]]\n39\n\n[[ ## completed ## ]]"
+            return replace(answer, message=dspy.lm15.Message.assistant(text))
+
+    engine = Spy(model, tokenizer, section)
+    with dspy.context(lm=dspy.LM("llmtrainer/model", engine=engine, cache=False)):
+        answer = dspy.Predict("question -> answer")(question=question).answer
+    assert answer == "39" and question in told[0].messages[-1].text
 
 
 def test_recipe_so_far():

@@ -893,7 +893,8 @@ def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):
     section = load_recipe(Eval, {"tasks": ["word_problems"], "limit": 3, "few_shot": shots})
     model, tokenizer = open_model(str(run.path))
     generation = resolve_generation(run, Generation(), quiet=True)
-    (result,) = evaluate_tasks(run, model, tokenizer, section, True, generation=generation)
+    options = dict(quiet=True, generation=generation)
+    (result,) = evaluate_tasks(run, model, tokenizer, section, **options)
     assert result.few_shot == dict(count=2, by="bm25", seed=0, left_out=0)
     lengths = [len(item.output.prompt_ids) for item in result.items]
     assert min(lengths) > 2 * max(len(item.output.prompt_ids) for item in plain.items)
@@ -906,7 +907,7 @@ def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):
     assert any(held.few_shot for held in stored_results(run, "word_problems"))
     assert any(not held.few_shot for held in stored_results(run, "word_problems"))
     with pytest.raises(UserError, match="training rows of a run"):
-        evaluate_tasks(None, model, tokenizer, section, True)
+        evaluate_tasks(None, model, tokenizer, section, quiet=True)
 
 
 def test_a_prompt_is_searched_kept_and_found_again(tmp_path, monkeypatch):

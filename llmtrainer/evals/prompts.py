@@ -40,6 +40,9 @@ __all__ = [
     "try_candidate",
     "search_prompt",
     "confirm",
+    "dspy_module",
+    "DspyEngine",
+    "dspy_lm",
 ]
 
 # %% ../../nbs/evaluation/43_prompts.ipynb #a15070c1
@@ -79,6 +82,7 @@ from llmtrainer.models.generate import (
     Generation,
     context_length,
     example_turns,
+    generate_answers,
     prompt_ids,
     render_prompt,
     with_system,
@@ -96,6 +100,7 @@ class Example:
     answer: str
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #aea966d1
 def as_turns(value: Any, role: str) -> list[dict]:
     "A column of a row as turns: a text is a turn of the role."
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value or [])
@@ -114,6 +119,7 @@ def example_of(row: Mapping) -> Example | None:
     return Example(*contents) if all(isinstance(c, str) and c.strip() for c in contents) else None
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #51427bde
 def example_pool(
     rows: Iterable[Mapping],  # canonical training rows
     items: Sequence[Item],  # all items of the task
@@ -139,6 +145,7 @@ def example_pool(
     return pool
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #de9827d0
 def digest(*facts: Any) -> str:
     "A hash of some values, which orders things as if they were drawn."
     return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
@@ -172,6 +179,7 @@ class Bm25:
         return total
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #b3584185
 def word_list(text: str) -> list[str]:
     "The words of a text in lower case."
     return re.findall(r"\w+", text.casefold())
@@ -199,6 +207,7 @@ def embed(model, tokenizer, texts: Sequence[str], batch_size: int = 16) -> np.nd
     return np.concatenate(rows)[np.argsort(order)]
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #e0d1666a
 def k_center(vectors: np.ndarray, count: int) -> list[int]:
     "The places of vectors that are far from each other: the middle one, then always the farthest."
     chosen = [int((vectors @ vectors.mean(0)).argmax())]
@@ -209,6 +218,7 @@ def k_center(vectors: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #c1ed0c0d
 def balance(answers: Sequence[str], count: int, seed: int) -> list[int]:
     "Places of answers, of each different one as many; `UserError` where they hardly repeat."
     classes = defaultdict(list)
@@ -245,6 +255,7 @@ class FewShot(Section):
     seed: int = Field(0, description="of the draws")
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #f33c6785
 def fixed_examples(
     pool: Sequence[Example], few_shot: FewShot, model=None, tokenizer=None
 ) -> list[Example]:
@@ -260,6 +271,7 @@ def fixed_examples(
     return [pool[place] for place in places]
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #d1c3ad68
 def choose_examples(
     pool: Sequence[Example], few_shot: FewShot, items: Sequence[Item], model=None, tokenizer=None
 ) -> dict[str, list[Example]]:
@@ -293,6 +305,7 @@ def needed_tokens(
     return len(encode(continuation_row(whole, text), tokenizer, "last"))
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #07618a30
 def add_turns(prompt: list[dict], examples: Sequence[Example]) -> list[dict]:
     "A conversation with examples before its question, after its system prompt."
     first = 1 if prompt and prompt[0]["role"] == "system" else 0
@@ -300,7 +313,7 @@ def add_turns(prompt: list[dict], examples: Sequence[Example]) -> list[dict]:
     return [*prompt[:first], *turns, *prompt[first:]]
 
 
-# %% ../../nbs/evaluation/43_prompts.ipynb #07618a30
+# %% ../../nbs/evaluation/43_prompts.ipynb #81551f1f
 def few_shot_task(
     task: Task,
     items: Sequence[Item],  # all of the task, of which no example is one
@@ -319,12 +332,16 @@ def few_shot_task(
         )
     pool, limit = example_pool(rows, items), context_length(model)
     asked = [item for item in items if task.prompt(item)]  # a plain text has no conversation
-    chosen = choose_examples(pool, few_shot, asked, model, tokenizer)
+    chosen = choose_examples(pool, few_shot, asked, model=model, tokenizer=tokenizer)
     prompts, left_out = {}, 0
     for item in asked:
         examples = chosen[item.id]
         prompt = add_turns(task.prompt(item), examples)
-        while limit and examples and needed_tokens(task, item, prompt, tokenizer, section) > limit:
+        while (
+            limit
+            and examples
+            and needed_tokens(task, item, prompt, tokenizer, section=section) > limit
+        ):
             examples, left_out = examples[1:], left_out + 1
             prompt = add_turns(task.prompt(item), examples)
         prompts[item.id] = prompt
@@ -376,6 +393,7 @@ class PromptSpace(Section):
     seed: int = Field(0, description="of the search")
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #03fb1fd2
 def read_instructions(file: str | None) -> list[str]:
     "The system prompts of a file, or the ones that are built in."
     if file is None:
@@ -416,6 +434,7 @@ class Cost(BaseModel):
         )
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #01cbda60
 def cost_of(result: TaskResult) -> Cost:
     "What the answers of a result cost."
     outputs = [item.output for item in result.items]
@@ -427,6 +446,7 @@ def cost_of(result: TaskResult) -> Cost:
     )
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #5e20e2ba
 class PromptTrial(BaseModel):
     "A prompt that was tried on the development items."
 
@@ -440,6 +460,7 @@ class PromptTrial(BaseModel):
     cost: Cost
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #cf9fb401
 class StoredPrompt(Record):
     "The prompt that a run is asked with: a search found it, and new items confirmed it."
 
@@ -531,6 +552,7 @@ def optuna_module():
     return optuna
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #c4218297
 @dataclass(frozen=True)
 class Candidate:
     "A prompt to be tried."
@@ -546,6 +568,7 @@ class Candidate:
         return section.model_copy(update=dict(system=self.instruction, examples=pairs))
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #893d5106
 def shorten_examples(candidate: Candidate, asking: Asking, items: Sequence[Item]) -> Candidate:
     "The candidate without the first examples, so that every item has room beside the others."
     limit, task = context_length(asking.model), asking.task
@@ -556,7 +579,10 @@ def shorten_examples(candidate: Candidate, asking: Asking, items: Sequence[Item]
     examples = candidate.examples
     while examples:
         section = replace(candidate, examples=examples).section(asking.section)
-        needs = (needed_tokens(task, i, task.prompt(i), asking.tokenizer, section) for i in longest)
+        needs = (
+            needed_tokens(task, i, task.prompt(i), asking.tokenizer, section=section)
+            for i in longest
+        )
         if max(needs) <= limit:
             break
         examples = examples[1:]
@@ -621,6 +647,7 @@ class TrialJournal:
             append_line(self.path, dict(key=key, trial=trial.model_dump()))
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #468d8d3b
 def try_candidate(
     candidate: Candidate,
     asking: Asking,
@@ -648,19 +675,19 @@ def try_candidate(
     return trial
 
 
-# %% ../../nbs/evaluation/43_prompts.ipynb #468d8d3b
+# %% ../../nbs/evaluation/43_prompts.ipynb #f32f9936
 def search_prompt(
     asking: Asking,  # its section is the prompt of the training
     items: Sequence[Item],
     pool: Sequence[Example],
-    space: PromptSpace = PromptSpace(),
+    space: PromptSpace | None = None,  # None: what is tried where nothing else is said
     *,
     journal: Path | None = None,  # where trials are kept
     model_id: str = "",  # a digest of the weights, for the journal
     ask: Ask = ask_items,
 ) -> PromptSearch:
     "Search a prompt on the development items, and confirm the best one on the others, once."
-    optuna, written = optuna_module(), TrialJournal(journal)
+    optuna, written, space = optuna_module(), TrialJournal(journal), space or PromptSpace()
     development, test = split_items(items, space.development)
     proposer = Proposer(asking, items, pool, space)
     better = asking.task.metric(asking.task.primary).higher_is_better
@@ -673,7 +700,7 @@ def search_prompt(
     for _ in range(space.trials):
         proposed = study.ask()
         candidate = proposer.candidate(proposed)
-        trial = try_candidate(candidate, asking, development, written, model_id, ask)
+        trial = try_candidate(candidate, asking, development, written, model_id=model_id, ask=ask)
         trials.setdefault(trial.model_dump_json(include={"instruction", "examples"}), trial)
         study.tell(proposed, trial.score)
     sign = 1 if better else -1
@@ -693,6 +720,7 @@ def search_prompt(
     )
 
 
+# %% ../../nbs/evaluation/43_prompts.ipynb #e8713b64
 def confirm(found: PromptSearch, asking: Asking, test: Sequence[Item], ask: Ask) -> PromptSearch:
     "A search with its best prompt compared with the training's own on the test items."
     system, examples = found.best.instruction, found.best.examples
@@ -704,3 +732,55 @@ def confirm(found: PromptSearch, asking: Asking, test: Sequence[Item], ask: Ask)
     comparison = compare(before, alike, names=("the training's prompt", "the found prompt"))
     costs = dict(before=cost_of(before), after=cost_of(after))
     return found.model_copy(update=dict(comparison=comparison, **costs))
+
+
+# %% ../../nbs/evaluation/43_prompts.ipynb #7c25eb63
+def dspy_module():
+    "DSPy; `UserError` where it is not installed."
+    try:
+        return importlib.import_module("dspy")
+    except ImportError:
+        raise UserError(
+            "this needs dspy, which is not installed", fix='pip install "dspy>=3.4"'
+        ) from None
+
+
+# %% ../../nbs/evaluation/43_prompts.ipynb #921cf75c
+class DspyEngine:
+    "Answers the requests of a DSPy program with a model in this process."
+
+    def __init__(self, model, tokenizer, section: Generation = GREEDY):
+        self.model, self.tokenizer, self.section = model, tokenizer, section
+
+    def complete(self, request):
+        "The answer to a request, in DSPy's types."
+        types, config = dspy_module().lm15, request.config
+        system = request.system
+        if system and not isinstance(system, str):
+            system = "".join(part.text for part in system)
+        turns = [{"role": turn.role, "content": turn.text or ""} for turn in request.messages]
+        turns = [*as_turns(system, "system"), *turns] if system else turns
+        named = dict(temperature=config.temperature, max_new_tokens=config.max_tokens)
+        named |= dict(top_p=config.top_p, stop=list(config.stop) or None)
+        given = {key: value for key, value in named.items() if value is not None}
+        section = Generation(**self.section.model_dump() | given)
+        prompt = render_prompt(with_system(turns, section), self.tokenizer, section)
+        ((answer, *_),) = generate_answers(self.model, self.tokenizer, [turns], section)
+        (ids,) = prompt_ids(self.tokenizer, [prompt])
+        return types.Response(
+            id=None,
+            model=request.model,
+            message=types.Message.assistant(answer.text),
+            finish_reason="stop" if answer.finish_reason == "stop" else "length",
+            usage=types.Usage(input_tokens=len(ids), output_tokens=answer.tokens),
+        )
+
+    def close(self) -> None:
+        "Nothing is held open."
+
+
+# %% ../../nbs/evaluation/43_prompts.ipynb #edc7446b
+def dspy_lm(model, tokenizer, section: Generation = GREEDY, name: str = "llmtrainer/model"):
+    "A `dspy.LM` that answers with a model; `UserError` where DSPy is not installed."
+    engine = DspyEngine(model, tokenizer, section)
+    return dspy_module().LM(name, engine=engine, cache=False)

@@ -9,6 +9,7 @@ __all__ = [
     "WRITING",
     "TASKS",
     "SUITES",
+    "SUMMARY_FIELDS",
     "SHOWN",
     "REQUESTS",
     "Item",
@@ -388,6 +389,10 @@ class GradedItem(BaseModel):
     scores: Scores
 
 
+SUMMARY_FIELDS = {"task", "request", "primary", "n", "seconds", "generation", "few_shot"}
+SUMMARY_FIELDS |= {"weights", "template", "context", "too_long", "leaked"}
+
+
 class LongItem(BaseModel):
     "An item that the model's context does not hold."
 
@@ -450,17 +455,10 @@ class TaskResult(Record):
 
         intervals = {name: list(map(plain, s.interval)) for name, s in self.scores.items()}
         return {
-            **self.model_dump(include={"task", "request", "primary", "n", "seconds"}),
+            **self.model_dump(include=SUMMARY_FIELDS),
             **{name: plain(score.value) for name, score in self.scores.items()},
             "interval": intervals[self.primary],
             "intervals": intervals,
-            "generation": self.generation,
-            "few_shot": self.few_shot,
-            "weights": self.weights,
-            "template": self.template,
-            "context": self.context,
-            "too_long": [item.model_dump() for item in self.too_long],
-            "leaked": self.leaked,
         }
 
     def without(self, ids: Collection[str]) -> Score:
