@@ -299,13 +299,15 @@ def asking_words(settings: dict) -> str:
         words += f" and {len(examples)} examples before every question"
     if few_shot := settings.get("few_shot"):
         words += f" and {few_shot['count']} examples by {few_shot['by']}"
-    return f"{words}; {writing_words(settings)}" if "temperature" in settings else words
+    written = {key: value for key, value in settings.items() if key != "few_shot"}
+    return f"{words}; {writing_words(written)}" if "temperature" in settings else words
 
 
 # %% ../../nbs/shipping/73_card.ipynb #77091493
 def asked_with(result: TaskResult) -> dict:
     "The settings of a result, and how its examples were chosen."
-    return result.generation | dict(few_shot=result.few_shot)
+    chosen = dict(few_shot=result.few_shot) if result.few_shot else {}
+    return result.generation | chosen
 
 
 def asking_section(facts: CardFacts) -> str:
