@@ -63,6 +63,7 @@ __all__ = [
     "split_words",
     "evaluate",
     "print_results",
+    "prompts",
     "compared_tasks",
     "known_items",
     "compare_task",
@@ -191,7 +192,7 @@ def print_json(value) -> None:
 
 
 # %% ../nbs/system/84_cli.ipynb #32df4135
-EXTRA_OF_COMMAND = {"export": "export", "demo": "app", "vote": "app"}
+EXTRA_OF_COMMAND = {"export": "export", "demo": "app", "vote": "app", "prompts": "prompts"}
 
 
 def requirement_lines(extra: str | None = None) -> list[str]:
@@ -860,6 +861,37 @@ def print_results(
         console.print(note, highlight=False)
     if several:
         console.print(comparisons_table(several))
+
+
+# %% ../nbs/system/84_cli.ipynb #fdd3dac0
+@app.command()
+def prompts(
+    run: RunName,
+    task: Annotated[str, typer.Option(help="the name of a task")],
+    changes: Overrides = None,
+    keep: Annotated[bool, typer.Option("--keep", help="store the prompt, if it is a gain")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+):
+    """Search a better prompt for a run, and confirm it on items that the search has not seen.
+
+    KEY=VALUE belongs to the search, such as trials=30, counts=[0,4] or instructions=mine.yaml.
+    A killed search goes on with the same command."""
+    from llmtrainer.evals.prompts import PromptSpace, optuna_module
+    from llmtrainer.pipeline import search_run_prompt
+    from llmtrainer.recipe import load_recipe
+    from llmtrainer.run import Run
+
+    optuna_module()  # first: what is missing must not wait for the model
+    space = load_recipe(PromptSpace, {}, changes or [])
+    section = eval_section(run, [task], changes=[], limit=None, data_dir=data_dir)
+    search = search_run_prompt(Run.load(run), section, space, keep=keep, quiet=as_json)
+    if as_json:
+        facts = dict(is_gain=search.is_gain, kept=keep and search.is_gain, report=search.report())
+        return print_json(search.model_dump(exclude={"comparison": {"changed"}}) | facts)
+    show(*search.report())
+    if keep:
+        show("stored in prompt.json" if search.is_gain else "not stored: no gain is shown")
 
 
 # %% ../nbs/system/84_cli.ipynb #cab5a37f

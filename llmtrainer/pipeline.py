@@ -21,6 +21,7 @@ __all__ = [
     "training_rows",
     "ask_once",
     "evaluate_tasks",
+    "with_few_shot",
     "item_ids",
     "name_beside",
     "store_result",
@@ -43,7 +44,11 @@ __all__ = [
     "recipe_of",
     "open_model",
     "trained_prompting",
+    "kept_prompting",
     "resolve_generation",
+    "search_run_prompt",
+    "item_keys",
+    "prompt_questions",
     "pin_model",
     "find_base",
     "check_weights",
@@ -134,10 +139,21 @@ from llmtrainer.evals.compare import (
     comparison_table,
 )
 from llmtrainer.evals.gates import Eval, leak_note, leaked_ids, unmet
+from llmtrainer.evals.prompts import (
+    FewShot,
+    PromptSearch,
+    PromptSpace,
+    StoredPrompt,
+    example_pool,
+    few_shot_task,
+    search_prompt,
+    split_items,
+)
 from llmtrainer.evals.tasks import (
     Asking,
     Item,
     OutputJournal,
+    Task,
     TaskResult,
     ask_items,
     asking_key,
@@ -406,10 +422,14 @@ def evaluate_tasks(
     results, rows, tuned = [], None, folder == "evals"
     if run:
         digest = weights_digest(run, tuned)
-        rows = training_rows(run) if tuned else None
+        rows = training_rows(run) if tuned or section.few_shot else None
+    if section.few_shot:  # they take the place of a stored prompt's examples
+        generation = generation.model_copy(update=dict(examples=[]))
     for name in section.tasks:
         task = section.find(name)
         items = task.items(section.data_dir, section.limit)
+        if section.few_shot:
+            task = with_few_shot(task, section, rows, model, tokenizer=tokenizer, under=generation)
         with progress_bar(name, len(items), quiet) as advance:
             asking = Asking(
                 model, tokenizer, task, generation, batch_size=BATCH_SIZE, progress=advance
@@ -418,7 +438,7 @@ def evaluate_tasks(
                 result = ask_items(asking, items)
             else:
                 result = ask_once(run, asking, items, folder=folder, digest=digest)
-        if rows is not None:
+        if rows is not None and tuned:
             result = result.model_copy(update=dict(leaked=leaked_ids(items, rows)))
         if run:
             note = store_result(run, result, folder)
@@ -434,6 +454,34 @@ def evaluate_tasks(
 BATCH_SIZE = 64  # items that are written, or rows that are judged, at a time
 
 
+# %% ../nbs/system/80_pipeline.ipynb #4cfc1b31
+def with_few_shot(
+    task: Task,
+    section: Eval,
+    rows: list[dict] | None,  # the run's training rows
+    model,
+    tokenizer,
+    under: Generation,  # whose system prompt goes before the examples
+) -> Task:
+    "The task with the section's examples; `UserError` where there are no training rows."
+    if rows is None:
+        raise UserError(
+            "examples come from the training rows of a run, and there are none here",
+            where="eval.few_shot",
+            fix="evaluate a run whose data can be read, or leave few_shot out",
+        )
+    items = task.items(section.data_dir)  # all of them: none may be an example
+    return few_shot_task(
+        task,
+        items,
+        rows=rows,
+        few_shot=section.few_shot,
+        model=model,
+        tokenizer=tokenizer,
+        section=under,
+    )
+
+
 # %% ../nbs/system/80_pipeline.ipynb #59009763
 def item_ids(result: TaskResult) -> list[str]:
     "The ids of a result's items, in an order that does not depend on the task's."
@@ -442,7 +490,8 @@ def item_ids(result: TaskResult) -> list[str]:
 
 def name_beside(result: TaskResult) -> str:
     "A name for a result beside the one that counts: task, items, and a digest of what was asked."
-    asked = json.dumps([item_ids(result), result.generation], sort_keys=True)
+    facts = [item_ids(result), result.generation, *([result.few_shot] if result.few_shot else [])]
+    asked = json.dumps(facts, sort_keys=True)
     digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
     return f"{result.task}-{result.n}-{digest}"
 
@@ -528,12 +577,17 @@ def base_results(
         alike = (
             base
             for base in stored
-            if base.generation == tuned.generation and item_ids(base) == item_ids(tuned)
+            if base.generation == tuned.generation
+            and base.few_shot == tuned.few_shot
+            and item_ids(base) == item_ids(tuned)
         )
         base = next(alike, None)
         if base is None:
             opened = opened or open_model(str(run.path), tuned=False)
-            section = run_section(run, data_dir, tasks=[tuned.task], limit=tuned.n)
+            chosen = {key: tuned.few_shot[key] for key in FewShot.model_fields if tuned.few_shot}
+            section = run_section(
+                run, data_dir, tasks=[tuned.task], limit=tuned.n, few_shot=chosen or None
+            )
             generation = load_recipe(Generation, tuned.generation)
             options = dict(quiet=quiet, folder="evals/base", generation=generation)
             (base,) = evaluate_tasks(run, *opened, section=section, **options)
@@ -734,6 +788,16 @@ def trained_prompting(source: Run | str | None) -> tuple[Prompting, str]:
     return Prompting(system=shared, special_in_content=rule), origin
 
 
+def kept_prompting(run: Run, trained: Prompting, origin: str) -> tuple[Prompting, str]:
+    "The prompts of a run with the one that a search found and stored, and where it is from."
+    stored = run.find_record(StoredPrompt)
+    if stored is None:
+        return trained, origin
+    changes = dict(system=stored.instruction, examples=stored.examples)
+    words = f"{len(stored.examples)} examples, found on {stored.task}; prompt.json"
+    return trained.model_copy(update=changes), words
+
+
 def resolve_generation(
     source: Run | str | None,  # a run, or the folder or name of a model
     section: Generation,
@@ -741,15 +805,64 @@ def resolve_generation(
 ) -> Generation:
     "The section with what `auto` means for this model: system prompt, and rule for contents."
     prompting, origin = trained_prompting(source)
+    if section.prompt == "auto" and isinstance(source, Run) and not section.examples:
+        prompting, origin = kept_prompting(source, prompting, origin)
     shared, changes = prompting.system, {}
     if section.special_in_content == "auto":
         changes["special_in_content"] = prompting.special_in_content
     if section.system == "auto":
         changes["system"] = shared
+        if section.prompt == "auto" and not section.examples:
+            changes["examples"] = prompting.examples
         if origin and not quiet:
             used = repr(shorten(shared, 60)) if shared else "none"
             show_note(f"system prompt: {used} (generate.system: auto; {origin})")
     return section.model_copy(update=changes)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #513df738
+def search_run_prompt(
+    run: Run,
+    section: Eval,  # with one task
+    space: PromptSpace | None = None,  # None: what is tried where nothing else is said
+    keep: bool = False,  # store the best prompt in the run, if it is a gain
+    quiet: bool = False,
+) -> PromptSearch:
+    "Search a prompt for a run on a task; the trials and the comparison are stored in the run."
+    (name,), space = section.tasks, space or PromptSpace()
+    task, digest = section.find(name), weights_digest(run)
+    every = task.items(section.data_dir)
+    items = task.items(section.data_dir, space.limit)
+    rows = training_rows(run) if any(space.counts) else None
+    pool = example_pool(rows or [], every) if any(space.counts) else []
+    own = load_recipe(Generation, run.recipe.get("generate", {}))
+    own = own.model_copy(update=dict(prompt="none"))
+    generation = resolve_generation(run, own, quiet=True)
+    model, tokenizer = open_model(str(run.path))
+    facts = json.dumps([digest, space.model_dump(), generation.model_dump(), item_keys(items)])
+    key = hashlib.sha256(facts.encode()).hexdigest()
+    journal = run.path / "evals" / "unfinished" / f"prompts-{name}-{key[:16]}.jsonl"
+    with opened_folder(journal.parent, run.path, create=True):
+        pass
+    with progress_bar(f"prompts for {name}", prompt_questions(items, space), quiet) as advance:
+        asking = Asking(model, tokenizer, task, generation, batch_size=BATCH_SIZE, progress=advance)
+        search = search_prompt(asking, items, pool, space, journal=journal, model_id=digest)
+    run.add_record(search, f"evals/others/prompts-{name}.json")
+    remove_file(journal, run.path, empty=True)
+    if keep and search.is_gain:
+        run.add_record(search.stored())
+    return search
+
+
+def item_keys(items: Sequence[Item]) -> list[str]:
+    "The ids of items in an order that does not depend on the file's."
+    return sorted(item.id for item in items)
+
+
+def prompt_questions(items: Sequence[Item], space: PromptSpace) -> int:
+    "How many questions a search asks at most, for its progress bar."
+    development, test = split_items(items, space.development)
+    return space.trials * len(development) + 2 * len(test)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ce281747

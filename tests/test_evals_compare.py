@@ -271,6 +271,17 @@ def test_lower_is_better_for_a_perplexity():
         compare(a, b, "speed")
 
 
+def test_results_with_different_examples_are_refused():
+    plain = _result([1, 0, 1])
+    shots = plain.model_copy(update=dict(few_shot={"count": 4, "by": "bm25"}))
+    fixed = plain.model_copy(update=dict(generation=dict(examples=[["q", "a"]])))
+    for other, words in ((shots, "few_shot: None and {'count': 4"), (fixed, "0 examples and 1 ex")):
+        with pytest.raises(UserError, match=words):
+            compare(plain, other)
+        assert compare(other, other).difference == 0
+    assert compare(fixed, fixed.model_copy(update=dict(generation=fixed.generation))).ties == 3
+
+
 def test_results_of_different_settings_are_refused_and_system_prompts_are_told():
     a = _result([1, 0, 1])
 

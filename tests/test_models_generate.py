@@ -86,6 +86,31 @@ def test_every_question_goes_under_the_system_prompt_once():
         assert with_system(ASK[0], Generation(system=nothing)) == ASK[0]
 
 
+def test_examples_are_earlier_turns_in_every_use_and_come_once(tmp_path):
+    examples = [["1 + 1?", "#### 2"], ["2 + 2?", "#### 4"]]
+    turns = [
+        {"role": role, "content": content}
+        for pair in examples
+        for role, content in zip(("user", "assistant"), pair)
+    ]
+    for system in (None, "Solve it."):
+        section = Generation(system=system, examples=examples, max_new_tokens=12)
+        first = [] if system is None else [{"role": "system", "content": system}]
+        whole = [*first, *turns, *ASK[0]]
+        assert with_system(ASK[0], section) == whole
+        assert with_system(with_system(ASK[0], section), section) == whole, "not doubled"
+        plain = GREEDY.model_copy(update=dict(max_new_tokens=12))
+        expected = generate(MODEL, TOKENIZER, [whole], plain)
+        assert generate(MODEL, TOKENIZER, [ASK[0]], section) == expected
+        assert ["".join(stream_answer(MODEL, TOKENIZER, ASK[0], section)).strip()] == expected
+        save_model(MODEL, TOKENIZER, tmp_path, section, weights=False)
+        assert stored_prompting(tmp_path).examples == examples
+    own = [{"role": "system", "content": "Be brief."}, *ASK[0]]
+    assert with_system(own, section) == own, "it has a prompt of its own"
+    with pytest.raises(RecipeError, match="examples"):
+        load_recipe(Generation, {"examples": [["a question only"]]})
+
+
 def test_a_token_that_was_added_for_answers_is_shown():
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.add_tokens(["<yes>"], special_tokens=True)

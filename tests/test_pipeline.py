@@ -11,9 +11,14 @@ from llmtrainer.pipeline import (
     Model,
     ModelRecord,
     Path,
+    PromptSearch,
+    PromptSpace,
     Run,
+    StoredPrompt,
+    Task,
     UserError,
     compare,
+    evaluate,
     fingerprint,
     json,
     list_steps,
@@ -45,15 +50,18 @@ from nbformat.v4 import new_code_cell, new_notebook
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+import llmtrainer.models.generate as generate_module
 import llmtrainer.pipeline as pipeline
+from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, known_gpu, plan_device
 from llmtrainer.evals.tasks import REQUESTS, TASKS, Output, make_item
-from llmtrainer.models.generate import generate
+from llmtrainer.models.generate import answer_questions, generate, stream_answer
 from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.models.tiny import make_model
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
+from llmtrainer.ship.demo import respond_all, terminal_chat
 from llmtrainer.training.checkpoints import newest_checkpoint
 
 
@@ -795,6 +803,137 @@ def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys
     )
     result = measure_model(merged, Eval(tasks=["word_problems"], limit=2), quiet=True)
     assert result.generation["system"] == "Solve it."
+
+
+class PromptSpy:
+    "The ids that models were given to answer, of every use alike."
+
+    def __init__(self, monkeypatch):
+        self.seen, encode = [], generate_module.encode_prompts
+
+        def spy(model, tokenizer, texts):
+            batch = encode(model, tokenizer, texts)
+            rows = zip(batch["input_ids"], batch["attention_mask"])
+            self.seen += [ids[mask.bool()].tolist() for ids, mask in rows]
+            return batch
+
+        monkeypatch.setattr(generate_module, "encode_prompts", spy)
+
+    def take(self):
+        "The prompts since the last call, each once."
+        seen, self.seen = self.seen, []
+        return {tuple(ids) for ids in seen}
+
+
+def uses_of(name, question, section, spy):
+    "{use: the prompts that its model was given}, of a run or a folder asked one question."
+    model, tokenizer = open_model(name)
+    turns = [{"role": "user", "content": question}]
+    task = Task(
+        "mine",
+        load=lambda folder: [make_item(question, "1")],
+        grade=lambda item, output: {"right": 1.0},
+        primary="right",
+        about="",
+        max_new_tokens=2,
+    )
+    section = section.model_copy(update=dict(max_new_tokens=2))
+    result = evaluate(model, tokenizer, task, section=section)
+    uses = {"eval": spy.take(), "recorded": {result.items[0].output.prompt_ids}}
+    answer_questions(model, tokenizer, prompts=[question], file=None, section=section)
+    uses["generate"] = spy.take()
+    list(stream_answer(model, tokenizer, turns, section))
+    uses["stream"] = spy.take()
+    terminal_chat(model, tokenizer, section, lines=[question])
+    uses["chat"] = spy.take()
+    models = [(model, tokenizer), (model, tokenizer)]
+    list(respond_all(models, section, question, [[], []]))
+    uses["demo"] = spy.take()
+    return uses
+
+
+@pytest.mark.parametrize("instruction", [None, "Work it out."])
+def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, instruction):
+    run = train(system_job(tmp_path, ["Solve it."] * 120), tmp_path / "run", quiet=True)
+    examples = [["1 + 1?", "1 + 1 = 2\n#### 2"], ["A <|end|> in it?", "#### 3"]]
+    found = StoredPrompt(
+        instruction=instruction, examples=examples, task="t", gain=0.1, interval=(0.0, 0.2), n=9
+    )
+    run.add_record(found)
+    assert not run.verify(), "it belongs to the sealed run"
+    merge_run(run)
+    question, spy = "2 + 3? <|user|>", PromptSpy(monkeypatch)
+    by_hand = [{"role": "system", "content": instruction}] if instruction else []
+    for example in examples:
+        by_hand += [dict(role=r, content=c) for r, c in zip(("user", "assistant"), example)]
+    by_hand += [{"role": "user", "content": question}]
+    merged = str(run.exports / "merged")
+    for name, source in ((str(run.path), run), (merged, merged)):
+        section = resolve_generation(source, Generation(), quiet=True)
+        uses = uses_of(name, question, section, spy)
+        assert len(set.union(*uses.values())) == 1, {use: len(ids) for use, ids in uses.items()}
+        (ids,) = uses["eval"]
+        tokenizer = load_tokenizer(name if name == merged else str(run.adapter))
+        row = encode({"messages": [*by_hand, {"role": "assistant", "content": "."}]}, tokenizer)
+        assert row.ids[: len(ids)] == list(ids), "as training would render it"
+    plain = resolve_generation(run, Generation(prompt="none"), quiet=True)
+    assert (plain.system, plain.examples) == ("Solve it.", [])
+    for own in (Generation(system=None), Generation(examples=[["q", "a"]])):
+        resolved = resolve_generation(run, own, quiet=True)
+        assert resolved.examples == own.examples, (
+            "whoever writes a prompt has a prompt of their own"
+        )
+    assert base_result(run, "word_problems", quiet=True).generation["examples"] == []
+
+
+def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):
+    run = train(system_job(tmp_path, []), tmp_path / "run", quiet=True)
+    plain = stored_result(run, "word_problems")
+    shots = {"count": 2, "by": "bm25"}
+    section = load_recipe(Eval, {"tasks": ["word_problems"], "limit": 3, "few_shot": shots})
+    model, tokenizer = open_model(str(run.path))
+    generation = resolve_generation(run, Generation(), quiet=True)
+    options = dict(quiet=True, generation=generation)
+    (result,) = evaluate_tasks(run, model, tokenizer, section, **options)
+    assert result.few_shot == dict(count=2, by="bm25", seed=0, left_out=0)
+    lengths = [len(item.output.prompt_ids) for item in result.items]
+    assert min(lengths) > 2 * max(len(item.output.prompt_ids) for item in plain.items)
+    (base,) = base_results(run, [result], quiet=True)
+    assert base.few_shot == result.few_shot
+    assert {i.id: i.output.prompt_ids for i in base.items} == {
+        i.id: i.output.prompt_ids for i in result.items
+    }
+    assert base.leaked is None and base.key != result.key
+    assert any(held.few_shot for held in stored_results(run, "word_problems"))
+    assert any(not held.few_shot for held in stored_results(run, "word_problems"))
+    with pytest.raises(UserError, match="training rows of a run"):
+        evaluate_tasks(None, model, tokenizer, section, quiet=True)
+
+
+def test_a_prompt_is_searched_kept_and_found_again(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    run = train(system_job(tmp_path, []), tmp_path / "run", quiet=True)
+    helped = lambda asking, items: [
+        Output(
+            text=item.answer if asking.section.examples or int(item.id, 16) % 2 else "",
+            finish="stop",
+            tokens=(3,),
+        )
+        for item in items
+    ]
+    monkeypatch.setitem(REQUESTS, "generate", helped)
+    section = Eval(tasks=["word_problems"])
+    space = PromptSpace(trials=6, by=["random"])
+    search = search_run_prompt(run, section, space, quiet=True)
+    assert search.is_gain and run.find_record(StoredPrompt) is None, "kept only where asked"
+    search = search_run_prompt(run, section, space, keep=True, quiet=True)
+    stored = run.find_record(StoredPrompt)
+    assert stored.examples and stored.gain == search.gain[0] > 0.3
+    assert run.find_record(PromptSearch, "evals/others/prompts-word_problems.json") == search
+    assert resolve_generation(run, Generation(), quiet=True).examples == stored.examples
+    assert not run.verify() and not list(run.path.glob("evals/unfinished/*"))
+    again = search_run_prompt(run, section, space, quiet=True)
+    assert again.trials[0].examples == [], "the training's prompt is what is compared with"
 
 
 def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):

@@ -26,6 +26,7 @@ __all__ = [
     "item_gaps",
     "count_better",
     "settings_of",
+    "setting_words",
     "check_settings_agree",
     "given_text",
     "changed_items",
@@ -315,20 +316,25 @@ def count_better(sums: np.ndarray, metric: Metric) -> tuple[int, int]:
 
 # %% ../../nbs/evaluation/42_compare.ipynb #6aec8a8f
 # what may differ between two results
-FREE_SETTINGS = {"preset", "seed", "system", "special_in_content"}
+FREE_SETTINGS = {"preset", "seed", "system", "special_in_content", "prompt"}
 
 
 def settings_of(result: TaskResult) -> dict:
     "The settings that a result was made with; what an older release did not record was neutral."
     neutral = GREEDY.model_dump() | dict(system=None, max_new_tokens=None)
-    return neutral | result.generation
+    return neutral | result.generation | dict(few_shot=result.few_shot or None)
+
+
+def setting_words(key: str, value) -> str:
+    "A setting's value in words; examples only by their number, since they are long."
+    return f"{len(value)} examples" if key == "examples" else str(value)
 
 
 def check_settings_agree(a: TaskResult, b: TaskResult) -> tuple[str | None, str | None] | None:
     "`UserError` where two results were made with different settings; their system prompts if so."
     left, right = settings_of(a), settings_of(b)
     different = [
-        f"{key}: {left[key]} and {right[key]}"
+        f"{key}: {setting_words(key, left[key])} and {setting_words(key, right[key])}"
         for key in left
         if key not in FREE_SETTINGS and left[key] != right[key]
     ]

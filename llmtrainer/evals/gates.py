@@ -36,6 +36,7 @@ from pydantic import Field, field_validator, model_validator
 from llmtrainer.data.statistics import find_leaks
 from llmtrainer.evals.compare import compare
 from llmtrainer.evals.own_tasks import OwnTask
+from llmtrainer.evals.prompts import FewShot
 from llmtrainer.evals.tasks import SUITES, TASKS, Item, Task, TaskResult, find_task
 from llmtrainer.recipe import Section, UserError
 
@@ -136,6 +137,10 @@ def check_bound(task: Task, value: float) -> None:
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #d2db75a3
+HARNESS = "lm_eval."  # before the name of a task of lm-evaluation-harness
+OWN_NAME = re.compile(r"\w[\w-]*", re.ASCII)
+
+
 def harness_module(name: str):
     "The module for tasks of lm-evaluation-harness, which takes a second to import."
     try:
@@ -149,10 +154,6 @@ def harness_module(name: str):
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #15b24e7b
-HARNESS = "lm_eval."  # before the name of a task of lm-evaluation-harness
-OWN_NAME = re.compile(r"\w[\w-]*", re.ASCII)
-
-
 class Eval(Section):
     "What the trained model is measured on, and must reach."
 
@@ -162,6 +163,7 @@ class Eval(Section):
         None, description="a folder with the tasks' files; without one they come from the hub"
     )
     limit: int | None = Field(None, gt=0, description="only a sample of so many items of a task")
+    few_shot: FewShot | None = Field(None, description="training rows before every question")
     base: bool = Field(True, description="measure the base on the same items, and compare")
     require: dict[str, float | str] = Field(
         {},

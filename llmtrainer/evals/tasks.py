@@ -9,6 +9,8 @@ __all__ = [
     "WRITING",
     "TASKS",
     "SUITES",
+    "SUMMARY_FIELDS",
+    "SHOWN",
     "LOGITS",
     "REQUESTS",
     "Item",
@@ -203,6 +205,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
     extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
     engine: Any = None  # of another package, whose task it is
+    few_shot: Mapping[str, Any] = field(default_factory=dict)  # which examples `prompt` adds
 
     def items(self, data_dir: str | None = None, limit: int | None = None) -> list[Item]:
         """The items of the task in their order, or a fixed sample of so many; `UserError` where
@@ -412,6 +415,10 @@ class GradedItem(BaseModel):
     scores: Scores
 
 
+SUMMARY_FIELDS = {"task", "request", "primary", "n", "seconds", "generation", "few_shot"}
+SUMMARY_FIELDS |= {"weights", "template", "context", "too_long", "leaked"}
+
+
 class LongItem(BaseModel):
     "An item that the model's context does not hold."
 
@@ -426,7 +433,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 4  # `template` and `key` came, and prompt ids of every output
+    form = 5  # `few_shot` came
 
     task: str
     request: str
@@ -436,6 +443,7 @@ class TaskResult(Record):
     scores: dict[str, Score]
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
+    few_shot: dict = {}  # how examples before each question were chosen; empty: there were none
     weights: str | None = None  # how the model held them: nf4, int8, ..., or their number format
     context: int | None = None  # tokens that the model reads at most
     too_long: list[LongItem] = []  # items that are longer, and were not answered
@@ -473,16 +481,10 @@ class TaskResult(Record):
 
         intervals = {name: list(map(plain, s.interval)) for name, s in self.scores.items()}
         return {
-            **self.model_dump(include={"task", "request", "primary", "n", "seconds"}),
+            **self.model_dump(include=SUMMARY_FIELDS),
             **{name: plain(score.value) for name, score in self.scores.items()},
             "interval": intervals[self.primary],
             "intervals": intervals,
-            "generation": self.generation,
-            "weights": self.weights,
-            "template": self.template,
-            "context": self.context,
-            "too_long": [item.model_dump() for item in self.too_long],
-            "leaked": self.leaked,
         }
 
     def without(self, ids: Collection[str]) -> Score:
@@ -630,7 +632,13 @@ def task_prompt(task: Task, item: Item, section: Generation) -> list[dict]:
 def recorded_settings(task: Task, section: Generation) -> dict:
     "All settings that decide what a model gives for an item; nothing is left to a default."
     settings = answer_settings(task, section).model_dump()
-    return settings if task.request == "generate" else dict(system=settings["system"])
+    if task.request == "generate":
+        return settings
+    shown = ["system"] if task.request == "harness" or not section.examples else SHOWN
+    return {key: settings[key] for key in shown}
+
+
+SHOWN = ("system", "examples")  # settings that stand before a question where nothing is written
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #83f9de5d
@@ -1016,6 +1024,7 @@ def ask_items(
         outputs,
         seconds=time.perf_counter() - began,
         generation=recorded_settings(task, asking.section),
+        few_shot=dict(task.few_shot),
         weights=weight_storage(asking.model),
         context=context_length(asking.model),
         template=template_name(asking.tokenizer.chat_template),

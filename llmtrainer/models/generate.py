@@ -10,10 +10,13 @@ __all__ = [
     "NOTED",
     "with_preset",
     "check_settings",
+    "PromptSettings",
     "Generation",
     "override_section",
     "system_prompt",
     "content_rule",
+    "Prompted",
+    "example_turns",
     "with_system",
     "stop_ids",
     "generation_config",
@@ -80,7 +83,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Literal
+from typing import Annotated, Literal
 
 # %% ../../nbs/models/24_generate.ipynb #1c80369e
 import torch
@@ -158,14 +161,27 @@ def check_settings(generation) -> None:
 
 
 # %% ../../nbs/models/24_generate.ipynb #52f2b9fa
-class Generation(Section):
-    "How text is generated, the same for evaluation, chat, server and demo."
+class PromptSettings(Section):
+    "What goes before every question."
 
     system: str | None = Field(
         "auto",
         description="the system prompt of every question that has none: auto is the one that most"
         " training rows have; null is none; or a text",
     )
+    prompt: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: the prompt that `llmtrainer prompts --keep` stored in the run, where"
+        " neither system nor examples are given; none: that of the training",
+    )
+    examples: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        [], description="[question, answer] pairs that go before every question as earlier turns"
+    )
+
+
+# %% ../../nbs/models/24_generate.ipynb #eda17042
+class Generation(PromptSettings):
+    "How text is generated, the same for evaluation, chat, server and demo."
 
     preset: Literal[tuple(PRESETS)] = Field(
         "greedy", description="a usual mixture of the settings below; a key that is written wins"
@@ -249,12 +265,30 @@ def content_rule(section: Generation) -> str:
     return "literal" if section.special_in_content == "auto" else section.special_in_content
 
 
+class Prompted(list):
+    "A conversation that has its system prompt and examples already."
+
+
+def example_turns(examples: Sequence[Sequence[str]]) -> list[dict]:
+    "Questions and their answers as earlier turns of a conversation."
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": content}
+        for pair in examples
+        for role, content in zip(roles, pair)
+    ]
+
+
 def with_system(messages: Sequence[dict], section: Generation) -> list[dict]:
-    "A conversation under the section's system prompt, unless it begins with one of its own."
+    """A conversation under the section's system prompt and examples, unless it begins with a
+    system prompt of its own."""
+    if isinstance(messages, Prompted):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        return Prompted(messages)
     prompt = system_prompt(section)
-    if prompt is None or (messages and messages[0]["role"] == "system"):
-        return list(messages)
-    return [{"role": "system", "content": prompt}, *messages]
+    system = [] if prompt is None else [{"role": "system", "content": prompt}]
+    return Prompted([*system, *example_turns(section.examples), *messages])
 
 
 # %% ../../nbs/models/24_generate.ipynb #8b1247ee
@@ -309,8 +343,10 @@ class Prompting(Record):
     "What a model's folder says about the prompts that it was trained under."
 
     file = "llmtrainer.json"
+    form = 2  # `examples` came
     system: str | None  # the system prompt that the training rows share
     special_in_content: str = "literal"  # the rule for special tokens in them
+    examples: list[list[str]] = []  # of a prompt that was stored in the run
 
 
 def stored_prompting(folder: str | Path) -> Prompting | None:
@@ -334,7 +370,11 @@ def save_model(
     settings.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if section.system != "auto":  # resolved by the run that the model comes from
-        prompting = Prompting(system=section.system, special_in_content=content_rule(section))
+        prompting = Prompting(
+            system=section.system,
+            special_in_content=content_rule(section),
+            examples=section.examples,
+        )
         prompting.save(Path(folder) / Prompting.file)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "score_text",
     "writing_words",
     "asking_words",
+    "asked_with",
     "asking_section",
     "base_text",
     "results_section",
@@ -294,16 +295,27 @@ def asking_words(settings: dict) -> str:
     words = "no system prompt"
     if system and system != "auto":
         words = f"system prompt {system!r}"
-    return f"{words}; {writing_words(settings)}" if "temperature" in settings else words
+    if examples := settings.get("examples"):
+        words += f" and {len(examples)} examples before every question"
+    if few_shot := settings.get("few_shot"):
+        words += f" and {few_shot['count']} examples by {few_shot['by']}"
+    written = {key: value for key, value in settings.items() if key != "few_shot"}
+    return f"{words}; {writing_words(written)}" if "temperature" in settings else words
 
 
 # %% ../../nbs/shipping/73_card.ipynb #77091493
+def asked_with(result: TaskResult) -> dict:
+    "The settings of a result, and how its examples were chosen."
+    chosen = dict(few_shot=result.few_shot) if result.few_shot else {}
+    return result.generation | chosen
+
+
 def asking_section(facts: CardFacts) -> str:
     "How every task was asked, and where the base was asked otherwise."
     template = facts.data.template if facts.data else "not recorded"
     tasks_of: dict[str, list[str]] = {}
     for task, result in facts.after.items():
-        tasks_of.setdefault(asking_words(result.generation), []).append(task)
+        tasks_of.setdefault(asking_words(asked_with(result)), []).append(task)
     asked = "; ".join(
         words if len(tasks_of) == 1 else f"{', '.join(tasks)}: {words}"
         for words, tasks in tasks_of.items()
@@ -313,8 +325,8 @@ def asking_section(facts: CardFacts) -> str:
         " the 95 % interval."
     )
     for task, result in facts.before.items():
-        words = asking_words(result.generation)
-        if task in facts.after and words != asking_words(facts.after[task].generation):
+        words = asking_words(asked_with(result))
+        if task in facts.after and words != asking_words(asked_with(facts.after[task])):
             otherwise = markdown_text(f"{task}: {words}")
             text += f" **The base was asked otherwise on {otherwise}.**"
     return text

@@ -79,6 +79,7 @@ from urllib.parse import urlsplit
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
 from llmtrainer.models.generate import (
     Generation,
+    Prompted,
     context_length,
     cut_note,
     override_section,
@@ -144,7 +145,7 @@ def fit_to_context(model, tokenizer, messages: list[dict], answer: int = 64) -> 
 
     while limit and len(messages) > first + 1 and is_too_long(messages):
         messages = messages[:first] + messages[first + 2 :]
-    return messages
+    return Prompted(messages)
 
 
 def left_out_note(before: list[dict], after: list[dict]) -> str:
@@ -790,7 +791,9 @@ class Chat:
                 "there is nothing to save" if path else "/save needs a file name",
                 fix="/save good.jsonl, after an answer",
             )
-        append_row(path, self.messages, self.section)
+        # without the examples of a stored prompt: nobody wants to train on them again
+        bare = self.section.model_copy(update=dict(examples=[]))
+        append_row(path, with_system(self.turns, bare), self.section)
         return f"{count_answered(self.turns)} added to {path}"
 
     def reset(self, _="") -> str:
