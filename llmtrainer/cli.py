@@ -780,6 +780,9 @@ def eval_section(
     recorded = Run.load(run).recipe.get("eval", {}) if is_run(run) else {}
     kept = {key: recorded[key] for key in ("own", "data_dir") if recorded.get(key)}
     section = load_recipe(Eval, {**kept, "tasks": tasks}, words)
+    gates = recorded.get("require", {}).items()
+    held = {name: gate for name, gate in gates if name in section.tasks}
+    section = section.model_copy(update=dict(require={**held, **section.require}))
     for name in section.tasks:
         section.find(name)
     return section

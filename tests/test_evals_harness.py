@@ -112,10 +112,11 @@ def test_what_would_be_cut_is_named_and_what_would_run_code_is_refused(tmp_path)
     model, tokenizer = base()
     name = described(tmp_path, find_task("word_problems").items(limit=6), kind="generate_until")
     task = harness_task(name, str(tmp_path))
-    lengths = sorted(len(tokenizer(item.question).input_ids) + 60 for item in task.items())
+    whole = evaluate(model, tokenizer, task)
+    lengths = sorted(len(graded.output.prompt_ids) + 60 for graded in whole.items)
     model.config.max_position_embeddings = lengths[2]
     result = evaluate(model, tokenizer, task)
-    assert 0 < len(result.too_long) < 6
+    assert {item.tokens for item in result.too_long} == {n for n in lengths if n > lengths[2]}
     assert "do not fit into the model's context" in result.too_long_note()
     assert "exact_match is over all 6 items" in result.too_long_note()
     (tmp_path / "evil.yaml").write_text("task: x\ndoc_to_text: !function utils.f\n")

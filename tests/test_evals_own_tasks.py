@@ -79,6 +79,7 @@ def test_a_section_that_cannot_be_asked_is_refused():
         ({"data": "x", "metrics": "bleu"}, "is no metric; allowed: exact_match"),
         ({"data": "x", "metrics": ["perplexity", "contains"]}, "stands alone"),
         ({"data": "x", "prompt": "Hello"}, "names no column"),
+        ({"data": "x", "metrics": "choice", "answer": "a"}, "and no answer"),
         ({"data": "x", "max_new_tokens": 0}, "max_new_tokens"),
     ):
         with pytest.raises(RecipeError) as caught:

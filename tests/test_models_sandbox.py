@@ -28,7 +28,9 @@ def test_programs_end_in_four_ways():
     assert slow.outcome == "time" and slow.seconds < 4
     assert run_code("import time; time.sleep(60)", seconds=1).outcome == "time"
     assert run_code("x = bytearray(10**10)").outcome == "memory"
-    for early in ("exit(0)", "import os; os._exit(0)", "raise SystemExit"):
+    forge = "try: 1 / 0\nexcept Exception as e: e.__traceback__.tb_frame.f_back.f_locals['secret']"
+    assert "frames are refused" in run_code(forge).error
+    for early in ("raise SystemExit(0)", "import os; os._exit(0)", "raise SystemExit"):
         assert run_code(early + "\nassert False").outcome == "failed", early
 
 

@@ -7,11 +7,14 @@ __all__ = [
     "Reader",
     "ANSWER_IS",
     "OPTION",
+    "MARKS",
     "REFUSAL",
     "FENCE",
     "NUMBERS",
     "PHRASES",
     "LOWER",
+    "BOXES",
+    "SPANS",
     "PROGRAMS",
     "REFUSALS",
     "CARD",
@@ -27,6 +30,9 @@ __all__ = [
     "LEGAL",
     "MGSM",
     "XCOPA",
+    "BELEBELE",
+    "XNLI",
+    "XQUAD",
     "MULTILINGUAL",
     "BIAS",
     "SAFETY",
@@ -54,6 +60,16 @@ __all__ = [
     "story_item",
     "pair_item",
     "hard_item",
+    "boxed",
+    "same_math",
+    "grade_math",
+    "math_item",
+    "grade_span",
+    "span_item",
+    "squad_items",
+    "yes_no_choice",
+    "reading_choice",
+    "inference_choice",
     "refuses",
     "grade_refusal",
     "xstest_item",
@@ -85,7 +101,14 @@ from pathlib import Path
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #5693774d
 from llmtrainer.data.files import BadRecord, open_bytes, read_file
 from llmtrainer.data.rows import Choice, parse_source, read_choice, source_files
-from llmtrainer.evals.metrics import Metric, as_number, last_number
+from llmtrainer.evals.metrics import (
+    Metric,
+    as_number,
+    last_number,
+    normalize,
+    plain_math,
+    token_f1,
+)
 from llmtrainer.evals.tasks import (
     SUITES,
     TASKS,
@@ -101,7 +124,8 @@ from llmtrainer.models.sandbox import NoSandbox, run_code
 from llmtrainer.recipe import UserError
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #b9d25f4a
-Reader = Callable[[dict], Item | None]  # None: the record belongs to another task
+# None: the record belongs to another task; a list: it holds several items
+Reader = Callable[[dict], Item | list[Item] | None]
 
 
 def find_data(name: str, files: Sequence[str], data_dir: str) -> Path:
@@ -180,7 +204,7 @@ def read_items(
             reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
             bad.append(f"{place}: {reason}")
         else:
-            items += [item] if item else []
+            items += item if isinstance(item, list) else [item] if item else []
     if bad:
         raise UserError(
             f"{len(bad)} records of the task {name} cannot be read",
@@ -311,6 +335,101 @@ def pair_item(record: dict) -> Item:
 def hard_item(record: dict) -> Item:
     "Big-Bench Hard (Suzgun et al., 2022): the answer is a phrase, a number or an option."
     return make_item(f"{record['input']}\n\nEnd with: the answer is ...", record["target"])
+
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #1dc25bb0
+MARKS = (  # (pattern, what it becomes) of marks that change no value
+    (r"\\[dt]frac", r"\\frac"),
+    (r"\\frac(\d)(\d)", r"\\frac{\1}{\2}"),
+    (r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1"),
+    (r"\\(?:left|right|displaystyle)|\\[,;:!$%]|\{,\}|[\s$%]", ""),
+)
+
+
+def boxed(text: str) -> str | None:
+    "What stands in the last box of a solution; None where there is none that is closed."
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, inside = 0, text[start + len("\\boxed") :]
+    for place, sign in enumerate(inside):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth == 0:
+            return inside[1:place]
+    return None
+
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #f6929ec5
+def same_math(a: str, b: str) -> bool:
+    "Do two answers have the same value, or the same text but for marks that change nothing?"
+    values = [as_number(plain_math(text).strip("$ ")) for text in (a, b)]
+    if None not in values:
+        return values[0] == values[1]
+    sides = [a, b]
+    for pattern, plain in MARKS:
+        sides = [re.sub(pattern, plain, side) for side in sides]
+    return sides[0].rstrip(".") == sides[1].rstrip(".")
+
+
+def grade_math(item: Item, output: Output) -> Scores:
+    "Is the boxed answer the right one?"
+    answer = boxed(output.text)
+    right = answer is not None and same_math(answer, item.answer)
+    return {"accuracy": float(right), "answered": float(answer is not None)}
+
+
+def math_item(record: dict) -> Item:
+    "MATH (Hendrycks et al., 2021), its 500 problems of Lightman et al. (2023)."
+    question = f"{record['problem']}\n\nPut the final answer into \\boxed{{}}."
+    return make_item(question, record["answer"])
+
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #c295a6c0
+def grade_span(item: Item, output: Output) -> Scores:
+    "How well does the text fit the best of the right spans?"
+    spans = item.facts["spans"]
+    return {
+        "token_f1": max(token_f1(output.text, span) for span in spans),
+        "exact": max(float(normalize(output.text) == normalize(span)) for span in spans),
+    }
+
+
+def span_item(context: str, question: str, spans: Sequence[str]) -> Item:
+    "A question on a passage, and the spans that answer it."
+    item = make_item(f"{context}\n\n{question}\n\nAnswer with words of the text.", spans[0])
+    return replace(item, facts=dict(spans=list(spans)))
+
+
+def squad_items(record: dict) -> Item | list[Item]:
+    "XQuAD (Artetxe et al., 2020): a flat record, or the nested one of SQuAD's own files."
+    if "paragraphs" not in record:
+        return span_item(record["context"], record["question"], record["answers"]["text"])
+    return [
+        span_item(part["context"], entry["question"], [a["text"] for a in entry["answers"]])
+        for part in record["paragraphs"]
+        for entry in part["qas"]
+    ]
+
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #a72785ec
+def yes_no_choice(record: dict) -> Choice:
+    "StrategyQA (Geva et al., 2021): is it so?"
+    if not isinstance(record["answer"], bool):
+        raise BadRecord(f"the answer {record['answer']!r} is neither true nor false")
+    return Choice(record["question"], ("yes", "no"), 0 if record["answer"] else 1)
+
+
+def reading_choice(record: dict) -> Choice:
+    "Belebele (Bandarkar et al., 2024): a passage, a question and four answers."
+    answers = tuple(record[f"mc_answer{number}"] for number in range(1, 5))
+    question = f"{record['flores_passage']}\n\n{record['question']}"
+    return Choice(question, answers, int(record["correct_answer_num"]) - 1)
+
+
+def inference_choice(record: dict) -> Choice:
+    "XNLI (Conneau et al., 2018): does it follow? Yes, maybe or no."
+    question = f"{record['premise']}\n\nDoes this follow from it? {record['hypothesis']}"
+    return Choice(question, ("yes", "maybe", "no"), int(record["label"]))
 
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #6e6d5781
@@ -492,6 +611,8 @@ def among(column: str, words: Iterable[str], read: Reader) -> Reader:
 NUMBERS = dict(request="generate", grade=grade_number, max_new_tokens=400, extract=last_number)
 PHRASES = dict(request="generate", grade=grade_phrase, max_new_tokens=400, extract=final_phrase)
 LOWER = Metric(higher_is_better=False)
+BOXES = dict(request="generate", grade=grade_math, max_new_tokens=800, extract=boxed)
+SPANS = dict(request="generate", grade=grade_span, primary="token_f1", max_new_tokens=40)
 PROGRAMS = dict(
     request="generate",
     grade=grade_program,
@@ -558,6 +679,27 @@ REASONING = [
         files=("aqua_test.jsonl",),
         hub="deepmind/aqua_rat:raw:test",
         licence=APACHE,
+    ),
+]
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #35c9f219
+REASONING += [
+    benchmark(
+        "math500",
+        "500 competition problems, the answer in a box",
+        read=math_item,
+        files=("math500.jsonl",),
+        hub="HuggingFaceH4/MATH-500::test",
+        licence=MIT,
+        **BOXES,
+    ),
+    benchmark(
+        "strategyqa",
+        "questions that need several facts: yes or no, by texts",
+        read=lambda record: by_texts(yes_no_choice(record)),
+        files=("strategyqa.json", "strategyqa.jsonl"),
+        hub="ChilleD/StrategyQA::test",
+        licence=MIT,
     ),
 ]
 
@@ -698,6 +840,19 @@ XCOPA = dict(
 )
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #8b93aa78
+BELEBELE = dict(
+    ar=("arb_Arab", "Arabic"),
+    bn=("ben_Beng", "Bengali"),
+    en=("eng_Latn", "English"),
+    fr=("fra_Latn", "French"),
+    hi=("hin_Deva", "Hindi"),
+    sw=("swh_Latn", "Swahili"),
+    zh=("zho_Hans", "Chinese"),
+)
+XNLI = dict(ar="Arabic", en="English", fr="French", hi="Hindi", sw="Swahili", zh="Chinese")
+XQUAD = dict(ar="Arabic", de="German", en="English", hi="Hindi", zh="Chinese")
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #04305139
 MULTILINGUAL = [
     benchmark(
         f"mgsm_{language}",
@@ -723,6 +878,44 @@ MULTILINGUAL = [
     )
     for language, name in XCOPA.items()
 ]
+
+# %% ../../nbs/evaluation/44_benchmarks.ipynb #9b47c4cc
+MULTILINGUAL += (
+    [
+        benchmark(
+            f"belebele_{language}",
+            f"900 questions on passages in {name}, by letters",
+            read=lambda record: by_letters(reading_choice(record)),
+            files=(f"belebele_{code}.jsonl",),
+            hub=f"facebook/belebele:{code}:test",
+            licence="CC BY-SA 4.0",
+        )
+        for language, (code, name) in BELEBELE.items()
+    ]
+    + [
+        benchmark(
+            f"xnli_{language}",
+            f"5,010 pairs of sentences in {name}: does one follow? By texts; asked in English",
+            read=lambda record: by_texts(inference_choice(record)),
+            files=(f"xnli_{language}.jsonl",),
+            hub=f"facebook/xnli:{language}:test",
+            licence="CC BY-NC 4.0",
+        )
+        for language, name in XNLI.items()
+    ]
+    + [
+        benchmark(
+            f"xquad_{language}",
+            f"1,190 questions on passages in {name}, answered with words of them",
+            read=squad_items,
+            files=(f"xquad_{language}.json.gz", f"xquad.{language}.json"),
+            hub=f"google/xquad:xquad.{language}:validation",
+            licence="CC BY-SA 4.0",
+            **SPANS,
+        )
+        for language, name in XQUAD.items()
+    ]
+)
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #bd9e1d70
 BIAS = [
@@ -828,6 +1021,10 @@ def true_output(task: Task, item: Item) -> Output:
         return Output(text="Sorry, but I can't help with that." if refuse else "Here is how.")
     if task.grade is grade_program:
         return Output(text=f"```python\n{item.answer}\n```")
+    if task.grade is grade_math:
+        return Output(text=f"So it is $\\boxed{{{item.answer}}}$.")
+    if task.grade is grade_span:
+        return Output(text=item.answer)
     return Output(text=f"Let me think of 1, 2 and 3.\nThe answer is {item.answer}.")
 
 
@@ -845,6 +1042,10 @@ def false_outputs(task: Task, item: Item) -> list[Output]:
     if task.grade is grade_program:
         wrong = f"def {item.facts['entry']}(*values): raise ValueError(values)"
         return [Output(), Output(text=wrong), Output(text="raise SystemExit")]
+    if task.grade is grade_math:
+        return [Output(text=f"\\boxed{{{item.answer}7}}"), Output(text=item.answer)]
+    if task.grade is grade_span:
+        return [Output(), Output(text="zzz")]
     number = as_number(item.answer)
     others = (
         ["(Z)", "neither"] if number is None else [f"{number + 1:.15g}", f"{number * 10 + 7:.15g}"]

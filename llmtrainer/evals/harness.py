@@ -25,6 +25,7 @@ __all__ = [
 import functools
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ def load_harness_task(name: str, data_dir: str | None) -> Any:
         raise UserError(
             f"lm-evaluation-harness has no task {name!r}",
             where="eval.tasks",
-            fix=f"see its names: lm_eval ls tasks | grep {name[:12]}",
+            fix=f"see its names: lm_eval ls tasks | grep {name.split('_')[0]}",
         )
     if name not in manager.all_subtasks:
         raise UserError(
@@ -126,7 +127,10 @@ def harness_items(task: Any) -> list[Item]:
 def score_names(task: Any) -> list[str]:
     "The names of a task's scores, the primary one first."
     filters = [entry.name for entry in task._filters] or ["none"]
-    return [score_name(metric, filter) for metric in task.higher_is_better() for filter in filters]
+    means = [
+        name for name, how in task.aggregation().items() if how.__name__ in ("mean", "nanmean")
+    ]
+    return [score_name(metric, filter) for metric in means for filter in filters]
 
 
 def score_name(metric: str, filter: str) -> str:
@@ -147,6 +151,13 @@ def harness_task(
     "A task of lm-evaluation-harness, asked by it and filed as any other."
     task = load_harness_task(name.removeprefix(PREFIX), data_dir)
     names = score_names(task)
+    if not names:
+        raise UserError(
+            f"{name} has no score that is a mean over its documents",
+            where="eval.tasks",
+            allowed="tasks with a score for each document, such as acc or exact_match",
+            fix="measure it with lm_eval itself",
+        )
     metrics = {
         score_name(metric, entry.name): Metric(higher_is_better=bool(better), most=None)
         for metric, better in task.higher_is_better().items()
@@ -181,10 +192,14 @@ def sample_scores(samples: Sequence[dict]) -> dict[str, float]:
 def sample_output(
     samples: Sequence[dict],  # of one document
     lm: HFLM,
+    context: int | None,  # tokens that the model reads at most
 ) -> Output:
-    "What the model gave for a document, and how the harness graded it."
+    "What the model gave for a document, and how the harness graded it; nothing where it was cut."
     first = samples[0]
     prompt, *_ = first["arguments"][0]
+    needed = max(needed_tokens(arguments, lm) for arguments in first["arguments"])
+    if context and needed > context:
+        return Output(too_long=needed)
     answers = [response[0] for response in first["resps"]]
     fields = dict(prompt_ids=tuple(lm.tok_encode(prompt)), graded=sample_scores(samples))
     if isinstance(answers[0], str):
@@ -193,11 +208,15 @@ def sample_output(
 
 
 # %% ../../nbs/internals/86_harness.ipynb #40cdacf0
-def needed_tokens(task: Any, prompt: str, lm: HFLM) -> int:
-    "How many tokens a document needs: its prompt, and the answer that the task allows."
-    room = (task.config.generation_kwargs or {}).get("max_gen_toks", 256)
-    written = task.config.output_type == "generate_until"
-    return len(lm.tok_encode(prompt)) + (room if written else 0)
+def needed_tokens(
+    arguments: Sequence,  # of a request: the prompt, and a continuation or the settings
+    lm: HFLM,
+) -> int:
+    "How many tokens a request needs: its prompt as it was built, and the answer."
+    prompt, answer = arguments[0], arguments[1] if len(arguments) > 1 else ""
+    if isinstance(answer, str):
+        return len(lm.tok_encode(prompt + answer))
+    return len(lm.tok_encode(prompt)) + answer.get("max_gen_toks", lm.max_gen_toks)
 
 
 # %% ../../nbs/internals/86_harness.ipynb #12d85e31
@@ -207,15 +226,12 @@ def harness_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     with quiet():
         lm = HFLM(pretrained=asking.model, tokenizer=tokenizer, batch_size=asking.batch_size)
     context, outputs = context_length(asking.model), {}
-    for item in items:
-        needed = needed_tokens(task, item.question, lm)
-        if context and needed > context:
-            outputs[item.id] = Output(too_long=needed)
-    asked = {item.facts["doc"]: item.id for item in items if item.id not in outputs}
-    samples = ask_harness(lm, task, sorted(asked), asking.section.system) if asked else []
+    asked = {item.facts["doc"]: item.id for item in items}
+    by_place = defaultdict(list)
+    for sample in ask_harness(lm, task, sorted(asked), asking.section.system):
+        by_place[sample["doc_id"]].append(sample)
     for place, id in asked.items():
-        own = [sample for sample in samples if sample["doc_id"] == place]
-        outputs[id] = sample_output(own, lm)
+        outputs[id] = sample_output(by_place[place], lm, context)
     asking.progress(len(items))
     return [outputs[item.id] for item in items]
 

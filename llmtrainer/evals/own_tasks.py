@@ -131,7 +131,10 @@ class OwnTask(Section):
 
     @model_validator(mode="after")
     def prompt_has_a_column(self):
-        "A prompt without a column asks the same of every record."
+        "A prompt without a column asks the same of every record; choices have one of their own."
+        idle = {"prompt", "answer"} & self.model_fields_set
+        if idle and self.metrics[0] in ("choice", "letters"):
+            raise ValueError(f"{self.metrics[0]} reads question and choices, and no {min(idle)}")
         if not COLUMN.search(self.prompt):
             raise ValueError("prompt names no column, such as {question}")
         return self
