@@ -128,20 +128,10 @@ def test_boxes_are_read_and_compared():
 
 
 def test_passages_and_languages_are_read_in_the_form_of_their_files():
-    nested = dict(
-        title="t",
-        paragraphs=[
-            dict(
-                context="Ada has a red hat.",
-                qas=[dict(question="What?", answers=[dict(text="a red hat"), dict(text="hat")])],
-            )
-        ],
-    )
-    flat = dict(
-        context="Ada has a red hat.", question="What?", answers=dict(text=["a red hat", "hat"])
-    )
-    (item,) = squad_items(nested)
-    assert item == squad_items(flat) and item.facts["spans"] == ["a red hat", "hat"]
+    asked = dict(context="Ada has a red hat.", question="What?")
+    item = span_item(asked | dict(answers=dict(text=["a red hat", "hat"])))
+    assert item == span_item(asked | dict(answers=[dict(text="a red hat"), dict(text="hat")]))
+    assert item.facts["spans"] == ["a red hat", "hat"]
     assert grade_span(item, Output(text="The hat.")) == dict(token_f1=1.0, exact=1.0)
     assert grade_span(item, Output(text="red shoes"))["token_f1"] == pytest.approx(0.5)
     read = dict(flores_passage="P.", question="Q?", correct_answer_num="3")

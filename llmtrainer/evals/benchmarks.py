@@ -66,7 +66,6 @@ __all__ = [
     "math_item",
     "grade_span",
     "span_item",
-    "squad_items",
     "yes_no_choice",
     "reading_choice",
     "inference_choice",
@@ -124,8 +123,7 @@ from llmtrainer.models.sandbox import NoSandbox, run_code
 from llmtrainer.recipe import UserError
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #b9d25f4a
-# None: the record belongs to another task; a list: it holds several items
-Reader = Callable[[dict], Item | list[Item] | None]
+Reader = Callable[[dict], Item | None]  # None: the record belongs to another task
 
 
 def find_data(name: str, files: Sequence[str], data_dir: str) -> Path:
@@ -204,7 +202,7 @@ def read_items(
             reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
             bad.append(f"{place}: {reason}")
         else:
-            items += item if isinstance(item, list) else [item] if item else []
+            items += [item] if item else []
     if bad:
         raise UserError(
             f"{len(bad)} records of the task {name} cannot be read",
@@ -394,21 +392,12 @@ def grade_span(item: Item, output: Output) -> Scores:
     }
 
 
-def span_item(context: str, question: str, spans: Sequence[str]) -> Item:
-    "A question on a passage, and the spans that answer it."
-    item = make_item(f"{context}\n\n{question}\n\nAnswer with words of the text.", spans[0])
-    return replace(item, facts=dict(spans=list(spans)))
-
-
-def squad_items(record: dict) -> Item | list[Item]:
-    "XQuAD (Artetxe et al., 2020): a flat record, or the nested one of SQuAD's own files."
-    if "paragraphs" not in record:
-        return span_item(record["context"], record["question"], record["answers"]["text"])
-    return [
-        span_item(part["context"], entry["question"], [a["text"] for a in entry["answers"]])
-        for part in record["paragraphs"]
-        for entry in part["qas"]
-    ]
+def span_item(record: dict) -> Item:
+    "XQuAD (Artetxe et al., 2020): a passage, a question, and the spans that answer it."
+    answers = record["answers"]
+    spans = answers["text"] if isinstance(answers, dict) else [each["text"] for each in answers]
+    question = f"{record['context']}\n\n{record['question']}\n\nAnswer with words of the text."
+    return replace(make_item(question, spans[0]), facts=dict(spans=list(spans)))
 
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #a72785ec
@@ -907,7 +896,7 @@ MULTILINGUAL += (
         benchmark(
             f"xquad_{language}",
             f"1,190 questions on passages in {name}, answered with words of them",
-            read=squad_items,
+            read=span_item,
             files=(f"xquad_{language}.json.gz", f"xquad.{language}.json"),
             hub=f"google/xquad:xquad.{language}:validation",
             licence="CC BY-SA 4.0",
