@@ -817,7 +817,14 @@ class PromptSpy:
             self.seen += [ids[mask.bool()].tolist() for ids, mask in rows]
             return batch
 
+        write = generate_module.Writer.write
+
+        def watch(writer, requests):
+            self.seen += [list(ids) for ids, *_ in requests]
+            return write(writer, requests)
+
         monkeypatch.setattr(generate_module, "encode_prompts", spy)
+        monkeypatch.setattr(generate_module.Writer, "write", watch)
 
     def take(self):
         "The prompts since the last call, each once."
@@ -871,6 +878,7 @@ def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, i
     for name, source in ((str(run.path), run), (merged, merged)):
         section = resolve_generation(source, Generation(), quiet=True)
         uses = uses_of(name, question, section, spy)
+        assert all(uses.values()), f"every use was seen: {uses.keys()}"
         assert len(set.union(*uses.values())) == 1, {use: len(ids) for use, ids in uses.items()}
         (ids,) = uses["eval"]
         tokenizer = load_tokenizer(name if name == merged else str(run.adapter))
