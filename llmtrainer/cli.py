@@ -834,7 +834,7 @@ def evaluate(
     if store and section.base and base:
         model = None
         free_memory()  # the base does not lie beside the trained model
-        bases = base_results(store, results, section.data_dir, quiet=as_json)
+        bases = base_results(store, results, section, quiet=as_json)
         several = compare_with_base(results, bases)
     print_results(results, several, as_json)
     fail_if_unmet(unmet_requirements(results, section.require, bases))
@@ -946,7 +946,7 @@ def compare_task(
         options = dict(limit=limit, data_dir=section.data_dir, quiet=quiet)
         left, right = compared_results(names, task, **options)
     else:
-        left = base_result(Run.load(run), task, limit, quiet=quiet)
+        left = base_result(Run.load(run), task, limit, quiet=quiet, section=section)
         right, names = stored_result(Run.load(run), task, limit), (f"base of {run}", run)
     items = known_items(section, task) if with_items else ()
     return compare(left, right, score, names, items=items)
@@ -1123,16 +1123,15 @@ def vote_store(places: list[str], out: Path | None):
 
 def votable_pairs(places: list[str], task: str | None, limit: int | None, seed: int) -> list:
     "The pairs of texts of runs or result files, with their questions."
-    from llmtrainer.evals.tasks import find_task
     from llmtrainer.evals.votes import make_pairs
-    from llmtrainer.run import Run, is_run
+    from llmtrainer.run import is_run
 
     places = [place.rstrip("/") or place for place in places]
     task = task or written_task(places)
     results = text_results(places, task, limit)
-    runs = [Run.load(place) for place in places if is_run(place)]
-    data_dir = runs[0].recipe.get("eval", {}).get("data_dir") if runs else None
-    questions = {item.id: item.question for item in find_task(task).items(data_dir)}
+    asked = next(filter(is_run, places), places[0])
+    section = eval_section(asked, [task], changes=[], limit=None, data_dir=None)
+    questions = {item.id: item.question for item in section.find(task).items(section.data_dir)}
     return make_pairs(results, questions, seed)
 
 

@@ -392,16 +392,19 @@ def ask_once(
     folder: str,  # under the run
     digest: str,  # of the weights
 ) -> TaskResult:
-    "The result in the run where the same was asked before; else it is asked, and can be killed."
+    """The result of asking what the run does not hold yet; it can be killed. Outputs that it holds
+    are graded again, since a task may grade otherwise today."""
     key = asking_key(asking, items, digest)
-    for held in stored_results(run, asking.task.name, folder):
-        if held.key == key:
-            asking.progress(len(items))
-            return held
+    stored = stored_results(run, asking.task.name, folder)
+    held = next((result for result in stored if result.key == key), None)
     path = run.path / folder / "unfinished" / f"{asking.task.name}-{key[:16]}.jsonl"
     with opened_folder(path.parent, run.path, create=True):
         journal = OutputJournal(path)
+    if held:
+        journal.outputs = {entry.id: entry.output for entry in held.items}
     result = ask_items(asking, items, journal, key)
+    if held:
+        result = result.model_copy(update=dict(seconds=held.seconds))
     remove_file(path, run.path, empty=True)
     with suppress(OSError):  # another one is unfinished
         path.parent.rmdir()
@@ -566,12 +569,13 @@ def run_section(
 def base_results(
     run: Run,
     results: Sequence[TaskResult],  # of the run itself
-    data_dir: str | None = None,  # in the place of the recipe's
+    section: Eval | None = None,  # with own tasks and the folder; without one, of the recipe
     quiet: bool = False,
 ) -> list[TaskResult]:
     """The result of a run's base for each of the run's own: the same items and settings.
     They are stored under `evals/base`, and measured where they are missing or asked otherwise."""
     bases, opened = [], None
+    section = section or run_section(run)
     for tuned in results:
         stored = stored_results(run, tuned.task, "evals/base")
         alike = (
@@ -579,18 +583,19 @@ def base_results(
             for base in stored
             if base.generation == tuned.generation
             and base.few_shot == tuned.few_shot
+            and base.primary == tuned.primary
             and item_ids(base) == item_ids(tuned)
         )
         base = next(alike, None)
         if base is None:
             opened = opened or open_model(str(run.path), tuned=False)
-            chosen = {key: tuned.few_shot[key] for key in FewShot.model_fields if tuned.few_shot}
-            section = run_section(
-                run, data_dir, tasks=[tuned.task], limit=tuned.n, few_shot=chosen or None
-            )
+            shots = {key: tuned.few_shot[key] for key in FewShot.model_fields if tuned.few_shot}
+            few_shot = FewShot(**shots) if shots else None
+            asked = dict(tasks=[tuned.task], limit=tuned.n, few_shot=few_shot)
             generation = load_recipe(Generation, tuned.generation)
             options = dict(quiet=quiet, folder="evals/base", generation=generation)
-            (base,) = evaluate_tasks(run, *opened, section=section, **options)
+            options |= dict(section=section.model_copy(update=asked))
+            (base,) = evaluate_tasks(run, *opened, **options)
         bases.append(base)
     return bases
 
@@ -600,10 +605,10 @@ def base_result(
     task: str,
     limit: int | None = None,  # items; None: those of the result that counts
     quiet: bool = False,
-    data_dir: str | None = None,  # in the place of the recipe's
+    section: Eval | None = None,  # with own tasks and the folder; without one, of the recipe
 ) -> TaskResult:
     "The result of a run's base on a task: the same items and settings as the run's own result."
-    return base_results(run, [stored_result(run, task, limit)], data_dir, quiet)[0]
+    return base_results(run, [stored_result(run, task, limit)], section, quiet)[0]
 
 
 # %% ../nbs/system/80_pipeline.ipynb #22c1bc60
@@ -633,8 +638,8 @@ def renew_comparisons(run: Run) -> None:
 
 # %% ../nbs/system/80_pipeline.ipynb #13410be0
 def alike(a: TaskResult, b: TaskResult) -> bool:
-    "Were two results measured on the same items, with settings that may be compared?"
-    if item_ids(a) != item_ids(b):
+    "Were two results measured on the same items and graded alike, with settings that agree?"
+    if item_ids(a) != item_ids(b) or a.primary != b.primary:
         return False
     try:
         check_settings_agree(a, b)
@@ -680,7 +685,7 @@ def compared_results(
 
     def measure(name: str) -> TaskResult:
         if run and is_base_of(name, run):
-            return base_result(run, task, limit, quiet=quiet, data_dir=data_dir)
+            return base_result(run, task, limit, quiet=quiet, section=section)
         return measure_model(name, section, like, quiet)
 
     return tuple(result or measure(name) for name, result in zip(names, held))

@@ -361,6 +361,11 @@ def test_weights_held_differently_are_named_and_a_wrong_call_says_what_is_right(
     unrecorded = a.model_copy(update=dict(weights=None))
     for pair in ((a, a), (a, unrecorded)):
         assert "held" not in comparison_table(compare(*pair)).caption
+    plain, chat = (a.model_copy(update=dict(template=name)) for name in ("plain", "chatml"))
+    asked = comparison_table(compare(plain, chat, names=("base", "tuned"))).caption
+    assert "asked in different chat templates: base in plain, tuned in chatml" in asked
+    for pair in ((chat, chat), (chat, a)):
+        assert "templates" not in comparison_table(compare(*pair)).caption
     with pytest.raises(UserError, match="'runs/mine' is not a result"):
         compare("runs/mine", "tiny:base")
 

@@ -84,7 +84,7 @@ def test_recipe_so_far(tmp_path):
         ),
         ({"limit": 0}, "limit"),
         ({"own": {"../up": {"data": "x"}}}, "no name for a task"),
-        ({"own": {"comparison": {"data": "x"}}}, "no name for a task"),
+        ({"own": {"comparisons": {"data": "x"}}}, "no name for a task"),
     ):
         with pytest.raises(RecipeError) as caught:
             load_recipe(Eval, values)

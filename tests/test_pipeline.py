@@ -1044,6 +1044,7 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"mine": {"data": str(tmp_path / "mine.jsonl"), "max_new_tokens": 4}}
+    graded = {"mine": own["mine"] | {"metrics": ["contains", "token_f1"]}}
     gates = {"mine": "no worse than base", "word_problems": "better than base"}
     section = dict(tasks=["word_problems", "mine"], limit=8, own=own, require=gates)
     recipe = recipe.model_copy(update=dict(eval=load_recipe(Eval, section)))
@@ -1060,6 +1061,18 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     card = (run.path / "README.md").read_text()
     assert "mine: 1 of 2 items stand in the training rows" in card
     assert "| word_problems | accuracy |" in card and "what it shows" in card
+    # another metric: the same outputs are graded again, and nothing is asked
+    changed = load_recipe(Eval, dict(section, tasks=["mine"], own=graded, require={}))
+    generation = resolve_generation(run, recipe.generate, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REQUESTS, "generate", None)
+        (again,) = evaluate_tasks(
+            run, *open_model(str(run.path)), section=changed, quiet=True, generation=generation
+        )
+    assert again.primary == "contains" and "token_f1" in again.scores
+    assert [i.output for i in again.items] == [i.output for i in results[1].items]
+    (base,) = base_results(run, [again], changed, quiet=True)
+    assert base.primary == "contains" and compare(base, again).score == "contains"
 
 
 def test_either_side_of_a_comparison_may_be_a_model(tmp_path):

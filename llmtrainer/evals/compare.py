@@ -36,6 +36,7 @@ __all__ = [
     "compare",
     "systems_note",
     "weights_note",
+    "templates_note",
     "too_long_words",
     "notes_of",
     "counts_words",
@@ -223,7 +224,7 @@ class ChangedItem(BaseModel):
 class Comparison(Record):
     "Two models on the same items of a task; it shows itself as a picture in a notebook."
 
-    form = 5  # `detectable`, `higher_is_better` and `changed` came
+    form = 6  # `templates` came, after `detectable` and `changed`
 
     task: str
     score: str  # the name of the score that is compared
@@ -243,6 +244,7 @@ class Comparison(Record):
     systems: tuple[str | None, str | None] | None = None  # system prompts, where they differ
     too_long: tuple[int, int] = (0, 0)  # items that A's and B's context does not hold
     weights: tuple[str | None, str | None] = (None, None)  # how A and B hold them: nf4, float32
+    templates: tuple[str | None, str | None] = (None, None)  # chat templates of A and B
     detectable: float | None = (
         None  # difference that 4 of 5 such tests find; None: none, or unknown
     )
@@ -475,6 +477,7 @@ def compare(
         systems=systems,
         too_long=(len(a.too_long), len(b.too_long)),
         weights=(a.weights, b.weights),
+        templates=(a.template, b.template),
         changed=changed_items(a, b, item_gaps(pairs, metric), items),
     )
 
@@ -499,6 +502,14 @@ def weights_note(c: Comparison) -> str:
     return f"weights held differently: {held}"
 
 
+def templates_note(c: Comparison) -> str:
+    "That the two were asked in different chat templates, in words; empty where they were not."
+    if None in c.templates or c.templates[0] == c.templates[1]:
+        return ""  # alike, or not recorded by an older release
+    asked = ", ".join(f"{name} in {template}" for name, template in zip(c.names, c.templates))
+    return f"asked in different chat templates: {asked}"
+
+
 def too_long_words(c: Comparison) -> str:
     "How many items were too long for whom, in words; empty where none was."
     if not any(c.too_long):
@@ -509,7 +520,7 @@ def too_long_words(c: Comparison) -> str:
 
 def notes_of(c: Comparison) -> str:
     "What a reader must know beside the figures, each after a semicolon."
-    notes = (weights_note(c), systems_note(c), too_long_words(c))
+    notes = (weights_note(c), systems_note(c), templates_note(c), too_long_words(c))
     return "".join(f"; {note}" for note in notes if note)
 
 

@@ -176,7 +176,7 @@ class Eval(Section):
     def own_names_can_be_those_of_files(cls, own: dict[str, OwnTask]) -> dict[str, OwnTask]:
         "A result is a file under the name of its task."
         for name in own:
-            if not OWN_NAME.fullmatch(name) or name in ("comparison", "comparisons"):
+            if not OWN_NAME.fullmatch(name) or name == "comparisons":
                 raise ValueError(f"{name!r} is no name for a task: letters, digits, _ and - only")
         return own
 

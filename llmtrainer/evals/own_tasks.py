@@ -25,6 +25,7 @@ __all__ = [
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #26f77b04
@@ -192,8 +193,7 @@ def own_reader(spec: OwnTask) -> Callable[[dict], Item]:
         if kind != "perplexity" and not all(map(normalize, golds)):
             raise BadRecord(f"the answer {golds[0][:40]!r} has no words to compare")
         item = make_item(fill(spec.prompt, record), golds[0])
-        item.facts["golds"] = golds
-        return item
+        return replace(item, facts=dict(golds=golds))
 
     return read
 
