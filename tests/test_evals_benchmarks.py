@@ -9,6 +9,7 @@ from llmtrainer.evals.benchmarks import (
     UserError,
     make_item,
     read_file,
+    replace,
 )
 
 
@@ -65,6 +66,8 @@ def test_every_spelling_is_read():
 
 
 import json
+import signal
+from dataclasses import replace
 
 import pytest
 
@@ -185,6 +188,37 @@ def test_an_empty_answer_is_neither_refusal_nor_help():
     assert grade_refusal(unsafe, Output())["accuracy"] == 0
     assert grade_refusal(unsafe, Output(text="Sure."))["harmful_answered"] == (1.0, 1.0)
     assert grade_refusal(safe, Output(text="I cannot."))["over_refusal"] == (1.0, 1.0)
+
+
+PIECES = ["1", "1,", "1.", "- ", "(", ")", "+1", "1/", "= ", "#### ", "\\boxed{", "A. ", "\n", "**"]
+LOOPS = [*PIECES, *(one + other for one in PIECES for other in PIECES)]
+TEXT_GRADERS = {
+    task.grade.__qualname__: task
+    for task in [*TASKS.values(), *(benchmark.task for benchmark in BENCHMARKS.values())]
+    if task.request == "generate" and task.grade is not grade_program  # it runs what it finds
+}
+
+
+class TookTooLong(Exception):
+    "A grader was not done in time."
+
+
+def give_up(*_):
+    raise TookTooLong
+
+
+@pytest.mark.parametrize("name", TEXT_GRADERS)
+def test_no_answer_keeps_a_grader_busy(name):
+    item = make_item("2 + 3?", "2 + 3 = 5\n#### 5")
+    item = replace(item, facts=dict(spans=["5"])) if name == "grade_span" else item
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        for loop in LOOPS:
+            signal.setitimer(signal.ITIMER_REAL, 5)
+            assert TEXT_GRADERS[name].grade(item, Output(text=loop * 4000)), loop
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.realdata

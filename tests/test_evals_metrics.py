@@ -289,6 +289,40 @@ def test_equations_are_computed_exactly():
     ):
         assert [ok for _, ok in equations(text)] == [holds], text
     assert equations("x = 3 and 4 / 0 = 1") == []
+    assert equations("5 = 2 + 3 = 5") == [("2 + 3 = 5", True)], "a number alone is no chain"
+
+
+TERMS = [
+    "1",
+    "12",
+    "3,4",
+    ".5",
+    "6.",
+    "-",
+    "−",
+    "(",
+    ")",
+    " ",
+    "+",
+    "*",
+    "/",
+    "x",
+    "=",
+    "%",
+    "$",
+    "a",
+]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(TERMS), max_size=9))
+def test_equations_are_those_that_trying_every_division_finds(parts):
+    term = r"[-−(]*\s*[$€£]?(?:\d[\d,]*\.?\d*|\.\d+)%?[)\s]*"
+    chain = rf"{term}(?:[-−+*×x·/÷]\s*{term})+"
+    patient = re.compile(rf"(?P<left>{chain})=\s*(?P<right>[-−]?[$€£]?\d[\d,]*(?:\.\d+)?%?)")
+    text = "".join(parts)
+    found = [match[0].strip() for match in EQUATION.finditer(text) if match["right"]]
+    assert found == [match[0].strip() for match in patient.finditer(text)]
 
 
 @pytest.mark.realdata

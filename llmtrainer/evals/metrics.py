@@ -19,7 +19,6 @@ __all__ = [
     "LOSS",
     "TERM",
     "RESULT",
-    "CHAIN",
     "EQUATION",
     "TOKEN",
     "SIGNS",
@@ -69,7 +68,7 @@ GOES_ON = r"(?:[/:^.]\d|\*\*\d|,\d{3}(?!\d)|[⁰¹²³⁴-⁹]|(?:[kKMB]|bn|mn)\
 NUMBER = re.compile(
     rf"(?P<sign>{SIGN})[$€£¥₹]?(?P<inner>{SIGN})"
     rf"(?P<value>\d+ {FRACTION}|{FRACTION}|{PLAIN}(?:[eE][-+]?\d+\b)?)"
-    rf"(?P<rest>(?:{GOES_ON}[\d.,]*)*)"
+    rf"(?P<rest>(?:{GOES_ON}[\d.,]*+)*+)"  # *+ keeps what it took: there is one way to read it
 )
 
 
@@ -82,7 +81,7 @@ def as_number(text: str) -> float | None:
 # %% ../../nbs/evaluation/40_metrics.ipynb #f3854611
 def number_value(match: re.Match) -> float | None:
     "The value of a match of `NUMBER`; None for digits that go on as something else."
-    if match["rest"]:
+    if match["rest"] or len(match["value"]) > 300:  # more digits than a float can have
         return None
     whole, _, part = match["value"].rpartition(" ")
     value = float(whole or 0)
@@ -268,10 +267,15 @@ def score(scores: Sequence[float | tuple[float, float]], metric: Metric = SHARE)
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #a2c8e991
-TERM = r"[-−(]*\s*[$€£]?(?:\d[\d,]*\.?\d*|\.\d+)%?[)\s]*"
-RESULT = r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?%?"
-CHAIN = rf"{TERM}(?:[-−+*×x·/÷]\s*{TERM})+"
-EQUATION = re.compile(rf"(?P<left>{CHAIN})=\s*(?P<right>{RESULT})")
+# what a part has taken it keeps (*+, ++, ?+): a matcher that tries every way to divide a long run of
+# digits and signs would not come to an end
+TERM = r"[-−(]{0,20}+\s{0,20}+[$€£]?+(?:\d[\d,]*+(?:\.\d*+)?+|\.\d++)%?+[)\s]*+"
+RESULT = r"[-−]?[$€£]?\d[\d,]*+(?:\.\d++)?%?"
+# a term alone is passed over, and a chain of terms that nothing equals as a whole
+EQUATION = re.compile(
+    rf"(?P<left>{TERM}(?P<more>(?:[-−+*×x·/÷]\s*+{TERM})++)?+)"
+    rf"(?(more)(?:=\s*+(?P<right>{RESULT}))?+)"
+)
 TOKEN = re.compile(r"\d+\.?\d*|\.\d+|[-+*/()%]")
 SIGNS = str.maketrans("−×x·÷", "-***/", "$€£,")
 
@@ -307,7 +311,7 @@ def compute(text: str) -> Fraction | None:
 
     try:
         value = chain(("+", "-"), lambda: chain(("*", "/"), atom))
-    except (IndexError, ValueError, ZeroDivisionError):
+    except (IndexError, ValueError, ZeroDivisionError, RecursionError):
         return None
     return None if tokens else value
 
@@ -322,6 +326,8 @@ def equations(text: str) -> list[tuple[str, bool]]:
     "(equation as written, does it hold?) of each equation of a text that can be computed."
     found = []
     for match in EQUATION.finditer(plain_math(text)):
+        if match["right"] is None:
+            continue
         left, right = (match[side].translate(SIGNS) for side in ("left", "right"))
         value, said = compute(left), compute(right)
         if value is None or said is None:
