@@ -64,7 +64,7 @@ def bare(model, tokenizer, train, section: Train) -> list[float]:
         ]
         items = sum((b["labels"][:, 1:] != -100).sum() for b in micro)
         for batch in micro:
-            (Sft().loss(model, batch).total / items).backward()
+            (Sft().compute_loss(model, batch).total / items).backward()
         torch.nn.utils.clip_grad_norm_(
             [p for p in model.parameters() if p.requires_grad], section.max_grad_norm
         )

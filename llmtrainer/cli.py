@@ -416,15 +416,20 @@ def run_here(
 
 # %% ../nbs/system/84_cli.ipynb #11dd8e49
 @app.command()
-def init(file: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.yaml")):
+def init(
+    file: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.yaml"),
+    objective: Annotated[
+        str, typer.Option(help="what is learned: sft, pretrain, dpo, orpo, simpo, kto")
+    ] = "sft",
+):
     "Write a commented recipe."
-    from llmtrainer.pipeline import Recipe
-    from llmtrainer.recipe import UserError, commented_recipe
+    from llmtrainer.pipeline import recipe_for
+    from llmtrainer.recipe import UserError
     from llmtrainer.run import write_atomic
 
     if file.exists():
         raise UserError(f"{file} exists already", fix="name another file; nothing is overwritten")
-    write_atomic(file, commented_recipe(Recipe))
+    write_atomic(file, recipe_for(objective))
     print(f"wrote {file}: set model.base and data.train, then run: llmtrainer data {file}")
 
 
@@ -447,9 +452,10 @@ def data(
 ):
     "Show the ledger, statistics and leaks of the data, and which tokens are trained."
     from rich.table import Table
+    from rich.text import Text
 
     from llmtrainer.data.loss_mask import xray, xray_html
-    from llmtrainer.data.prepare import data_facts, data_statistics, prepare
+    from llmtrainer.data.prepare import data_facts, data_statistics, first_texts, prepare
     from llmtrainer.data.statistics import report_html, statistics_table
     from llmtrainer.models.load import load_tokenizer
     from llmtrainer.pipeline import read_recipe
@@ -460,7 +466,10 @@ def data(
     prepared = prepare(job.data, tokenizer, job.train.seed, quiet=as_json)
     stats = data_statistics(prepared, tokenizer, job.data, benchmark or ())
     if html:
-        xrays = [xray_html(text, tokenizer) for text in prepared.encoded[:100]]
+        xrays = [
+            f"<h4>{role}</h4>" * (role != "plain") + xray_html(text, tokenizer)
+            for role, text in first_texts(prepared, 100)
+        ]
         write_atomic(html, report_html(stats, xrays, f"Data of {recipe.name}"))
     if as_json:
         return print_json(prepared.about | {"statistics": stats})
@@ -470,7 +479,9 @@ def data(
         facts.add_row(name, value)
     console.print(facts, *prepared.remarks(), sep="\n")
     console.print(statistics_table(stats), "\nGreen is trained, grey is only read:")
-    for text in prepared.encoded[:rows]:
+    for role, text in first_texts(prepared, rows):
+        if role != "plain":
+            console.print(Text(f"{role}:", "bold"))
         console.print(xray(text, tokenizer), "")
 
 

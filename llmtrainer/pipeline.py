@@ -55,6 +55,7 @@ __all__ = [
     "sample_batches",
     "record_experts",
     "check_target_names",
+    "recipe_for",
     "group_size",
     "step_shape",
     "choose_activations",
@@ -114,7 +115,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from textwrap import shorten
+from textwrap import indent, shorten
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 import torch
@@ -123,10 +124,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
-from llmtrainer.align.preference import Dpo
+from llmtrainer.align.preference import Dpo, Orpo, SimPo
+from llmtrainer.align.unpaired import Kto
 from llmtrainer.data.packing import Sequences, collator, move_batch
 from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare, separate_splits
-from llmtrainer.data.rows import as_sources, load_rows, row_kind
+from llmtrainer.data.rows import ROW_EXAMPLES, as_sources, load_rows, row_kind
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
@@ -197,7 +199,7 @@ from llmtrainer.models.memory import (
     step_time_range,
 )
 from llmtrainer.models.variants import adapt_model, check_storage
-from llmtrainer.recipe import Section, UserError, load_recipe
+from llmtrainer.recipe import Section, UserError, commented_recipe, load_recipe
 from llmtrainer.run import (
     FileFault,
     Run,
@@ -264,7 +266,14 @@ from llmtrainer.training.trainer import (
 )
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
-OBJECTIVES: dict[str, type[Objective]] = {"sft": Sft, "pretrain": Pretrain, "dpo": Dpo}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sft": Sft,
+    "pretrain": Pretrain,
+    "dpo": Dpo,
+    "orpo": Orpo,
+    "simpo": SimPo,
+    "kto": Kto,
+}
 
 
 class JobTrain(Train):
@@ -961,10 +970,37 @@ def check_target_names(model: Model, adapt: Adapt) -> None:
         count_trainable_from_config(config, adapt)
 
 
+def recipe_for(objective: str) -> str:
+    "A commented recipe for an objective: its settings, its kind of rows, its learning rate."
+    if objective not in OBJECTIVES:
+        raise UserError(
+            f"there is no objective {objective}",
+            where="--objective",
+            allowed=", ".join(OBJECTIVES),
+        )
+    kind, text = OBJECTIVES[objective], commented_recipe(Recipe)
+    changes = {
+        "  train: train.jsonl\n": "".join(
+            f"  # a row a line: {ROW_EXAMPLES[name]}\n" for name in sorted(kind.rows)
+        )
+        + "  train: train.jsonl\n"
+    }
+    if settings := commented_recipe(kind):
+        changes["  objective: sft\n"] = (
+            f"  objective:\n    {objective}:\n{indent(settings, ' ' * 6)}"
+        )
+    if kind.proposed_lr:
+        changes["  lr: 0.0002\n"] = f"  lr: {kind.proposed_lr}\n"
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 def group_size(recipe: Recipe) -> int:
     "Texts of a row that share a sequence: two where the objective compares answers, else one."
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
-    return 2 if objective.rows == {"preference"} else 1
+    return objective.texts
 
 
 def step_shape(recipe: Recipe, plan: DevicePlan, recompute: bool) -> StepShape:
@@ -1111,6 +1147,7 @@ class Session:
     trainer: DurableTrainer
     plan: DevicePlan
     batches: Callable[[], Iterator[dict]]  # gives a few batches from all over the data
+    open_model: Callable[[str], tuple]  # (model, tokenizer) of a place, for objectives that compare
 
 
 def prepare_rows(recipe: Recipe, tokenizer, run: Run, quiet: bool) -> Prepared:
@@ -1198,7 +1235,9 @@ def assemble(
         check_start=lambda accelerator: check_strategy(recipe.launch, accelerator, model),
         **strategy_arguments(recipe.launch),
     )
-    session = Session(model, tokenizer, **parts, trainer=trainer, batches=batches)
+    session = Session(
+        model, tokenizer, **parts, trainer=trainer, batches=batches, open_model=open_model
+    )
     objective.setup(session)
     return session
 
@@ -1256,6 +1295,7 @@ FILES_BEFORE_TRAINING = {
     "validation.jsonl",
     "changes.jsonl",
     "run.json",
+    "reference.safetensors",
 }
 
 

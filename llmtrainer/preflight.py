@@ -150,10 +150,12 @@ def predict_time(
     forward = 1 / 2 if recipe.adapt.method == "lora" else 1 / 3  # share of forward and backward
     flops = flops * work.accumulate * (1 + (objective.passes - 1) * forward)
     step, steps = speed and step_time_range(flops, speed), recipe.train.max_steps
+    # before the first step, such as for a reference: at most as much data as the steps read
+    before = objective.setup_passes * forward / (1 + (objective.passes - 1) * forward)
     return dict(
         seconds_per_step=step,
         tokens_per_step=work.rows * work.length * work.accumulate,
-        hours=step and steps and tuple(steps * s / 3600 for s in step),
+        hours=step and steps and tuple(steps * s * (1 + before) / 3600 for s in step),
     )
 
 

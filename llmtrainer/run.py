@@ -13,6 +13,7 @@ __all__ = [
     "RUN_NAMES",
     "RUN_FOLDERS",
     "RUN_FILE",
+    "CHARTS",
     "fsync_path",
     "write_atomic",
     "write_json",
@@ -47,6 +48,7 @@ __all__ = [
     "read_lines",
     "MetricsLine",
     "loss_svg",
+    "charts_svg",
     "facts_html",
     "run_html",
     "Run",
@@ -685,6 +687,7 @@ RUN_NAMES = (  # files that lie directly in a run
     "README.md",
     *(f"{name}.json" for name in _JSON),
     *(f"{name}.jsonl" for name in _LINES),
+    "reference.safetensors",
 )
 RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data")
 _ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|py"
@@ -848,6 +851,20 @@ def loss_svg(
 
 
 # %% ../nbs/internals/91_run.ipynb #6f0cd47b
+CHARTS = (
+    ("loss", "eval_loss"),
+    ("accuracy", "eval_accuracy"),
+    ("margin", "eval_margin"),
+    ("chosen_logprob", "rejected_logprob"),
+)  # metrics that are drawn together, where they are logged
+
+
+def charts_svg(lines: dict[str, list[tuple[float, float]]]) -> str:
+    "A drawing for each chart of which something was logged."
+    drawn = ({name: lines[name] for name in names if lines.get(name)} for names in CHARTS)
+    return "".join(loss_svg(curves) for curves in drawn if curves) or loss_svg({})
+
+
 def facts_html(rows: Mapping[str, str]) -> str:
     "Names and words as an HTML table; everything is escaped."
     cells = (f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
@@ -877,10 +894,13 @@ def run_html(run: "Run") -> str:
     if shipped := sorted(path.name for path in run.exports.glob("*/")):
         facts["exports"] = ", ".join(shipped)
     curves = {
-        name: [(line.step, value) for line in steps if (value := getattr(line, name)) is not None]
-        for name in ("loss", "eval_loss")
+        name: [
+            (line.step, value) for line in steps if (value := getattr(line, name, None)) is not None
+        ]
+        for names in CHARTS
+        for name in names
     }
-    return facts_html(facts) + loss_svg(curves)
+    return facts_html(facts) + charts_svg(curves)
 
 
 # %% ../nbs/internals/91_run.ipynb #42cd6eb4

@@ -471,6 +471,42 @@ def test_a_preference_without_room_for_an_answer_goes_whole():
     assert prepared.ledger.reasons == {"too long": 2}
 
 
+def test_pairs_that_teach_nothing_are_refused_or_counted():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    good = dict(prompt="2 + 3?", chosen="2 + 3 = 5", rejected="It is 6, or 7.")
+    blank = dict(prompt="1 + 1?", chosen="It is 2. ", rejected="It is 2.")
+    late = dict(prompt="Count.", chosen="one " * 40 + "two", rejected="one " * 40 + "ten")
+    path = folder / "pairs.jsonl"
+    rows = [good, good | dict(prompt="3 + 2?"), blank, late]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = Data(train=str(path), max_length=60, too_long="cut_end", val=None, template="llama-2")
+    with pytest.raises(
+        UserError, match="(?s)2 of 4 rows cannot be used.*equal after they were cut"
+    ):
+        prepare(section, tokenizer)
+    prepared = prepare(section.model_copy(update=dict(max_rejects=0.5)), tokenizer)
+    assert prepared.ledger.reasons == {
+        "the two answers are the same tokens": 1,
+        "the two answers are equal after they were cut": 1,
+    }
+    pairs = prepared.account().pairs
+    assert (pairs.pairs, pairs.cut, pairs.longer_wins) == (2, 0, 0.0)
+    assert pairs.rejected_tokens > pairs.chosen_tokens > 5
+    whole = section.model_copy(update=dict(max_rejects=0.5, max_length=200))
+    assert prepare(whole, tokenizer).account().pairs.pairs == 3
+
+
+def test_a_cut_at_the_start_takes_the_same_tokens_of_both_prompts():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    path = _preferences(30, folder=folder)
+    section = Data(train=path, max_length=60, too_long="cut_start", val=None)
+    prepared = prepare(section, tokenizer)
+    rows = list(prepared.encoded)
+    prompts = [list(row.ids[: row.runs[0][0]]) for row in rows]
+    assert prompts[::2] == prompts[1::2] and len({len(p) for p in prompts}) > 5
+    assert prepared.account().pairs.cut > 5 and max(map(len, rows)) <= 60
+
+
 def test_mixed_sources_keep_groups_and_plain_rows_apart():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), tempfile.mkdtemp()
     pairs, plain = _preferences(20, folder=folder), _file(30, folder=folder)
@@ -545,6 +581,22 @@ def test_statistics_see_a_leak_and_the_rows_of_the_table():
         section = data.model_copy(update=dict(val=val))
         stats = data_statistics(prepare(section, tokenizer), tokenizer, section)
         assert stats["leakage"]["validation"]["leaked"] == leaked
+
+
+def test_the_answers_of_a_pair_are_no_copies_and_are_shown_together():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    lines = Path(_preferences(40, folder=folder)).read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    near = [row | dict(rejected=row["chosen"][:-1] + "0") for row in lines]
+    path = folder / "near.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*near, near[3]]))
+    section = Data(train=str(path), max_length=512, duplicates="keep", val=None, max_rejects=0.9)
+    prepared = prepare(section, tokenizer)
+    copies = data_statistics(prepared, tokenizer, section)["duplicates"]
+    assert copies["groups"] == 1 and copies["largest"] == 2
+    texts = first_texts(prepared, 3)
+    assert [role for role, _ in texts] == ["chosen", "rejected"] * 3
+    assert tokenizer.decode(texts[1][1].ids).split("<|end|>")[-2].endswith("0")
 
 
 def test_what_is_held_out_is_told_apart_in_files_of_one_name(tmp_path):

@@ -4,19 +4,24 @@ from llmtrainer.pipeline import *
 from llmtrainer.pipeline import (
     Adapt,
     Comparisons,
+    DataRecord,
     Eval,
     ExpertsRecord,
     Generation,
     Machine,
     Model,
     ModelRecord,
+    OBJECTIVES,
     Path,
     PromptSearch,
     PromptSpace,
+    ROW_EXAMPLES,
     Run,
     StoredPrompt,
     Task,
     UserError,
+    chosen_objective,
+    commented_recipe,
     compare,
     evaluate,
     fingerprint,
@@ -221,6 +226,49 @@ def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
     # all is trained but each text's first token, which nothing comes before
     assert data["tokens"]["total"] - texts == data["tokens"]["trained"] > 0
     assert losses[-1] < 4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_recipe_of_an_objective_can_be_read_and_shows_its_rows(objective, tmp_path):
+    text = recipe_for(objective)
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(Recipe, tmp_path / "r.yaml")
+    word, settings = chosen_objective(recipe.train.objective, OBJECTIVES)
+    assert (word, settings) == (objective, OBJECTIVES[objective]())
+    assert all(ROW_EXAMPLES[kind] in text for kind in settings.rows)
+    assert recipe.train.lr == (settings.proposed_lr or Recipe.model_fields["train"].annotation().lr)
+    with pytest.raises(UserError, match="there is no objective ppo"):
+        recipe_for("ppo")
+
+
+def test_preferences_are_trained_from_a_recipe_against_a_stored_reference(tmp_path):
+    rows = [p.gsm8k() | dict(number=str(p.answer)) for p in problems(60, "train")]
+    pairs = [
+        dict(
+            prompt=r["question"], chosen=r["answer"], rejected=r["answer"].replace(r["number"], "1")
+        )
+        for r in rows
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    job = dict(objective={"dpo": {"beta": 0.2}}, max_steps=3, batch_size=4, lr=1e-3, log_steps=1)
+    recipe = {
+        "model": {"base": "tiny:llama", "quantize": "none"},
+        "data": {"train": str(tmp_path / "pairs.jsonl"), "max_length": 160},
+        "train": job,
+    }
+    run = train(load_recipe(Recipe, recipe), tmp_path / "first", quiet=True)
+    assert (run.path / "reference.safetensors").is_file() and run.verify() == []
+    assert run.find_record(DataRecord).pairs.pairs > 50
+    margins = [line["margin"] for line in run.metrics() if "margin" in line]
+    assert margins[0] == pytest.approx(0, abs=1e-4) and margins[-1] > 0
+    on = recipe | {"adapt": {"continue_from": str(run.path)}}
+    again = train(load_recipe(Recipe, on), tmp_path / "second", quiet=True)
+    margins = [line["margin"] for line in again.metrics() if "margin" in line]
+    assert margins[0] == pytest.approx(0, abs=1e-4), "its start is the tuned model, not the base"
+    named = on | {"train": job | dict(objective={"dpo": {"reference": str(run.path)}})}
+    third = train(load_recipe(Recipe, named), tmp_path / "third", quiet=True)
+    margins = [line["margin"] for line in third.metrics() if "margin" in line]
+    assert margins[0] == pytest.approx(0, abs=1e-3), "the run that is named is where it starts"
 
 
 def test_what_the_backward_pass_keeps_changes_no_bit_of_the_adapter(tmp_path):

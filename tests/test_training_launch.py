@@ -164,17 +164,17 @@ class Faulty(Sft):
     fault: str = "none"  # of process 1 in its 6th: forward, backward, late, nan
     calls: list = []
 
-    def eval_loss(self, model, batch):
-        return Sft().loss(model, batch)
+    def compute_eval_loss(self, model, batch):
+        return Sft().compute_loss(model, batch)
 
-    def loss(self, model, batch):
+    def compute_loss(self, model, batch):
         self.calls.append(1)
         if len(self.calls) == self.kill and rank() == world_size() - 1:
             self.kill_this_process()
         faulty = self.fault != "none" and len(self.calls) == 6 and rank() == 1
         if faulty and self.fault == "forward":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        loss = Sft().loss(model, batch)
+        loss = Sft().compute_loss(model, batch)
         if faulty and self.fault == "nan":
             loss.total.register_hook(lambda gradient: gradient * float("nan"))
         elif faulty:
@@ -397,7 +397,7 @@ def train_sharded(out):
         if world > 1:
             dist.all_reduce(items)
         for batch in step:
-            (Sft().loss(model, batch).total / items * world).backward()
+            (Sft().compute_loss(model, batch).total / items * world).backward()
         optimizer.step()
         optimizer.zero_grad()
     weights = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
@@ -452,7 +452,7 @@ def train_packed(out, engine):
     items = torch.tensor(sum(len(row["labels"]) - 1 for row in rows))
     loss = torch.zeros(())
     for ids in MicroBatchSampler(range(4), 1, 4 // world, number, world=world):
-        total = Sft().loss(model, pad_batch([rows[i] for i in ids], 0)).total / items
+        total = Sft().compute_loss(model, pad_batch([rows[i] for i in ids], 0)).total / items
         (total * world).backward()
         loss += total.detach()
     if many:

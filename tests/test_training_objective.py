@@ -43,7 +43,7 @@ def test_accumulation_and_padding_give_one_gradient():
         ]
         items = sum(Sft().units(batch) for batch in batches)
         for batch in batches:
-            loss = Sft().loss(model, batch)
+            loss = Sft().compute_loss(model, batch)
             assert loss.count == Sft().units(batch)
             (loss.total / items).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
@@ -52,6 +52,14 @@ def test_accumulation_and_padding_give_one_gradient():
     assert whole.norm() > 0
     for size in (1, 2, 3, 4):
         assert torch.allclose(gradient(size), whole, atol=1e-5), size
+
+
+def test_terms_with_units_of_their_own_are_means_of_their_own():
+    pairs = Loss(torch.tensor(6.0), torch.tensor(2), dict(accuracy=torch.tensor(1.0)))
+    tokens = Loss(torch.tensor(5.0), torch.tensor(10))
+    loss = join_terms(pairs, tokens)
+    assert (loss.total / loss.count).sum() == 3.5 and loss.units == 2 == pairs.units
+    assert loss.metrics == pairs.metrics
 
 
 def test_label_smoothing_is_its_formula_in_float64():
@@ -64,10 +72,14 @@ def test_label_smoothing_is_its_formula_in_float64():
         total -= 0.9 * logits[row, at, labels[row, at]] + 0.1 * logits[row, at].mean()
     smoothed, plain = Sft(label_smoothing=0.1), Sft()
     count = int((labels != -100).sum())
-    ours = smoothed.loss(model, batch).total.item()
+    ours = smoothed.compute_loss(model, batch).total.item()
     assert abs(ours - total.item()) / count < 1e-5
-    assert smoothed.loss(model, batch).count == count
-    assert smoothed.eval_loss(model, batch).total == plain.loss(model, batch).total != ours
+    assert smoothed.compute_loss(model, batch).count == count
+    assert (
+        smoothed.compute_eval_loss(model, batch).total
+        == plain.compute_loss(model, batch).total
+        != ours
+    )
 
 
 class Chosen(Section):

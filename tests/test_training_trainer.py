@@ -5,6 +5,7 @@ from llmtrainer.training.trainer import (
     Adapt,
     Callable,
     CheckpointConfig,
+    Loss,
     Path,
     Retention,
     Run,
@@ -17,6 +18,7 @@ from llmtrainer.training.trainer import (
     dataclass,
     np,
     rank,
+    re,
     torch,
 )
 
@@ -82,10 +84,10 @@ class Calls(Sft):
 
     function: Callable
 
-    def loss(self, model, batch):
+    def compute_loss(self, model, batch):
         return self.function(model, batch)
 
-    def eval_loss(self, model, batch):
+    def compute_eval_loss(self, model, batch):
         return self.function(model, batch)
 
 
@@ -338,7 +340,7 @@ def interrupting(call, number=signal.SIGTERM):
         calls.append(1)
         if len(calls) == call:
             send_signal(number)
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     return loss
 
@@ -439,7 +441,7 @@ def train_until_killed(folder):
             while not newest_checkpoint(killed.run.checkpoints)[0]:
                 time.sleep(0.01)  # a thread writes it
             os.kill(os.getpid(), signal.SIGKILL)
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     killed.fit(KILLED, loss)
 
@@ -613,7 +615,7 @@ def batches_over_stops(folder, kind, stops):
                 epochs.add(train.position(2 * count)["epoch"])
             if stops and count == 2 * stops[0]:
                 send_signal(signal.SIGTERM)
-            return Sft().loss(model, batch)
+            return Sft().compute_loss(model, batch)
 
         try:
             broken.fit(section, loss, train=train)
@@ -646,7 +648,7 @@ def test_a_stream_refuses_what_it_cannot_do_and_names_the_rows_of_a_nan(tmp_path
             rows.fit(Train(**keys), train=train)
 
     def loss(model, batch):
-        return times(Sft().loss(model, batch), float("nan"))
+        return times(Sft().compute_loss(model, batch), float("nan"))
 
     with pytest.raises(Diverged, match=r"rows.jsonl:\d+"):
         rows.fit(Train(max_steps=4, batch_size=2), loss, train=train)
@@ -745,7 +747,7 @@ def in_float16(folder, scaled, steps, stop):
     def loss(model, batch):
         if len(states) in stops:
             send_signal(signal.SIGTERM)
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     def train(name):
         half = job(folder / name, plan=HALF)
@@ -814,7 +816,7 @@ def train_until_moment(folder, kind, fatal):
     def loss(model, batch):
         if kind == "micro-batch":
             count()
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     def hook(event, args):
         if event in FILE_EVENTS and args and "checkpoints" in str(args[0]):
@@ -855,7 +857,7 @@ def train_on_a_full_disk(folder):
                 if thread.name.startswith("save"):
                     thread.join()
             limit_file_size(resource.RLIM_INFINITY)
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     section = Train(max_steps=8, epochs=9, batch_size=2, lr=1e-3, save_steps=2, log_steps=1)
     job(Path(folder)).fit(section, loss)
@@ -904,7 +906,7 @@ def test_a_resume_of_another_job_is_refused_before_a_step(tmp_path):
 
     def loss(model, batch):
         calls.append(1)
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     def again(identity=own, template=None, r=4, **keys):
         other = job(tmp_path, adapt=Adapt(r=r))
@@ -943,7 +945,7 @@ def test_by_a_simulated_clock_it_stops_before_the_limit_and_saves_by_the_hour(tm
 
     def loss(model, batch):
         now[0] += 600  # a step takes ten minutes
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     args = training_arguments(Train(max_steps=50, epochs=99, batch_size=2), PLAN, tmp_path / "x")
     config = CheckpointConfig(
@@ -986,7 +988,7 @@ def bad_at(*bad, how="loss"):
 
     def loss(model, batch):
         calls.append(1)
-        plain = Sft().loss(model, batch)
+        plain = Sft().compute_loss(model, batch)
         if len(calls) not in bad:
             return plain
         if how == "loss":
@@ -1064,7 +1066,7 @@ def limited(most, sizes):
         if model.training and len(batch["input_ids"]) > most:
             sizes.append(len(batch["input_ids"]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return Sft().loss(model, batch)
+        return Sft().compute_loss(model, batch)
 
     return loss
 
@@ -1089,7 +1091,7 @@ def test_in_the_second_micro_batch_the_whole_step_begins_again(tmp_path, uninter
 
     def loss(model, batch):
         sizes.append(len(batch["input_ids"]))
-        result = Sft().loss(model, batch)
+        result = Sft().compute_loss(model, batch)
         if len(sizes) == 2:
             result.total.backward(retain_graph=True)  # the backward pass has begun by then
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -1157,12 +1159,12 @@ def test_only_what_keeps_the_sequences_of_a_step_may_change():
 
 def with_validations(losses, training=None):
     "A loss whose validations come out as given; in training it is `training`."
-    left, training = list(losses), training or Sft().loss
+    left, training = list(losses), training or Sft().compute_loss
 
     def loss(model, batch):
         if model.training:
             return training(model, batch)
-        plain = Sft().loss(model, batch)
+        plain = Sft().compute_loss(model, batch)
         return Loss(plain.total * 0 + left.pop(0) * plain.count, plain.count)
 
     return loss
@@ -1289,7 +1291,7 @@ def test_validation_loss_does_not_depend_on_the_batch_size(tmp_path):
         args = training_arguments(Train(batch_size=size), PLAN, tmp_path / "x")
         losses.append(rows.trainer(args, eval_dataset=rows.data.val).evaluate()["eval_loss"])
     model = rows.model.eval()
-    total = sum(Sft().loss(model, pad_batch([s], 0)).total.item() for s in val)
+    total = sum(Sft().compute_loss(model, pad_batch([s], 0)).total.item() for s in val)
     exact = total / sum((s["labels"] != -100).sum() for s in val)
     assert max(abs(loss - exact) for loss in losses) < 1e-5
 

@@ -553,4 +553,6 @@ def truncate(
         return Encoded([], []), size, 0
     cut = _truncate_end if side == "end" else _truncate_start
     kept, damaged = cut(ids, runs, max_length, stops)
+    if not kept.runs:
+        return Encoded([], []), size, damaged
     return kept, size - len(kept), damaged

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "Sources",
+    "PAIR_FAULTS",
     "VALIDATION_NAMES",
     "SPLIT_NAMES",
     "NEAR_LIMIT",
@@ -14,10 +15,17 @@ __all__ = [
     "Data",
     "text_chunks",
     "RowView",
+    "Part",
+    "PairCounts",
+    "equal_cut",
+    "pair_fault",
+    "answer_length",
+    "count_pairs",
     "FittedRows",
     "reject_rows",
     "too_long_error",
     "drop_long",
+    "check_pairs",
     "fit_to_length",
     "truncation_report",
     "drop_duplicates",
@@ -38,7 +46,6 @@ __all__ = [
     "to_sequences",
     "join_bins",
     "source_of_rows",
-    "Part",
     "RowCounts",
     "TokenCounts",
     "CutCounts",
@@ -59,6 +66,7 @@ __all__ = [
     "data_digest",
     "nothing_left_error",
     "prepare",
+    "first_texts",
     "data_statistics",
 ]
 
@@ -101,7 +109,13 @@ from llmtrainer.data.statistics import (
     merge_groups,
     near_duplicates,
 )
-from llmtrainer.data.table import EncodedSources, EncodedTable, encode_sources, reread_rows
+from llmtrainer.data.table import (
+    ROLES,
+    EncodedSources,
+    EncodedTable,
+    encode_sources,
+    reread_rows,
+)
 from llmtrainer.data.templates import set_template
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import Record, facts_html
@@ -216,6 +230,7 @@ class RowView(Sequence):
     capacity: int  # most tokens of a row
     side: str  # which side of a long conversation is cut off: start or end
     stops: set[int]  # ids at which a server stops
+    rooms: np.ndarray | None = None  # most tokens of each row, where that is not `capacity`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,15 +242,101 @@ class RowView(Sequence):
         if begin >= 0:
             piece = row.ids[begin : begin + self.capacity]
             return Encoded(piece, [(0, len(piece))])
-        return self.cut(row)[0] if len(row) > self.capacity else row
+        room = self.room(i)
+        return self.cut(row, room)[0] if len(row) > room else row
 
-    def cut(self, row: Encoded) -> tuple[Encoded, int, int]:
-        "(a conversation within the capacity, tokens lost, answers damaged)."
-        return truncate(Encoded(row.ids.tolist(), row.runs), self.capacity, self.side, self.stops)
+    def room(self, i: int) -> int:
+        "Most tokens of a conversation."
+        return self.capacity if self.rooms is None else int(self.rooms[i])
+
+    def cut(self, row: Encoded, room: int) -> tuple[Encoded, int, int]:
+        "(a conversation within this many tokens, tokens lost, answers damaged)."
+        return truncate(Encoded(row.ids.tolist(), row.runs), room, self.side, self.stops)
 
     def only(self, keep: np.ndarray) -> "RowView":
         "Some of the rows."
-        return replace(self, rows=self.rows[keep], begins=self.begins[keep])
+        rooms = None if self.rooms is None else self.rooms[keep]
+        return replace(self, rows=self.rows[keep], begins=self.begins[keep], rooms=rooms)
+
+
+# %% ../../nbs/data/14_prepare.ipynb #28275ba1
+PAIR_FAULTS = {
+    "the two answers are the same tokens": "correct the rows: they differ by blanks at most",
+    "the two answers are equal after they were cut": (
+        "raise data.max_length, or leave long rows out with data.too_long=drop"
+    ),
+    "the prompts before the two answers differ": "give the template another form, or correct it",
+}  # reason -> what to do
+
+
+class Part(BaseModel):
+    "A part of a record."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PairCounts(Part):
+    "What is known of the pairs of answers that are trained."
+
+    pairs: int
+    cut: int  # pairs with an answer that was cut
+    chosen_tokens: float  # mean of the chosen answers
+    rejected_tokens: float  # mean of the rejected answers
+    longer_wins: float  # how often "the longer answer is the chosen one" is right; ties are halves
+
+    def describe(self) -> str:
+        "The counts in words."
+        cut = f", {self.cut:,} with an answer that was cut" if self.cut else ""
+        return (
+            f"{self.pairs:,}{cut}; chosen answers have {self.chosen_tokens:.0f} tokens, rejected"
+            f" ones {self.rejected_tokens:.0f}; choosing the longer one would be right in"
+            f" {self.longer_wins:.0%}"
+        )
+
+
+# %% ../../nbs/data/14_prepare.ipynb #b1e4ce84
+def equal_cut(
+    lengths: np.ndarray,  # tokens of each row, uncut
+    groups: np.ndarray,
+    judged: np.ndarray,  # rows with an answer that is judged
+    limit: int,
+) -> np.ndarray:
+    "Most tokens of each row, when all answers to a prompt lose as many tokens as the longest."
+    _, group = np.unique(groups, return_inverse=True)
+    longest = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)
+    np.maximum.at(longest, group, lengths)
+    excess = np.maximum(longest[group] - limit, 0)
+    return np.where(judged, np.maximum(lengths - excess, 0), limit)
+
+
+def pair_fault(chosen: Encoded, rejected: Encoded, cut: bool) -> str:
+    "What makes a pair useless; empty where nothing does."
+    prompts = [row.ids[: row.runs[0][0]] for row in (chosen, rejected)]
+    if np.array_equal(chosen.ids, rejected.ids):
+        return list(PAIR_FAULTS)[1 if cut else 0]
+    return "" if np.array_equal(*prompts) else list(PAIR_FAULTS)[2]
+
+
+def answer_length(row: Encoded) -> int:
+    "Tokens of a row's answer, which may hold several turns."
+    return row.runs[-1][1] - row.runs[0][0]
+
+
+def count_pairs(
+    lengths: np.ndarray,  # (pairs, 2): tokens of the chosen and of the rejected answer
+    cut: int,
+) -> PairCounts:
+    "The account of pairs."
+    chosen, rejected = lengths.T
+    wins = (chosen > rejected) + 0.5 * (chosen == rejected)
+    mean = lambda values: round(float(values.mean()), 4) if len(values) else 0.0
+    return PairCounts(
+        pairs=len(lengths),
+        cut=cut,
+        chosen_tokens=mean(chosen),
+        rejected_tokens=mean(rejected),
+        longer_wins=mean(wins),
+    )
 
 
 # %% ../../nbs/data/14_prepare.ipynb #c93c8f12
@@ -247,13 +348,22 @@ class FittedRows:
     lengths: np.ndarray  # tokens of each row
     trained: np.ndarray  # trained tokens of each row
     cut: dict  # rows and answers that were cut, tokens that were lost
+    pairs: PairCounts | None = None  # of rows with two answers
+
+    def only(self, keep: np.ndarray) -> "FittedRows":
+        "Some of the rows."
+        return replace(
+            self, view=self.view.only(keep), lengths=self.lengths[keep], trained=self.trained[keep]
+        )
 
 
-def reject_rows(encoded: EncodedSources, rows: np.ndarray, reason: str, ledger: Ledger) -> None:
+def reject_rows(
+    encoded: EncodedSources, rows: np.ndarray, reason: str, ledger: Ledger, fix: str = ""
+) -> None:
     "Enter rows of a table into the ledger, each canonical row once."
     _, first = np.unique(encoded.groups()[rows], return_index=True)
     places = encoded.places(rows[np.sort(first)])
-    ledger.rejects += [Reject(file, line, reason) for file, line in places]
+    ledger.rejects += [Reject(file, line, reason, fix) for file, line in places]
 
 
 def too_long_error(
@@ -290,6 +400,35 @@ def drop_long(encoded: EncodedSources, rows: np.ndarray, data: Data, ledger: Led
 
 
 # %% ../../nbs/data/14_prepare.ipynb #064cae6c
+def check_pairs(encoded: EncodedSources, fitted: FittedRows, ledger: Ledger) -> FittedRows:
+    "The rows without pairs that teach nothing, which go into the ledger, and the account of pairs."
+    view = fitted.view
+    roles = encoded.table.column("role")[view.rows]
+    chosen = np.flatnonzero(roles == ROLES.index("chosen"))
+    rejected = np.flatnonzero(roles == ROLES.index("rejected"))
+    if not len(chosen):
+        return fitted
+    groups, uncut = encoded.groups()[view.rows], encoded.table.lengths[view.rows]
+    partner = dict(zip(groups[rejected].tolist(), rejected.tolist()))
+    keep, lengths, cuts = np.ones(len(view), dtype=bool), [], 0
+    faults = {reason: [] for reason in PAIR_FAULTS}
+    for i in chosen.tolist():
+        j = partner[int(groups[i])]
+        pair, cut = (view[i], view[j]), bool((uncut[[i, j]] > fitted.lengths[[i, j]]).any())
+        if fault := pair_fault(*pair, cut):
+            faults[fault].append(i)
+            keep[[i, j]] = False
+            continue
+        lengths.append([answer_length(row) for row in pair])
+        cuts += cut
+    for fault, rows in faults.items():
+        if rows:
+            reject_rows(encoded, view.rows[rows], fault, ledger, fix=PAIR_FAULTS[fault])
+    account = count_pairs(np.array(lengths).reshape(-1, 2), cuts)
+    return replace(fitted.only(keep), pairs=account)
+
+
+# %% ../../nbs/data/14_prepare.ipynb #f8dc4ab6
 def fit_to_length(
     encoded: EncodedSources,
     rows: np.ndarray,
@@ -314,23 +453,26 @@ def fit_to_length(
     whole = table.lengths[rows]
     lengths = np.where(plain, np.minimum(np.int32(limit), whole - begins), whole)
     trained = np.where(plain, lengths - 1, table.trained[rows])
-    fitted = truncation_report(FittedRows(view, lengths, trained, {}))
     groups, judged = encoded.groups()[rows], table.column("role")[rows] > 0
+    if data.too_long == "cut_start":
+        view = replace(view, rooms=equal_cut(whole, groups, judged=judged, limit=limit))
+    fitted = truncation_report(FittedRows(view, lengths, trained, {}))
     empty = lengths == 0
     empty |= np.isin(groups, groups[empty & judged])  # with one answer goes the other
     # of a conversation in several texts, the answers that fit stay
     gone = empty & ~np.isin(groups, groups[~empty])
     fitted.cut["answers"] += int((empty & ~gone).sum())
     reject_rows(encoded, rows[gone], "too long", ledger)
-    return FittedRows(view.only(~empty), lengths[~empty], trained[~empty], fitted.cut)
+    return check_pairs(encoded, fitted.only(~empty), ledger)
 
 
 def truncation_report(fitted: FittedRows) -> FittedRows:
     "The rows with the lengths that they have when cut, 0 where no answer fits, and what is lost."
     view = fitted.view
     fitted.cut = dict(rows=0, answers=0, tokens=0)
-    for i in np.flatnonzero(fitted.lengths > view.capacity):
-        row, lost, answers = view.cut(view.table[int(view.rows[i])])
+    rooms = view.capacity if view.rooms is None else view.rooms
+    for i in np.flatnonzero(fitted.lengths > rooms):
+        row, lost, answers = view.cut(view.table[int(view.rows[i])], view.room(i))
         fitted.lengths[i] = len(row)
         fitted.trained[i] = sum(end - max(start, 1) for start, end in row.runs)
         if len(row):
@@ -572,12 +714,6 @@ def source_of_rows(encoded: EncodedSources, fitted: FittedRows) -> np.ndarray:
 
 
 # %% ../../nbs/data/14_prepare.ipynb #460127ad
-class Part(BaseModel):
-    "A part of a record."
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class RowCounts(Part):
     "What became of the rows that were read."
 
@@ -690,7 +826,7 @@ class DataRecord(Record):
     "What the data of a run is: rows, tokens, sequences, and the digest that identifies it."
 
     file = "data.json"
-    form = 2  # `systems` came
+    form = 3  # `systems` and `pairs` came
 
     rows: RowCounts
     notes: dict[str, Remark] = {}  # what was done with rows that are kept
@@ -706,6 +842,7 @@ class DataRecord(Record):
     sources: list[SourceCounts]
     stream: StreamFacts | None = None
     systems: SystemPrompts | None = None  # of a stream: of its first block
+    pairs: PairCounts | None = None  # of a stream: of its first block
     sha256: str
 
 
@@ -779,7 +916,7 @@ def data_facts(record: DataRecord) -> dict[str, str]:
         "template": record.template,
         "tokens": f"{tokens.total:,}, of which {tokens.trained:,} are trained",
         "sequences": f"{record.sequences.number:,}, {record.sequences.fill:.0%} full",
-    }
+    } | ({"pairs": record.pairs.describe()} if record.pairs else {})
 
 
 def data_html(prepared: "Prepared", sample: int = 5000) -> str:
@@ -815,7 +952,7 @@ def source_table(encoded: EncodedSources, fitted: FittedRows, sequences: Sequenc
 
 
 def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
-    "The account's numbers of tokens, lengths and sequences."
+    "The account's numbers of tokens, lengths, pairs and sequences."
     lengths, total = fitted.lengths, int(fitted.lengths.sum())
     percentiles = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (50, 90, 99)}
     return dict(
@@ -823,6 +960,7 @@ def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
         longest=int(lengths.max()),
         lengths=percentiles,
         cut=fitted.cut,
+        pairs=fitted.pairs and fitted.pairs.model_dump(),
         sequences=dict(
             number=len(sequences),
             epoch=sum(sequences.counts),
@@ -904,6 +1042,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
     fitted = fit_to_length(encoded, rows, data=data, encoder=encoder, ledger=ledger)
     if not len(fitted.view):
         raise nothing_left_error(ledger)
+    check_rejects(ledger, data.max_rejects)  # again, for now pairs are known as well
     val_ledger = ledger if held_out else val_encoded.ledger
     val_fitted = fit_to_length(val_encoded, val_rows, data=data, encoder=encoder, ledger=val_ledger)
     train = to_sequences(encoded, fitted, data)
@@ -935,6 +1074,16 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
 
 
 # %% ../../nbs/data/14_prepare.ipynb #8c02d524
+def first_texts(prepared: Prepared, count: int) -> list[tuple[str, Encoded]]:
+    "(role, text) of the texts of the first canonical rows: two of a preference."
+    view, table = prepared.encoded, prepared.sources.table
+    groups, roles = prepared.sources.groups()[view.rows], table.column("role")[view.rows]
+    _, first = np.unique(groups, return_index=True)
+    shown = np.isin(groups, groups[np.sort(first)[:count]])
+    return [(ROLES[roles[i]], view[i]) for i in np.flatnonzero(shown).tolist()]
+
+
+# %% ../../nbs/data/14_prepare.ipynb #16d10dab
 def data_statistics(
     prepared: Prepared,
     tokenizer,
@@ -945,19 +1094,30 @@ def data_statistics(
     encoded = prepared.sources
     groups = encoded.groups()  # of a file's number and a line, since two files may have one name
     is_held = np.isin(groups, groups[prepared.held])
+    # the answers of a pair are no copies of each other: the rejected one stands for nothing here
+    is_rejected = encoded.table.column("role") == ROLES.index("rejected")
+    ids, offsets, is_trained = flatten_rows(encoded.table)
+    labels = near_duplicates(ids, offsets, sources=encoded.of_source())
+    labels = np.where(is_rejected, len(labels) + np.arange(len(labels)), labels)
     stats = describe_data(
         reread_rows(encoded),
-        *flatten_rows(encoded.table),
-        len(tokenizer),
-        tokenizer.unk_token_id,
-        data.max_length,
+        ids,
+        offsets,
+        is_trained,
+        vocabulary=len(tokenizer),
+        unknown=tokenizer.unk_token_id,
+        max_length=data.max_length,
+        labels=labels,
     )
     own_file = prepared.val_sources is not encoded
     others = {}
     if prepared.val:
-        rows = reread_rows(prepared.val_sources)
-        others["validation"] = list(rows if own_file else compress(rows, is_held))
+        val = prepared.val_sources
+        kept = val.table.column("role") != ROLES.index("rejected")
+        others["validation"] = list(
+            compress(reread_rows(val), kept if own_file else kept & is_held)
+        )
     if named:
         others |= load_benchmarks(as_sources(named))
-    trained = compress(reread_rows(encoded), ~is_held)
+    trained = compress(reread_rows(encoded), ~is_held & ~is_rejected)
     return stats | dict(leakage=leakage(trained, others) if others else {})

@@ -28,6 +28,7 @@ __all__ = [
     "TURN_COLUMNS",
     "MESSAGE_KEYS",
     "ROW_KINDS",
+    "ROW_EXAMPLES",
     "Reject",
     "Ledger",
     "is_number",
@@ -977,6 +978,12 @@ def explain_match(name: str, shape: Shape, records: list[dict]) -> str:
 
 # %% ../../nbs/data/10_rows.ipynb #c5241797
 ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled"}
+ROW_EXAMPLES = {
+    "messages": '{"messages": [{"role": "user", "content": "..."}, ...]}',
+    "text": '{"text": "..."}',
+    "preference": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
+    "labelled": '{"prompt": "...", "completion": "...", "label": true}',
+}  # kind of canonical row -> its plainest spelling
 
 
 def row_kind(format: str) -> str:

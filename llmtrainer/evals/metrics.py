@@ -267,8 +267,8 @@ def score(scores: Sequence[float | tuple[float, float]], metric: Metric = SHARE)
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #a2c8e991
-# what a part has taken it keeps (*+, ++, ?+): a matcher that tries every way to divide a long run of
-# digits and signs would not come to an end
+# what a part has taken it keeps (*+, ++, ?+): a matcher that tries every way to divide a long run
+# of digits and signs would not come to an end
 TERM = r"[-−(]{0,20}+\s{0,20}+[$€£]?+(?:\d[\d,]*+(?:\.\d*+)?+|\.\d++)%?+[)\s]*+"
 RESULT = r"[-−]?[$€£]?\d[\d,]*+(?:\.\d++)?%?"
 # a term alone is passed over, and a chain of terms that nothing equals as a whole

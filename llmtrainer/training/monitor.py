@@ -41,7 +41,7 @@ from transformers import TrainerCallback
 
 # %% ../../nbs/training/36_monitor.ipynb #4b49655d
 from llmtrainer.recipe import UserError
-from llmtrainer.run import loss_svg
+from llmtrainer.run import CHARTS, charts_svg
 from llmtrainer.safe_text import TextConsole
 
 # %% ../../nbs/training/36_monitor.ipynb #77e79b2d
@@ -216,13 +216,13 @@ class ProgressBar(Display):
 
 # %% ../../nbs/training/36_monitor.ipynb #0fd43948
 class LossCurve(Display):
-    "The losses as a curve that grows under the cell."
+    "The losses, and the metrics of the objective, as curves that grow under the cell."
 
     def __init__(self, meter: ThroughputMeter):
         from ipywidgets import HTML  # only where there is a notebook
 
         self.meter, self.widget = meter, HTML()
-        self.lines: dict[str, list[tuple[int, float]]] = {"loss": [], "eval_loss": []}
+        self.lines = {name: [] for names in CHARTS for name in names}
 
     def on_train_begin(self, args, state, control, **_):
         from IPython.display import display
@@ -236,7 +236,7 @@ class LossCurve(Display):
                 line.append((state.global_step, value))
         figures = format_figures(self.meter.figures())
         self.widget.value = (
-            f"{loss_svg(self.lines)}<div>step {state.global_step} of {state.max_steps}  {figures}"
+            f"{charts_svg(self.lines)}<div>step {state.global_step} of {state.max_steps}  {figures}"
             "</div>"
         )
 

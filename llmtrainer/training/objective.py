@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "Loss",
+    "join_terms",
     "Objective",
     "trained_tokens",
     "NextToken",
@@ -35,11 +36,25 @@ from llmtrainer.recipe import Section, UserError
 # %% ../../nbs/training/30_objectives.ipynb #f5fb2fb0
 @dataclass(frozen=True)
 class Loss:
-    "What an objective says of a batch: sums, which only the training loop divides."
+    """What an objective says of a batch: sums, which only the training loop divides.
 
-    total: torch.Tensor  # with a gradient
-    count: torch.Tensor  # units in it: trained tokens, pairs, completions
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # sums too: logged / count
+    An objective of several terms, such as preferences and likelihood, gives one total and one count
+    of each: the loss is the sum of their means."""
+
+    total: torch.Tensor  # with a gradient; a number, or (terms,)
+    count: torch.Tensor  # units in it: trained tokens, pairs, completions; a number, or (terms,)
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # sums: logged / first count
+
+    @property
+    def units(self) -> torch.Tensor:
+        "The units of the first term."
+        return self.count.reshape(-1)[0]
+
+
+def join_terms(*terms: Loss) -> Loss:
+    "One loss of several terms; the first gives the metrics."
+    totals, counts = ([getattr(t, name) for t in terms] for name in ("total", "count"))
+    return Loss(torch.stack(totals), torch.stack(counts), terms[0].metrics)
 
 
 # %% ../../nbs/training/30_objectives.ipynb #7e4e2c55
@@ -49,22 +64,32 @@ class Objective(Section):
     rows: ClassVar[frozenset[str]] = frozenset()  # kinds of canonical rows that it learns from
     requires: ClassVar[frozenset[str]] = frozenset()  # kinds of which at least one must be there
     passes: ClassVar[float] = 1.0  # forward passes in a step
+    setup_passes: ClassVar[float] = 0.0  # forward passes over the data before the first step
+    texts: ClassVar[int] = 1  # of a row, which share a sequence: two where answers are compared
     trainer: ClassVar[type | None] = None  # None: the loop of train.trainer
+    proposed_lr: ClassVar[float | None] = None  # of a new recipe; None: the default of train.lr
 
     def setup(self, session) -> None:
         "Called once before training: reference log-probabilities, a teacher, rewards."
 
+    def begin_step(self, batches: list[dict]) -> None:
+        "Called before each step with all of this device's micro-batches."
+
+    def review(self, lines: list[dict]) -> str:
+        "A warning about the log lines of a training so far; empty where all is well."
+        return ""
+
     def units(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        "How many units of a batch have a target: what `loss` will count."
+        "How many units of a batch have a target, of each term: what `loss` will count."
         return trained_tokens(batch)
 
-    def loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
+    def compute_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
         "The loss of a batch, to be trained on."
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
-    def eval_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
+    def compute_eval_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
         "The loss of a batch, to be measured on validation rows."
-        return self.loss(model, batch)
+        return self.compute_loss(model, batch)
 
 
 def trained_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -80,9 +105,9 @@ class NextToken(Objective):
         0.0, ge=0, lt=1, description="share of each target that is spread over all tokens"
     )
 
-    def loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
+    def compute_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
         if not self.label_smoothing:
-            return self.eval_loss(model, batch)
+            return self.compute_eval_loss(model, batch)
         # all logits are held in memory: the fused loss knows no smoothing
         logits = model(**model_inputs(batch), use_cache=False).logits[:, :-1]
         total = F.cross_entropy(
@@ -94,7 +119,7 @@ class NextToken(Objective):
         )
         return Loss(total, trained_tokens(batch))
 
-    def eval_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
+    def compute_eval_loss(self, model, batch: dict[str, torch.Tensor]) -> Loss:
         return Loss(*token_loss(model, batch))
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "SeededLoader",
     "SequenceData",
     "Validation",
+    "sums_of",
+    "means_of",
     "DurableTrainer",
     "training_arguments",
     "reduce_in_float32",
@@ -30,6 +32,7 @@ __all__ = [
     "checkpoint_identity",
     "warn_user",
     "make_checkpoint_config",
+    "ReviewCallback",
     "add_callbacks",
     "check_needs_validation",
     "check_streaming",
@@ -42,6 +45,7 @@ __all__ = [
 
 # %% ../../nbs/training/31_trainer.ipynb #8e4e7b3e
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -57,7 +61,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../../nbs/training/31_trainer.ipynb #d34c6141
 from llmtrainer.data.packing import Sequences, collator
@@ -92,6 +96,7 @@ from llmtrainer.training.monitor import (
     resolve_trackers,
 )
 from llmtrainer.training.objective import (
+    Loss,
     Objective,
     Pretrain,
     Sft,
@@ -467,10 +472,9 @@ class Validation:
         whole = {name: sum(task[name] for task in sums.values()) for name in names}
         measured = {"": whole} | {f"{task}_": sums[task] for task in sums if len(sums) > 1}
         metrics = {
-            f"{metric_key_prefix}_{prefix}{name}": values[name] / values["count"]
+            f"{metric_key_prefix}_{prefix}{name}": value
             for prefix, values in measured.items()
-            for name in names
-            if name != "count"
+            for name, value in means_of(values).items()
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -497,7 +501,7 @@ class Validation:
     @torch.no_grad()
     def sum_batches(self, sequences: Sequences) -> dict[str, float]:
         "Sums of loss, count and metrics over this device's share of the sequences."
-        rows, sums = IndexedDataset(sequences), Counter(loss=0.0, count=0.0)
+        rows, sums = IndexedDataset(sequences), Counter(total0=0.0, count0=0.0)
         size = max(1, self.args.eval_batch_size // self.checkpoints.progress.split)
         starts = range(0, len(sequences), size)
         batches = [range(start, min(start + size, len(sequences))) for start in starts]
@@ -509,11 +513,29 @@ class Validation:
                 break
             batch = self._prepare_inputs(self.data_collator([rows[i][1] for i in ids]))
             with self.compute_loss_context_manager():
-                loss = self.objective.eval_loss(self.model, batch)
-            if loss.count:
-                values = loss.metrics | dict(loss=loss.total, count=loss.count)
-                sums.update({name: value.item() for name, value in values.items()})
+                loss = self.objective.compute_eval_loss(self.model, batch)
+            if loss.units:
+                sums.update(sums_of(loss))
         return dict(sums)
+
+
+# %% ../../nbs/training/31_trainer.ipynb #131d175e
+def sums_of(loss: Loss) -> dict[str, float]:
+    "The sums of a loss by name: total0 and count0 of its first term, and so on; its metrics."
+    terms = enumerate(zip(loss.total.reshape(-1).tolist(), loss.count.reshape(-1).tolist()))
+    sums = {
+        f"{name}{k}": value for k, pair in terms for name, value in zip(("total", "count"), pair)
+    }
+    return sums | {name: value.item() for name, value in loss.metrics.items()}
+
+
+def means_of(sums: dict[str, float]) -> dict[str, float]:
+    "The loss, which is the sum of its terms' means, and the metrics in units of the first term."
+    terms = [name for name in sums if re.fullmatch(r"total\d+", name)]
+    counts = {name: name.replace("total", "count") for name in terms}
+    rest = sums.keys() - counts.keys() - set(counts.values())
+    loss = sum(sums[name] / sums[counts[name]] for name in terms)
+    return dict(loss=loss) | {name: sums[name] / sums["count0"] for name in sorted(rest)}
 
 
 # %% ../../nbs/training/31_trainer.ipynb #d02e742b
@@ -550,24 +572,28 @@ class DurableTrainer(SequenceData, Validation, Durable, Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        units = sum(self.objective.units(batch) for batch in batches)
-        tokens = sum(trained_tokens(batch) for batch in batches)
-        counts = torch.stack([units, tokens]).to(device)
-        units, self.step_tokens = self.accelerator.reduce(counts, "sum")
+        units = sum(self.objective.units(batch) for batch in batches).reshape(-1)
+        tokens = sum(trained_tokens(batch) for batch in batches).reshape(1)
+        counts = self.accelerator.reduce(torch.cat([units, tokens]).to(device), "sum")
+        units, self.step_tokens = counts[:-1], counts[-1]
+        self.objective.begin_step(batches)
         return batches, units
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.router_losses is not None:
             self.router_losses.clear()
-        loss = self.objective.loss(model, inputs)
-        total, metrics = loss.total, loss.metrics
+        loss = self.objective.compute_loss(model, inputs)
+        metrics = loss.metrics
         if self.router_losses is not None:
-            balance = sum(self.router_losses) * loss.count
-            total, metrics = total + balance, metrics | dict(router_loss=balance)
-        for name, value in (metrics | dict(count=loss.count) if metrics else {}).items():
+            balance = sum(self.router_losses) * loss.units
+            metrics = metrics | dict(router_loss=balance)
+        for name, value in (metrics | dict(count=loss.units) if metrics else {}).items():
             self.step_sums[name] = self.step_sums.get(name, 0) + value.detach()
         # devices average their gradients, and the units are those of all devices
-        return total / num_items_in_batch * world_size()
+        mean = (loss.total / num_items_in_batch).sum()
+        if self.router_losses is not None:
+            mean = mean + balance / num_items_in_batch[0]
+        return mean * world_size()
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.args.lr_scheduler_type == "warmup_stable_decay":  # the last fifth decays
@@ -732,6 +758,19 @@ def make_checkpoint_config(
 
 
 # %% ../../nbs/training/31_trainer.ipynb #2a89ca13
+class ReviewCallback(TrainerCallback):
+    "Shows what the objective finds in the log, each warning once."
+
+    def __init__(self, objective: Objective):
+        self.objective, self.shown = objective, set()
+
+    def on_log(self, args, state, control, **_):
+        warning = self.objective.review(state.log_history)
+        if warning and warning not in self.shown:
+            self.shown.add(warning)
+            warn_user(f"step {state.global_step}: {warning}")
+
+
 def add_callbacks(
     trainer: DurableTrainer, section: Train, plan: DevicePlan, run: Run, quiet: bool
 ) -> None:
@@ -746,6 +785,7 @@ def add_callbacks(
     trainer.checkpoints.meter = meter
     if rank() != 0:
         return
+    trainer.add_callback(ReviewCallback(trainer.objective))
     if not quiet:
         trainer.add_callback((LossCurve if in_notebook() else ProgressBar)(meter))
     trackers = "none" if quiet and section.trackers == "auto" else section.trackers
