@@ -22,7 +22,7 @@ from llmtrainer.pipeline import open_model, stored_result, train
 SAMPLES = 8
 METHODS = {
     "dpo": {"dpo": {"beta": 0.1}},
-    "dpo + sft": {"dpo": {"beta": 0.1, "sft_weight": 0.2}},
+    "dpo + sft": {"dpo": {"beta": 0.1, "sft_weight": 1.0}},
     "ipo": {"dpo": {"loss": "ipo", "beta": 0.1}},
     "hinge": {"dpo": {"loss": "hinge", "beta": 0.1}},
     "orpo": "orpo",

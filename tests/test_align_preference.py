@@ -19,6 +19,7 @@ from llmtrainer.data.packing import pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
+from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
@@ -211,6 +212,37 @@ def test_packed_separate_and_accumulated_are_one_gradient(objective):
     for data in (packed, separate):
         _, gradient = loss_and_gradient(model, lambda data=data: accumulated(data))
         assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def gradients_of_engines(objective, device):
+    "(loss, gradient) of one batch with the reference engine and with the fused one."
+    found = []
+    for engine in ("reference", "fused"):
+        model, tokenizer, data = preferences(rows=8)
+        model = model.to(device).train()
+        if engine == "fused":
+            report = fuse_model(model, "fused")
+            assert report.head is not None, "the loss goes through the vocabulary in pieces"
+        batch = pad_batch(list(data.train), tokenizer.pad_token_id)
+        batch = {name: values.to(device) for name, values in batch.items()}
+        objective.begin_step([batch])
+        found.append(loss_and_gradient(model, lambda: our_loss(objective, model, batch)))
+    return found
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: type(one).__name__)
+def test_the_fused_engine_gives_the_same_gradient(objective):
+    (loss, gradient), (fused, other) = gradients_of_engines(objective, "cpu")
+    assert abs(loss - fused) < 1e-5 * max(1, abs(loss))
+    assert (gradient - other).norm() < 1e-5 * gradient.norm() and gradient.norm() > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: type(one).__name__)
+def test_the_fused_engine_gives_the_same_gradient_on_a_gpu(objective):
+    (loss, gradient), (fused, other) = gradients_of_engines(objective, "cuda")
+    assert abs(loss - fused) < 1e-3 * max(1, abs(loss))  # compiled kernels round elsewhere
+    assert (gradient - other).norm() < 1e-2 * gradient.norm() and gradient.norm() > 1e-3
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: type(one).__name__)

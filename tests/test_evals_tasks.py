@@ -509,6 +509,12 @@ def test_the_prompt_is_the_beginning_of_the_training_row():
 def test_gsm8k_has_1319_items_with_answers(realdata):
     items = find_task("gsm8k").items(str(realdata / "data/reasoning"))
     assert len(items) == 1319
+    right, written = 0, 0
     for item in items:
-        assert set(grade_gsm8k(item, Output(text=item.answer)).values()) == {1.0}
-        assert set(grade_gsm8k(item, Output(text="I do not know.")).values()) == {0.0}
+        scores = grade_gsm8k(item, Output(text=item.answer))
+        steps = scores.pop("steps")
+        right, written = right + steps[0], written + steps[1]
+        assert set(scores.values()) == {1.0}
+        nothing = grade_gsm8k(item, Output(text="I do not know."))
+        assert nothing.pop("steps") == (0, 0) and set(nothing.values()) == {0.0}
+    assert right / written > 0.98, "a few of the solutions round in between"

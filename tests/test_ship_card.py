@@ -28,7 +28,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from pydantic import Field
 
-from llmtrainer.data.prepare import Sources
+from llmtrainer.data.prepare import PairCounts, Sources
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import wilson
@@ -240,6 +240,20 @@ def test_sources_with_weights_are_named_like_any_others(tmp_path):
     entries = [dict(path="openai/gsm8k:main", weight=2), dict(path="/srv/secret/own.jsonl")]
     text = data_section(card_facts(small_run(tmp_path, Job(data=Rows(train=entries)))))
     assert text.startswith("Trained on `openai/gsm8k:main`, `own.jsonl`: 1,000 rows read")
+
+
+def test_the_card_says_what_was_preferred_and_what_that_does_not_say(tmp_path):
+    facts = card_facts(small_run(tmp_path))
+    assert "Pairs" not in data_section(facts) and preference_note(facts) == ""
+    pairs = PairCounts(pairs=90, cut=3, chosen_tokens=31.0, rejected_tokens=20.4, longer_wins=0.9)
+    lines = [*facts.metrics, MetricsLine(step=9, eval_accuracy=0.75)]
+    recipe = facts.recipe | {"train": {"objective": {"dpo": {"beta": 0.2, "reference": "start"}}}}
+    data = facts.data.model_copy(update=dict(pairs=pairs))
+    aligned = replace(facts, data=data, metrics=lines, recipe=recipe)
+    text = data_section(aligned)
+    assert "90, 3 with an answer that was cut" in text and "would be right in 90%" in text
+    assert "75% are in the right order" in text and "has to be measured" in text
+    assert objective_words(aligned) == "dpo (beta 0.2, reference start)"
 
 
 def test_what_was_not_measured_is_said(tmp_path):

@@ -38,6 +38,8 @@ __all__ = [
     "base_section",
     "sample_losses",
     "training_section",
+    "objective_words",
+    "preference_note",
     "data_section",
     "exports_section",
     "use_section",
@@ -423,7 +425,7 @@ def training_section(facts: CardFacts) -> str:
         sequences = train["batch_size"] * train.get("accumulate", 1)
     size = model and f"{model.trainable['all']:,.0f} of {model.trainable['total']:,.0f}"
     rows = {
-        "objective": objective_name(facts),
+        "objective": objective_words(facts),
         "steps": max((line.step or 0 for line in facts.metrics), default="unknown"),
         "sequences a step": sequences,
         "learning rate": f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}",
@@ -443,6 +445,31 @@ def training_section(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #154692cc
+def objective_words(facts: CardFacts) -> str:
+    "The objective with the settings that the recipe names."
+    objective, name = facts.recipe.get("train", {}).get("objective"), objective_name(facts)
+    settings = objective.get(name) if isinstance(objective, dict) else None
+    if not isinstance(settings, dict) or not settings:
+        return name
+    return f"{name} ({', '.join(f'{key} {show_value(v)}' for key, v in settings.items())})"
+
+
+def preference_note(facts: CardFacts) -> str:
+    "What was preferred to what, how well it was learned, and what that does not say."
+    if facts.data is None or facts.data.pairs is None:
+        return ""
+    accuracies = [line.eval_accuracy for line in facts.metrics if hasattr(line, "eval_accuracy")]
+    learned = "No validation pairs were held out."
+    if accuracies:
+        learned = f"Of the validation pairs, {accuracies[-1]:.0%} are in the right order now."
+    return (
+        f" Pairs: {facts.data.pairs.describe()}. {learned} The model was aligned with what these"
+        " pairs prefer, and with nothing else: that an answer is safe, true or helpful has to be"
+        " measured."
+    )
+
+
+# %% ../../nbs/shipping/73_card.ipynb #9e887464
 def data_section(facts: CardFacts) -> str:
     "Rows, rejects and tokens of the data."
     names = ", ".join(code_span(public_value(name)) for name in data_names(facts.recipe))
@@ -461,7 +488,7 @@ def data_section(facts: CardFacts) -> str:
         f" {tokens.trained:,} are trained (mask: {mask}). Validation: {validation.rows:,} rows,"
         f" {markdown_text(validation.source)}. Format {markdown_text(facts.data.format)}, chat"
         f" template: {markdown_text(facts.data.template)}."
-        f"{prompts}"
+        f"{prompts}{preference_note(facts)}"
     )
 
 
