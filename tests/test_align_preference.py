@@ -6,6 +6,7 @@ from llmtrainer.align.preference import Path, UserError, json, np, pad_batch, to
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,7 +227,8 @@ def gradients_of_engines(objective, device):
         batch = pad_batch(list(data.train), tokenizer.pad_token_id)
         batch = {name: values.to(device) for name, values in batch.items()}
         objective.begin_step([batch])
-        found.append(loss_and_gradient(model, lambda: our_loss(objective, model, batch)))
+        compute = partial(our_loss, objective, model, batch)
+        found.append(loss_and_gradient(model, compute))
     return found
 
 
