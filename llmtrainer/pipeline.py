@@ -1305,6 +1305,10 @@ def release_unused_run(run: Run) -> Iterator[None]:
     try:
         yield
     except UserError:
+        if rank() == 0:
+            for empty in (run.checkpoints / ".staging", run.checkpoints):
+                with suppress(OSError):  # it is not there, or holds something
+                    empty.rmdir()
         names = {path.name for path in run.path.iterdir()}
         if rank() == 0 and names <= FILES_BEFORE_TRAINING | {".lock"}:
             run.discard(FILES_BEFORE_TRAINING)

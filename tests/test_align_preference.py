@@ -265,7 +265,7 @@ def test_at_the_start_every_margin_is_zero():
         if "lora_B" in name:
             torch.nn.init.zeros_(weight)
     batch = pad_batch(list(data.train), 0)
-    loss = Dpo().compute_loss(model, batch)
+    loss = Dpo(reference="base").compute_loss(model, batch)
     assert abs(loss.total / loss.count - torch.tensor(2.0).log()) < 1e-6
     assert loss.metrics["margin"].abs() < 1e-6
 
@@ -360,9 +360,10 @@ def test_another_model_can_be_the_reference(tmp_path):
 def test_a_long_fall_of_the_chosen_answers_is_told():
     assert not falling_chosen([-20.0] * 7 + [-90.0] * 8), "too early"
     assert not falling_chosen(np.linspace(-20, -24, 40)), "a little is normal"
-    assert "sft_weight" in falling_chosen(np.linspace(-20, -40, 40))
     lines = [dict(chosen_logprob=value) for value in np.linspace(-20, -40, 40)]
-    assert Dpo().review(lines) and not Dpo().review(lines[:10])
+    assert "raise beta" in Dpo().review(lines) and not Dpo().review(lines[:10])
+    assert "sft_weight" in SimPo().review(lines) and "raise beta" not in SimPo().review(lines)
+    assert ahead(torch.tensor([0.1, -0.1, 2e-7])).tolist() == [1.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: type(one).__name__)

@@ -496,6 +496,16 @@ def test_pairs_that_teach_nothing_are_refused_or_counted():
     assert prepare(whole, tokenizer).account().pairs.pairs == 3
 
 
+def test_good_and_bad_rows_are_counted():
+    tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
+    rows = [dict(prompt=f"{i} + 1?", completion=f"{i + 1}", label=i % 3 == 0) for i in range(9)]
+    path = folder / "thumbs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    account = prepare(Data(train=str(path), val=None), tokenizer).account()
+    assert account.labels == dict(desirable=3, undesirable=6) and account.pairs is None
+    assert data_facts(account)["labels"] == "3 desirable, 6 undesirable"
+
+
 def test_a_cut_at_the_start_takes_the_same_tokens_of_both_prompts():
     tokenizer, folder = AutoTokenizer.from_pretrained(_BASE), Path(tempfile.mkdtemp())
     path = _preferences(30, folder=folder)

@@ -265,6 +265,10 @@ def test_preferences_are_trained_from_a_recipe_against_a_stored_reference(tmp_pa
     again = train(load_recipe(Recipe, on), tmp_path / "second", quiet=True)
     margins = [line["margin"] for line in again.metrics() if "margin" in line]
     assert margins[0] == pytest.approx(0, abs=1e-4), "its start is the tuned model, not the base"
+    missing = on | {"train": job | dict(objective={"dpo": {"reference": "runs/nothere"}})}
+    with pytest.raises(UserError, match="where: train.objective: reference"):
+        train(load_recipe(Recipe, missing), tmp_path / "third", quiet=True)
+    assert not (tmp_path / "third").exists(), "so the corrected recipe can take its name"
     named = on | {"train": job | dict(objective={"dpo": {"reference": str(run.path)}})}
     third = train(load_recipe(Recipe, named), tmp_path / "third", quiet=True)
     margins = [line["margin"] for line in third.metrics() if "margin" in line]

@@ -244,15 +244,18 @@ def test_sources_with_weights_are_named_like_any_others(tmp_path):
 
 def test_the_card_says_what_was_preferred_and_what_that_does_not_say(tmp_path):
     facts = card_facts(small_run(tmp_path))
-    assert "Pairs" not in data_section(facts) and preference_note(facts) == ""
+    assert "Judged" not in data_section(facts) and preference_note(facts) == ""
     pairs = PairCounts(pairs=90, cut=3, chosen_tokens=31.0, rejected_tokens=20.4, longer_wins=0.9)
     lines = [*facts.metrics, MetricsLine(step=9, eval_accuracy=0.75)]
-    recipe = facts.recipe | {"train": {"objective": {"dpo": {"beta": 0.2, "reference": "start"}}}}
+    recipe = facts.recipe | {
+        "train": {"objective": {"sft": None, "dpo": {"beta": 0.2, "reference": "start"}}}
+    }
     data = facts.data.model_copy(update=dict(pairs=pairs))
     aligned = replace(facts, data=data, metrics=lines, recipe=recipe)
     text = data_section(aligned)
     assert "90, 3 with an answer that was cut" in text and "would be right in 90%" in text
-    assert "75% are in the right order" in text and "has to be measured" in text
+    assert "measure of dpo, 75% of the judgements" in text
+    assert "has to be measured" in text and "- dpo" in front_matter(aligned)
     assert objective_words(aligned) == "dpo (beta 0.2, reference start)"
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "check_step_reference",
     "model_without_adapter",
     "Pairs",
+    "ahead",
     "falling_chosen",
     "sigmoid_loss",
     "Dpo",
@@ -186,7 +187,11 @@ def reference_model(session, reference: str):
     "The model that a reference names; `UserError` for one with other tokens."
     if reference == "start":
         return session.model
-    model, tokenizer = session.open_model(reference)
+    try:
+        model, tokenizer = session.open_model(reference)
+    except UserError as error:
+        error.where = f"train.objective: reference: {reference}"
+        raise
     if tokenizer.get_vocab() != session.tokenizer.get_vocab():
         raise UserError(
             f"{reference} has another tokenizer, so it cannot say how likely these tokens are",
@@ -272,8 +277,9 @@ class Pairs(Objective):
 
     rows = frozenset({"preference"})
     texts: ClassVar[int] = 2
-    # a difference of sums over many tokens has a large gradient: a tenth of what imitation takes
+    # far below that of imitation, or the answers are unlearned within a few steps
     proposed_lr: ClassVar[float | None] = 2e-5
+    remedy: ClassVar[str] = "add sft_weight (0.1 to 1), lower train.lr, or stop earlier"
 
     sft_weight: float = Field(
         0.0, ge=0, description="weight of the chosen answers' cross-entropy beside the preference"
@@ -316,7 +322,7 @@ class Pairs(Objective):
         )
         losses, margins = self.compare(sums - self.baseline(model, batch), tokens)
         metrics = dict(
-            accuracy=(margins > 0).float().sum(),
+            accuracy=ahead(margins).sum(),
             margin=margins.sum(),
             chosen_logprob=sums[:, 0].sum(),
             rejected_logprob=sums[:, 1].sum(),
@@ -328,9 +334,14 @@ class Pairs(Objective):
         return join_terms(pairs, Loss(-self.sft_weight * logprobs[likely].sum(), likely.sum()))
 
     def review(self, lines: list[dict]) -> str:
-        return falling_chosen(
-            [line["chosen_logprob"] for line in lines if "chosen_logprob" in line]
-        )
+        logprobs = [line["chosen_logprob"] for line in lines if "chosen_logprob" in line]
+        falling = falling_chosen(logprobs)
+        return falling and f"{falling}: {self.remedy}"
+
+
+def ahead(margins: torch.Tensor) -> torch.Tensor:
+    "1 where a margin is over 0, 0 where below, a half where it is zero but for rounding."
+    return torch.where(margins.abs() < 1e-5, 0.5, (margins > 0).float())
 
 
 # %% ../../nbs/align/50_preference.ipynb #27b52f64
@@ -347,15 +358,12 @@ def falling_chosen(
     before, now = np.mean(logprobs[:WINDOW]), np.mean(logprobs[-WINDOW:])
     if now > before - share * abs(before):
         return ""
-    return (
-        "the chosen answers become less likely too, far beyond where they began: raise"
-        " the objective's beta, add sft_weight (0.1 to 1), lower train.lr, or stop earlier"
-    )
+    return "the chosen answers have become much less likely than at the beginning"
 
 
 # %% ../../nbs/align/50_preference.ipynb #2d84e56e
 def sigmoid_loss(margin: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    "Of DPO, as if a share of the pairs were the wrong way round, in expectation without bias."
+    "DPO's loss; with smoothing an unbiased estimate of it where that share of pairs is swapped."
     right, flipped = -F.logsigmoid(margin), -F.logsigmoid(-margin)
     return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
@@ -363,6 +371,7 @@ def sigmoid_loss(margin: torch.Tensor, label_smoothing: float = 0.0) -> torch.Te
 class Dpo(Pairs):
     "Direct preference optimization (Rafailov et al., 2023): the chosen answer before the rejected."
 
+    remedy: ClassVar[str] = f"raise beta, {Pairs.remedy}"
     setup_passes: ClassVar[float] = 1.0  # the reference's
 
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(
@@ -382,7 +391,9 @@ class Dpo(Pairs):
     def smooths_where_it_says(self):
         "Only robust smooths, and it must."
         if (self.loss == "robust") != (self.label_smoothing > 0):
-            raise ValueError("robust needs a label_smoothing over 0, and no other loss takes one")
+            raise ValueError(
+                "loss=robust goes with a label_smoothing over 0, such as 0.1, no other loss does"
+            )
         return self
 
     def setup(self, session) -> None:
@@ -426,6 +437,8 @@ class Orpo(Pairs):
     sft_weight: float = Field(
         1.0, ge=0, description="weight of the cross-entropy of prompt and chosen answer"
     )
+    proposed_lr: ClassVar[float | None] = None  # its larger part is imitation
+    remedy: ClassVar[str] = "lower beta, lower train.lr, or stop earlier"
 
     def likelihood_labels(self, batch):
         first = batch["position_ids"] == 0  # nothing predicts a text's first token

@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr
 
 # %% ../../nbs/align/55_unpaired.ipynb #083f4706
 from llmtrainer.align.preference import (
+    ahead,
     needs_steps,
     reference_scores,
     row_views,
@@ -36,13 +37,24 @@ def mismatch(
     rows: Sequence[Encoded],
     limit: int,  # most tokens of a text
 ) -> list[Encoded]:
-    "Each row's prompt with the answer of the row before it, cut to the limit."
+    """Each row's prompt with the answer of the last row before it that has another prompt, cut to
+    the limit; the first row follows the last. `UserError` where all prompts are the same."""
+    prompts = [tuple(row.ids[: row.runs[0][0]]) for row in rows]
+    others = [i - 1 for i in range(len(rows))]
+    for i in [*range(len(rows)), *range(len(rows))]:  # twice, for the first follows the last
+        if prompts[i] == prompts[others[i]]:
+            others[i] = others[i - 1]
+    if any(prompts[i] == prompts[other] for i, other in enumerate(others)):
+        raise UserError(
+            "kto compares answers to different prompts, and all rows have the same",
+            where="data.train",
+            fix="add rows with other prompts",
+        )
     mismatched = []
-    for i, row in enumerate(rows):
-        other, start = rows[i - 1], row.runs[0][0]
-        answer = other.ids[other.runs[0][0] : other.runs[-1][1]]
-        ids = np.concatenate([row.ids[:start], answer])[:limit].astype(np.int32)
-        mismatched.append(Encoded(ids, [(start, len(ids))]))
+    for prompt, other in zip(prompts, others):
+        answer = rows[other].ids[rows[other].runs[0][0] : rows[other].runs[-1][1]]
+        ids = np.concatenate([prompt, answer])[:limit].astype(np.int32)
+        mismatched.append(Encoded(ids, [(len(prompt), len(ids))]))
     return mismatched
 
 
@@ -78,8 +90,6 @@ class Mismatched(Objective):
             )
         views, limit = row_views(session), session.data.train.rows.capacity
         matched = {name: view.rows for name, view in views.items()}
-        if len(matched["train"]) < 2:
-            raise UserError("kto compares answers, and there is one row", where="data.train")
         mixed = {f"{name} mismatched": mismatch(rows, limit) for name, rows in matched.items()}
         scores = reference_scores(session, reference, matched | mixed)
         first = 0
@@ -150,5 +160,5 @@ class Kto(Mismatched):
         margins = self.beta * torch.where(good, 1.0, -1.0) * (ratios - kl)
         weights = torch.where(good, self.desirable_weight, self.undesirable_weight)
         losses = weights * (1 - torch.sigmoid(margins))
-        sums = dict(accuracy=(margins > 0).float().sum(), margin=margins.sum(), kl=kl * count)
+        sums = dict(accuracy=ahead(margins).sum(), margin=margins.sum(), kl=kl * count)
         return Loss(losses.sum(), torch.tensor(count, device=losses.device), sums)

@@ -6,6 +6,7 @@
 __all__ = [
     "Sources",
     "PAIR_FAULTS",
+    "LABELS",
     "VALIDATION_NAMES",
     "SPLIT_NAMES",
     "NEAR_LIMIT",
@@ -59,9 +60,11 @@ __all__ = [
     "DataRecord",
     "Prepared",
     "data_facts",
+    "judgements",
     "data_html",
     "source_table",
     "count_tokens",
+    "label_counts",
     "validation_sequences",
     "data_digest",
     "nothing_left_error",
@@ -273,6 +276,9 @@ class Part(BaseModel):
     "A part of a record."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+LABELS = ("desirable", "undesirable")
 
 
 class PairCounts(Part):
@@ -843,6 +849,7 @@ class DataRecord(Record):
     stream: StreamFacts | None = None
     systems: SystemPrompts | None = None  # of a stream: of its first block
     pairs: PairCounts | None = None  # of a stream: of its first block
+    labels: dict[str, int] = {}  # rows with a single judged answer: desirable, undesirable
     sha256: str
 
 
@@ -916,7 +923,16 @@ def data_facts(record: DataRecord) -> dict[str, str]:
         "template": record.template,
         "tokens": f"{tokens.total:,}, of which {tokens.trained:,} are trained",
         "sequences": f"{record.sequences.number:,}, {record.sequences.fill:.0%} full",
-    } | ({"pairs": record.pairs.describe()} if record.pairs else {})
+    } | judgements(record)
+
+
+def judgements(record: DataRecord) -> dict[str, str]:
+    "What is known of pairs and of labels, in words; empty where there are none."
+    words = {"pairs": record.pairs.describe()} if record.pairs else {}
+    if record.labels:
+        counts = (f"{count:,} {name}" for name, count in record.labels.items())
+        words["labels"] = ", ".join(counts)
+    return words
 
 
 def data_html(prepared: "Prepared", sample: int = 5000) -> str:
@@ -961,12 +977,20 @@ def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
         lengths=percentiles,
         cut=fitted.cut,
         pairs=fitted.pairs and fitted.pairs.model_dump(),
+        labels=label_counts(fitted.view),
         sequences=dict(
             number=len(sequences),
             epoch=sum(sequences.counts),
             fill=round(total / (data.max_length * len(sequences)), 4),
         ),
     )
+
+
+def label_counts(view: RowView) -> dict[str, int]:
+    "How many rows have an answer that is judged alone, by the judgement; empty where none has."
+    roles = view.table.column("role")[view.rows]
+    counts = {name: int((roles == ROLES.index(name)).sum()) for name in LABELS}
+    return counts if any(counts.values()) else {}
 
 
 def validation_sequences(

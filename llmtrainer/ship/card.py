@@ -63,7 +63,7 @@ from pathlib import Path
 import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
-from llmtrainer.data.prepare import DataRecord
+from llmtrainer.data.prepare import DataRecord, judgements
 from llmtrainer.evals.compare import TESTS, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
 from llmtrainer.evals.tasks import TaskResult
@@ -198,7 +198,12 @@ def training_kind(facts: CardFacts) -> str:
 def objective_name(facts: CardFacts) -> str:
     "The objective's word, without its settings."
     objective = facts.recipe.get("train", {}).get("objective", "unknown")
-    return objective if isinstance(objective, str) else str(next(iter(objective), "unknown"))
+    if isinstance(objective, str):
+        return objective
+    # a recipe that was written whole names all objectives, and all but one are null
+    return next(
+        (str(name) for name, settings in objective.items() if settings is not None), "unknown"
+    )
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -456,16 +461,19 @@ def objective_words(facts: CardFacts) -> str:
 
 def preference_note(facts: CardFacts) -> str:
     "What was preferred to what, how well it was learned, and what that does not say."
-    if facts.data is None or facts.data.pairs is None:
+    if facts.data is None or not judgements(facts.data):
         return ""
     accuracies = [line.eval_accuracy for line in facts.metrics if hasattr(line, "eval_accuracy")]
-    learned = "No validation pairs were held out."
+    learned = "No validation rows were held out."
     if accuracies:
-        learned = f"Of the validation pairs, {accuracies[-1]:.0%} are in the right order now."
+        learned = (
+            f"By the measure of {objective_name(facts)}, {accuracies[-1]:.0%} of the judgements in"
+            " the validation rows are kept."
+        )
     return (
-        f" Pairs: {facts.data.pairs.describe()}. {learned} The model was aligned with what these"
-        " pairs prefer, and with nothing else: that an answer is safe, true or helpful has to be"
-        " measured."
+        f" Judged answers: {'; '.join(judgements(facts.data).values())}. {learned} The model was"
+        " aligned with these judgements, and with nothing else: that an answer is safe, true or"
+        " helpful has to be measured."
     )
 
 
