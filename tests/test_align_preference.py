@@ -49,7 +49,8 @@ def preferences(base="tiny:llama", rows=24, steps=None, make=preference, **data)
     model = adapt_model(model, Adapt(r=4))
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # as if trained: with zeros the model is its reference
-            torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+            weight.data.copy_(0.02 * drawn)
     return model, tokenizer, prepare(section, tokenizer)
 
 

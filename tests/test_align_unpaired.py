@@ -47,7 +47,8 @@ def disturb(model, std=0.02):
     "As if trained: with zeros the model is its reference."
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=std, generator=torch.Generator().manual_seed(0))
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+            weight.data.copy_(std * drawn)
 
 
 def session_of(objective, model, tokenizer, data, **settings):
