@@ -20,15 +20,16 @@ from llmtrainer.models.generate import Generation, generate_answers
 from llmtrainer.pipeline import open_model, stored_result, train
 
 SAMPLES = 8
+# name -> (objective, learning rate): the best of 3e-5 to 5e-4 that was tried for each
 METHODS = {
-    "dpo": {"dpo": {"beta": 0.1}},
-    "dpo + sft": {"dpo": {"beta": 0.1, "sft_weight": 1.0}},
-    "ipo": {"dpo": {"loss": "ipo", "beta": 0.1}},
-    "hinge": {"dpo": {"loss": "hinge", "beta": 0.1}},
-    "orpo": "orpo",
-    "simpo": "simpo",
-    "kto": "kto",
-    "sft on the chosen": "sft",
+    "dpo": ({"dpo": {"beta": 0.1}}, 5e-5),
+    "dpo + sft": ({"dpo": {"beta": 0.1, "sft_weight": 1.0}}, 1e-4),
+    "ipo": ({"dpo": {"loss": "ipo", "beta": 0.5}}, 5e-5),
+    "hinge": ({"dpo": {"loss": "hinge", "beta": 0.3}}, 3e-4),
+    "simpo": ("simpo", 5e-5),
+    "kto": ("kto", 1e-4),
+    "orpo": ("orpo", 5e-4),
+    "sft on the chosen": ("sft", 5e-4),
 }
 
 
@@ -83,7 +84,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--problems", type=int, default=400, help="that the tuned model answers")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default=",".join(METHODS))
     args = parser.parse_args()
@@ -111,13 +111,13 @@ def main() -> None:
         flush=True,
     )
     for name in args.methods.split(","):
-        objective = METHODS[name]
+        objective, lr = METHODS[name]
         word = objective if isinstance(objective, str) else next(iter(objective))
         recipe = job(
             files.get(word, files["dpo"]),
             objective,
             args.steps,
-            lr=args.lr,
+            lr=lr,
             seed=args.seed,
             continue_from=str(start.path),
         )

@@ -458,7 +458,8 @@ def data(
     from llmtrainer.data.prepare import data_facts, data_statistics, first_texts, prepare
     from llmtrainer.data.statistics import report_html, statistics_table
     from llmtrainer.models.load import load_tokenizer
-    from llmtrainer.pipeline import read_recipe
+    from llmtrainer.pipeline import check_objective, read_recipe
+    from llmtrainer.recipe import UserError
     from llmtrainer.run import write_atomic
 
     job = read_recipe(recipe, changes or [])
@@ -483,6 +484,10 @@ def data(
         if role != "plain":
             console.print(Text(f"{role}:", "bold"))
         console.print(xray(text, tokenizer), "")
+    try:
+        check_objective(job, prepared.about["format"])
+    except UserError as error:
+        show_note(f"train would refuse these rows: {error}")
 
 
 # %% ../nbs/system/84_cli.ipynb #aea88acc

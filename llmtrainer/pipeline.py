@@ -65,6 +65,7 @@ __all__ = [
     "identify_base",
     "record_model",
     "Session",
+    "check_objective",
     "prepare_rows",
     "check_new_tokens",
     "assemble",
@@ -1150,13 +1151,21 @@ class Session:
     open_model: Callable[[str], tuple]  # (model, tokenizer) of a place, for objectives that compare
 
 
+def check_objective(
+    recipe: Recipe,
+    formats: str,  # of the training rows, with commas
+) -> None:
+    "`UserError` where the recipe's objective does not learn from such rows."
+    kinds = {row_kind(name) for name in formats.split(", ")}
+    objective_name, _ = chosen_objective(recipe.train.objective, OBJECTIVES)
+    check_rows(objective_name, kinds, OBJECTIVES)
+
+
 def prepare_rows(recipe: Recipe, tokenizer, run: Run, quiet: bool) -> Prepared:
     "The job's rows, recorded in the run; `UserError` where the objective cannot learn from them."
     make = prepare_stream if recipe.data.stream else prepare
     data = make(recipe.data, tokenizer, recipe.train.seed, quiet)
-    kinds = {row_kind(name) for name in data.about["format"].split(", ")}
-    objective_name, _ = chosen_objective(recipe.train.objective, OBJECTIVES)
-    check_rows(objective_name, kinds, OBJECTIVES)
+    check_objective(recipe, data.about["format"])
     record_data(run, data, recipe.train.accept_changes)
     return data
 

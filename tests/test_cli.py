@@ -334,6 +334,28 @@ def test_a_signal_to_the_group_while_pytorch_compiles_is_75(tmp_path, seconds):
     assert subprocess.run(command, env=environment).returncode == 0
 
 
+def test_both_answers_of_a_pair_are_shown_and_what_train_would_refuse(tmp_path):
+    rows = [dict(prompt=f"{i} + 1?", chosen=f"{i + 1}", rejected=f"{i + 2}") for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run_cli("init", tmp_path / "r.yaml", "--objective", "dpo")
+    assert code == 0, err
+    given = ["model.base=tiny:base", f"data.train={tmp_path / 'pairs.jsonl'}"]
+    code, out, err = run_cli("data", tmp_path / "r.yaml", *given, "--rows", 1)
+    assert code == 0 and "would refuse" not in err
+    assert (
+        "chosen:" in out
+        and "rejected:" in out
+        and "choosing the longer one" in " ".join(out.split())
+    )
+    page = tmp_path / "x.html"
+    code, _, err = run_cli(
+        "data", tmp_path / "r.yaml", *given, "train.objective=sft", "--html", page
+    )
+    assert code == 0 and "train would refuse these rows" in err and "set train.objective=dpo" in err
+    assert page.read_text().count("<h4>rejected</h4>") == 29  # one is held out
+    assert run_cli("init", tmp_path / "s.yaml", "--objective", "ppo")[0] == 2
+
+
 def test_commands_on_a_run(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     succeeds("train", recipe, "--run", run)

@@ -473,6 +473,7 @@ def test_pytest_agrees(tmp_path):
         out = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "tests"],
             cwd=tmp_path,
+            env=os.environ | dict(PYTEST_ADDOPTS=""),
             capture_output=True,
             text=True,
         )
