@@ -275,6 +275,42 @@ def test_preferences_are_trained_from_a_recipe_against_a_stored_reference(tmp_pa
     assert margins[0] == pytest.approx(0, abs=1e-3), "the run that is named is where it starts"
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_broken_run_of_preferences_ends_in_the_bytes_of_a_straight_one(
+    objective, tmp_path, monkeypatch
+):
+    pairs = [(p.question, p.gsm8k()["answer"], "#### 1") for p in problems(24, "train")]
+    rows = {
+        "dpo": [dict(prompt=q, chosen=good, rejected=bad) for q, good, bad in pairs],
+        "kto": [dict(prompt=q, completion=good, label=True) for q, good, _ in pairs[::2]]
+        + [dict(prompt=q, completion=bad, label=False) for q, _, bad in pairs[1::2]],
+    }[objective]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = dict(objective=objective, max_steps=4, batch_size=2, lr=1e-3, save_steps=1, epochs=9)
+    recipe = {
+        "model": {"base": "tiny:llama", "quantize": "none"},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "max_length": 160, "packing": False},
+        "train": job,
+    }
+    recipe = load_recipe(Recipe, recipe)
+    straight = train(recipe, tmp_path / "straight", quiet=True)
+    kind, calls = OBJECTIVES[objective], []
+
+    def break_third(self, model, batch, compute=kind.compute_loss):
+        calls.extend([1] * model.training)  # a validation is no step
+        if model.training and len(calls) == 3:
+            raise RuntimeError("a power cut")
+        return compute(self, model, batch)
+
+    monkeypatch.setattr(kind, "compute_loss", break_third)
+    with pytest.raises(RuntimeError, match="a power cut"):
+        train(recipe, tmp_path / "broken", quiet=True)
+    broken = train(recipe, tmp_path / "broken", quiet=True)
+    assert len(calls) == 3 + 2, "it went on from its second step"
+    file = "adapter/adapter_model.safetensors"
+    assert (broken.path / file).read_bytes() == (straight.path / file).read_bytes()
+
+
 def test_what_the_backward_pass_keeps_changes_no_bit_of_the_adapter(tmp_path):
     digests, layers = set(), {}
     for policy in ("keep", "recompute", "offload"):
