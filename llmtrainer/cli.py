@@ -419,7 +419,7 @@ def run_here(
 def init(
     file: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.yaml"),
     objective: Annotated[
-        str, typer.Option(help="what is learned: sft, pretrain, dpo, orpo, simpo, kto")
+        str, typer.Option(help="what is learned, a word of train.objective")
     ] = "sft",
 ):
     "Write a commented recipe."

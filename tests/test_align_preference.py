@@ -340,6 +340,16 @@ def test_a_reference_is_computed_once_and_again_when_it_is_another_or_damaged(
     assert count == 3 and not np.array_equal(base, first)
 
 
+@pytest.mark.parametrize("word", ["start", "base"])
+def test_a_model_without_adapters_is_its_own_reference(word, tmp_path):
+    model, tokenizer, data = preferences(rows=6)
+    model = model.merge_and_unload().requires_grad_(True)
+    objective = Dpo(reference=word)
+    objective.setup(session_of(objective, tmp_path / "run", model, tokenizer, data))
+    loss = objective.compute_loss(model, pad_batch(list(data.train), tokenizer.pad_token_id))
+    assert loss.metrics["margin"].abs() < 1e-4 and loss.total.requires_grad
+
+
 def test_another_model_can_be_the_reference(tmp_path):
     model, tokenizer, data = preferences(rows=6)
     other, _ = load_model(Model(base="tiny:llama", quantize="none"), plan_device(probe()))

@@ -175,6 +175,18 @@ def test_what_kto_cannot_do_is_refused():
         session_of(Kto(), model, tokenizer, data)
 
 
+def test_a_validation_set_of_one_row_is_enough():
+    file = Path(tempfile.mkdtemp()) / "one.jsonl"
+    file.write_text(json.dumps(judgement(0, next(iter(problems(1, "test"))))) + "\n")
+    model, tokenizer, data = judgements(rows=8, val=str(file))
+    (val,) = data.val.values()
+    assert len(val.rows) == 1
+    objective = Kto()
+    session_of(objective, model, tokenizer, data)
+    loss = objective.compute_eval_loss(model, pad_batch(list(val), tokenizer.pad_token_id))
+    assert loss.count == 1 and abs(loss.total - 0.5) < 1e-4
+
+
 def test_answers_are_mismatched_across_prompts_only():
     def row(prompt, answer):
         return Encoded(np.array([prompt, prompt, answer]), [(2, 3)])

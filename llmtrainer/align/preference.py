@@ -12,7 +12,7 @@ __all__ = [
     "pair_logprobs",
     "answer_batches",
     "score_rows",
-    "weights_digest",
+    "trained_digest",
     "place_digest",
     "reference_key",
     "stored_arrays",
@@ -108,11 +108,12 @@ def score_rows(
     session,
     model,
     rows: Sequence[Encoded],
-    tokens: int = 16384,  # of a batch
     shared: bool = True,  # the devices have the same rows, and each takes a share
 ) -> np.ndarray:
-    "(rows,) float32: the log-probability of each row's trained tokens."
+    """(rows,) float32: the log-probability of each row's trained tokens. A batch is no larger than
+    one of the training, so what can be trained can be scored."""
     trainer, pad_id = session.trainer, session.tokenizer.pad_token_id
+    tokens = trainer.args.per_device_train_batch_size * session.data.train.rows.capacity
     device = next(model.parameters()).device
     sums = torch.zeros(len(rows), device=trainer.args.device)
     was_training = model.training
@@ -129,7 +130,7 @@ def score_rows(
 
 
 # %% ../../nbs/align/50_preference.ipynb #b383c6c9
-def weights_digest(model) -> str:
+def trained_digest(model) -> str:
     "A hash of the weights that are trained, as they are now."
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
@@ -150,7 +151,7 @@ def reference_key(session, reference: str) -> str:
     "What the stored numbers of a reference depend on, as a hash."
     identity = session.trainer.checkpoint_config.identity
     named = "" if reference in ("start", "base") else place_digest(reference)
-    own = weights_digest(session.model) if reference == "start" else ""
+    own = trained_digest(session.model) if reference == "start" else ""
     facts = [session.data.digest, identity, reference, named, own]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -185,7 +186,7 @@ def store_arrays(path: Path, arrays: dict[str, np.ndarray], key: str) -> None:
 # %% ../../nbs/align/50_preference.ipynb #d260c914
 def reference_model(session, reference: str):
     "The model that a reference names; `UserError` for one with other tokens."
-    if reference == "start":
+    if reference in ("start", "base"):  # without adapters the base is where it starts
         return session.model
     try:
         model, tokenizer = session.open_model(reference)

@@ -90,16 +90,16 @@ class Mismatched(Objective):
             )
         views, limit = row_views(session), session.data.train.rows.capacity
         matched = {name: view.rows for name, view in views.items()}
-        mixed = {f"{name} mismatched": mismatch(rows, limit) for name, rows in matched.items()}
-        scores = reference_scores(session, reference, matched | mixed)
+        # of all rows together: a validation set may have a single one
+        texts = mismatch([row for rows in matched.values() for row in rows], limit)
+        scores = reference_scores(session, reference, matched | dict(mismatched=texts))
         first = 0
         for name, view in views.items():
             view.columns["reference"] = scores[name]
             view.columns["row"] = first + np.arange(len(view.rows))
             first += len(view.rows)
         self._session = session
-        self._texts = [row for rows in mixed.values() for row in rows]
-        self._baseline = np.concatenate([scores[name] for name in mixed])
+        self._texts, self._baseline = texts, scores["mismatched"]
 
     def begin_step(self, batches: list[dict]) -> None:
         rows = [row for batch in batches for row in rows_of(batch)]
