@@ -83,6 +83,7 @@ __all__ = [
     "export",
     "verify_run",
     "card",
+    "score",
     "run_generation",
     "generate",
     "chat",
@@ -1343,12 +1344,36 @@ def card(run: RunName):
 
 
 # %% ../nbs/system/84_cli.ipynb #e35c253e
+@app.command()
+def score(
+    run: ModelName,
+    file: Annotated[str, typer.Argument(help="rows with conversations, or with judged answers")],
+    as_json: AsJson = False,
+):
+    "Score the answers of a file with a reward model; of a pair, both."
+    from rich.table import Table
+
+    from llmtrainer.align.reward import score_file
+    from llmtrainer.pipeline import open_model
+
+    lines = score_file(*open_model(run), file)
+    if as_json:
+        return print_json(lines)
+    table = Table("file", "line", "answer", "score")
+    for line in lines:
+        table.add_row(line["file"], str(line["line"]), line["role"], f"{line['score']:.3f}")
+    TextConsole().print(table)
+
+
+# %% ../nbs/system/84_cli.ipynb #86a40f0d
 def run_generation(name: str, changes: list[str] | None):
     "(model, tokenizer, generation settings) of a run or model."
+    from llmtrainer.models.generate import check_writes
     from llmtrainer.pipeline import open_model
 
     section = generation_of(name, changes)  # first: a wrong setting must not wait for the model
     model, tokenizer = open_model(name)
+    check_writes(model)
     return model, tokenizer, section
 
 

@@ -10,15 +10,19 @@ __all__ = [
     "SAVED_SHARE",
     "SAVED_A_LAYER",
     "FILES_BEFORE_TRAINING",
+    "HELD_OUT",
     "VERDICTS",
     "JobTrain",
     "Recipe",
     "read_recipe",
+    "check_tasks",
     "write_lines",
     "record_data",
     "progress_bar",
     "weights_digest",
+    "split_rows",
     "training_rows",
+    "validation_rows",
     "ask_once",
     "evaluate_tasks",
     "with_few_shot",
@@ -82,6 +86,7 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "adopt_place",
+    "held_out_pairs",
     "evaluate_missing",
     "compare_missing",
     "free_memory",
@@ -124,8 +129,8 @@ from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
-import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
+from llmtrainer.align.reward import Reward, reward_record
 from llmtrainer.align.unpaired import Kto
 from llmtrainer.data.packing import Sequences, collator, move_batch
 from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare, separate_splits
@@ -134,6 +139,7 @@ from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
+from llmtrainer.evals.benchmarks import number_copies  # it enters its tasks and suites, too
 from llmtrainer.evals.compare import (
     Comparisons,
     check_settings_agree,
@@ -142,6 +148,7 @@ from llmtrainer.evals.compare import (
     comparison_table,
 )
 from llmtrainer.evals.gates import Eval, leak_note, leaked_ids, unmet
+from llmtrainer.evals.own_tasks import pair_item, pairs_task
 from llmtrainer.evals.prompts import (
     FewShot,
     PromptSearch,
@@ -190,8 +197,15 @@ from llmtrainer.models.load import (
     load_model,
     load_tokenizer,
     plan_model,
+    score_head,
 )
-from llmtrainer.models.lora import Adapt, count_trainable, load_adapter, trainable_table
+from llmtrainer.models.lora import (
+    Adapt,
+    adapter_head,
+    count_trainable,
+    load_adapter,
+    trainable_table,
+)
 from llmtrainer.models.memory import (
     StepShape,
     count_trainable_from_config,
@@ -200,6 +214,8 @@ from llmtrainer.models.memory import (
     step_time_range,
 )
 from llmtrainer.models.variants import adapt_model, check_storage
+
+# %% ../nbs/system/80_pipeline.ipynb #baa32ef0
 from llmtrainer.recipe import Section, UserError, commented_recipe, load_recipe
 from llmtrainer.run import (
     FileFault,
@@ -274,6 +290,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "orpo": Orpo,
     "simpo": SimPo,
     "kto": Kto,
+    "reward": Reward,
 }
 
 
@@ -328,9 +345,23 @@ def read_recipe(
         check_streaming(recipe.train)
     if recipe.data.val is None:
         check_needs_validation(recipe.train)
-    for name in recipe.eval.tasks:
-        recipe.eval.find(name)
+    check_tasks(recipe)
     return recipe
+
+
+# %% ../nbs/system/80_pipeline.ipynb #c20e26a7
+def check_tasks(recipe: Recipe) -> None:
+    "`UserError` for a task that is not known, or that a reward model cannot be asked."
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    for name in recipe.eval.tasks:
+        task = recipe.eval.find(name)
+        if objective.head == "score" and task.request != "choose":
+            raise UserError(
+                f"a reward model scores texts and writes none, so it cannot be asked {name}",
+                where="eval.tasks",
+                allowed="tasks with choices, and pairs of answers",
+                fix="leave it out: the held-out pairs are measured by themselves",
+            )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0b767b0e
@@ -379,20 +410,39 @@ def weights_digest(run: Run, tuned: bool = True) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+# %% ../nbs/system/80_pipeline.ipynb #27b193ce
+def split_rows(run: Run, data: Data) -> tuple[list[dict], list[dict]]:
+    "(training rows, validation rows that were held out of them), read again."
+    held = {(place["file"], place["line"]) for place in read_lines(run.path / "validation.jsonl")}
+    rows, _, _ = load_rows(separate_splits(as_sources(data.train))[0], data.format)
+    sides = [], []
+    for row in rows:
+        sides[(row.get("source"), row.get("line")) in held].append(row)
+    return sides
+
+
 def training_rows(run: Run) -> list[dict] | None:
     """The rows that a run was trained on, read again; None, with a note, where they cannot be."""
     data = load_recipe(Data, run.recipe["data"])
     if data.stream:
         show_note("the data is a stream, so test items are not looked for among the training rows")
         return None
-    held = {(place["file"], place["line"]) for place in read_lines(run.path / "validation.jsonl")}
     try:
-        rows, _, _ = load_rows(separate_splits(as_sources(data.train))[0], data.format)
+        return split_rows(run, data)[0]
     except (UserError, OSError) as error:
         why = str(error).splitlines()[0]
         show_note(f"test items are not looked for among the training rows: {why}")
         return None
-    return [row for row in rows if (row.get("source"), row.get("line")) not in held]
+
+
+def validation_rows(run: Run) -> list[dict]:
+    "The validation rows of a run, read again; none where it has none."
+    data = load_recipe(Data, run.recipe["data"])
+    if data.val is None:
+        return []
+    beside = separate_splits(as_sources(data.train))[1]
+    sources = beside if data.val == "auto" else as_sources(data.val)
+    return load_rows(sources, data.format)[0] if sources else split_rows(run, data)[1]
 
 
 def ask_once(
@@ -430,6 +480,7 @@ def evaluate_tasks(
     quiet: bool = False,
     folder: str = "evals",  # under the run; evals/base for its base
     generation: Generation = Generation(),
+    more: Sequence[Task] = (),  # beside the section's
 ) -> list[TaskResult]:
     "Run the section's tasks on a model; each result is stored in the run, where there is one."
     results, rows, tuned = [], None, folder == "evals"
@@ -438,12 +489,11 @@ def evaluate_tasks(
         rows = training_rows(run) if tuned or section.few_shot else None
     if section.few_shot:  # they take the place of a stored prompt's examples
         generation = generation.model_copy(update=dict(examples=[]))
-    for name in section.tasks:
-        task = section.find(name)
+    for task in [*map(section.find, section.tasks), *more]:
         items = task.items(section.data_dir, section.limit)
         if section.few_shot:
             task = with_few_shot(task, section, rows, model, tokenizer=tokenizer, under=generation)
-        with progress_bar(name, len(items), quiet) as advance:
+        with progress_bar(task.name, len(items), quiet) as advance:
             asking = Asking(
                 model, tokenizer, task, generation, batch_size=BATCH_SIZE, progress=advance
             )
@@ -782,7 +832,7 @@ def open_model(
         section = Model(base=str(run.model), quantize="none", attn=recipe.model.attn)
         return load_model(section, plan_model(section))
     section = pin_model(run, recipe.model)
-    model, _ = load_model(section, plan_model(section))
+    model, _ = load_model(section, plan_model(section), head=adapter_head(run.adapter))
     return load_adapter(model, run.adapter), load_tokenizer(str(run.adapter))
 
 
@@ -1128,6 +1178,7 @@ def record_model(run: Run, model, tokenizer, base: dict, plan: DevicePlan, speed
     run.add_record(
         ModelRecord(
             base=base,
+            head="text" if score_head(model) is None else "score",
             family=describe_model(model, tokenizer),
             plan=plan,
             trainable=count_trainable(model),
@@ -1176,7 +1227,7 @@ def check_new_tokens(model, tokenizer, data: Prepared) -> None:
     first = len(tokenizer) - model.added_rows
     new = {i for _, ids in data.sources.table.ids for i in set(ids[ids >= first].tolist())}
     layers = [model.get_input_embeddings()]
-    if not model.config.get_text_config().tie_word_embeddings:
+    if score_head(model) is None and not model.config.get_text_config().tie_word_embeddings:
         layers.append(model.get_output_embeddings())
     fixed = [layer for layer in layers if not any(p.requires_grad for p in layer.parameters())]
     if not new or not fixed:
@@ -1208,7 +1259,8 @@ def assemble(
     seed_everything(recipe.train.seed)
     section = pin_model(run, recipe.model)
     check_max_length(load_config(section), recipe.data.max_length)
-    model, tokenizer = load_model(section, plan, sharded(recipe.launch))
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    model, tokenizer = load_model(section, plan, sharded(recipe.launch), objective.head)
     data = prepare_rows(recipe, tokenizer, run, quiet)
     pinned = recipe.model_copy(update=dict(model=section))
     plan = weigh_engine(job or pinned, plan, data.train, run)
@@ -1227,7 +1279,6 @@ def assemble(
     record_model(run, model, tokenizer, base=base, plan=plan, speed=speed)
     # a run may be moved, with its base or without
     identity = {key: value for key, value in base.items() if key != "folder"}
-    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     parts = dict(data=data, objective=objective, plan=plan)
     trainer = build_trainer(
         model,
@@ -1444,11 +1495,25 @@ def adopt_place(place, path: Path) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ab405a88
+HELD_OUT = "pairs"  # the task of a reward model's own validation rows
+
+
+def held_out_pairs(run: Run) -> Task | None:
+    "A reward model's validation pairs as a task; None where it has none, or is no reward model."
+    record = run.find_record(ModelRecord)
+    rows = validation_rows(run) if record and record.head == "score" else []
+    items = list(number_copies(map(pair_item, rows)))
+    about = "the pairs that were held out of the training"
+    return pairs_task(HELD_OUT, lambda data_dir: items, about) if items else None
+
+
 def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: bool) -> None:
-    "Run the tasks of the recipe that have no result in the run yet."
+    "Run the tasks of the recipe that have no result in the run yet, and a reward model's pairs."
     results = {task: run.evals / f"{task}.json" for task in recipe.eval.tasks}
     missing = [task for task, file in results.items() if not file_facts(file, run.path)]
-    if not missing:
+    has_pairs = file_facts(run.evals / f"{HELD_OUT}.json", run.path)
+    pairs = None if has_pairs else held_out_pairs(run)
+    if not missing and not pairs:
         return
     if session:
         model, tokenizer = session.model, session.tokenizer
@@ -1456,9 +1521,16 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
         model, tokenizer = open_model(str(run.path))
     section = recipe.eval.model_copy(update={"tasks": missing})
     generation = resolve_generation(run, recipe.generate, quiet)
-    evaluate_tasks(run, model, tokenizer, section=section, quiet=quiet, generation=generation)
+    options = dict(section=section, quiet=quiet, generation=generation)
+    *_, last = evaluate_tasks(run, model, tokenizer, **options, more=[pairs] if pairs else [])
+    if pairs:
+        record = reward_record(last)
+        run.add_record(record)
+        if not quiet:
+            show(record.describe())
 
 
+# %% ../nbs/system/80_pipeline.ipynb #8d9ee5e5
 def compare_missing(recipe: Recipe, run: Run, quiet: bool) -> None:
     "Measure the base on the recipe's tasks, and compare, where that is not done yet."
     if not (recipe.eval.base and recipe.eval.tasks):
@@ -1529,8 +1601,11 @@ def next_steps(run: Run) -> str:
     "Where a finished run's weights lie, and what may be done next, for a person."
     place, folder = run.path, run.model if run.model.is_dir() else run.adapter
     start = f"model.base={folder}" if run.model.is_dir() else f"adapt.continue_from={place}"
-    steps = {
-        f"llmtrainer chat {place}": "talk with it",
+    record = run.find_record(ModelRecord)
+    use = {f"llmtrainer chat {place}": "talk with it"}
+    if record and record.head == "score":
+        use = {f"llmtrainer eval {place} --tasks NAME": "ask it a task with choices, or pairs"}
+    steps = use | {
         f"llmtrainer merge {place}": "one folder that any server loads",
         f"llmtrainer train {place}/recipe.yaml {start} --run NEW": "train further",
     }

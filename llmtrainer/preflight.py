@@ -59,7 +59,12 @@ from llmtrainer.models.load import (
     raw_config,
     remote_code_entries,
 )
-from llmtrainer.models.lora import count_trainable, load_adapter, trainable_table
+from llmtrainer.models.lora import (
+    adapter_head,
+    count_trainable,
+    load_adapter,
+    trainable_table,
+)
 from llmtrainer.models.memory import (
     MAX_ROWS,
     MemoryTracker,
@@ -260,7 +265,8 @@ def reload_model(recipe: Recipe, chosen: DevicePlan, run: Run):
         return load_model(
             Model(base=str(run.model), quantize="none", attn=recipe.model.attn), chosen
         )[0]
-    return load_adapter(load_model(recipe.model, chosen)[0], run.adapter)
+    model, _ = load_model(recipe.model, chosen, head=adapter_head(run.adapter))
+    return load_adapter(model, run.adapter)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss
 
 from llmtrainer.data.rows import load_rows
 
@@ -341,3 +342,14 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
     draws = list(combinations(range(n), k))
     share = sum(any(i < right for i in draw) for draw in draws) / len(draws)
     assert pass_at_k(n, right, k) == pytest.approx(share)
+
+
+def test_calibration_and_brier_are_those_of_the_books():
+    draw = np.random.default_rng(0)
+    p = draw.uniform(size=500)
+    hit = draw.uniform(size=500) < p
+    assert brier(p.tolist(), hit.tolist()).value == pytest.approx(brier_score_loss(hit, p))
+    assert calibration_error([0.75] * 4, [True, True, True, False]) == 0
+    assert calibration_error([1.0, 1.0], [True, False]) == 0.5
+    with pytest.raises(ValueError):
+        calibration_error([1.2], [True])

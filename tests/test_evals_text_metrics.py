@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss
 
 
 def test_metrics_of_items_know_their_cases():
@@ -66,14 +65,3 @@ def test_intervals_cover_what_they_say():
         found = score(draw.beta(2, 3, 60).tolist(), SHARE)
         covered += found.interval[0] <= 0.4 <= found.interval[1]
     assert 176 <= covered <= 198
-
-
-def test_calibration_and_brier_are_those_of_the_books():
-    draw = np.random.default_rng(0)
-    p = draw.uniform(size=500)
-    hit = draw.uniform(size=500) < p
-    assert brier(p.tolist(), hit.tolist()).value == pytest.approx(brier_score_loss(hit, p))
-    assert calibration_error([0.75] * 4, [True, True, True, False]) == 0
-    assert calibration_error([1.0, 1.0], [True, False]) == 0.5
-    with pytest.raises(ValueError):
-        calibration_error([1.2], [True])

@@ -32,6 +32,7 @@ from llmtrainer.pipeline import (
     os,
     problems,
     replace,
+    score_head,
     sha256,
     torch,
     write_atomic,
@@ -57,6 +58,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import llmtrainer.models.generate as generate_module
 import llmtrainer.pipeline as pipeline
+from llmtrainer.align.reward import RewardRecord, score_texts
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, known_gpu, plan_device
@@ -226,6 +228,82 @@ def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
     # all is trained but each text's first token, which nothing comes before
     assert data["tokens"]["total"] - texts == data["tokens"]["trained"] > 0
     assert losses[-1] < 4
+
+
+def reward_job(folder, **sections):
+    "The recipe of a reward model on 120 pairs of right and wrong solutions."
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for problem in problems(120, "train"):
+        right = problem.gsm8k()["answer"]
+        wrong = right.replace(str(problem.answer), str(problem.answer + 2))
+        rows.append(dict(prompt=problem.question, chosen=right, rejected=wrong))
+    write_lines(folder / "pairs.jsonl", rows)
+    keys = dict(objective="reward", max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2)
+    return (
+        dict(
+            model=dict(base="tiny:base"),
+            data=dict(train=str(folder / "pairs.jsonl"), max_length=160),
+            train=keys,
+        )
+        | sections
+    )
+
+
+def test_a_reward_model_is_measured_merged_and_never_asked_to_write(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="writes none, so it cannot be asked word_problems"):
+        read_recipe(reward_job(tmp_path, eval=dict(tasks=["word_problems"])))
+    run = train(read_recipe(reward_job(tmp_path)), tmp_path / "run", quiet=True)
+    result, record = stored_result(run, "pairs"), run.find_record(RewardRecord)
+    assert result.n == record.pairs == len(validation_rows(run)) > 1
+    assert result.leaked == [] and record.accuracy == result.score
+    last = [line for line in run.metrics() if "eval_accuracy" in line][-1]
+    assert last["eval_accuracy"] == pytest.approx(result.score.value, abs=1 / result.n)
+    (run.evals / "pairs.json").unlink()  # as if killed before it was measured
+    train(read_recipe(reward_job(tmp_path)), tmp_path / "run", quiet=True)
+    again = stored_result(run, "pairs")
+    assert [item.output for item in again.items] == [item.output for item in result.items]
+    model, tokenizer = open_model(str(run.path))
+    talk = [dict(role="user", content="2 + 2?")], [dict(role="assistant", content="4")]
+    with pytest.raises(UserError, match="scores texts and writes none"):
+        generate(model, tokenizer, [talk[0]])
+    with pytest.raises(UserError, match="scores texts and writes none"):
+        next(stream_answer(model, tokenizer, talk[0]))
+    scores = score_texts(model, tokenizer, [talk[0] + talk[1]])
+    assert merge_run(run, dtype="float32").mean_kl < 1e-6
+    merged = open_model(str(run.exports / "merged"))
+    assert score_texts(*merged, [talk[0] + talk[1]]) == pytest.approx(scores, abs=1e-3)
+    with pytest.raises(UserError, match="exports are of models that write text"):
+        export_run(run, ["2 + 2?"])
+    text = (run.path / "README.md").read_text()
+    assert "text-classification" in text and "held-out pairs are ordered rightly" in text
+    monkeypatch.chdir(run.path)
+    snippets = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(snippets) == 2
+    for code in snippets:
+        exec(code, {})
+
+
+@pytest.mark.slow
+def test_a_head_and_an_adapter_fit_or_are_refused(tmp_path):
+    run = train(read_recipe(reward_job(tmp_path)), tmp_path / "run", quiet=True)
+    merge_run(run)
+    merged = str(run.exports / "merged")
+    with pytest.raises(UserError, match="is a reward model: it scores texts and writes none"):
+        train(job(tmp_path).model_copy(update=dict(model=Model(base=merged))), tmp_path / "a", True)
+    tuned = job(tmp_path).model_copy(update=dict(adapt=Adapt(continue_from=str(run.path))))
+    with pytest.raises(UserError, match="that of a reward model, and this job trains a language"):
+        train(tuned, tmp_path / "b", quiet=True)
+    # both kinds of continuing a reward model
+    further = reward_job(tmp_path, adapt=dict(continue_from=str(run.path)))
+    assert train(read_recipe(further), tmp_path / "c", quiet=True).find_record(RewardRecord)
+    further = reward_job(tmp_path, model=dict(base=merged))
+    assert train(read_recipe(further), tmp_path / "d", quiet=True).find_record(RewardRecord)
+    whole = reward_job(
+        tmp_path, adapt=dict(method="full"), model=dict(base="tiny:base", quantize="none")
+    )
+    full = train(read_recipe(whole), tmp_path / "e", quiet=True)
+    assert score_head(open_model(str(full.path))[0]) is not None
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -11,6 +11,8 @@ from llmtrainer.ship.merge import (
     logging,
     math,
     safe_open,
+    score_texts,
+    set_template,
     torch,
     warnings,
 )
@@ -23,11 +25,12 @@ from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.lora import Adapt
-from llmtrainer.models.variants import adapt_model
+from llmtrainer.models.variants import adapt_model, save_adapter
 from llmtrainer.ship.merge import quiet_libraries
 
 
@@ -205,6 +208,48 @@ def test_an_unquantised_base(tmp_path):
     section = random_adapter(tmp_path / "adapter", quantize="none")
     record = merge(section, tmp_path / "adapter", tmp_path / "out", PROMPTS[:1], dtype="float32")
     assert record.mean_kl < 1e-5
+
+
+def reward_adapter(folder, base="tiny:base"):
+    "A reward model's adapter with a random head, stored; returns the section of its base."
+    section = Model(base=base)
+    with quiet_libraries():
+        plan, draw = plan_device(probe()), torch.Generator().manual_seed(1)
+        model, tokenizer = load_model(section, plan, head="score")
+        model = adapt_model(model, Adapt(r=4))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "score" in name:
+                weight.data.copy_(0.1 * torch.randn(weight.shape, generator=draw))
+        save_adapter(model, folder, base)
+        set_template(tokenizer)
+        tokenizer.save_pretrained(folder)
+    return section
+
+
+def test_a_reward_model_merges_into_a_sequence_classifier(tmp_path):
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    section = reward_adapter(adapter)
+    record = merge(section, adapter, out, dtype="float32")
+    assert record.mean_kl < 1e-8 and record.same_greedy and record.max_abs_logit_diff < 1e-3
+    with quiet_libraries():
+        shipped = AutoModelForSequenceClassification.from_pretrained(out)
+        trained = load_adapter(load_model(section, plan_device(probe()), head="score")[0], adapter)
+        tokenizer = AutoTokenizer.from_pretrained(out)
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    inputs = tokenizer.apply_chat_template([turns], return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        theirs = shipped(**inputs).logits.item()
+    assert shipped.config.num_labels == 1 and not (out / "generation_config.json").exists()
+    assert theirs == pytest.approx(score_texts(trained, tokenizer, [turns])[0], abs=1e-4)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    broken = {name: 2 * w if "score" in name else w for name, w in weights.items()}
+    other = observe_scores(trained, tokenizer, PROMPTS)
+    save_file(broken, adapter / "adapter_model.safetensors")
+    with quiet_libraries():
+        doubled = load_adapter(load_model(section, plan_device(probe()), head="score")[0], adapter)
+    sizes = difference(other.logits, observe_scores(doubled, tokenizer, PROMPTS).logits)
+    with pytest.raises(MergeMismatch):
+        check_difference(sizes, tolerance_of(section, plan_device(probe()), "dequantized"))
 
 
 def test_the_original_base(tmp_path):

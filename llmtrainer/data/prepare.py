@@ -658,13 +658,16 @@ def repeated_rows(val: EncodedSources, keys: np.ndarray) -> list[Reject]:
 
 # %% ../../nbs/data/14_prepare.ipynb #5e593241
 def row_columns(encoded: EncodedSources, rows: np.ndarray) -> dict[str, np.ndarray]:
-    "Group and role of rows of the table; no columns where every row is plain."
+    """Group and role of rows of the table, and margins where there are any; no columns where every
+    row is plain."""
     roles = encoded.table.column("role")[rows]
     if not roles.any():
         return {}
     alone = -1 - np.arange(len(rows))  # plain rows belong to no group
     groups = np.where(roles > 0, encoded.groups()[rows], alone)
-    return dict(group=groups, role=roles.astype(np.int64))
+    margins = encoded.table.column("margin")[rows]
+    columns = dict(group=groups, role=roles.astype(np.int64))
+    return columns | (dict(margin=margins) if margins.any() else {})
 
 
 def make_row_bins(

@@ -14,6 +14,7 @@ __all__ = [
     "PART_KEYS",
     "REASONING_FIELDS",
     "SPEAKER",
+    "SCORES",
     "TURNS",
     "BESIDE",
     "ALPACA",
@@ -65,6 +66,7 @@ __all__ = [
     "column_turns",
     "prompt_turns",
     "check_judged",
+    "judged_margin",
     "preference_row",
     "kto_converter",
     "Shape",
@@ -690,8 +692,26 @@ def check_judged(column: str, answer: list[dict]) -> None:
         raise BadRecord(f"empty {column}")
 
 
+SCORES = ("margin", "score_chosen", "score_rejected")
+
+
+def judged_margin(record: dict) -> dict[str, float]:
+    """{"margin": by how much the chosen answer was judged better}, of a column margin or of two
+    scores; {} where there are none. `BadRecord` where they say that the rejected one is better."""
+    margin, chosen, rejected = (record.get(name) for name in SCORES)
+    if margin is None and is_number(chosen) and is_number(rejected):
+        margin = chosen - rejected
+    if margin is None:
+        return {}
+    if not is_number(margin):
+        raise BadRecord(f"margin is {str(margin)[:40]!r}, not a number")
+    if margin < 0:
+        raise BadRecord("the rejected answer has the higher score")
+    return {"margin": float(margin)}
+
+
 def preference_row(record: dict) -> dict:
-    "A prompt, the chosen and the rejected answer, each as turns."
+    "A prompt, the chosen and the rejected answer, each as turns; with a margin where it has one."
     chosen = column_turns(record, "chosen", "assistant")
     rejected = column_turns(record, "rejected", "assistant")
     if chosen == rejected:
@@ -705,7 +725,8 @@ def preference_row(record: dict) -> dict:
         raise BadRecord("no prompt before the answers")
     check_judged("chosen", chosen)
     check_judged("rejected", rejected)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | offered_tools(record)
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return row | judged_margin(record) | offered_tools(record)
 
 
 # %% ../../nbs/data/10_rows.ipynb #1a6e197b
@@ -880,7 +901,7 @@ def kto_shape(shape: Shape, label: str) -> Shape:
 
 
 FORMATS["preference"] = [
-    Shape(dict.fromkeys((*prompt, "chosen", "rejected"), TURNS), preference_row, ALPACA)
+    Shape(dict.fromkeys((*prompt, "chosen", "rejected"), TURNS), preference_row, (*ALPACA, *SCORES))
     for prompt in ((), ("prompt",), ("conversations",), ("instruction",), ("question",))
 ]
 FORMATS["kto"] = [

@@ -71,6 +71,7 @@ SCHEMA = pa.schema(
         ("runs", pa.list_(pa.int32())),
         ("text", pa.bool_()),  # plain text, which may be cut into pieces
         ("role", pa.int8()),  # its place in ROLES
+        ("margin", pa.float32()),  # by how much the chosen answer was judged better
         ("file", pa.int32()),
         ("line", pa.int64()),
         ("key", pa.uint64()),
@@ -95,6 +96,7 @@ def to_record_batch(
         runs=arrow_lists([list(chain.from_iterable(row.runs)) for row in encoded]),
         text=["text" in row for row in rows],
         role=[ROLES.index(row.get("role", "plain")) for row in rows],
+        margin=[row.get("margin", 0.0) for row in rows],
         file=[names.setdefault(row["source"], len(names)) for row in rows],
         line=[row["line"] for row in rows],
         key=[row["key"] for row in rows],
@@ -212,6 +214,7 @@ def training_examples(row: dict) -> list[dict]:
     place = dict(source=row["source"], line=row["line"], key=row_key(row))
     if "messages" in row or "text" in row:
         return [row | place | dict(role="plain")]
+    place |= dict(margin=row.get("margin", 0.0))
     return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
 
 
@@ -317,7 +320,8 @@ def write_table(
             batch = to_record_batch(rows.tokens, rows.texts, names)
             for name in ("ids", "runs"):
                 digest.update(batch.column(name).values.to_numpy().tobytes())
-            digest.update(batch.column("role").to_numpy().tobytes())
+            for name in ("role", "margin"):
+                digest.update(batch.column(name).to_numpy().tobytes())
             writer.write(batch)
             report(ledger)
     return dict(

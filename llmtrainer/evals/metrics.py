@@ -43,6 +43,8 @@ __all__ = [
     "equations",
     "majority",
     "pass_at_k",
+    "calibration_error",
+    "brier",
 ]
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
@@ -352,3 +354,25 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if not 0 <= right <= n or not 1 <= k <= n:
         raise ValueError(f"{right} right of {n}, and {k} drawn")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #62b586c3
+def calibration_error(
+    probabilities: Sequence[float],  # of the answers that were chosen
+    right: Sequence[bool],
+    bins: int = 10,
+) -> float:
+    "Expected calibration error over bins of equal width."
+    p, hit = np.asarray(probabilities, dtype=float), np.asarray(right, dtype=float)
+    if len(p) == 0 or len(p) != len(hit) or ((p < 0) | (p > 1)).any():
+        raise ValueError("one probability from 0 to 1 for each answer, and at least one answer")
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    size = np.bincount(place, minlength=bins)
+    gap = np.abs(np.bincount(place, p - hit, minlength=bins))
+    return float(gap.sum() / size.sum())
+
+
+def brier(probabilities: Sequence[float], right: Sequence[bool]) -> Score:
+    "The Brier score with its interval; 0 is best, and saying 0.5 always gives 0.25."
+    squares = [(p - float(hit)) ** 2 for p, hit in zip(probabilities, right, strict=True)]
+    return score(squares, Metric(higher_is_better=False))

@@ -17,12 +17,17 @@ __all__ = [
     "gold_answers",
     "own_reader",
     "grade_texts",
+    "pair_item",
+    "grade_pair",
+    "pairs_task",
     "own_records",
     "own_task",
 ]
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #8b7d00f3
 import importlib
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,9 +38,16 @@ from pydantic import Field, field_validator, model_validator
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #5f87f44a
 from llmtrainer.data.files import BadRecord
-from llmtrainer.data.rows import parse_source, read_choice, source_files
+from llmtrainer.data.rows import parse_source, preference_row, read_choice, source_files
 from llmtrainer.evals.benchmarks import by_letters, by_texts, read_items
-from llmtrainer.evals.metrics import LOSS, PERPLEXITY, last_number, normalize, token_f1
+from llmtrainer.evals.metrics import (
+    LOSS,
+    PERPLEXITY,
+    Metric,
+    last_number,
+    normalize,
+    token_f1,
+)
 from llmtrainer.evals.tasks import (
     SUITES,
     TASKS,
@@ -73,7 +85,7 @@ TEXT_SCORES: dict[str, Callable[[str, str], float]] = {  # of (right answer, tex
     "token_f1": lambda answer, text: token_f1(text, answer),
 }
 ROUGE = ("rouge1", "rouge2", "rougeL")
-LIKELIHOODS = ("choice", "letters", "perplexity")
+LIKELIHOODS = ("choice", "letters", "perplexity", "pairs")
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #27307c25
@@ -136,6 +148,8 @@ class OwnTask(Section):
         idle = {"prompt", "answer"} & self.model_fields_set
         if idle and self.metrics[0] in ("choice", "letters"):
             raise ValueError(f"{self.metrics[0]} reads question and choices, and no {min(idle)}")
+        if idle and self.metrics[0] == "pairs":
+            raise ValueError(f"pairs reads prompt, chosen and rejected, and no {min(idle)}")
         if not COLUMN.search(self.prompt):
             raise ValueError("prompt names no column, such as {question}")
         return self
@@ -185,6 +199,8 @@ def own_reader(spec: OwnTask) -> Callable[[dict], Item]:
     kind = spec.metrics[0]
 
     def read(record: dict) -> Item:
+        if kind == "pairs":
+            return pair_item(preference_row(record))
         if kind in ("choice", "letters"):
             return (by_texts if kind == "choice" else by_letters)(read_choice(record))
         golds = gold_answers(record, spec.answer)
@@ -211,6 +227,57 @@ def grade_texts(scores: dict[str, Callable[[str, str], float]]) -> Callable[[Ite
     return grade
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #da7297ed
+def pair_item(row: dict) -> Item:
+    "The item of a canonical preference row; its choices are the texts of both answers."
+    prompt, answers = row["prompt"], [row["chosen"], row["rejected"]]
+    question, chosen, rejected = (
+        "\n\n".join(turn["content"] for turn in turns) for turns in (prompt, *answers)
+    )
+    if chosen == rejected:  # they differ in a call of a tool, say
+        chosen, rejected = (json.dumps(turns, ensure_ascii=False) for turns in answers)
+    if int(make_item(question, chosen, (chosen, rejected)).id, 16) % 2:
+        answers = answers[::-1]
+    choices = (chosen, rejected) if answers[0] is row["chosen"] else (rejected, chosen)
+    item = make_item(question, chosen, choices)
+    return replace(item, facts=dict(prompt=prompt, answers=answers))
+
+
+def grade_pair(item: Item, output: Output) -> Scores:
+    """Is the right answer preferred, a tie counting a half? Also the Brier score, and how often the
+    longer answer, in characters, is preferred and is right. An item that was not answered is
+    wrong."""
+    if not output.logprobs:
+        return {"accuracy": 0.0, "brier": 1.0, "longer": (0.0, 0), "longer_right": (0.0, 0)}
+    right = item.choices.index(item.answer)
+    ahead = output.logprobs[right] - output.logprobs[1 - right]
+    won = 0.5 if abs(ahead) < 1e-5 else float(ahead > 0)
+    lost = 1 / (1 + math.exp(min(ahead, 700)))  # the probability of the other answer
+    longer = len(item.choices[right]) - len(item.choices[1 - right])
+    differ = int(longer != 0)
+    return {
+        "accuracy": won,
+        "brier": lost**2,
+        "longer": (differ * (won if longer > 0 else 1 - won), differ),
+        "longer_right": (float(longer > 0), differ),
+    }
+
+
+def pairs_task(name: str, load: Callable[[str | None], Sequence[Item]], about: str) -> Task:
+    "A task of pairs of answers."
+    return Task(
+        name,
+        load=load,
+        grade=grade_pair,
+        primary="accuracy",
+        about=about,
+        request="choose",
+        prompt=lambda item: item.facts["prompt"],
+        answers=lambda item: item.facts["answers"],
+        metrics={"brier": Metric(higher_is_better=False)},
+    )
+
+
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #a39b93eb
 def own_records(source: str) -> Iterator[tuple[str, Any]]:
     "(place, record) of every record of a source."
@@ -232,6 +299,8 @@ def own_task(name: str, spec: OwnTask) -> Task:
     def load(data_dir: str | None) -> list[Item]:
         return read_items(name, own_records(spec.data), own_reader(spec))
 
+    if kind == "pairs":
+        return pairs_task(name, load, about)
     if kind in ("choice", "letters"):
         return Task(
             name,

@@ -55,6 +55,8 @@ __all__ = [
     "padded",
     "continuation_logprobs",
     "grouped_logprobs",
+    "encoded_scores",
+    "grouped_preferences",
     "row_logprobs",
     "likelihood_outputs",
     "prompt_of",
@@ -116,11 +118,12 @@ from llmtrainer.evals.metrics import (
     score,
     sums_of,
 )
-from llmtrainer.models.engines import token_logprobs
+from llmtrainer.models.engines import token_logprobs, token_scores
 from llmtrainer.models.generate import (
     Answer,
     Generation,
     check_model,
+    check_writes,
     content_rule,
     context_length,
     generate_answers,
@@ -129,7 +132,7 @@ from llmtrainer.models.generate import (
     system_prompt,
     with_system,
 )
-from llmtrainer.models.load import weight_storage
+from llmtrainer.models.load import score_head, weight_storage
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, append_line, read_lines
 
@@ -201,6 +204,7 @@ class Task:
     about: str  # one line
     request: Literal["generate", "choose", "perplexity", "harness"] = "generate"
     prompt: Callable[[Item], list[dict]] = ask_question  # the conversation up to the answer
+    answers: Callable[[Item], Sequence[list[dict]]] | None = None  # turns of each choice; None: one
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
     extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
@@ -689,11 +693,12 @@ def written_output(ids: Sequence[int], answer: Answer, *others: Answer) -> Outpu
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #28a06e9e
-def continuation_row(prompt: list[dict], text: str) -> dict:
-    "The canonical row whose trained tokens are those of `text`: after a prompt, or on its own."
+def continuation_row(prompt: list[dict], answer: str | list[dict]) -> dict:
+    "The canonical row whose trained tokens are those of an answer: after a prompt, or on its own."
     if not prompt:
-        return {"text": text}
-    return {"messages": [*prompt, {"role": "assistant", "content": text}]}
+        return {"text": answer}
+    turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return {"messages": [*prompt, *turns]}
 
 
 def check_context(rows: Sequence[Encoded], model) -> None:
@@ -865,6 +870,50 @@ def grouped_logprobs(
     return sums
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #a627d53f
+@torch.inference_mode()
+def encoded_scores(
+    model,
+    tokenizer,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int = 64,  # rows
+    progress: Callable[[int], None] = lambda n: None,  # told how many more rows are done
+) -> list[float]:
+    "A reward model's score of each encoded row: the one after its last token."
+    check_context(encoded, model)
+    scores = [0.0] * len(encoded)
+    for places in length_batches([len(row) for row in encoded], batch_size):
+        batch = row_batch([encoded[place] for place in places], model, tokenizer.pad_token_id or 0)
+        row, values = batch["row"].flatten(), token_scores(model, batch).flatten()
+        last = [int((row == number).nonzero().max()) for number in range(len(places))]
+        for place, value in zip(places, values[last].tolist()):
+            scores[place] = value
+        progress(len(places))
+    return scores
+
+
+def grouped_preferences(
+    model,
+    tokenizer,
+    groups: Sequence[Sequence[Encoded]],  # the rows of each item
+    *,
+    batch_size: int = 64,  # rows
+    progress: Callable[[float], None] = lambda n: None,  # told how many more groups are done
+) -> list[list[tuple[float, int]]]:
+    "(log-probability that it is preferred to the others, its trained tokens) of each row."
+    each, rows = map(len, groups), [row for group in groups for row in group]
+    share = len(groups) / max(1, len(rows))
+    options = dict(batch_size=batch_size, progress=lambda n: progress(n * share))
+    scores = iter(encoded_scores(model, tokenizer, rows, **options))
+    preferences = []
+    for group, count in zip(groups, each):
+        own = torch.tensor([next(scores) for _ in range(count)], dtype=torch.float64)
+        tokens = [sum(row.trained) for row in group]
+        preferences.append(list(zip(own.log_softmax(0).tolist(), tokens)))
+    return preferences
+
+
 # %% ../../nbs/evaluation/41_tasks.ipynb #89c14ca4
 def row_logprobs(
     model,
@@ -881,7 +930,8 @@ def row_logprobs(
 def likelihood_outputs(
     asking: Asking,
     items: Sequence[Item],
-    texts: Callable[[Item], Sequence[str]],  # what an item's likelihoods are of
+    texts: Callable[[Item], Sequence[str | list[dict]]],  # what an item's likelihoods are of
+    measure: Callable = grouped_logprobs,
 ) -> list[Output]:
     "The log-likelihood of each text of each item that fits into the context with all of them."
     model, tokenizer, progress = asking.model, asking.tokenizer, asking.progress
@@ -894,7 +944,7 @@ def likelihood_outputs(
     too_long = [length if is_too_long(model, length) else 0 for length in longest]
     asked = [rows for rows, long in zip(encoded, too_long) if not long]
     options = dict(batch_size=asking.batch_size, progress=progress)
-    sums = iter(grouped_logprobs(model, tokenizer, asked, **options))
+    sums = iter(measure(model, tokenizer, asked, **options))
     progress(len(items) - len(asked))
     outputs = []
     for rows, long in zip(encoded, too_long):
@@ -913,8 +963,11 @@ def prompt_of(row: Encoded) -> tuple[int, ...]:
 
 
 def choose_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
-    "The log-likelihood of each choice of each item."
-    return likelihood_outputs(asking, items, lambda item: item.choices)
+    "The log-likelihood of each choice of each item; of a reward model, that it is preferred."
+    answers = asking.task.answers or (lambda item: item.choices)
+    scores = score_head(asking.model) is not None
+    measure = grouped_preferences if scores else grouped_logprobs
+    return likelihood_outputs(asking, items, answers, measure)
 
 
 def perplexity_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
@@ -1013,7 +1066,7 @@ def ask_items(
     "Ask a model the items of a task, and grade what comes."
     task, began = asking.task, time.perf_counter()
     check_task(task, items)
-    check_model(asking.model)
+    (check_model if task.request == "choose" else check_writes)(asking.model)
     if journal:
         outputs = collect_outputs(asking, items, journal)
     else:

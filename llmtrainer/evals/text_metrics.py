@@ -19,8 +19,6 @@ __all__ = [
     "runs_of",
     "distinct",
     "self_bleu",
-    "calibration_error",
-    "brier",
 ]
 
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #e9ef6728
@@ -167,25 +165,3 @@ def self_bleu(texts: Sequence[str]) -> float:
     metric = BLEU(effective_order=True)
     others = [[*texts[:at], *texts[at + 1 :]] for at in range(len(texts))]
     return sum(metric.sentence_score(t, o).score for t, o in zip(texts, others)) / len(texts)
-
-
-# %% ../../nbs/evaluation/45_text_metrics.ipynb #2245e120
-def calibration_error(
-    probabilities: Sequence[float],  # of the answers that were chosen
-    right: Sequence[bool],
-    bins: int = 10,
-) -> float:
-    "Expected calibration error over bins of equal width."
-    p, hit = np.asarray(probabilities, dtype=float), np.asarray(right, dtype=float)
-    if len(p) == 0 or len(p) != len(hit) or ((p < 0) | (p > 1)).any():
-        raise ValueError("one probability from 0 to 1 for each answer, and at least one answer")
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    size = np.bincount(place, minlength=bins)
-    gap = np.abs(np.bincount(place, p - hit, minlength=bins))
-    return float(gap.sum() / size.sum())
-
-
-def brier(probabilities: Sequence[float], right: Sequence[bool]) -> Score:
-    "The Brier score with its interval; 0 is best, and saying 0.5 always gives 0.25."
-    squares = [(p - float(hit)) ** 2 for p, hit in zip(probabilities, right, strict=True)]
-    return score(squares, Metric(higher_is_better=False))

@@ -30,6 +30,7 @@ __all__ = [
     "trained_hidden_states",
     "token_loss",
     "token_logprobs",
+    "token_scores",
 ]
 
 # %% ../../nbs/speed/65_engines.ipynb #fdc61f37
@@ -38,7 +39,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 # %% ../../nbs/speed/65_engines.ipynb #c2fb800a
-from llmtrainer.models import load  # noqa: F401
+from llmtrainer.models.load import score_head
 
 # first, because it silences the messages of importing bitsandbytes
 # isort: split
@@ -71,6 +72,7 @@ from llmtrainer.models.loss import (
     Unsupported,
     bucket,
     capture_hidden_states,
+    capture_outputs,
     head_scaling,
 )
 from llmtrainer.models.quantized_linear import (
@@ -406,11 +408,14 @@ def fuse_model(
     "Make a model fast in place; saving, merging and reloading see an ordinary model."
     base, report = unwrap_model(model), EngineReport(engine)
     base.fused = report
+    scores = score_head(base) is not None
     try:
-        report.head = head_scaling(base) if chunked else None
+        report.head = head_scaling(base) if chunked and not scores else None
     except Unsupported as why:
         report.loss = f"the model's own, because {why}"
-    if not chunked:
+    if scores:
+        report.loss = "of scores, without logits"
+    elif not chunked:
         report.loss = "the model's own"
     if engine == "reference":
         report.attention = install_repeated_attention(base)
@@ -547,3 +552,18 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     logp = LinearLogProbs.apply(x, w, b, y, *how).float()
     zeros = torch.zeros(labels.numel(), device=labels.device)
     return zeros.index_put((at,), logp).view(labels.shape)
+
+
+def token_scores(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A reward model's score after each token (rows, tokens), in float32 at least.
+
+    The score of a text is that after its last token."""
+    inputs, base = model_inputs(batch), unwrap_model(model)
+    report = getattr(base, "fused", None)
+    if report is not None:
+        inputs = prepare_batch(inputs, report)
+        report.shapes.add(tuple(inputs["input_ids"].shape))
+    with isolate_documents(inputs), capture_outputs(score_head(base)) as scores:
+        model(**inputs, use_cache=False)
+    scores = scores[0][:, : batch["input_ids"].shape[1], 0]
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -51,6 +51,7 @@ __all__ = [
     "generate_batch",
     "batches_by_room",
     "check_model",
+    "check_writes",
     "check_conversations",
     "answers_by_writer",
     "generate_answers",
@@ -363,12 +364,14 @@ def save_model(
     weights: bool = True,  # False: they are written otherwise, or lie there already
 ) -> None:
     "Write a folder that any server loads: weights, tokenizer, template, stop tokens and settings."
-    settings = generation_config(model, tokenizer, section)
-    settings.update(**dict.fromkeys(LENGTHS), bos_token_id=model.generation_config.bos_token_id)
     if weights:
         model.save_pretrained(folder)
-    settings.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if not model.can_generate():
+        return  # a reward model writes no text
+    settings = generation_config(model, tokenizer, section)
+    settings.update(**dict.fromkeys(LENGTHS), bos_token_id=model.generation_config.bos_token_id)
+    settings.save_pretrained(folder)
     if section.system != "auto":  # resolved by the run that the model comes from
         prompting = Prompting(
             system=section.system,
@@ -770,6 +773,17 @@ def check_model(model) -> None:
         )
 
 
+def check_writes(model) -> None:
+    "`UserError` where a model scores texts and writes none."
+    check_model(model)
+    if not model.can_generate():
+        raise UserError(
+            f"{model.config.name_or_path} is a reward model: it scores texts and writes none",
+            where="the model",
+            allowed="a language model; or tasks that choose, such as eval --tasks pairs",
+        )
+
+
 def check_conversations(conversations: Sequence) -> None:
     "`UserError` for anything but a list of conversations, each a list of messages."
     if isinstance(conversations, str):
@@ -818,7 +832,7 @@ def generate_answers(
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
-    check_model(model)
+    check_writes(model)
     check_conversations(conversations)
     texts = [
         render_prompt(with_system(messages, section), tokenizer, section)
@@ -1012,6 +1026,7 @@ def stream_answer(
     """The answer in pieces, as it is written; with beams, in one piece.
 
     The iterator's value is the finish reason. Closing the iterator stops the model."""
+    check_writes(model)
     if section.beams > 1:
         answer = generate_answers(model, tokenizer, [messages], section)[0][0]
         yield answer.text

@@ -20,10 +20,13 @@ __all__ = [
     "PROBES",
     "SMALL_BYTES",
     "SPECIAL_IDS",
+    "HEADS",
     "Model",
     "quantization_config",
     "Dequantize8Linear",
     "Float8Linear",
+    "score_head",
+    "output_head",
     "replace_layers",
     "use_storage_form",
     "dequantize_layer",
@@ -82,6 +85,10 @@ __all__ = [
     "check_templates",
     "load_tokenizer",
     "drop_generation_defaults",
+    "stored_head",
+    "check_head",
+    "new_weights",
+    "hide_load_report",
     "load_options",
     "weight_storage",
     "load_model",
@@ -113,6 +120,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -264,13 +272,24 @@ class Float8Linear(torch.nn.Linear):
 
 
 # %% ../../nbs/models/20_load.ipynb #177721b9
+def score_head(model):
+    "The layer that makes one number of a text, of a reward model; None where tokens are written."
+    return getattr(model, "score", None) if model.get_output_embeddings() is None else None
+
+
+def output_head(model):
+    "The last layer of a model: that of its logits, or that of its score."
+    head = model.get_output_embeddings()
+    return score_head(model) if head is None else head
+
+
 def replace_layers(
     model,
     kind: type,  # exactly this class, and not those derived from it
     change,  # a function from the old layer to the new one
 ) -> None:
     "Put `change(layer)` in the place of each layer of a kind; the output head stays."
-    head = model.get_output_embeddings()
+    head = output_head(model)
     layers = {n: m for n, m in model.named_modules() if type(m) is kind and m is not head}
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
@@ -1178,7 +1197,7 @@ def resize_embeddings(model, tokenizer) -> int:
         torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(layer.weight): layer.weight for layer in layers}  # a tied table once
+    tables = {id(layer.weight): layer.weight for layer in layers if layer}  # a tied table once
     with torch.no_grad():
         for table in tables.values():
             table[-missing:] = table[:-missing].float().mean(0).to(table.dtype)
@@ -1223,6 +1242,8 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def drop_generation_defaults(model) -> None:
     "Leave of the generation settings that came with a model only its special tokens."
+    if not model.can_generate():
+        return
     ids = {name: getattr(model.generation_config, name) for name in SPECIAL_IDS}
     for name, value in ids.items():
         numbers = value if isinstance(value, list) else [] if value is None else [value]
@@ -1239,6 +1260,58 @@ def drop_generation_defaults(model) -> None:
 
 
 # %% ../../nbs/models/20_load.ipynb #4d407126
+HEADS = {"text": AutoModelForCausalLM, "score": AutoModelForSequenceClassification}
+
+
+def stored_head(raw: dict) -> str:
+    "Which head the files of a model hold, by its config.json: a key of `HEADS`."
+    names = raw.get("architectures") or []
+    return (
+        "score" if any(str(name).endswith("SequenceClassification") for name in names) else "text"
+    )
+
+
+def check_head(
+    base: str,
+    raw: dict,  # its config.json
+    head: str,  # that is wanted
+) -> None:
+    "`UserError` where a model has a head that cannot be used as is wanted."
+    if stored_head(raw) == "text":
+        return
+    if head == "text":
+        raise UserError(
+            f"{base} is a reward model: it scores texts and writes none",
+            where="model.base",
+            allowed="a causal language model; or train.objective: reward, to train it further",
+        )
+    labels = raw.get("num_labels") or len(raw.get("id2label") or "12")
+    if labels != 1:
+        raise UserError(
+            f"{base} is a classifier of {labels} classes",
+            where="model.base",
+            allowed="a model that gives one number for a text (num_labels: 1)",
+        )
+
+
+def new_weights(raw: dict, head: str) -> set[str]:
+    "The weights that a wanted head adds to those of the files."
+    return set() if head == stored_head(raw) else {"score.weight"}
+
+
+@contextmanager
+def hide_load_report(hide: bool):
+    "transformers' report of missing weights off inside, if `hide`: a new head is no fault."
+    level = transformers_logging.get_verbosity()
+    if hide:
+        transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+# %% ../../nbs/models/20_load.ipynb #5d3b19cd
 def load_options(
     model: Model,
     plan: DevicePlan,
@@ -1271,26 +1344,41 @@ def weight_storage(model) -> str:
     return stored or str(model.dtype).removeprefix("torch.")
 
 
+# %% ../../nbs/models/20_load.ipynb #3de9ab4c
 def load_model(
     model: Model,
     plan: DevicePlan,
     sharded: bool = False,  # its weights will be sharded over devices (FSDP)
+    head: Literal["text", "score"] | None = None,  # None: the one that its files hold
 ):
     """(model, tokenizer) as the plan says.
 
-    From safetensors only, quantised or not, on the plan's device, in evaluation mode."""
+    From safetensors only, quantised or not, on the plan's device, in evaluation mode. With
+    `head="score"` a language model gets the new head of a reward model."""
     weight_files(model.base)
     commit = hub_commit(model.base, model.revision) or model.revision
     model = model.model_copy(update=dict(revision=commit))
-    stored = stored_quantization(raw_config(model.base, model.revision))
+    raw = raw_config(model.base, model.revision)
+    stored, head = stored_quantization(raw), head or stored_head(raw)
+    check_head(model.base, raw, head)
+    new = new_weights(raw, head)
     options = load_options(model, plan, stored=stored, sharded=sharded)
+    if head == "score":
+        options["config"].num_labels = 1
     tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
     explained = explain_foreign(model.base), explain_load_errors(stored)
-    with hide_progress_bars(is_small(model.base)), explained[0], explained[1]:
+    quiet = hide_progress_bars(is_small(model.base)), hide_load_report(bool(new))
+    with quiet[0], quiet[1], explained[0], explained[1]:
         loaded, info = call_from_pretrained(
-            AutoModelForCausalLM.from_pretrained, model.base, output_loading_info=True, **options
+            HEADS[head].from_pretrained, model.base, output_loading_info=True, **options
         )
-    check_complete(model.base, info["missing_keys"], stored)
+    check_complete(model.base, set(info["missing_keys"]) - new, stored)
+    if head == "score" and score_head(loaded) is None:
+        raise UserError(
+            f"{type(loaded).__name__} has no head called score, so it cannot become a reward model",
+            where="model.base",
+            allowed="a decoder, such as Llama, Mistral, Qwen, Gemma or Phi",
+        )
     if model.quantize == "fp8":
         replace_layers(loaded, torch.nn.Linear, Float8Linear.from_linear)
         loaded.is_float8 = True
@@ -1299,7 +1387,8 @@ def load_model(
     loaded.commit = model.revision
     loaded.config.pad_token_id = tokenizer.pad_token_id
     drop_generation_defaults(loaded)
-    loaded.generation_config.pad_token_id = tokenizer.pad_token_id
+    if loaded.can_generate():
+        loaded.generation_config.pad_token_id = tokenizer.pad_token_id
     return loaded.eval(), tokenizer
 
 
@@ -1319,9 +1408,10 @@ class ModelRecord(Record):
     "What the model of a run is, what of it is trained, and how it is computed."
 
     file = "model.json"
-    form = 2  # `base.folder` came
+    form, oldest = 3, 2  # `head` came; before, `base.folder`
 
     base: BaseIdentity
+    head: Literal["text", "score"] = "text"  # what its last layer makes
     family: dict[str, str]  # by `describe_model`
     plan: DevicePlan
     trainable: dict[str, float]  # by `count_trainable`

@@ -34,11 +34,13 @@ __all__ = [
     "read_adapter_config",
     "check_tensor_names",
     "load_adapter",
+    "adapter_head",
     "adapter_folder",
     "is_name_of",
     "base_mismatch",
     "check_adapter_base",
     "check_adapter_form",
+    "check_adapter_head",
     "continue_adapter",
     "load_adapters",
     "activate_adapter",
@@ -77,8 +79,10 @@ from llmtrainer.models.load import (
     fingerprint,
     hide_progress_bars,
     keep_trainable,
+    output_head,
     portable_base,
     resolve_base,
+    score_head,
 )
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import read_object
@@ -153,7 +157,7 @@ def check_method(adapt: Adapt) -> None:
 # %% ../../nbs/models/21_lora.ipynb #0534ff09
 def linear_layers(model) -> dict[str, torch.nn.Module]:
     "The linear layers by name, quantised or not, without the output head and without routers."
-    head = model.get_output_embeddings()
+    head = output_head(model)
     routers = {name.removesuffix(".weight") for name in router_weights(model)}
 
     def is_linear(layer):
@@ -323,7 +327,8 @@ def lora_config(model, adapt: Adapt) -> LoraConfig:
     modules, weights = split_targets(model, find_targets(model, adapt))
     check_modules_to_save(model, adapt.modules_to_save)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        # peft trains and stores a score head whole
+        task_type="CAUSAL_LM" if score_head(model) is None else "SEQ_CLS",
         r=adapt.r,
         lora_alpha=adapt.alpha,
         target_modules=modules,
@@ -552,6 +557,12 @@ def load_adapter(model, folder: Path):
     return adapted.eval()
 
 
+# %% ../../nbs/models/21_lora.ipynb #6c0d7b2f
+def adapter_head(folder: Path) -> str:
+    "The head of the model that a stored adapter belongs to: text, or score of a reward model."
+    return "score" if read_adapter_config(folder).get("task_type") == "SEQ_CLS" else "text"
+
+
 # %% ../../nbs/models/21_lora.ipynb #1e5e85c9
 def adapter_folder(
     name: str,  # a run, or an adapter's folder
@@ -623,10 +634,28 @@ def check_adapter_form(adapt: Adapt, folder: Path) -> None:
 
 
 # %% ../../nbs/models/21_lora.ipynb #19f59018
+def check_adapter_head(model, folder: Path) -> None:
+    "`UserError` where an adapter of one kind of head is put on a model with the other."
+    scores = adapter_head(folder) == "score"
+    if scores == (score_head(model) is not None):
+        return
+    kinds = ("a language model", "a reward model")
+    raise UserError(
+        f"the adapter is that of {kinds[scores]}, and this job trains {kinds[not scores]}",
+        where=f"adapt.continue_from: {folder}",
+        allowed=f"the adapter of {kinds[not scores]}",
+        fix="merge it (llmtrainer merge RUN) and name exports/merged as model.base"
+        if not scores
+        else "leave adapt.continue_from out: a score is no part of a language model",
+    )
+
+
+# %% ../../nbs/models/21_lora.ipynb #9552f11b
 def continue_adapter(model, adapt: Adapt):
     "The model with the stored adapter of `adapt.continue_from`, to be trained further."
     folder = adapter_folder(adapt.continue_from)
     check_adapter_base(model, folder)
+    check_adapter_head(model, folder)
     check_adapter_form(adapt, folder)
     with explain_mismatch(folder):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)

@@ -18,6 +18,7 @@ __all__ = [
     "chunks",
     "LinearCrossEntropy",
     "LinearLogProbs",
+    "capture_outputs",
     "capture_hidden_states",
     "head_scaling",
 ]
@@ -215,15 +216,19 @@ SCALES = {
 
 
 @contextmanager
-def capture_hidden_states(base):
-    """A list that receives the decoder's last hidden states while the model is called in whatever
-    way."""
+def capture_outputs(module, pick=lambda out: out):
+    "A list that receives what a part of a model gives while the model is called in whatever way."
     kept = []
-    hook = base.get_decoder().register_forward_hook(lambda module, args, out: kept.append(out[0]))
+    hook = module.register_forward_hook(lambda module, args, out: kept.append(pick(out)))
     try:
         yield kept
     finally:
         hook.remove()
+
+
+def capture_hidden_states(base):
+    "As `capture_outputs`, the decoder's last hidden states."
+    return capture_outputs(base.get_decoder(), lambda out: out[0])
 
 
 @torch.no_grad()

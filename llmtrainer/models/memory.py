@@ -106,7 +106,7 @@ from llmtrainer.models.engines import (
     unwrap_model,
 )
 from llmtrainer.models.experts import EXPERTS
-from llmtrainer.models.load import F8
+from llmtrainer.models.load import F8, output_head
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
@@ -134,7 +134,7 @@ STORED_BYTES = {
 
 def frozen_linears(model) -> list[torch.nn.Linear]:
     "The linear layers that quantisation takes: frozen, and not the output head."
-    head = unwrap_model(model).get_output_embeddings()
+    head = output_head(unwrap_model(model))
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     return [
         layer

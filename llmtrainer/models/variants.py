@@ -41,7 +41,7 @@ from transformers.utils import cached_file
 
 # %% ../../nbs/models/22_variants.ipynb #1f2f9c70
 from llmtrainer.device import meta_model
-from llmtrainer.models.load import SNAPSHOT, keep_trainable, portable_base
+from llmtrainer.models.load import SNAPSHOT, keep_trainable, output_head, portable_base
 from llmtrainer.models.lora import (
     Adapt,
     continue_adapter,
@@ -318,7 +318,7 @@ def match_weights(model, word: str) -> set[str]:
     if word == "embeddings":
         return weights_of_modules(model, [model.get_input_embeddings()])
     if word == "head":
-        return weights_of_modules(model, [model.get_output_embeddings()])
+        return weights_of_modules(model, [output_head(model)])
     if last := re.fullmatch(r"last-(\d+)", word):
         return weights_of_modules(model, last_blocks(model, int(last[1])))
     names = sorted(name for name, _ in model.named_parameters())

@@ -10,6 +10,8 @@ __all__ = [
     "MARKDOWN",
     "ENTITIES",
     "ADAPTER_USE",
+    "SCORE_ADAPTER_USE",
+    "SCORE_FOLDER_USE",
     "FOLDER_USE",
     "SECTIONS",
     "is_local_path",
@@ -20,6 +22,7 @@ __all__ = [
     "data_names",
     "check_word",
     "hub_name",
+    "is_reward",
     "training_kind",
     "objective_name",
     "front_matter",
@@ -63,6 +66,7 @@ from pathlib import Path
 import yaml
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
+from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
 from llmtrainer.evals.compare import TESTS, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
@@ -133,6 +137,7 @@ class CardFacts:
     after: dict[str, TaskResult] = field(default_factory=dict)
     comparisons: Comparisons | None = None
     merge: MergeRecord | None = None
+    reward: RewardRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
 
 
@@ -156,6 +161,7 @@ def card_facts(run: Run) -> CardFacts:
         after=run.find_records(TaskResult, "evals"),
         comparisons=run.find_record(Comparisons, "evals/comparisons.json"),
         merge=run.find_record(MergeRecord, "exports/merge.json"),
+        reward=run.find_record(RewardRecord),
         exports=run.find_records(ExportRecord, "exports"),
     )
 
@@ -186,13 +192,20 @@ def hub_name(base: str) -> str | None:
     return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
 
 
+def is_reward(facts: CardFacts) -> bool:
+    "Does the model score texts, and write none?"
+    return facts.model is not None and facts.model.head == "score"
+
+
 def training_kind(facts: CardFacts) -> str:
     "What was trained, in words."
+    what = "reward model" if is_reward(facts) else "model"
     if facts.full:
-        return "A fully fine-tuned model"
+        return f"A fully fine-tuned {what}"
     quantize = facts.recipe.get("model", {}).get("quantize", "none")
     kind = "QLoRA" if quantize != "none" else "LoRA"
-    return f"A {kind} adapter of rank {facts.recipe.get('adapt', {}).get('r', 'unknown')}"
+    adapter = f"A {kind} adapter of rank {facts.recipe.get('adapt', {}).get('r', 'unknown')}"
+    return f"{adapter}, with the head of a reward model," if is_reward(facts) else adapter
 
 
 def objective_name(facts: CardFacts) -> str:
@@ -211,7 +224,7 @@ def front_matter(facts: CardFacts) -> str:
     kind = [] if facts.full else ["lora"]
     values = dict(
         library_name="transformers" if facts.full else "peft",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if is_reward(facts) else "text-generation",
         base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
         datasets=[name.split(":")[0] for name in facts.hub if re.fullmatch(r"[\w./:-]+", name)],
         tags=["llmtrainer", re.sub(r"\W+", "-", objective_name(facts)).strip("-"), *kind],
@@ -470,6 +483,13 @@ def preference_note(facts: CardFacts) -> str:
             f"By the measure of {objective_name(facts)}, {accuracies[-1]:.0%} of the judgements in"
             " the validation rows are kept."
         )
+    if is_reward(facts):
+        quality = f" {facts.reward.describe()}." if facts.reward else ""
+        return (
+            f" Judged answers: {'; '.join(judgements(facts.data).values())}. {learned}"
+            f"{markdown_text(quality)} A score says what these judges preferred; it is no measure"
+            " of truth or safety, and a policy that is trained against it will find its faults."
+        )
     return (
         f" Judged answers: {'; '.join(judgements(facts.data).values())}. {learned} The model was"
         " aligned with these judgements, and with nothing else: that an answer is safe, true or"
@@ -543,6 +563,25 @@ model, _ = load_model(base, plan_device(probe(), base.quantize))
 model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
 print(generate(model, tokenizer, [{question}])[0])"""
 
+SCORE_ADAPTER_USE = """from transformers import AutoTokenizer
+from llmtrainer.align.reward import score_texts
+from llmtrainer.device import plan_device, probe
+from llmtrainer.models.load import Model, load_model
+from llmtrainer.models.lora import load_adapter
+
+# as in training: another number format is another model
+base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})
+model, _ = load_model(base, plan_device(probe(), base.quantize), head="score")
+model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
+print(score_texts(model, tokenizer, [{question}]))"""
+
+SCORE_FOLDER_USE = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+inputs = tokenizer.apply_chat_template([{question}], return_tensors="pt", return_dict=True)
+print(model(**inputs).logits.item())"""
+
 FOLDER_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
@@ -555,6 +594,7 @@ answer = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shap
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
+# %% ../../nbs/shipping/73_card.ipynb #6db57ad4
 def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card."
 
@@ -562,17 +602,21 @@ def use_section(facts: CardFacts) -> str:
         return code_block(text, "python")
 
     question = [{"role": "user", "content": "What is 2 plus 3?"}]
+    adapter_use, folder_use = ADAPTER_USE, FOLDER_USE
+    if is_reward(facts):
+        adapter_use, folder_use = SCORE_ADAPTER_USE, SCORE_FOLDER_USE
+        question.append({"role": "assistant", "content": "5"})
     if facts.data and facts.data.systems and facts.data.systems.shared:
         question.insert(0, {"role": "system", "content": facts.data.systems.shared})
     question = json.dumps(question, ensure_ascii=False)
     if visible(question) != question:
         question = json.dumps(json.loads(question))
     if facts.full:
-        return code(FOLDER_USE.format(folder="model", question=question))
+        return code(folder_use.format(folder="model", question=question))
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
-        ADAPTER_USE.format(
+        adapter_use.format(
             base=model.get("base"),
             quantize=model.get("quantize", "none"),
             revision=commit or model.get("revision"),
@@ -581,7 +625,7 @@ def use_section(facts: CardFacts) -> str:
     )
     if facts.merge is None:
         return text
-    merged = code(FOLDER_USE.format(folder="exports/merged", question=question))
+    merged = code(folder_use.format(folder="exports/merged", question=question))
     return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
 
 

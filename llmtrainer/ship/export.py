@@ -79,9 +79,10 @@ from llmtrainer.models.load import (
     attention_kernels,
     drop_generation_defaults,
     sliding_window,
+    stored_head,
 )
 from llmtrainer.recipe import UserError, first_line
-from llmtrainer.run import Record
+from llmtrainer.run import Record, read_object
 from llmtrainer.ship.merge import (
     PROMPTS,
     MergeMismatch,
@@ -123,6 +124,11 @@ def model_folder(folder: Path) -> Path:
         raise UserError(
             f"{folder} holds no model: there is no config.json",
             fix="merge the run first: llmtrainer merge RUN",
+        )
+    if stored_head(read_object(folder / "config.json")) == "score":
+        raise UserError(
+            f"{folder} holds a reward model, and exports are of models that write text",
+            fix="serve it as it is: a sequence classifier of transformers",
         )
     return folder
 

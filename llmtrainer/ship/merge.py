@@ -6,6 +6,7 @@
 __all__ = [
     "Route",
     "PROMPTS",
+    "REPLIES",
     "TOLERANCE",
     "INT8_TOLERANCE",
     "OTHER_BASE_TOLERANCE",
@@ -15,6 +16,9 @@ __all__ = [
     "model_logits",
     "observe_answers",
     "difference",
+    "Observed",
+    "observe_scores",
+    "observe",
     "tolerance_of",
     "MergeMismatch",
     "check_difference",
@@ -38,6 +42,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +57,7 @@ from transformers.utils.logging import (
 )
 
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
+from llmtrainer.align.reward import score_texts
 from llmtrainer.data.templates import render, set_template
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.generate import (
@@ -67,10 +73,11 @@ from llmtrainer.models.load import (
     load_model,
     plan_model,
     raw_config,
+    score_head,
     stored_quantization,
     weight_files,
 )
-from llmtrainer.models.lora import load_adapter
+from llmtrainer.models.lora import adapter_head, load_adapter
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, read_manifest
 from llmtrainer.safe_io import is_folder, list_files, new_folder, remove_folder
@@ -90,7 +97,7 @@ def merge_adapter(
     "A plain model with the adapter folded into its weights."
     if route == "original" and model.quantize != "none":
         unquantized = model.model_copy(update=dict(quantize="none"))
-        base, _ = load_model(unquantized, plan)
+        base, _ = load_model(unquantized, plan, head=adapter_head(adapter))
     else:
         base = trained.unload()
     return load_adapter(dequantize(base), adapter).merge_and_unload()
@@ -165,6 +172,46 @@ def difference(
         max_abs_logit_diff=(trained - shipped).abs().max().item(),
         mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item(),
     )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #db1f1bf1
+REPLIES = ("It is 43.", "I do not know.")  # to each prompt, for a reward model to score
+
+
+@dataclass(frozen=True)
+class Observed:
+    "What a model does with a few prompts."
+
+    choice: list  # its greedy answers; of a reward model, the texts in the order of their scores
+    texts: list[str]  # prompts and answers as rendered texts, where its logits were taken
+    logits: torch.Tensor  # (tokens, vocabulary); of a reward model (pairs of texts, 2)
+
+
+def observe_scores(model, tokenizer, prompts: Sequence[str]) -> Observed:
+    "What a reward model prefers among replies to the prompts."
+    conversations = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        for prompt in prompts
+        for reply in REPLIES
+    ]
+    scores = torch.from_numpy(score_texts(model, tokenizer, conversations))
+    one, other = torch.triu_indices(len(scores), len(scores), 1)
+    apart = scores[one] - scores[other]
+    return Observed(scores.argsort().tolist(), [], torch.stack([apart, 0 * apart], 1).float())
+
+
+def observe(
+    model,
+    tokenizer,
+    prompts: Sequence[str],
+    texts: Sequence[str] = (),  # where to take the logits; none: its own answers
+) -> Observed:
+    "What a model does with the prompts, in a form in which two models can be compared."
+    if score_head(model) is not None:
+        return observe_scores(model, tokenizer, prompts)
+    answers, own = observe_answers(model, tokenizer, prompts)
+    texts = list(texts) or own
+    return Observed(answers, texts, model_logits(model, tokenizer, texts))
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #7c82033e
@@ -357,22 +404,21 @@ def merge(
     with quiet_libraries(), staging(Path(out)) as staged:
         plan = plan_model(model)
         dtype = dtype or base_dtype(model) or plan.dtype
-        base, tokenizer = load_model(model, plan)
+        base, tokenizer = load_model(model, plan, head=adapter_head(adapter))
         trained = load_adapter(base, adapter)
         tokenizer = adapter_tokenizer(adapter, tokenizer)
-        answers, texts = observe_answers(trained, tokenizer, prompts or PROMPTS)
-        before = model_logits(trained, tokenizer, texts)
+        before = observe(trained, tokenizer, prompts or PROMPTS)
         merged = merge_adapter(trained, model, plan=plan, adapter=adapter, route=route)
         cast_weights(merged, dtype)
         save_model(merged, tokenizer, staged, generation)
         del base, trained, merged
         shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), plan)
-        sizes = difference(before, model_logits(shipped, tokenizer, texts))
+        after = observe(shipped, tokenizer, prompts or PROMPTS, before.texts)
+        sizes = difference(before.logits, after.logits)
         check_difference(sizes, tolerance or tolerance_of(model, plan, route, dtype), route)
-        shipped_answers, _ = observe_answers(shipped, tokenizer, prompts or PROMPTS)
         return MergeRecord(
             **sizes,
-            same_greedy=shipped_answers == answers,
+            same_greedy=after.choice == before.choice,
             route=route,
             dtype=dtype,
             parameters=sum(weight.numel() for weight in shipped.parameters()),

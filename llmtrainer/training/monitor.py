@@ -40,6 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 # %% ../../nbs/training/36_monitor.ipynb #4b49655d
+from llmtrainer.models.load import output_head
 from llmtrainer.recipe import UserError
 from llmtrainer.run import CHARTS, charts_svg
 from llmtrainer.safe_text import TextConsole
@@ -136,7 +137,7 @@ def flops_per_token(model) -> float:
 
     # looking up a row of the embeddings is no arithmetic; a tied head multiplies by it
     looked_up = {id(p) for p in model.get_input_embeddings().parameters()}
-    looked_up -= {id(p) for p in model.get_output_embeddings().parameters()}
+    looked_up -= {id(p) for p in output_head(model).parameters()}
     passed = [p for p in model.parameters() if id(p) not in looked_up]
     return float(sum(size(p) * (6 if p.requires_grad else 4) for p in passed))
 

@@ -66,6 +66,7 @@ class Objective(Section):
     passes: ClassVar[float] = 1.0  # forward passes in a step
     setup_passes: ClassVar[float] = 0.0  # forward passes over the data before the first step
     texts: ClassVar[int] = 1  # of a row, which share a sequence: two where answers are compared
+    head: ClassVar[str] = "text"  # of the model; a reward model has the head "score"
     trainer: ClassVar[type | None] = None  # None: the loop of train.trainer
     proposed_lr: ClassVar[float | None] = None  # of a new recipe; None: the default of train.lr
 
