@@ -768,7 +768,8 @@ def scores_table(results):
         for name, score in result.scores.items():
             low, high = score.interval
             interval = f"{low:.3f} to {high:.3f}"
-            table.add_row(result.task, str(result.n), name, f"{score.value:.3f}", interval)
+            counted = str(result.counted(name))
+            table.add_row(result.task, counted, name, f"{score.value:.3f}", interval)
     return table
 
 
@@ -800,8 +801,10 @@ def eval_section(
     gates = recorded.get("require", {}).items()
     held = {name: gate for name, gate in gates if name in section.tasks}
     section = section.model_copy(update=dict(require={**held, **section.require}))
+    from llmtrainer.pipeline import task_of
+
     for name in section.tasks:
-        section.find(name)
+        task_of(Run.load(run) if is_run(run) else None, section, name)
     return section
 
 
@@ -1354,15 +1357,21 @@ def score(
     from rich.table import Table
 
     from llmtrainer.align.reward import score_file
+    from llmtrainer.data.table import ROLES
     from llmtrainer.pipeline import open_model
 
     lines = score_file(*open_model(run), file)
     if as_json:
         return print_json(lines)
-    table = Table("file", "line", "answer", "score")
+    table = Table("file", "line", "role", "score")
     for line in lines:
-        table.add_row(line["file"], str(line["line"]), line["role"], f"{line['score']:.3f}")
+        table.add_row(line["file"], str(line["line"]), line["role"], f"{line['score']:.4f}")
     TextConsole().print(table)
+    by_role = {role: [x["score"] for x in lines if x["role"] == role] for role in ROLES}
+    pairs = list(zip(by_role["chosen"], by_role["rejected"], strict=True))
+    if pairs:
+        right = sum(chosen > rejected for chosen, rejected in pairs)
+        show(f"{right} of {len(pairs)} chosen answers have the higher score")
 
 
 # %% ../nbs/system/84_cli.ipynb #86a40f0d

@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = [
     "OBJECTIVES",
+    "HELD_OUT",
     "BATCH_SIZE",
     "COMPILE_SECONDS",
     "SAVED_SHARE",
     "SAVED_A_LAYER",
     "FILES_BEFORE_TRAINING",
-    "HELD_OUT",
     "VERDICTS",
     "JobTrain",
     "Recipe",
-    "read_recipe",
     "check_tasks",
+    "read_recipe",
     "write_lines",
     "record_data",
     "progress_bar",
     "weights_digest",
+    "held_out_pairs",
+    "task_of",
     "split_rows",
     "training_rows",
     "validation_rows",
@@ -86,7 +88,6 @@ __all__ = [
     "mirror_run",
     "fetch_recipe",
     "adopt_place",
-    "held_out_pairs",
     "evaluate_missing",
     "compare_missing",
     "free_memory",
@@ -317,6 +318,21 @@ class Recipe(Section):
     launch: Launch = Launch()
 
 
+# %% ../nbs/system/80_pipeline.ipynb #c20e26a7
+def check_tasks(recipe: Recipe) -> None:
+    "`UserError` for a task that is not known, or that a reward model cannot be asked."
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    for name in recipe.eval.tasks:
+        task = recipe.eval.find(name)
+        if objective.head == "score" and task.request != "choose":
+            raise UserError(
+                f"a reward model scores texts and writes none, so it cannot be asked {name}",
+                where="eval.tasks",
+                allowed="tasks with choices, and pairs of answers",
+                fix="leave it out: the held-out pairs are measured by themselves",
+            )
+
+
 # %% ../nbs/system/80_pipeline.ipynb #6543b36c
 def read_recipe(
     source: str | Path | dict,
@@ -347,21 +363,6 @@ def read_recipe(
         check_needs_validation(recipe.train)
     check_tasks(recipe)
     return recipe
-
-
-# %% ../nbs/system/80_pipeline.ipynb #c20e26a7
-def check_tasks(recipe: Recipe) -> None:
-    "`UserError` for a task that is not known, or that a reward model cannot be asked."
-    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
-    for name in recipe.eval.tasks:
-        task = recipe.eval.find(name)
-        if objective.head == "score" and task.request != "choose":
-            raise UserError(
-                f"a reward model scores texts and writes none, so it cannot be asked {name}",
-                where="eval.tasks",
-                allowed="tasks with choices, and pairs of answers",
-                fix="leave it out: the held-out pairs are measured by themselves",
-            )
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0b767b0e
@@ -408,6 +409,25 @@ def weights_digest(run: Run, tuned: bool = True) -> str:
         folder = run.model if run.model.is_dir() else run.adapter
         facts += [[file.name, cached_sha256(file)] for file in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# %% ../nbs/system/80_pipeline.ipynb #e080cc52
+HELD_OUT = "pairs"  # the task of a reward model's own validation rows
+
+
+def held_out_pairs(run: Run) -> Task | None:
+    "A reward model's validation pairs as a task; None where it has none, or is no reward model."
+    record = run.find_record(ModelRecord)
+    rows = validation_rows(run) if record and record.head == "score" else []
+    items = list(number_copies(map(pair_item, rows)))
+    about = "the pairs that were held out of the training"
+    return pairs_task(HELD_OUT, lambda data_dir: items, about) if items else None
+
+
+def task_of(run: Run | None, section: Eval, name: str) -> Task:
+    "A task by its name; the run of a reward model has one more, its held-out pairs."
+    held = held_out_pairs(run) if run and name == HELD_OUT and name not in section.own else None
+    return held or section.find(name)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #27b193ce
@@ -480,7 +500,6 @@ def evaluate_tasks(
     quiet: bool = False,
     folder: str = "evals",  # under the run; evals/base for its base
     generation: Generation = Generation(),
-    more: Sequence[Task] = (),  # beside the section's
 ) -> list[TaskResult]:
     "Run the section's tasks on a model; each result is stored in the run, where there is one."
     results, rows, tuned = [], None, folder == "evals"
@@ -489,7 +508,7 @@ def evaluate_tasks(
         rows = training_rows(run) if tuned or section.few_shot else None
     if section.few_shot:  # they take the place of a stored prompt's examples
         generation = generation.model_copy(update=dict(examples=[]))
-    for task in [*map(section.find, section.tasks), *more]:
+    for task in [task_of(run, section, name) for name in section.tasks]:
         items = task.items(section.data_dir, section.limit)
         if section.few_shot:
             task = with_few_shot(task, section, rows, model, tokenizer=tokenizer, under=generation)
@@ -776,8 +795,14 @@ def unmet_requirements(
 
 
 def result_notes(results: Sequence[TaskResult]) -> list[str]:
-    "What a reader of scores must know: items that were too long, or trained on."
+    "What a reader of scores must know: items that were too long, or trained on; who prefers."
     notes = [note for result in results for note in (result.too_long_note(), leak_note(result))]
+    scored = [result.task for result in results if result.chosen_by == "score"]
+    if scored:
+        notes.append(
+            f"{', '.join(scored)}: the reward model prefers by its score; a language model, such as"
+            " its base, by likelihood"
+        )
     return [note for note in notes if note]
 
 
@@ -1495,25 +1520,13 @@ def adopt_place(place, path: Path) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #ab405a88
-HELD_OUT = "pairs"  # the task of a reward model's own validation rows
-
-
-def held_out_pairs(run: Run) -> Task | None:
-    "A reward model's validation pairs as a task; None where it has none, or is no reward model."
-    record = run.find_record(ModelRecord)
-    rows = validation_rows(run) if record and record.head == "score" else []
-    items = list(number_copies(map(pair_item, rows)))
-    about = "the pairs that were held out of the training"
-    return pairs_task(HELD_OUT, lambda data_dir: items, about) if items else None
-
-
 def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: bool) -> None:
     "Run the tasks of the recipe that have no result in the run yet, and a reward model's pairs."
     results = {task: run.evals / f"{task}.json" for task in recipe.eval.tasks}
     missing = [task for task, file in results.items() if not file_facts(file, run.path)]
-    has_pairs = file_facts(run.evals / f"{HELD_OUT}.json", run.path)
-    pairs = None if has_pairs else held_out_pairs(run)
-    if not missing and not pairs:
+    pairs = not file_facts(run.evals / f"{HELD_OUT}.json", run.path) and held_out_pairs(run)
+    missing += [HELD_OUT] if pairs else []
+    if not missing:
         return
     if session:
         model, tokenizer = session.model, session.tokenizer
@@ -1522,7 +1535,7 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     section = recipe.eval.model_copy(update={"tasks": missing})
     generation = resolve_generation(run, recipe.generate, quiet)
     options = dict(section=section, quiet=quiet, generation=generation)
-    *_, last = evaluate_tasks(run, model, tokenizer, **options, more=[pairs] if pairs else [])
+    *_, last = evaluate_tasks(run, model, tokenizer, **options)
     if pairs:
         record = reward_record(last)
         run.add_record(record)

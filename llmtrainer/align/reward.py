@@ -145,7 +145,7 @@ def score_texts(
     "(conversations,) float64: the reward model's score of each conversation's end."
     if score_head(model) is None:
         raise UserError(
-            f"{model.config.name_or_path} is a language model, and not a reward model",
+            "this is a language model, and not a reward model",
             allowed="a run with train.objective: reward, or a sequence classifier with one class",
         )
     encoded = [encode({"messages": messages}, tokenizer, "last") for messages in conversations]
@@ -161,7 +161,11 @@ def score_file(
     **options,  # of `score_texts`
 ) -> list[dict]:
     "For each answer of a source: file, line, role (plain, chosen, ...), and its score."
-    rows, ledger, _ = load_rows(source)
+    try:
+        rows, ledger, _ = load_rows(source)
+    except UserError as error:
+        error.where = source
+        raise
     texts = [text for row in rows for text in training_examples(row) if "messages" in text]
     if not texts:
         why = ledger.rejects[0].reason if ledger.rejects else "its rows are plain texts"

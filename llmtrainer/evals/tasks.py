@@ -437,7 +437,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 5  # `few_shot` came
+    form = 6  # `chosen_by` came
 
     task: str
     request: str
@@ -448,6 +448,7 @@ class TaskResult(Record):
     items: list[GradedItem]
     generation: dict = {}  # the settings that texts were written with
     few_shot: dict = {}  # how examples before each question were chosen; empty: there were none
+    chosen_by: Literal["likelihood", "score"] = "likelihood"  # what a model's choices go by
     weights: str | None = None  # how the model held them: nf4, int8, ..., or their number format
     context: int | None = None  # tokens that the model reads at most
     too_long: list[LongItem] = []  # items that are longer, and were not answered
@@ -490,6 +491,10 @@ class TaskResult(Record):
             "interval": intervals[self.primary],
             "intervals": intervals,
         }
+
+    def counted(self, name: str) -> int:
+        "How many items a score counts: of a ratio, those with something to count."
+        return int((sums_of([item.scores[name] for item in self.items])[:, 1] > 0).sum())
 
     def without(self, ids: Collection[str]) -> Score:
         "The primary score of the other items."
@@ -1078,6 +1083,7 @@ def ask_items(
         seconds=time.perf_counter() - began,
         generation=recorded_settings(task, asking.section),
         few_shot=dict(task.few_shot),
+        chosen_by="likelihood" if score_head(asking.model) is None else "score",
         weights=weight_storage(asking.model),
         context=context_length(asking.model),
         template=template_name(asking.tokenizer.chat_template),

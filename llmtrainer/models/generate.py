@@ -778,9 +778,9 @@ def check_writes(model) -> None:
     check_model(model)
     if not model.can_generate():
         raise UserError(
-            f"{model.config.name_or_path} is a reward model: it scores texts and writes none",
-            where="the model",
-            allowed="a language model; or tasks that choose, such as eval --tasks pairs",
+            "this is a reward model: it scores texts and writes none",
+            allowed="a language model",
+            fix="score answers with it (llmtrainer score), or ask it a task with choices",
         )
 
 

@@ -354,7 +354,7 @@ def adapter_tokenizer(adapter: Path, tokenizer):
 class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
-    form = oldest = 3  # `how` became `route`; before, `bytes` came
+    form, oldest = 4, 3  # `head` came; before, `how` became `route`
 
     max_abs_logit_diff: float
     mean_kl: float  # nats per token
@@ -363,17 +363,23 @@ class MergeRecord(Record):
     dtype: str  # of the weights that were written
     parameters: int
     bytes: int | None = None  # of the files with the weights
+    head: Literal["text", "score"] = "text"  # of a reward model the differences are of scores
 
     def describe(self) -> str:
         "What was written, and how far it is from the trained model, in one line."
         size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
         text = "equal" if self.same_greedy else "different"
         other = ", merged into the unquantised base, on which it was not trained"
-        return (
+        written = (
             f"{self.parameters:,} weights in {self.dtype}{size}"
-            f"{other if self.route == 'original' else ''}; mean KL to the trained model"
-            f" {self.mean_kl:.1e}, greedy answers {text}"
+            f"{other if self.route == 'original' else ''}"
         )
+        if self.head == "score":
+            return (
+                f"{written}; differences of scores are those of the trained model but for"
+                f" {self.max_abs_logit_diff:.1e} at most, the order of texts {text}"
+            )
+        return f"{written}; mean KL to the trained model {self.mean_kl:.1e}, greedy answers {text}"
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -419,6 +425,7 @@ def merge(
         return MergeRecord(
             **sizes,
             same_greedy=after.choice == before.choice,
+            head=adapter_head(adapter),
             route=route,
             dtype=dtype,
             parameters=sum(weight.numel() for weight in shipped.parameters()),
