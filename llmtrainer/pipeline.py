@@ -125,6 +125,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
+from llmtrainer.align.online import Grpo, Rloo
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
 from llmtrainer.align.unpaired import Kto
 from llmtrainer.data.packing import Sequences, collator, move_batch
@@ -274,6 +275,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "orpo": Orpo,
     "simpo": SimPo,
     "kto": Kto,
+    "grpo": Grpo,
+    "rloo": Rloo,
 }
 
 
@@ -1229,7 +1232,8 @@ def assemble(
     identity = {key: value for key, value in base.items() if key != "folder"}
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     parts = dict(data=data, objective=objective, plan=plan)
-    trainer = build_trainer(
+    build = objective.trainer.build if objective.trainer else build_trainer
+    trainer = build(
         model,
         tokenizer,
         **parts,
