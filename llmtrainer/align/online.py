@@ -85,10 +85,9 @@ class Question:
 
 def last_turns(row: dict) -> tuple[str, str | None]:
     "(the last question, its answer) of a canonical row."
-    if "messages" in row:
-        *before, last = row["messages"]
-        return before[-1]["content"] if before else "", last["content"]
-    return row["prompt"][-1]["content"], row.get("answer")
+    *before, last = row["messages"]
+    answer = row.get("answer") if row["role"] == "prompt" else last["content"]
+    return before[-1]["content"] if before else "", answer
 
 
 def read_questions(sequences: Sequences, sources: EncodedSources) -> list[Question]:

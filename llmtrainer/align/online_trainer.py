@@ -11,6 +11,7 @@ __all__ = [
     "Writing",
     "OnlineState",
     "Watching",
+    "numbered",
     "OnlineTrainer",
     "PromptLoader",
     "GrpoTrainer",
@@ -25,6 +26,7 @@ __all__ = [
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from warnings import catch_warnings, simplefilter
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #bdd1b7f1
 import numpy as np
@@ -203,9 +205,16 @@ class Writing:
 class OnlineState:
     "What a checkpoint of an online training holds beside that of others: answers not yet used up."
 
+    in_log = False  # while a line is written, trl still holds what the line has
+
+    def log(self, logs, start_time=None):
+        self.in_log = self.model.training
+        super().log(logs, start_time)
+        self.in_log = False
+
     def position(self):
-        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
-        metrics.pop("step_time", None)
+        waiting = {} if self.in_log else self._metrics["train"]
+        metrics = {name: list(values) for name, values in waiting.items() if name != "step_time"}
         return dict(step=self._step, metrics=metrics, figures=self.figures)
 
     def seek(self, position):
@@ -323,6 +332,11 @@ class Watching:
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #72e64efe
+def numbered(questions: Sequence[Question]) -> Dataset:
+    "Rows as trl takes them: the number of each question stands for its prompt."
+    return Dataset.from_dict({"prompt": [str(number) for number in range(len(questions))]})
+
+
 class OnlineTrainer(Writing, OnlineState, Watching, Durable):
     "A mixin that makes a trainer of trl durable: `class Mine(OnlineTrainer, trl.SomeTrainer)`."
 
@@ -331,16 +345,17 @@ class OnlineTrainer(Writing, OnlineState, Watching, Durable):
     def __init__(self, model, args, *, parts: OnlineParts, tokenizer, plan: DevicePlan, **kw):
         self.parts, self.objective = parts, parts.objective
         self.latest, self.scored = [], {}
-        numbers = Dataset.from_dict({"prompt": list(map(str, range(len(parts.questions))))})
-        super().__init__(
-            model=model,
-            args=args,
-            reward_funcs=[self.reward_function(name) for name in parts.scorers],
-            train_dataset=numbers,
-            processing_class=tokenizer,
-            **self.own_writer(),
-            **kw,
-        )
+        with catch_warnings():
+            simplefilter("ignore", UserWarning)  # `rollout_func` is experimental
+            super().__init__(
+                model=model,
+                args=args,
+                reward_funcs=[self.reward_function(name) for name in parts.scorers],
+                train_dataset=numbered(parts.questions),
+                processing_class=tokenizer,
+                **self.own_writer(),
+                **kw,
+            )
         self.figures: list[dict] = []  # of each writing
         self.step_tokens = 0
         self.eval_dataset = parts.held_out or None

@@ -66,6 +66,7 @@ __all__ = [
     "prompt_turns",
     "check_judged",
     "preference_row",
+    "prompt_row",
     "kto_converter",
     "Shape",
     "question_answer_shape",
@@ -708,6 +709,16 @@ def preference_row(record: dict) -> dict:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | offered_tools(record)
 
 
+# %% ../../nbs/data/10_rows.ipynb #87ec69a3
+def prompt_row(record: dict) -> dict:
+    "A prompt that the model will answer itself, with the right answer where there is one."
+    prompt = prompt_turns(record)
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise BadRecord("no prompt that asks for an answer")
+    answer = {} if record.get("answer") is None else {"answer": column_text(record, "answer")}
+    return {"prompt": prompt} | answer | offered_tools(record)
+
+
 # %% ../../nbs/data/10_rows.ipynb #1a6e197b
 def kto_converter(convert: Callable[[dict], dict], column: str) -> Callable[[dict], dict]:
     "A converter for KTO: a conversation whose last answer a column calls good or bad."
@@ -894,6 +905,7 @@ FORMATS["kto"] = [
     kto_shape(FORMATS["alpaca"][0], "kto_tag"),
 ]
 FORMATS["text"] = [Shape({"text": "text"}, lambda r: {"text": column_text(r, "text")})]
+FORMATS["prompt"] = [Shape({"prompt": TURNS}, prompt_row, ("answer", *BESIDE))]
 
 # %% ../../nbs/data/10_rows.ipynb #94cd4df4
 JSON_STARTS = {"a list": "[", "an object": "{"}  # a cell of a CSV file holds them as text
@@ -977,17 +989,18 @@ def explain_match(name: str, shape: Shape, records: list[dict]) -> str:
 
 
 # %% ../../nbs/data/10_rows.ipynb #c5241797
-ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled"}
+ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled", "prompt": "prompt"}
 ROW_EXAMPLES = {
     "messages": '{"messages": [{"role": "user", "content": "..."}, ...]}',
     "text": '{"text": "..."}',
     "preference": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
     "labelled": '{"prompt": "...", "completion": "...", "label": true}',
+    "prompt": '{"prompt": "...", "answer": "..."}',
 }  # kind of canonical row -> its plainest spelling
 
 
 def row_kind(format: str) -> str:
-    "The kind of canonical row that a format becomes: messages, text, preference, labelled."
+    "The kind of canonical row that a format becomes: messages, text, preference, labelled, prompt."
     return ROW_KINDS.get(format, "messages")
 
 
@@ -999,6 +1012,8 @@ def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
         for shape in shapes
         if sum(matches_shape(shape, r) for r in records) * 2 > len(records)
     ]
+    if any(name != "prompt" for name, _ in fitting):  # a prompt alone is the last resort
+        fitting = [(name, shape) for name, shape in fitting if name != "prompt"]
     columns = [shape.columns.keys() for _, shape in fitting]
     return [
         (name, shape)

@@ -204,7 +204,11 @@ def answers_of(row: dict) -> dict[str, list[dict]]:
     if "completion" in row:
         role = "desirable" if row["label"] else "undesirable"
         return {role: row["prompt"] + row["completion"]}
-    return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
+    if "chosen" in row:
+        return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
+    # the model will write its own; this one only shows where an answer begins
+    answer = {"role": "assistant", "content": row.get("answer") or "."}
+    return {"prompt": [*row["prompt"], answer]}
 
 
 def training_examples(row: dict) -> list[dict]:
@@ -212,7 +216,10 @@ def training_examples(row: dict) -> list[dict]:
     place = dict(source=row["source"], line=row["line"], key=row_key(row))
     if "messages" in row or "text" in row:
         return [row | place | dict(role="plain")]
-    return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
+    known = {"answer": row["answer"]} if "answer" in row else {}
+    return [
+        place | known | dict(messages=turns, role=role) for role, turns in answers_of(row).items()
+    ]
 
 
 # %% ../../nbs/internals/93_table.ipynb #4802f267

@@ -376,7 +376,7 @@ def save_buffers(
 ) -> None:
     "Write tensors of all devices into one file."
     named = {f"{n}/{name}": t for n, own in enumerate(buffers) for name, t in own.items()}
-    save_file({name: tensor.contiguous() for name, tensor in named.items()}, file)
+    save_file({name: tensor.clone().contiguous() for name, tensor in named.items()}, file)
 
 
 def own_buffers(file: Path) -> dict[str, torch.Tensor]:
