@@ -1,6 +1,6 @@
 """What online RL adds to a short supervised tuning of the small base, seed by seed.
 
-A base is tuned on 50 steps of word problems. GRPO then goes on from there: it writes answers to
+A base is tuned on 32 steps of word problems. GRPO then goes on from there: it writes answers to
 other problems, the task's own grader rewards them, and no right answer is shown. Both are measured
 on the same 256 items.
 
@@ -23,12 +23,12 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def job(data: str, steps: int, seed: int, adapt: dict | None = None, **changes) -> dict:
-    "A recipe on the small base."
+def job(base: str, data: str, steps: int, seed: int, **changes) -> dict:
+    "A recipe that tunes all weights of a small model."
     return {
-        "model": {"base": "tiny:base", "quantize": "none"},
-        "data": {"train": data, "val": None, "max_length": 256},
-        "adapt": {"r": 16, "alpha": 32} | (adapt or {}),
+        "model": {"base": base, "quantize": "none"},
+        "data": {"train": data, "val": None, "max_length": 256, "packing": False},
+        "adapt": {"method": "full"},
         "train": {"max_steps": steps, "epochs": 99, "batch_size": 8, "seed": seed} | changes,
         "eval": {"tasks": ["word_problems"]},
     }
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--objective", default="grpo")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the objective, as JSON")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--tuning", type=int, default=50, help="steps of the supervised tuning")
+    parser.add_argument("--tuning", type=int, default=32, help="steps of the supervised tuning")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seeds", default="0,1")
     args = parser.parse_args()
@@ -55,21 +55,24 @@ def main() -> None:
         rewards=[dict(grader="word_problems")],
         prompts=12,
         group=8,
+        temperature=0.7,
         max_new_tokens=80,
         preflight=16,
         held_out=None,
     )
     for seed in map(int, args.seeds.split(",")):
         start = train(
-            job(tuning, args.tuning, seed, lr=3e-3), args.out / f"start-{seed}", quiet=True
+            job("tiny:base", tuning, args.tuning, seed, lr=1e-3),
+            args.out / f"start-{seed}",
+            quiet=True,
         )
         began = time.monotonic()
         run = train(
             job(
+                str(start.model),
                 online,
                 args.steps,
                 seed,
-                adapt=dict(continue_from=str(start.path)),
                 objective={args.objective: settings | args.settings},
                 lr=args.lr,
                 min_lr_ratio=0.1,
@@ -81,9 +84,7 @@ def main() -> None:
             quiet=True,
         )
         seconds = time.monotonic() - began
-        found = compare(
-            stored_result(start, "word_problems"), stored_result(run, "word_problems")
-        )
+        found = compare(stored_result(start, "word_problems"), stored_result(run, "word_problems"))
         low, high = found.interval
         print(
             f"seed {seed}: {found.a:.3f} -> {found.b:.3f}, {found.difference:+.3f}"

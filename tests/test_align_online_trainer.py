@@ -3,13 +3,14 @@ import pytest
 from llmtrainer.align.online_trainer import *
 from llmtrainer.align.online_trainer import (
     Adapt,
-    Grpo,
+    EpochSampler,
     RolloutLedger,
     Run,
     Signals,
     Train,
     TrainerCallback,
-    newest_checkpoint,
+    UserError,
+    rank,
     torch,
 )
 
@@ -23,12 +24,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
 import llmtrainer.models.load  # noqa: F401
+from llmtrainer import pipeline
 from llmtrainer.align.online import Grpo, Reward, Rloo, RolloutLedger
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
@@ -37,10 +40,28 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
-from llmtrainer.run import Run, Stopped
+from llmtrainer.run import Run, Stopped, read_manifest
 from llmtrainer.training.checkpoints import newest_checkpoint
 from llmtrainer.training.durable import Signals, send_signal
 from llmtrainer.training.trainer import Train, complete_training
+
+
+def test_every_device_has_its_part_of_a_block_and_few_prompts_are_repeated():
+    def of(count, prompts, rank=0, world=1, epoch=0):
+        order = EpochSampler([count], [count], seed=0)
+        batches = PromptBatches(order, prompts, group=2, repeats=3, rank=rank, world=world)
+        batches.set_epoch(epoch)
+        assert len(list(batches)) == len(batches)
+        return list(batches)
+
+    whole = of(5, 2)
+    assert len(whole) == 2 * 3 and whole[0] == whole[1] == whole[2] != whole[3]
+    assert len({*whole[0], *whole[3]}) == 4, "no prompt twice in an epoch"
+    parts = zip(of(5, 2, 0, 2), of(5, 2, 1, 2))
+    assert [a + b for a, b in parts] == whole
+    assert of(5, 2, epoch=1) != whole
+    (block,) = {tuple(batch) for batch in of(3, 8)}
+    assert len(block) == 16 and set(block) == {0, 1, 2}
 
 
 PLAN = plan_device(probe())
@@ -184,3 +205,95 @@ def test_a_chain_of_kills_ends_in_the_same_bytes(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["[-9, -9, -9]"], done.stderr[-2000:]
     train(folder, section=saving, iterations=2)
     assert trace(folder) == trace(tmp_path / "straight")
+
+
+OWN_REWARDS = """
+def vowels(prompts, texts, answers):
+    return [sum(c in "aeiou" for c in text) / (len(text) or 1) for text in texts]
+
+def nothing(prompts, texts, answers):
+    return [0.0 for _ in texts]
+"""
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    "Gives a function from the name of a reward to a recipe."
+    (tmp_path / "online_rewards.py").write_text(OWN_REWARDS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LLMTRAINER_TRUST", "online_rewards:vowels,online_rewards:nothing")
+    lines = [json.dumps(problem.gsm8k()) + "\n" for problem in problems(40, "train")]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+
+    def make(name, **settings):
+        reward = dict(python=f"online_rewards:{name}", trust=f"online_rewards:{name}")
+        small = dict(prompts=2, group=4, max_new_tokens=12, preflight=0, rewards=[reward])
+        return {
+            "model": {"base": "tiny:llama", "quantize": "none"},
+            "data": {"train": str(tmp_path / "rows.jsonl"), "max_length": 160},
+            "train": {
+                "objective": {"grpo": small | settings},
+                "max_steps": 4,
+                "epochs": 9,
+                "lr": 1e-3,
+                "log_steps": 1,
+                "eval_steps": 2,
+            },
+        }
+
+    return make
+
+
+def test_a_recipe_trains_online(recipe, tmp_path):
+    recipe = recipe("vowels", held_out="word_problems")
+    run = pipeline.train(recipe, tmp_path / "run", quiet=True)
+    lines = list(RolloutLedger(run.path / "rollouts").read())
+    assert [line["step"] for line in lines] == [n for n in (1, 2, 3, 4) for _ in range(8)]
+    assert {line["file"] for line in lines} == {"rows.jsonl"} and run.adapter.is_dir()
+    assert any(name.startswith("rollouts/") for name in read_manifest(run.path))
+    validations = [line for line in run.metrics() if "eval_accuracy" in line]
+    assert [line["step"] for line in validations] == [2, 4, 4]
+    assert all(line["eval_loss"] == -line["eval_accuracy"] for line in validations)
+    again = pipeline.train(recipe, tmp_path / "run", quiet=True)
+    assert list(RolloutLedger(again.path / "rollouts").read()) == lines
+
+
+def test_a_job_that_preflight_refuses_leaves_nothing(recipe, tmp_path):
+    with pytest.raises(UserError, match="do not end within 12 tokens"):
+        pipeline.train(recipe("nothing", preflight=4), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collapse_ends_the_run_and_keeps_the_checkpoint_before_it(tmp_path):
+    calls = []
+
+    class Falling(GrpoVowels):
+        def scorers(self):
+            def fall(rollouts):
+                calls.append(1)
+                return [(n % 4) / 3 if len(calls) <= 8 else 0.0 for n in range(len(rollouts))]
+
+            return {"fall": fall}
+
+    section = SECTION.model_copy(update=dict(max_steps=30, save_steps=2, keep_checkpoints=9))
+    with pytest.raises(Collapsed, match=r"the reward fell.*step-4") as collapsed:
+        train(tmp_path, section=section, kind=Falling)
+    assert collapsed.value.exit_code == 1 and len(calls) == 12
+    run = Run.load(tmp_path / "run")
+    assert not run.adapter.exists() and newest_checkpoint(run.checkpoints)[0].name == "step-10"
+    (event,) = [line for line in run.metrics() if line.get("event") == "collapsed"]
+    assert event["step"] == 12
+
+
+def test_what_cannot_be_done_online_is_refused(tmp_path):
+    accumulating = SECTION.model_copy(update=dict(accumulate=2))
+    with pytest.raises(UserError, match="accumulate follows from batch_size"):
+        job(tmp_path / "a", section=accumulating)
+    with pytest.raises(UserError, match="online RL cannot do this"):
+        check_online(SimpleNamespace(train=SimpleNamespace(endless=True)), None, Grpo(), False)
+    whole = SimpleNamespace(train=SimpleNamespace(endless=False))
+    with pytest.raises(UserError, match="kl=0"):
+        check_online(whole, SimpleNamespace(), Grpo(kl=0.1), False)
+    for size, expected in ((64, (8, 1)), (3, (2, 4)), (1, (1, 8))):
+        section = step_section(SECTION.model_copy(update=dict(batch_size=size)), Grpo(**SMALL))
+        assert (section.batch_size, section.accumulate) == expected
