@@ -1,6 +1,6 @@
 """What online RL adds to a short supervised tuning of the small base, seed by seed.
 
-A base is tuned on 32 steps of word problems. GRPO then goes on from there: it writes answers to
+A base is tuned on 26 steps of word problems. GRPO then goes on from there: it writes answers to
 other problems, the task's own grader rewards them, and no right answer is shown. Both are measured
 on the same 256 items.
 
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--objective", default="grpo")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the objective, as JSON")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--tuning", type=int, default=32, help="steps of the supervised tuning")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--tuning", type=int, default=26, help="steps of the supervised tuning")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seeds", default="0,1")
     args = parser.parse_args()

@@ -258,7 +258,8 @@ def test_each_collapse_is_named_and_health_is_not():
     rising = [0.3 + 0.02 * n for n in range(16)]
     assert not collapse(figures_of(rising)) and not collapse(figures_of([0.5, 0.0] * 3))
     assert not collapse(figures_of([0.5, 0.4, 0.6, 0.5] * 4)), "noise"
-    assert "limit of tokens" in collapse(figures_of(rising, cut=0.95))
+    assert not collapse(figures_of(rising, cut=0.95)), "they were cut from the beginning"
+    assert "limit of tokens" in collapse(figures_of(rising[:8]) + figures_of(rising[8:], cut=0.95))
     assert "gradient is zero" in collapse(figures_of([0.0] * 9, flat=1.0))
     assert not collapse(figures_of([0.5] * 8 + [1.0] * 4, flat=1.0)), "all is learned"
     assert "fell from 0.6" in collapse(figures_of([0.6] * 8 + [0.0] * 4))
@@ -320,7 +321,8 @@ def untouched_copy(trainer):
     "The model in float64, without what trl puts around its forward."
     model, _ = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
     model = adapt_model(model, Adapt(r=8))
-    model.load_state_dict(trainer.model.state_dict())
+    state = trainer.model.state_dict()
+    model.load_state_dict({name: weight for name, weight in state.items() if ".ref." not in name})
     return model.double()
 
 
@@ -338,7 +340,8 @@ def agree_with_trl(objective, steps_between):
     good = advantages_of(rewards, objective.group, objective.scale).tolist()
     keys = [(one.question.ids, one.ids) for one in trainer.latest]
     steps = [own_rows(trainer, batch, dict(zip(keys, good))) for batch in batches]
-    optimizer = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.5)
+    weights = [p for p in trainer.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=5e-3)
     for step in range(steps_between + 1):
         for batch in batches:
             trainer.compute_loss(trainer.model, batch).backward()
@@ -348,6 +351,8 @@ def agree_with_trl(objective, steps_between):
     now = untouched_copy(trainer)
     theirs, expected = gradient_of(trainer.model), by_hand(now, before, steps, objective)
     assert expected.norm() > 1e-4 and len(steps) == 4
+    moved = [(a - b).abs().max() for a, b in zip(now.parameters(), before.parameters())]
+    assert (max(moved) > 1e-3) == bool(steps_between), "in a second step the ratios are not 1"
     return (theirs - expected).norm() / expected.norm()
 
 
@@ -357,6 +362,24 @@ def test_the_gradient_is_that_of_the_page(loss, iterations):
     scale = dict(dapo="group", grpo="none", dr_grpo="none", bnpo="batch")[loss]
     settings = dict(loss=loss, scale=scale, iterations=iterations, temperature=0.8)
     assert agree_with_trl(Grpo(**SMALL | settings), iterations - 1) < 1e-5
+
+
+def test_the_gradient_of_rloo_is_that_of_its_formula():
+    section = SECTION.model_copy(update=dict(batch_size=8))
+    trainer, _ = online_job(Rloo(**SMALL | dict(kl=0.0)), base="tiny:llama", section=section)
+    batches, rewards = micro_batches(trainer), torch.tensor(vowels(trainer.latest)).view(-1, 8)
+    others = (rewards.sum(1, keepdim=True) - rewards) / 7
+    keys = [(one.question.ids, one.ids) for one in trainer.latest]
+    good = dict(zip(keys, (rewards - others).flatten().tolist()))
+    model = untouched_copy(trainer)
+    for batch in batches:
+        rows = own_rows(trainer, batch, good)
+        sums = [logprobs_of(model, prompt, answer).sum() for prompt, answer, _ in rows]
+        gains = [(s - s.detach()).exp() * row[2] for s, row in zip(sums, rows)]
+        (-sum(gains) / len(gains)).backward()
+        trainer.compute_loss(trainer.model, batch).backward()
+    theirs, expected = gradient_of(trainer.model), gradient_of(model)
+    assert expected.norm() > 1e-4 and (theirs - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_the_recipe_of_the_chapter():

@@ -285,6 +285,20 @@ def test_a_column_of_another_kind_is_named():
             detect_format(records, "x")
 
 
+def test_a_prompt_alone_is_recognised_only_where_nothing_else_is_there():
+    asked = {"prompt": "2 + 2?"}
+    for record in (asked, asked | {"answer": "4"}, asked | {"system": "Be brief."}):
+        assert detect_format([record], "x").format == "prompt"
+    for column in ("completion", "messages", "response", "chosen"):
+        with pytest.raises(UserError):
+            detect_format([asked | {column: 7.5 if column == "messages" else []}], "x")
+    assert row_kind("prompt") == "prompt"
+    assert prompt_row(asked | {"answer": 4}) == {"prompt": [turn("user", "2 + 2?")], "answer": "4"}
+    said = [turn("user", "Hi"), turn("assistant", "Hello!")]
+    with pytest.raises(BadRecord, match="no prompt that asks for an answer"):
+        prompt_row({"prompt": said})
+
+
 def test_numbers_are_text_and_cells_may_hold_json(tmp_path):
     messages = [turn("user", "2 + 2?"), turn("assistant", "4")]
     rows = {

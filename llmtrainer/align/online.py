@@ -459,10 +459,11 @@ def collapse(figures: Sequence[dict]) -> str:
     "What has gone wrong in a training, by the figures of its writings; empty where nothing has."
     if len(figures) < 2 * WINDOW:
         return ""
-    last = figures[-WINDOW:]
-    if window_mean(last, "cut") >= 0.9:
+    first, last = figures[:WINDOW], figures[-WINDOW:]
+    if window_mean(last, "cut") >= 0.9 and window_mean(first, "cut") <= 0.5:
         return f"{window_mean(last, 'cut'):.0%} of the answers run into the limit of tokens"
-    if window_mean(last, "flat") == 1 and window_mean(last, "reward") <= figures[0]["reward"]:
+    gained = window_mean(last, "reward") > window_mean(first, "reward")
+    if window_mean(last, "flat") == 1 and not gained:
         return "the gradient is zero: in every group all answers earn the same reward"
     return reward_collapse(figures) or held_out_collapse(figures)
 

@@ -366,9 +366,9 @@ class Preflight:
         scored = {name: self.score(name, written) for name in self.parts.scorers}
         figures = rollout_figures(self.describe(written, scored), group)
         figures["logprob_difference"] = self.logprob_difference(written[::group])
+        check_figures(figures, self.objective)
         if rank() == 0:
             self.checkpoint_config.run.log(event="preflight", **figures)
-        check_figures(figures, self.objective)
         return figures
 
     @torch.no_grad()

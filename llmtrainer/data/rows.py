@@ -86,6 +86,7 @@ __all__ = [
     "unused_keys",
     "explain_match",
     "row_kind",
+    "are_prompts",
     "matching_shapes",
     "kind_of",
     "columns_of_other_kinds",
@@ -1004,6 +1005,13 @@ def row_kind(format: str) -> str:
     return ROW_KINDS.get(format, "messages")
 
 
+def are_prompts(records: list[dict]) -> bool:
+    "Whether no record has a column that another format would learn from."
+    formats = (shapes for name, shapes in FORMATS.items() if name != "prompt")
+    columns = {column for shapes in formats for shape in shapes for column in shape.columns}
+    return not any(record.keys() & (columns - {"prompt", "answer"}) for record in records)
+
+
 def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
     "The shapes that most of the records fit, without those that another one contains."
     fitting = [
@@ -1012,7 +1020,7 @@ def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
         for shape in shapes
         if sum(matches_shape(shape, r) for r in records) * 2 > len(records)
     ]
-    if any(name != "prompt" for name, _ in fitting):  # a prompt alone is the last resort
+    if not are_prompts(records):
         fitting = [(name, shape) for name, shape in fitting if name != "prompt"]
     columns = [shape.columns.keys() for _, shape in fitting]
     return [
