@@ -289,9 +289,9 @@ def test_a_prompt_alone_is_recognised_only_where_nothing_else_is_there():
     asked = {"prompt": "2 + 2?"}
     for record in (asked, asked | {"answer": "4"}, asked | {"system": "Be brief."}):
         assert detect_format([record], "x").format == "prompt"
-    for column in ("completion", "messages", "response", "chosen"):
+    for column in ("completion", "messages", "response", "chosen", "corrects"):
         with pytest.raises(UserError):
-            detect_format([asked | {column: 7.5 if column == "messages" else []}], "x")
+            detect_format([asked | {column: True}], "x")
     assert row_kind("prompt") == "prompt"
     assert prompt_row(asked | {"answer": 4}) == {"prompt": [turn("user", "2 + 2?")], "answer": "4"}
     said = [turn("user", "Hi"), turn("assistant", "Hello!")]
@@ -551,7 +551,7 @@ _lines = st.lists(
 
 
 def _is_row(row):
-    "One of the four canonical forms, of turns with known roles."
+    "One of the five canonical forms, of turns with known roles."
     turns = [
         m
         for c in ("messages", "prompt", "chosen", "rejected", "completion")
@@ -561,6 +561,8 @@ def _is_row(row):
         {"messages"},
         {"prompt", "chosen", "rejected"},
         {"prompt", "completion", "label"},
+        {"prompt"},
+        {"prompt", "answer"},
         {"text"},
     ) and all(
         m["role"] in ("user", "assistant", "system", "tool") and isinstance(m["content"], str)

@@ -1006,10 +1006,9 @@ def row_kind(format: str) -> str:
 
 
 def are_prompts(records: list[dict]) -> bool:
-    "Whether no record has a column that another format would learn from."
-    formats = (shapes for name, shapes in FORMATS.items() if name != "prompt")
-    columns = {column for shapes in formats for shape in shapes for column in shape.columns}
-    return not any(record.keys() & (columns - {"prompt", "answer"}) for record in records)
+    "Whether no record has a column beside those of a prompt: it might be an answer."
+    (shape,) = FORMATS["prompt"]
+    return all(record.keys() <= {*shape.columns, *shape.also} for record in records)
 
 
 def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
