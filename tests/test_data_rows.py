@@ -287,7 +287,7 @@ def test_a_column_of_another_kind_is_named():
 
 def test_a_prompt_alone_is_recognised_only_where_nothing_else_is_there():
     asked = {"prompt": "2 + 2?"}
-    for record in (asked, asked | {"answer": "4"}, asked | {"system": "Be brief."}):
+    for record in (asked | {"id": 1}, asked | {"answer": "4"}, asked | {"system": "Be brief."}):
         assert detect_format([record], "x").format == "prompt"
     for column in ("completion", "messages", "response", "chosen", "corrects"):
         with pytest.raises(UserError):

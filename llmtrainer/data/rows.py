@@ -1008,7 +1008,7 @@ def row_kind(format: str) -> str:
 def are_prompts(records: list[dict]) -> bool:
     "Whether no record has a column beside those of a prompt: it might be an answer."
     (shape,) = FORMATS["prompt"]
-    return all(record.keys() <= {*shape.columns, *shape.also} for record in records)
+    return all(record.keys() <= {*shape.columns, *shape.also, "id"} for record in records)
 
 
 def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
