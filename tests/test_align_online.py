@@ -67,13 +67,14 @@ SMALL = dict(rewards=REWARD, prompts=4, group=8, max_new_tokens=24, held_out=Non
 
 @torch.no_grad()
 def write(model, prompt, count, tokens, ends):
-    "(ids of `count` answers to one prompt), drawn token by token."
-    answers = [[] for _ in range(count)]
-    for answer in answers:
-        while len(answer) < tokens and (not answer or answer[-1] not in ends):
-            logits = model(torch.tensor([[*prompt, *answer]])).logits[0, -1]
-            answer.append(int(torch.multinomial(logits.softmax(-1), 1)))
-    return answers
+    "The ids of `count` answers to one prompt, drawn token by token."
+    ids = torch.tensor([prompt] * count)
+    for _ in range(tokens):
+        logits = model(ids).logits[:, -1]
+        ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1)], 1)
+    answers = ids[:, len(prompt) :].tolist()
+    ended = [next((k for k, i in enumerate(a, 1) if i in ends), tokens) for a in answers]
+    return [answer[:end] for answer, end in zip(answers, ended)]
 
 
 def logprobs_of(model, prompt, answer, temperature=1.0):

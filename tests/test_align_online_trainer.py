@@ -127,20 +127,20 @@ def job(
 
 
 class At(TrainerCallback):
-    "Calls a function at the end of a step."
+    "Calls a function when the step after this one begins."
 
     def __init__(self, step, act):
         self.step, self.act = step, act
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_begin(self, args, state, control, **_):
         if state.global_step == self.step:
             self.act()
 
 
 def train(folder, at=None, act=None, **more):
-    "Train to the end, or until `act` ends it at a step."
+    "Train to the end, or until `act`, called in the step after `at`, ends it."
     trainer, tokenizer = job(folder, **more)
-    if at:
+    if act:
         trainer.add_callback(At(at, act))
     with trainer.checkpoint_config.signals:
         complete_training(trainer, tokenizer)
@@ -172,7 +172,8 @@ def test_stopped_after_any_step_it_ends_in_the_same_bytes(kind, settings, tmp_pa
     for at in range(1, 6):
         folder = tmp_path / f"stopped at {at}"
         with pytest.raises(Stopped):
-            train(folder, at, lambda: send_signal(signal.SIGTERM), kind=kind, **settings)
+            train(folder, at - 1, lambda: send_signal(signal.SIGTERM), kind=kind, **settings)
+        assert newest_checkpoint(folder / "run" / "checkpoints")[0].name == f"step-{at}"
         train(folder, kind=kind, **settings)
         assert trace(folder) == straight, at
 
