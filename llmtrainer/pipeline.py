@@ -130,6 +130,7 @@ from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
+from llmtrainer.align.online import Grpo, Rloo
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
 from llmtrainer.align.reward import Reward, reward_record
 from llmtrainer.align.unpaired import Kto
@@ -292,6 +293,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimPo,
     "kto": Kto,
     "reward": Reward,
+    "grpo": Grpo,
+    "rloo": Rloo,
 }
 
 
@@ -1305,7 +1308,10 @@ def assemble(
     # a run may be moved, with its base or without
     identity = {key: value for key, value in base.items() if key != "folder"}
     parts = dict(data=data, objective=objective, plan=plan)
-    trainer = build_trainer(
+    kind, build = objective.trainer, build_trainer
+    if kind:
+        build = partial(kind.build, open_model=open_model)
+    trainer = build(
         model,
         tokenizer,
         **parts,

@@ -689,7 +689,7 @@ RUN_NAMES = (  # files that lie directly in a run
     *(f"{name}.jsonl" for name in _LINES),
     "reference.safetensors",
 )
-RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data")
+RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data", "rollouts")
 _ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|py"
 _PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{_ENDINGS})|\.metadata|latest)"
 RUN_FILE = re.compile(
@@ -702,6 +702,7 @@ RUN_FILE = re.compile(
             r"evals/(?:base/)?unfinished/\w[\w.+-]*\.jsonl",
             r"exports/[\w-]+\.json",
             r"data/(?:train|validation)\.jsonl",
+            r"rollouts/step-\d+\.jsonl",
         ]
     ),
     re.ASCII,

@@ -285,6 +285,20 @@ def test_a_column_of_another_kind_is_named():
             detect_format(records, "x")
 
 
+def test_a_prompt_alone_is_recognised_only_where_nothing_else_is_there():
+    asked = {"prompt": "2 + 2?"}
+    for record in (asked | {"id": 1}, asked | {"answer": "4"}, asked | {"system": "Be brief."}):
+        assert detect_format([record], "x").format == "prompt"
+    for column in ("completion", "messages", "response", "chosen", "corrects"):
+        with pytest.raises(UserError):
+            detect_format([asked | {column: True}], "x")
+    assert row_kind("prompt") == "prompt"
+    assert prompt_row(asked | {"answer": 4}) == {"prompt": [turn("user", "2 + 2?")], "answer": "4"}
+    said = [turn("user", "Hi"), turn("assistant", "Hello!")]
+    with pytest.raises(BadRecord, match="no prompt that asks for an answer"):
+        prompt_row({"prompt": said})
+
+
 def test_numbers_are_text_and_cells_may_hold_json(tmp_path):
     messages = [turn("user", "2 + 2?"), turn("assistant", "4")]
     rows = {
@@ -537,7 +551,7 @@ _lines = st.lists(
 
 
 def _is_row(row):
-    "One of the four canonical forms, of turns with known roles."
+    "One of the five canonical forms, of turns with known roles."
     turns = [
         m
         for c in ("messages", "prompt", "chosen", "rejected", "completion")
@@ -547,6 +561,8 @@ def _is_row(row):
         {"messages"},
         {"prompt", "chosen", "rejected"},
         {"prompt", "completion", "label"},
+        {"prompt"},
+        {"prompt", "answer"},
         {"text"},
     ) and all(
         m["role"] in ("user", "assistant", "system", "tool") and isinstance(m["content"], str)

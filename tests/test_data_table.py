@@ -107,6 +107,13 @@ def test_judged_rows_become_texts_with_roles():
         (text,) = training_examples(place | dict(prompt=prompt, completion=answer, label=label))
         assert (text["role"], text["messages"]) == (role, prompt + answer)
     assert training_examples(place | dict(text="x"))[0]["role"] == "plain"
+    for known in (dict(answer="4"), {}):
+        (text,) = training_examples(place | dict(prompt=prompt) | known)
+        assert (text["role"], text.get("answer")) == ("prompt", known.get("answer"))
+        assert text["messages"] == [
+            *prompt,
+            dict(role="assistant", content=known.get("answer", ".")),
+        ]
     assert [ROLES.index(role) for role in ("plain", "chosen", "rejected")] == [0, 1, 2]
 
 

@@ -28,6 +28,7 @@ from llmtrainer.pipeline import (
     json,
     list_steps,
     load_recipe,
+    load_rows,
     load_tokenizer,
     os,
     problems,
@@ -282,6 +283,35 @@ def test_a_reward_model_is_measured_merged_and_never_asked_to_write(tmp_path, mo
     assert len(snippets) == 2
     for code in snippets:
         exec(code, {})
+
+
+@pytest.mark.slow
+def test_a_policy_learns_against_a_grader_and_a_reward_model(tmp_path):
+    pytest.importorskip("trl")
+    judge = train(read_recipe(reward_job(tmp_path)), tmp_path / "judge", quiet=True)
+    rewards = [dict(grader="word_problems"), dict(model=str(judge.path), weight=0.5)]
+    settings = dict(rewards=rewards, prompts=2, group=4, max_new_tokens=40, preflight=0)
+    recipe = job(tmp_path, objective=dict(grpo=settings), max_steps=2)
+    run = train(recipe, tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (run.path / "rollouts" / "step-00000001.jsonl").open()]
+    assert len(lines) == 2 * 2 * 4 and {line["step"] for line in lines} == {1, 2}
+    rows, _, _ = load_rows(str(tmp_path / "train.jsonl"))
+    asked = {row["line"]: row["messages"][:-1] for row in rows}
+    talks = [
+        [*asked[line["line"]], dict(role="assistant", content=line["text"] or " ")]
+        for line in lines
+    ]
+    scores = score_texts(*open_model(str(judge.path)), talks)
+    assert [line["rewards"]["judge"] for line in lines] == pytest.approx(scores, abs=1e-4)
+    for line in lines:
+        assert line["reward"] == pytest.approx(
+            line["rewards"]["word_problems"] + 0.5 * line["rewards"]["judge"]
+        )
+    assert run.verify() == [] and stored_result(run, "word_problems").n == 8
+    missing = job(tmp_path, objective=dict(grpo=settings | dict(rewards=[dict(model="nowhere")])))
+    with pytest.raises(UserError) as caught:
+        train(missing, tmp_path / "other", quiet=True)
+    assert caught.value.where == "train.objective: rewards: model"
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ __all__ = [
     "check_judged",
     "judged_margin",
     "preference_row",
+    "prompt_row",
     "kto_converter",
     "Shape",
     "question_answer_shape",
@@ -87,6 +88,7 @@ __all__ = [
     "unused_keys",
     "explain_match",
     "row_kind",
+    "are_prompts",
     "matching_shapes",
     "kind_of",
     "columns_of_other_kinds",
@@ -729,6 +731,16 @@ def preference_row(record: dict) -> dict:
     return row | judged_margin(record) | offered_tools(record)
 
 
+# %% ../../nbs/data/10_rows.ipynb #ae3d12fa
+def prompt_row(record: dict) -> dict:
+    "A prompt that the model will answer itself, with the right answer where there is one."
+    prompt = prompt_turns(record)
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise BadRecord("no prompt that asks for an answer")
+    answer = {} if record.get("answer") is None else {"answer": column_text(record, "answer")}
+    return {"prompt": prompt} | answer | offered_tools(record)
+
+
 # %% ../../nbs/data/10_rows.ipynb #1a6e197b
 def kto_converter(convert: Callable[[dict], dict], column: str) -> Callable[[dict], dict]:
     "A converter for KTO: a conversation whose last answer a column calls good or bad."
@@ -915,6 +927,7 @@ FORMATS["kto"] = [
     kto_shape(FORMATS["alpaca"][0], "kto_tag"),
 ]
 FORMATS["text"] = [Shape({"text": "text"}, lambda r: {"text": column_text(r, "text")})]
+FORMATS["prompt"] = [Shape({"prompt": TURNS}, prompt_row, ("answer", *BESIDE))]
 
 # %% ../../nbs/data/10_rows.ipynb #94cd4df4
 JSON_STARTS = {"a list": "[", "an object": "{"}  # a cell of a CSV file holds them as text
@@ -998,18 +1011,25 @@ def explain_match(name: str, shape: Shape, records: list[dict]) -> str:
 
 
 # %% ../../nbs/data/10_rows.ipynb #c5241797
-ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled"}
+ROW_KINDS = {"text": "text", "preference": "preference", "kto": "labelled", "prompt": "prompt"}
 ROW_EXAMPLES = {
     "messages": '{"messages": [{"role": "user", "content": "..."}, ...]}',
     "text": '{"text": "..."}',
     "preference": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
     "labelled": '{"prompt": "...", "completion": "...", "label": true}',
+    "prompt": '{"prompt": "...", "answer": "..."}',
 }  # kind of canonical row -> its plainest spelling
 
 
 def row_kind(format: str) -> str:
-    "The kind of canonical row that a format becomes: messages, text, preference, labelled."
+    "The kind of canonical row that a format becomes: messages, text, preference, labelled, prompt."
     return ROW_KINDS.get(format, "messages")
+
+
+def are_prompts(records: list[dict]) -> bool:
+    "Whether no record has a column beside those of a prompt: it might be an answer."
+    (shape,) = FORMATS["prompt"]
+    return all(record.keys() <= {*shape.columns, *shape.also, "id"} for record in records)
 
 
 def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
@@ -1020,6 +1040,8 @@ def matching_shapes(records: list[dict]) -> list[tuple[str, Shape]]:
         for shape in shapes
         if sum(matches_shape(shape, r) for r in records) * 2 > len(records)
     ]
+    if not are_prompts(records):
+        fitting = [(name, shape) for name, shape in fitting if name != "prompt"]
     columns = [shape.columns.keys() for _, shape in fitting]
     return [
         (name, shape)

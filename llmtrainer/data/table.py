@@ -206,7 +206,11 @@ def answers_of(row: dict) -> dict[str, list[dict]]:
     if "completion" in row:
         role = "desirable" if row["label"] else "undesirable"
         return {role: row["prompt"] + row["completion"]}
-    return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
+    if "chosen" in row:
+        return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
+    # the model will write its own; this one only shows where an answer begins
+    answer = {"role": "assistant", "content": row.get("answer") or "."}
+    return {"prompt": [*row["prompt"], answer]}
 
 
 def training_examples(row: dict) -> list[dict]:
@@ -214,7 +218,7 @@ def training_examples(row: dict) -> list[dict]:
     place = dict(source=row["source"], line=row["line"], key=row_key(row))
     if "messages" in row or "text" in row:
         return [row | place | dict(role="plain")]
-    place |= dict(margin=row.get("margin", 0.0))
+    place |= {name: row[name] for name in ("margin", "answer") if name in row}
     return [place | dict(messages=turns, role=role) for role, turns in answers_of(row).items()]
 
 

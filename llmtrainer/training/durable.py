@@ -6,6 +6,7 @@
 __all__ = [
     "UNITS",
     "SIZES",
+    "BUFFERS",
     "PROGRESS",
     "parse_period",
     "PeriodTimer",
@@ -19,6 +20,8 @@ __all__ = [
     "check_finite_weights",
     "optimizer_state",
     "RunLog",
+    "save_buffers",
+    "own_buffers",
     "CheckpointWriter",
     "commit_sharded",
     "CheckpointSchedule",
@@ -65,7 +68,7 @@ import torch.distributed as dist
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 # %% ../../nbs/training/39_durable.ipynb #6c6f4d39
@@ -364,6 +367,24 @@ class RunLog:
 
 
 # %% ../../nbs/training/39_durable.ipynb #a0de962d
+BUFFERS = "buffers.safetensors"
+
+
+def save_buffers(
+    buffers: list[dict[str, torch.Tensor]],  # of each device
+    file: Path,
+) -> None:
+    "Write tensors of all devices into one file."
+    named = {f"{n}/{name}": t for n, own in enumerate(buffers) for name, t in own.items()}
+    save_file({name: tensor.clone().contiguous() for name, tensor in named.items()}, file)
+
+
+def own_buffers(file: Path) -> dict[str, torch.Tensor]:
+    "This device's tensors of such a file; none where there is no file."
+    own, stored = f"{rank()}/", load_file(file) if file.is_file() else {}
+    return {name.removeprefix(own): t for name, t in stored.items() if name.startswith(own)}
+
+
 class CheckpointWriter(RunLog):
     "Writes the state of a training into checkpoints."
 
@@ -377,6 +398,7 @@ class CheckpointWriter(RunLog):
         "Copy everything that decides the future, and write it in the background."
         random_states = all_gather(random_state())
         trainer, step = self.trainer, state.global_step
+        buffers = all_gather(copy_to_host(trainer.buffers()))
         if rank() != 0:
             return
         weights, write_weights = checkpoint_weights(trainer.model)
@@ -393,10 +415,12 @@ class CheckpointWriter(RunLog):
                 torch.save(value, folder / name)
             if average:
                 save_file(average, folder / "average.safetensors")
+            if any(buffers):
+                save_buffers(buffers, folder / BUFFERS)
             for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
 
-        self.saver.save(step, write, sum(map(tensor_bytes, (weights, tensors, average))))
+        self.saver.save(step, write, sum(map(tensor_bytes, (weights, tensors, average, buffers))))
 
     def small_files(self, state) -> dict[str, str]:
         "The JSON files of a checkpoint, by name."
@@ -870,6 +894,13 @@ class TrainerData:
     def seek(self, position: dict) -> None:
         "Start the data at a stored position."
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        "Tensors of this device beside weights and optimizer, without which a step is another one."
+        return {}
+
+    def load_buffers(self, tensors: dict[str, torch.Tensor]) -> None:
+        "Take the stored tensors of this device."
+
     def locate(self, ids: Sequence[int]) -> list[str]:
         "File and line of the rows in these sequences."
         return [f"sequence {i}" for i in ids]
@@ -1037,6 +1068,7 @@ def resume_point(trainer: Durable) -> Path | None:
     callback.progress = progress = read_progress(checkpoint)
     trainer.unlogged = trainer.own_share(progress.unlogged)
     trainer.seek(progress.data)
+    trainer.load_buffers(own_buffers(checkpoint / BUFFERS))
     if callback.average:
         callback.average.load(checkpoint / "average.safetensors")
     if rank() == 0:

@@ -608,12 +608,13 @@ def training_arguments(
     plan: DevicePlan,
     folder: Path,
     adapt: Adapt = Adapt(),
+    kind: type[TrainingArguments] = TrainingArguments,  # or a descendant, with fields of its own
     **more,  # such as fsdp and fsdp_config
 ) -> TrainingArguments:
     "The section as transformers' TrainingArguments, for this process of those that train together."
     micro, accumulate = split_batch(section.batch_size, section.accumulate, world_size())
     schedule, options = SCHEDULES[section.schedule]
-    args = TrainingArguments(
+    args = kind(
         output_dir=str(folder),
         num_train_epochs=section.epochs,
         max_steps=section.max_steps or -1,
