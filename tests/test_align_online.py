@@ -7,6 +7,7 @@ from llmtrainer.align.online import (
     TRUST_VARIABLE,
     UserError,
     json,
+    np,
     score_texts,
     torch,
 )
@@ -217,6 +218,18 @@ def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
             of(name)(rollouts_of("a", "b"))
     with pytest.raises(UserError, match="there is no function"):
         of("missing")
+    (tmp_path / "beside.py").write_text(
+        "LENGTH = 1\ndef one(texts, **_): return [1.0] * len(texts)\n"
+    )
+    monkeypatch.undo()  # no search path: the file lies where the command runs
+    monkeypatch.chdir(tmp_path)
+    names = ("beside:one", "beside:LENGTH", ":one", ".beside:one", "beside:")
+    monkeypatch.setenv(TRUST_VARIABLE, " , ".join(names))
+    right, *wrong = (RewardSource(python=name, trust=name) for name in names)
+    assert scorer(right)(rollouts_of("a", "b")) == [1.0, 1.0]
+    for source in wrong:
+        with pytest.raises(UserError, match="there is no function"):
+            scorer(source)
 
 
 def test_the_ledger_rotates_and_is_rewound(tmp_path):
@@ -285,6 +298,8 @@ def test_each_collapse_is_named_and_health_is_not():
     rising = [0.3 + 0.02 * n for n in range(16)]
     assert not collapse(figures_of(rising)) and not collapse(figures_of([0.5, 0.0] * 3))
     assert not collapse(figures_of([0.5, 0.4, 0.6, 0.5] * 4)), "noise"
+    few = np.random.default_rng(0).integers(0, 2, (200, 40)).astype(float)  # one prompt a step
+    assert sum(bool(collapse(figures_of(rewards.tolist()))) for rewards in few) <= 2
     assert not collapse(figures_of(rising, cut=0.95)), "they were cut from the beginning"
     assert "limit of tokens" in collapse(figures_of(rising[:8]) + figures_of(rising[8:], cut=0.95))
     assert "gradient is zero" in collapse(figures_of([0.0] * 9, flat=1.0))

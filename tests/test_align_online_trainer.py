@@ -4,6 +4,7 @@ from llmtrainer.align.online_trainer import *
 from llmtrainer.align.online_trainer import (
     Adapt,
     EpochSampler,
+    Question,
     RolloutLedger,
     Run,
     Signals,
@@ -23,16 +24,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 import llmtrainer.models.load  # noqa: F401
 from llmtrainer import pipeline
-from llmtrainer.align.online import Grpo, RewardSource, Rloo, RolloutLedger
+from llmtrainer.align.online import Grpo, Question, RewardSource, Rloo, RolloutLedger
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
@@ -99,7 +102,14 @@ SMALL = dict(
 
 
 def job(
-    folder, kind=GrpoVowels, section=SECTION, rows=12, dropout=0.1, base="tiny:llama", **settings
+    folder,
+    kind=GrpoVowels,
+    section=SECTION,
+    rows=12,
+    dropout=0.1,
+    base="tiny:llama",
+    mask="assistant",
+    **settings,
 ):
     "A trainer and its tokenizer; a second one in the same folder goes on with its run."
     folder = Path(folder)
@@ -109,7 +119,7 @@ def job(
     torch.manual_seed(0)
     model, tokenizer = load_model(Model(base=base, quantize="none"), PLAN)
     model = adapt_model(model, Adapt(r=4, dropout=dropout))
-    data = Data(train=str(folder / "rows.jsonl"), max_length=160, val=None)
+    data = Data(train=str(folder / "rows.jsonl"), max_length=160, val=None, mask=mask)
     objective = kind(**SMALL | settings)
     trainer = objective.trainer.build(
         model,
@@ -290,11 +300,54 @@ def test_what_cannot_be_done_online_is_refused(tmp_path):
     accumulating = SECTION.model_copy(update=dict(accumulate=2))
     with pytest.raises(UserError, match="accumulate follows from batch_size"):
         job(tmp_path / "a", section=accumulating)
-    with pytest.raises(UserError, match="online RL cannot do this"):
-        check_online(SimpleNamespace(train=SimpleNamespace(endless=True)), None, Grpo(), False)
-    whole = SimpleNamespace(train=SimpleNamespace(endless=False))
-    with pytest.raises(UserError, match="kl=0"):
-        check_online(whole, SimpleNamespace(), Grpo(kl=0.1), False)
+
+    def data(endless=False, counts=(9,)):
+        return SimpleNamespace(train=SimpleNamespace(endless=endless, sizes=[9], counts=counts))
+
+    plain = SimpleNamespace()
+    pissa = SimpleNamespace(peft_config={"default": LoraConfig(init_lora_weights="pissa_niter_16")})
+    check_online(data(), plain, Grpo(), False)
+    check_online(data(), pissa, Grpo(), False)
+    for rows, model, objective, where in (
+        (data(endless=True), plain, Grpo(), "data.stream"),
+        (data(), plain, Grpo(kl=0.1), "kl: 0.1"),
+        (data(), pissa, Grpo(kl=0.1), "pissa"),
+        (data(counts=(18,)), plain, Grpo(), "weights"),
+    ):
+        with pytest.raises(UserError, match="online RL cannot do this") as caught:
+            check_online(rows, model, objective, False)
+        assert where in caught.value.where
+
+
+def test_rows_without_answers_and_prompts_without_tokens_are_refused_at_once(tmp_path):
+    asked = Question((1, 2), "2 + 3?", answer="5", file="rows.jsonl", line=1)
+    bare = replace(asked, answer=None, line=7)
+    graded, paid = (
+        Grpo(rewards=[RewardSource(**source)])
+        for source in (dict(grader="gsm8k"), dict(python="a:b", trust="a:b"))
+    )
+    check_answers([asked, bare], paid)
+    check_answers([asked], graded)
+    with pytest.raises(UserError, match="1 of 2 prompts have no answer") as caught:
+        check_answers([asked, bare], graded)
+    assert caught.value.where == "rows.jsonl:7"
+    with pytest.raises(UserError, match="prompts are empty"):
+        job(tmp_path / "all", mask="all")
+
+
+def test_the_rewards_and_the_devices_belong_to_a_run(tmp_path):
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    objective = Grpo(rewards=[RewardSource(model=str(folder))])
+    facts = []
+    for content in (b"one", b"two"):
+        (folder / "model.safetensors").write_bytes(content)
+        facts.append(reward_identity(objective))
+    assert facts[0] != facts[1] and facts[0]["devices"] == 1
+    assert "reward_models" not in reward_identity(Grpo())
+
+
+def test_a_step_is_cut_as_memory_wants(tmp_path):
     for size, expected in ((64, (8, 1)), (3, (2, 4)), (1, (1, 8))):
         section = step_section(SECTION.model_copy(update=dict(batch_size=size)), Grpo(**SMALL))
         assert (section.batch_size, section.accumulate) == expected

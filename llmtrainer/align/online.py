@@ -17,7 +17,9 @@ __all__ = [
     "RewardSource",
     "grade_rollout",
     "check_function_consent",
+    "import_from_here",
     "load_function",
+    "check_values",
     "score_by_function",
     "score_by_model",
     "scorer",
@@ -41,10 +43,12 @@ import importlib
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -172,6 +176,14 @@ def check_writer(model, questions: Sequence[Question]) -> None:
             allowed="a causal model whose state is keys and values",
         )
     context = context_length(model)
+    empty = [q for q in questions if len(q.ids) < 2]
+    if empty:
+        raise UserError(
+            f"{len(empty)} prompts are empty: all of their rows is trained, the prompt too",
+            where="data.mask",
+            allowed="assistant, last, completion",
+            fix="set data.mask=assistant",
+        )
     full = [q for q in questions if context and len(q.ids) >= context]
     if full:
         raise UserError(
@@ -249,7 +261,7 @@ def grade_rollout(task: Task, rollout: Rollout, score: str | None = None) -> flo
 # %% ../../nbs/align/52_online.ipynb #bc71abd1
 def check_function_consent(name: str) -> None:
     "`UserError` where only a recipe says that a function may run."
-    if name not in os.environ.get(TRUST_VARIABLE, "").split(","):
+    if name not in [word.strip() for word in os.environ.get(TRUST_VARIABLE, "").split(",")]:
         raise UserError(
             f"the recipe wants to run the function {name}, and a file cannot allow that",
             where="train.objective: rewards: python",
@@ -258,18 +270,47 @@ def check_function_consent(name: str) -> None:
         )
 
 
+def import_from_here(module: str):
+    "A module that is installed, or whose file lies in the folder where the command runs."
+    file = Path(f"{module}.py").resolve()
+    if find_spec(module.partition(".")[0]) or not file.is_file():
+        return importlib.import_module(module)
+    spec = spec_from_file_location(module, file)
+    found = module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 def load_function(name: str) -> Callable:
     "The function `module:function`; `UserError` where it is not there."
     module, _, function = name.partition(":")
+    found = None
     try:
-        found = getattr(importlib.import_module(module), function)
+        if re.fullmatch(r"\w+(\.\w+)*", module) and function:
+            found = getattr(import_from_here(module), function)
+        why = "it is no function"
     except (ImportError, AttributeError) as error:
+        why = str(error)
+    if not callable(found):
         raise UserError(
-            f"there is no function {name}: {error}",
+            f"there is no function {name}: {why}",
             where="train.objective: rewards: python",
-            allowed="module:function, of a module that Python finds from here",
-        ) from None
+            allowed="module:function, of an installed module or of module.py in this folder",
+        )
     return found
+
+
+def check_values(values: Sequence[float], count: int, name: str) -> list[float]:
+    "The rewards that a source gave; `UserError` for anything but a finite number for each answer."
+    values = [float(value) for value in values]
+    if len(values) == count and all(map(math.isfinite, values)):
+        return values
+    wrong = "a number that is not finite" if len(values) == count else f"{len(values)} values"
+    raise UserError(
+        f"{name} returned {wrong} for {count} answers",
+        where="train.objective: rewards",
+        allowed="a finite number for each text",
+    )
 
 
 def score_by_function(function: Callable, name: str, rollouts: Sequence[Rollout]) -> list[float]:
@@ -280,16 +321,7 @@ def score_by_function(function: Callable, name: str, rollouts: Sequence[Rollout]
         texts=[rollout.text for rollout in rollouts],
         answers=[question.answer for question in questions],
     )
-    values = [float(value) for value in values]
-    if len(values) == len(rollouts) and all(map(math.isfinite, values)):
-        return values
-    raise UserError(
-        f"{name} returned {len(values)} values for {len(rollouts)} answers"
-        if len(values) != len(rollouts)
-        else f"{name} returned a number that is not finite",
-        where="train.objective: rewards: python",
-        allowed="a list with a finite number for each text",
-    )
+    return check_values(values, len(rollouts), name)
 
 
 # %% ../../nbs/align/52_online.ipynb #48af4ee2
@@ -313,7 +345,7 @@ def score_by_model(name: str, open_model: OpenModel) -> Scorer:
             [*one.question.prompt, {"role": "assistant", "content": one.text or " "}]
             for one in rollouts
         ]
-        return score_texts(model, tokenizer, talks).tolist()
+        return check_values(score_texts(model, tokenizer, talks), len(rollouts), name)
 
     return score
 
@@ -368,9 +400,10 @@ class RolloutLedger:
         for path in self.files():
             rows = read_lines(path)
             kept = [row for row in rows if row["step"] <= step]
+            lines = path.read_bytes().splitlines()  # the last one may be torn, and then no row
             if not kept:
                 path.unlink()
-            elif len(kept) < len(rows):
+            elif len(kept) < len(lines):
                 write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def read(self) -> Iterator[dict]:
@@ -454,7 +487,9 @@ def reward_collapse(figures: Sequence[dict]) -> str:
     windows = [figures[i : i + WINDOW] for i in range(len(figures) - WINDOW + 1)]
     best = max(window_mean(window, "reward") for window in windows)
     now, spread = window_mean(last, "reward"), window_mean(first, "reward_std")
-    if spread and best - now > 0.75 * spread:
+    steps = np.diff([line["reward"] for line in figures])  # few prompts make a noisy mean
+    noise = 4 * float(steps.std()) / WINDOW**0.5  # the best of many windows is high by chance
+    if spread and best - now > max(0.75 * spread, noise):
         return f"the reward fell from {best:.3f} to {now:.3f}"
     before, entropy = (window_mean(window, "entropy") for window in (first, last))
     if entropy < 0.05 * before and now <= window_mean(first, "reward"):
@@ -523,6 +558,16 @@ class OnlineSettings(Objective):
     preflight: int = Field(64, ge=0, description="prompts that are tried before the first step")
 
     @model_validator(mode="after")
+    def zero_is_the_least(self):
+        "A cut answer that earns 0 must not earn more than others."
+        if self.truncated == "zero" and any(not reward.grader for reward in self.rewards):
+            raise ValueError(
+                "truncated: zero goes with graders, whose least reward is 0: a model or a function"
+                " may give less, and then cut answers would be the better ones; take mask"
+            )
+        return self
+
+    @model_validator(mode="after")
     def draws_from_the_policy(self):
         "A ratio of probabilities means nothing where the draws were from other ones."
         if self.top_p < 1 and (self.iterations > 1 or self.kl):
@@ -562,7 +607,14 @@ class Online(OnlineSettings):
         "The task that judges validation rows."
         graders = [reward.grader for reward in self.rewards if reward.grader]
         name = (graders or [None])[0] if self.held_out == "auto" else self.held_out
-        return find_task(name) if name else None
+        task = find_task(name) if name else None
+        if task and task.request != "generate":
+            raise UserError(
+                f"the task {name} grades no written answers",
+                where="train.objective: held_out",
+                allowed="a task with the request generate, or null",
+            )
+        return task
 
     def settings(self) -> dict:
         "The settings under trl's names."

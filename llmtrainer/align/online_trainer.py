@@ -19,6 +19,8 @@ __all__ = [
     "GrpoTrainer",
     "RlooTrainer",
     "step_section",
+    "moves_its_base",
+    "check_answers",
     "check_online",
     "held_out_questions",
     "online_parts",
@@ -363,7 +365,9 @@ class Preflight:
     def preflight(self, prompts: int) -> dict[str, float]:
         "The figures of groups of answers; `UserError` where they would teach nothing."
         group = self.objective.group
-        questions = [q for q in self.parts.questions[:prompts] for _ in range(group)]
+        every = max(1, len(self.parts.questions) // prompts)  # from all over the file
+        tried = self.parts.questions[::every][:prompts]
+        questions = [q for q in tried for _ in range(group)]
         seeds = [draw_seed(self.args.seed, -1, place) for place in range(len(questions))]
         written = self.rollouts(questions, seeds, self.objective.generation)
         scored = {name: self.score(name, written) for name in self.parts.scorers}
@@ -484,6 +488,25 @@ def step_section(section: Train, objective: Online) -> Train:
     return section.model_copy(update=changes)
 
 
+def moves_its_base(model) -> bool:
+    "Does an adapter's first value take something away from the weights of the base?"
+    configs = getattr(model, "peft_config", {}).values()
+    return any(str(config.init_lora_weights).startswith(("pissa", "olora")) for config in configs)
+
+
+def check_answers(questions: Sequence[Question], objective: Online) -> None:
+    "`UserError` where a grader will need an answer that a row has not."
+    missing = [q for q in questions if q.answer is None]
+    if missing and any(reward.grader for reward in objective.rewards):
+        raise UserError(
+            f"{len(missing)} of {len(questions)} prompts have no answer for the grader to compare"
+            " with",
+            where=missing[0].place,
+            allowed="a column `answer` in every row",
+            fix="add it, leave these rows out, or take a reward that needs none",
+        )
+
+
 def check_online(data, model, objective: Online, sharded: bool) -> None:
     "`UserError` for jobs that online RL cannot do."
     faults = [
@@ -494,12 +517,23 @@ def check_online(data, model, objective: Online, sharded: bool) -> None:
             f"train.objective: kl: {objective.kl}",
             "adapt.method=lora, or kl=0: the reference is the model without its adapter",
         ),
+        (
+            objective.kl and moves_its_base(model),
+            "adapt.variant: pissa or olora, with kl",
+            "adapt.variant=null, or kl=0: the base is not where this adapter began",
+        ),
+        (
+            list(data.train.sizes) != list(data.train.counts),
+            "data.train: weights, or data.mix",
+            "no weights: every prompt comes once in an epoch",
+        ),
     ]
     for fault, where, fix in faults:
         if fault:
             raise UserError("online RL cannot do this", where=where, fix=f"set {fix}")
 
 
+# %% ../../nbs/internals/85_online_trainer.ipynb #22e43f0c
 def held_out_questions(data, objective: Online) -> list[Question]:
     "The first validation rows that have an answer, where something judges them."
     if objective.held_out_task() is None:
@@ -528,7 +562,9 @@ def online_parts(
 def reward_identity(objective: Online) -> dict:
     "What decides the rewards of a run: the settings, and the weights of reward models."
     models = [place_digest(reward.model) for reward in objective.rewards if reward.model]
-    return dict(objective=objective.model_dump(), **(dict(reward_models=models) if models else {}))
+    # the answers that wait in a checkpoint are shared out to so many devices
+    facts = dict(objective=objective.model_dump(), devices=world_size())
+    return facts | (dict(reward_models=models) if models else {})
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #a54ccdf5
@@ -556,7 +592,8 @@ def build_online_trainer(
     check_online(data, model, objective, bool(sharding))
     section = step_section(section, objective)
     parts = online_parts(data, run, objective, open_model)
-    check_writer(model, parts.questions)
+    check_answers(parts.questions, objective)
+    check_writer(model, [*parts.questions, *parts.held_out])
     if not parts.held_out:
         check_needs_validation(section)
     known = checkpoint_identity(
