@@ -130,6 +130,7 @@ from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
+import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
 from llmtrainer.align.online import Grpo, Rloo
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
 from llmtrainer.align.reward import Reward, reward_record
@@ -141,7 +142,7 @@ from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
 from llmtrainer.device import DevicePlan, Machine, probe
-from llmtrainer.evals.benchmarks import number_copies  # it enters its tasks and suites, too
+from llmtrainer.evals.benchmarks import number_copies
 from llmtrainer.evals.compare import (
     Comparisons,
     check_settings_agree,
