@@ -437,3 +437,6 @@ def test_the_recipe_of_the_chapter():
     assert Rloo().held_out_task() is None and Grpo(held_out="word_problems").held_out_task()
     with pytest.raises(UserError, match="no reward is named"):
         Grpo().scorers()
+    with pytest.raises(UserError, match="grades no written answers") as caught:
+        Grpo(held_out="word_problems_choice").held_out_task()
+    assert caught.value.where == "train.objective: held_out"

@@ -22,6 +22,7 @@ __all__ = [
     "check_values",
     "score_by_function",
     "score_by_model",
+    "grading_task",
     "scorer",
     "RolloutLedger",
     "rollout_figures",
@@ -350,6 +351,18 @@ def score_by_model(name: str, open_model: OpenModel) -> Scorer:
     return score
 
 
+def grading_task(name: str, key: str) -> Task:
+    "A task that grades written answers; `UserError` for another one, at a key of the objective."
+    task = find_task(name)
+    if task.request != "generate":
+        raise UserError(
+            f"the task {name} grades no written answers",
+            where=f"train.objective: {key}",
+            allowed="a task with the request generate",
+        )
+    return task
+
+
 def scorer(
     reward: RewardSource,
     open_model: OpenModel | None = None,  # where a model is named
@@ -360,13 +373,7 @@ def scorer(
     if reward.python:
         check_function_consent(reward.python)
         return partial(score_by_function, load_function(reward.python), reward.python)
-    task = find_task(reward.grader)
-    if task.request != "generate":
-        raise UserError(
-            f"the task {task.name} grades no written answers",
-            where="train.objective: rewards: grader",
-            allowed="a task with the request generate",
-        )
+    task = grading_task(reward.grader, "rewards: grader")
     return lambda rollouts: [grade_rollout(task, one, reward.score) for one in rollouts]
 
 
@@ -607,14 +614,7 @@ class Online(OnlineSettings):
         "The task that judges validation rows."
         graders = [reward.grader for reward in self.rewards if reward.grader]
         name = (graders or [None])[0] if self.held_out == "auto" else self.held_out
-        task = find_task(name) if name else None
-        if task and task.request != "generate":
-            raise UserError(
-                f"the task {name} grades no written answers",
-                where="train.objective: held_out",
-                allowed="a task with the request generate, or null",
-            )
-        return task
+        return grading_task(name, "held_out") if name else None
 
     def settings(self) -> dict:
         "The settings under trl's names."

@@ -1197,7 +1197,7 @@ def resize_embeddings(model, tokenizer) -> int:
         torch.manual_seed(0)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(layer.weight): layer.weight for layer in layers if layer}  # a tied table once
+    tables = {id(layer.weight): layer.weight for layer in layers if layer is not None}  # tied: once
     with torch.no_grad():
         for table in tables.values():
             table[-missing:] = table[:-missing].float().mean(0).to(table.dtype)
@@ -1285,7 +1285,7 @@ def check_head(
             where="model.base",
             allowed="a causal language model; or train.objective: reward, to train it further",
         )
-    labels = raw.get("num_labels") or len(raw.get("id2label") or "12")
+    labels = raw.get("num_labels") or len(raw.get("id2label") or range(2))  # two where none is said
     if labels != 1:
         raise UserError(
             f"{base} is a classifier of {labels} classes",
