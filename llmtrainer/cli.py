@@ -83,6 +83,7 @@ __all__ = [
     "export",
     "verify_run",
     "card",
+    "constitution",
     "score",
     "run_generation",
     "generate",
@@ -422,14 +423,27 @@ def init(
     objective: Annotated[
         str, typer.Option(help="what is learned, a word of train.objective")
     ] = "sft",
+    constitution: Annotated[
+        bool, typer.Option("--constitution", help="of a job that llmtrainer constitution runs")
+    ] = False,
 ):
     "Write a commented recipe."
-    from llmtrainer.pipeline import recipe_for
-    from llmtrainer.recipe import UserError
+    from llmtrainer.recipe import UserError, commented_recipe
     from llmtrainer.run import write_atomic
 
     if file.exists():
         raise UserError(f"{file} exists already", fix="name another file; nothing is overwritten")
+    if constitution:
+        from llmtrainer.constitution import ConstitutionRecipe
+
+        write_atomic(file, commented_recipe(ConstitutionRecipe))
+        print(
+            f"wrote {file}: set model.base, data.train, eval.tasks and constitution.prompts, then"
+            f" run: llmtrainer constitution {file}"
+        )
+        return
+    from llmtrainer.pipeline import recipe_for
+
     write_atomic(file, recipe_for(objective))
     print(f"wrote {file}: set model.base and data.train, then run: llmtrainer data {file}")
 
@@ -1344,6 +1358,37 @@ def card(run: RunName):
     from llmtrainer.ship.card import write_card
 
     show(write_card(Run.load(run)))
+
+
+# %% ../nbs/system/84_cli.ipynb #d4895309
+@app.command()
+@stoppable()
+def constitution(
+    recipe: RecipeFile,
+    changes: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="the job's folder; without one runs/NAME of the recipe")
+    ] = None,
+    as_json: AsJson = False,
+):
+    "Make data by written principles, train on it, and measure harmlessness beside helpfulness."
+    from llmtrainer.constitution import (
+        figures_table,
+        read_constitution,
+        run_constitution,
+        unmet_after,
+    )
+
+    restore_gc()
+    job = read_constitution(recipe, changes or [])
+    folder = run or Path("runs") / recipe.stem
+    record = run_constitution(job, folder, quiet=as_json)
+    if as_json:
+        print_json(record.model_dump())
+    else:
+        TextConsole().print(figures_table(record))
+        show(f"the record is {folder}/job/constitution.json; talk: llmtrainer chat {folder}/sft")
+    fail_if_unmet(unmet_after(job, folder))
 
 
 # %% ../nbs/system/84_cli.ipynb #e35c253e

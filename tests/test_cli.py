@@ -33,6 +33,35 @@ def run_cli(*arguments, stdin=""):
     return run_here(arguments, stdin)
 
 
+CONSTITUTION = dict(
+    model=dict(base="tiny:base", quantize="none"),
+    data=dict(train="train.jsonl"),
+    eval=dict(tasks=["word_problems"]),
+    constitution=dict(prompts="prompts.jsonl"),
+)
+
+
+def test_a_job_of_principles_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(CONSTITUTION | dict(eval={})))
+    code, _, err = run_here(["constitution", str(file)])
+    assert code == 2 and "eval.tasks" in err and "Traceback" not in err
+    file.write_text(json.dumps(CONSTITUTION))
+    code, _, err = run_here(["constitution", str(file), "constitution.round=2"])
+    assert code == 2 and "constitution.rounds" in err
+    code, _, err = run_here(["constitution", str(file)])
+    assert code == 2 and "prompts.jsonl" in err and not (tmp_path / "runs").exists()
+
+
+def test_the_recipe_of_a_job_is_written_whole(tmp_path):
+    file = tmp_path / "job.yaml"
+    code, out, _ = run_here(["init", str(file), "--constitution"])
+    assert code == 0 and "llmtrainer constitution" in out
+    text = file.read_text()
+    assert "constitution:" in text and "preferences:" in text and "online: null" in text
+
+
 import errno
 import fcntl
 import gc

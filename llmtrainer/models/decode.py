@@ -46,6 +46,7 @@ __all__ = [
 
 # %% ../../nbs/speed/66_decode.ipynb #70e7b4d5
 import inspect
+import math
 import os
 import warnings
 from collections import deque
@@ -396,21 +397,25 @@ def write_step(
 
 # %% ../../nbs/speed/66_decode.ipynb #2b0d98a0
 @torch.no_grad()
-def scores_differ(model, decoder: Decoder) -> bool:
-    "Are a step's scores, for rows of different lengths, others than those of a plain pass?"
+def scores_differ(model, decoder: Decoder) -> float:
+    """How far a step's scores, for rows of different lengths, are from those of a plain pass, as a
+    share of the largest score; 0 where rounding explains it."""
     scores = []
     prompts = [tuple(range(5, 5 + length)) for length in (3, 6)]
     choice = Choice(draw=lambda logits, seeds, ages: scores.append(logits) or logits)
     slots = Slots(decoder, 2, choice)
     put_rows(slots, [Row(slot, prompt, 1, slot=slot) for slot, prompt in enumerate(prompts)])
     write_step(slots, SHORTEST, *slots.views(2, SHORTEST))
-    tolerance = 1e-4 if decoder.base.dtype == torch.float32 else 5e-2
+    # a wrong position or mask is off by a tenth and more; 30 layers on a GPU round to 1e-4
+    tolerance = 1e-3 if decoder.base.dtype == torch.float32 else 5e-2
+    farthest = 0.0
     for prompt, ours in zip(prompts, scores[0]):
         ids = torch.tensor([prompt], device=decoder.base.device)
         plain = model(input_ids=ids, use_cache=False).logits[0, -1].float()
-        if not (ours - plain).abs().max() <= tolerance * plain.abs().max():
-            return True
-    return False
+        share = ((ours - plain).abs().max() / plain.abs().max()).item()
+        if not share <= tolerance:  # in this form a NaN counts too
+            farthest = share if math.isnan(share) else max(farthest, share)
+    return farthest
 
 
 OBSTACLES: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it cannot be written with, or ""
@@ -424,7 +429,8 @@ def obstacle(model) -> str:
             decoder = Decoder(model)
             with ready_to_write(decoder):
                 differ = scores_differ(model, decoder)
-            OBSTACLES[base] = "its scores differ with this cache" if differ else ""
+            words = f"its scores differ with this cache, by {differ:.1e} of the largest"
+            OBSTACLES[base] = words if differ else ""
         except Unsupported as why:
             OBSTACLES[base] = str(why)
         except Exception as error:  # whatever a foreign model's code does with an unknown cache
