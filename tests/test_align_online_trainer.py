@@ -12,6 +12,7 @@ from llmtrainer.align.online_trainer import (
     Train,
     TrainerCallback,
     UserError,
+    math,
     name,
     partial,
     rank,
@@ -476,6 +477,38 @@ def test_a_full_disk_delays_the_ledger_and_loses_nothing(tmp_path, capsys):
         train(tmp_path / "to the end")
     train(tmp_path / "to the end")
     assert trace(tmp_path / "to the end") == trace(tmp_path / "straight")
+
+
+def all_but_the_first(rollouts):
+    "The share of vowels, and no reward for the first of each group of four."
+    return [math.nan if n % 4 == 0 else value for n, value in enumerate(vowels(rollouts))]
+
+
+class Partly:
+    "An objective that cannot score every answer."
+
+    def scorers(self, open_model=None):
+        return {"partly": Scorer(all_but_the_first)}
+
+
+class GrpoPartly(Partly, Grpo):
+    pass
+
+
+class RlooPartly(Partly, Rloo):
+    pass
+
+
+@pytest.mark.parametrize("kind", [GrpoPartly, RlooPartly])
+def test_an_answer_without_a_reward_teaches_nothing(kind, tmp_path):
+    trainer = train(tmp_path, kind=kind, section=SECTION.model_copy(update=dict(max_steps=2)))
+    lines = list(RolloutLedger(Path(tmp_path) / "run" / "rollouts").read())
+    assert len(lines) == 16 and trainer.figures[0]["unscored"] == 0.25
+    for first in range(0, 16, 4):
+        unscored, *others = lines[first : first + 4]
+        assert unscored["reward"] is None and unscored["rewards"] == {"partly": None}
+        assert unscored["advantage"] == 0 and all(line["advantage"] for line in others)
+        assert sum(line["advantage"] for line in others) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize(

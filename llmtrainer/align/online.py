@@ -191,6 +191,7 @@ def write_rollouts(
     ]
 
 
+# %% ../../nbs/align/52_online.ipynb #242b140c
 def check_writer(model, questions: Sequence[Question]) -> None:
     "`UserError` where the package's writer cannot write: with this model, or after a long prompt."
     if why := obstacle(model):
@@ -360,6 +361,7 @@ def load_function(name: str) -> Callable:
     return found
 
 
+# %% ../../nbs/align/52_online.ipynb #91e5a654
 def source_digest(function: Callable) -> str:
     "A hash of the file that a function is written in; the name of one without a file."
     plain = inspect.unwrap(function.func if isinstance(function, partial) else function)
