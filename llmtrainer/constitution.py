@@ -134,6 +134,7 @@ class ConstitutionRecipe(Recipe):
     )
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #ed8b8450
 def stage_objectives(recipe: ConstitutionRecipe) -> tuple[Objective, Objective | None]:
     "(objective of the pairs, objective online); `UserError` where they do not fit together."
     _, pairs = chosen_objective(recipe.preferences.objective, OBJECTIVES)
@@ -157,6 +158,7 @@ def stage_objectives(recipe: ConstitutionRecipe) -> tuple[Objective, Objective |
     return pairs, online
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #72ee085a
 def read_constitution(
     source: str | Path | dict,
     overrides: Sequence[str] = (),  # "constitution.rounds=2"
@@ -181,6 +183,7 @@ def read_constitution(
     return recipe
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #383d8a19
 def is_plain(override: str) -> bool:
     "Does an override change a key that every recipe has?"
     return override.split(".")[0].split("=")[0] in Recipe.model_fields
@@ -209,6 +212,7 @@ def start_generation(recipe: ConstitutionRecipe) -> Generation:
     return resolve_generation(source, recipe.generate, quiet=True)
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #7b3ee92a
 def continued(recipe: ConstitutionRecipe, run: Path) -> dict:
     "The sections model and adapt of a stage that trains a run's model further."
     model, adapt = recipe.model.model_dump(), recipe.adapt.model_dump()
@@ -225,6 +229,7 @@ def model_digest(name: str) -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #1e197a14
 def role_digest(role: str | FunctionRole, start: str) -> str:
     "A digest of whoever plays a role: a model's weights, or the file of a function."
     if isinstance(role, FunctionRole):
@@ -282,6 +287,7 @@ SPLIT = -2  # the purpose of the draw that shuffles prompts; rows to replay are 
 REPLAY = -3
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #82544c6d
 def shuffled(cases: Sequence, seed: int, purpose: int) -> list:
     "The cases in an order that the seed decides."
     return [cases[n] for n in sorted(range(len(cases)), key=lambda n: draw_seed(seed, purpose, n))]
@@ -342,6 +348,7 @@ class Job:
             show(text)
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #1900756b
 def outcomes(lines: Sequence[Revised | Compared]) -> dict[str, int]:
     "How many lines there are of each outcome."
     return dict(Counter(line.outcome for line in lines).most_common())
@@ -357,6 +364,7 @@ def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
     return [replace(case, answer=text) for case, text in zip(cases, texts, strict=True)]
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #b680de74
 def replay_cases(job: Job, count: int) -> list[Case]:
     "Rows of data.train whose answers are replayed, in an order that the seed decides."
     rows, _, _ = load_rows(job.recipe.data.train, job.recipe.data.format)
@@ -472,6 +480,7 @@ def preference_recipe(job: Job) -> dict:
     )
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #c71e5cc1
 def online_recipe(job: Job) -> dict:
     "The recipe of the training against the reward model."
     name, objective = chosen_objective(job.recipe.online.objective, OBJECTIVES)
@@ -512,6 +521,7 @@ class ConstitutionRecord(Record):
     seconds: dict[str, float]  # of each stage, this time
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #b8ca4b8d
 class Held(BaseModel):
     "An answer to a held-out prompt."
 
@@ -533,6 +543,7 @@ def held_out_answers(job: Job, name: str, opened: tuple) -> list[str]:
     return [line.text for line in lines]
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #cdd9dc02
 def start_results(job: Job, start: tuple) -> dict[str, TaskResult]:
     "The results of the start on the recipe's tasks; measured once."
     run, results, section = Run(job.path / "job"), {}, job.recipe.eval
@@ -550,7 +561,7 @@ def start_results(job: Job, start: tuple) -> dict[str, TaskResult]:
     return results
 
 
-# %% ../nbs/system/86_constitution_job.ipynb #b8ca4b8d
+# %% ../nbs/system/86_constitution_job.ipynb #5c932d42
 def stage_names(recipe: ConstitutionRecipe) -> list[str]:
     "The stages whose model answers, by their folders."
     return ["sft", "online" if recipe.online else "preferences"]
@@ -588,6 +599,7 @@ def measure_stages(job: Job, start: tuple, roles: Roles) -> tuple[list[StageFigu
     return figures, collect(changes)
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #b3f6bf3e
 def in_interval(figure: Score) -> str:
     "A figure with its interval, as a table shows it."
     low, high = figure.interval
@@ -620,6 +632,7 @@ def check_same_job(job: Job, digests: dict[str, str]) -> None:
         )
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #f4e6b533
 def unmet_after(recipe: ConstitutionRecipe, path: Path) -> list[str]:
     "A sentence for each task on which the last stage does not reach what the recipe requires."
     last, start = Run.load(path / stage_names(recipe)[-1]), Run(path / "job")

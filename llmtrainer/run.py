@@ -44,12 +44,15 @@ __all__ = [
     "check_run",
     "RunIdentity",
     "identify",
+    "append_lines",
     "append_line",
     "read_lines",
     "MetricsLine",
     "loss_svg",
     "charts_svg",
     "facts_html",
+    "sampled_rollouts",
+    "rollouts_html",
     "run_html",
     "Run",
 ]
@@ -71,7 +74,7 @@ import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from importlib import metadata
 from importlib.util import find_spec
@@ -740,12 +743,24 @@ def identify(path: Path) -> str:
 
 
 # %% ../nbs/internals/91_run.ipynb #ea243bff
-def append_line(path: str | Path, obj) -> None:
-    "Append one JSON line to a file, in one write; a torn line before it is ended first."
+def append_lines(path: str | Path, objects: Iterable) -> None:
+    "Append JSON lines to a file, all or none; a torn line before them is ended first."
+    text = "".join(_json(one) + "\n" for one in objects).encode()
     with open_file(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         torn = end and os.pread(file.fileno(), 1, end - 1) != b"\n"
-        file.write(b"\n" * bool(torn) + _json(obj).encode() + b"\n")
+        rest = memoryview(b"\n" * bool(torn) + text)
+        try:
+            while rest:  # a write of a disk that fills up is shorter than asked
+                rest = rest[file.raw.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def append_line(path: str | Path, obj) -> None:
+    "Append one JSON line to a file, whole or not at all; a torn line before it is ended first."
+    append_lines(path, [obj])
 
 
 def read_lines(path: str | Path) -> list:
@@ -857,6 +872,8 @@ CHARTS = (
     ("accuracy", "eval_accuracy"),
     ("margin", "eval_margin"),
     ("chosen_logprob", "rejected_logprob"),
+    ("reward",),
+    ("entropy",),
 )  # metrics that are drawn together, where they are logged
 
 
@@ -872,8 +889,38 @@ def facts_html(rows: Mapping[str, str]) -> str:
     return f'<table style="text-align:left">{"".join(cells)}</table>'
 
 
+def sampled_rollouts(folder: Path, steps: int = 3, each: int = 2) -> list[dict]:
+    "Lines of a folder of rollouts: a few of each of some steps from the first to the last."
+    files, by_step = sorted(folder.glob("step-*.jsonl")), {}
+    for path in dict.fromkeys([*files[:1], *files[len(files) // 2 :][:1], *files[-1:]]):
+        for line in read_lines(path):
+            by_step.setdefault(line["step"], []).append(line)
+    known, last = list(by_step), len(by_step) - 1
+    chosen = dict.fromkeys(known[round(k * last / (steps - 1))] for k in range(steps) if known)
+    return [line for step in chosen for line in by_step[step][:each]]
+
+
+def rollouts_html(lines: Sequence[dict], width: int = 160) -> str:
+    "Answers that a training wrote, as an HTML table; long ones are cut, everything is escaped."
+    if not lines:
+        return ""
+
+    def cells(line: dict) -> str:
+        text = line["text"]
+        reward = "none" if line["reward"] is None else f"{line['reward']:.2f}"
+        shown = text if len(text) <= width else f"{text[:width]} …"
+        place = f"{line['file']}:{line['line']}"
+        words = (str(line["step"]), place, reward, shown)
+        return "".join(f"<td>{escape(word)}</td>" for word in words)
+
+    head = "".join(f"<th>{name}</th>" for name in ("step", "prompt", "reward", "answer"))
+    rows = "".join(f"<tr>{cells(line)}</tr>" for line in lines)
+    return f'<table style="text-align:left"><tr>{head}</tr>{rows}</table>'
+
+
+# %% ../nbs/internals/91_run.ipynb #25567a38
 def run_html(run: "Run") -> str:
-    "A run for a notebook: what and how far, and the curve of its losses."
+    "A run for a notebook: what and how far, its curves, and of online RL a few of its answers."
     lines, recipe = run.metrics_lines(), run.recipe
     steps = [line for line in lines if line.step is not None]
     finished = run.adapter.is_dir() or run.model.is_dir()
@@ -901,7 +948,8 @@ def run_html(run: "Run") -> str:
         for names in CHARTS
         for name in names
     }
-    return facts_html(facts) + charts_svg(curves)
+    answers = rollouts_html(sampled_rollouts(run.path / "rollouts"))
+    return facts_html(facts) + charts_svg(curves) + answers
 
 
 # %% ../nbs/internals/91_run.ipynb #42cd6eb4

@@ -7,13 +7,16 @@ from llmtrainer.align.online import (
     TRUST_VARIABLE,
     UserError,
     json,
+    math,
     np,
-    score_texts,
     torch,
 )
 
 
+import errno
 import json
+import math
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -23,7 +26,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import llmtrainer.evals.benchmarks  # noqa: F401
 import llmtrainer.models.load  # noqa: F401
+from llmtrainer.align.reward import score_texts
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import set_template
@@ -36,6 +41,9 @@ from llmtrainer.recipe import RecipeError, UserError, load_recipe
 from llmtrainer.run import Run
 from llmtrainer.training.durable import Signals
 from llmtrainer.training.trainer import Train, complete_training
+
+
+from llmtrainer.align import online as finished
 
 
 PLAN = plan_device(probe())
@@ -56,7 +64,8 @@ def online_job(objective, base="tiny:base", rows=24, section=SECTION, scorer=vow
     model = adapt_model(model, Adapt(r=8))
     data = Data(**{"train": str(folder / "rows.jsonl"), "max_length": 160, "val": None} | data)
     if scorer:
-        object.__setattr__(objective, "scorers", lambda open_model: {"vowels": scorer})
+        own = finished.Scorer(scorer)
+        object.__setattr__(objective, "scorers", lambda open_model: {"vowels": own})
     trainer = objective.trainer.build(
         model,
         tokenizer,
@@ -149,6 +158,23 @@ def test_a_prompt_without_an_answer_is_a_row_too(tmp_path):
     assert list(second.ids) == rendered
 
 
+def test_work_is_done_in_smaller_parts_until_memory_holds_them():
+    tried, told, fault = [], [], UserError("not even one", fix="less")
+
+    def work(size, fits=3):
+        tried.append(size)
+        if size > fits:
+            raise torch.OutOfMemoryError("no memory")
+        return "done"
+
+    assert within_memory(work, 12, fault, told.append) == "done"
+    assert tried == [12, 6, 3] and told == [6, 3]
+    with pytest.raises(UserError, match="not even one"):
+        within_memory(lambda size: work(size, fits=0), 4, fault)
+    with pytest.raises(RuntimeError, match="shape"):
+        within_memory(lambda size: torch.zeros(2).view(3), 4, fault)
+
+
 def rollouts_of(*texts, answer="#### 5"):
     question = Question((1, 2), "2 + 3?", answer=answer, file="rows.jsonl", line=7)
     return [Rollout(question, (3, 4), text, True) for text in texts]
@@ -178,23 +204,90 @@ def test_rewards_are_data():
         scorer(RewardSource(grader="word_problems_choice"))
 
 
-def test_a_reward_model_judges_whole_conversations():
-    plan, opened = plan_device(probe()), []
+def test_a_reward_model_judges_whole_conversations(tmp_path):
+    plan, opened, name = plan_device(probe()), [], str(tmp_path / "reward")
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "config.json").write_text("{}")
     section = Model(base="tiny:llama", quantize="none")
     torch.manual_seed(0)
     judge, judges_tokenizer = load_model(section, plan, head="score")
     set_template(judges_tokenizer)
     place = lambda name: opened.append(name) or (judge, judges_tokenizer)
-    by_model = scorer(RewardSource(model="runs/reward"), place)
+    by_model = scorer(RewardSource(model=name), place)
     talk = ({"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 3?"})
     question = Question((1,), "2 + 3?", answer=None, file="rows.jsonl", line=7, prompt=talk)
     rollouts = [Rollout(question, (3,), text, True) for text in ("5", "six", "")]
     conversations = [[*talk, {"role": "assistant", "content": t}] for t in ("5", "six", " ")]
     assert by_model(rollouts) == score_texts(judge, judges_tokenizer, conversations).tolist()
-    assert opened == ["runs/reward"] and len(set(by_model(rollouts))) == 3
+    assert opened == [name] and len(set(by_model(rollouts))) == 3
     writer = load_model(section, plan)
     with pytest.raises(UserError, match="not a reward model"):
         scorer(RewardSource(model="runs/sft"), lambda name: writer)
+    opened.clear()
+    twice = Grpo(rewards=[dict(model=name), dict(model=name, weight=0.1)])
+    first, second = twice.scorers(place).values()
+    assert first(rollouts) == second(rollouts) and opened == [name], "opened once"
+
+
+def test_an_answer_too_long_for_the_reward_model_is_not_scored():
+    torch.manual_seed(0)
+    judge, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN, head="score")
+    set_template(tokenizer)
+    own = ModelScorer("runs/reward", lambda name: (judge, tokenizer))
+    talk = ({"role": "user", "content": "2 + 3?"},)
+    question = Question((1,), "2 + 3?", answer="#### 5", file="rows.jsonl", line=7, prompt=talk)
+    rollouts = [Rollout(question, (3,), text, True) for text in ("#### 5", "six " * 99, "#### 6")]
+    judge.config.max_position_embeddings = len(own.encode(question, "#### 5"))
+    grader = scorer(RewardSource(grader="word_problems"))
+    assert grader(rollouts) == [1.0, 0.0, 0.0]
+    scored = score_rollouts(dict(model=Scorer(own.score), grader=grader), rollouts)
+    for values in scored.values():
+        assert [math.isnan(value) for value in values] == [False, True, False]
+    alone = own.score([rollouts[0], rollouts[2]])
+    assert [scored["model"][0], scored["model"][2]] == pytest.approx(alone, abs=1e-6)
+    own.check_questions([question])
+    judge.config.max_position_embeddings = 3
+    with pytest.raises(UserError, match="1 prompts leave no room") as caught:
+        own.check_questions([question])
+    assert caught.value.where == "rows.jsonl:7"
+
+
+def test_a_reward_model_scores_fewer_at_a_time_where_memory_is_short(monkeypatch):
+    own = object.__new__(ModelScorer)
+    own.model, own.tokenizer, own.name, own.rows, sizes = None, None, "judge", 64, []
+
+    def scores(model, tokenizer, rows, batch_size):
+        sizes.append(batch_size)
+        if batch_size > 16:
+            raise torch.OutOfMemoryError("no memory")
+        return [0.5] * len(rows)
+
+    monkeypatch.setattr(sys.modules[ModelScorer.__module__], "encoded_scores", scores)
+    assert own.score_rows(["a", "b"]) == [0.5, 0.5] and own.score_rows([]) == []
+    assert sizes == [64, 32, 16, 16], "it stays at what has fitted"
+
+
+def test_a_source_says_what_its_numbers_depend_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(TRUST_VARIABLE, "paying:flat,math:fsum")
+    reward, file = RewardSource(python="paying:flat", trust="paying:flat"), Path("paying.py")
+    file.write_text("def flat(texts, **_): return [1.0] * len(texts)\n")
+    before = scorer(reward).depends_on
+    assert before and scorer(reward).depends_on == before
+    file.write_text("def flat(texts, **_): return [2.0] * len(texts)\n")
+    assert scorer(reward).depends_on != before
+    assert source_digest(math.fsum) == "math.fsum", "it has no file"
+    grader, other = (scorer(RewardSource(grader=g)) for g in ("word_problems", "svamp"))
+    assert grader.depends_on != other.depends_on
+    again = scorer(RewardSource(grader="word_problems", score="answered"))
+    assert grader.depends_on == again.depends_on, "the section says the score"
+    folder = tmp_path / "judge" / "adapter"
+    folder.mkdir(parents=True)
+    seen = set()
+    for name in ("adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        (folder / name).write_text(name)
+        seen.add(model_digest(str(tmp_path / "judge")))
+    assert len(seen) == 3
 
 
 def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
@@ -246,6 +339,28 @@ def test_the_ledger_rotates_and_is_rewound(tmp_path):
     assert not ledger.files()
 
 
+def test_on_a_full_disk_the_ledger_waits_and_tears_nothing(tmp_path, monkeypatch):
+    ledger = RolloutLedger(tmp_path / "rollouts", lines=2)
+    ledger.add(1, [dict(text="1a"), dict(text="1b")])
+
+    def full(path, lines):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[RolloutLedger.__module__], "append_lines", full)
+        assert ledger.add(2, [dict(text="2a")]) == 1 and ledger.add(3, [dict(text="3a")]) == 2
+        with pytest.raises(OSError, match="No space"):
+            ledger.flush()
+        assert [line["text"] for line in ledger.read()] == ["1a", "1b"]
+    assert ledger.add(4, [dict(text="4a")]) == 0
+    assert [line["step"] for line in ledger.read()] == [1, 1, 2, 3, 4]
+    assert [path.stem[-1] for path in ledger.files()] == ["1", "2", "4"]
+    ledger.waiting = [dict(step=5, text="5a"), dict(step=6, text="6a")]
+    ledger.rewind(5)
+    ledger.flush()
+    assert [line["step"] for line in ledger.read()] == [1, 1, 2, 3, 4, 5]
+
+
 def with_many_ends(trainer):
     "Let every eighth token end an answer, since a random model never writes the right one."
     trainer.model.get_base_model().generation_config.eos_token_id = list(range(0, 900, 8))
@@ -268,9 +383,21 @@ def test_the_writer_and_the_trainer_have_the_same_probabilities():
     assert abs(ours[0] - plain.log_softmax(-1)[7].item()) < 1e-5, "with the adapter"
 
 
+def test_answers_without_a_reward_are_counted_and_left_out():
+    lines = [
+        dict(reward=r, ended=True, tokens=9) for r in (1.0, None, 0.0, None, None, 0.5, 0.5, 0.5)
+    ]
+    figures = rollout_figures(lines, group=4)
+    assert figures["unscored"] == 3 / 8 and figures["reward"] == 0.5 and figures["flat"] == 0.5
+    with pytest.raises(UserError, match="holds none of the answers"):
+        rollout_figures([line | dict(reward=None) for line in lines], group=4)
+
+
 def test_a_job_that_would_learn_nothing_is_refused():
-    fine = dict(cut=0.5, flat=0.9, reward=0.5)
+    fine = dict(cut=0.5, unscored=0.1, flat=0.9, reward=0.5)
     check_figures(fine, Grpo())
+    with pytest.raises(UserError, match="20% of the answers are too long"):
+        check_figures(fine | dict(unscored=0.2), Grpo())
     with pytest.raises(UserError, match="max_new_tokens=512"):
         check_figures(fine | dict(cut=0.51), Grpo())
     with pytest.raises(UserError, match="easier prompts"):

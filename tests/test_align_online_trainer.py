@@ -7,15 +7,21 @@ from llmtrainer.align.online_trainer import (
     Question,
     RolloutLedger,
     Run,
+    Scorer,
     Signals,
     Train,
     TrainerCallback,
     UserError,
+    math,
+    name,
+    partial,
     rank,
     torch,
 )
 
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -35,7 +41,8 @@ from transformers import TrainerCallback
 
 import llmtrainer.models.load  # noqa: F401
 from llmtrainer import pipeline
-from llmtrainer.align.online import Grpo, Question, RewardSource, Rloo, RolloutLedger
+from llmtrainer.align import online
+from llmtrainer.align.online import Grpo, Question, RewardSource, Rloo, RolloutLedger, Scorer
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
@@ -80,7 +87,7 @@ class Vowels:
     "An objective with that reward."
 
     def scorers(self, open_model=None):
-        return {"vowels": vowels}
+        return {"vowels": Scorer(vowels)}
 
 
 class GrpoVowels(Vowels, Grpo):
@@ -106,7 +113,7 @@ def job(
     kind=GrpoVowels,
     section=SECTION,
     rows=12,
-    dropout=0.1,
+    dropout=0.0,  # of an adapter that is there already
     base="tiny:llama",
     mask="assistant",
     **settings,
@@ -130,7 +137,7 @@ def job(
         run=Run.open(folder / "run", Train()),
         signals=Signals(60),
         objective=objective,
-        adapt=Adapt(r=4, dropout=dropout),
+        adapt=Adapt(r=4),
         quiet=True,
     )
     return trainer, tokenizer
@@ -188,7 +195,7 @@ def test_stopped_after_any_step_it_ends_in_the_same_bytes(kind, settings, tmp_pa
         assert trace(folder) == straight, at
 
 
-def train_killed(folder, at):
+def train_killed(folder, at, **more):
     "Train in a fork that is killed in the step after this one, once a checkpoint is there."
 
     def kill():
@@ -199,22 +206,26 @@ def train_killed(folder, at):
     pid = os.fork()
     if not pid:
         saving = SECTION.model_copy(update=dict(save_steps=1))
-        train(folder, at, kill, section=saving, iterations=2)
+        train(folder, at, kill, section=saving, iterations=2, **more)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_chain_of_kills_ends_in_the_same_bytes(tmp_path):
+# four rows are two writings of two prompts, and so an epoch of four steps
+@pytest.mark.parametrize("rows, kills", [(12, (2, 3, 5)), (4, (4, 5))])
+def test_a_chain_of_kills_ends_in_the_same_bytes(rows, kills, tmp_path):
     saving = SECTION.model_copy(update=dict(save_steps=1))
-    train(tmp_path / "straight", section=saving, iterations=2)
+    options = dict(section=saving, iterations=2, rows=rows)
+    straight = train(tmp_path / "straight", **options)
+    assert (straight.state.epoch > 1) == (rows == 4), "the second kill is in the second epoch"
     here, folder = Path(__file__), str(tmp_path / "killed")
     code = (
         f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
-        f" print([tests.train_killed({folder!r}, at) for at in (2, 3, 5)])"
+        f" print([tests.train_killed({folder!r}, at, rows={rows}) for at in {kills}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["[-9, -9, -9]"], done.stderr[-2000:]
-    train(folder, section=saving, iterations=2)
+    assert done.stdout.splitlines()[-1:] == [str([-9] * len(kills))], done.stderr[-2000:]
+    train(folder, **options)
     assert trace(folder) == trace(tmp_path / "straight")
 
 
@@ -284,7 +295,7 @@ def test_a_collapse_ends_the_run_and_keeps_the_checkpoint_before_it(tmp_path):
                 calls.append(1)
                 return [(n % 4) / 3 if len(calls) <= 8 else 0.0 for n in range(len(rollouts))]
 
-            return {"fall": fall}
+            return {"fall": Scorer(fall)}
 
     section = SECTION.model_copy(update=dict(max_steps=30, save_steps=2, keep_checkpoints=9))
     with pytest.raises(Collapsed, match=r"the reward fell.*step-4") as collapsed:
@@ -335,19 +346,243 @@ def test_rows_without_answers_and_prompts_without_tokens_are_refused_at_once(tmp
         job(tmp_path / "all", mask="all")
 
 
-def test_the_rewards_and_the_devices_belong_to_a_run(tmp_path):
-    folder = tmp_path / "judge"
-    folder.mkdir()
-    objective = Grpo(rewards=[RewardSource(model=str(folder))])
-    facts = []
-    for content in (b"one", b"two"):
-        (folder / "model.safetensors").write_bytes(content)
-        facts.append(reward_identity(objective))
-    assert facts[0] != facts[1] and facts[0]["devices"] == 1
-    assert "reward_models" not in reward_identity(Grpo())
+class Changed(GrpoVowels):
+    "The same settings, with a reward that depends on something else."
+
+    def scorers(self, open_model=None):
+        return {"vowels": Scorer(vowels, "another hash")}
+
+
+def test_rewards_that_have_changed_are_seen_by_a_resume(tmp_path):
+    with pytest.raises(Stopped):
+        train(tmp_path, 2, lambda: send_signal(signal.SIGTERM))
+    with pytest.raises(UserError, match="does not belong to this job") as caught:
+        train(tmp_path, kind=Changed)
+    assert "rewards.vowels:  -> another hash" in str(caught.value)
+    assert "accept_changes=[rewards]" in caught.value.fix
+    free = dict(preflight=8, write_batch=3, held_out_prompts=7)  # no row is held out
+    assert train(tmp_path, **free).state.global_step == 6
+
+
+def test_what_is_compared_belongs_to_a_run_and_what_is_tried_does_not():
+    def identity(held_out=(), **settings):
+        objective = Grpo(rewards=[dict(grader="word_problems")], **settings)
+        asked = Question((1, 2), "2 + 3?", answer="5", file="rows.jsonl", line=1)
+        held_out = [asked] * min(len(held_out), objective.held_out_prompts)
+        scorers = objective.scorers()
+        parts = OnlineParts(objective, [asked], scorers, ledger=None, held_out=held_out)
+        return online_identity(parts)
+
+    plain, rows = identity(), range(9)
+    assert plain["devices"] == 1 and plain["rewards"]["word_problems"]
+    assert identity(preflight=0, write_batch=4, held_out_prompts=7) == plain
+    assert identity(group=4) != plain
+    assert identity(rows) == identity(rows, held_out_prompts=9)
+    assert identity(rows) != identity(rows, held_out_prompts=8)
+    assert identity(rows)["held_out"] == dict(task="word_problems", prompts=9)
 
 
 def test_a_step_is_cut_as_memory_wants(tmp_path):
     for size, expected in ((64, (8, 1)), (3, (2, 4)), (1, (1, 8))):
         section = step_section(SECTION.model_copy(update=dict(batch_size=size)), Grpo(**SMALL))
         assert (section.batch_size, section.accumulate) == expected
+
+
+def test_where_memory_is_short_fewer_answers_are_written_at_a_time(monkeypatch, tmp_path):
+    train(tmp_path / "straight")
+    module, sizes = sys.modules[OnlineTrainer.__module__], []
+    plain = module.write_rollouts
+
+    def short(*args, slots, **options):
+        sizes.append(slots)
+        if slots > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return plain(*args, slots=slots, **options)
+
+    monkeypatch.setattr(module, "write_rollouts", short)
+    with pytest.raises(Stopped):
+        train(tmp_path / "short", 2, lambda: send_signal(signal.SIGTERM))
+    assert sizes == [8, 4, 2, 2, 2], "it stays at what has fitted"
+    run = Run.load(tmp_path / "short" / "run")
+    events = [line["write_batch"] for line in run.metrics() if "write_batch" in line]
+    assert events == [4, 2]
+    sizes.clear()
+    train(tmp_path / "short")
+    assert sizes == [2, 2, 2], "after a resume, too"
+    assert trace(tmp_path / "short") == trace(tmp_path / "straight")
+    monkeypatch.setattr(module, "write_rollouts", lambda *_, **__: short(slots=9))
+    with pytest.raises(UserError, match="written one at a time") as caught:
+        train(tmp_path / "none")
+    assert "max_new_tokens" in caught.value.fix and "accumulate" not in caught.value.fix
+
+
+def test_a_step_that_does_not_fit_goes_on_with_smaller_micro_batches(monkeypatch, tmp_path):
+    saving = SECTION.model_copy(update=dict(save_steps=1))
+    train(tmp_path / "straight", section=saving, iterations=2)
+    trainer, tokenizer = job(tmp_path / "short", section=saving, iterations=2)
+    compute = trainer.compute_loss
+
+    def short(*args, **options):
+        if trainer.state.global_step == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return compute(*args, **options)
+
+    trainer.compute_loss = short
+    with trainer.checkpoint_config.signals, pytest.raises(UserError) as caught:
+        complete_training(trainer, tokenizer)
+    assert "while 4 answers are learned from" in caught.value.what
+    assert "train.batch_size=2, with which this run goes on" in caught.value.fix
+    smaller = saving.model_copy(update=dict(batch_size=2))
+    assert newest_checkpoint(tmp_path / "short" / "run" / "checkpoints")[0].name == "step-3"
+    trainer = train(tmp_path / "short", section=smaller, iterations=2)
+    assert trainer.args.gradient_accumulation_steps == 4
+    (_, lines, logged), (_, expected, expected_log) = (
+        trace(tmp_path / name) for name in ("short", "straight")
+    )
+    assert [line["text"] for line in lines] == [line["text"] for line in expected]
+    for line, other in zip(logged, expected_log, strict=True):
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-6)
+    alone = Train(batch_size=1)
+    trainer, _ = job(tmp_path / "one", section=alone)
+    with pytest.raises(UserError) as caught:
+        trainer.split_micro_batch(torch.OutOfMemoryError())
+    assert "train.activations=recompute" in caught.value.fix
+
+
+@contextlib.contextmanager
+def full_disk():
+    "While it lasts, the ledger finds no space."
+    plain = online.append_lines
+
+    def full(path, lines):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    online.append_lines = full
+    try:
+        yield
+    finally:
+        online.append_lines = plain
+
+
+def test_a_full_disk_delays_the_ledger_and_loses_nothing(tmp_path, capsys):
+    train(tmp_path / "straight")
+    with full_disk(), pytest.raises(Stopped):
+        train(tmp_path / "full", 3, lambda: send_signal(signal.SIGTERM))
+    assert capsys.readouterr().out.count("answers wait in memory") == 1
+    run = Run.load(tmp_path / "full" / "run")
+    assert not list(RolloutLedger(run.path / "rollouts").read()), "they are in the checkpoint"
+    train(tmp_path / "full")
+    assert trace(tmp_path / "full") == trace(tmp_path / "straight")
+    with full_disk(), pytest.raises(OSError, match="No space left"):
+        train(tmp_path / "to the end")
+    train(tmp_path / "to the end")
+    assert trace(tmp_path / "to the end") == trace(tmp_path / "straight")
+
+
+def all_but_the_first(rollouts):
+    "The share of vowels, and no reward for the first of each group of four."
+    return [math.nan if n % 4 == 0 else value for n, value in enumerate(vowels(rollouts))]
+
+
+class Partly:
+    "An objective that cannot score every answer."
+
+    def scorers(self, open_model=None):
+        return {"partly": Scorer(all_but_the_first)}
+
+
+class GrpoPartly(Partly, Grpo):
+    pass
+
+
+class RlooPartly(Partly, Rloo):
+    pass
+
+
+@pytest.mark.parametrize("kind", [GrpoPartly, RlooPartly])
+def test_an_answer_without_a_reward_teaches_nothing(kind, tmp_path):
+    trainer = train(tmp_path, kind=kind, section=SECTION.model_copy(update=dict(max_steps=2)))
+    lines = list(RolloutLedger(Path(tmp_path) / "run" / "rollouts").read())
+    assert len(lines) == 16 and trainer.figures[0]["unscored"] == 0.25
+    for first in range(0, 16, 4):
+        unscored, *others = lines[first : first + 4]
+        assert unscored["reward"] is None and unscored["rewards"] == {"partly": None}
+        assert unscored["advantage"] == 0 and all(line["advantage"] for line in others)
+        assert sum(line["advantage"] for line in others) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [(GrpoVowels, dict(iterations=2, kl=0.1)), (RlooVowels, dict(kl=0.1))],
+)
+def test_before_the_first_step_every_ratio_is_one(kind, settings, tmp_path):
+    trainer, _ = job(tmp_path, kind=kind, dropout=0.5, **settings)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    ids, mask = (
+        torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1)
+        for name in ("ids", "mask")
+    )
+    answer = batch["completion_mask"]
+    now, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, answer.shape[1])
+    if kind is GrpoVowels:
+        assert ((now - batch["old_per_token_logps"]) * answer).abs().max() < 1e-6
+        assert ((now - batch["ref_per_token_logps"]) * answer).abs().max() < 1e-6
+    else:
+        assert ((now * answer).sum(1) - batch["old_logps"]).abs().max() < 1e-5
+        assert trainer._metrics["train"]["kl"][-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_noise_is_switched_off_wherever_it_is(tmp_path):
+    model, _ = load_model(Model(base="tiny:llama", quantize="none"), PLAN)
+    model = adapt_model(model, Adapt(r=4, dropout=0.5)).train()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.1
+    ids = torch.arange(20, 60)[None]
+    differ = lambda: (model(ids).logits - model(ids).logits).abs().max()
+    assert differ() > 1e-3
+    switch_off_noise(model)
+    assert differ() == 0 and model.training
+    for section, adapt, key in (
+        (SECTION, Adapt(r=4, dropout=0.1), "adapt.dropout=0"),
+        (SECTION.model_copy(update=dict(neftune_alpha=5.0)), Adapt(), "train.neftune_alpha=null"),
+    ):
+        with pytest.raises(UserError, match="at two moments") as caught:
+            check_noise(section, adapt)
+        assert key in caught.value.fix
+
+
+def test_the_trial_is_shared_out_and_has_the_precision_of_the_training(monkeypatch, tmp_path):
+    trainer, _ = job(tmp_path)
+    stops = list(range(0, 900, 8))
+    trainer.model.get_base_model().generation_config.eos_token_id = stops
+    module, seen, asked = sys.modules[OnlineTrainer.__module__], [], []
+    trainer.accelerator.autocast = lambda: torch.autocast("cpu", torch.bfloat16)
+    trainer.model.register_forward_pre_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    plain = module.write_rollouts
+
+    def write(model, tokenizer, questions, *, seeds, **options):
+        asked.append(list(zip([q.line for q in questions], seeds)))
+        return plain(model, tokenizer, questions, seeds=seeds, **options)
+
+    monkeypatch.setattr(module, "write_rollouts", write)
+    whole = trainer.preflight(5)
+    assert seen and all(seen)
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    lines = []
+    for number in range(2):
+        monkeypatch.setattr(module, "rank", partial(int, number))
+        monkeypatch.setattr(module, "all_gather", lambda own: lines.append(own) or [own])
+        trainer.preflight(5)
+    everything, first, second = asked
+    assert sorted(first + second) == sorted(everything) and len(first) == 12
+    rewards = [line["reward"] for line in lines[0] + lines[2]]
+    assert sum(rewards) / len(rewards) == pytest.approx(whole["reward"], abs=1e-3)

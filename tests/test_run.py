@@ -22,6 +22,7 @@ from llmtrainer.run import (
     stat,
     subprocess,
     time,
+    warnings,
 )
 
 
@@ -530,25 +531,26 @@ def test_a_kill_while_a_run_is_created_is_mended_by_opening_again(tmp_path):
         assert sorted(p.name for p in path.iterdir()) == [".lock", "env.json", "recipe.yaml"]
 
 
-def test_a_line_that_does_not_fit_is_an_error_and_tears_nothing_else(tmp_path):
+def test_lines_that_do_not_fit_are_an_error_and_nothing_of_them_stays(tmp_path):
     child = _child(
         """
         import resource, sys
-        from llmtrainer.run import append_line
+        from llmtrainer.run import append_lines
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         try:
-            for step in range(50):
-                append_line(sys.argv[1], {"step": step})
+            for step in range(0, 50, 3):
+                append_lines(sys.argv[1], [{"step": step + k} for k in range(3)])
         except OSError as error:
             sys.exit(f"errno {error.errno} at {step}")
         """,
         tmp_path / "m.jsonl",
     )
     message = child.communicate(timeout=60)[1]
-    with pytest.warns(UserWarning, match="torn"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that a line is torn
         rows = read_lines(tmp_path / "m.jsonl")
     assert message.strip() == f"errno {errno.EFBIG} at {len(rows)}"
-    assert rows and [row["step"] for row in rows] == list(range(len(rows)))
+    assert len(rows) == 6 and [row["step"] for row in rows] == list(range(6))
 
 
 def test_a_torn_line_is_left_out_and_said(tmp_path):
@@ -596,9 +598,33 @@ def test_typed_lines_and_the_picture_of_a_run(tmp_path):
     page = run._repr_html_()
     assert "&lt;b&gt;run" in page and "<b>" not in page and "nan" not in page.lower()
     assert "eval_loss 0.2500" in page and "loss 0.0000" in page and "3, unfinished" in page
+    assert "<th>answer" not in page
     run.log(step="four")
     with pytest.raises(UserError, match="line 5 of .*step"):
         run.metrics_lines()
+
+
+def test_the_page_of_an_online_run_shows_answers_by_step(tmp_path):
+    run = Run.open(tmp_path / "run", Toy())
+    folder = run.path / "rollouts"
+    folder.mkdir()
+    known = dict(file="rows.jsonl", line=7)
+    for begin in (1, 4, 7):  # a file has several steps, a step several answers
+        append_lines(
+            folder / f"step-{begin:08}.jsonl",
+            (
+                known | dict(step=step, text=f"<i>{step}{k}" + "x" * 200, reward=step / 4)
+                for step in range(begin, begin + 3)
+                for k in "abc"
+            ),
+        )
+    append_line(folder / "step-00000007.jsonl", known | dict(step=10, text="long", reward=None))
+    run.log(step=1, reward=0.25, loss=0.0)
+    page = run._repr_html_()
+    shown = re.findall(r"&lt;i&gt;(\d[abc])", page)
+    assert shown == ["1a", "1b", "5a", "5b"] and "<i>" not in page and "x" * 161 not in page
+    assert "rows.jsonl:7" in page and "<td>none</td><td>long</td>" in page
+    assert "reward 0.2500" in page
 
 
 def test_records_of_a_folder_are_told_apart_by_their_kind(tmp_path):

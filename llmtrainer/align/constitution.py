@@ -106,6 +106,7 @@ CRITIQUE_REQUEST = re.compile(r"\n\nCritiqueRequest: (.*)\n\nCritique:", re.DOTA
 REVISION_REQUEST = re.compile(r"\n\nRevisionRequest: (.*)\n\nRevision:", re.DOTALL)
 
 
+# %% ../../nbs/align/53_constitution.ipynb #ef511c7c
 def wrong_file(path: str, why: str, allowed: str) -> UserError:
     "The error for a file whose form is not the public one."
     return UserError(why, where=path, allowed=allowed)
@@ -132,6 +133,7 @@ def parse_revision_principles(values, path: str) -> list[RevisionPrinciple]:
     return principles
 
 
+# %% ../../nbs/align/53_constitution.ipynb #4032773c
 def parse_comparison_principles(values, path: str) -> list[str]:
     "The texts of a JSON list, each of which asks for the better of two answers."
     if isinstance(values, list) and values and all(isinstance(text, str) for text in values):
@@ -264,6 +266,7 @@ def parse_transcript(text: str, path: str) -> list[dict]:
     return turns
 
 
+# %% ../../nbs/align/53_constitution.ipynb #28c137ae
 @dataclass(frozen=True)
 class Example:
     "A judged pair, shown to a judge before it is asked."
@@ -280,6 +283,7 @@ def parse_examples(values, path: str) -> list[list[dict]]:
     return [parse_transcript(text, path) for text in values]
 
 
+# %% ../../nbs/align/53_constitution.ipynb #60ed20ff
 def parse_pairs(values, path: str) -> list[Example]:
     "Judged pairs of a JSON list."
     form = '[{"prompt": "\\n\\nHuman: …\\n\\nAssistant:", "corrects": [TEXT], "incorrects": […]}]'
@@ -314,6 +318,7 @@ class Case:
         return self.talk[-1]["content"]
 
 
+# %% ../../nbs/align/53_constitution.ipynb #63a2a328
 def before_last(talk: Sequence[dict], examples: Sequence[list[dict]]) -> list[dict]:
     "Examples as earlier turns of a conversation, behind its system prompt."
     system = [turn for turn in talk[:1] if turn["role"] == "system"]
@@ -331,6 +336,7 @@ def critique_turns(
     ]
 
 
+# %% ../../nbs/align/53_constitution.ipynb #4d8faaac
 def revision_turns(
     case: Case,
     principle: RevisionPrinciple,
@@ -375,6 +381,7 @@ class Contest:
         )
 
 
+# %% ../../nbs/align/53_constitution.ipynb #7a276e55
 def comparison_turns(contest: Contest, examples: Sequence[Example] = ()) -> list[dict]:
     "The conversation whose next turn is (A) or (B); the examples' right replies alternate."
     turns = []
@@ -422,6 +429,7 @@ class FunctionRole(Section):
         return self
 
 
+# %% ../../nbs/align/53_constitution.ipynb #f01e81d9
 class Constitution(Section):
     "Principles, and who criticises, revises and judges by them."
 
@@ -503,6 +511,7 @@ def naming(where: str):
         raise
 
 
+# %% ../../nbs/align/53_constitution.ipynb #f438f43f
 @dataclass(frozen=True)
 class Roles:
     "Who criticises, revises and judges."
@@ -525,6 +534,7 @@ def model_critic(model, tokenizer, generation: Generation, principles: Principle
     return criticise
 
 
+# %% ../../nbs/align/53_constitution.ipynb #6ee9ced6
 def model_reviser(model, tokenizer, generation: Generation, principles: Principles) -> Reviser:
     "A reviser that is a model."
 
@@ -554,7 +564,7 @@ def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) 
     return margins
 
 
-# %% ../../nbs/align/53_constitution.ipynb #f438f43f
+# %% ../../nbs/align/53_constitution.ipynb #d5e161ea
 def check_texts(values, count: int, name: str) -> list[str]:
     "The texts that a function gave; `UserError` for anything but a text for each case."
     if isinstance(values, Sequence) and len(values) == count:
@@ -571,6 +581,7 @@ def prompts_of(cases: Sequence[Case | Contest]) -> list[str]:
     return [case.talk[-1]["content"] for case in cases]
 
 
+# %% ../../nbs/align/53_constitution.ipynb #6078e483
 def function_critic(function: Callable, name: str) -> Critic:
     "A critic that is a function of prompts, answers and requests."
 
@@ -597,6 +608,7 @@ def function_reviser(function: Callable, name: str) -> Reviser:
     return revise
 
 
+# %% ../../nbs/align/53_constitution.ipynb #0ba0e382
 def function_judge(function: Callable, name: str) -> Margins:
     "A judge that is a function of prompts, two answers each and principles."
 
@@ -686,6 +698,7 @@ class Revised(BaseModel):
         return {"messages": [*self.talk, {"role": "assistant", "content": kept}]}
 
 
+# %% ../../nbs/align/53_constitution.ipynb #c25186e5
 def drawn(seed: int, purpose: int, number: int, values: Sequence):
     "One of the values, drawn for a prompt."
     return values[draw_seed(seed, purpose, number) % len(values)]
@@ -701,7 +714,7 @@ def judge_both_orders(judge: Margins, contests: Sequence[Contest]) -> list[tuple
     return list(zip(margins[::2], margins[1::2], strict=True))
 
 
-# %% ../../nbs/align/53_constitution.ipynb #c25186e5
+# %% ../../nbs/align/53_constitution.ipynb #ffc5a18b
 def write_rounds(
     cases: Sequence[Case], roles: Roles, section: Constitution, principles: Principles
 ) -> list[list[Round]]:
@@ -720,6 +733,7 @@ def write_rounds(
     return rounds
 
 
+# %% ../../nbs/align/53_constitution.ipynb #3d74a952
 def outcome_of(answer: str, revision: str, margins: tuple[float, float] | None) -> str:
     "What a revision is worth."
     if not revision.strip():
@@ -788,6 +802,7 @@ class Compared(BaseModel):
         return dict(prompt=self.talk, chosen=chosen, rejected=rejected, margin=abs(self.margin))
 
 
+# %% ../../nbs/align/53_constitution.ipynb #67827aae
 def compare_answers(
     cases: Sequence[Case],  # each with the first answer
     others: Sequence[str],  # the second answer to each
@@ -857,6 +872,7 @@ class Agreement(BaseModel):
         )
 
 
+# %% ../../nbs/align/53_constitution.ipynb #11765a8b
 def judge_agreement(
     judge: Margins,
     rows: Sequence[dict],  # canonical rows with prompt, chosen and rejected
@@ -925,6 +941,7 @@ def held_lines(path: Path, kind: type[BaseModel], total: int, size: int = BATCH)
     return held
 
 
+# %% ../../nbs/align/53_constitution.ipynb #c39da876
 def complete_ledger(
     path: Path,
     kind: type[BaseModel],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "Scorer",
     "OpenModel",
+    "READ_WITH",
     "WINDOW",
     "Question",
     "last_turns",
@@ -14,16 +14,21 @@ __all__ = [
     "draw_seed",
     "write_rollouts",
     "check_writer",
+    "within_memory",
+    "Scorer",
     "RewardSource",
     "grade_rollout",
     "check_function_consent",
     "import_from_here",
     "load_function",
+    "source_digest",
     "check_values",
     "score_by_function",
-    "score_by_model",
+    "ModelScorer",
+    "model_digest",
     "grading_task",
     "scorer",
+    "score_rollouts",
     "RolloutLedger",
     "rollout_figures",
     "check_figures",
@@ -40,7 +45,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/align/52_online.ipynb #3b9690d0
+import gc
+import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -48,10 +56,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import compress, groupby
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 # %% ../../nbs/align/52_online.ipynb #1983147b
 import numpy as np
@@ -59,10 +68,20 @@ import torch
 from pydantic import Field, model_validator
 
 # %% ../../nbs/align/52_online.ipynb #a4df2ae4
-from llmtrainer.align.reward import score_texts
+from llmtrainer import __version__
+from llmtrainer.align.preference import place_digest
+from llmtrainer.data.encoding import encode
+from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import Sequences
 from llmtrainer.data.table import EncodedSources, reread_rows
-from llmtrainer.evals.tasks import Output, Task, find_task, make_item
+from llmtrainer.evals.tasks import (
+    Output,
+    Task,
+    encoded_scores,
+    find_task,
+    is_too_long,
+    make_item,
+)
 from llmtrainer.models.decode import (
     Choice,
     Decoder,
@@ -76,10 +95,11 @@ from llmtrainer.models.decode import (
     write_step,
 )
 from llmtrainer.models.generate import AnswerDecoder, Generation, context_length, writer_choice
-from llmtrainer.models.load import TRUST_VARIABLE, score_head
+from llmtrainer.models.load import TRUST_VARIABLE, hub_commit, score_head
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import append_line, read_lines, write_atomic
-from llmtrainer.training.checkpoints import newest_checkpoint
+from llmtrainer.run import append_lines, cached_sha256, read_lines, write_atomic
+from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, newest_checkpoint
+from llmtrainer.training.durable import is_out_of_memory
 from llmtrainer.training.objective import Objective
 
 
@@ -159,8 +179,11 @@ def write_rollouts(
     writer = Writer(model, slots=slots, choice=choice, context=context)
     room = lambda ids: min(section.max_new_tokens, (context or math.inf) - len(ids))
     requests = [(q.ids, int(room(q.ids)), seed) for q, seed in zip(questions, seeds, strict=True)]
-    written = {row.number: tuple(row.ids) for row in writer.write(requests) if row.done}
-    model.train(was_training)
+    try:
+        rows = writer.write(requests) if requests else ()
+        written = {row.number: tuple(row.ids) for row in rows if row.done}
+    finally:
+        model.train(was_training)
     decoder = AnswerDecoder(tokenizer)
     return [
         Rollout(q, ids, decoder.decode(ids).strip(), ids[-1] in choice.ends)
@@ -168,6 +191,7 @@ def write_rollouts(
     ]
 
 
+# %% ../../nbs/align/52_online.ipynb #242b140c
 def check_writer(model, questions: Sequence[Question]) -> None:
     "`UserError` where the package's writer cannot write: with this model, or after a long prompt."
     if why := obstacle(model):
@@ -195,10 +219,46 @@ def check_writer(model, questions: Sequence[Question]) -> None:
 
 
 # %% ../../nbs/align/52_online.ipynb #d8588509
-Scorer = Callable[[Sequence[Rollout]], list[float]]
+def within_memory(
+    work: Callable[[int], Any],  # called with how much it may do at a time
+    size: int,
+    fault: UserError,  # raised where even one at a time is too much
+    shrunk: Callable[[int], None] = lambda size: None,  # told each smaller size
+):
+    "What the work returns; when memory runs out it does half as much at a time."
+    while True:
+        try:
+            return work(size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise fault from error
+        # here, since the error holds the tensors of the work
+        gc.collect()
+        torch.cuda.empty_cache()
+        size //= 2
+        shrunk(size)
+
+
+# %% ../../nbs/align/52_online.ipynb #0100bbae
 OpenModel = Callable[[str], tuple]  # (model, tokenizer) of a run, a folder or a hub name
 
 
+@dataclass(frozen=True)
+class Scorer:
+    "A source of reward, ready to be asked."
+
+    score: Callable[[Sequence[Rollout]], list[float]]  # NaN: this answer cannot be scored
+    depends_on: str = ""  # a hash of what decides the numbers beside the recipe
+    check_questions: Callable[[Sequence[Question]], None] = lambda questions: None
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        "The reward of each answer."
+        return self.score(rollouts)
+
+
+# %% ../../nbs/align/52_online.ipynb #ef39eb3f
 class RewardSource(Section):
     "One source of reward: a task's grader, a function, or a reward model."
 
@@ -301,6 +361,16 @@ def load_function(name: str) -> Callable:
     return found
 
 
+# %% ../../nbs/align/52_online.ipynb #91e5a654
+def source_digest(function: Callable) -> str:
+    "A hash of the file that a function is written in; the name of one without a file."
+    plain = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    code = getattr(plain, "__code__", None) or getattr(type(plain).__call__, "__code__", None)
+    if code and Path(code.co_filename).is_file():
+        return hashlib.sha256(Path(code.co_filename).read_bytes()).hexdigest()
+    return f"{plain.__module__}.{plain.__qualname__}"
+
+
 def check_values(values: Sequence[float], count: int, name: str) -> list[float]:
     "The rewards that a source gave; `UserError` for anything but a finite number for each answer."
     values = [float(value) for value in values]
@@ -326,29 +396,71 @@ def score_by_function(function: Callable, name: str, rollouts: Sequence[Rollout]
 
 
 # %% ../../nbs/align/52_online.ipynb #48af4ee2
-def score_by_model(name: str, open_model: OpenModel) -> Scorer:
-    "What a reward model says of answers, each at the end of its conversation."
+class ModelScorer:
+    "Asks a reward model, each answer at the end of its conversation."
+
     where = "train.objective: rewards: model"
-    try:
-        model, tokenizer = open_model(name)
-    except UserError as error:
-        error.where = where
-        raise
-    if score_head(model) is None:
-        raise UserError(
-            f"{name} is a language model, and not a reward model",
-            where=where,
-            allowed="a run with train.objective: reward, or a sequence classifier with one class",
+
+    def __init__(self, name: str, open_model: OpenModel):
+        try:
+            self.model, self.tokenizer = open_model(name)
+        except UserError as error:
+            error.where = self.where
+            raise
+        self.name, self.rows = name, 64  # conversations at a time
+        if score_head(self.model) is None:
+            raise UserError(
+                f"{name} is a language model, and not a reward model",
+                where=self.where,
+                allowed="a run with train.objective: reward, or a classifier with one class",
+            )
+
+    def encode(self, question: Question, text: str) -> Encoded:
+        "A conversation that ends with an answer."
+        talk = [*question.prompt, {"role": "assistant", "content": text or " "}]
+        return encode({"messages": talk}, self.tokenizer, "last")
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float]:
+        "The score of each answer; NaN where the model's context does not hold it."
+        rows = [self.encode(one.question, one.text) for one in rollouts]
+        fits = [not is_too_long(self.model, len(row)) for row in rows]
+        given = iter(self.score_rows(list(compress(rows, fits))))
+        return [next(given) if ok else math.nan for ok in fits]
+
+    def score_rows(self, rows: Sequence[Encoded]) -> list[float]:
+        "The score of each conversation."
+        fault = UserError(
+            f"out of memory while {self.name} scores one answer",
+            where=self.where,
+            fix="set a smaller max_new_tokens, or name a smaller reward model, in another run",
         )
+        ask = lambda size: encoded_scores(self.model, self.tokenizer, rows, batch_size=size)
+        scores = within_memory(ask, self.rows, fault, partial(setattr, self, "rows"))
+        return check_values(scores, len(rows), self.name)
 
-    def score(rollouts: Sequence[Rollout]) -> list[float]:
-        talks = [
-            [*one.question.prompt, {"role": "assistant", "content": one.text or " "}]
-            for one in rollouts
-        ]
-        return check_values(score_texts(model, tokenizer, talks), len(rollouts), name)
+    def check_questions(self, questions: Sequence[Question]) -> None:
+        "`UserError` where a prompt alone is too long for the reward model."
+        long = [q for q in questions if is_too_long(self.model, len(self.encode(q, "")))]
+        if long:
+            raise UserError(
+                f"{len(long)} prompts leave no room for an answer in the context of {self.name},"
+                f" which is {context_length(self.model)} tokens",
+                where=long[0].place,
+                fix="leave these rows out, or name a reward model with a longer context",
+            )
 
-    return score
+
+# %% ../../nbs/align/52_online.ipynb #9b0f9523
+READ_WITH = ("config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
+
+
+def model_digest(place: str) -> str:
+    "A hash of weights, configuration and tokenizer of a run or a folder; of a hub name the commit."
+    folders = [Path(place) / part for part in ("adapter", "model", "")]
+    files = [folder / name for folder in folders for name in READ_WITH]
+    facts = [cached_sha256(file) for file in files if file.is_file()]
+    here = Path(place).exists()
+    return json.dumps([place_digest(place), *facts] if here else [place, hub_commit(place)])
 
 
 def grading_task(name: str, key: str) -> Task:
@@ -367,14 +479,33 @@ def scorer(
     reward: RewardSource,
     open_model: OpenModel | None = None,  # where a model is named
 ) -> Scorer:
-    "The function from answers to numbers that a section names."
+    "The source that a section names."
     if reward.model:
-        return score_by_model(reward.model, open_model)
+        asked = ModelScorer(reward.model, open_model)
+        return Scorer(asked.score, model_digest(reward.model), asked.check_questions)
     if reward.python:
         check_function_consent(reward.python)
-        return partial(score_by_function, load_function(reward.python), reward.python)
+        function = load_function(reward.python)
+        score = partial(score_by_function, function, reward.python)
+        return Scorer(score, source_digest(function))
     task = grading_task(reward.grader, "rewards: grader")
-    return lambda rollouts: [grade_rollout(task, one, reward.score) for one in rollouts]
+    code = f"{__version__} {inspect.getsource(task.grade)}"
+    return Scorer(
+        lambda rollouts: [grade_rollout(task, one, reward.score) for one in rollouts],
+        hashlib.sha256(code.encode()).hexdigest(),
+    )
+
+
+def score_rollouts(
+    scorers: dict[str, Scorer], rollouts: Sequence[Rollout]
+) -> dict[str, list[float]]:
+    "Name -> rewards; NaN from every source where one of them cannot score the answer."
+    scored = {name: score(rollouts) for name, score in scorers.items()}
+    known = [not any(map(math.isnan, values)) for values in zip(*scored.values())]
+    return {
+        name: [value if ok else math.nan for value, ok in zip(values, known)]
+        for name, values in scored.items()
+    }
 
 
 # %% ../../nbs/align/52_online.ipynb #6377da4a
@@ -387,23 +518,36 @@ class RolloutLedger:
         lines: int = 4096,  # of a file, at least, before the next one is begun
     ):
         self.folder, self.limit = folder, lines
+        self.waiting: list[dict] = []  # for space on the disk
 
     def files(self) -> list[Path]:
         "The files in the order of their steps."
         return sorted(self.folder.glob("step-*.jsonl"))
 
-    def add(self, step: int, lines: Sequence[dict]) -> None:
-        "Append the answers of a step."
-        files = self.files()
-        path = files[-1] if files else None
-        if path is None or len(read_lines(path)) >= self.limit:
-            path = self.folder / f"step-{step:08}.jsonl"
-        self.folder.mkdir(exist_ok=True)
-        for line in lines:
-            append_line(path, dict(step=step) | line)
+    def add(self, step: int, lines: Sequence[dict]) -> int:
+        "Append the answers of a step; returns how many wait, since the disk is full."
+        self.waiting += [dict(step=step) | line for line in lines]
+        try:
+            self.flush()
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRORS:
+                raise
+        return len(self.waiting)
+
+    def flush(self) -> None:
+        "Write the lines that wait, each step whole or not at all."
+        for step, own in groupby(list(self.waiting), lambda line: line["step"]):
+            files, lines = self.files(), list(own)
+            path = files[-1] if files else None
+            if path is None or len(read_lines(path)) >= self.limit:
+                path = self.folder / f"step-{step:08}.jsonl"
+            self.folder.mkdir(exist_ok=True)
+            append_lines(path, lines)
+            self.waiting = self.waiting[len(lines) :]
 
     def rewind(self, step: int) -> None:
         "Drop what was written after a step, which a resumed training writes again."
+        self.waiting = [line for line in self.waiting if line["step"] <= step]
         for path in self.files():
             rows = read_lines(path)
             kept = [row for row in rows if row["step"] <= step]
@@ -422,14 +566,22 @@ class RolloutLedger:
 # %% ../../nbs/align/52_online.ipynb #3e6cf20e
 def rollout_figures(lines: Sequence[dict], group: int) -> dict[str, float]:
     "What is known of the answers of a step: reward, its spread, shares that were cut or are flat."
-    rewards = np.array([line["reward"] for line in lines], dtype=np.float64)
-    spread = rewards.reshape(-1, group).std(1)
+    rewards = np.array([line["reward"] for line in lines], dtype=np.float64)  # None becomes NaN
+    scored = rewards[~np.isnan(rewards)]
+    if not len(scored):
+        raise UserError(
+            "a reward model's context holds none of the answers, so none has a reward",
+            where="train.objective: rewards: model",
+            fix="set a smaller max_new_tokens, or name a reward model with a longer context",
+        )
+    groups = [one[~np.isnan(one)] for one in rewards.reshape(-1, group)]
     return dict(
-        reward=float(rewards.mean()),
-        reward_std=float(rewards.std()),
+        reward=float(scored.mean()),
+        reward_std=float(scored.std()),
         cut=float(np.mean([not line["ended"] for line in lines])),
-        flat=float((spread < 1e-8).mean()),
+        flat=float(np.mean([not len(one) or one.std() < 1e-8 for one in groups])),
         length=float(np.mean([line["tokens"] for line in lines])),
+        unscored=1 - len(scored) / len(rewards),
     )
 
 
@@ -444,6 +596,14 @@ def check_figures(figures: dict[str, float], objective) -> None:
             allowed="a limit that cuts at most 50 %",
             fix=f"set max_new_tokens={2 * objective.max_new_tokens}, or tune the model first, so"
             " that it ends its answers",
+        )
+    if figures["unscored"] > 0.1:
+        raise UserError(
+            f"{figures['unscored']:.0%} of the answers are too long for the context of a reward"
+            " model, so they have no reward",
+            where=f"{where}: rewards: model",
+            allowed="at most 10 % of such answers",
+            fix="set a smaller max_new_tokens, or name a reward model with a longer context",
         )
     if figures["flat"] > 0.9:
         other = "harder" if figures["reward"] > 0.5 else "easier"
@@ -563,6 +723,9 @@ class OnlineSettings(Objective):
     )
     held_out_prompts: int = Field(128, gt=0, description="validation rows that are answered")
     preflight: int = Field(64, ge=0, description="prompts that are tried before the first step")
+    write_batch: int = Field(
+        128, gt=0, description="answers that are written at a time; halved when memory runs out"
+    )
 
     @model_validator(mode="after")
     def zero_is_the_least(self):
@@ -607,8 +770,8 @@ class Online(OnlineSettings):
             )
         names = [reward.name for reward in self.rewards]
         unique = [n if names.count(n) == 1 else f"{n}_{k}" for k, n in enumerate(names)]
-        named = zip(unique, self.rewards)
-        return {name: scorer(reward, open_model) for name, reward in named}
+        open_once = open_model and cache(open_model)
+        return {name: scorer(reward, open_once) for name, reward in zip(unique, self.rewards)}
 
     def held_out_task(self) -> Task | None:
         "The task that judges validation rows."

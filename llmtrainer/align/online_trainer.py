@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = [
+    "NOISE",
+    "FREE",
     "PromptBatches",
     "PromptLoader",
     "OnlineSteps",
     "Collapsed",
     "OnlineParts",
     "RewindLedger",
+    "WithinMemory",
     "Writing",
     "OnlineState",
     "Watching",
     "Preflight",
+    "switch_off_noise",
+    "check_noise",
     "numbered",
     "OnlineTrainer",
     "GrpoTrainer",
@@ -24,11 +29,14 @@ __all__ = [
     "check_online",
     "held_out_questions",
     "online_parts",
-    "reward_identity",
+    "online_identity",
     "build_online_trainer",
 ]
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #dd0f2e04
+import logging
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,8 +50,16 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
+from trl.trainer.utils import split_tensor_dict
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #2a515b43
+# trl warns of every answer that no reward model could score; the log counts them
+for name in ("grpo", "rloo"):
+    logging.getLogger(f"trl.trainer.{name}_trainer").addFilter(
+        lambda record: "returned None" not in record.getMessage()
+    )
+
+# %% ../../nbs/internals/85_online_trainer.ipynb #0e144d30
 from llmtrainer.align.online import (
     WINDOW,
     Online,
@@ -59,10 +75,11 @@ from llmtrainer.align.online import (
     grade_rollout,
     read_questions,
     rollout_figures,
+    score_rollouts,
+    within_memory,
     write_rollouts,
     writer_logprobs,
 )
-from llmtrainer.align.preference import place_digest
 from llmtrainer.data.packing import EpochSampler, collator
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.generate import GREEDY, Generation, stop_ids
@@ -194,7 +211,47 @@ class RewindLedger(TrainerCallback):
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #65736f53
-class Writing:
+class WithinMemory:
+    "Writes answers, as many at a time as memory holds."
+
+    def rollouts(self, questions, seeds, section: Generation) -> list[Rollout]:
+        "Answers to questions, in the precision of the training; fewer at a time if memory asks."
+        model = self.accelerator.unwrap_model(self.model)
+        fault = UserError(
+            "out of memory while answers are written one at a time",
+            where=f"step {self.state.global_step + 1}",
+            fix="set a smaller max_new_tokens, a smaller data.max_length for the prompts, or"
+            " model.quantize=nf4, in another run; batch_size, prompts and group do not matter here",
+        )
+
+        def write(slots: int) -> list[Rollout]:
+            with self.accelerator.autocast():
+                return write_rollouts(
+                    model,
+                    self.processing_class,
+                    questions,
+                    seeds=seeds,
+                    section=section,
+                    slots=slots,
+                )
+
+        slots = max(1, min(self.write_batch, len(questions)))
+        return within_memory(write, slots, fault, self.write_fewer)
+
+    def write_fewer(self, size: int) -> None:
+        "Write so many answers at a time from here on, and say so."
+        self.write_batch = size
+        self.checkpoint_config.notify(
+            f"out of memory while answers are written: from here on {size} at a time; the answers"
+            " stay the same"
+        )
+        if self.checkpoints.training:
+            step = self.state.global_step
+            self.checkpoints.write_line(step, event="out of memory", write_batch=size)
+
+
+# %% ../../nbs/internals/85_online_trainer.ipynb #f01fb2fa
+class Writing(WithinMemory):
     "Writes and rewards answers by this package's writer and scorers, in trl's places for them."
 
     def write(self, prompts: Sequence[str], _=None) -> dict[str, list]:
@@ -204,53 +261,53 @@ class Writing:
         places = range(first, first + len(prompts))
         seeds = [draw_seed(self.args.seed, self.generations, place) for place in places]
         self.latest = self.rollouts(questions, seeds, self.objective.generation)
+        self.scored = self.score(self.latest)
         return dict(
             prompt_ids=[list(one.question.ids) for one in self.latest],
             completion_ids=[list(one.ids) for one in self.latest],
             logprobs=None,
         )
 
-    def rollouts(self, questions, seeds, section: Generation) -> list[Rollout]:
-        "Answers to questions."
-        model = self.accelerator.unwrap_model(self.model)
-        return write_rollouts(model, self.processing_class, questions, seeds=seeds, section=section)
-
     @property
     def generations(self) -> int:
         "How often answers were written."
         return self._step // (self.args.steps_per_generation * self.num_iterations)
 
-    def score(self, name: str, rollouts: Sequence[Rollout]) -> list[float]:
-        "The rewards of answers by one scorer; 0 for those that were cut, where the recipe says so."
-        values = self.parts.scorers[name](rollouts)
+    def score(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        "Name -> rewards of answers; 0 for those that were cut, where the recipe says so."
         zero = self.objective.truncated == "zero"
-        return [0.0 if zero and not one.ended else value for one, value in zip(rollouts, values)]
+        scored = score_rollouts(self.parts.scorers, rollouts)
+        return {
+            name: [0.0 if zero and not one.ended else v for one, v in zip(rollouts, values)]
+            for name, values in scored.items()
+        }
 
     def reward_function(self, name: str):
-        "A reward as trl calls it."
+        "A reward as trl calls it; NaN, which trl leaves out of a group, for what is not scored."
 
         def reward(**_):
-            self.scored[name] = self.score(name, self.latest)
             return self.scored[name]
 
         reward.__name__ = name
         return reward
 
     def describe(self, rollouts: Sequence[Rollout], scored: dict[str, list[float]]) -> list[dict]:
-        "Answers as lines of the ledger."
-        weights = [reward.weight for reward in self.objective.rewards]
-        return [
-            dict(
-                file=one.question.file,
-                line=one.question.line,
-                text=one.text,
-                rewards={name: values[k] for name, values in scored.items()},
-                reward=sum(w * values[k] for w, values in zip(weights, scored.values())),
-                tokens=len(one.ids),
-                ended=one.ended,
+        "Answers as lines of the ledger; the rewards of one that is not scored are null."
+        weights, lines = [reward.weight for reward in self.objective.rewards], []
+        for one, values in zip(rollouts, zip(*scored.values())):
+            known = not any(map(math.isnan, values))
+            lines.append(
+                dict(
+                    file=one.question.file,
+                    line=one.question.line,
+                    text=one.text,
+                    rewards=dict(zip(scored, values if known else [None] * len(scored))),
+                    reward=sum(map(operator.mul, weights, values)) if known else None,
+                    tokens=len(one.ids),
+                    ended=one.ended,
+                )
             )
-            for k, one in enumerate(rollouts)
-        ]
+        return lines
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #78e12935
@@ -267,10 +324,18 @@ class OnlineState:
     def position(self):
         waiting = {} if self.in_log else self._metrics["train"]
         metrics = {name: list(values) for name, values in waiting.items() if name != "step_time"}
-        return dict(step=self._step, metrics=metrics, figures=self.figures)
+        return dict(
+            step=self._step // self.args.steps_per_generation,
+            metrics=metrics,
+            figures=self.figures,
+            write_batch=self.write_batch,
+            waiting=self.parts.ledger.waiting,
+        )
 
     def seek(self, position):
-        self._step, self.figures = position["step"], position["figures"]
+        self._step = position["step"] * self.args.steps_per_generation
+        self.figures, self.parts.ledger.waiting = position["figures"], position["waiting"]
+        self.write_batch = min(self.write_batch, position["write_batch"])
         self._metrics["train"].update(position["metrics"])
 
     def buffers(self):
@@ -285,13 +350,30 @@ class OnlineState:
     def load_buffers(self, tensors):
         if not tensors:
             return
-        self._buffered_inputs = [{} for _ in range(self.args.steps_per_generation)]
+        parts: dict[str, dict[int, torch.Tensor]] = {}  # name -> place -> tensor
         for key, tensor in tensors.items():
             place, _, name = key.partition(".")
-            self._buffered_inputs[int(place)][name] = tensor.to(self.args.device)
+            parts.setdefault(name, {})[int(place)] = tensor.to(self.args.device)
+        whole = {
+            name: torch.cat([own[place] for place in sorted(own)]) if own[0].ndim else own[0]
+            for name, own in parts.items()
+        }
+        self._buffered_inputs = split_tensor_dict(whole, self.args.steps_per_generation)
 
     def locate(self, ids):
         return [self.parts.questions[i].place for i in ids]
+
+    def split_micro_batch(self, error):
+        micro = self.args.train_batch_size
+        raise UserError(
+            f"out of memory while {micro} answers are learned from at a time",
+            where=f"step {self.state.global_step + 1}",
+            fix=f"set train.batch_size={micro // 2}, with which this run goes on: it cuts a step,"
+            " and changes nothing else"
+            if micro > 1
+            else "set train.activations=recompute, with which this run goes on; or begin another"
+            " with a smaller max_new_tokens, data.max_length or adapt.r, or model.quantize=nf4",
+        ) from error
 
     def step_token_count(self, items):
         tokens, self.step_tokens = self.step_tokens, 0
@@ -308,9 +390,15 @@ class Watching:
         lines = self.describe(self.latest, self.scored)
         lines = [line | dict(advantage=a) for line, a in zip(lines, advantages, strict=True)]
         lines, step = sum(all_gather(lines), []), self.state.global_step + 1
-        if rank() == 0:
-            self.parts.ledger.add(step, lines)
-        self.figures.append(dict(step=step) | rollout_figures(lines, self.num_generations))
+        if rank() == 0 and self.parts.ledger.add(step, lines) == len(lines):  # the first that wait
+            self.checkpoint_config.notify(
+                f"step {step}: the disk is full, and answers wait in memory for space in"
+                f" {self.parts.ledger.folder}. The training goes on"
+            )
+        figures = rollout_figures(lines, self.num_generations)
+        self.figures.append(dict(step=step) | figures)
+        if any(reward.model for reward in self.objective.rewards):
+            self._metrics["train"]["completions/unscored"].append(figures["unscored"])
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Greedy answers to held-out questions, graded; the loss is minus the score."
@@ -360,39 +448,74 @@ class Watching:
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #72e64efe
 class Preflight:
-    "Tries answers before the first step."
+    "Tries answers before the first step; each device writes its share of them."
 
     def preflight(self, prompts: int) -> dict[str, float]:
         "The figures of groups of answers; `UserError` where they would teach nothing."
         group = self.objective.group
         every = max(1, len(self.parts.questions) // prompts)  # from all over the file
-        tried = self.parts.questions[::every][:prompts]
-        questions = [q for q in tried for _ in range(group)]
-        seeds = [draw_seed(self.args.seed, -1, place) for place in range(len(questions))]
+        tried = list(enumerate(self.parts.questions[::every][:prompts]))[rank() :: world_size()]
+        questions = [question for _, question in tried for _ in range(group)]
+        places = [number * group + k for number, _ in tried for k in range(group)]
+        seeds = [draw_seed(self.args.seed, -1, place) for place in places]
         written = self.rollouts(questions, seeds, self.objective.generation)
-        scored = {name: self.score(name, written) for name in self.parts.scorers}
-        figures = rollout_figures(self.describe(written, scored), group)
-        figures["logprob_difference"] = self.logprob_difference(written[::group])
+        lines = sum(all_gather(self.describe(written, self.score(written))), [])
+        figures = rollout_figures(lines, group)
+        differences = sum(all_gather(self.logprob_differences(written[::group])), [])
+        figures["logprob_difference"] = float(np.mean(differences))
         check_figures(figures, self.objective)
         if rank() == 0:
             self.checkpoint_config.run.log(event="preflight", **figures)
         return figures
 
     @torch.no_grad()
-    def logprob_difference(self, rollouts: Sequence[Rollout]) -> float:
-        "How far the writer's and the trainer's log-probability of a token differ, in the mean."
+    def logprob_differences(self, rollouts: Sequence[Rollout]) -> list[float]:
+        "How far the writer's and the trainer's log-probability of a token of each answer differ."
+        if not rollouts:
+            return []
         model = self.accelerator.unwrap_model(self.model).eval()
         places = [len(one.ids) // 2 for one in rollouts]
         prefixes = [one.question.ids + one.ids[:at] for one, at in zip(rollouts, places)]
         tokens = [one.ids[at] for one, at in zip(rollouts, places)]
-        ours = writer_logprobs(model, prefixes, tokens, self.temperature)
+        with self.accelerator.autocast():
+            ours = writer_logprobs(model, prefixes, tokens, self.temperature)
         rows = [torch.tensor([*prefix, token]) for prefix, token in zip(prefixes, tokens)]
         pad = self.processing_class.pad_token_id
         ids = pad_sequence(rows, True, pad, padding_side="left").to(self.args.device)
         mask = [torch.ones_like(row) for row in rows]
         mask = pad_sequence(mask, True, 0, padding_side="left").to(self.args.device)
         theirs, *_ = self._get_per_token_logps_and_entropies(model, ids, mask, 1)
-        return float((theirs[:, 0].cpu() - torch.tensor(ours)).abs().mean())
+        return (theirs[:, 0].cpu() - torch.tensor(ours)).abs().tolist()
+
+
+# %% ../../nbs/internals/85_online_trainer.ipynb #d7acbf44
+NOISE = ("drop", "jitter")  # in the names of what is random while a model trains
+
+
+def switch_off_noise(model) -> None:
+    "Set every probability of dropout in a model, and every width of other noise, to zero."
+    for module in model.modules():
+        kind = type(module).__name__.lower()
+        for name, value in list(vars(module).items()):
+            named = any(word in name or (name == "p" and word in kind) for word in NOISE)
+            if named and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def check_noise(section: Train, adapt: Adapt) -> None:
+    "`UserError` where a recipe asks for noise, with which an answer has no one probability."
+    for key, value, none in (
+        ("adapt.dropout", adapt.dropout, "0"),
+        ("train.neftune_alpha", section.neftune_alpha, "null"),
+    ):
+        if value:
+            raise UserError(
+                "online RL compares the probability of an answer at two moments, and with noise it"
+                " differs where nothing was learned",
+                where=f"{key}: {value}",
+                allowed=none,
+                fix=f"set {key}={none}",
+            )
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #4263821e
@@ -409,6 +532,7 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
     def __init__(self, model, args, *, parts: OnlineParts, tokenizer, plan: DevicePlan, **kw):
         self.parts, self.objective = parts, parts.objective
         self.latest, self.scored = [], {}
+        self.write_batch = self.objective.write_batch  # less after memory has run out
         with catch_warnings():
             simplefilter("ignore", UserWarning)  # `rollout_func` is experimental
             super().__init__(
@@ -420,6 +544,7 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
                 **self.own_writer(),
                 **kw,
             )
+        switch_off_noise(self.model)  # trl's copy of an adapter, too
         self.figures: list[dict] = []  # of each writing
         self.step_tokens = 0
         self.eval_dataset = parts.held_out or None
@@ -439,6 +564,8 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
 
     def load_final_weights(self):
         super().load_final_weights()
+        if rank() == 0:
+            self.parts.ledger.flush()  # at the end no line may wait
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # trl's copy of where the adapter began
 
@@ -559,12 +686,20 @@ def online_parts(
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #6717362f
-def reward_identity(objective: Online) -> dict:
-    "What decides the rewards of a run: the settings, and the weights of reward models."
-    models = [place_digest(reward.model) for reward in objective.rewards if reward.model]
-    # the answers that wait in a checkpoint are shared out to so many devices
-    facts = dict(objective=objective.model_dump(), devices=world_size())
-    return facts | (dict(reward_models=models) if models else {})
+# what is tried before the first step, and what fits into memory, decide no answer
+FREE = {"preflight", "write_batch", "held_out", "held_out_prompts"}
+
+
+def online_identity(parts: OnlineParts) -> dict:
+    "What decides the answers of a run, their rewards and the scores that are compared."
+    witness = parts.objective.held_out_task()
+    seen = dict(task=witness.name, prompts=len(parts.held_out)) if parts.held_out else None
+    return dict(
+        objective=parts.objective.model_dump(exclude=FREE),
+        rewards={name: one.depends_on for name, one in parts.scorers.items()},
+        held_out=seen,
+        devices=world_size(),  # the answers in a checkpoint are shared out to so many
+    )
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #a54ccdf5
@@ -590,9 +725,12 @@ def build_online_trainer(
 ) -> OnlineTrainer:
     "The trainer of an online job, with everything that makes it durable."
     check_online(data, model, objective, bool(sharding))
+    check_noise(section, adapt)
     section = step_section(section, objective)
     parts = online_parts(data, run, objective, open_model)
     check_answers(parts.questions, objective)
+    for one in parts.scorers.values():
+        one.check_questions(parts.questions)
     check_writer(model, [*parts.questions, *parts.held_out])
     if not parts.held_out:
         check_needs_validation(section)
@@ -602,7 +740,7 @@ def build_online_trainer(
     config = make_checkpoint_config(
         section,
         run,
-        identity=known | reward_identity(objective),
+        identity=known | online_identity(parts),
         validate=bool(parts.held_out),
         signals=signals,
         notify=print if not quiet and rank() == 0 else warn_user,
