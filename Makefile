@@ -60,9 +60,9 @@ test: export PYTHONPATH := $(CURDIR)
 test: export HF_HUB_OFFLINE := 1
 test: export CI := true
 test: check  ## check the book, run every chapter, run the tests; what needs a GPU only where there is one
-# a process a chapter, since what one registers with a library would stay for the next; one thread each, since two
-# OpenMP pools on two cores only spin
-	find nbs -name '*.ipynb' -not -path '*/.*' | sort | CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+# a process a chapter, forked from one that has imported the libraries; one thread each, since two OpenMP pools on two
+# cores only spin
+	$(BIN)/python -m llmtrainer.literate run
 	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
 # a test that is not marked gpu is about the CPU, on every machine
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"

@@ -441,6 +441,29 @@ def test_promises_without_a_command_or_chapter_are_found(tmp_path):
     assert found(check_promises, tmp_path) == [("nbs/index.ipynb", 2), ("nbs/index.ipynb", 3)]
 
 
+@pytest.mark.slow
+def test_a_chapter_runs_in_a_process_of_its_own(tmp_path):
+    root = toy()
+    files = [chapter.file for chapter in read_book(root).chapters]
+    notebook = json.loads((root / files[0]).read_text())
+    cell = dict(cell_type="code", id="ff", metadata={}, outputs=[], execution_count=None)
+    notebook["cells"].append(cell | dict(source="import json\njson.left_by_another = 1"))
+    (root / files[0]).write_text(json.dumps(notebook))
+    notebook = json.loads((root / files[1]).read_text())
+    notebook["cells"].append(cell | dict(source="assert not hasattr(json, 'left_by_another')"))
+    notebook["cells"].append(cell | dict(id="fe", source="import json"))
+    notebook["cells"][-2:] = notebook["cells"][:-3:-1]
+    (root / files[1]).write_text(json.dumps(notebook))
+    command = [sys.executable, "-m", "llmtrainer.literate", "run", "--root", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    notebook["cells"].append(cell | dict(id="fd", source="1 / 0"))
+    (root / files[1]).write_text(json.dumps(notebook))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    assert f"{files[1]}: " in done.stdout and "1 failed" in done.stdout
+
+
 def test_a_change_touches_the_chapters_that_import_it(tmp_path):
     book = read_book(toy(tmp_path))
     for file, expected in (("01_words", ["01_words", "10_talk"]), ("10_talk", ["10_talk"])):
