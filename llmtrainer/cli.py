@@ -1280,9 +1280,7 @@ def merge(
     method: Annotated[
         str | None, typer.Option(help="linear, ties, dare_linear, dare_ties or slerp")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="a number for each run, such as 0.7,0.3")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="a number for each run: 0.7,0.3")] = None,
     density: Annotated[
         float | None, typer.Option(help="ties, dare: the share of each change that is kept")
     ] = None,
@@ -1325,6 +1323,7 @@ def merge(
     print_written(opened.exports / "merged", merge_run(opened, route, dtype, **options), as_json)
 
 
+# %% ../nbs/system/84_cli.ipynb #e11fe6bb
 def read_mix(values: dict, partners: list):
     "The mix that the options of `merge` name; None for one run."
     from llmtrainer.recipe import UserError, load_recipe
@@ -1338,8 +1337,15 @@ def read_mix(values: dict, partners: list):
                 fix="name the others: --with RUN",
             )
         return None
-    if "weights" in values:
-        values |= dict(weights=[part.strip() for part in values["weights"].split(",")])
+    try:
+        if "weights" in values:
+            values |= dict(weights=[float(part) for part in values["weights"].split(",")])
+    except ValueError:
+        raise UserError(
+            f"the weights {values['weights']!r} are no numbers",
+            where="--weights",
+            allowed="a number for each run, with commas between them",
+        ) from None
     return load_recipe(Mix, values)
 
 

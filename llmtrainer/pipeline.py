@@ -1683,10 +1683,11 @@ def check_same_base(run: Run, other: Run) -> None:
             if held[0] != held[1]
             else "model.base",
             allowed="runs whose records name the same base, held in the same format",
-            fix="a change that was learned on other weights fits no others: train one of them again",
+            fix="train one of them again: a change fits the weights that it was learned on",
         )
 
 
+# %% ../nbs/system/80_pipeline.ipynb #d20e2794
 def merge_run(
     run: Run,
     route: str = "dequantized",  # original: into the unquantised weights; quantized: again so
@@ -1719,6 +1720,7 @@ def store_merge(run: Run) -> MergeRecord:
     return record
 
 
+# %% ../nbs/system/80_pipeline.ipynb #fb9dce12
 def whole_model(run: Run) -> Path:
     "The folder of the run's whole model, as it was written; an adapter is merged first."
     if run.model.is_dir():

@@ -380,7 +380,7 @@ def test_commands_on_a_run(tmp_path):
     for words, part in (
         (["--method", "ties"], "--with RUN"),
         (["--with", run, "--method", "magic"], "linear"),
-        (["--with", run, "--weights", "0.5,x"], "weights"),
+        (["--with", run, "--weights", "0.5,x"], "no numbers"),
         (["--with", run, "--weights", "0.5"], "2 numbers"),
         (["--with", tmp_path / "nowhere"], "not a run"),
         (["--with", f"{run}/../nowhere"], "not a run"),

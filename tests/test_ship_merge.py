@@ -298,58 +298,55 @@ def test_several_adapters_are_mixed_as_peft_does(tmp_path, mix, theirs):
 from peft.utils import merge_utils
 
 
-def test_several_adapters_in_one_model_3():
-    def random_weights(*names):
-        "A random weight and, for each name, another one not far from it."
-        draw = torch.Generator().manual_seed(3)
-        base = torch.randn(40, 60, generator=draw)
-        return base, [base + 0.1 * torch.randn(base.shape, generator=draw) for _ in names]
+def random_weights(*names):
+    "A random weight and, for each name, another one not far from it."
+    draw = torch.Generator().manual_seed(3)
+    base = torch.randn(40, 60, generator=draw)
+    return base, [base + 0.1 * torch.randn(base.shape, generator=draw) for _ in names]
 
-    def test_dare_is_that_of_peft_on_the_entries_that_are_left():
-        base, versions = random_weights("one", "two", "three")
-        shares = [0.5, 1.0, 2.0]
-        for method in ("dare_linear", "dare_ties"):
-            mix = Mix(method=method, weights=shares, density=0.4, seed=7)
-            ours = mix_weights(base, versions, mix, "w") - base
-            left = [drop_entries(v - base, 0.4, f"7 {i} w") for i, v in enumerate(versions)]
+
+def test_dare_is_that_of_peft_on_the_entries_that_are_left():
+    base, versions = random_weights("one", "two", "three")
+    shares = [0.5, 1.0, 2.0]
+    for method in ("dare_linear", "dare_ties"):
+        mix = Mix(method=method, weights=shares, density=0.4, seed=7)
+        ours = mix_weights(base, versions, mix, "w") - base
+        left = [drop_entries(v - base, 0.4, f"7 {i} w") for i, v in enumerate(versions)]
+        with quiet_libraries():
             theirs = getattr(merge_utils, method)(left, torch.tensor(shares), density=1.0)
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-            again = mix_weights(base, versions, mix, "w") - base
-            assert torch.equal(ours, again), "the same seed, the same entries"
-            other = mix_weights(base, versions, mix.model_copy(update=dict(seed=8)), "w") - base
-            assert not torch.equal(ours, other)
-        kept = [drop_entries(torch.ones(10**5), 0.4, key) for key in "ab"]
-        assert all(set(part.unique().tolist()) == {0, 2.5} for part in kept)
-        assert all(abs(part.mean().item() - 1) < 0.02 for part in kept)
-        assert not torch.equal(*kept)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        again = mix_weights(base, versions, mix, "w") - base
+        assert torch.equal(ours, again), "the same seed, the same entries"
+        other = mix_weights(base, versions, mix.model_copy(update=dict(seed=8)), "w") - base
+        assert not torch.equal(ours, other)
+    kept = [drop_entries(torch.ones(10**5), 0.4, key) for key in "ab"]
+    assert all(set(part.unique().tolist()) == {0, 2.5} for part in kept)
+    assert all(abs(part.mean().item() - 1) < 0.02 for part in kept)
+    assert not torch.equal(*kept)
 
-    def test_ties_is_that_of_peft():
-        base, versions = random_weights("one", "two", "three")
-        changes, shares = [version - base for version in versions], [0.5, 1.0, 2.0]
-        for density in (0.2, 0.9, 1.0):
-            mix = Mix(method="ties", weights=shares, density=density)
+
+def test_ties_is_that_of_peft():
+    base, versions = random_weights("one", "two", "three")
+    changes, shares = [version - base for version in versions], [0.5, 1.0, 2.0]
+    for density in (0.2, 0.9, 1.0):
+        mix = Mix(method="ties", weights=shares, density=density)
+        with quiet_libraries():
             theirs = merge_utils.ties(changes, torch.tensor(shares), density)
-            ours = mix_weights(base, versions, mix, "w") - base
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        ours = mix_weights(base, versions, mix, "w") - base
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
-    def test_slerp_is_the_arc_in_float64():
-        draw = torch.Generator().manual_seed(5)
-        one, other = torch.randn(2, 30, 20, generator=draw)
-        a, b = one.double().numpy().ravel(), other.double().numpy().ravel()
-        angle = math.acos(a @ b / math.sqrt((a @ a) * (b @ b)))
-        for t in (0, 0.3, 0.5, 1):
-            arc = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
-            ours = mix_weights(one, [one, other], Mix(method="slerp", weights=[1 - t, t]), "w")
-            assert abs(ours.double().numpy().ravel() - arc).max() < 1e-6
-        near = one + 0.001 * other
-        torch.testing.assert_close(slerp(one, near, 0.25), 0.75 * one + 0.25 * near)
 
-    for check in (
-        test_dare_is_that_of_peft_on_the_entries_that_are_left,
-        test_ties_is_that_of_peft,
-        test_slerp_is_the_arc_in_float64,
-    ):
-        check()
+def test_slerp_is_the_arc_in_float64():
+    draw = torch.Generator().manual_seed(5)
+    one, other = torch.randn(2, 30, 20, generator=draw)
+    a, b = one.double().numpy().ravel(), other.double().numpy().ravel()
+    angle = math.acos(a @ b / math.sqrt((a @ a) * (b @ b)))
+    for t in (0, 0.3, 0.5, 1):
+        arc = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+        ours = mix_weights(one, [one, other], Mix(method="slerp", weights=[1 - t, t]), "w")
+        assert abs(ours.double().numpy().ravel() - arc).max() < 1e-6
+    near = one + 0.001 * other
+    torch.testing.assert_close(slerp(one, near, 0.25), 0.75 * one + 0.25 * near)
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -586,7 +583,7 @@ import subprocess
 import sys
 import textwrap
 
-from llmtrainer.ship import merge as module
+from llmtrainer.ship import merge as merge_module
 
 
 def failing(monkeypatch, place, name, call, error):
@@ -620,7 +617,7 @@ def test_a_failing_step_leaves_nothing_half_made(tmp_path, monkeypatch, name, ca
         old = {path.name: path.read_bytes() for path in out.glob("*")}
         with monkeypatch.context() as patched:
             full = OSError(errno.ENOSPC, "No space left on device")
-            calls = failing(patched, module, name, call=call, error=full)
+            calls = failing(patched, merge_module, name, call=call, error=full)
             with pytest.raises(OSError, match="No space left"):
                 merge(section, adapter, out, **parts)
             assert len(calls) == call, "the fault has happened"
@@ -636,7 +633,7 @@ def start_merge(folder, before, code="", **options):
         import os, resource, signal, sys
         from pathlib import Path
         from llmtrainer.models.load import Model
-        from llmtrainer.ship import merge as module
+        from llmtrainer.ship import merge as merge_module
         {before}
         section = Model(base={options.pop("base", "tiny:base")!r}, quantize="nf4")
         record = module.merge(section, Path("adapter"), Path("out"), **{options!r})
@@ -774,13 +771,13 @@ def test_low_memory_compares_the_same(tmp_path, monkeypatch):
     assert streamed.trained_perplexity == pytest.approx(loaded.trained_perplexity, rel=1e-4)
     assert 0 < streamed.mean_kl < 1e-5 and streamed.same_greedy is None
     assert loaded.held_out and streamed.held_out and "not compared" in streamed.describe()
-    monkeypatch.setattr(module, "may_cast", lambda *args: False)  # float32, so exact
+    monkeypatch.setattr(merge_module, "may_cast", lambda *args: False)  # float32, so exact
     exact = merge(out=tmp_path / "exact", low_memory=True, tolerance=1e-9, **parts)
     assert exact.mean_kl < 1e-9
-    right = module.adapt_weight
-    calls = failing(monkeypatch, module, "adapt_weight", call=0, error=None)
+    right = merge_module.adapt_weight
+    calls = failing(monkeypatch, merge_module, "adapt_weight", call=0, error=None)
     monkeypatch.setattr(
-        module, "adapt_weight", lambda b, n, w, adapter: 1.05 * right(b, n, w, adapter)
+        merge_module, "adapt_weight", lambda b, n, w, adapter: 1.05 * right(b, n, w, adapter)
     )
     with pytest.raises(MergeMismatch):
         merge(out=tmp_path / "wrong", low_memory=True, **parts)

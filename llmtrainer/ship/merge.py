@@ -100,11 +100,16 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/shipping/70_merge.ipynb #2cd616c6
+from llmtrainer.models import load  # noqa: F401
+
+# first, because it silences the messages of importing bitsandbytes
+# isort: split
+
+# %% ../../nbs/shipping/70_merge.ipynb #ed0814bf
 import torch
 from accelerate import cpu_offload, init_empty_weights
 from bitsandbytes.functional import (
@@ -117,7 +122,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -149,7 +154,6 @@ from llmtrainer.models.load import (
     dequantize,
     explain_foreign,
     find_file,
-    is_local_model,
     load_config,
     load_model,
     load_tokenizer,
@@ -1033,6 +1037,7 @@ class MergedAdapter(BaseModel):
     mean_kl: float | None = None  # of the merged model to this adapter's trained model
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #bcad3c61
 class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
@@ -1098,6 +1103,7 @@ class MergeRecord(Record):
         return ", ".join([*words, f"greedy answers {greedy}"])
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #39a09585
 def check_dtype(dtype: str | None) -> None:
     "`UserError` for a number format in which no model is written."
     if dtype not in (None, *TOLERANCE):
@@ -1211,6 +1217,7 @@ def formula_model(layered: LayeredMerge):
     return whole.to(layered.plan.device).eval()
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #baab39c2
 def observe_streamed(model: StreamedModel, tokenizer, prompts: Sequence[Prompt]) -> Observed:
     "What a streamed model makes of the held-out texts; without any, of the questions."
     held_out = held_out_texts(tokenizer, prompts)
@@ -1231,21 +1238,27 @@ def observe_trained(
     return observe(load_adapter(base, adapter), tokenizer, prompts)
 
 
-def observe_shipped(folder: Path, plan: DevicePlan, before: Observed, prompts, streamed: bool):
+def observe_shipped(
+    folder: Path,
+    plan: DevicePlan,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str] | None,  # where the trained model was observed; None: streamed
+) -> Observed:
     "What the model of a folder does where the trained one was observed."
-    if streamed:
+    if texts is None:
         tokenizer = load_tokenizer(str(folder))
         return observe_streamed(streamed_folder(folder, plan), tokenizer, prompts)
     shipped, tokenizer = load_model(Model(base=str(folder), quantize="none"), plan)
-    return observe(shipped, tokenizer, prompts, before.texts)
+    return observe(shipped, tokenizer, prompts, texts)
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #d2310398
 def describe_adapters(layered: LayeredMerge, shipped: Observed | None) -> list[MergedAdapter]:
     "The adapters for the record; of several, with the distance of the merged model to each."
     shares = [None] if layered.mix is None else layered.mix.shares(len(layered.adapters))
     facts = [
         MergedAdapter(
-            name=(folder.parent if folder.name == "adapter" else folder).name,
+            name=(folder.name == "adapter" and folder.parent.name) or folder.name,
             sha256=cached_sha256(folder / "adapter_model.safetensors"),
             share=share,
         )
@@ -1272,7 +1285,8 @@ def compare_merged(
     streamed: bool,
 ) -> dict:
     "The figures of a written model for its record; `MergeMismatch` where it is another one."
-    after = observe_shipped(folder, layered.plan, before, prompts, streamed)
+    texts = None if streamed else before.texts
+    after = observe_shipped(folder, layered.plan, prompts, texts)
     sizes = difference(before.logits, after.logits)
     check_difference(sizes, limit, layered.route)
     return dict(
@@ -1288,6 +1302,7 @@ def compare_merged(
     )
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #b79d9a16
 def merge(
     model: Model,
     adapter: Path,
