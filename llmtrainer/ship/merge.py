@@ -43,6 +43,7 @@ __all__ = [
     "may_cast",
     "cast_weights",
     "base_files",
+    "release_memory",
     "StoredTensors",
     "skeleton",
     "quantized_layers",
@@ -91,6 +92,7 @@ __all__ = [
 
 # %% ../../nbs/shipping/70_merge.ipynb #d1f00bf2
 import contextlib
+import ctypes
 import io
 import logging
 import math
@@ -543,6 +545,13 @@ def base_files(model: Model) -> list[Path]:
     return [find_file(model.base, name, model.revision) for name in names]
 
 
+def release_memory() -> None:
+    "Give freed memory back to the system, which glibc does by itself only for large pieces."
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # other C libraries have no such function
+        trim(0)
+
+
 class StoredTensors(Mapping):
     "The tensors of weight files by name, each read when it is asked for."
 
@@ -556,6 +565,7 @@ class StoredTensors(Mapping):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file = self.places[name]
+        release_memory()  # of the weight before
         with explain_foreign(str(file)), safe_open(file, "pt") as tensors:
             return tensors.get_tensor(name)
 
