@@ -79,6 +79,7 @@ __all__ = [
     "votes",
     "judge",
     "merge",
+    "read_mix",
     "print_written",
     "export",
     "verify_run",
@@ -1277,28 +1278,89 @@ def merge(
     run: RunName,
     route: Annotated[
         str,
-        typer.Option(help="dequantized: into the weights of the training; original: into 16 bits"),
+        typer.Option(
+            help="dequantized: into the weights of the training; original: into 16 bits;"
+            " quantized: quantised again after the merge"
+        ),
     ] = "dequantized",
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; without one that of the base's files"),
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="another run on the same base, to merge in; repeat for more"),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="linear, ties, dare_linear, dare_ties or slerp")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="a number for each run: 0.7,0.3")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="ties, dare: the share of each change that is kept")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="dare: which entries are dropped")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="the mean KL up to which the model is not refused")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="compare with the trained model")
+    ] = True,
+    low_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--low-memory/--load",
+            help="compare block by block, without answers; chosen where the model does not fit",
+        ),
+    ] = None,
+    shard_gb: Annotated[float, typer.Option(help="the largest file of weights, in GB")] = 2.0,
     as_json: AsJson = False,
 ):
-    "Merge a run's adapter into its base, and measure the difference."
-    from llmtrainer.pipeline import merge_run
+    "Merge a run's adapter, or several runs', into the base, and measure the difference."
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if route not in ("dequantized", "original"):
+    routes = ("dequantized", "original", "quantized")
+    if route not in routes:
         raise UserError(
             f"there is no route of a merge called {route!r}",
             where="--route",
-            allowed="dequantized, original",
+            allowed=", ".join(routes),
             fix="leave it out: dequantized gives the model that was trained",
         )
-    opened = Run.load(run)
-    print_written(opened.exports / "merged", merge_run(opened, route, dtype), as_json)
+    opened, partners = Run.load(run), [Run.load(other) for other in others or ()]
+    values = dict(method=method, weights=weights, density=density, seed=seed)
+    mix = read_mix({key: value for key, value in values.items() if value is not None}, partners)
+    from llmtrainer.pipeline import merge_run
+
+    options = dict(tolerance=tolerance, verify=check, low_memory=low_memory)
+    options |= dict(others=partners, mix=mix, shard_bytes=int(shard_gb * 10**9))
+    print_written(opened.exports / "merged", merge_run(opened, route, dtype, **options), as_json)
+
+
+# %% ../nbs/system/84_cli.ipynb #09280265
+def read_mix(values: dict, partners: list):
+    "The mix that the options of `merge` name; None for one run."
+    from llmtrainer.recipe import UserError, load_recipe
+    from llmtrainer.ship.merge import Mix
+
+    if not partners:
+        if values:
+            raise UserError(
+                f"--{next(iter(values))} is about several runs, and there is one",
+                where=f"--{next(iter(values))}",
+                fix="name the others: --with RUN",
+            )
+        return None
+    try:
+        if "weights" in values:
+            values |= dict(weights=[float(part) for part in values["weights"].split(",")])
+    except ValueError:
+        raise UserError(
+            f"the weights {values['weights']!r} are no numbers",
+            where="--weights",
+            allowed="a number for each run, with commas between them",
+        ) from None
+    return load_recipe(Mix, values)
 
 
 def print_written(folder: Path, record, as_json: bool) -> None:

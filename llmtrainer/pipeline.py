@@ -95,7 +95,11 @@ __all__ = [
     "train",
     "storage_note",
     "next_steps",
+    "held_out_conversations",
+    "check_mergeable",
+    "check_same_base",
     "merge_run",
+    "store_merge",
     "whole_model",
     "export_run",
     "PlaceCheck",
@@ -245,7 +249,7 @@ from llmtrainer.safe_text import TextConsole, show, show_note
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
-from llmtrainer.ship.merge import MergeRecord, base_dtype, merge
+from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
@@ -1638,12 +1642,25 @@ def next_steps(run: Run) -> str:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #2214a376
-def merge_run(
-    run: Run,
-    route: str = "dequantized",  # or original, into the base's unquantised weights
-    dtype: str | None = None,  # of the written weights; None: that of the base
-) -> MergeRecord:
-    "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
+def held_out_conversations(run: Run) -> list[list[dict]]:
+    "The validation rows of a run as conversations; none, with a note, where they cannot be read."
+    data = load_recipe(Data, run.recipe["data"])
+    if data.stream:
+        return []
+    try:
+        rows = validation_rows(run)
+    except (UserError, OSError) as error:
+        show_note(f"the validation rows are not compared: {str(error).splitlines()[0]}")
+        return []
+    plain = [row for row in rows if not row.get("tools")]
+    asked = [row for row in plain if "prompt" in row]
+    answers = [row.get("chosen") or row.get("completion") or [] for row in asked]
+    talks = [row["messages"] for row in plain if "messages" in row]
+    return talks + [[*row["prompt"], *end] for row, end in zip(asked, answers, strict=True)]
+
+
+def check_mergeable(run: Run) -> None:
+    "`UserError` for a run without an adapter, or with another one than it wrote."
     if run.model.is_dir():
         raise UserError(
             f"{run.path} is a full fine-tune, so there is nothing to merge",
@@ -1652,18 +1669,58 @@ def merge_run(
     if not run.adapter.is_dir():
         raise UserError(f"{run.path} has no adapter yet", fix="finish its training first")
     check_weights(run)
+
+
+def check_same_base(run: Run, other: Run) -> None:
+    "`UserError` where two runs trained on different weights."
+    check_mergeable(other)
+    digests = [weights_digest(each, tuned=False) for each in (run, other)]
+    held = [recipe_of(each).model.quantize for each in (run, other)]
+    if digests[0] != digests[1] or held[0] != held[1]:
+        raise UserError(
+            f"the runs {run.path} and {other.path} were not trained on the same base",
+            where=f"model.quantize: {held[0]} and {held[1]}"
+            if held[0] != held[1]
+            else "model.base",
+            allowed="runs whose records name the same base, held in the same format",
+            fix="train one of them again: a change fits the weights that it was learned on",
+        )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #d20e2794
+def merge_run(
+    run: Run,
+    route: str = "dequantized",  # original: into the unquantised weights; quantized: again so
+    dtype: str | None = None,  # of the written weights; None: that of the base
+    others: Sequence[Run] = (),  # runs on the same base, which are merged in
+    mix: Mix | None = None,  # how several adapters become one
+    **options,  # more of `merge`: tolerance, verify, low_memory, shard_bytes
+) -> MergeRecord:
+    "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
+    check_mergeable(run)
+    for other in others:
+        check_same_base(run, other)
     recipe = recipe_of(run)
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
         generation = resolve_generation(run, recipe.generate, quiet=True)
-        options = dict(route=route, generation=generation, dtype=dtype)
-        record = merge(section, run.adapter, folder, **options)
+        options |= dict(route=route, generation=generation, dtype=dtype, mix=mix)
+        options |= dict(others=[other.adapter for other in others])
+        merge(section, run.adapter, folder, held_out_conversations(run), **options)
+    return store_merge(run)
+
+
+def store_merge(run: Run) -> MergeRecord:
+    "Take the record of a merged model, which lies in its folder, into the run."
+    folder = run.exports / "merged"
+    record = MergeRecord.load(folder / MergeRecord.file, run.path)
     run.add_record(record, "exports/merge.json")
     run.update_manifest("exports/merged")
     renew_card(run)
     return record
 
 
+# %% ../nbs/system/80_pipeline.ipynb #fb9dce12
 def whole_model(run: Run) -> Path:
     "The folder of the run's whole model, as it was written; an adapter is merged first."
     if run.model.is_dir():
@@ -1678,6 +1735,10 @@ def whole_model(run: Run) -> Path:
             where=str(merged),
             fix=f"llmtrainer merge {run.path}",
         )
+    elif file_facts(merged / MergeRecord.file, run.path):
+        written = MergeRecord.load(merged / MergeRecord.file, run.path)
+        if run.find_record(MergeRecord, "exports/merge.json") != written:
+            store_merge(run)  # killed between the two
     return merged
 
 

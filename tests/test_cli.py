@@ -398,6 +398,26 @@ def test_commands_on_a_run(tmp_path):
     folder, described = succeeds("merge", run).splitlines()
     assert (Path(folder) / "model.safetensors").is_file()
     assert "in float16" in described, "as the base's files"
+    packed = succeeds("merge", run, "--route", "quantized", "--tolerance", "1").splitlines()[1]
+    assert "float16 and nf4" in packed
+    fast = json.loads(succeeds("merge", run, "--no-verify", "--shard-gb", "0.002", "--json"))
+    assert fast["compared"] == "no" and fast["mean_kl"] is None
+    streamed = json.loads(succeeds("merge", run, "--low-memory", "--json"))
+    assert streamed["compared"] == "streamed" and streamed["mean_kl"] < 1e-4
+    both = ("merge", run, "--with", run, "--weights", "0.5,0.5", "--method", "ties", "--json")
+    assert json.loads(succeeds(*both))["mix"]["weights"] == [0.5, 0.5]
+    for words, part in (
+        (["--method", "ties"], "--with RUN"),
+        (["--with", run, "--method", "magic"], "linear"),
+        (["--with", run, "--weights", "0.5,x"], "no numbers"),
+        (["--with", run, "--weights", "0.5"], "2 numbers"),
+        (["--with", tmp_path / "nowhere"], "not a run"),
+        (["--with", f"{run}/../nowhere"], "not a run"),
+        (["--route", "magic"], "quantized"),
+    ):
+        code, _, err = run_cli("merge", run, *words)
+        assert code == 2 and part in err, (words, err)
+    succeeds("merge", run)
     assert json.loads(succeeds("export", run, "--json"))["same_text"] is True
     folder, described = succeeds("export", run).splitlines()
     assert (Path(folder) / "model.onnx").is_file()

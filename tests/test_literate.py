@@ -444,6 +444,7 @@ def test_promises_without_a_command_or_chapter_are_found(tmp_path):
 @pytest.mark.slow
 def test_a_chapter_runs_in_a_process_of_its_own(tmp_path):
     root = toy()
+    export(root)
     files = [chapter.file for chapter in read_book(root).chapters]
     notebook = json.loads((root / files[0]).read_text())
     cell = dict(cell_type="code", id="ff", metadata={}, outputs=[], execution_count=None)

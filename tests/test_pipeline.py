@@ -9,6 +9,7 @@ from llmtrainer.pipeline import (
     ExpertsRecord,
     Generation,
     Machine,
+    Mix,
     Model,
     ModelRecord,
     OBJECTIVES,
@@ -894,6 +895,33 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert merged["dtype"] == "float16", "as the base"
     assert run.read("exports/onnx.json")["same_text"] is True
     assert open_model(str(run.exports / "merged"))[0].config.model_type == "llama"
+    assert merged["held_out"] and merged["prompts"] > 1 and merged["perplexity"] > 1
+    (run.path / "exports" / "merge.json").unlink()  # as a kill after the merge leaves it
+    whole_model(run)
+    assert run.read("exports/merge.json") == merged
+    assert not run.verify()
+
+
+def test_runs_are_merged_only_with_runs_on_the_same_base(tmp_path):
+    runs = {}
+    unquantized = dict(model=Model(base="tiny:base", quantize="none"))
+    for name, recipe in (
+        ("one", job(tmp_path)),
+        ("two", job(tmp_path, seed=3)),
+        ("other", job(tmp_path).model_copy(update=unquantized)),
+    ):
+        runs[name] = train(recipe, tmp_path / name, quiet=True)
+    record = merge_run(runs["one"], others=[runs["two"]], mix=Mix(method="ties"))
+    assert [part.name for part in record.adapters] == ["one", "two"]
+    assert record.mix.method == "ties" and record.mean_kl < 1e-4
+    assert "2 adapters by ties" in (runs["one"].path / "README.md").read_text()
+    before = {p: p.read_bytes() for p in runs["one"].path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="not trained on the same base"):
+        merge_run(runs["one"], others=[runs["other"]])
+    (runs["two"].adapter / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError):
+        merge_run(runs["one"], others=[runs["two"]])
+    assert {p: p.read_bytes() for p in runs["one"].path.rglob("*") if p.is_file()} == before
 
 
 def gemma_like(folder):

@@ -2,6 +2,7 @@
 import pytest
 from llmtrainer.ship.merge import *
 from llmtrainer.ship.merge import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     Model,
     UserError,
@@ -10,7 +11,14 @@ from llmtrainer.ship.merge import (
     load_model,
     logging,
     math,
+    new_folder,
+    plan_model,
+    probe,
+    prompt_ids,
+    re,
     safe_open,
+    save_file,
+    save_model,
     score_texts,
     set_template,
     torch,
@@ -20,17 +28,28 @@ from llmtrainer.ship.merge import (
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+)
 
-from llmtrainer.device import plan_device, probe
+from llmtrainer.device import meta_model, plan_device, probe
+from llmtrainer.models.load import INDEX, plan_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model, save_adapter
+from llmtrainer.recipe import load_recipe
+from llmtrainer.run import verify
+from llmtrainer.safe_io import new_folder
 from llmtrainer.ship.merge import quiet_libraries
 
 
@@ -69,7 +88,23 @@ def test_kl_is_that_of_torch():
     ours = difference(a, b)
     assert math.isclose(ours["mean_kl"], theirs, rel_tol=1e-5)
     assert ours["max_abs_logit_diff"] == (a - b).abs().max().item()
-    assert difference(a, a) == dict(max_abs_logit_diff=0, mean_kl=0)
+    each = [difference(a[i : i + 1], b[i : i + 1])["mean_kl"] for i in range(20)]
+    assert ours["max_kl"] == pytest.approx(max(each))
+    assert difference(a, a) == dict(max_abs_logit_diff=0, mean_kl=0, max_kl=0, same_top=1)
+
+
+def test_perplexity_is_that_of_transformers():
+    with quiet_libraries():
+        section = Model(base="tiny:base", quantize="none")
+        model, tokenizer = load_model(section, plan_device(probe(), "none"))
+    texts = ["Tom has 3 pens.", "1 + 2 = 3, 2 + 2 = 4"]
+    rows, total = prompt_ids(tokenizer, texts), 0
+    for ids in rows:
+        ids = torch.tensor([ids])
+        with torch.no_grad():
+            total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    theirs = math.exp(total / sum(len(ids) - 1 for ids in rows))
+    assert perplexity(model_logits(model, tokenizer, texts), rows) == pytest.approx(theirs, 1e-4)
 
 
 def test_padding_is_never_compared():
@@ -151,6 +186,183 @@ def test_the_format_of_a_base_is_that_of_its_files(tmp_path):
         packed = dict(dtype=stored, quantization_config=dict(quant_method="gptq"))
         (tmp_path / "config.json").write_text(json.dumps(config | packed))
         assert base_dtype(copy) == expected
+
+
+def saved_adapter(folder, base, quantize="nf4", changes=(), **adapt):
+    "Store an adapter with random numbers on a base, as training does; returns the base's section."
+    section = Model(base=str(base), quantize=quantize)
+    with quiet_libraries():
+        model, tokenizer = load_model(section, plan_device(probe(), quantize))
+        adapted = adapt_model(model, Adapt(r=4, **adapt))
+        draw = torch.Generator().manual_seed(1)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                weight.data += 0.05 * torch.randn(weight.shape, generator=draw)
+        save_adapter(adapted, folder, str(base))
+        tokenizer.save_pretrained(folder)
+    return section
+
+
+@pytest.mark.parametrize(
+    ("quantize", "adapt"),
+    [
+        ("nf4", {}),
+        ("nf4", dict(variant="dora")),
+        ("nf4", dict(modules_to_save=["embed_tokens"])),
+        ("fp4", dict(variant="rslora")),
+        ("int8", {}),
+        ("fp8", {}),
+        ("none", dict(variant="pissa")),
+        ("none", dict(targets=["q_proj", "down_proj"])),
+    ],
+)
+def test_layer_by_layer_is_the_merge_in_memory_to_the_bit(tmp_path, quantize, adapt):
+    section = saved_adapter(tmp_path / "adapter", "tiny:base", quantize, **adapt)
+    plan, adapter, folders = plan_model(section), tmp_path / "adapter", {}
+    with quiet_libraries():
+        trained = load_adapter(load_model(section, plan)[0], adapter)
+        merged = merge_adapter(trained, section, plan, adapter=adapter)
+        layered = LayeredMerge(section, plan, [adapter])
+        assert layered.obstacle is None
+        cast_weights(merged, "float16")
+        for kind in ("whole", "layered"):
+            folders[kind] = new_folder(tmp_path / kind)
+        save_model(merged, layered.tokenizer, folders["whole"])
+        write_layered(layered, folders["layered"], "float16", shard_bytes=10**6)
+        save_model(layered.whole, layered.tokenizer, folders["layered"], weights=False)
+    whole, parts = (StoredTensors(sorted(f.glob("*.safetensors"))) for f in folders.values())
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    sizes = [file.stat().st_size for file in folders["layered"].glob("*.safetensors")]
+    assert len(sizes) > 4 and max(sizes) < 1.1e6
+    for name in ("config.json", "generation_config.json"):
+        texts = [json.loads((folder / name).read_text()) for folder in folders.values()]
+        assert texts[0] == texts[1]
+    with quiet_libraries():
+        assert AutoModelForCausalLM.from_pretrained(folders["layered"]).num_parameters() > 3e6
+
+
+@pytest.mark.parametrize("adapt", [{}, dict(variant="dora", modules_to_save=["embed_tokens"])])
+def test_a_streamed_model_is_the_loaded_one(tmp_path, adapt):
+    section = saved_adapter(tmp_path / "adapter", "tiny:base", **adapt)
+    plan, texts = plan_model(section), ["1 + 2 = 3, 2 + 2 = 4", "1 + 1"]
+    with quiet_libraries():
+        base, tokenizer = load_model(section, plan)
+        loaded = load_adapter(base, tmp_path / "adapter")
+        streamed = streamed_trained(LayeredMerge(section, plan, [tmp_path / "adapter"]))
+        ours, theirs = (model_logits(model, tokenizer, texts) for model in (streamed, loaded))
+        assert {p.device.type for p in streamed.whole.parameters()} == {"meta"}
+    assert difference(theirs, ours)["mean_kl"] < 1e-9
+    assert difference(theirs, ours)["max_abs_logit_diff"] < 1e-3
+
+
+def two_adapters(folder, quantize="none", **adapt):
+    "Two random adapters of one base; returns the base's section and their folders."
+    folders = [folder / "one", folder / "two"]
+    for seed, place in enumerate(folders):
+        section = random_adapter(place, quantize, **adapt)
+        weights = load_file(place / "adapter_model.safetensors")
+        draw = torch.Generator().manual_seed(seed)
+        changed = {n: w + 0.02 * torch.randn(w.shape, generator=draw) for n, w in weights.items()}
+        save_file(changed, place / "adapter_model.safetensors", metadata=dict(format="pt"))
+    return section, folders
+
+
+@pytest.mark.parametrize(
+    ("mix", "theirs"),
+    [
+        (Mix(weights=[0.7, 0.3]), dict(combination_type="cat")),
+        (Mix(weights=[1.5, -0.5]), dict(combination_type="cat")),
+        (
+            Mix(method="ties", weights=[1, 0.5], density=0.3),
+            dict(combination_type="ties_svd", density=0.3, svd_rank=256),
+        ),
+    ],
+)
+def test_several_adapters_are_mixed_as_peft_does(tmp_path, mix, theirs):
+    section, folders = two_adapters(tmp_path, targets=["q_proj", "o_proj"])
+    plan = plan_model(section)
+    with quiet_libraries():
+        layered = LayeredMerge(section, plan, folders, mix=mix)
+        model = load_adapter(load_model(section, plan)[0], folders[0])
+        model.load_adapter(folders[1], "1")
+        model.add_weighted_adapter(["default", "1"], mix.weights, "mixed", **theirs)
+        model.set_adapter("mixed")
+        merged = model.merge_and_unload()
+    for name in ("layers.0.self_attn.q_proj", "layers.3.self_attn.o_proj", "norm"):
+        name = f"model.{name}.weight"
+        ours = layered.merged_weight(name)
+        torch.testing.assert_close(ours, merged.get_parameter(name), rtol=0, atol=1e-5)
+
+
+from peft.utils import merge_utils
+
+
+def random_weights(*names):
+    "A random weight and, for each name, another one not far from it."
+    draw = torch.Generator().manual_seed(3)
+    base = torch.randn(40, 60, generator=draw)
+    return base, [base + 0.1 * torch.randn(base.shape, generator=draw) for _ in names]
+
+
+def test_dare_is_that_of_peft_on_the_entries_that_are_left():
+    base, versions = random_weights("one", "two", "three")
+    shares = [0.5, 1.0, 2.0]
+    for method in ("dare_linear", "dare_ties"):
+        mix = Mix(method=method, weights=shares, density=0.4, seed=7)
+        ours = mix_weights(base, versions, mix, "w") - base
+        left = [drop_entries(v - base, 0.4, f"7 {i} w") for i, v in enumerate(versions)]
+        with quiet_libraries():
+            theirs = getattr(merge_utils, method)(left, torch.tensor(shares), density=1.0)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        again = mix_weights(base, versions, mix, "w") - base
+        assert torch.equal(ours, again), "the same seed, the same entries"
+        other = mix_weights(base, versions, mix.model_copy(update=dict(seed=8)), "w") - base
+        assert not torch.equal(ours, other)
+    kept = [drop_entries(torch.ones(10**5), 0.4, key) for key in "ab"]
+    assert all(set(part.unique().tolist()) == {0, 2.5} for part in kept)
+    assert all(abs(part.mean().item() - 1) < 0.02 for part in kept)
+    assert not torch.equal(*kept)
+
+
+def test_ties_is_that_of_peft():
+    base, versions = random_weights("one", "two", "three")
+    changes, shares = [version - base for version in versions], [0.5, 1.0, 2.0]
+    for density in (0.2, 0.9, 1.0):
+        mix = Mix(method="ties", weights=shares, density=density)
+        with quiet_libraries():
+            theirs = merge_utils.ties(changes, torch.tensor(shares), density)
+        ours = mix_weights(base, versions, mix, "w") - base
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_slerp_is_the_arc_in_float64():
+    draw = torch.Generator().manual_seed(5)
+    one, other = torch.randn(2, 30, 20, generator=draw)
+    a, b = one.double().numpy().ravel(), other.double().numpy().ravel()
+    angle = math.acos(a @ b / math.sqrt((a @ a) * (b @ b)))
+    for t in (0, 0.3, 0.5, 1):
+        arc = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+        ours = mix_weights(one, [one, other], Mix(method="slerp", weights=[1 - t, t]), "w")
+        assert abs(ours.double().numpy().ravel() - arc).max() < 1e-6
+    near = one + 0.001 * other
+    torch.testing.assert_close(slerp(one, near, 0.25), 0.75 * one + 0.25 * near)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    assert Mix().shares(4) == [0.25] * 4
+    assert Mix(method="ties").shares(3) == [1, 1, 1]
+    for mix, count in (
+        (Mix(weights=[1.0]), 2),
+        (Mix(weights=[1.0, math.nan]), 2),
+        (Mix(method="slerp"), 3),
+        (Mix(method="slerp", weights=[-1, 2]), 2),
+        (Mix(method="slerp", weights=[0, 0]), 2),
+    ):
+        with pytest.raises(UserError):
+            mix.shares(count)
+    with pytest.raises(UserError, match="density"):
+        load_recipe(Mix, dict(density=0))
 
 
 def test_merge_is_refused_where_nothing_can_be_merged(tmp_path):
@@ -301,7 +513,378 @@ def test_another_format_is_written_where_it_is_named(tmp_path):
         merge(out=tmp_path / "never", dtype="int4", **parts)
 
 
-from llmtrainer.recipe import load_recipe
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_merge_that_stays_quantised(tmp_path, quantize):
+    section = random_adapter(tmp_path / "adapter", quantize, strength=0.02)
+    adapter, out, plan = tmp_path / "adapter", tmp_path / "out", plan_model(section)
+    record = merge(section, adapter, out, PROMPTS[:2], route="quantized", tolerance=0.5)
+    whole = merge(section, adapter, tmp_path / "whole", PROMPTS[:2])
+    assert (record.quantization, record.route, record.dtype) == (quantize, "quantized", "float16")
+    assert f"float16 and {quantize}" in record.describe() and "again" in record.describe()
+    assert record.bytes < 0.7 * whole.bytes and record.parameters == whole.parameters
+    assert 0 < record.mean_kl < 0.5
+    assert not (out / "whole").exists()
+    with quiet_libraries():
+        theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(out)
+        ours, _ = load_model(Model(base=str(out), quantize="none"), plan)
+        # independently: the float model, quantised by transformers while it is loaded
+        again, _ = load_model(Model(base=str(tmp_path / "whole"), quantize=quantize), plan)
+    packed = [model.state_dict() for model in (theirs, ours)]
+    assert packed[0].keys() == packed[1].keys()
+    assert all(torch.equal(packed[0][name], packed[1][name]) for name in packed[0])
+    logits = [model_logits(model, tokenizer, ["1 + 1 = 2"]) for model in (theirs, ours)]
+    # some processors compute 4-bit products in bfloat16 where nothing hinders them
+    assert difference(*logits)["mean_kl"] < 2e-3
+    reference = model_logits(again, tokenizer, ["1 + 1 = 2"])
+    assert difference(reference, logits[1])["mean_kl"] < 1e-3
+    with pytest.raises(MergeMismatch, match="leave --route quantized out"):
+        merge(section, adapter, out, PROMPTS[:1], route="quantized", tolerance=1e-9)
+
+
+def test_what_was_not_quantised_does_not_stay_quantised(tmp_path):
+    for quantize in ("none", "fp8"):
+        section = random_adapter(tmp_path / "adapter", quantize)
+        with pytest.raises(UserError, match="is not stored quantised"):
+            merge(section, tmp_path / "adapter", tmp_path / "out", route="quantized")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_several_adapters_are_merged_and_recorded(tmp_path):
+    section, folders = two_adapters(tmp_path, "nf4")
+    parts = dict(model=section, adapter=folders[0], others=folders[1:], prompts=PROMPTS[:2])
+    records = {}
+    for method in ("linear", "ties", "dare_ties", "slerp"):
+        mix = Mix(method=method, weights=[0.6, 0.4], seed=3)
+        record = records[method] = merge(out=tmp_path / method, mix=mix, **parts)
+        assert record.mean_kl < TOLERANCE["float16"] and record.layered
+        assert record.mix == mix and [part.share for part in record.adapters] == [0.6, 0.4]
+        assert [part.name for part in record.adapters] == ["one", "two"]
+        assert all(part.mean_kl > 1e-3 for part in record.adapters)
+        assert f"2 adapters by {method}" in record.describe()
+        assert MergeRecord.load(tmp_path / method / "merge.json") == record
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in records]
+    assert len(set(files)) == 4
+    merge(out=tmp_path / "again", mix=records["dare_ties"].mix, **parts)
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == files[2], "the recorded seed gives the same model"
+    everything = merge(out=tmp_path / "first", mix=Mix(weights=[1, 0]), **parts)
+    alone = merge(section, folders[0], tmp_path / "alone", PROMPTS[:2])
+    assert everything.adapters[0].mean_kl == pytest.approx(alone.mean_kl, rel=0.5)
+    with pytest.raises(UserError, match="2 adapters are merged"):
+        merge(out=tmp_path / "never", mix=Mix(weights=[1]), **parts)
+    assert not (tmp_path / "never").exists()
+
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+from llmtrainer.ship import merge as merge_module
+
+
+def failing(monkeypatch, place, name, call, error):
+    "Let the given call of a function raise an error; returns the list of calls."
+    calls, right = [], getattr(place, name)
+
+    def wrong(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise error
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, wrong)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [("save_file", 1), ("save_file", 3), ("save_model", 1), ("load_model", 2), ("commit", 1)],
+)
+def test_a_failing_step_leaves_nothing_half_made(tmp_path, monkeypatch, name, call):
+    section, adapter, out = (
+        random_adapter(tmp_path / "adapter"),
+        tmp_path / "adapter",
+        tmp_path / "o",
+    )
+    parts = dict(prompts=PROMPTS[:1], shard_bytes=10**6)
+    for before in (False, True):
+        if before:
+            merge(section, adapter, out, **parts)
+        old = {path.name: path.read_bytes() for path in out.glob("*")}
+        with monkeypatch.context() as patched:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            calls = failing(patched, merge_module, name, call=call, error=full)
+            with pytest.raises(OSError, match="No space left"):
+                merge(section, adapter, out, **parts)
+            assert len(calls) == call, "the fault has happened"
+        assert {path.name: path.read_bytes() for path in out.glob("*")} == old
+        assert {path.name for path in tmp_path.iterdir()} == {"adapter"} | (
+            {"o"} if before else set()
+        )
+
+
+def start_merge(folder, before, code="", **options):
+    "A process that merges `adapter` of a folder into `out`, after it has run some code."
+    script = f"""
+        import os, resource, signal, sys
+        from pathlib import Path
+        from llmtrainer.models.load import Model
+        from llmtrainer.ship import merge as module
+        {before}
+        section = Model(base={options.pop("base", "tiny:base")!r}, quantize="nf4")
+        record = module.merge(section, Path("adapter"), Path("out"), **{options!r})
+        {code}
+        print(record.model_dump_json())
+    """
+    environment = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+KILL = """
+        count, right = 0, module.{name}
+        def killed(*args, **kwargs):
+            global count
+            count += 1
+            if count == {call}:
+                if {after}:
+                    right(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return right(*args, **kwargs)
+        module.{name} = killed
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_merge_leaves_nothing_half_made(tmp_path):
+    random_adapter(tmp_path / "adapter")
+    moments = [
+        ("load_model", 1, False),
+        ("save_file", 2, False),
+        ("save_file", 2, True),
+        ("save_model", 1, True),
+        ("commit", 1, False),
+        ("commit", 1, True),
+    ]
+    parts = dict(prompts=["1 + 1?"], shard_bytes=10**6)
+    for name, call, after in moments:
+        before = KILL.format(name=name, call=call, after=after)
+        done = start_merge(tmp_path, before, **parts)
+        assert done.returncode == -signal.SIGKILL, "the kill has happened"
+        finished = (name, after) == ("commit", True)
+        assert (tmp_path / "out").exists() is finished
+    assert not verify(tmp_path / "out")
+    done = start_merge(tmp_path, "", **parts)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out"}
+    assert not verify(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_real_limit_of_the_disk_is_named(tmp_path):
+    random_adapter(tmp_path / "adapter")
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19))"
+    done = start_merge(tmp_path, limit, prompts=["1 + 1?"])
+    assert done.returncode == 1
+    assert "OSError: [Errno 27] File too large" in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def large_base(folder, layers):
+    "A base with random weights, written block by block; returns its size in bytes."
+    with quiet_libraries():
+        section = Model(base="tiny:base", quantize="none")
+        _, tokenizer = load_model(section, plan_device(probe(), "none"))
+        shape = dict(hidden_size=1024, intermediate_size=2752, num_hidden_layers=layers)
+        heads = dict(num_attention_heads=8, num_key_value_heads=8, head_dim=128)
+        config = LlamaConfig(vocab_size=len(tokenizer), **shape, **heads, dtype="bfloat16")
+        whole, writer = meta_model(config), ShardWriter(new_folder(folder), 5 * 10**7)
+        torch.manual_seed(0)
+        for name, weight in whole.state_dict().items():
+            ones = torch.ones(weight.shape) if "norm" in name else None
+            noise = 0.02 * torch.randn(weight.shape) if ones is None else ones
+            writer.add(name, noise.bfloat16())
+        writer.close()
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return writer.bytes
+
+
+def large_adapter(folder, base):
+    "A random adapter for it."
+    with quiet_libraries():
+        config = AutoConfig.from_pretrained(base)
+        adapted = adapt_model(meta_model(config), Adapt(r=8))
+        names = {
+            name.replace(".default", ""): 0.02 * torch.randn(weight.shape)
+            for name, weight in adapted.named_parameters()
+            if "lora_" in name
+        }
+        adapted.peft_config["default"].save_pretrained(folder)
+    save_file(names, folder / "adapter_model.safetensors", metadata=dict(format="pt"))
+
+
+LIMIT = """
+        data = int(next(l for l in open("/proc/self/status") if "VmData" in l).split()[1])
+        most = data * 1024 + {megabytes} * 10**6
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+"""
+PEAK = """
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
+def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, monkeypatch):
+    size = large_base(tmp_path / "base", 48)
+    large_adapter(tmp_path / "adapter", tmp_path / "base")
+    parts = dict(base="base", shard_bytes=5 * 10**7)
+    assert size > 1.2e9
+    growth = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)"
+    done = start_merge(tmp_path, PEAK, growth, low_memory=True, **parts)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown, record = done.stdout.splitlines()[-2:]
+    assert int(grown) * 1024 < size / 3, "also by the kernel's count of pages"
+    record = json.loads(record)
+    assert record["compared"] == "streamed" and record["mean_kl"] < TOLERANCE["bfloat16"]
+    assert record["same_greedy"] is None and record["bytes"] > 1.2e9
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 20
+    # without this, freed address space counts as used
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    before = LIMIT.format(megabytes=600)
+    limited = start_merge(tmp_path, before, low_memory=True, **parts)
+    assert limited.returncode == 0, limited.stderr[-2000:]
+    loaded = start_merge(tmp_path, before, low_memory=False, **parts)
+    assert loaded.returncode != 0, "the limit holds: a model that is loaded does not fit"
+    assert "memory" in loaded.stderr
+
+
+def test_low_memory_compares_the_same(tmp_path, monkeypatch):
+    section = saved_adapter(tmp_path / "adapter", "tiny:base", variant="dora")
+    conversation = [
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "2 + 2 = 4."},
+    ]
+    parts = dict(model=section, adapter=tmp_path / "adapter", prompts=[conversation])
+    loaded, streamed = (
+        merge(out=tmp_path / str(low), low_memory=low, **parts) for low in (False, True)
+    )
+    assert (loaded.compared, streamed.compared) == ("loaded", "streamed")
+    assert streamed.perplexity == pytest.approx(loaded.perplexity, rel=1e-4)
+    assert streamed.trained_perplexity == pytest.approx(loaded.trained_perplexity, rel=1e-4)
+    assert 0 < streamed.mean_kl < 1e-5 and streamed.same_greedy is None
+    assert loaded.held_out and streamed.held_out and "not compared" in streamed.describe()
+    monkeypatch.setattr(merge_module, "may_cast", lambda *args: False)  # float32, so exact
+    exact = merge(out=tmp_path / "exact", low_memory=True, tolerance=1e-9, **parts)
+    assert exact.mean_kl < 1e-9
+    right = merge_module.adapt_weight
+    calls = failing(monkeypatch, merge_module, "adapt_weight", call=0, error=None)
+    monkeypatch.setattr(
+        merge_module, "adapt_weight", lambda b, n, w, adapter: 1.05 * right(b, n, w, adapter)
+    )
+    with pytest.raises(MergeMismatch):
+        merge(out=tmp_path / "wrong", low_memory=True, **parts)
+    assert not calls and not (tmp_path / "wrong").exists()
+
+
+def test_a_merge_that_is_not_compared_says_so(tmp_path):
+    section = random_adapter(tmp_path / "adapter")
+    record = merge(section, tmp_path / "adapter", tmp_path / "out", verify=False)
+    assert record.compared == "no" and record.mean_kl is None and record.adapters
+    assert "not compared with the trained model" in record.describe()
+    with quiet_libraries():
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float16
+
+
+def test_low_memory_is_refused_where_it_is_impossible(tmp_path):
+    section = reward_adapter(tmp_path / "adapter")
+    with pytest.raises(UserError, match="a head that the base's files lack"):
+        merge(section, tmp_path / "adapter", tmp_path / "out", low_memory=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_records_of_earlier_releases_are_read(tmp_path):
+    old = dict(max_abs_logit_diff=0.1, mean_kl=1e-6, same_greedy=True, route="original")
+    old |= dict(kind="MergeRecord", version=3, dtype="float16", parameters=7)
+    for more in ({}, dict(version=4, head="score", bytes=14)):
+        (tmp_path / "merge.json").write_text(json.dumps(old | more))
+        record = MergeRecord.load(tmp_path / "merge.json")
+        assert "7 weights in float16" in record.describe()
+
+
+def test_a_damaged_adapter_is_refused_and_nothing_is_written(tmp_path):
+    section, adapter = random_adapter(tmp_path / "adapter"), tmp_path / "adapter"
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    other = {
+        n: w[:, :-1].contiguous()
+        for n, w in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    save_file(other, tmp_path / "narrow", metadata=dict(format="pt"))
+    contents = [whole[:1000], whole[:-1000], b"", (tmp_path / "narrow").read_bytes()]
+    (tmp_path / "narrow").unlink()
+    for content in contents:
+        (adapter / "adapter_model.safetensors").write_bytes(content)
+        with pytest.raises(UserError) as refused:
+            merge(section, adapter, tmp_path / "out", PROMPTS[:1])
+        assert refused.value.exit_code == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    (adapter / "adapter_model.safetensors").write_bytes(whole)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for change in (dict(peft_type="../../x"), dict(r=10**6), dict(target_modules=["../q_proj"])):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError):
+            merge(section, adapter, tmp_path / "out", PROMPTS[:1])
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def head_adapter(folder, **settings):
+    "An adapter of peft's own making that changes the output layer, too; the base's section."
+    section = Model(base="tiny:base")
+    with quiet_libraries():
+        model, tokenizer = load_model(section, plan_device(probe(), "nf4"))
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
+        draw = torch.Generator().manual_seed(1)
+        for name, weight in adapted.named_parameters():
+            if re.search("lora_B|lora_embedding_A|modules_to_save", name):
+                weight.data += 0.05 * torch.randn(weight.shape, generator=draw)
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        tokenizer.save_pretrained(folder)
+    return section
+
+
+@pytest.mark.parametrize(
+    ("settings", "tied"),
+    [
+        (dict(target_modules=["q_proj", "lm_head"]), False),
+        (dict(target_modules=["q_proj"], modules_to_save=["lm_head"]), False),
+        (dict(target_modules=["q_proj", "embed_tokens"]), False),
+        (
+            dict(
+                target_modules=["q_proj"],
+                modules_to_save=["embed_tokens"],
+                ensure_weight_tying=True,
+            ),
+            True,
+        ),
+    ],
+)
+def test_tied_embeddings_stay_tied_only_where_they_are_equal(tmp_path, settings, tied):
+    section = head_adapter(tmp_path / "adapter", **settings)
+    record = merge(section, tmp_path / "adapter", tmp_path / "out", PROMPTS[:2])
+    assert record.mean_kl < TOLERANCE["float16"] and record.layered is tied
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is tied
+    stored = StoredTensors([tmp_path / "out" / "model.safetensors"])
+    assert ("lm_head.weight" in stored) is not tied
+    original = StoredTensors(base_files(section))["model.embed_tokens.weight"]
+    changed = tied or "embed_tokens" in settings["target_modules"]
+    assert torch.equal(stored["model.embed_tokens.weight"], original) is not changed
 
 
 def test_recipe_so_far():

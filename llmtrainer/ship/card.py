@@ -44,6 +44,7 @@ __all__ = [
     "objective_words",
     "preference_note",
     "data_section",
+    "merge_row",
     "exports_section",
     "use_section",
     "unknown_section",
@@ -521,19 +522,28 @@ def data_section(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #437523ac
+def merge_row(merge: MergeRecord) -> list[str]:
+    "The merged model as a row of the table of forms."
+    mixed = f"{len(merge.adapters)} adapters by {merge.mix.method}, " if merge.mix else ""
+    packed = f" and {merge.quantization}" if merge.quantization else ""
+    form = f"merged ({mixed}{merge.route} base, {merge.dtype}{packed})"
+    if merge.mean_kl is None:
+        return [form, "nothing", *["not compared"] * 3]
+    greedy = {None: "not compared", True: "equal", False: "different"}
+    return [
+        form,
+        "what the formula gives" if merge.mix else "the trained model",
+        f"{merge.max_abs_logit_diff:.2g}",
+        f"{merge.mean_kl:.2g}",
+        greedy[merge.same_greedy],
+    ]
+
+
 def exports_section(facts: CardFacts) -> str:
     "What was shipped beside the trained weights, and how far each form is from them."
     rows = []
-    if merge := facts.merge:
-        rows.append(
-            [
-                f"merged ({merge.route} base, {merge.dtype})",
-                "the trained model",
-                f"{merge.max_abs_logit_diff:.2g}",
-                f"{merge.mean_kl:.2g}",
-                "equal" if merge.same_greedy else "different",
-            ]
-        )
+    if facts.merge:
+        rows.append(merge_row(facts.merge))
     for export in facts.exports.values():
         rows.append(
             [

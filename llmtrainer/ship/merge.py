@@ -6,18 +6,33 @@
 __all__ = [
     "Route",
     "PROMPTS",
+    "Prompt",
+    "HELD_OUT_ROWS",
+    "HELD_OUT_TOKENS",
     "REPLIES",
     "TOLERANCE",
     "INT8_TOLERANCE",
     "OTHER_BASE_TOLERANCE",
+    "QUANTIZED_TOLERANCE",
     "STORED",
+    "ADAPTER_PART",
+    "SHARD_BYTES",
+    "weight_owner",
+    "separate_tied",
+    "record_tying",
     "merge_adapter",
     "quiet_libraries",
     "model_logits",
+    "split_answer",
     "observe_answers",
+    "held_out_texts",
+    "choose_prompts",
+    "token_kl",
     "difference",
+    "perplexity",
     "Observed",
     "observe_scores",
+    "observe_texts",
     "observe",
     "tolerance_of",
     "MergeMismatch",
@@ -25,31 +40,96 @@ __all__ = [
     "staging",
     "foreign_files",
     "base_dtype",
+    "may_cast",
     "cast_weights",
+    "base_files",
+    "release_memory",
+    "StoredTensors",
+    "skeleton",
+    "quantized_layers",
+    "round_weight",
+    "adapter_names",
+    "attach_adapters",
+    "adapt_weight",
+    "early_obstacle",
+    "shape_obstacle",
+    "tied_obstacle",
+    "LayeredMerge",
+    "ShardWriter",
+    "stored_generation_config",
+    "write_layered",
+    "MadeWeights",
+    "StreamedModel",
+    "streamed_trained",
+    "streamed_folder",
+    "Mix",
+    "keep_largest",
+    "drop_entries",
+    "elect_signs",
+    "slerp",
+    "mix_weights",
     "check_adapter",
     "adapter_tokenizer",
+    "MergedAdapter",
     "MergeRecord",
     "check_dtype",
+    "check_route",
+    "check_mix",
+    "check_mixable",
+    "Output",
+    "write_in_memory",
+    "write_quantized",
+    "write_merged",
+    "needs_streaming",
+    "formula_model",
+    "observe_streamed",
+    "observe_trained",
+    "observe_shipped",
+    "describe_adapters",
+    "compare_merged",
     "merge",
 ]
 
 # %% ../../nbs/shipping/70_merge.ipynb #d1f00bf2
 import contextlib
+import ctypes
 import io
 import logging
 import math
 import re
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 # %% ../../nbs/shipping/70_merge.ipynb #2cd616c6
+from llmtrainer.models import load  # noqa: F401
+
+# first, because it silences the messages of importing bitsandbytes
+# isort: split
+
+# %% ../../nbs/shipping/70_merge.ipynb #ed0814bf
 import torch
+from accelerate import cpu_offload, init_empty_weights
+from bitsandbytes.functional import (
+    dequantize_4bit,
+    int8_vectorwise_dequant,
+    int8_vectorwise_quant,
+    quantize_4bit,
+)
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from pydantic import BaseModel, Field
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.logging import (
     disable_progress_bar,
     enable_progress_bar,
@@ -59,32 +139,81 @@ from transformers.utils.logging import (
 # %% ../../nbs/shipping/70_merge.ipynb #71c3418d
 from llmtrainer.align.reward import score_texts
 from llmtrainer.data.templates import render, set_template
-from llmtrainer.device import DevicePlan
+from llmtrainer.device import DevicePlan, probe
 from llmtrainer.models.generate import (
     GREEDY,
     Generation,
     encode_prompts,
     generate,
+    prompt_ids,
+    prompt_lengths,
     save_model,
 )
 from llmtrainer.models.load import (
+    INDEX,
+    Float8Linear,
     Model,
     dequantize,
+    explain_foreign,
+    find_file,
+    load_config,
     load_model,
+    load_tokenizer,
+    output_head,
     plan_model,
+    quantization_config,
     raw_config,
     score_head,
     stored_quantization,
     weight_files,
 )
-from llmtrainer.models.lora import adapter_head, load_adapter
-from llmtrainer.recipe import UserError
-from llmtrainer.run import Record, read_manifest
+from llmtrainer.models.lora import (
+    adapter_head,
+    check_tensor_names,
+    explain_mismatch,
+    load_adapter,
+    read_adapter_config,
+)
+from llmtrainer.recipe import Section, UserError
+from llmtrainer.run import Record, cached_sha256, read_manifest, read_object, write_json
 from llmtrainer.safe_io import is_folder, list_files, new_folder, remove_folder
-from llmtrainer.training.checkpoints import commit
+from llmtrainer.training.checkpoints import commit, explain_full_disk
+
 
 # %% ../../nbs/shipping/70_merge.ipynb #a456954e
-Route = Literal["dequantized", "original"]
+def weight_owner(layer):
+    "The layer that holds the weight, below an adapter's wrapper."
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def separate_tied(adapted) -> None:
+    "Give the output layer a table of its own where an adapter changes one of two tied layers."
+    base = adapted.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if None in ends or not any(isinstance(layer, LoraLayer) for layer in ends):
+        return
+    first, last = map(weight_owner, ends)
+    if first.weight is last.weight:
+        last.weight = torch.nn.Parameter(first.weight.detach().clone(), requires_grad=False)
+
+
+def record_tying(merged):
+    "The model with a configuration that says whether its embeddings are still tied."
+    first, last = merged.get_input_embeddings(), merged.get_output_embeddings()
+    config = merged.config.get_text_config()
+    if last is None or not config.tie_word_embeddings or first.weight is last.weight:
+        return merged
+    if torch.equal(first.weight, last.weight):
+        last.weight = first.weight
+    else:
+        config.tie_word_embeddings = merged.config.tie_word_embeddings = False
+        merged._tied_weights_keys = None
+        merged.all_tied_weights_keys = {}
+    return merged
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #cfe422af
+Route = Literal["dequantized", "original", "quantized"]
 
 
 def merge_adapter(
@@ -92,7 +221,7 @@ def merge_adapter(
     model: Model,
     plan: DevicePlan,
     adapter: Path,
-    route: Route = "dequantized",  # into the weights of training, or into the unquantised ones
+    route: Route = "dequantized",  # original: into the unquantised weights
 ):
     "A plain model with the adapter folded into its weights."
     if route == "original" and model.quantize != "none":
@@ -100,7 +229,9 @@ def merge_adapter(
         base, _ = load_model(unquantized, plan, head=adapter_head(adapter))
     else:
         base = trained.unload()
-    return load_adapter(dequantize(base), adapter).merge_and_unload()
+    adapted = load_adapter(dequantize(base), adapter)
+    separate_tied(adapted)
+    return record_tying(adapted.merge_and_unload())
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #0f96896f
@@ -144,16 +275,25 @@ PROMPTS = (
     "Write one sentence about the sea.",
     "Which is larger, 0.9 or 0.11, and why?",
 )
+Prompt = str | list[dict]  # a user message, or a conversation, which may end with an answer
+HELD_OUT_ROWS, HELD_OUT_TOKENS = 8, 256  # conversations that are compared, and the longest
+
+
+def split_answer(prompt: Prompt) -> tuple[list[dict], bool]:
+    "(the turns up to the last question, whether an answer to it is known)."
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answered = len(turns) > 1 and turns[-1]["role"] == "assistant"
+    return turns[:-1] if answered else turns, answered
 
 
 def observe_answers(
     model,
     tokenizer,
-    prompts: Sequence[str] = PROMPTS,  # user messages, one conversation each
+    prompts: Sequence[Prompt] = PROMPTS,
     tokens: int = 32,  # of each answer
 ) -> tuple[list[str], list[str]]:
     "(greedy answer to each prompt, prompt and answer as one rendered text)."
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    conversations = [split_answer(prompt)[0] for prompt in prompts]
     answers = generate(model, tokenizer, conversations, Generation(max_new_tokens=tokens))
     rendered = [render(turns, tokenizer, prompt=True) for turns in conversations]
     texts = [prompt + answer for prompt, answer in zip(rendered, answers, strict=True)]
@@ -161,17 +301,60 @@ def observe_answers(
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #d4726c4b
+def held_out_texts(tokenizer, prompts: Sequence[Prompt]) -> list[str]:
+    "The prompts whose answers are known, each with its answer as one rendered text."
+    return [render(turns, tokenizer) for turns in prompts if split_answer(turns)[1]]
+
+
+def choose_prompts(tokenizer, prompts: Sequence[Prompt] | None) -> list[Prompt]:
+    "The first few of the prompts that are short enough to compare; without any, `PROMPTS`."
+    chosen = []
+    for prompt in prompts or ():
+        turns = split_answer(prompt)[0] if isinstance(prompt, str) else prompt
+        if prompt_lengths(tokenizer, [render(turns, tokenizer)])[0] <= HELD_OUT_TOKENS:
+            chosen.append(prompt)
+        if len(chosen) == HELD_OUT_ROWS:
+            break
+    return chosen or list(PROMPTS)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #0d3a73b2
+def token_kl(trained: torch.Tensor, shipped: torch.Tensor) -> torch.Tensor:
+    "The Kullback-Leibler divergence at each token, in nats, of logits (tokens, vocabulary)."
+    parts = []
+    for p, q in zip(trained.split(128), shipped.split(128), strict=True):
+        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(parts)
+
+
 def difference(
     trained: torch.Tensor,  # logits (tokens, vocabulary)
     shipped: torch.Tensor,  # the other model's, at the same tokens
 ) -> dict[str, float]:
-    "The largest difference of a logit, and the mean Kullback-Leibler divergence in nats per token."
-    p = trained.double().log_softmax(-1)
-    q = shipped.double().log_softmax(-1)
+    "How far two models' logits are apart, in the fields of a `MergeRecord`."
+    kl = token_kl(trained, shipped)
     return dict(
         max_abs_logit_diff=(trained - shipped).abs().max().item(),
-        mean_kl=(p.exp() * (p - q)).sum(-1).mean().clamp(min=0).item(),
+        mean_kl=kl.mean().clamp(min=0).item(),
+        max_kl=kl.max().clamp(min=0).item(),
+        same_top=(trained.argmax(-1) == shipped.argmax(-1)).double().mean().item(),
     )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #c85ee0b9
+def perplexity(
+    logits: torch.Tensor,  # (tokens, vocabulary), of all rows one after the other
+    rows: Sequence[Sequence[int]],  # the ids of each text
+) -> float:
+    "exp of the mean negative log-likelihood of each token after the first of its text."
+    losses, start = [], 0
+    for ids in rows:
+        scores = logits[start : start + len(ids) - 1].double()
+        targets = torch.tensor(ids[1:], dtype=torch.long)
+        losses.append(torch.nn.functional.cross_entropy(scores, targets, reduction="none"))
+        start += len(ids)
+    return torch.cat(losses).mean().exp().item()
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #db1f1bf1
@@ -182,15 +365,16 @@ REPLIES = ("It is 43.", "I do not know.")  # to each prompt, for a reward model 
 class Observed:
     "What a model does with a few prompts."
 
-    choice: list  # its greedy answers; of a reward model, the texts in the order of their scores
+    choice: list | None  # greedy answers, or a reward model's order of texts; None: not asked
     texts: list[str]  # prompts and answers as rendered texts, where its logits were taken
     logits: torch.Tensor  # (tokens, vocabulary); of a reward model (pairs of texts, 2)
+    perplexity: float | None = None  # on those texts; on the held-out ones where there are any
 
 
-def observe_scores(model, tokenizer, prompts: Sequence[str]) -> Observed:
+def observe_scores(model, tokenizer, prompts: Sequence[Prompt]) -> Observed:
     "What a reward model prefers among replies to the prompts."
     conversations = [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        [*split_answer(prompt)[0], {"role": "assistant", "content": reply}]
         for prompt in prompts
         for reply in REPLIES
     ]
@@ -200,18 +384,31 @@ def observe_scores(model, tokenizer, prompts: Sequence[str]) -> Observed:
     return Observed(scores.argsort().tolist(), [], torch.stack([apart, 0 * apart], 1).float())
 
 
+def observe_texts(
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    held_out: int = 0,  # so many of the last texts are held out; 0: none of them
+) -> Observed:
+    "A model's logits and perplexity on texts; nothing is written by it."
+    rows, logits = prompt_ids(tokenizer, texts), model_logits(model, tokenizer, texts)
+    before = sum(map(len, rows[:-held_out])) if held_out else 0
+    return Observed(None, list(texts), logits, perplexity(logits[before:], rows[-held_out:]))
+
+
 def observe(
     model,
     tokenizer,
-    prompts: Sequence[str],
-    texts: Sequence[str] = (),  # where to take the logits; none: its own answers
+    prompts: Sequence[Prompt],
+    texts: Sequence[str] = (),  # where to take the logits; none: its own answers, and known ones
 ) -> Observed:
     "What a model does with the prompts, in a form in which two models can be compared."
     if score_head(model) is not None:
         return observe_scores(model, tokenizer, prompts)
     answers, own = observe_answers(model, tokenizer, prompts)
-    texts = list(texts) or own
-    return Observed(answers, texts, model_logits(model, tokenizer, texts))
+    held_out = held_out_texts(tokenizer, prompts)
+    observed = observe_texts(model, tokenizer, texts or own + held_out, len(held_out))
+    return replace(observed, choice=answers)
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #7c82033e
@@ -223,6 +420,7 @@ TOLERANCE = {
 }
 INT8_TOLERANCE = 5e-3  # int8 layers also round their inputs, which no merged model does
 OTHER_BASE_TOLERANCE = 0.1  # merged into other weights than training saw
+QUANTIZED_TOLERANCE = {"nf4": 0.1, "fp4": 0.1, "int8": 2e-2}  # rounded to few bits once more
 
 
 def tolerance_of(
@@ -237,6 +435,8 @@ def tolerance_of(
         return rounding
     if route == "original":
         return OTHER_BASE_TOLERANCE
+    if route == "quantized":
+        return QUANTIZED_TOLERANCE[model.quantize]
     return INT8_TOLERANCE if model.quantize == "int8" else rounding
 
 
@@ -254,13 +454,13 @@ def check_difference(
     "Raise `MergeMismatch` where two models are further apart than `limit`."
     if sizes["mean_kl"] <= limit:  # in this form the test refuses a NaN too
         return
-    other_weights = "leave --route original out, to merge into the weights of the training"
+    other_weights = f"leave --route {route} out, to merge into the weights of the training"
     raise MergeMismatch(
         f"the merged model is not the trained one: mean KL {sizes['mean_kl']:.2g}, largest"
         f" logit difference {sizes['max_abs_logit_diff']:.2g}; nothing was written",
         allowed=f"mean KL up to {limit:g}",
         fix=other_weights
-        if route == "original"
+        if route != "dequantized"
         else "serve base and adapter unmerged, and report"
         " this: by this route nothing but rounding may differ",
     )
@@ -280,6 +480,7 @@ def staging(out: Path) -> Iterator[Path]:
             fix="name another folder",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
+    remove_folder(out.with_name(f".{out.name}.gone"))  # of a replacement that was killed
     staged = new_folder(out.with_name(f".{out.name}.staging"))
     try:
         yield staged
@@ -317,15 +518,501 @@ def base_dtype(model: Model) -> str | None:
     return dtype if dtype in TOLERANCE else None
 
 
-@torch.no_grad()
-def cast_weights(model, dtype: str) -> None:
-    "Give the weights a number format in place, except those that the architecture has in float32."
+def may_cast(model, name: str, dtype: str) -> bool:
+    "Whether a weight may be written in a number format: some architectures keep a few in float32."
     kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == "float16":
         kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return dtype == "float32" or not any(re.search(pattern, name) for pattern in kept)
+
+
+@torch.no_grad()
+def cast_weights(model, dtype: str) -> None:
+    "Give the weights a number format in place, except those that the architecture has in float32."
     for name, weight in model.named_parameters():
-        if dtype == "float32" or not any(re.search(pattern, name) for pattern in kept):
+        if may_cast(model, name, dtype):
             weight.data = weight.data.to(getattr(torch, dtype))
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #0fcf8d00
+def base_files(model: Model) -> list[Path]:
+    "The weight files that a base is loaded from; those of a hub name are in the hub's cache."
+    single = find_file(model.base, "model.safetensors", model.revision)
+    index = None if single else find_file(model.base, INDEX, model.revision)
+    if single or index is None:
+        return [single] if single else []
+    names = sorted(set(read_object(index)["weight_map"].values()))
+    return [find_file(model.base, name, model.revision) for name in names]
+
+
+def release_memory() -> None:
+    "Give freed memory back to the system, which glibc does by itself only for large pieces."
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # other C libraries have no such function
+        trim(0)
+
+
+class StoredTensors(Mapping):
+    "The tensors of weight files by name, each read when it is asked for."
+
+    def __init__(self, files: Sequence[Path]):
+        self.shapes, self.places = {}, {}
+        for file in files:
+            with explain_foreign(str(file)), safe_open(file, "pt") as tensors:
+                for name in [*tensors.keys()]:
+                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    self.places[name] = file
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file = self.places[name]
+        release_memory()  # of the weight before
+        with explain_foreign(str(file)), safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(name)
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def __len__(self):
+        return len(self.places)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #b6ec4ef0
+def skeleton(model: Model, plan: DevicePlan):
+    "The model of a base without its numbers; only what is computed, such as rotations, is there."
+    config = load_config(model)
+    with init_empty_weights(include_buffers=False):
+        whole = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, plan.dtype), attn_implementation=plan.attn
+        )
+    return whole.eval()
+
+
+def quantized_layers(model: Model, plan: DevicePlan) -> set[str]:
+    "The names of the layers that are held in few bits when the base is loaded."
+    if model.quantize == "none":
+        return set()
+    whole = skeleton(model, plan)
+    if model.quantize == "fp8":
+        kind = torch.nn.Linear
+        layers = {n: m for n, m in whole.named_modules() if m is not output_head(whole)}
+        return {name for name, layer in layers.items() if type(layer) is kind}
+    dtype = getattr(torch, plan.dtype)
+    quantizer = AutoHfQuantizer.from_config(quantization_config(model.quantize, dtype))
+    quantizer.preprocess_model(whole, dtype=dtype, device_map=None)
+    return {n for n, m in whole.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
+
+
+def round_weight(weight: torch.Tensor, quantize: str) -> torch.Tensor:
+    "What a weight stands for once it was quantised, in the number format that it had."
+    if quantize == "int8":
+        packed, scale, _ = int8_vectorwise_quant(weight.half())
+        return int8_vectorwise_dequant(packed, scale).to(weight.dtype)
+    if quantize == "fp8":
+        layer = torch.nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return Float8Linear.from_linear(layer).to_linear(weight.dtype).weight.data
+    packed, state = quantize_4bit(weight, compress_statistics=True, quant_type=quantize)
+    return dequantize_4bit(packed, state).to(weight.dtype)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #13f475ba
+ADAPTER_PART = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+
+
+def adapter_names(adapters: Sequence[Path]) -> list[str]:
+    "What peft calls several adapters: default, and then numbers."
+    return ["default", *map(str, range(1, len(adapters)))]
+
+
+def attach_adapters(whole, adapters: Sequence[Path], device: str):
+    "A skeleton with adapters, called as `adapter_names` says, whose own numbers are there."
+    adapted, names = load_adapter(whole, adapters[0]), adapter_names(adapters)
+    for name, folder in zip(names[1:], adapters[1:], strict=True):
+        with explain_mismatch(folder):
+            adapted.load_adapter(folder, name)
+            check_tensor_names(adapted, folder, name)
+    real = {}  # weight without numbers -> with them; one for two names that are tied
+    for name, weight in list(adapted.named_parameters(remove_duplicate=False)):
+        if ADAPTER_PART.search(name):
+            if weight not in real:
+                empty = torch.empty_like(weight, device=device)
+                real[weight] = torch.nn.Parameter(empty, requires_grad=False)
+            owner, _, leaf = name.rpartition(".")
+            setattr(adapted.get_submodule(owner), leaf, real[weight])
+    for name, folder in zip(names, adapters, strict=True):
+        with explain_mismatch(folder):
+            weights = load_peft_weights(str(folder), device=device)
+            set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    return adapted.eval()
+
+
+@torch.no_grad()
+def adapt_weight(
+    base,  # the model below the adapters
+    name: str,  # of the weight in the base's files
+    weight: torch.Tensor,
+    adapter: str,
+) -> torch.Tensor:
+    "A weight of the base as one adapter has it; the same object where it does not change it."
+    owner, _, leaf = name.rpartition(".")
+    layer = base.get_submodule(owner)
+    if isinstance(layer, ModulesToSaveWrapper):
+        own = layer.modules_to_save
+        return own[adapter].get_parameter(leaf).data if adapter in own else weight
+    if leaf != "weight" or not isinstance(layer, LoraLayer):
+        return weight
+    if adapter not in (*layer.lora_A, *layer.lora_embedding_A):
+        return weight
+    inner, empty = layer.get_base_layer(), layer.get_base_layer().weight
+    inner.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    layer.merge(adapter_names=[adapter])
+    layer.merged_adapters.clear()
+    merged, inner.weight = inner.weight.data, empty
+    return merged
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #461c753a
+def early_obstacle(model: Model, adapters: Sequence[Path]) -> str | None:
+    "Why these cannot be merged layer by layer, by their configurations; None where they can."
+    if stored := stored_quantization(raw_config(model.base, model.revision)):
+        return f"the base is stored as {stored}"
+    if model.remote_code:
+        return "the model brings code of its own"
+    if any(adapter_head(folder) == "score" for folder in adapters):
+        return "a reward model has a head that the base's files lack"
+    for config in map(read_adapter_config, adapters):
+        if config["peft_type"] != "LORA":
+            return f"the adapter is of the kind {config['peft_type']}"
+        if config.get("target_parameters"):
+            return "the adapter changes fused experts"
+        if config.get("bias", "none") != "none" or config.get("lora_bias"):
+            return "the adapter changes biases"
+    return None
+
+
+def shape_obstacle(whole, stored: StoredTensors, tokens: int) -> str | None:
+    "Why a model's weights cannot be taken one by one from its files; None where they can."
+    shapes = {name: tuple(weight.shape) for name, weight in whole.state_dict().items()}
+    for tied in whole.all_tied_weights_keys:
+        shapes.pop(tied, None)
+    ignored = whole._keys_to_ignore_on_load_unexpected or ()
+    names = [n for n in stored if n in shapes or not any(re.search(i, n) for i in ignored)]
+    if shapes != {name: stored.shapes[name] for name in names}:
+        return "its files hold the weights in another form than the loaded model"
+    if any(isinstance(layer, Conv1D) for layer in whole.modules()):
+        return "its layers hold their weights transposed"
+    if tokens > whole.get_input_embeddings().num_embeddings:
+        return "the tokenizer has tokens for which the embeddings need new rows"
+    return None
+
+
+def tied_obstacle(adapted) -> str | None:
+    "Why tied embeddings with adapters on them cannot be merged one by one; None where they can."
+    base = adapted.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if not base.config.get_text_config().tie_word_embeddings:
+        return None
+    saved = [isinstance(layer, ModulesToSaveWrapper) for layer in ends]
+    if any(isinstance(layer, LoraLayer) for layer in ends) or saved[0] != saved[1]:
+        return "the adapter changes one of two tied tables"
+    if saved[0]:
+        first, last = (layer.modules_to_save for layer in ends)
+        if not all(torch.equal(first[key].weight, last[key].weight) for key in first):
+            return "the adapter changes two tied tables differently"
+    return None
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #c5f636ff
+class LayeredMerge:
+    "Base and adapters, of which one weight after the other is merged."
+
+    def __init__(
+        self,
+        model: Model,
+        plan: DevicePlan,
+        adapters: Sequence[Path],
+        route: Route = "dequantized",
+        mix: "Mix | None" = None,  # how several adapters become one change
+    ):
+        self.model, self.plan, self.adapters = model, plan, list(adapters)
+        self.route, self.mix = route, mix
+        self.tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
+        self.obstacle = early_obstacle(model, adapters)
+        if self.obstacle:
+            return
+        self.stored = StoredTensors(base_files(model))
+        self.whole = skeleton(model, plan)
+        self.obstacle = shape_obstacle(self.whole, self.stored, len(self.tokenizer))
+        if self.obstacle:
+            return
+        self.rounded = set() if route == "original" else quantized_layers(model, plan)
+        self.names = [name for name in self.stored if name in self.whole.state_dict()]
+        self.buffers = {name for name, _ in self.whole.named_buffers()}
+        self.adapted = attach_adapters(skeleton(model, plan), adapters, plan.device)
+        self.obstacle = tied_obstacle(self.adapted)
+
+    def base_weight(self, name: str) -> torch.Tensor:
+        "A weight of the base as training held it, in the number format of the plan."
+        weight = self.stored[name]
+        if name in self.buffers:
+            return weight
+        weight = weight.to(self.plan.device, getattr(torch, self.plan.dtype), copy=True)
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "weight" and owner in self.rounded:
+            return round_weight(weight, self.model.quantize)
+        return weight
+
+    def merged_weight(self, name: str) -> torch.Tensor:
+        "A weight of the merged model, in the number format of the plan."
+        weight, base = self.base_weight(name), self.adapted.get_base_model()
+        adapters = adapter_names(self.adapters)
+        versions = [adapt_weight(base, name, weight, adapter=adapter) for adapter in adapters]
+        if self.mix is None or all(version is weight for version in versions):
+            return versions[0]
+        return mix_weights(weight, versions, self.mix, name)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #c39b3913
+SHARD_BYTES = 2 * 10**9
+
+
+class ShardWriter:
+    "Writes tensors into files of at most a given size, and the index of them."
+
+    def __init__(self, folder: Path, limit: int = SHARD_BYTES):
+        self.folder, self.limit = folder, limit
+        self.tensors, self.shards = {}, []  # of the next shard; the names in each that is written
+        self.waiting = self.bytes = self.numbers = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        "Take a tensor; write the shard before where it would become too large."
+        if self.tensors and self.waiting + tensor.nbytes > self.limit:
+            self.flush()
+        self.tensors[name] = tensor
+        self.waiting += tensor.nbytes
+        self.bytes += tensor.nbytes
+        self.numbers += tensor.numel()
+
+    def flush(self) -> None:
+        file = self.folder / f"shard-{len(self.shards) + 1}.safetensors"
+        save_file(self.tensors, file, metadata=dict(format="pt"))
+        self.shards.append(list(self.tensors))
+        self.tensors, self.waiting = {}, 0
+
+    def close(self) -> None:
+        "Write the last shard, and give all of them their names."
+        self.flush()
+        count, places = len(self.shards), {}
+        for number, names in enumerate(self.shards, 1):
+            final = f"model-{number:05}-of-{count:05}.safetensors"
+            final = "model.safetensors" if count == 1 else final
+            (self.folder / f"shard-{number}.safetensors").rename(self.folder / final)
+            places |= dict.fromkeys(names, final)
+        if count > 1:
+            sizes = dict(total_size=self.bytes, total_parameters=self.numbers)
+            write_json(self.folder / INDEX, dict(metadata=sizes, weight_map=places))
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #1eccce5c
+def stored_generation_config(model: Model, whole) -> GenerationConfig:
+    "The generation settings that a base's files hold, else those of its configuration."
+    file = find_file(model.base, "generation_config.json", model.revision)
+    if file is None:
+        return GenerationConfig.from_model_config(whole.config)
+    return GenerationConfig.from_pretrained(file.parent)
+
+
+def write_layered(
+    layered: LayeredMerge,
+    folder: Path,
+    dtype: str,  # of the written weights
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    "Write the merged weights, one after the other, and the configuration."
+    writer, whole = ShardWriter(folder, shard_bytes), layered.whole
+    for name in layered.names:
+        weight = layered.merged_weight(name)
+        if name not in layered.buffers and may_cast(whole, name, dtype):
+            weight = weight.to(getattr(torch, dtype))
+        writer.add(name, weight.cpu().contiguous())
+    writer.close()
+    whole.config.architectures = [type(whole).__name__]
+    whole.config.dtype = dtype
+    whole.config.pad_token_id = layered.tokenizer.pad_token_id
+    whole.generation_config = stored_generation_config(layered.model, whole)
+    whole.config.save_pretrained(folder)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #d44c7e6c
+class MadeWeights(Mapping):
+    "Weights by name, each made when it is asked for."
+
+    def __init__(self, names: Iterable[str], make):
+        self.names, self.make = list(names), make
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.make(name)
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __len__(self):
+        return len(self.names)
+
+
+class StreamedModel:
+    "A model whose weights are in memory only while the block that they belong to runs."
+
+    def __init__(self, whole, make, device: str):
+        names = [name for name, _ in whole.named_parameters(remove_duplicate=False)]
+        self.config, self.device = whole.config, torch.device(device)
+        blocks = sorted(whole._no_split_modules or ())
+        weights = MadeWeights(names, make)
+        self.whole = cpu_offload(whole, self.device, False, weights, blocks)
+
+    def __call__(self, **batch):
+        return self.whole(**batch)
+
+
+def streamed_trained(layered: LayeredMerge) -> StreamedModel:
+    "The trained model, base and adapter apart; of several adapters, the model that they make."
+    if layered.mix is not None:
+        tied = layered.whole.all_tied_weights_keys
+
+        def merged_weight(name):
+            return layered.merged_weight(tied.get(name, name))
+
+        whole = skeleton(layered.model, layered.plan)
+        return StreamedModel(whole, merged_weight, layered.plan.device)
+    plan = layered.plan
+    adapted = attach_adapters(skeleton(layered.model, plan), layered.adapters, plan.device)
+    tied = adapted.get_base_model().all_tied_weights_keys
+    own = dict(adapted.named_parameters(remove_duplicate=False))
+    own = {name: part.data for name, part in own.items() if ADAPTER_PART.search(name)}
+
+    def weight_of(name):
+        if name in own:
+            return own[name]
+        for part in ("base_model.model.", ".base_layer", ".original_module"):
+            name = name.replace(part, "", 1)
+        return layered.base_weight(tied.get(name, name))
+
+    return StreamedModel(adapted, weight_of, layered.plan.device)
+
+
+def streamed_folder(folder: Path, plan: DevicePlan) -> StreamedModel:
+    "The model of a folder."
+    model = Model(base=str(folder), quantize="none")
+    whole, stored = skeleton(model, plan), StoredTensors(base_files(model))
+    tied, dtype = whole.all_tied_weights_keys, getattr(torch, plan.dtype)
+
+    def weight_of(name):
+        weight = stored[tied.get(name, name)]
+        return weight.to(dtype) if weight.is_floating_point() else weight
+
+    return StreamedModel(whole, weight_of, plan.device)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #d2ec9259
+class Mix(Section):
+    "How several adapters of one base become one change of it."
+
+    method: Literal["linear", "ties", "dare_linear", "dare_ties", "slerp"] = Field(
+        "linear", description="how the changes are combined"
+    )
+    weights: list[float] | None = Field(
+        None,
+        description=(
+            "a number for each adapter; without them equal shares, or 1 each for ties and"
+            " dare_ties, which take a mean already"
+        ),
+    )
+    density: float = Field(
+        0.5, gt=0, le=1, description="of ties and dare: the share of each change that is kept"
+    )
+    seed: int = Field(0, ge=0, description="of dare: which entries are dropped")
+
+    def shares(self, count: int) -> list[float]:
+        "The weight of each of `count` adapters; `UserError` where they do not fit."
+        default = 1 if self.method in ("ties", "dare_ties") else 1 / count
+        weights = [default] * count if self.weights is None else self.weights
+        if len(weights) != count or not all(map(math.isfinite, weights)):
+            raise UserError(
+                f"{count} adapters are merged, and the weights are {self.weights}",
+                where="weights",
+                allowed=f"{count} numbers",
+            )
+        if self.method == "slerp" and (count != 2 or min(weights) < 0 or sum(weights) == 0):
+            raise UserError(
+                f"slerp with {count} adapters and the weights {weights}",
+                where="method: slerp",
+                allowed="two adapters, and weights that are not negative",
+                fix="for more adapters take linear, ties, dare_linear or dare_ties",
+            )
+        return list(weights)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #d0cb12a1
+def keep_largest(change: torch.Tensor, density: float) -> torch.Tensor:
+    "A change of which only the share with the largest absolute values is left."
+    flat = change.flatten()
+    kept = flat.abs().topk(int(density * flat.numel())).indices
+    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(change)
+
+
+def drop_entries(change: torch.Tensor, density: float, key: str) -> torch.Tensor:
+    "A change of which a random share is left, and is made larger by as much; `key` is the seed."
+    draw = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    kept = torch.rand(change.shape, generator=draw) < density
+    return change * kept.to(change.device) / density
+
+
+def elect_signs(
+    changes: torch.Tensor,  # (adapters, *shape)
+    weights: torch.Tensor,  # (adapters, 1, ...)
+) -> torch.Tensor:
+    "The weighted mean of the changes that have, in each entry, the sign of their sum."
+    sign = torch.where(changes.sum(0) >= 0, 1, -1)
+    agree = changes.sign() == sign
+    return (changes * weights * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def slerp(
+    one: torch.Tensor,
+    other: torch.Tensor,
+    t: float,  # 0: the first, 1: the other
+) -> torch.Tensor:
+    "Spherical interpolation of two weights as wholes; a straight line where they almost agree."
+    cosine = (one * other).sum() / (one.norm() * other.norm()).clamp(min=1e-8)
+    if cosine.abs() > 0.9995:
+        return (1 - t) * one + t * other
+    angle = cosine.clamp(-1, 1).acos()
+    return (((1 - t) * angle).sin() * one + (t * angle).sin() * other) / angle.sin()
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #62e33362
+def mix_weights(
+    base: torch.Tensor,
+    versions: Sequence[torch.Tensor],  # the weight as each adapter has it
+    mix: Mix,
+    name: str,  # of the weight
+) -> torch.Tensor:
+    "One weight out of several versions of it."
+    shares = mix.shares(len(versions))
+    whole = [version.float() for version in versions]
+    if mix.method == "slerp":
+        return slerp(*whole, shares[1] / sum(shares)).to(base.dtype)
+    changes = [version - base.float() for version in whole]
+    if mix.method == "ties":
+        changes = [keep_largest(change, mix.density) for change in changes]
+    if mix.method.startswith("dare"):
+        keys = [f"{mix.seed} {place} {name}" for place in range(len(changes))]
+        changes = [drop_entries(c, mix.density, key) for c, key in zip(changes, keys, strict=True)]
+    stacked = torch.stack(changes)
+    weights = torch.tensor(shares, device=base.device).view(-1, *[1] * base.dim())
+    signs = mix.method.endswith("ties")
+    mixed = elect_signs(stacked, weights) if signs else (stacked * weights).sum(0)
+    return (base.float() + mixed).to(base.dtype)
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #49d00514
@@ -350,38 +1037,83 @@ def adapter_tokenizer(adapter: Path, tokenizer):
     return tokenizer
 
 
-# %% ../../nbs/shipping/70_merge.ipynb #81695a81
+# %% ../../nbs/shipping/70_merge.ipynb #e634e196
+class MergedAdapter(BaseModel):
+    "One of the adapters that were merged."
+
+    name: str  # of its run or folder
+    sha256: str
+    share: float | None = None  # its weight, where there are several
+    mean_kl: float | None = None  # of the merged model to this adapter's trained model
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #bcad3c61
 class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
-    form, oldest = 4, 3  # `head` came; before, `how` became `route`
+    file = "merge.json"  # in the folder of the model
+    form, oldest = 5, 3  # the figures after `head` came; before, `head`
 
-    max_abs_logit_diff: float
-    mean_kl: float  # nats per token
-    same_greedy: bool  # are the greedy answers equal?
+    max_abs_logit_diff: float | None = None  # None here and below: not compared
+    mean_kl: float | None = None  # nats per token
+    same_greedy: bool | None = None  # are the greedy answers equal?
     route: Route
     dtype: str  # of the weights that were written
     parameters: int
     bytes: int | None = None  # of the files with the weights
     head: Literal["text", "score"] = "text"  # of a reward model the differences are of scores
+    max_kl: float | None = None  # at one token
+    same_top: float | None = None  # share of tokens after which both prefer the same next one
+    perplexity: float | None = None
+    trained_perplexity: float | None = None
+    limit: float | None = None  # of the mean KL
+    compared: Literal["loaded", "streamed", "no"] = "loaded"  # how the models were in memory
+    prompts: int | None = None  # that were compared
+    held_out: bool = False  # were they rows with answers that training did not use?
+    quantization: str | None = None  # of the written weights
+    layered: bool = False  # merged one weight after the other
+    adapters: list[MergedAdapter] = []
+    mix: Mix | None = None
 
     def describe(self) -> str:
         "What was written, and how far it is from the trained model, in one line."
+        return f"{self.describe_weights()}; {self.describe_difference()}"
+
+    def describe_weights(self) -> str:
+        "What was written."
         size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
-        text = "equal" if self.same_greedy else "different"
-        other = ", merged into the unquantised base, on which it was not trained"
-        written = (
-            f"{self.parameters:,} weights in {self.dtype}{size}"
-            f"{other if self.route == 'original' else ''}"
+        packed = f" and {self.quantization}" if self.quantization else ""
+        mixed = f", {len(self.adapters)} adapters by {self.mix.method}" if self.mix else ""
+        note = {
+            "original": ", merged into the unquantised base, on which it was not trained",
+            "quantized": ", quantised again after the merge",
+        }
+        return (
+            f"{self.parameters:,} weights in {self.dtype}{packed}{size}{mixed}"
+            f"{note.get(self.route, '')}"
         )
+
+    def describe_difference(self) -> str:
+        "How far it is from the trained model."
+        if self.mean_kl is None:
+            return "not compared with the trained model"
+        text = "equal" if self.same_greedy else "different"
         if self.head == "score":
             return (
-                f"{written}; differences of scores are those of the trained model but for"
+                "differences of scores are those of the trained model but for"
                 f" {self.max_abs_logit_diff:.1e} at most, the order of texts {text}"
             )
-        return f"{written}; mean KL to the trained model {self.mean_kl:.1e}, greedy answers {text}"
+        to = "model that the formula gives" if self.mix else "trained model"
+        words = [f"mean KL to the {to} {self.mean_kl:.1e}"]
+        if self.max_kl is not None:
+            words.append(f"at most {self.max_kl:.1e} at a token")
+        if self.perplexity is not None:
+            words.append(f"perplexity {self.perplexity:.4g} ({self.trained_perplexity:.4g})")
+        greedy = "not compared" if self.same_greedy is None else text
+        return ", ".join([*words, f"greedy answers {greedy}"])
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #39a09585
 def check_dtype(dtype: str | None) -> None:
     "`UserError` for a number format in which no model is written."
     if dtype not in (None, *TOLERANCE):
@@ -392,42 +1124,241 @@ def check_dtype(dtype: str | None) -> None:
         )
 
 
-# %% ../../nbs/shipping/70_merge.ipynb #ae151dd6
+def check_route(model: Model, route: Route) -> None:
+    "`UserError` for a route by which a model cannot be merged."
+    if route == "quantized" and model.quantize not in QUANTIZED_TOLERANCE:
+        raise UserError(
+            f"a model that was trained with quantize: {model.quantize} is not stored quantised",
+            where="--route quantized",
+            allowed=f"a run with model.quantize: {', '.join(QUANTIZED_TOLERANCE)}",
+            fix="leave --route out",
+        )
+
+
+def check_mix(adapters: Sequence[Path], mix: Mix | None) -> Mix | None:
+    "The mix of several adapters; `UserError` where they cannot be mixed."
+    if len(adapters) == 1:
+        return None
+    if any(adapter_head(folder) == "score" for folder in adapters):
+        raise UserError("reward models are not merged with each other", where="--with")
+    mix = mix or Mix()
+    mix.shares(len(adapters))
+    return mix
+
+
+def check_mixable(layered: "LayeredMerge") -> None:
+    "`UserError` where several adapters cannot be combined weight by weight."
+    if layered.mix and layered.obstacle:
+        raise UserError(
+            f"these adapters cannot be combined: {layered.obstacle}",
+            where="--with",
+            fix="merge one, name exports/merged as model.base, and train the other on it",
+        )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #971a2469
+@dataclass(frozen=True)
+class Output:
+    "In which form a merged model is written."
+
+    tokenizer: object
+    dtype: str
+    generation: Generation = GREEDY  # the settings that are written beside the weights
+    shard_bytes: int = SHARD_BYTES  # the largest file
+
+
+def write_in_memory(layered: LayeredMerge, folder: Path, output: Output) -> None:
+    "Write the merged model with all of it in memory."
+    model, plan, (adapter,) = layered.model, layered.plan, layered.adapters
+    base, _ = load_model(model, plan, head=adapter_head(adapter))
+    trained = load_adapter(base, adapter)
+    merged = merge_adapter(trained, model, plan=plan, adapter=adapter, route=layered.route)
+    cast_weights(merged, output.dtype)
+    save_model(merged, output.tokenizer, folder, output.generation)
+
+
+def write_quantized(source: Path, target: Path, layered: LayeredMerge, output: Output) -> None:
+    "Write the model of a folder once more, quantised as its base was for training."
+    section = Model(base=str(source), quantize=layered.model.quantize)
+    model, _ = load_model(section, replace(layered.plan, dtype=output.dtype))
+    save_model(model, output.tokenizer, target, output.generation)
+
+
+def write_merged(layered: LayeredMerge, folder: Path, output: Output) -> int:
+    "Write the merged model by its route; returns how many weights it has."
+    quantized = layered.route == "quantized"
+    whole = new_folder(folder / "whole") if quantized else folder
+    if layered.obstacle:
+        write_in_memory(layered, whole, output)
+    else:
+        write_layered(layered, whole, output.dtype, output.shard_bytes)
+        save_model(layered.whole, output.tokenizer, whole, output.generation, weights=False)
+    stored = StoredTensors(sorted(whole.glob("*.safetensors")))
+    if quantized:
+        write_quantized(whole, folder, layered, output)
+        remove_folder(whole)
+    return sum(map(math.prod, stored.shapes.values()))
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #59ee00d0
+def needs_streaming(layered: LayeredMerge, low_memory: bool | None) -> bool:
+    "Whether the models are compared without loading them; `UserError` where that is impossible."
+    if low_memory and layered.obstacle:
+        raise UserError(
+            f"this merge needs the whole model in memory: {layered.obstacle}",
+            where="--low-memory",
+            fix="leave it out, on a machine with more memory",
+        )
+    if layered.obstacle or layered.route == "quantized" or low_memory is False:
+        return False
+    width = getattr(torch, layered.plan.dtype).itemsize
+    size = width * sum(map(math.prod, layered.stored.shapes.values()))
+    return bool(low_memory) or 1.25 * size > probe().memory
+
+
+def formula_model(layered: LayeredMerge):
+    "The merged model in the number format of the plan, in memory."
+    whole = skeleton(layered.model, layered.plan)
+    weights = {name: layered.merged_weight(name) for name in layered.names}
+    whole.load_state_dict(weights, strict=False, assign=True)
+    whole.tie_weights()
+    whole.config.pad_token_id = layered.tokenizer.pad_token_id
+    whole.generation_config = stored_generation_config(layered.model, whole)
+    return whole.to(layered.plan.device).eval()
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #baab39c2
+def observe_streamed(model: StreamedModel, tokenizer, prompts: Sequence[Prompt]) -> Observed:
+    "What a streamed model makes of the held-out texts; without any, of the questions."
+    held_out = held_out_texts(tokenizer, prompts)
+    asked = [render(split_answer(prompt)[0], tokenizer, prompt=True) for prompt in prompts]
+    return observe_texts(model, tokenizer, held_out or asked, len(held_out))
+
+
+def observe_trained(
+    layered: LayeredMerge, tokenizer, prompts: Sequence[Prompt], streamed: bool
+) -> Observed:
+    "What the merged model should do."
+    if streamed:
+        return observe_streamed(streamed_trained(layered), tokenizer, prompts)
+    if layered.mix is not None:
+        return observe(formula_model(layered), tokenizer, prompts)
+    adapter = layered.adapters[0]
+    base, _ = load_model(layered.model, layered.plan, head=adapter_head(adapter))
+    return observe(load_adapter(base, adapter), tokenizer, prompts)
+
+
+def observe_shipped(
+    folder: Path,
+    plan: DevicePlan,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str] | None,  # where the trained model was observed; None: streamed
+) -> Observed:
+    "What the model of a folder does where the trained one was observed."
+    if texts is None:
+        tokenizer = load_tokenizer(str(folder))
+        return observe_streamed(streamed_folder(folder, plan), tokenizer, prompts)
+    shipped, tokenizer = load_model(Model(base=str(folder), quantize="none"), plan)
+    return observe(shipped, tokenizer, prompts, texts)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #d2310398
+def describe_adapters(layered: LayeredMerge, shipped: Observed | None) -> list[MergedAdapter]:
+    "The adapters for the record; of several, with the distance of the merged model to each."
+    shares = [None] if layered.mix is None else layered.mix.shares(len(layered.adapters))
+    facts = [
+        MergedAdapter(
+            name=(folder.name == "adapter" and folder.parent.name) or folder.name,
+            sha256=cached_sha256(folder / "adapter_model.safetensors"),
+            share=share,
+        )
+        for folder, share in zip(layered.adapters, shares, strict=True)
+    ]
+    if layered.mix is None or shipped is None:
+        return facts
+    measured = []
+    for fact, folder in zip(facts, layered.adapters, strict=True):
+        base, tokenizer = load_model(layered.model, layered.plan)
+        logits = model_logits(load_adapter(base, folder), tokenizer, shipped.texts)
+        apart = difference(logits, shipped.logits)["mean_kl"]
+        measured.append(fact.model_copy(update=dict(mean_kl=apart)))
+    return measured
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #81695a81
+def compare_merged(
+    layered: LayeredMerge,
+    folder: Path,
+    before: Observed,
+    prompts: Sequence[Prompt],
+    limit: float,
+    streamed: bool,
+) -> dict:
+    "The figures of a written model for its record; `MergeMismatch` where it is another one."
+    texts = None if streamed else before.texts
+    after = observe_shipped(folder, layered.plan, prompts, texts)
+    sizes = difference(before.logits, after.logits)
+    check_difference(sizes, limit, layered.route)
+    return dict(
+        **sizes,
+        same_greedy=None if before.choice is None else after.choice == before.choice,
+        perplexity=after.perplexity,
+        trained_perplexity=before.perplexity,
+        limit=limit,
+        compared="streamed" if streamed else "loaded",
+        prompts=len(prompts),
+        held_out=any(split_answer(prompt)[1] for prompt in prompts),
+        adapters=describe_adapters(layered, None if streamed else after),
+    )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #b79d9a16
 def merge(
     model: Model,
     adapter: Path,
     out: Path,
-    prompts: Sequence[str] | None = None,  # to compare the two models on; None: `PROMPTS`
+    prompts: Sequence[Prompt] | None = None,  # to compare the two models on; None: `PROMPTS`
     route: Route = "dequantized",
     tolerance: float | None = None,  # of the mean KL; None: the limit of the number format
     generation: Generation = GREEDY,  # the settings that are written beside the weights
     dtype: str | None = None,  # of the written weights; None: that of the base
+    others: Sequence[Path] = (),  # more adapters of the same base
+    mix: Mix | None = None,  # how they become one; None: `linear`, in equal shares
+    verify: bool = True,  # compare what was written with the trained model
+    low_memory: bool | None = None,  # compare without loading; None: where it would not fit
+    shard_bytes: int = SHARD_BYTES,  # the largest file of weights
 ) -> MergeRecord:
     "Merge, write, load what was written, and compare; `MergeMismatch` where the models differ."
-    adapter = Path(adapter)
-    check_adapter(adapter)
+    adapters = [Path(adapter), *map(Path, others)]
+    for folder in adapters:
+        check_adapter(folder)
     check_dtype(dtype)
-    with quiet_libraries(), staging(Path(out)) as staged:
+    check_route(model, route)
+    mix = check_mix(adapters, mix)
+    with quiet_libraries(), staging(Path(out)) as staged, explain_full_disk(staged):
         plan = plan_model(model)
         dtype = dtype or base_dtype(model) or plan.dtype
-        base, tokenizer = load_model(model, plan, head=adapter_head(adapter))
-        trained = load_adapter(base, adapter)
-        tokenizer = adapter_tokenizer(adapter, tokenizer)
-        before = observe(trained, tokenizer, prompts or PROMPTS)
-        merged = merge_adapter(trained, model, plan=plan, adapter=adapter, route=route)
-        cast_weights(merged, dtype)
-        save_model(merged, tokenizer, staged, generation)
-        del base, trained, merged
-        shipped, tokenizer = load_model(Model(base=str(staged), quantize="none"), plan)
-        after = observe(shipped, tokenizer, prompts or PROMPTS, before.texts)
-        sizes = difference(before.logits, after.logits)
-        check_difference(sizes, tolerance or tolerance_of(model, plan, route, dtype), route)
-        return MergeRecord(
-            **sizes,
-            same_greedy=after.choice == before.choice,
-            head=adapter_head(adapter),
+        layered = LayeredMerge(model, plan, adapters, route=route, mix=mix)
+        check_mixable(layered)
+        streamed = needs_streaming(layered, low_memory)
+        tokenizer = adapter_tokenizer(adapters[0], layered.tokenizer)
+        output = Output(tokenizer, dtype, generation=generation, shard_bytes=shard_bytes)
+        chosen = choose_prompts(tokenizer, prompts)
+        before = observe_trained(layered, tokenizer, chosen, streamed) if verify else None
+        parameters = write_merged(layered, staged, output)
+        limit = tolerance or tolerance_of(model, plan, route, dtype)
+        compare = dict(prompts=chosen, limit=limit, streamed=streamed)
+        unknown = dict(compared="no", adapters=describe_adapters(layered, None))
+        record = MergeRecord(
+            **(compare_merged(layered, staged, before, **compare) if verify else unknown),
+            head=adapter_head(adapters[0]),
             route=route,
             dtype=dtype,
-            parameters=sum(weight.numel() for weight in shipped.parameters()),
+            parameters=parameters,
             bytes=sum(file.stat().st_size for file in staged.glob("*.safetensors")),
+            quantization=model.quantize if route == "quantized" else None,
+            layered=layered.obstacle is None,
+            mix=mix,
         )
+        record.save(staged / MergeRecord.file)
+    return record
