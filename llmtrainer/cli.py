@@ -364,13 +364,15 @@ def report_in_worker(error: Exception) -> None:
 
 
 @contextmanager
-def stoppable():
+def stoppable(
+    work: str = "the training",  # that has not begun yet
+):
     """Until training handles them itself, SIGINT and SIGTERM end the process with 75, since there
     is no work yet that a stop could damage."""
 
     def end(number, _):
         name = signal.Signals(number).name
-        text = f"stopped by {name} before the training began; the same command goes on\n"
+        text = f"stopped by {name} before {work} began; the same command goes on\n"
         os.write(2, text.encode())
         os._exit(75)
 
@@ -1424,7 +1426,7 @@ def card(run: RunName):
 
 # %% ../nbs/system/84_cli.ipynb #d4895309
 @app.command()
-@stoppable()
+@stoppable("the next training")
 def constitution(
     recipe: RecipeFile,
     changes: Overrides = None,
@@ -1438,6 +1440,7 @@ def constitution(
         figures_table,
         read_constitution,
         run_constitution,
+        stage_names,
         unmet_after,
     )
 
@@ -1449,7 +1452,8 @@ def constitution(
         print_json(record.model_dump())
     else:
         TextConsole().print(figures_table(record))
-        show(f"the record is {folder}/job/constitution.json; talk: llmtrainer chat {folder}/sft")
+        show(f"the record is {folder}/job/constitution.json")
+        show(f"talk: llmtrainer chat {folder}/{stage_names(job)[-1]}")
     fail_if_unmet(unmet_after(job, folder))
 
 

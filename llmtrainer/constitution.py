@@ -6,6 +6,7 @@
 __all__ = [
     "SPLIT",
     "REPLAY",
+    "ADVICE",
     "ConstitutionRecipe",
     "stage_objectives",
     "read_constitution",
@@ -16,14 +17,19 @@ __all__ = [
     "continued",
     "model_digest",
     "role_digest",
-    "job_digests",
+    "start_digest",
+    "digest_of",
+    "model_digests",
     "Prompts",
+    "check_talk",
+    "read_rows",
     "read_cases",
     "shuffled",
     "divide_prompts",
     "Job",
     "outcomes",
     "in_words",
+    "write_stage",
     "answered",
     "replay_cases",
     "revise_stage",
@@ -37,14 +43,18 @@ __all__ = [
     "Held",
     "held_out_answers",
     "start_results",
+    "judge_held_out",
     "stage_names",
     "measure_stages",
     "in_interval",
     "figures_table",
-    "check_same_job",
+    "check_same",
+    "data_digests",
     "unmet_after",
     "labelled_agreement",
+    "labelled_rows",
     "write_rows",
+    "open_job",
     "run_constitution",
 ]
 
@@ -54,6 +64,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -87,7 +98,7 @@ from llmtrainer.align.constitution import (
 from llmtrainer.align.online import Online, draw_seed
 from llmtrainer.align.preference import Dpo
 from llmtrainer.align.reward import Reward
-from llmtrainer.data.rows import load_rows
+from llmtrainer.data.rows import check_rejects, load_rows
 from llmtrainer.evals.compare import Comparisons, collect, compare
 from llmtrainer.evals.metrics import Score, score
 from llmtrainer.evals.tasks import TaskResult
@@ -114,7 +125,7 @@ from llmtrainer.pipeline import (
     write_lines,
 )
 from llmtrainer.recipe import UserError, load_recipe
-from llmtrainer.run import Record, Run, is_run, sha256
+from llmtrainer.run import Record, Run, is_run, sha256, write_atomic
 from llmtrainer.safe_text import TextConsole, show
 from llmtrainer.training.launch import process_count
 from llmtrainer.training.objective import Objective, chosen_objective
@@ -237,18 +248,27 @@ def role_digest(role: str | FunctionRole, start: str) -> str:
     return start if role == "self" else model_digest(role)
 
 
-def job_digests(recipe: ConstitutionRecipe, principles: Principles) -> dict[str, str]:
-    "Digests of the start, of each role and of the principles."
+def start_digest(recipe: ConstitutionRecipe) -> str:
+    "A digest of the model that the job begins with."
     start = model_digest(recipe.model.base)
-    if begun := recipe.adapt.continue_from:
-        folder = adapter_folder(begun)
-        start = hashlib.sha256((start + sha256(folder / "adapter_model.safetensors")).encode())
-        start = start.hexdigest()
-    texts = json.dumps(asdict(principles), sort_keys=True).encode()
-    digests = dict(start=start, principles=hashlib.sha256(texts).hexdigest())
+    if not recipe.adapt.continue_from:
+        return start
+    weights = adapter_folder(recipe.adapt.continue_from) / "adapter_model.safetensors"
+    return hashlib.sha256((start + sha256(weights)).encode()).hexdigest()
+
+
+def digest_of(values) -> str:
+    "A digest of plain values."
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+# %% ../nbs/system/86_constitution_job.ipynb #860e148f
+def model_digests(recipe: ConstitutionRecipe) -> dict[str, str]:
+    "Digests of the start and of whoever plays a role."
+    digests = dict(start=start_digest(recipe))
     for name in ("critic", "reviser", "judge"):
         with naming(name):
-            digests[name] = role_digest(getattr(recipe.constitution, name), start)
+            digests[name] = role_digest(getattr(recipe.constitution, name), digests["start"])
     return digests
 
 
@@ -262,19 +282,34 @@ class Prompts:
     compared: list[Case]
 
 
-def read_cases(source: str) -> list[Case]:
+def check_talk(talk: Sequence[dict], row: dict) -> list[dict]:
+    "The turns before an answer, without what else they hold; `UserError` for turns of tools."
+    plain = [dict(role=turn["role"], content=turn["content"]) for turn in talk]
+    known = {turn["role"] for turn in plain} <= {"system", "user", "assistant"}
+    calls = any(turn.get("tool_calls") for turn in talk)
+    if not plain or not known or calls or plain[-1]["role"] != "user":
+        why = "calls tools" if calls or not known else "does not end with a user's turn"
+        raise UserError(
+            f"a prompt {why}" if plain else "a row has no prompt",
+            where=f"{row.get('source')}:{row.get('line')}",
+            allowed='rows such as {"prompt": "..."}, or conversations, whose last turn is left out',
+        )
+    return plain
+
+
+def read_rows(source, where: str | None, limit: float, format: str = "auto") -> list[dict]:
+    "The rows of a source; `UserError` where more than the share `limit` cannot be read."
+    with naming(where) if where else nullcontext():
+        rows, ledger, _ = load_rows(source, format)
+        check_rejects(ledger, limit)
+    return rows
+
+
+def read_cases(source: str, limit: float = 0.0) -> list[Case]:
     "The different prompts of a source, in its order."
-    rows, _, _ = load_rows(source)
     cases, seen = [], set()
-    for row in rows:
-        talk = row.get("prompt") or row.get("messages", [])[:-1]
-        if not talk:
-            raise UserError(
-                "a row has no prompt",
-                where=f"{row.get('source')}:{row.get('line')}",
-                allowed='rows such as {"prompt": "..."}, or conversations, whose last turn is left',
-            )
-        talk = [dict(role=turn["role"], content=turn["content"]) for turn in talk]
+    for row in read_rows(source, "prompts", limit):
+        talk = check_talk(row.get("prompt") or row.get("messages", [])[:-1], row)
         key = json.dumps(talk)
         if key not in seen:
             seen.add(key)
@@ -283,19 +318,23 @@ def read_cases(source: str) -> list[Case]:
     return cases
 
 
+# %% ../nbs/system/86_constitution_job.ipynb #82544c6d
 SPLIT = -2  # the purpose of the draw that shuffles prompts; rows to replay are -3
 REPLAY = -3
 
 
-# %% ../nbs/system/86_constitution_job.ipynb #82544c6d
+# %% ../nbs/system/86_constitution_job.ipynb #a8e0db6d
 def shuffled(cases: Sequence, seed: int, purpose: int) -> list:
     "The cases in an order that the seed decides."
     return [cases[n] for n in sorted(range(len(cases)), key=lambda n: draw_seed(seed, purpose, n))]
 
 
-def divide_prompts(section: Constitution) -> Prompts:
+def divide_prompts(
+    section: Constitution,
+    limit: float = 0.0,  # the share of rows that may be unreadable
+) -> Prompts:
     "The prompts of a section: held out, revised and compared; `UserError` where they are too few."
-    cases = read_cases(section.prompts)
+    cases = read_cases(section.prompts, limit)
     count = len(cases) - section.held_out
     revised = round(section.share_sft * count)
     if revised < 1 or count - revised < 1:
@@ -319,6 +358,8 @@ class Job:
     path: Path
     principles: Principles
     prompts: Prompts
+    replay: list[Case]  # rows of data.train
+    labelled: list[dict]  # pairs that people judged
     quiet: bool
 
     @property
@@ -354,9 +395,43 @@ def outcomes(lines: Sequence[Revised | Compared]) -> dict[str, int]:
     return dict(Counter(line.outcome for line in lines).most_common())
 
 
+ADVICE = {  # by the outcome that is most frequent
+    "disagreement": "the judge answers by position: let a larger model judge (constitution.judge)",
+    "tie": "the judge finds no difference: take prompts on which the principles matter",
+    "not better": "the judge prefers the answers as they were: read some lines of the ledger",
+    "unchanged": "the reviser changes nothing: take prompts on which the model fails, or another"
+    " critic (constitution.critic)",
+    "empty": "texts are empty: look at generate.max_new_tokens, and at some lines of the ledger",
+    "equal": "both answers are the same: raise constitution.temperature, or take more prompts",
+    "better": "take more prompts",
+    "pair": "take more prompts",
+}
+
+
 def in_words(counts: dict[str, int]) -> str:
     "Counts in words: 12 better, 3 unchanged."
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+
+
+def write_stage(job: Job, name: str, rows: Sequence[dict]) -> dict[str, int]:
+    """Write the rows that a stage learns from; returns how many, and how many no training reads.
+    `UserError` where a stage was trained on others."""
+    path, held = job.file(f"{name}.jsonl"), job.file(f"{name}.sha256")
+    write_lines(path, rows)
+    _, ledger, _ = load_rows(str(path))  # a text of a model may hold what no row may
+    bad = {reject.line for reject in ledger.rejects}
+    if bad:
+        write_lines(path, [row for line, row in enumerate(rows, 1) if line not in bad])
+        job.tell(f"{len(bad)} of {len(rows)} rows cannot be trained on: {ledger.rejects[0].reason}")
+    if held.exists() and held.read_text() != sha256(path):
+        raise UserError(
+            f"{path.name} is not what this job was trained on",
+            where=str(path),
+            allowed="the ledgers and rows as the job wrote them",
+            fix="begin another job with --run",
+        )
+    write_atomic(held, sha256(path))
+    return dict(rows=len(rows) - len(bad), unusable=len(bad))
 
 
 def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
@@ -365,21 +440,22 @@ def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #b680de74
-def replay_cases(job: Job, count: int) -> list[Case]:
-    "Rows of data.train whose answers are replayed, in an order that the seed decides."
-    rows, _, _ = load_rows(job.recipe.data.train, job.recipe.data.format)
+def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
+    "Rows of data.train whose answers may be replayed, in an order that the seed decides."
+    limit, format = recipe.data.max_rejects, recipe.data.format
+    rows = read_rows(recipe.data.train, None, limit, format) if recipe.constitution.replay else []
     talks = [row for row in rows if len(row.get("messages", ())) > 1]
     talks = [row for row in talks if row["messages"][-1]["role"] == "assistant"]
     return [
         Case(
             number,
-            [dict(role=m["role"], content=m["content"]) for m in row["messages"][:-1]],
+            check_talk(row["messages"][:-1], row),
             row["messages"][-1]["content"],
             file=row.get("source", ""),
             line=row.get("line", 0),
             origin="row",
         )
-        for number, row in enumerate(shuffled(talks, job.section.seed, REPLAY)[:count])
+        for number, row in enumerate(shuffled(talks, recipe.constitution.seed, REPLAY))
     ]
 
 
@@ -402,17 +478,16 @@ def revise_stage(job: Job, start: tuple, roles: Roles) -> dict:
             f"no revision is better by the judge, so there is nothing to learn:"
             f" {in_words(counts['revisions'])}",
             where=str(job.file("revisions.jsonl")),
-            fix="read some lines of it; where most are disagreements, the judge answers by"
-            " position, and a larger model must judge (constitution.judge)",
+            fix=ADVICE[next(iter(counts["revisions"]))],
         )
     share = section.replay
-    replayed = replay_cases(job, round(len(rows) * share / (1 - share)))
+    replayed = job.replay[: round(len(rows) * share / (1 - share))]
     if replayed:
         lines = job.ledger("replay", Revised, replayed, again)
         rows += [line.row for line in lines]
         counts["replay"] = outcomes(lines)
         job.tell(f"replayed rows: {in_words(counts['replay'])}")
-    write_lines(job.file("sft.jsonl"), shuffled(rows, section.seed, SPLIT))
+    counts["rows"] = write_stage(job, "sft", shuffled(rows, section.seed, SPLIT))
     return counts
 
 
@@ -441,11 +516,9 @@ def compare_stage(job: Job, tuned: tuple, roles: Roles) -> dict:
         raise UserError(
             f"the judge decided {len(rows)} pairs in both orders: {in_words(counts)}",
             where=str(job.file("comparisons.jsonl")),
-            fix="where most are equal, raise constitution.temperature or take more prompts; where"
-            " most are disagreements, let a larger model judge",
+            fix=ADVICE[next(iter(counts))],
         )
-    write_lines(job.file("pairs.jsonl"), rows)
-    return counts
+    return dict(pairs=counts, learned=write_stage(job, "pairs", rows))
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #149a731a
@@ -457,7 +530,8 @@ def tuning_recipe(job: Job) -> dict:
 
 def pair_data(job: Job, name: str) -> dict:
     "The section data of a later stage, whose rows the job wrote."
-    changes = dict(train=str(job.file(name)), format="auto", val="auto")
+    val = None if job.recipe.data.val is None else "auto"
+    changes = dict(train=str(job.file(name)), format="auto", val=val)
     return job.recipe.data.model_dump() | changes
 
 
@@ -503,6 +577,7 @@ class StageFigures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str  # start, or the folder of its run
+    digest: str  # of its weights
     preferred: Score  # by the judge, to the start's answers on held-out prompts; the start has 0.5
     tasks: dict[str, Score]  # the primary score of each task
 
@@ -561,6 +636,30 @@ def start_results(job: Job, start: tuple) -> dict[str, TaskResult]:
     return results
 
 
+def judge_held_out(
+    job: Job,
+    name: str,
+    texts: Sequence[str],  # of the model
+    before: Sequence[str],  # of the start
+    roles: Roles,
+) -> list[Compared]:
+    "A model's answers to held-out prompts beside the start's; each verdict is a line of a ledger."
+    old = {case.number: text for case, text in zip(job.prompts.held_out, before, strict=True)}
+
+    def work(cases: Sequence[Case]) -> list[Compared]:
+        return compare_answers(
+            cases,
+            [old[case.number] for case in cases],
+            judge=roles.judge,
+            section=job.section,
+            comparisons=job.principles.comparisons,
+        )
+
+    return job.ledger(
+        f"held-out-{name}-judged", Compared, answered(job.prompts.held_out, texts), work
+    )
+
+
 # %% ../nbs/system/86_constitution_job.ipynb #5c932d42
 def stage_names(recipe: ConstitutionRecipe) -> list[str]:
     "The stages whose model answers, by their folders."
@@ -572,20 +671,17 @@ def measure_stages(job: Job, start: tuple, roles: Roles) -> tuple[list[StageFigu
     before = held_out_answers(job, "start", start)
     tasks = {"start": start_results(job, start)}
     preferred = {"start": [0.5] * len(before)}
+    digests = {"start": start_digest(job.recipe)}
     for name in stage_names(job.recipe):
         run = Run.load(job.path / name)
         tasks[name] = {task: stored_result(run, task) for task in job.recipe.eval.tasks}
         texts = held_out_answers(job, name, open_model(str(run.path)))
-        preferred[name] = preference_points(
-            answered(job.prompts.held_out, texts),
-            before,
-            roles=roles,
-            section=job.section,
-            comparisons=job.principles.comparisons,
-        )
+        preferred[name] = preference_points(judge_held_out(job, name, texts, before, roles=roles))
+        digests[name] = weights_digest(run)
     figures = [
         StageFigures(
             name=name,
+            digest=digests[name],
             preferred=score(points),
             tasks={task: result.score for task, result in tasks[name].items()},
         )
@@ -617,22 +713,32 @@ def figures_table(record: ConstitutionRecord) -> Table:
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #8f46793a
-def check_same_job(job: Job, digests: dict[str, str]) -> None:
-    "`UserError` where a model, a function or the principles are not those that the job began with."
-    run = Run(job.path / "job")
-    held = run.read("digests.json") if (run.path / "digests.json").exists() else None
-    if held is None:
-        return run.write("digests.json", digests)
-    if changed := [name for name in digests if digests[name] != held.get(name)]:
+def check_same(job: Job, name: str, digests: dict[str, str]) -> None:
+    "`UserError` where what the job reads is not what it began with; `name` is of its file."
+    run, file = Run(job.path / "job"), job.file(name)
+    if not file.exists():
+        return run.write(name, digests)
+    held = run.read(name)
+    if changed := [key for key in digests if digests[key] != held.get(key)]:
         raise UserError(
             f"this job began with another {changed[0]}, and what it wrote would be mixed",
             where=str(job.path),
-            allowed="the models, functions and principles that it began with",
+            allowed="the rows, principles, models and functions that it began with",
             fix="put them back, or begin another job with --run",
         )
 
 
-# %% ../nbs/system/86_constitution_job.ipynb #f4e6b533
+def data_digests(job: Job) -> dict[str, str]:
+    "Digests of what the job reads beside its models."
+    talks = [case.talk for part in vars(job.prompts).values() for case in part]
+    return dict(
+        prompts=digest_of(talks),
+        principles=digest_of(asdict(job.principles)),
+        replay=digest_of([[case.talk, case.answer] for case in job.replay]),
+        labelled=digest_of(job.labelled),
+    )
+
+
 def unmet_after(recipe: ConstitutionRecipe, path: Path) -> list[str]:
     "A sentence for each task on which the last stage does not reach what the recipe requires."
     last, start = Run.load(path / stage_names(recipe)[-1]), Run(path / "job")
@@ -643,23 +749,38 @@ def unmet_after(recipe: ConstitutionRecipe, path: Path) -> list[str]:
 
 def labelled_agreement(job: Job, roles: Roles) -> Agreement | None:
     "How often the judge agrees with people, where the recipe names pairs that they judged."
-    source = job.section.labelled
-    if source is None:
+    if not job.labelled:
         return None
-    rows = [row for row in load_rows(source)[0] if "chosen" in row]
+    file = job.file("agreement.json")
+    if file.exists():
+        agreement = Agreement.model_validate(Run(job.path / "job").read(file.name))
+    else:
+        comparisons = job.principles.comparisons
+        agreement = judge_agreement(roles.judge, job.labelled, job.section, comparisons)
+        Run(job.path / "job").write(file.name, agreement.model_dump())
+    job.tell(agreement.describe())
+    return agreement
+
+
+def labelled_rows(recipe: ConstitutionRecipe) -> list[dict]:
+    "The pairs that people judged, where the recipe names a file of them."
+    source = recipe.constitution.labelled
+    if source is None:
+        return []
+    rows = read_rows(source, "labelled", recipe.data.max_rejects)
+    rows = [row for row in rows if "chosen" in row]
+    for row in rows:
+        check_talk(row["prompt"], row)
     if not rows:
         raise UserError(
             "there are no pairs that people judged",
             where="constitution.labelled",
             allowed="rows with prompt, chosen and rejected",
         )
-    comparisons = job.principles.comparisons
-    agreement = judge_agreement(roles.judge, rows, job.section, comparisons)
-    job.tell(agreement.describe())
-    return agreement
+    return rows
 
 
-# %% ../nbs/system/86_constitution_job.ipynb #9023bf9d
+# %% ../nbs/system/86_constitution_job.ipynb #f4e6b533
 def write_rows(job: Job, stage: Stages, done: dict) -> None:
     "The stages that make data and train on it; their counts are entered in `done`."
     start = open_start(job.recipe)
@@ -675,7 +796,7 @@ def write_rows(job: Job, stage: Stages, done: dict) -> None:
     roles = open_roles(job.section, start, open_model, start_generation(job.recipe))
     with stage("compare", "3. Write and judge pairs"):
         tuned = open_model(str(job.path / "sft"))
-        done["counts"] |= dict(pairs=compare_stage(job, tuned, roles))
+        done["counts"] |= compare_stage(job, tuned, roles)
     del start, roles, tuned
     free_memory()
     with stage("align", "4. Learn the pairs"):
@@ -687,7 +808,20 @@ def write_rows(job: Job, stage: Stages, done: dict) -> None:
     free_memory()
 
 
-# %% ../nbs/system/86_constitution_job.ipynb #131e26c1
+# %% ../nbs/system/86_constitution_job.ipynb #9023bf9d
+def open_job(recipe: ConstitutionRecipe, path: Path, quiet: bool) -> Job:
+    "All that a job reads, before anything is written."
+    return Job(
+        recipe,
+        path,
+        principles=load_principles(recipe.constitution),
+        prompts=divide_prompts(recipe.constitution, recipe.data.max_rejects),
+        replay=replay_cases(recipe),
+        labelled=labelled_rows(recipe),
+        quiet=quiet,
+    )
+
+
 def run_constitution(
     recipe: ConstitutionRecipe | str | Path | dict,  # or what `read_constitution` reads one from
     path: str | Path,  # a folder, which gets a run for each stage
@@ -696,14 +830,13 @@ def run_constitution(
     """Make data by principles, train on it, and measure what came of it; returns the record. The
     same call resumes, and does only what is missing."""
     recipe = recipe if isinstance(recipe, ConstitutionRecipe) else read_constitution(recipe)
-    principles, path = load_principles(recipe.constitution), Path(path)
-    prompts = divide_prompts(recipe.constitution)
-    job = Job(recipe, path, principles=principles, prompts=prompts, quiet=quiet)
-    digests = job_digests(recipe, principles)
-    run = Run.open(path / "job", recipe)
-    check_same_job(job, digests)
+    job = open_job(recipe, Path(path), quiet)
+    run = Run.open(job.path / "job", recipe)
+    check_same(job, "data-digests.json", data_digests(job))
     if record := run.find_record(ConstitutionRecord):
         return record
+    digests = model_digests(recipe)
+    check_same(job, "model-digests.json", digests)
     stage, done = Stages(TextConsole(quiet=quiet)), {}
     write_rows(job, stage, done)
     with stage("measure", "5. Harmlessness beside helpfulness"):
@@ -711,8 +844,8 @@ def run_constitution(
         roles = open_roles(recipe.constitution, start, open_model, start_generation(recipe))
         figures, changes = measure_stages(job, start, roles)
     record = ConstitutionRecord(
-        digests=digests,
-        prompts={name: len(cases) for name, cases in vars(prompts).items()},
+        digests=digests | data_digests(job),
+        prompts={name: len(cases) for name, cases in vars(job.prompts).items()},
         stages=figures,
         changes=changes,
         seconds=stage.seconds,

@@ -615,6 +615,8 @@ def probably_meant(path: Path) -> str | None:
     "What to do where a run is asked for and something else is named; None where nothing is near."
     if runs := [parent for parent in path.parents if is_run(parent)]:
         return f"Name the run itself: {runs[0]}"
+    if inside := [name for name in sorted(path.glob("*/")) if is_run(name)]:
+        return f"Name one of the runs in it: {', '.join(map(str, inside))}"
     recipe = path if path.suffix in (".yaml", ".yml") else path / "recipe.yaml"
     if recipe.is_file():
         return f"{recipe} is a recipe, which begins a run: llmtrainer train {recipe}"

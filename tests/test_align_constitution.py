@@ -6,6 +6,7 @@ from llmtrainer.align.constitution import Generation, Path, re
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,13 @@ def test_principles_of_either_kind_are_not_taken_for_the_other():
         "CritiqueRequest",
     )
     assert_refused(lambda: parse_comparison_principles(OWN_REVISIONS, "p.json"), "Options:")
-    broken = {"one": dict(prompt=["be nice"], edit_request="be nicer")}
-    assert_refused(lambda: parse_revision_principles(broken, "p.json"), "one has another form")
+    for entry in (dict(prompt=["be nice"], edit_request="be nicer"), "be nice", dict(prompt=[5])):
+        broken = {"one": entry}
+        assert_refused(partial(parse_revision_principles, broken, "p.json"), "one has another form")
+    for values in ({}, "x", 5):
+        assert_refused(partial(parse_revision_principles, values, "p.json"), "p.json")
+    for values in ([], [""], ["a", 5], "x"):
+        assert_refused(partial(parse_comparison_principles, values, "p.json"), "p.json")
 
 
 AWKWARD = 'He said: "why?"\n\nHuman: pretend\n\nAssistant: {yes}\n (B) no'
@@ -101,6 +107,12 @@ def test_an_awkward_prompt_stays_one_turn():
     assert_refused(lambda: parse_transcript("Human: no label", "f.json"), "f.json", "transcript")
     doubled = "\n\nHuman: a\n\nCritiqueRequest: b"
     assert_refused(lambda: parse_transcript(doubled, "f.json"), "both sides")
+    unfinished = "\n\nHuman: a\n\nAssistant: b\n\nCritiqueRequest: c"
+    assert_refused(lambda: parse_examples([unfinished], "f.json"), "before its revision")
+    pair = dict(prompt="\n\nHuman: a\n\nAssistant:", corrects=["b"], incorrects=["c"])
+    assert parse_pairs([pair], "f.json")[0].better == "b"
+    for changed in (dict(prompt=5), dict(corrects="abc"), dict(incorrects=[""])):
+        assert_refused(partial(parse_pairs, [pair | changed], "f.json"), "judged pairs")
 
 
 @pytest.mark.realdata
@@ -197,8 +209,12 @@ def test_roles_are_told_apart_and_a_file_cannot_allow_a_function(tmp_path, monke
         lambda: load_recipe(Constitution, dict(prompts="p", judge=named | dict(trust="no"))),
         "python and trust",
     )
-    none = function_critic(lambda **given: None, "rule")
-    assert_refused(lambda: none([case], [principle]), "rule returned no list of 1")
+    for wrong in (None, "x", [1]):
+        bad = function_critic(lambda value=wrong, **given: value, "rule")
+        assert_refused(partial(bad, [case], [principle]), "rule returned")
+    for wrong in (None, "x", [None], [float("nan")]):
+        bad = function_judge(lambda value=wrong, **given: value, "rule")
+        assert_refused(partial(bad, [contest]), "rule returned", "constitution.judge")
 
 
 def few_cases(count=4, origin="model"):
@@ -314,9 +330,11 @@ def test_agreement_tells_a_right_judge_a_wrong_one_and_one_that_says_a():
 def test_the_start_itself_has_one_half():
     section, cases = Constitution(prompts="p"), few_cases(6)
     same = [case.answer for case in cases]
-    measure = lambda cases, starts: preference_points(
-        cases, starts, rule_roles(), section=section, comparisons=OWN_COMPARISONS
-    )
+    parts = dict(judge=rule_roles().judge, section=section, comparisons=OWN_COMPARISONS)
+    measure = lambda cases, starts: preference_points(compare_answers(cases, starts, **parts))
+    silent = [Case(case.number, case.talk, "") for case in cases]
+    assert measure(silent, same) == [0.0] * 6 and measure(cases, [" "] * 6) == [1.0] * 6
+    assert measure(silent, [""] * 6) == [0.5] * 6
     assert measure(cases, same) == [0.5] * 6
     kept = reviser(prompts_of(cases), same, 0, 0)
     assert measure(cases, kept) == [0.0] * 6

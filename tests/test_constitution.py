@@ -40,6 +40,27 @@ def test_no_prompt_is_in_two_parts(tmp_path):
     assert other.held_out != parts.held_out
     few = Constitution(prompts=str(file), held_out=59)
     assert_refused(lambda: divide_prompts(few), "too few", "held_out")
+    with file.open("a") as lines:
+        lines.write("not JSON\n")
+    assert_refused(lambda: divide_prompts(Constitution(prompts=str(file))), "cannot be used")
+    missing = Constitution(prompts=str(tmp_path / "none.jsonl"))
+    assert_refused(lambda: divide_prompts(missing), "constitution.prompts")
+
+
+def test_prompts_that_no_judge_can_be_shown_are_refused(tmp_path):
+    file = tmp_path / "p.jsonl"
+    user, reply = dict(role="user", content="hello"), dict(role="assistant", content="hi")
+    call = dict(id="1", type="function", function=dict(name="f", arguments={}))
+    tools = [user, dict(role="assistant", content="", tool_calls=[call])]
+    tools += [dict(role="tool", content="1", tool_call_id="1"), reply]
+    for messages, words in (
+        (tools, "calls tools"),
+        ([dict(role="system", content="be kind"), reply], "user"),
+    ):
+        write_lines(file, [dict(messages=messages)])
+        assert_refused(lambda: read_cases(str(file)), words)
+    write_lines(file, [dict(messages=[user, reply, user, reply])])
+    assert [turn["role"] for turn in read_cases(str(file))[0].talk] == ["user", "assistant", "user"]
 
 
 RULE = """
@@ -96,7 +117,8 @@ def allowed(tmp_path, monkeypatch):
 
 def contents(job):
     "What a job ends with: its rows, its ledgers and its adapters."
-    names = [f"job/{name}.jsonl" for name in ("revisions", "replay", "sft", "comparisons", "pairs")]
+    names = ["revisions", "replay", "sft", "comparisons", "pairs", "held-out-sft-judged"]
+    names = [f"job/{name}.jsonl" for name in names]
     names += [f"{stage}/adapter/adapter_model.safetensors" for stage in ("sft", "preferences")]
     return {name: (job / name).read_bytes() for name in names}
 
@@ -124,7 +146,7 @@ def test_a_killed_job_ends_in_the_same_bytes(allowed, monkeypatch):
     whole = run_constitution(recipe, allowed / "whole", quiet=True)
     # each time the job comes to another place: a ledger's second batch, a stage's beginning
     moments = [("revise", 2), ("revise", 2), ("train", 1), ("compare_answers", 2), ("train", 2)]
-    moments += [("preference_points", 1)]
+    moments += [("judge_held_out", 2)]
     job, reached = allowed / "killed", []
     for name, at in moments:
         with monkeypatch.context() as patch:
@@ -155,6 +177,15 @@ def test_a_changed_rule_or_recipe_is_refused_and_a_judge_of_position_teaches_not
     assert not (allowed / "job/sft").exists()
     write_rule(allowed, always + "\n# changed\n")
     assert_refused(run, "another critic", "begin another job")
+    write_rule(allowed, always)
+    for name in ("prompts", "train"):
+        file = allowed / f"{name}.jsonl"
+        before = file.read_text()
+        file.write_text(before.replace("many", "few", 1))
+        assert_refused(run, "began with another", "begin another job")
+        file.write_text(before)
+    assert_refused(run, "no revision is better")
+    assert not (allowed / "job/job/sft.sha256").exists()
     other = recipe | dict(train=recipe["train"] | dict(lr=5e-4))
     assert_refused(lambda: run_constitution(other, allowed / "job", quiet=True), "lr")
 

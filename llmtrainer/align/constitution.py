@@ -16,11 +16,13 @@ __all__ = [
     "Critic",
     "Reviser",
     "Margins",
+    "FEWER",
     "JUDGING",
     "BATCH",
     "RevisionPrinciple",
     "wrong_file",
     "parse_revision_principles",
+    "are_texts",
     "parse_comparison_principles",
     "parse_transcript",
     "Example",
@@ -44,6 +46,7 @@ __all__ = [
     "model_reviser",
     "model_judge",
     "check_texts",
+    "check_numbers",
     "prompts_of",
     "function_critic",
     "function_reviser",
@@ -69,9 +72,10 @@ __all__ = [
 
 # %% ../../nbs/align/53_constitution.ipynb #ed6c70d6
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -120,11 +124,15 @@ def parse_revision_principles(values, path: str) -> list[RevisionPrinciple]:
     )
     if isinstance(values, list):
         raise wrong_file(path, "these are comparison principles, not requests to revise", allowed)
+    if not isinstance(values, dict) or not values:
+        raise wrong_file(path, "there are no revision principles in it", allowed)
     principles = []
     for name, entry in values.items():
-        edit = REVISION_REQUEST.fullmatch(str(entry.get("edit_request")))
-        prompts = entry.get("prompt") or []
-        asked = [CRITIQUE_REQUEST.fullmatch(text) for text in prompts]
+        given = entry if isinstance(entry, dict) else {}
+        edit = REVISION_REQUEST.fullmatch(str(given.get("edit_request")))
+        prompts = given.get("prompt")
+        prompts = prompts if isinstance(prompts, list) else []
+        asked = [CRITIQUE_REQUEST.fullmatch(str(text)) for text in prompts]
         if edit is None or not asked or None in asked:
             raise wrong_file(path, f"the principle {name} has another form", allowed)
         for number, found in enumerate(asked):
@@ -134,9 +142,15 @@ def parse_revision_principles(values, path: str) -> list[RevisionPrinciple]:
 
 
 # %% ../../nbs/align/53_constitution.ipynb #4032773c
+def are_texts(values) -> bool:
+    "Is it a list of texts, at least one, and none of them empty?"
+    texts = isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return texts and bool(values) and all(map(str.strip, values))
+
+
 def parse_comparison_principles(values, path: str) -> list[str]:
     "The texts of a JSON list, each of which asks for the better of two answers."
-    if isinstance(values, list) and values and all(isinstance(text, str) for text in values):
+    if are_texts(values):
         return values
     raise wrong_file(path, "these are no comparison principles", '["\\n… Options:", …]')
 
@@ -278,9 +292,13 @@ class Example:
 
 def parse_examples(values, path: str) -> list[list[dict]]:
     "Transcripts of a JSON list as conversations that end with a revision."
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise wrong_file(path, "these are no transcripts of revisions", '["\\n\\nHuman: …", …]')
-    return [parse_transcript(text, path) for text in values]
+    allowed = '["\\n\\nHuman: …", …], each up to a revision'
+    if not are_texts(values):
+        raise wrong_file(path, "these are no transcripts of revisions", allowed)
+    examples = [parse_transcript(text, path) for text in values]
+    if any(example[-1]["role"] != "assistant" for example in examples):
+        raise wrong_file(path, "an example ends before its revision", allowed)
+    return examples
 
 
 # %% ../../nbs/align/53_constitution.ipynb #60ed20ff
@@ -289,7 +307,10 @@ def parse_pairs(values, path: str) -> list[Example]:
     form = '[{"prompt": "\\n\\nHuman: …\\n\\nAssistant:", "corrects": [TEXT], "incorrects": […]}]'
     keys = ("prompt", "corrects", "incorrects")
     if not isinstance(values, list) or not all(
-        isinstance(entry, dict) and all(entry.get(key) for key in keys) for entry in values
+        isinstance(entry, dict)
+        and isinstance(entry.get("prompt"), str)
+        and all(are_texts(entry.get(key)) for key in keys[1:])
+        for entry in values
     ):
         raise wrong_file(path, "these are no judged pairs", form)
     return [
@@ -502,13 +523,16 @@ Margins = Callable[[Sequence[Contest]], list[float]]  # nats by which the first 
 
 
 @contextmanager
-def naming(where: str):
-    "Name a key of the constitution in an error."
+def naming(where: str, fix: str | None = None):
+    "Name a key of the constitution, and what to do about it, in an error."
     try:
         yield
     except UserError as error:
-        error.where = f"constitution.{where}"
+        error.where, error.fix = f"constitution.{where}", fix or error.fix
         raise
+
+
+FEWER = "set constitution.shots=0, shorten the prompts, or take a model with a longer context"
 
 
 # %% ../../nbs/align/53_constitution.ipynb #f438f43f
@@ -528,7 +552,7 @@ def model_critic(model, tokenizer, generation: Generation, principles: Principle
         talks = [
             critique_turns(c, p, principles.examples) for c, p in zip(cases, drawn, strict=True)
         ]
-        with naming("shots"):
+        with naming("shots", FEWER):
             return generate(model, tokenizer, talks, generation)
 
     return criticise
@@ -541,7 +565,7 @@ def model_reviser(model, tokenizer, generation: Generation, principles: Principl
     def revise(cases, drawn, critiques):
         parts = zip(cases, drawn, critiques, strict=True)
         talks = [revision_turns(*part, examples=principles.examples) for part in parts]
-        with naming("shots"):
+        with naming("shots", FEWER):
             return generate(model, tokenizer, talks, generation)
 
     return revise
@@ -556,7 +580,7 @@ def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) 
             for contest in contests
             for reply in ("(A)", "(B)")
         ]
-        with naming("shots"):
+        with naming("shots", FEWER):
             found = row_logprobs(model, tokenizer, rows, batch_size=batch_size)
         sums = [total for total, _ in found]
         return [a - b for a, b in zip(sums[::2], sums[1::2], strict=True)]
@@ -567,13 +591,23 @@ def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) 
 # %% ../../nbs/align/53_constitution.ipynb #d5e161ea
 def check_texts(values, count: int, name: str) -> list[str]:
     "The texts that a function gave; `UserError` for anything but a text for each case."
-    if isinstance(values, Sequence) and len(values) == count:
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if is_list and len(values) == count:
         if all(isinstance(value, str) for value in values):
             return list(values)
         raise UserError(
             f"{name} returned something that is no text", allowed="a text for each case"
         )
     raise UserError(f"{name} returned no list of {count} texts", allowed="a text for each case")
+
+
+def check_numbers(values, count: int, name: str) -> list[float]:
+    "The margins that a function gave; `UserError` for anything but a finite number for each pair."
+    is_list = isinstance(values, Iterable) and not isinstance(values, str)
+    numbers = list(values) if is_list else []
+    if not is_list or not all(isinstance(value, Real) for value in numbers):
+        raise UserError(f"{name} returned no list of {count} numbers", allowed="one for each pair")
+    return check_values(numbers, count, name)
 
 
 def prompts_of(cases: Sequence[Case | Contest]) -> list[str]:
@@ -619,7 +653,8 @@ def function_judge(function: Callable, name: str) -> Margins:
             second=[contest.second for contest in contests],
             principles=[contest.principle for contest in contests],
         )
-        return check_values(values, len(contests), name)
+        with naming("judge"):
+            return check_numbers(values, len(contests), name)
 
     return margins
 
@@ -903,18 +938,17 @@ def judge_agreement(
 
 
 # %% ../../nbs/align/53_constitution.ipynb #43c3f248
-def preference_points(
-    cases: Sequence[Case],  # with the answers of the model that is measured
-    starts: Sequence[str],  # the answers of the model that it began as
-    roles: Roles,
-    section: Constitution,
-    comparisons: Sequence[str],
-) -> list[float]:
-    "Of each prompt 1 where the judge prefers the new answer, 0 for the old one, else 0.5."
-    lines = compare_answers(
-        cases, starts, judge=roles.judge, section=section, comparisons=comparisons
-    )
-    return [0.5 if not line.margin else float(line.margin > 0) for line in lines]
+def preference_points(lines: Sequence[Compared]) -> list[float]:
+    """Of each prompt 1 where the first answer is preferred, 0 for the second, else 0.5. An empty
+    answer loses against one that says something."""
+
+    def point(line: Compared) -> float:
+        says = [bool(answer.strip()) for answer in line.answers]
+        if line.outcome == "empty" and says[0] != says[1]:
+            return float(says[0])
+        return 0.5 if not line.margin else float(line.margin > 0)
+
+    return [point(line) for line in lines]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #e737d7d3
@@ -951,6 +985,13 @@ def complete_ledger(
 ) -> list:
     "The lines of all cases: those that a ledger holds, and the rest, which is written into it."
     lines = held_lines(path, kind, len(cases))
+    for line, case in zip(lines, cases):
+        if line.number != case.number:
+            raise UserError(
+                f"line {case.number} of the ledger belongs to other prompts",
+                where=str(path),
+                fix="put the old prompts back, or begin another job with --run",
+            )
     progress(len(lines))
     for begin in range(len(lines), len(cases), BATCH):
         batch = work(cases[begin : begin + BATCH])
