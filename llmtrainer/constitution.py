@@ -15,12 +15,14 @@ __all__ = [
     "open_start",
     "start_generation",
     "continued",
+    "digest_of",
     "model_digest",
     "role_digest",
     "start_digest",
-    "digest_of",
     "model_digests",
     "Prompts",
+    "talk_fault",
+    "plain_turns",
     "check_talk",
     "read_rows",
     "read_cases",
@@ -31,6 +33,7 @@ __all__ = [
     "in_words",
     "write_stage",
     "answered",
+    "is_answered",
     "replay_cases",
     "revise_stage",
     "compare_stage",
@@ -232,12 +235,16 @@ def continued(recipe: ConstitutionRecipe, run: Path) -> dict:
     return dict(model=model, adapt=adapt | dict(continue_from=str(run)))
 
 
+def digest_of(values) -> str:
+    "A digest of plain values."
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def model_digest(name: str) -> str:
     "A digest of the weights of a run, or of what identifies a base."
     if is_run(name):
         return weights_digest(Run.load(name))
-    facts = json.dumps(fingerprint(name), sort_keys=True)
-    return hashlib.sha256(facts.encode()).hexdigest()
+    return digest_of(fingerprint(name))
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #1e197a14
@@ -254,12 +261,7 @@ def start_digest(recipe: ConstitutionRecipe) -> str:
     if not recipe.adapt.continue_from:
         return start
     weights = adapter_folder(recipe.adapt.continue_from) / "adapter_model.safetensors"
-    return hashlib.sha256((start + sha256(weights)).encode()).hexdigest()
-
-
-def digest_of(values) -> str:
-    "A digest of plain values."
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return digest_of([start, sha256(weights)])
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #860e148f
@@ -282,19 +284,30 @@ class Prompts:
     compared: list[Case]
 
 
+def talk_fault(talk: Sequence[dict]) -> str:
+    "Why the turns before an answer cannot be shown to a judge; empty where they can."
+    if not talk:
+        return "a row has no prompt"
+    known = {turn["role"] for turn in talk} <= {"system", "user", "assistant"}
+    if not known or any(turn.get("tool_calls") for turn in talk):
+        return "a prompt calls tools"
+    return "" if talk[-1]["role"] == "user" else "a prompt does not end with a user's turn"
+
+
+def plain_turns(talk: Sequence[dict]) -> list[dict]:
+    "Turns with role and content alone."
+    return [dict(role=turn["role"], content=turn["content"]) for turn in talk]
+
+
 def check_talk(talk: Sequence[dict], row: dict) -> list[dict]:
-    "The turns before an answer, without what else they hold; `UserError` for turns of tools."
-    plain = [dict(role=turn["role"], content=turn["content"]) for turn in talk]
-    known = {turn["role"] for turn in plain} <= {"system", "user", "assistant"}
-    calls = any(turn.get("tool_calls") for turn in talk)
-    if not plain or not known or calls or plain[-1]["role"] != "user":
-        why = "calls tools" if calls or not known else "does not end with a user's turn"
+    "The turns before an answer; `UserError` where they cannot be shown to a judge."
+    if fault := talk_fault(talk):
         raise UserError(
-            f"a prompt {why}" if plain else "a row has no prompt",
+            fault,
             where=f"{row.get('source')}:{row.get('line')}",
             allowed='rows such as {"prompt": "..."}, or conversations, whose last turn is left out',
         )
-    return plain
+    return plain_turns(talk)
 
 
 def read_rows(source, where: str | None, limit: float, format: str = "auto") -> list[dict]:
@@ -417,20 +430,24 @@ def write_stage(job: Job, name: str, rows: Sequence[dict]) -> dict[str, int]:
     """Write the rows that a stage learns from; returns how many, and how many no training reads.
     `UserError` where a stage was trained on others."""
     path, held = job.file(f"{name}.jsonl"), job.file(f"{name}.sha256")
-    write_lines(path, rows)
-    _, ledger, _ = load_rows(str(path))  # a text of a model may hold what no row may
+    staged = job.file(f"{name}.staged.jsonl")
+    write_lines(staged, rows)
+    _, ledger, _ = load_rows(str(staged))  # a text of a model may hold what no row may
     bad = {reject.line for reject in ledger.rejects}
     if bad:
-        write_lines(path, [row for line, row in enumerate(rows, 1) if line not in bad])
+        write_lines(staged, [row for line, row in enumerate(rows, 1) if line not in bad])
         job.tell(f"{len(bad)} of {len(rows)} rows cannot be trained on: {ledger.rejects[0].reason}")
-    if held.exists() and held.read_text() != sha256(path):
+    digest = sha256(staged)
+    if held.exists() and held.read_text() != digest:
+        staged.unlink()
         raise UserError(
             f"{path.name} is not what this job was trained on",
             where=str(path),
             allowed="the ledgers and rows as the job wrote them",
             fix="begin another job with --run",
         )
-    write_atomic(held, sha256(path))
+    staged.replace(path)
+    write_atomic(held, digest)
     return dict(rows=len(rows) - len(bad), unusable=len(bad))
 
 
@@ -440,16 +457,22 @@ def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #b680de74
+def is_answered(messages: Sequence[dict]) -> bool:
+    "Does a conversation end with an answer in words to a user, and no tool before it?"
+    *talk, last = messages or [{"role": None}]
+    is_text = last["role"] == "assistant" and last["content"] and not last.get("tool_calls")
+    return bool(is_text) and not talk_fault(talk)
+
+
 def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
     "Rows of data.train whose answers may be replayed, in an order that the seed decides."
     limit, format = recipe.data.max_rejects, recipe.data.format
     rows = read_rows(recipe.data.train, None, limit, format) if recipe.constitution.replay else []
-    talks = [row for row in rows if len(row.get("messages", ())) > 1]
-    talks = [row for row in talks if row["messages"][-1]["role"] == "assistant"]
+    talks = [row for row in rows if is_answered(row.get("messages", []))]
     return [
         Case(
             number,
-            check_talk(row["messages"][:-1], row),
+            plain_turns(row["messages"][:-1]),
             row["messages"][-1]["content"],
             file=row.get("source", ""),
             line=row.get("line", 0),

@@ -59,6 +59,7 @@ def test_prompts_that_no_judge_can_be_shown_are_refused(tmp_path):
     ):
         write_lines(file, [dict(messages=messages)])
         assert_refused(lambda: read_cases(str(file)), words)
+    assert not is_answered(tools) and not is_answered([]) and is_answered([user, reply])
     write_lines(file, [dict(messages=[user, reply, user, reply])])
     assert [turn["role"] for turn in read_cases(str(file))[0].talk] == ["user", "assistant", "user"]
 

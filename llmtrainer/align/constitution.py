@@ -57,6 +57,7 @@ __all__ = [
     "Revised",
     "drawn",
     "judge_both_orders",
+    "judge_texts",
     "write_rounds",
     "outcome_of",
     "revise",
@@ -749,6 +750,21 @@ def judge_both_orders(judge: Margins, contests: Sequence[Contest]) -> list[tuple
     return list(zip(margins[::2], margins[1::2], strict=True))
 
 
+def judge_texts(
+    cases: Sequence[Case],
+    texts: Sequence[tuple[str, str]],  # two answers to each
+    judge: Margins,
+    seed: int,
+    comparisons: Sequence[str],
+) -> list[tuple[str | None, tuple[float, float] | None]]:
+    "(principle, margins) of each two answers; (None, None) where they are equal or one is empty."
+    asked = [n for n, (a, b) in enumerate(texts) if a.strip() and b.strip() and a != b]
+    judged = {n: drawn(seed, JUDGING, cases[n].number, comparisons) for n in asked}
+    contests = [Contest(cases[n].talk, *texts[n], principle=judged[n]) for n in asked]
+    margins = dict(zip(asked, judge_both_orders(judge, contests), strict=True))
+    return [(judged.get(n), margins.get(n)) for n in range(len(cases))]
+
+
 # %% ../../nbs/align/53_constitution.ipynb #ffc5a18b
 def write_rounds(
     cases: Sequence[Case], roles: Roles, section: Constitution, principles: Principles
@@ -770,11 +786,9 @@ def write_rounds(
 
 # %% ../../nbs/align/53_constitution.ipynb #3d74a952
 def outcome_of(answer: str, revision: str, margins: tuple[float, float] | None) -> str:
-    "What a revision is worth."
-    if not revision.strip():
-        return "empty"
-    if revision == answer:
-        return "unchanged"
+    "What a revision is worth; `empty` where it, or the answer, says nothing."
+    if margins is None:
+        return "unchanged" if revision == answer else "empty"
     found = verdict(margins)
     return {"first": "better", "second": "not better"}.get(found, found)
 
@@ -784,13 +798,10 @@ def revise(
 ) -> list[Revised]:
     "Critique, revise and judge a batch of answers."
     rounds = write_rounds(cases, roles, section, principles)
-    texts = [(case.answer, done[-1].revision) for case, done in zip(cases, rounds, strict=True)]
-    asked = [number for number, (a, b) in enumerate(texts) if b.strip() and a != b]
-    judged = {
-        n: drawn(section.seed, JUDGING, cases[n].number, principles.comparisons) for n in asked
-    }
-    contests = [Contest(cases[n].talk, texts[n][1], texts[n][0], judged[n]) for n in asked]
-    margins = dict(zip(asked, judge_both_orders(roles.judge, contests), strict=True))
+    texts = [(done[-1].revision, case.answer) for case, done in zip(cases, rounds, strict=True)]
+    judged = judge_texts(
+        cases, texts, roles.judge, seed=section.seed, comparisons=principles.comparisons
+    )
     return [
         Revised(
             number=case.number,
@@ -800,9 +811,9 @@ def revise(
             talk=case.talk,
             answer=case.answer,
             rounds=rounds[n],
-            comparison=judged.get(n),
-            margins=margins.get(n),
-            outcome=outcome_of(*texts[n], margins.get(n)),
+            comparison=judged[n][0],
+            margins=judged[n][1],
+            outcome=outcome_of(case.answer, rounds[n][-1].revision, judged[n][1]),
         )
         for n, case in enumerate(cases)
     ]
@@ -847,14 +858,11 @@ def compare_answers(
 ) -> list[Compared]:
     "Judge two answers to each prompt in both orders."
     texts = [(case.answer, other) for case, other in zip(cases, others, strict=True)]
-    asked = [n for n, (a, b) in enumerate(texts) if a.strip() and b.strip() and a != b]
-    judged = {n: drawn(section.seed, JUDGING, cases[n].number, comparisons) for n in asked}
-    contests = [Contest(cases[n].talk, *texts[n], principle=judged[n]) for n in asked]
-    margins = dict(zip(asked, judge_both_orders(judge, contests), strict=True))
+    judged = judge_texts(cases, texts, judge, seed=section.seed, comparisons=comparisons)
 
     def outcome(n: int) -> str:
-        if n in margins:
-            found = verdict(margins[n])
+        if margins := judged[n][1]:
+            found = verdict(margins)
             return "pair" if found in ("first", "second") else found
         return "equal" if texts[n][0] == texts[n][1] else "empty"
 
@@ -865,8 +873,8 @@ def compare_answers(
             line=case.line,
             talk=case.talk,
             answers=texts[n],
-            comparison=judged.get(n),
-            margins=margins.get(n),
+            comparison=judged[n][0],
+            margins=judged[n][1],
             outcome=outcome(n),
         )
         for n, case in enumerate(cases)
