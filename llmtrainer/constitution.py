@@ -22,6 +22,7 @@ __all__ = [
     "model_digests",
     "Prompts",
     "talk_fault",
+    "is_answered",
     "plain_turns",
     "check_talk",
     "read_rows",
@@ -33,7 +34,6 @@ __all__ = [
     "in_words",
     "write_stage",
     "answered",
-    "is_answered",
     "replay_cases",
     "revise_stage",
     "compare_stage",
@@ -294,6 +294,13 @@ def talk_fault(talk: Sequence[dict]) -> str:
     return "" if talk[-1]["role"] == "user" else "a prompt does not end with a user's turn"
 
 
+def is_answered(messages: Sequence[dict]) -> bool:
+    "Does a conversation end with an answer in words to a user, and no tool before it?"
+    *talk, last = messages or [{"role": None}]
+    is_text = last["role"] == "assistant" and last["content"] and not last.get("tool_calls")
+    return bool(is_text) and not talk_fault(talk)
+
+
 def plain_turns(talk: Sequence[dict]) -> list[dict]:
     "Turns with role and content alone."
     return [dict(role=turn["role"], content=turn["content"]) for turn in talk]
@@ -457,13 +464,6 @@ def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #b680de74
-def is_answered(messages: Sequence[dict]) -> bool:
-    "Does a conversation end with an answer in words to a user, and no tool before it?"
-    *talk, last = messages or [{"role": None}]
-    is_text = last["role"] == "assistant" and last["content"] and not last.get("tool_calls")
-    return bool(is_text) and not talk_fault(talk)
-
-
 def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
     "Rows of data.train whose answers may be replayed, in an order that the seed decides."
     limit, format = recipe.data.max_rejects, recipe.data.format
