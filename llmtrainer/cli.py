@@ -83,6 +83,9 @@ __all__ = [
     "print_written",
     "export",
     "verify_run",
+    "push",
+    "print_place",
+    "pull",
     "card",
     "constitution",
     "score",
@@ -595,6 +598,7 @@ def train(
     ] = None,
 ):
     "Train, evaluate and write the card. The same command resumes."
+    from llmtrainer.evals.gates import unmet_requirements
     from llmtrainer.pipeline import (
         base_results,
         check_mirror,
@@ -603,7 +607,6 @@ def train(
         read_recipe,
         stored_result,
         train,
-        unmet_requirements,
     )
     from llmtrainer.run import Run, is_run
     from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
@@ -847,13 +850,13 @@ def evaluate(
 
     KEY=VALUE belongs to the section eval, such as limit=100, or to generate, such as
     generate.temperature=0.7."""
+    from llmtrainer.evals.gates import unmet_requirements
     from llmtrainer.pipeline import (
         base_results,
         compare_with_base,
         evaluate_tasks,
         free_memory,
         open_model,
-        unmet_requirements,
     )
     from llmtrainer.run import Run, is_run
 
@@ -1412,6 +1415,58 @@ def verify_run(run: RunName, as_json: AsJson = False):
                 show(f"{fault.verdict}: {check.place}: {fault.text}")
     if not all(check.is_sound for check in checks):
         raise typer.Exit(1)
+
+
+# %% ../nbs/system/84_cli.ipynb #1d4afd65
+@app.command()
+def push(
+    run: RunName,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub")],
+    part: Annotated[
+        str | None, typer.Option(help="adapter, model, merged, or an export such as onnx")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="everybody may read it")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="into a repository that holds other files")
+    ] = False,
+    unmet: Annotated[
+        bool, typer.Option("--unmet", help="although the recipe's requirements are not met")
+    ] = False,
+    as_json: AsJson = False,
+):
+    "Publish a run on the Hugging Face Hub in one commit, private unless told, and check it there."
+    from llmtrainer.run import Run
+    from llmtrainer.ship.hub import push as push_run
+
+    options = dict(part=part, private=not public, overwrite=overwrite, unmet=unmet)
+    print_place(push_run(Run.load(run), repo, **options), as_json)
+
+
+def print_place(place, as_json: bool, folder: Path | None = None) -> None:
+    "Print where on the Hub a part of a run lies."
+    if as_json:
+        print_json(place.model_dump() | (dict(run=str(folder)) if folder else {}))
+        return
+    seen = "private" if place.private else "public"
+    where = f"{place.repo} at {place.commit} ({place.part}, {seen})"
+    show(f"{folder}, from {where}" if folder else where)
+    show(f"llmtrainer verify {folder}" if folder else f"llmtrainer pull {place.repo}")
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub")],
+    run: Annotated[Path | None, typer.Option(help="the run to make; without one runs/NAME")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="a branch, a tag or a commit; without one the newest")
+    ] = None,
+    as_json: AsJson = False,
+):
+    "Fetch a published run from the Hugging Face Hub, every file checked by its hash."
+    from llmtrainer.ship.hub import pull as pull_run
+
+    folder = run or Path("runs") / repo.rpartition("/")[2]
+    print_place(pull_run(repo, folder, revision), as_json, folder)
 
 
 # %% ../nbs/system/84_cli.ipynb #fbca850f

@@ -103,6 +103,7 @@ from llmtrainer.align.preference import Dpo
 from llmtrainer.align.reward import Reward
 from llmtrainer.data.rows import check_rejects, load_rows
 from llmtrainer.evals.compare import Comparisons, collect, compare
+from llmtrainer.evals.gates import unmet_requirements
 from llmtrainer.evals.metrics import Score, score
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation, generate
@@ -122,7 +123,6 @@ from llmtrainer.pipeline import (
     resolve_generation,
     stored_result,
     train,
-    unmet_requirements,
     weights_digest,
     whole_model,
     write_lines,

@@ -43,7 +43,6 @@ __all__ = [
     "measure_model",
     "compared_results",
     "is_base_of",
-    "unmet_requirements",
     "result_notes",
     "is_finished",
     "ensure_template",
@@ -154,7 +153,7 @@ from llmtrainer.evals.compare import (
     compare,
     comparison_table,
 )
-from llmtrainer.evals.gates import Eval, leak_note, leaked_ids, unmet
+from llmtrainer.evals.gates import Eval, leak_note, leaked_ids
 from llmtrainer.evals.own_tasks import pair_item, pairs_task
 from llmtrainer.evals.prompts import (
     FewShot,
@@ -785,21 +784,6 @@ def is_base_of(name: str, run: Run) -> bool:
     if record is None or not is_local_model(name) or name.startswith("tiny:"):
         return name == (record.base.base if record else run.recipe["model"]["base"])
     return Path(name).expanduser().resolve() == Path(find_base(run, record.base)).resolve()
-
-
-def unmet_requirements(
-    results: Sequence[TaskResult],
-    require: dict[str, float | str],
-    bases: Sequence[TaskResult] = (),
-) -> list[str]:
-    "A sentence for each task whose primary score does not reach what the recipe requires."
-    by_task = {base.task: base for base in bases}
-    sentences = [
-        unmet(require[result.task], result, by_task.get(result.task))
-        for result in results
-        if result.task in require
-    ]
-    return [sentence for sentence in sentences if sentence]
 
 
 def result_notes(results: Sequence[TaskResult]) -> list[str]:

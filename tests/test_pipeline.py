@@ -64,6 +64,7 @@ from llmtrainer.align.reward import RewardRecord, score_texts
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import Machine, known_gpu, plan_device
+from llmtrainer.evals.gates import unmet_requirements
 from llmtrainer.evals.tasks import REQUESTS, TASKS, Output, make_item
 from llmtrainer.models.generate import answer_questions, generate, stream_answer
 from llmtrainer.models.load import fingerprint, resolve_base

@@ -14,6 +14,7 @@ __all__ = [
     "unmet_bound",
     "unmet_against_base",
     "unmet",
+    "unmet_requirements",
     "check_bound",
     "harness_module",
     "Eval",
@@ -125,6 +126,21 @@ def unmet(
     else:
         why = unmet_against_base(requirement, result, base)
     return f"{result.task}: {why}" if why else ""
+
+
+def unmet_requirements(
+    results: Sequence[TaskResult],
+    require: dict[str, float | str],
+    bases: Sequence[TaskResult] = (),
+) -> list[str]:
+    "A sentence for each task whose primary score does not reach what the recipe requires."
+    by_task = {base.task: base for base in bases}
+    sentences = [
+        unmet(require[result.task], result, by_task.get(result.task))
+        for result in results
+        if result.task in require
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #9cb784b8

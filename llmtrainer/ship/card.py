@@ -46,6 +46,7 @@ __all__ = [
     "data_section",
     "merge_row",
     "exports_section",
+    "fetch_words",
     "use_section",
     "unknown_section",
     "base_identity",
@@ -140,6 +141,7 @@ class CardFacts:
     merge: MergeRecord | None = None
     reward: RewardRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
+    repo: str | None = None  # of the Hub, where the card is to lie there
 
 
 def card_facts(run: Run) -> CardFacts:
@@ -605,8 +607,17 @@ print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
 # %% ../../nbs/shipping/73_card.ipynb #6db57ad4
+def fetch_words(facts: CardFacts) -> str:
+    "How to fetch the run from the repository of this card; empty where it lies in none."
+    if facts.repo is None:
+        return ""
+    command = code_block(f"llmtrainer pull {facts.repo} --run pulled\ncd pulled", "bash")
+    return f"Fetch it, with every file checked against its hash:\n\n{command}\n\n"
+
+
+# %% ../../nbs/shipping/73_card.ipynb #c6935119
 def use_section(facts: CardFacts) -> str:
-    "Python that runs in the folder of this card."
+    "Python that runs in the folder of this card, or of the run fetched from its repository."
 
     def code(text: str) -> str:
         return code_block(text, "python")
@@ -622,7 +633,8 @@ def use_section(facts: CardFacts) -> str:
     if visible(question) != question:
         question = json.dumps(json.loads(question))
     if facts.full:
-        return code(folder_use.format(folder="model", question=question))
+        text = code(folder_use.format(folder="model", question=question))
+        return fetch_words(facts) + text
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
@@ -633,7 +645,8 @@ def use_section(facts: CardFacts) -> str:
             question=question,
         )
     )
-    if facts.merge is None:
+    text = fetch_words(facts) + text
+    if facts.merge is None or facts.repo:
         return text
     merged = code(folder_use.format(folder="exports/merged", question=question))
     return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
