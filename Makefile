@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PIN ?= -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
-.PHONY: quickstart test quick fuzz test-optional lock real check lab docs export bench base clean help
+.PHONY: quickstart test slow quick fuzz test-optional lock real check lab docs export bench base clean help
 
 help:  ## this list
 	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -66,6 +66,11 @@ test: check  ## check the book, run every chapter, run the tests; what needs a G
 	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
 # a test that is not marked gpu is about the CPU, on every machine
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
+
+slow: export PYTHONPATH := $(CURDIR)
+slow: export HF_HUB_OFFLINE := 1
+slow: .venv/.dev  ## run the chapters whose examples take minutes, with these examples
+	$(BIN)/python -m llmtrainer.literate run --slow
 
 quick: export PYTHONPATH := $(CURDIR)
 quick: export HF_HUB_OFFLINE := 1

@@ -87,6 +87,7 @@ __all__ = [
     "changed_files",
     "execute_chapter",
     "execute_chapters",
+    "has_slow_examples",
     "run_all",
     "run_quick",
     "property_tests",
@@ -1277,9 +1278,10 @@ def execute_chapter(root, file, skipped):
     sys.exit(not passed)
 
 
-def execute_chapters(root, files, processes=2):
+def execute_chapters(root, files, processes=2, slow=False):
     "Execute chapters, each in a process of its own, with one thread and no GPU; those that failed."
     root, skipped = Path(root).resolve(), read_book(root).settings["tst_flags"].split()
+    skipped = [flag for flag in skipped if not (slow and flag == "slow")]
     os.environ |= dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(IMPORTED_ONCE))
@@ -1295,10 +1297,16 @@ def execute_chapters(root, files, processes=2):
     return [file for file, code in zip(files, codes) if code]
 
 
-def run_all(root):
-    "Execute every chapter; an exit code."
-    files = sorted(chapter.file for chapter in read_book(root).chapters)
-    failed = execute_chapters(root, files)
+def has_slow_examples(chapter):
+    "Does a chapter show examples that take minutes, and keep the outputs of a run of its own?"
+    return any(cell.has("slow") and not cell.has("test") for cell in chapter.cells)
+
+
+def run_all(root, slow=False):
+    "Execute every chapter; with `slow` those with slow examples, and these too; an exit code."
+    chapters = read_book(root).chapters
+    files = sorted(chapter.file for chapter in chapters if has_slow_examples(chapter) or not slow)
+    failed = execute_chapters(root, files, slow=slow)
     print(f"{len(files)} chapters, {len(failed)} failed", *failed, sep="\n  ", flush=True)
     return int(bool(failed))
 
@@ -1344,6 +1352,7 @@ def main(argv=None):
     )
     parser.add_argument("action", choices=["export", "check", "run", "changed", "properties"])
     parser.add_argument("--root", default=".", type=Path, help="the folder of settings.ini")
+    parser.add_argument("--slow", action="store_true", help="run: what is marked slow, and no more")
     parser.add_argument("--run", action="store_true", help="changed: run them, without slow tests")
     parser.add_argument("--since", default="main", help="changed: a branch or commit")
     args = parser.parse_args(argv)
@@ -1354,7 +1363,7 @@ def main(argv=None):
     if args.action == "properties":
         return print(" or ".join(property_tests(read_book(args.root)))) or 0
     if args.action == "run":
-        return run_all(args.root)
+        return run_all(args.root, args.slow)
     if args.action == "changed" and args.run:
         return run_quick(args.root, args.since)
     if args.action == "changed":

@@ -458,11 +458,14 @@ def test_a_chapter_runs_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "llmtrainer.literate", "run", "--root", str(root)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    notebook["cells"].append(cell | dict(id="fd", source="1 / 0"))
+    assert "3 chapters, 0 failed" in done.stdout
+    notebook["cells"].append(cell | dict(id="fd", source="#| slow\n1 / 0"))
     (root / files[1]).write_text(json.dumps(notebook))
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, "a slow example is left out"
+    done = subprocess.run([*command, "--slow"], capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
-    assert f"{files[1]}: " in done.stdout and "1 failed" in done.stdout
+    assert f"{files[1]}: " in done.stdout and "1 chapters, 1 failed" in done.stdout
 
 
 def test_a_change_touches_the_chapters_that_import_it(tmp_path):
