@@ -690,6 +690,7 @@ _LINES = ("metrics", "rejects", "validation", "changes", "votes")
 RUN_NAMES = (  # files that lie directly in a run
     "recipe.yaml",
     "README.md",
+    "curves.svg",
     *(f"{name}.json" for name in _JSON),
     *(f"{name}.jsonl" for name in _LINES),
     "reference.safetensors",

@@ -226,6 +226,28 @@ def test_a_table_cannot_be_broken():
     assert markdown_table(["a"], [["x | y\nz"]]) == "| a |\n| --- |\n| x \\| y z |"
 
 
+def test_the_energy_says_what_it_assumes(tmp_path):
+    facts = card_facts(small_run(tmp_path))
+    assert energy_words(facts, 3600) == "about 0.065 kWh: 3600 s at 65 W, assumed, for 1 device"
+    for machine, words in {
+        "NVIDIA H100 80GB HBM3": "1.4 kWh: 3600 s at 700 W, the limit of H100, for 2 device",
+        "NVIDIA L4": "0.14 kWh: 3600 s at 72 W, the limit of L4, for 2 device",
+        "NVIDIA L40S": "0.6 kWh: 3600 s at 300 W, assumed, for 2 device",
+    }.items():
+        plan = replace(facts.model.plan, device="cuda", reasons=dict(device=machine))
+        model = facts.model.model_copy(update=dict(plan=plan))
+        known = replace(facts, model=model, recipe=facts.recipe | dict(launch=dict(gpus=2)))
+        assert energy_words(known, 3600) == f"about {words}", machine
+    assert energy_words(replace(facts, model=None), 3600) == energy_words(facts, 0) == "unknown"
+
+
+def test_the_picture_is_drawn_from_the_log(tmp_path):
+    run = small_run(tmp_path / "run")
+    assert f"({CURVES})" in write_card(run).read_text()
+    drawn = (run.path / CURVES).read_text()
+    assert drawn.count("<polyline") == 2 and "validation loss 0.21" in drawn
+
+
 def test_losses_are_thinned_and_keep_the_ends():
     lines = [MetricsLine(step=step, loss=1 / step) for step in range(1, 1001)]
     lines += [MetricsLine(step=300, eval_loss=0.5), MetricsLine(step=900, eval_loss="NaN")]

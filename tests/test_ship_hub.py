@@ -39,12 +39,12 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from llmtrainer.device import plan_device, probe
-from llmtrainer.models.generate import generate
+from llmtrainer.models.generate import Generation, generate
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt, load_adapter
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section
-from llmtrainer.ship.merge import quiet_libraries
+from llmtrainer.ship.merge import merge, quiet_libraries
 
 
 CANARY = "hf_" + 3 * "canary0"  # a token that must be seen nowhere
@@ -276,10 +276,11 @@ def test_a_fault_that_passes_is_tried_again(capsys):
 
 
 def answer_of(run):
-    "A greedy answer of a run's adapter."
+    "A greedy answer of a run: its adapter on the base, or its model."
+    base = str(run.model) if run.model.is_dir() else "tiny:base"
     with quiet_libraries():
-        model, tokenizer = load_model(Model(base="tiny:base"), plan_device(probe()))
-    model = load_adapter(model, run.adapter)
+        model, tokenizer = load_model(Model(base=base), plan_device(probe()))
+    model = load_adapter(model, run.adapter) if run.adapter.is_dir() else model
     return generate(model, tokenizer, [[{"role": "user", "content": "What is 2 plus 3?"}]])[0]
 
 
@@ -304,6 +305,25 @@ def test_what_is_pulled_is_what_was_pushed(tmp_path):
     assert CANARY.encode() not in texts
     assert b"a row of the data" not in b"\n".join(kept.values())
     assert str(tmp_path).encode() not in b"\n".join(kept.values())
+
+
+def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path):
+    run = small_run(tmp_path / "sums")
+    asked = dict(generation=Generation(system="Count."), verify=False)
+    merge(Model(base="tiny:base"), run.adapter, run.exports / "merged", **asked)
+    run.seal()
+    assert publishable_parts(run) == ["adapter", "merged"]
+    with hub_server() as hub:
+        api = HfApi(endpoint=hub.address)
+        push(run, "me/sums", api=api)
+        place = push(run, "me/sums", part="merged", api=api)
+        files = hub.contents("me/sums")
+        assert "adapter_config.json" not in files  # of the first push: only one model lies there
+        assert files["model.safetensors"] == (run.exports / "merged/model.safetensors").read_bytes()
+        assert "llmtrainer.json" in files  # of the model's own folder: how it is prompted
+        assert pull("me/sums", tmp_path / "back", api=api) == place
+    assert answer_of(Run.load(tmp_path / "back")) == answer_of(run)
+    assert 'from_pretrained("model")' in (tmp_path / "back/README.md").read_text()
 
 
 def in_child(hub, work):
@@ -349,8 +369,8 @@ def test_a_push_that_is_killed_anywhere_goes_on(tmp_path):
             push(run, "me/sums", api=api)
             files = hub.contents("me/sums")
             assert hashlib.sha256(files["adapter_model.safetensors"]).hexdigest() == digest
-            about = json.loads(files["llmtrainer.json"])["files"]
-            assert {*about, "llmtrainer.json", ".gitattributes"} == {*files}
+            about = json.loads(files["published.json"])["files"]
+            assert {*about, "published.json", ".gitattributes"} == {*files}
             for name, entry in about.items():
                 assert hashlib.sha256(files[name]).hexdigest() == entry["sha256"]
             assert hub.sent[digest] == weights.stat().st_size  # once
@@ -421,7 +441,7 @@ def test_what_was_changed_on_the_hub_is_not_taken(tmp_path):
         api = HfApi(endpoint=hub.address)
         first = push(run, "me/sums", api=api)
         commits = hub.repos["me/sums"]["commits"]
-        about = json.loads(commits[-1]["files"]["llmtrainer.json"])
+        about = json.loads(commits[-1]["files"]["published.json"])
         poisoned = dict(commits[-1]["files"])
         poisoned["adapter_config.json"] = b"{}"
         commits.append(dict(oid="1" * 40, files=poisoned))
@@ -430,7 +450,7 @@ def test_what_was_changed_on_the_hub_is_not_taken(tmp_path):
         for name in ("../../escape.json", "run/../../escape.json", "/etc/escape.json", "x.pkl"):
             about["files"][name] = about["files"]["adapter_config.json"]
             forged = json.dumps(about).encode()
-            commits.append(dict(oid="2" * 40, files=poisoned | {"llmtrainer.json": forged}))
+            commits.append(dict(oid="2" * 40, files=poisoned | {"published.json": forged}))
             with pytest.raises(UserError, match="is no file of a run"):
                 pull("me/sums", tmp_path / "back", api=api)
             del about["files"][name]

@@ -9,6 +9,9 @@ __all__ = [
     "ABSOLUTE_PATH",
     "MARKDOWN",
     "ENTITIES",
+    "WATTS",
+    "OTHER_WATTS",
+    "CURVES",
     "ADAPTER_USE",
     "SCORE_ADAPTER_USE",
     "SCORE_FOLDER_USE",
@@ -40,6 +43,8 @@ __all__ = [
     "results_section",
     "base_section",
     "sample_losses",
+    "energy_words",
+    "curves_svg",
     "training_section",
     "objective_words",
     "preference_note",
@@ -76,7 +81,7 @@ from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
 from llmtrainer.recipe import UserError, show_value
-from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, write_atomic
+from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, loss_svg, write_atomic
 from llmtrainer.safe_text import show_note, visible
 from llmtrainer.ship.export import ExportRecord
 from llmtrainer.ship.merge import MergeRecord
@@ -437,6 +442,41 @@ def sample_losses(lines: Sequence[MetricsLine], points: int = 8) -> list[list]:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #ed284173
+WATTS = {"H200": 700, "H100": 700, "A100": 400, "V100": 300, "L40": 300, "A10": 150, "L4": 72}
+WATTS |= {"T4": 70, "4090": 450, "3090": 350}  # the board's limit, by its maker
+OTHER_WATTS = {"cpu": 65, "cuda": 300}  # assumed where the board is not known
+
+
+def energy_words(facts: CardFacts, seconds: float) -> str:
+    "An estimate of the energy that training took, with what it assumes."
+    if not seconds or facts.model is None:
+        return "unknown"
+    device, machine = facts.model.plan.device, facts.model.plan.reasons["device"]
+    known = next((name for name in WATTS if re.search(rf"{name}\b", machine)), None)
+    watts = WATTS[known] if known else OTHER_WATTS.get(device, 300)
+    devices = facts.recipe.get("launch", {}).get("gpus", 1) if device == "cuda" else 1
+    kwh = seconds * watts * devices / 3.6e6
+    assumed = f"{watts} W, the limit of {known}" if known else f"{watts} W, assumed"
+    return f"about {kwh:.2g} kWh: {seconds:.0f} s at {assumed}, for {devices} device"
+
+
+CURVES = "curves.svg"
+
+
+def curves_svg(facts: CardFacts) -> str:
+    "The losses over steps as a picture, on white, since a card may lie on a dark page."
+    lines = {
+        name: [
+            (line.step, value)
+            for line in facts.metrics
+            if line.step is not None and (value := getattr(line, field)) is not None
+        ]
+        for name, field in (("loss", "loss"), ("validation loss", "eval_loss"))
+    }
+    return loss_svg(lines).replace("<svg ", '<svg style="background: white" ', 1)
+
+
+# %% ../../nbs/shipping/73_card.ipynb #3ebf674a
 def training_section(facts: CardFacts) -> str:
     "Settings, cost and loss of the training."
     train, model = facts.recipe.get("train", {}), facts.model
@@ -456,12 +496,15 @@ def training_section(facts: CardFacts) -> str:
         "computed in": model.plan.compute_dtype if model else "unknown",
         "machine": model.plan.reasons["device"] if model else "unknown",
         "time in the loop": f"{seconds:.0f} s" if seconds else "unknown",
+        "energy": energy_words(facts, seconds),
     }
     text = markdown_table(["setting", "value"], list(rows.items()))
     curve = sample_losses(facts.metrics)
     losses = "No loss was logged."
     if curve:
-        losses = markdown_table(["step", "loss", "validation loss"], curve)
+        picture = f"![Loss and validation loss over the steps]({CURVES})"
+        table = markdown_table(["step", "loss", "validation loss"], curve)
+        losses = f"{picture}\n\n{table}"
     return f"{text}\n\n{losses}"
 
 
@@ -728,8 +771,11 @@ def card(facts: CardFacts) -> str:
 
 def write_card(run: Run) -> Path:
     "Write README.md into the run from what lies there; the same run gives the same card."
-    write_atomic(run.path / "README.md", card(card_facts(run)))
-    run.update_manifest("README.md")
+    facts = card_facts(run)
+    write_atomic(run.path / CURVES, curves_svg(facts))
+    write_atomic(run.path / "README.md", card(facts))
+    for name in (CURVES, "README.md"):
+        run.update_manifest(name)
     return run.path / "README.md"
 
 

@@ -6,6 +6,7 @@
 __all__ = [
     "FOLDERS",
     "PUBLIC_RECORDS",
+    "OWN_NAMES",
     "T",
     "CLIENT_ERROR",
     "FAULTS",
@@ -92,7 +93,15 @@ from llmtrainer.run import (
     write_atomic,
 )
 from llmtrainer.safe_text import show_note
-from llmtrainer.ship.card import card, card_facts, is_local_path, public_record, public_value
+from llmtrainer.ship.card import (
+    CURVES,
+    card,
+    card_facts,
+    curves_svg,
+    is_local_path,
+    public_record,
+    public_value,
+)
 
 # %% ../../nbs/shipping/74_hub.ipynb #e5a82603
 FOLDERS = {"adapter": "adapter", "model": "model", "merged": "exports/merged"}
@@ -165,9 +174,9 @@ class PublishedFile(BaseModel):
 
 
 class Publication(Record):
-    "What a repository holds: `llmtrainer.json` in it."
+    "What a repository holds: `published.json` in it."
 
-    file = "llmtrainer.json"
+    file = "published.json"
     run: str  # identity of the run
     name: str  # of its folder
     part: str
@@ -175,6 +184,7 @@ class Publication(Record):
 
 
 PUBLIC_RECORDS = (Environment, DataRecord, ModelRecord)
+OWN_NAMES = {"manifest.json", "README.md"}  # of a part's folder; the repository has its own
 
 
 def public_recipe(run: Run) -> dict:
@@ -184,7 +194,7 @@ def public_recipe(run: Run) -> dict:
     return recipe | {"train": train}
 
 
-def write_public_records(run: Run, repo: str, folder: Path) -> dict[str, Path]:
+def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[str, Path]:
     "Write the records that are published into a folder; name in the repository -> file."
     names = [record.file for record in PUBLIC_RECORDS]
     for kind in PUBLIC_RECORDS:
@@ -192,11 +202,15 @@ def write_public_records(run: Run, repo: str, folder: Path) -> dict[str, Path]:
             record.save(folder / kind.file)
     RunIdentity(id=identify(run.path)).save(folder / RunIdentity.file)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(public_recipe(run), sort_keys=False))
-    write_atomic(folder / "README.md", card(replace(card_facts(run), repo=repo)))
+    facts = card_facts(run)
+    whole = facts.full or part == "merged"
+    write_atomic(folder / "README.md", card(replace(facts, repo=repo, full=whole)))
+    write_atomic(folder / CURVES, curves_svg(facts))
     written = [
         name for name in (*names, RunIdentity.file, "recipe.yaml") if (folder / name).exists()
     ]
-    return {"README.md": folder / "README.md"} | {f"run/{n}": folder / n for n in written}
+    beside = {name: folder / name for name in ("README.md", CURVES)}
+    return beside | {f"run/{name}": folder / name for name in written}
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #f3c448cf
@@ -205,10 +219,8 @@ def published_files(run: Run, part: str, repo: str, folder: Path) -> dict[str, P
     source = run.path / part_folder(part)
     own = [path for path in sorted(source.rglob("*")) if path.is_file()]
     names = {path.relative_to(source).as_posix(): path for path in own}
-    weights = {
-        name: path for name, path in names.items() if name not in ("manifest.json", "README.md")
-    }
-    files = weights | write_public_records(run, repo, folder)
+    weights = {name: path for name, path in names.items() if name not in OWN_NAMES}
+    files = weights | write_public_records(run, part, repo, folder)
     entries = {
         name: PublishedFile(size=path.stat().st_size, sha256=cached_sha256(path))
         for name, path in sorted(files.items())
@@ -468,7 +480,7 @@ def commit_files(
 # %% ../../nbs/shipping/74_hub.ipynb #ebd30188
 def local_name(part: str, name: str) -> str:
     "Where a file of a repository lies in the run that is pulled; `UserError` for a foreign name."
-    if name == "README.md":
+    if name in ("README.md", CURVES):
         return name
     if name.startswith("run/"):
         local = name.removeprefix("run/")
