@@ -3,12 +3,14 @@
     python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8,fp8:all]
         [--lengths 2048] [--tokens 16384] [--ranks 16] [--accumulate 2] [--mix FILE]
         [--activations keep,recompute,recompute:10,offload] [--method lora|full] [--profile]
+        [--budgets 16,24,40,80]
 
 Weights are random, made in place and quantised to NF4; adapters on all linear layers (--method
 full: all weights trained, in bf16). Neither time nor memory depends on their values, so nothing is
 downloaded. `qlora_peers.py` measures the peers at the same work. Medians of the timed steps; the
-first step's time holds the compilation. --tiny tries the script on a CPU, where its figures mean
-nothing.
+first step's time holds the compilation. --budgets measures what `activations: auto` chooses for so
+many GiB, with the allocator limited to them. --tiny tries the script on a CPU, where its figures
+mean nothing.
 """
 
 import argparse
@@ -28,12 +30,14 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import make_sequences, pad_batch
 from llmtrainer.models.activations import (
     apply_activation_checkpointing,
+    choose_policy,
     decoder_layers,
     remove_activation_checkpointing,
 )
 from llmtrainer.models.engines import fuse_model, token_loss
 from llmtrainer.models.load import keep_trainable
 from llmtrainer.models.lora import Adapt
+from llmtrainer.models.memory import StepShape, predict_memory
 from llmtrainer.models.variants import adapt_model
 
 HEADS = dict(
@@ -250,6 +254,21 @@ def measure(
     )
 
 
+def policy_for(shape: str, engine: str, rows: int, length: int, rank: int, gib: float) -> str:
+    "What `auto` chooses for NF4 and compiled layers where so much memory is there."
+    config, facts = LlamaConfig(**SHAPES[shape]), dict(mixed=True, sliced=True, compiled=True)
+    facts |= dict(fp8=engine.startswith("fp8:"))
+
+    def peak(recompute: bool) -> int:
+        step = StepShape(rows, length, recompute, quantize="nf4", **facts)
+        return predict_memory(config, Adapt(r=rank), step)["total"]
+
+    kept, lean, budget = peak(False), peak(True), int(0.95 * gib * 2**30)
+    layers = config.num_hidden_layers
+    policy, count = choose_policy(kept, lean, layers=layers, budget=budget)
+    return policy if policy != "recompute" else f"recompute:{count}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -278,6 +297,7 @@ def main() -> None:
         "--mix",
         help="lengths of real texts, which are packed: a JSON list of [tokens, trained]",
     )
+    parser.add_argument("--budgets", type=several, default=[], help="GiB that a GPU has")
     given = parser.parse_args()
     if given.tiny:
         given.shapes, given.engines, given.lengths, given.tokens, given.activations = (
@@ -298,13 +318,22 @@ def main() -> None:
                 model = make(shape, rank, device, given.method)
                 engine_by_name(model, engine)
                 for length in map(int, given.lengths):
-                    for activations in given.activations:
+                    rows = max(1, given.tokens // length // given.accumulate)
+                    cases = [(activations, None) for activations in given.activations]
+                    for gib in map(float, given.budgets):
+                        cases.append((policy_for(shape, engine, rows, length, rank, gib), gib))
+                    for activations, gib in cases:
                         about = dict(shape=shape, engine=engine, method=given.method, r=rank)
+                        if gib and device == "cuda":
+                            total = torch.cuda.get_device_properties(0).total_memory
+                            torch.cuda.empty_cache()
+                            torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
+                            about["budget_gib"] = gib
                         try:
                             found = measure(
                                 model,
                                 SHAPES[shape]["vocab_size"],
-                                max(1, given.tokens // length // given.accumulate),
+                                rows,
                                 length,
                                 activations,
                                 device,
