@@ -9,6 +9,7 @@ from llmtrainer.ship.export import (
     json,
     np,
     quiet_libraries,
+    shutil,
     stop_id,
 )
 
@@ -65,6 +66,9 @@ def test_the_folder_tells_nothing_of_the_machine():
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "genai_config.json",
+        "onnx_generator.py",
+        "prompt.json",
     } <= {file.name for file in folder.iterdir()}
     for file in folder.iterdir():
         data = file.read_bytes()
