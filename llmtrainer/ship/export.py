@@ -354,10 +354,13 @@ def write_neighbours(program, model, folder: Path) -> None:
     settings = GenerationConfig.from_pretrained(folder)
     inputs = {value.name: list(value.shape) for value in program.graph.inputs}
     write_json(folder / "genai_config.json", genai_config(inputs, model, settings))
-    named = folder / "tokenizer_config.json"
+    named, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     values = read_object(named)
     if values.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5
-        write_json(named, values | dict(tokenizer_class="PreTrainedTokenizerFast"))
+        values |= dict(tokenizer_class="PreTrainedTokenizerFast")
+    if template.is_file():  # transformers.js reads it here
+        values |= dict(chat_template=template.read_text(encoding="utf-8"))
+    write_json(named, values)
     shutil.copyfile(onnx_generator.__file__, folder / "onnx_generator.py")
     onnx_generator.store_prompt(folder)
 
