@@ -5,7 +5,6 @@ from llmtrainer.ship.onnx_generator import Path, np
 
 
 import functools
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llmtrainer.data.templates import TEMPLATES
-from llmtrainer.models.tiny import tiny_folder
+from llmtrainer.models.tiny import BASE, KINDS, make_model, tiny_folder
 from llmtrainer.ship.export import export_onnx
 from llmtrainer.ship.merge import quiet_libraries
 
@@ -42,8 +47,6 @@ def folder_of(kind="base"):
     ],
 )
 def test_the_probabilities_are_those_of_transformers(drawing):
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
     filters = [TemperatureLogitsWarper(drawing["temperature"])]
     filters += [TopKLogitsWarper(drawing["top_k"])] if "top_k" in drawing else []
     filters += [TopPLogitsWarper(drawing["top_p"])] if "top_p" in drawing else []
@@ -111,6 +114,43 @@ def test_greedy_text_is_that_of_transformers():
     assert single == expected
     streamed = ["".join(model.stream(question, max_new_tokens=48)) for question in QUESTIONS]
     assert streamed == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_architecture_writes_the_text_of_transformers(kind):
+    with quiet_libraries():
+        expected = torch_texts(kind, 24)
+    assert (
+        OnnxGenerator(folder_of(kind), threads=1).generate(QUESTIONS, max_new_tokens=24) == expected
+    )
+
+
+@pytest.mark.slow
+def test_the_cache_is_built_anew_where_positions_change(tmp_path):
+    rope = dict(rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=200)
+    rope |= dict(short_factor=[1.0] * 8, long_factor=[4.0] * 8)
+    model_type, extra = KINDS["phi3"]
+    extra = extra | dict(rope_parameters=rope, original_max_position_embeddings=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, "phi3", (model_type, extra))
+        tokenizer = AutoTokenizer.from_pretrained(BASE)
+        model = make_model("phi3", tokenizer).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_onnx(tmp_path / "model", tmp_path / "onnx")
+    row = np.random.default_rng(1).integers(10, 800, 195).tolist()
+    out = model.generate(
+        input_ids=torch.tensor([row]),
+        attention_mask=torch.ones(1, 195, dtype=torch.long),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+    )
+    writer = OnnxGenerator(tmp_path / "onnx", threads=1)
+    writer.ends = frozenset()
+    *_, [answer] = writer.write([row], Settings(max_new_tokens=12))
+    assert answer.ids == out[0, 195:].tolist()
 
 
 def test_a_draw_depends_on_the_seed_alone():
@@ -198,6 +238,7 @@ def test_the_folder_answers_without_torch_and_transformers():
     expected = OnnxGenerator(folder_of()).generate(QUESTIONS[:1], max_new_tokens=48)[0]
     assert answer_alone(folder_of()) == expected
     assert answer_alone(folder_of(), "jinja2") == expected
-    code = "import sys, llmtrainer.ship.onnx_generator; print({'torch', 'transformers'} & {*sys.modules})"
+    code = "import sys, llmtrainer.ship.onnx_generator"
+    code += "; print({'torch', 'transformers'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

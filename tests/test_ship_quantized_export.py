@@ -6,6 +6,7 @@ from llmtrainer.ship.quantized_export import (
     GREEDY,
     LOSS,
     MergeMismatch,
+    OnnxModel,
     Output,
     Path,
     Task,
@@ -21,12 +22,13 @@ from llmtrainer.ship.quantized_export import (
 
 import functools
 import tempfile
+from dataclasses import replace
 
 import onnx
 import pytest
 
 from llmtrainer.evals.tasks import REQUESTS, find_task
-from llmtrainer.models.tiny import tiny_folder
+from llmtrainer.models.tiny import KINDS, tiny_folder
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.export import EXPORTERS, export_onnx, load_float32
 
@@ -69,11 +71,28 @@ def test_weights_are_rounded_by_block_and_no_further(tmp_path, quantize):
     assert sum(node.op_type == "MatMulNBits" for node in after.node) == seen + 1, "and the head"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("quantize", BITS)
+def test_every_architecture_is_rounded(tmp_path, kind, quantize):
+    quantize_graph(exported(kind), tmp_path / "out", quantize)
+    whole, rounded = OnnxModel(exported(kind)), OnnxModel(tmp_path / "out")
+    ids, mask = whole.encode(["What is 2 plus 3?", "Hi"])
+    before, after = (model.logits(ids, mask)[mask == 1] for model in (whole, rounded))
+    apart = np.abs(before - after).mean() / before.std()
+    assert 0 < apart < {"int8": 0.05, "int4": 0.5}[quantize]
+
+
 def test_the_import_of_the_tool_leaves_the_log_as_it_was(tmp_path):
     root = logging.getLogger()
     before = root.handlers[:], root.level
     quantize_graph(exported(), tmp_path / "out", "int8")
     assert (root.handlers, root.level) == before
+
+
+def asking_of(model, tokenizer, task):
+    "A model of PyTorch that is asked a task greedily."
+    return Asking(model, tokenizer, task, GREEDY, batch_size=8, progress=lambda n: None)
 
 
 def test_the_graph_answers_tasks_as_the_model_does():
@@ -82,7 +101,7 @@ def test_the_graph_answers_tasks_as_the_model_does():
     for name in ("word_problems", "word_problems_choice"):
         task = find_task(name)
         items = task.items(limit=12)
-        asking = Asking(model, tokenizer, task, GREEDY, 8, lambda n: None)
+        asking = asking_of(model, tokenizer, task)
         expected = REQUESTS[task.request](asking, items)
         given = [item.output for item in ask_graph(exported(), task, items).items]
         for ours, theirs in zip(given, expected, strict=True):
@@ -103,7 +122,7 @@ def test_held_out_rows_are_a_task():
     result = ask_graph(exported(), task, [item])
     with quiet_libraries():
         model, tokenizer = load_float32(tiny_folder("base"))
-    asking = Asking(model, tokenizer, task, GREEDY, 8, lambda n: None)
+    asking = asking_of(model, tokenizer, task)
     [expected] = REQUESTS["perplexity"](asking, [item])
     assert result.score.value == pytest.approx(-expected.logprobs[0] / expected.tokens[0], abs=1e-5)
     with pytest.raises(UserError, match="no task and no held-out row"):
@@ -113,14 +132,15 @@ def test_held_out_rows_are_a_task():
 def test_only_a_sure_loss_beyond_the_limit_is_refused():
     def loss(scores_a, scores_b, higher=True):
         items = [make_item(str(number), "") for number in range(len(scores_a))]
-        sides = []
-        for scores in (scores_a, scores_b):
+
+        def side(scores):
             given = dict(zip([item.id for item in items], scores))
             metrics = {} if higher else dict(s=LOSS)
             graded = dict(grade=lambda item, _: {"s": given[item.id]}, metrics=metrics)
             task = Task("t", lambda _: items, primary="s", about="", **graded)
-            sides.append(grade_items(task, items, [Output()] * len(items)))
-        return compare(*sides, names=("float32", "int4"))
+            return grade_items(task, items, [Output()] * len(items))
+
+        return compare(side(scores_a), side(scores_b), names=("float32", "int4"))
 
     right = [1.0] * 100
     check_loss(loss(right, [0.0] + right[1:]), 0.0)  # 1 of 100: chance
@@ -156,6 +176,12 @@ def test_an_export_that_loses_too_much_leaves_nothing(tmp_path):
     with pytest.raises(MergeMismatch, match="lose too much"):
         write_quantized(*tools, tmp_path / "again", **options, quality=none)
     assert [path.name for path in tmp_path.iterdir()] == ["int4"]
+
+
+def test_a_task_that_no_export_can_be_asked_is_named_at_once():
+    task = replace(find_task("word_problems"), name="others", request="harness")
+    with pytest.raises(UserError, match="cannot be asked the task others"):
+        Quality([(task, [])])
 
 
 def test_weights_that_a_format_lacks_are_named():

@@ -13,6 +13,7 @@ __all__ = [
     "SCORE_ADAPTER_USE",
     "SCORE_FOLDER_USE",
     "FOLDER_USE",
+    "ONNX_USE",
     "SECTIONS",
     "is_local_path",
     "public_value",
@@ -46,6 +47,7 @@ __all__ = [
     "data_section",
     "merge_row",
     "exports_section",
+    "rounding_line",
     "use_section",
     "unknown_section",
     "base_identity",
@@ -69,7 +71,7 @@ import yaml
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
-from llmtrainer.evals.compare import TESTS, Comparisons, verdict
+from llmtrainer.evals.compare import TESTS, Comparison, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
@@ -545,10 +547,11 @@ def exports_section(facts: CardFacts) -> str:
     if facts.merge:
         rows.append(merge_row(facts.merge))
     for export in facts.exports.values():
+        whole = "the float32 graph" if export.quantize else "the model folder"
         rows.append(
             [
                 export.format,
-                f"the model folder, up to {export.compared_tokens or 'some'} tokens",
+                f"{whole}, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",
@@ -557,7 +560,20 @@ def exports_section(facts: CardFacts) -> str:
     if not rows:
         return "This run was neither merged nor exported."
     head = ["form", "compared with", "largest logit difference", "mean KL", "greedy text"]
-    return markdown_table(head, rows)
+    rounded = [
+        rounding_line(export, c) for export in facts.exports.values() for c in export.quality
+    ]
+    return "\n\n".join([markdown_table(head, rows), *rounded])
+
+
+def rounding_line(export: ExportRecord, c: Comparison) -> str:
+    "What rounding the weights cost on a task, in a sentence."
+    low, high = c.interval
+    return markdown_text(
+        f"{export.format} on {c.task}: {c.score} {c.a:.4f} in {c.names[0]} and {c.b:.4f} in"
+        f" {c.names[1]} on the same {c.n} items, difference {c.difference:+.4f} (95 % interval"
+        f" {low:+.4f} to {high:+.4f}); a loss surely above {export.max_loss:g} would be refused."
+    )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9b680a63
@@ -604,6 +620,15 @@ answer = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shap
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
+ONNX_USE = """import sys
+
+sys.path.append("{folder}")  # its onnx_generator.py needs onnxruntime, tokenizers and jinja2
+from onnx_generator import OnnxGenerator
+
+for piece in OnnxGenerator("{folder}").stream({question}):
+    print(piece, end="", flush=True)"""
+
+
 # %% ../../nbs/shipping/73_card.ipynb #6db57ad4
 def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card."
@@ -621,8 +646,14 @@ def use_section(facts: CardFacts) -> str:
     question = json.dumps(question, ensure_ascii=False)
     if visible(question) != question:
         question = json.dumps(json.loads(question))
+    alone = "".join(
+        f"\n\nOr the export {name}, without PyTorch:\n\n"
+        + code(ONNX_USE.format(folder=f"exports/{name}", question=question))
+        for name in facts.exports
+        if name.startswith("onnx")
+    )
     if facts.full:
-        return code(folder_use.format(folder="model", question=question))
+        return code(folder_use.format(folder="model", question=question)) + alone
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
@@ -633,10 +664,10 @@ def use_section(facts: CardFacts) -> str:
             question=question,
         )
     )
-    if facts.merge is None:
-        return text
-    merged = code(folder_use.format(folder="exports/merged", question=question))
-    return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
+    if facts.merge:
+        merged = code(folder_use.format(folder="exports/merged", question=question))
+        text += f"\n\nOr the merged model, with transformers alone:\n\n{merged}"
+    return text + alone
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bc6917aa

@@ -80,6 +80,7 @@ from transformers import (
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
+from llmtrainer.evals.compare import Comparison
 from llmtrainer.models.generate import (
     GREEDY,
     Generation,
@@ -95,7 +96,6 @@ from llmtrainer.models.load import (
     sliding_window,
     stored_head,
 )
-from llmtrainer.evals.compare import Comparison
 from llmtrainer.recipe import UserError, first_line
 from llmtrainer.run import Record, read_object, write_json
 from llmtrainer.ship import onnx_generator
@@ -666,7 +666,7 @@ class ExportRecord(Record):
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
-    quantize: str | None = None  # int8, int4: the weights were rounded (chapter 79)
+    quantize: str | None = None  # int8, int4: the weights were rounded (module `quantized_export`)
     quality: list[Comparison] = []  # then: the model and the rounded one on tasks, item by item
     max_loss: float | None = None  # then: a larger loss of a score is refused
 
@@ -682,6 +682,7 @@ class ExportRecord(Record):
         )
 
 
+# %% ../../nbs/shipping/72_export.ipynb #9ad5c57b
 def describe_quality(c: Comparison) -> str:
     "A score before and after the rounding, in words that continue a line."
     low, high = c.interval
