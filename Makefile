@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PIN ?= -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
-.PHONY: quickstart test slow quick fuzz test-optional lock real check lab docs export bench base clean help
+.PHONY: quickstart test slow quick fuzz test-optional test-runners lock real check lab docs export bench base clean help
 
 help:  ## this list
 	@sed -n '/^#   /s/^#   /  /p' Makefile; echo; sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -89,6 +89,16 @@ test-optional: constraints.txt settings.ini setup.py  ## tests of libraries that
 	.venv-optional/bin/python -m pip install --quiet $(PIN) torch
 	.venv-optional/bin/python -m pip install --quiet $(PIN) --no-build-isolation -e '.[align,eval,export,app,dev,optional]'
 	.venv-optional/bin/python -m pytest -m "not gpu" -k "$(OPTIONAL)"
+
+test-runners: export PYTHONPATH := $(CURDIR)
+test-runners: .venv/.dev  ## other programs that run an ONNX export, each in an environment of its own
+	test -x .venv-genai/bin/python || $(PYTHON) -m venv .venv-genai
+	.venv-genai/bin/python -m pip install --quiet onnxruntime-genai
+	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.venv-optimum/bin/python -m pip install --quiet 'optimum-onnx[onnxruntime]'
+	if command -v npm >/dev/null; then npm install --silent --prefix .venv-js @huggingface/transformers; fi
+	$(BIN)/python -m pytest -m optional -k runners tests/test_ship_export.py
 
 lock: .venv/.made  ## write constraints.txt from settings.ini; UPGRADE=--upgrade takes the newest releases
 	$(PIP) uv

@@ -1376,20 +1376,42 @@ def print_written(folder: Path, record, as_json: bool) -> None:
         show(folder, record.describe())
 
 
+# %% ../nbs/system/84_cli.ipynb #2523d7c6
 @app.command()
 def export(
     run: RunName,
     to: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="int8 or int4: round the weights, and measure what that costs"),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="--quantize: measure on these, A,B; otherwise on the run's own tasks"),
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="--quantize: refuse a surely larger loss of a task's score")
+    ] = None,
     as_json: AsJson = False,
 ):
     "Export a run's model, and compare it with the original."
     from llmtrainer.data.synthetic import problems
     from llmtrainer.pipeline import export_run
+    from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
+    if quantize is None and (tasks or max_loss is not None):
+        raise UserError(
+            "--tasks and --max-loss are about rounded weights, and none are asked for",
+            where="--tasks" if tasks else "--max-loss",
+            fix="add --quantize int8 or --quantize int4",
+        )
     questions = [problem.question for problem in problems(8, "test", 1)]
-    opened = Run.load(run)
-    print_written(opened.exports / to, export_run(opened, questions, to), as_json)
+    opened, options = Run.load(run), dict(tasks=tasks.split(",") if tasks else [])
+    options |= {} if max_loss is None else dict(max_loss=max_loss)
+    record = export_run(opened, questions, to, quantize, **options)
+    folder = f"{to}-{quantize}" if quantize else to
+    print_written(opened.exports / folder, record, as_json)
 
 
 # %% ../nbs/system/84_cli.ipynb #a6d42d93

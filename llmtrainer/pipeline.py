@@ -100,6 +100,7 @@ __all__ = [
     "merge_run",
     "store_merge",
     "whole_model",
+    "run_quality",
     "export_run",
     "PlaceCheck",
     "check_folder",
@@ -249,6 +250,13 @@ from llmtrainer.safe_text import TextConsole, show, show_note
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
+from llmtrainer.ship.quantized_export import (
+    MAX_LOSS,
+    Quality,
+    find_quantizer,
+    held_out_task,
+    write_quantized,
+)
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
@@ -1726,15 +1734,42 @@ def whole_model(run: Run) -> Path:
     return merged
 
 
-def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportRecord:
+# %% ../nbs/system/80_pipeline.ipynb #006c6508
+def run_quality(run: Run, tasks: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Quality:
+    """What the rounded weights of a run's export are measured on: the named tasks, or those of its
+    recipe, or its held-out rows."""
+    recipe = recipe_of(run)
+    names = list(tasks) or recipe.eval.tasks
+    section = run_section(run, tasks=names, limit=recipe.eval.limit)
+    generation = resolve_generation(run, recipe.generate, quiet=True)
+    asked = [task_of(run, section, name) for name in section.tasks]
+    asked = asked or [held_out_task(held_out_conversations(run))]
+    items = [task.items(section.data_dir, section.limit) for task in asked]
+    return Quality(list(zip(asked, items)), generation, max_loss)
+
+
+def export_run(
+    run: Run,
+    prompts: Sequence[str],  # to compare the exported model on
+    to: str = "onnx",
+    quantize: str | None = None,  # int8, int4: round the weights, in a folder of their own
+    tasks: Sequence[str] = (),  # that rounded weights are measured on; none: those of the recipe
+    max_loss: float = MAX_LOSS,  # of a task's score: a larger one is refused
+) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
-    exporter = find_exporter(to)
+    exporter, name = find_exporter(to), f"{to}-{quantize}" if quantize else to
+    quantizer = find_quantizer(to, quantize) if quantize else None
     exporter.require()
-    source = whole_model(run)
+    quality = run_quality(run, tasks, max_loss) if quantize else None
+    source, folder = whole_model(run), run.exports / name
     with explain_full_disk(run.path):
-        record = write_export(exporter, source, folder=run.exports / to, prompts=list(prompts))
-    run.add_record(record, f"exports/{to}.json")
-    run.update_manifest(f"exports/{to}")
+        if quantizer:
+            options = dict(name=quantize, prompts=list(prompts), quality=quality)
+            record = write_quantized(exporter, quantizer, source, folder, **options)
+        else:
+            record = write_export(exporter, source, folder=folder, prompts=list(prompts))
+    run.add_record(record, f"exports/{name}.json")
+    run.update_manifest(f"exports/{name}")
     renew_card(run)
     return record
 

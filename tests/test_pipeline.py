@@ -72,6 +72,7 @@ from llmtrainer.models.tiny import make_model
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
 from llmtrainer.ship.demo import respond_all, terminal_chat
+from llmtrainer.ship.merge import MergeMismatch
 from llmtrainer.training.checkpoints import newest_checkpoint
 
 
@@ -901,6 +902,33 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     whole_model(run)
     assert run.read("exports/merge.json") == merged
     assert not run.verify()
+
+
+def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_rows(tmp_path):
+    recipe = job(tmp_path)
+    run = train(recipe, tmp_path / "run", quiet=True)
+    quality = run_quality(run, ["word_problems_choice"], 0.5)
+    assert [task.name for task, _ in quality.tasks] == ["word_problems_choice"]
+    assert [task.name for task, _ in run_quality(run).tasks] == recipe.eval.tasks
+    without = recipe.model_copy(update=dict(eval=Eval()))
+    bare = train(without, tmp_path / "bare", quiet=True)
+    [(task, items)] = run_quality(bare).tasks
+    assert task.name == "held_out_rows" and items
+    record = export_run(bare, ["2 + 3?"], quantize="int8", max_loss=1.0)
+    assert (record.quantize, record.max_loss, record.quality[0].task) == ("int8", 1.0, task.name)
+    assert bare.read("exports/onnx-int8.json")["quality"][0]["n"] == len(items)
+    assert "ONNX (int8, blocks of 32)" in (bare.path / "README.md").read_text()
+    assert not bare.verify()
+    with pytest.raises(MergeMismatch, match="the int4 weights lose too much"):
+        export_run(bare, ["2 + 3?"], quantize="int4", max_loss=-1.0)
+    assert {p.name for p in bare.exports.iterdir()} == {
+        "merge.json",
+        "merged",
+        "onnx-int8",
+        "onnx-int8.json",
+    }
+    with pytest.raises(UserError, match="no export to onnx with 'int3' weights"):
+        export_run(bare, ["2 + 3?"], quantize="int3")
 
 
 def test_runs_are_merged_only_with_runs_on_the_same_base(tmp_path):

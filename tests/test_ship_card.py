@@ -32,11 +32,12 @@ from llmtrainer.data.prepare import PairCounts, Sources
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import wilson
-from llmtrainer.evals.tasks import Output, find_task, grade_items
+from llmtrainer.evals.tasks import Output, TaskResult, find_task, grade_items
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section, UserError
+from llmtrainer.ship.export import EXPORTERS, write_export
 from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
 
 
@@ -307,13 +308,37 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     tokenizer.save_pretrained(run.adapter)
     record = merge(section, run.adapter, run.exports / "merged", list(PROMPTS[:1]))
     run.add_record(record, "exports/merge.json")
+    exported = write_export(
+        EXPORTERS["onnx"], run.exports / "merged", run.exports / "onnx", prompts=["Hello"]
+    )
+    run.add_record(exported, "exports/onnx.json")
     snippets = re.findall(r"```python\n(.*?)```", write_card(run).read_text(), re.S)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     monkeypatch.chdir(run.path)
     for code in snippets:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             exec(code, {})
         assert len(said.getvalue()) > 1
+
+
+def test_what_rounding_costs_is_in_the_card(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    before = run.find_record(TaskResult, "evals/word_problems.json")
+    lost = compare(before, before, names=("float32", "int4"))
+    record = ExportRecord(
+        format="ONNX (int4, blocks of 32)",
+        max_abs_logit_diff=0.5,
+        same_text=False,
+        quantize="int4",
+        quality=[lost],
+        max_loss=0.02,
+    )
+    run.add_record(record, "exports/onnx-int4.json")
+    text = write_card(run).read_text()
+    assert "| the float32 graph, up to some tokens | 0.5 | not measured | different |" in text
+    assert f"{before.score.value:.4f} in int4 on the same {lost.n} items" in text
+    assert "a loss surely above 0.02 would be refused" in text
+    assert 'OnnxGenerator("exports/onnx-int4")' in text
 
 
 def test_the_card_is_the_same_again_and_holds_no_place(tmp_path):

@@ -9,17 +9,21 @@ from llmtrainer.ship.export import (
     json,
     np,
     quiet_libraries,
+    render,
+    shutil,
     stop_id,
 )
 
 
 import functools
 import shutil
+import subprocess
 import tempfile
 
 import onnx_ir
 import pytest
 
+import llmtrainer
 from llmtrainer.models import tiny
 from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
@@ -65,6 +69,9 @@ def test_the_folder_tells_nothing_of_the_machine():
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "genai_config.json",
+        "onnx_generator.py",
+        "prompt.json",
     } <= {file.name for file in folder.iterdir()}
     for file in folder.iterdir():
         data = file.read_bytes()
@@ -191,6 +198,93 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_every_other_architecture(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
     assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
+
+
+GENAI = """
+import json, sys
+import onnxruntime_genai as og
+
+folder, prompts, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+model, texts = og.Model(folder), []
+tokenizer = og.Tokenizer(model)
+for prompt in prompts:
+    start = tokenizer.encode(prompt)
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(start) + tokens)
+    generator, ids = og.Generator(model, params), []
+    generator.append_tokens(start)
+    while not generator.is_done():
+        generator.generate_next_token()
+        ids.append(int(generator.get_next_tokens()[0]))
+    texts.append(ids)
+print(json.dumps(texts))
+"""
+
+OPTIMUM = """
+import json, sys
+from optimum.onnxruntime import ORTModelForCausalLM
+from transformers import AutoTokenizer
+
+folder, prompts, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+model, texts = ORTModelForCausalLM.from_pretrained(folder), []
+tokenizer = AutoTokenizer.from_pretrained(folder)
+for prompt in prompts:
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    texts.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+print(json.dumps(texts))
+"""
+
+JAVASCRIPT = """
+import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transformers";
+
+const [folder, prompts, tokens] = [process.argv[2], JSON.parse(process.argv[3]), +process.argv[4]];
+env.allowRemoteModels = false;
+env.localModelPath = folder.replace(/[^/]+$/, "");
+const name = folder.replace(/.*[/]/, "");
+const model = await AutoModelForCausalLM.from_pretrained(name, {dtype: "fp32", subfolder: ""});
+const tokenizer = await AutoTokenizer.from_pretrained(name);
+const texts = [];
+for (const prompt of prompts) {
+  const inputs = tokenizer(prompt, {add_special_tokens: false});
+  const out = await model.generate({...inputs, max_new_tokens: tokens, do_sample: false});
+  texts.push(out.tolist()[0].slice(inputs.input_ids.dims[1]).map(Number));
+}
+console.log(JSON.stringify(texts));
+"""
+
+RUNNERS = {  # the program, beside the package's folder -> its script
+    ".venv-genai/bin/python": GENAI,
+    ".venv-optimum/bin/python": OPTIMUM,
+    ".venv-js/node": JAVASCRIPT,
+}
+
+
+def run_elsewhere(program, script, *arguments):
+    "What a script in another environment prints, as JSON; skips where there is no such one."
+    place = Path(llmtrainer.__file__).parents[1] / program
+    command = [str(place)] if place.name == "python" else [shutil.which("node")]
+    if not (place.parent.is_dir() and all(command)):
+        pytest.skip(f"{place} is made by make test-runners")
+    file = place.parent / f"runner.{'py' if place.name == 'python' else 'mjs'}"
+    file.write_text(script)
+    done = subprocess.run([*command, file, *arguments], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("program", RUNNERS)
+@pytest.mark.parametrize("kind", ["base", "gemma", "qwen"])
+def test_other_runners_write_the_same_tokens(program, kind):
+    model, tokens = OnnxModel(exported(kind)), 24
+    prompts = ["What is 2 plus 3?", "Tom has 4 pens and buys 8 more. How many has he?"]
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    texts = [render(messages, model.tokenizer, prompt=True) for messages in turns]
+    expected = [model.answer_ids(*model.encode([prompt]), tokens)[0] for prompt in prompts]
+    given = run_elsewhere(program, RUNNERS[program], exported(kind), json.dumps(texts), str(tokens))
+    assert given == expected
 
 
 def test_every_exporter_is_complete_and_an_unknown_one_is_named():

@@ -16,6 +16,7 @@ __all__ = [
     "SCORE_ADAPTER_USE",
     "SCORE_FOLDER_USE",
     "FOLDER_USE",
+    "ONNX_USE",
     "SECTIONS",
     "is_local_path",
     "public_value",
@@ -51,6 +52,7 @@ __all__ = [
     "data_section",
     "merge_row",
     "exports_section",
+    "rounding_line",
     "fetch_words",
     "use_section",
     "unknown_section",
@@ -75,7 +77,7 @@ import yaml
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
-from llmtrainer.evals.compare import TESTS, Comparisons, verdict
+from llmtrainer.evals.compare import TESTS, Comparison, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
@@ -128,6 +130,7 @@ def public_record(record: AnyRecord | None) -> AnyRecord | None:
     return record and type(record).model_validate(public_value(record.model_dump()))
 
 
+# %% ../../nbs/shipping/73_card.ipynb #bbde9c01
 @dataclass(frozen=True)
 class CardFacts:
     "Everything that a card is made from, already public; what the run does not hold is None."
@@ -147,6 +150,7 @@ class CardFacts:
     reward: RewardRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     repo: str | None = None  # of the Hub, where the card is to lie there
+    part: str | None = None  # that lies there; None: all that the run holds
 
 
 def card_facts(run: Run) -> CardFacts:
@@ -590,10 +594,11 @@ def exports_section(facts: CardFacts) -> str:
     if facts.merge:
         rows.append(merge_row(facts.merge))
     for export in facts.exports.values():
+        whole = "the float32 graph" if export.quantize else "the model folder"
         rows.append(
             [
                 export.format,
-                f"the model folder, up to {export.compared_tokens or 'some'} tokens",
+                f"{whole}, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",
@@ -602,7 +607,20 @@ def exports_section(facts: CardFacts) -> str:
     if not rows:
         return "This run was neither merged nor exported."
     head = ["form", "compared with", "largest logit difference", "mean KL", "greedy text"]
-    return markdown_table(head, rows)
+    rounded = [
+        rounding_line(export, c) for export in facts.exports.values() for c in export.quality
+    ]
+    return "\n\n".join([markdown_table(head, rows), *rounded])
+
+
+def rounding_line(export: ExportRecord, c: Comparison) -> str:
+    "What rounding the weights cost on a task, in a sentence."
+    low, high = c.interval
+    return markdown_text(
+        f"{export.format} on {c.task}: {c.score} {c.a:.4f} in {c.names[0]} and {c.b:.4f} in"
+        f" {c.names[1]} on the same {c.n} items, difference {c.difference:+.4f} (95 % interval"
+        f" {low:+.4f} to {high:+.4f}); a loss surely above {export.max_loss:g} would be refused."
+    )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #9b680a63
@@ -649,6 +667,15 @@ answer = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shap
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
+ONNX_USE = """import sys
+
+sys.path.append("{folder}")  # its onnx_generator.py needs onnxruntime, tokenizers and jinja2
+from onnx_generator import OnnxGenerator
+
+for piece in OnnxGenerator("{folder}").stream({question}):
+    print(piece, end="", flush=True)"""
+
+
 # %% ../../nbs/shipping/73_card.ipynb #6db57ad4
 def fetch_words(facts: CardFacts) -> str:
     "How to fetch the run from the repository of this card; empty where it lies in none."
@@ -675,9 +702,17 @@ def use_section(facts: CardFacts) -> str:
     question = json.dumps(question, ensure_ascii=False)
     if visible(question) != question:
         question = json.dumps(json.loads(question))
+    alone = "".join(
+        f"\n\nOr the export {name}, without PyTorch:\n\n"
+        + code(ONNX_USE.format(folder=f"exports/{name}", question=question))
+        for name in facts.exports
+        if name.startswith("onnx") and facts.part in (None, name)
+    )
+    if facts.part in facts.exports:
+        return fetch_words(facts) + alone.removeprefix("\n\n")
     if facts.full:
         text = code(folder_use.format(folder="model", question=question))
-        return fetch_words(facts) + text
+        return fetch_words(facts) + text + alone
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
@@ -689,10 +724,10 @@ def use_section(facts: CardFacts) -> str:
         )
     )
     text = fetch_words(facts) + text
-    if facts.merge is None or facts.repo:
-        return text
-    merged = code(folder_use.format(folder="exports/merged", question=question))
-    return f"{text}\n\nOr the merged model, with transformers alone:\n\n{merged}"
+    if facts.merge and facts.repo is None:
+        merged = code(folder_use.format(folder="exports/merged", question=question))
+        text += f"\n\nOr the merged model, with transformers alone:\n\n{merged}"
+    return text + alone
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bc6917aa

@@ -10,6 +10,9 @@ __all__ = [
     "AXES",
     "CACHE_VALUE",
     "LARGE",
+    "ENDLESS",
+    "CACHE_INPUTS",
+    "CACHE_OUTPUTS",
     "PARITY",
     "LONGEST",
     "BEFORE",
@@ -27,6 +30,8 @@ __all__ = [
     "rename_axis",
     "rename_values",
     "save_graph",
+    "genai_config",
+    "write_neighbours",
     "stored_generation",
     "cache_restart",
     "export_onnx",
@@ -40,6 +45,7 @@ __all__ = [
     "compare_across",
     "check_parity",
     "ExportRecord",
+    "describe_quality",
     "Exporter",
     "write_export",
     "find_exporter",
@@ -52,6 +58,7 @@ import io
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -73,7 +80,15 @@ from transformers import (
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
-from llmtrainer.models.generate import GREEDY, Generation, encode_prompts, save_model
+from llmtrainer.evals.compare import Comparison
+from llmtrainer.models.generate import (
+    GREEDY,
+    Generation,
+    Prompting,
+    context_length,
+    encode_prompts,
+    save_model,
+)
 from llmtrainer.models.load import (
     Model,
     attention_kernels,
@@ -82,7 +97,8 @@ from llmtrainer.models.load import (
     stored_head,
 )
 from llmtrainer.recipe import UserError, first_line
-from llmtrainer.run import Record, read_object
+from llmtrainer.run import Record, read_object, write_json
+from llmtrainer.ship import onnx_generator
 from llmtrainer.ship.merge import (
     PROMPTS,
     MergeMismatch,
@@ -291,6 +307,64 @@ def save_graph(program, path: Path) -> None:
     onnx_ir.save(program, path, external_data=f"{path.name}_data" if size > LARGE else None)
 
 
+# %% ../../nbs/shipping/72_export.ipynb #e8419c58
+ENDLESS = 2**15  # tokens, of a model that names no limit
+CACHE_INPUTS = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
+CACHE_OUTPUTS = {f"present_{kind}_names": f"present.%d.{kind}" for kind in ("key", "value")}
+
+
+def genai_config(
+    inputs: dict[str, Sequence],  # of the graph: name -> shape
+    model,
+    settings: GenerationConfig,
+) -> dict:
+    "The `genai_config.json` of a graph, for onnxruntime-genai."
+    text, context = model.config.get_text_config(), context_length(model) or ENDLESS
+    keys = [shape for name, shape in inputs.items() if name.endswith(".key")]
+    _, heads, _, size = keys[0]
+    own = {name: name for name in inputs if not name.startswith("past_key_values")}
+    decoder = dict(
+        session_options=dict(log_id="onnxruntime-genai", provider_options=[]),
+        filename="model.onnx",
+        head_size=size,
+        hidden_size=text.hidden_size,
+        num_attention_heads=text.num_attention_heads,
+        num_hidden_layers=len(keys),
+        num_key_value_heads=heads,
+        inputs=own | CACHE_INPUTS,
+        outputs=dict(logits="logits") | CACHE_OUTPUTS,
+    )
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    described = dict(
+        type="decoder",  # its name for any model that writes token after token
+        context_length=context,
+        vocab_size=text.vocab_size,
+        decoder=decoder,
+        **{name: value for name in ids if (value := getattr(settings, name)) is not None},
+    )
+    drawing = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+    search = {name: value for name in drawing if (value := getattr(settings, name)) is not None}
+    search |= dict(max_length=context, past_present_share_buffer=False)
+    return dict(model=described, search=search)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #0b19adbf
+def write_neighbours(program, model, folder: Path) -> None:
+    "Write what other programs read beside the graph, into a folder that has all the rest."
+    settings = GenerationConfig.from_pretrained(folder)
+    inputs = {value.name: list(value.shape) for value in program.graph.inputs}
+    write_json(folder / "genai_config.json", genai_config(inputs, model, settings))
+    named, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    values = read_object(named)
+    if values.get("tokenizer_class") == "TokenizersBackend":  # the name since transformers 5
+        values |= dict(tokenizer_class="PreTrainedTokenizerFast")
+    if template.is_file():  # transformers.js reads it here
+        values |= dict(chat_template=template.read_text(encoding="utf-8"))
+    write_json(named, values)
+    shutil.copyfile(onnx_generator.__file__, folder / "onnx_generator.py")
+    onnx_generator.store_prompt(folder)
+
+
 # %% ../../nbs/shipping/72_export.ipynb #0cdbb4de
 def stored_generation(model_dir: Path) -> Generation:
     "How a model folder says that its texts are drawn; greedy where it says nothing."
@@ -326,6 +400,9 @@ def export_onnx(
         save_graph(program, staged / "model.onnx")
         model.config.save_pretrained(staged)
         save_model(model, tokenizer, staged, stored_generation(model_dir), weights=False)
+        if (model_dir / Prompting.file).is_file():  # the system prompt of the training
+            shutil.copyfile(model_dir / Prompting.file, staged / Prompting.file)
+        write_neighbours(program, model, staged)
         facts = dict(
             opset=program.opset_imports[""],
             inputs=[value.name for value in program.graph.inputs],
@@ -580,7 +657,7 @@ def check_parity(
 class ExportRecord(Record):
     "What an exporter wrote, and how far it is from the model folder."
 
-    form = 2  # `compared_tokens` came
+    form = 3  # `quantize`, `quality` and `max_loss` came
 
     format: str  # as the model card calls it
     max_abs_logit_diff: float
@@ -589,6 +666,9 @@ class ExportRecord(Record):
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
+    quantize: str | None = None  # int8, int4: the weights were rounded (module `quantized_export`)
+    quality: list[Comparison] = []  # then: the model and the rounded one on tasks, item by item
+    max_loss: float | None = None  # then: a larger loss of a score is refused
 
     def describe(self) -> str:
         "What was written, and how far it is from its model, in one line."
@@ -598,8 +678,17 @@ class ExportRecord(Record):
         text = "the same text" if self.same_text else "another text"
         return (
             f"{self.format}{size}{widened}; largest difference of a logit"
-            f" {self.max_abs_logit_diff:.1e}, {text}"
+            f" {self.max_abs_logit_diff:.1e}, {text}{''.join(map(describe_quality, self.quality))}"
         )
+
+
+# %% ../../nbs/shipping/72_export.ipynb #9ad5c57b
+def describe_quality(c: Comparison) -> str:
+    "A score before and after the rounding, in words that continue a line."
+    low, high = c.interval
+    return (
+        f"; {c.task}, {c.score}: {c.a:.4f} to {c.b:.4f} on {c.n} items ({low:+.4f} to {high:+.4f})"
+    )
 
 
 # %% ../../nbs/shipping/72_export.ipynb #14ed13d3
