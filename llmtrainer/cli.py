@@ -275,6 +275,7 @@ def untested(tested: dict[str, str]) -> list[tuple[str, str, str]]:
 
 # %% ../nbs/system/84_cli.ipynb #3c033eab
 EXTRA_OF = {"gradio": "app", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+EXTRA_OF |= {"gguf": "gguf", "xllamacpp": "gguf"}
 
 
 def missing_package(error: ImportError) -> str:
@@ -1376,17 +1377,21 @@ def print_written(folder: Path, record, as_json: bool) -> None:
 @app.command()
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx or gguf")] = "onnx",
+    quantize: Annotated[
+        str | None, typer.Option(help="gguf: f16, q8_0 or q4_k_m; without one f16")
+    ] = None,
     as_json: AsJson = False,
 ):
     "Export a run's model, and compare it with the original."
     from llmtrainer.data.synthetic import problems
-    from llmtrainer.pipeline import export_run
+    from llmtrainer.pipeline import export_name, export_run
     from llmtrainer.run import Run
 
     questions = [problem.question for problem in problems(8, "test", 1)]
     opened = Run.load(run)
-    print_written(opened.exports / to, export_run(opened, questions, to), as_json)
+    record = export_run(opened, questions, to, quantize)
+    print_written(opened.exports / export_name(to, quantize), record, as_json)
 
 
 # %% ../nbs/system/84_cli.ipynb #a6d42d93

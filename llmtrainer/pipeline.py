@@ -101,6 +101,8 @@ __all__ = [
     "merge_run",
     "store_merge",
     "whole_model",
+    "asked_tasks",
+    "export_name",
     "export_run",
     "PlaceCheck",
     "check_folder",
@@ -135,6 +137,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
+import llmtrainer.ship.llamacpp  # noqa: F401  it enters its exporter
 from llmtrainer.align.online import Grpo, Rloo
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
 from llmtrainer.align.reward import Reward, reward_record
@@ -249,6 +252,7 @@ from llmtrainer.safe_text import TextConsole, show, show_note
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
+from llmtrainer.ship.llamacpp import Asked
 from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
@@ -1742,15 +1746,39 @@ def whole_model(run: Run) -> Path:
     return merged
 
 
-def export_run(run: Run, prompts: Sequence[str], to: str = "onnx") -> ExportRecord:
+def asked_tasks(run: Run) -> list[Asked]:
+    "What a run wrote to its tasks, for an exporter that asks them again."
+    section = run_section(run)
+    written = [r for r in run.find_records(TaskResult, "evals").values() if r.request == "generate"]
+    tasks = [task_of(run, section, result.task) for result in written]
+    return [
+        Asked(task, task.items(section.data_dir), result) for task, result in zip(tasks, written)
+    ]
+
+
+def export_name(to: str, quantize: str | None = None) -> str:
+    "The folder of an export under `exports`: one for each format and number format."
+    return f"{to}-{quantize}" if quantize else to
+
+
+def export_run(
+    run: Run,
+    prompts: Sequence[str],
+    to: str = "onnx",
+    quantize: str | None = None,  # number format; None: the exporter's own
+) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
-    exporter = find_exporter(to)
+    exporter, name = find_exporter(to), export_name(to, quantize)
     exporter.require()
+    if exporter.configure:
+        exporter = exporter.configure(quantize, asked_tasks(run))
+    elif quantize:
+        raise UserError(f"an export to {to} has one number format", where="--quantize")
     source = whole_model(run)
     with explain_full_disk(run.path):
-        record = write_export(exporter, source, folder=run.exports / to, prompts=list(prompts))
-    run.add_record(record, f"exports/{to}.json")
-    run.update_manifest(f"exports/{to}")
+        record = write_export(exporter, source, folder=run.exports / name, prompts=list(prompts))
+    run.add_record(record, f"exports/{name}.json")
+    run.update_manifest(f"exports/{name}")
     renew_card(run)
     return record
 
