@@ -23,7 +23,7 @@ __all__ = [
     "Family",
     "check_gemma",
     "find_family",
-    "context_length",
+    "promised_context",
     "add_rope",
     "head_width",
     "add_hyperparameters",
@@ -53,6 +53,8 @@ __all__ = [
     "check_template",
     "Agreement",
     "TokenRow",
+    "talk",
+    "prompt_ids",
     "comparison_rows",
     "turning_rows",
     "compare_row",
@@ -63,7 +65,6 @@ __all__ = [
     "check_task",
     "Turns",
     "go_text",
-    "talk",
     "cut_start",
     "learn_turns",
     "proven_turns",
@@ -78,15 +79,14 @@ __all__ = [
     "gguf_exporter",
 ]
 
-# %% ../../nbs/shipping/78_gguf.ipynb #88cb1436
-import contextlib
+# %% ../../nbs/shipping/78_gguf.ipynb #e5559282
 import ctypes
 import errno
 import json
 import math
 import random
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -94,14 +94,14 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-# %% ../../nbs/shipping/78_gguf.ipynb #d9338971
+# %% ../../nbs/shipping/78_gguf.ipynb #e63619db
 import numpy as np
 import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-# %% ../../nbs/shipping/78_gguf.ipynb #7db2caea
+# %% ../../nbs/shipping/78_gguf.ipynb #0c632a3e
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render
@@ -131,13 +131,13 @@ from llmtrainer.ship.export import (
 )
 from llmtrainer.ship.merge import PROMPTS, MergeMismatch, StoredTensors, quiet_libraries
 
-# %% ../../nbs/shipping/78_gguf.ipynb #cfb1a495
+# %% ../../nbs/shipping/78_gguf.ipynb #f1aa4fcd
 NEEDED = ("gguf", "xllamacpp")
 
 
-def require_llamacpp() -> None:
+def require_llamacpp(needed: Sequence[str] = NEEDED) -> None:
     "Raise `UserError` with the install command where a library for GGUF is missing."
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
@@ -147,7 +147,7 @@ def require_llamacpp() -> None:
         )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #7a7c5fd9
+# %% ../../nbs/shipping/78_gguf.ipynb #0b00474b
 @dataclass(frozen=True)
 class Family:
     "How llama.cpp computes the models of one type of transformers."
@@ -171,7 +171,7 @@ FAMILIES = {
 }
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #cfc1ca00
+# %% ../../nbs/shipping/78_gguf.ipynb #525ea0f6
 def check_gemma(config, family: Family) -> dict[str, bool]:
     "What llama.cpp takes for granted in Gemma, and whether it is otherwise in a model."
     heads = config.num_attention_heads
@@ -218,8 +218,8 @@ def find_family(config) -> Family:
     return family
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #f6e1ebc5
-def context_length(config, family: Family) -> int:
+# %% ../../nbs/shipping/78_gguf.ipynb #c42913ee
+def promised_context(config, family: Family) -> int:
     "Tokens that the file promises: no more than llama.cpp computes as the model does."
     length = config.max_position_embeddings
     # llama.cpp knows a window in Gemma only; within the window there is no difference
@@ -256,7 +256,7 @@ def head_width(config) -> int:
 
 def add_hyperparameters(writer, config, family: Family) -> None:
     "Write the sizes and constants of a model."
-    writer.add_context_length(context_length(config, family))
+    writer.add_context_length(promised_context(config, family))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -276,7 +276,7 @@ def add_hyperparameters(writer, config, family: Family) -> None:
         writer.add_final_logit_softcapping(cap)
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #4d071116
+# %% ../../nbs/shipping/78_gguf.ipynb #1a0b1f24
 def interleave(
     rows: torch.Tensor,  # (heads x width, ...): of each head the first halves, then the second
     heads: int,
@@ -308,17 +308,15 @@ def rope_factors(config) -> torch.Tensor:
     return (plain / scaled.double()).float()
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #a5124989
+# %% ../../nbs/shipping/78_gguf.ipynb #3ca3cafc
 def model_tensors(
     stored: StoredTensors, config, family: Family
 ) -> dict[str, tuple[tuple[int, ...], Callable[[], torch.Tensor]]]:
     """llama.cpp's name of each tensor -> (shape, what reads it); `UserError` for one that it does
     not know."""
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import MODEL_ARCH, get_tensor_name_map
 
-    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == family.arch)
-    assert isinstance(arch, MODEL_ARCH)
-    names = get_tensor_name_map(arch, config.num_hidden_layers)
+    names = get_tensor_name_map(MODEL_ARCH[family.arch.upper()], config.num_hidden_layers)
     tensors = {}
     for name, shape in stored.shapes.items():
         if name.endswith("rotary_emb.inv_freq") or (
@@ -340,7 +338,7 @@ def model_tensors(
     return tensors
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #98f3e3d9
+# %% ../../nbs/shipping/78_gguf.ipynb #3fcd26d5
 QUANTIZE = {"f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_k_m": "MOSTLY_Q4_K_M"}
 
 
@@ -370,7 +368,7 @@ def tensor_type(
     return "Q6_K" if more else "Q4_K"
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #062383c9
+# %% ../../nbs/shipping/78_gguf.ipynb #65b55799
 def llama_library():
     "llama.cpp's own functions, from the library inside of xllamacpp."
     import xllamacpp.xllamacpp as binding
@@ -396,14 +394,12 @@ def encode_tensor(values: np.ndarray, kind: str) -> np.ndarray:
     code = GGMLQuantizationType[kind]
     values = np.ascontiguousarray(values, np.float32)
     blocks = np.zeros(quant_shape_to_byte_shape(values.shape, code), np.uint8)
-    rows, row = values.size // values.shape[-1], values.shape[-1]
     places = values.ctypes.data, blocks.ctypes.data
-    written = llama_library().ggml_quantize_chunk(int(code), *places, 0, rows, row, None)
-    assert written == blocks.nbytes, (kind, written, blocks.nbytes)
+    llama_library().ggml_quantize_chunk(int(code), *places, 0, *values.shape, None)
     return blocks
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #92130f3f
+# %% ../../nbs/shipping/78_gguf.ipynb #61c392f1
 # a text on which splitting rules differ: it is the one of llama.cpp's converter
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis"
@@ -457,7 +453,7 @@ def split_name(tokenizer) -> str:
     )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #a451cce2
+# %% ../../nbs/shipping/78_gguf.ipynb #a8c76770
 @dataclass(frozen=True)
 class Vocabulary:
     "A tokenizer in llama.cpp's terms."
@@ -497,7 +493,7 @@ def merge_scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> list
     return [-float(ranks.get(token, len(merges))) for token in tokens]
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #aefa00a9
+# %% ../../nbs/shipping/78_gguf.ipynb #43d752cb
 def check_normalizer(facts: dict, sentencepiece: bool) -> None:
     "`UserError` for a tokenizer that changes a text in a way that llama.cpp does not."
     normalizer = facts.get("normalizer") or {}
@@ -546,7 +542,7 @@ def read_vocabulary(
     return Vocabulary("llama", "default", merges=[], scores=scores, space_before=before, **parts)
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #d2f530e6
+# %% ../../nbs/shipping/78_gguf.ipynb #909c3a6a
 def end_ids(tokenizer, folder: Path) -> list[int]:
     "Ids at which an answer ends: first the one that ends a turn, then the text's own, then others."
     stored = Path(folder) / "generation_config.json"
@@ -587,7 +583,7 @@ def add_vocabulary(writer, tokenizer, words: Vocabulary, ends: Sequence[int]) ->
         writer.add_chat_template(tokenizer.chat_template)
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #d6c2e1c5
+# %% ../../nbs/shipping/78_gguf.ipynb #b2b9fd1f
 def gguf_file(folder: Path, quantize: str) -> Path:
     "The file of a number format in an export's folder."
     return Path(folder) / f"model-{quantize}.gguf"
@@ -653,7 +649,7 @@ def write_gguf(
     )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #d6309753
+# %% ../../nbs/shipping/78_gguf.ipynb #91314134
 class LlamaCpp:
     "A GGUF file in llama.cpp, asked over the protocol of its own server."
 
@@ -664,6 +660,7 @@ class LlamaCpp:
     ):
         import xllamacpp
 
+        self.context = context
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx = context
@@ -726,7 +723,7 @@ class LlamaCpp:
         return self.ask("/completion", prompt=list(ids), **settings)["tokens"]
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #e57e2c6d
+# %% ../../nbs/shipping/78_gguf.ipynb #1221d76a
 STRINGS = 1000
 WORDS = (
     "the", "quick", "brown", "fox", "isn't", "WE'LL", "naïve", "café", "Über", "straße", "niño",
@@ -785,7 +782,7 @@ def check_template(engine: LlamaCpp, tokenizer, conversations: Sequence[list[dic
             )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #52a461e2
+# %% ../../nbs/shipping/78_gguf.ipynb #ab335091
 AGREEMENT = 0.99  # least share of tokens whose likeliest successor is the same, in f16
 DRIFT = 0.05  # mean difference of a log-probability, in f16
 TIE = 2e-3  # log-probabilities that are nearer than this are equal: f16 has 11 bits
@@ -829,6 +826,20 @@ class TokenRow:
     answer: int | None = None  # where the greedy answer begins
 
 
+def talk(*contents: str, system: str | None = None) -> list[dict]:
+    "A conversation that begins with the user, after a system prompt where there is one."
+    roles = ("user", "assistant")
+    turns = [dict(role=roles[i % 2], content=content) for i, content in enumerate(contents)]
+    return [dict(role="system", content=system), *turns] if system else turns
+
+
+def prompt_ids(tokenizer, messages: Sequence[dict]) -> list[int]:
+    "The ids of a conversation up to the answer; without a template, of its last text."
+    if not tokenizer.chat_template:
+        return tokenizer(messages[-1]["content"]).input_ids
+    return tokenizer(render(messages, tokenizer, prompt=True), add_special_tokens=False).input_ids
+
+
 def comparison_rows(
     model,
     tokenizer,
@@ -838,8 +849,7 @@ def comparison_rows(
     "The questions with the model's greedy answers, and texts that are long enough to turn."
     rows = []
     for messages in conversations:
-        ids = tokenizer(render(messages, tokenizer, prompt=True), add_special_tokens=False)
-        ids = np.array([ids.input_ids])
+        ids = np.array([prompt_ids(tokenizer, messages)])
         (answer,) = torch_answers(model, ids, np.ones_like(ids), ANSWER_TOKENS, set(ends))
         rows.append(TokenRow([*ids[0].tolist(), *answer], answer=ids.shape[1]))
     return rows
@@ -847,7 +857,7 @@ def comparison_rows(
 
 def turning_rows(config) -> list[TokenRow]:
     "Random texts across each length from which on a model computes otherwise."
-    most, rows = context_length(config, find_family(config)), []
+    most, rows = promised_context(config, find_family(config)), []
     for length in turning_points(config):
         if length + 2 * BEFORE < most:  # else the file promises no text that is so long
             end, draws = min(length + length // 2, most - 1), np.random.default_rng(length)
@@ -901,7 +911,7 @@ def compare_rows(engine: LlamaCpp, model, rows: Sequence[TokenRow], exact: bool)
     return sum(found[1:], found[0])
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #b2339c11
+# %% ../../nbs/shipping/78_gguf.ipynb #e7c49a04
 ITEMS = 256  # of a task that are asked at most
 
 
@@ -918,8 +928,8 @@ class Asked:
         if self.result.request != "generate":
             return False
         section = Generation.model_validate(self.result.generation)
-        drawn = section.temperature or section.n > 1 or section.beams > 1
-        return not (drawn or section.min_new_tokens or section.repetition_penalty != 1)
+        otherwise = section.min_new_tokens or section.repetition_penalty != 1
+        return not (section.temperature or section.beams > 1 or otherwise)
 
 
 def ask_llamacpp(engine: LlamaCpp, tokenizer, ends: Sequence[int], asked: Asked) -> Comparison:
@@ -931,8 +941,8 @@ def ask_llamacpp(engine: LlamaCpp, tokenizer, ends: Sequence[int], asked: Asked)
     decoder, again = AnswerDecoder(tokenizer), []
     for item in items:
         before = outputs[item.id]
-        if before.too_long:
-            again.append(before)
+        if before.too_long or len(before.prompt_ids) >= engine.context:
+            again.append(Output(too_long=before.too_long or len(before.prompt_ids)))
             continue
         ids = engine.continuation(before.prompt_ids, section.max_new_tokens)
         again.append(written_output(before.prompt_ids, read_answer(ids, decoder, section, ends)))
@@ -954,7 +964,7 @@ def check_task(found: Comparison, name: str) -> None:
         )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #6c8d05b7
+# %% ../../nbs/shipping/78_gguf.ipynb #f91a4f41
 @dataclass(frozen=True)
 class Turns:
     "A chat template as fixed texts around contents."
@@ -998,14 +1008,7 @@ def go_text(text: str) -> str:
     return text
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #7205eeda
-def talk(*contents: str, system: str | None = None) -> list[dict]:
-    "A conversation that begins with the user, after a system prompt where there is one."
-    roles = ("user", "assistant")
-    turns = [dict(role=roles[i % 2], content=content) for i, content in enumerate(contents)]
-    return [dict(role="system", content=system), *turns] if system else turns
-
-
+# %% ../../nbs/shipping/78_gguf.ipynb #da3d61da
 def cut_start(text: str, start: str) -> str:
     "What follows a beginning; `ValueError` where the text does not begin so."
     if not text.startswith(start):
@@ -1049,7 +1052,7 @@ def proven_turns(tokenizer) -> Turns | None:
     return turns
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #12c19a6c
+# %% ../../nbs/shipping/78_gguf.ipynb #96a8c002
 def modelfile_text(text: str, what: str) -> str:
     "A text of several lines in a Modelfile; `UserError` for one that it cannot hold."
     if '"""' in text:
@@ -1087,7 +1090,7 @@ def modelfile(folder: Path, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #e007d81e
+# %% ../../nbs/shipping/78_gguf.ipynb #7247a7d3
 def export_gguf(source: Path, folder: Path, quantize: str = "f16") -> dict:
     "Write a model's GGUF file and its Modelfile; a quantised one after the f16 that is checked."
     folder, facts = Path(folder), {}
@@ -1112,14 +1115,15 @@ class Subject:
 
     @property
     def context(self) -> int:
-        "Tokens of the longest text."
+        "Tokens of the longest text, as far as the file promises."
         asked = [
-            len(entry.output.prompt_ids) + entry.output.tokens[0] + part.task.max_new_tokens
+            len(entry.output.prompt_ids) + part.task.max_new_tokens
             for part in self.asked
             for entry in part.result.items
-            if not entry.output.too_long
         ]
-        return max(asked + [len(row.ids) for row in self.rows]) + 64
+        longest = max([*asked, *(len(row.ids) for row in self.rows)]) + 1
+        config = self.model.config
+        return min(longest, promised_context(config, find_family(config)))
 
 
 def load_subject(source: Path, prompts: Sequence[str], asked: Sequence[Asked]) -> Subject:
@@ -1143,7 +1147,8 @@ def compare_file(
     engine = LlamaCpp(path, subject.context)
     tokenizer = subject.tokenizer
     texts = check_tokens(engine, tokenizer, subject.model.config.vocab_size)
-    check_template(engine, tokenizer, subject.conversations)
+    if tokenizer.chat_template:
+        check_template(engine, tokenizer, subject.conversations)
     agreement = compare_rows(engine, subject.model, subject.rows, exact)
     found = {
         part.task.name: ask_llamacpp(engine, tokenizer, subject.ends, part)
@@ -1152,7 +1157,7 @@ def compare_file(
     return agreement, texts, found
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #34a73125
+# %% ../../nbs/shipping/78_gguf.ipynb #ab043cb5
 def measured(agreement: Agreement, texts: int, tasks: dict[str, Comparison]) -> dict:
     "What was compared, for the record."
     from importlib.metadata import version
@@ -1163,13 +1168,15 @@ def measured(agreement: Agreement, texts: int, tasks: dict[str, Comparison]) -> 
         )
         for name, found in tasks.items()
     }
-    words = [f"ids of {texts:,} texts equal", f"next token equal at {agreement.share:.1%}"]
+    words = [f"ids of {texts:,} texts equal"]
+    words.append(f"next token equal at {agreement.share:.1%} of {agreement.tokens} places")
     words += [
         f"{name} {found.score} {found.b:.3f}, of the model {found.a:.3f}, on {found.n} items"
         for name, found in tasks.items()
     ]
+    words += [] if tasks else ["no task was asked"]
     return dict(
-        summary=f"llama.cpp beside the model: {'; '.join(words or ['no task was asked'])}",
+        summary=f"llama.cpp beside the model: {'; '.join(words)}",
         llama_cpp=f"xllamacpp {version('xllamacpp')}",
         same_token_ids=texts,
         argmax_share=agreement.share,
@@ -1197,6 +1204,11 @@ def check_gguf(
             agreement, texts, tasks = compare_file(path, subject, exact=False)
     for found in tasks.values():
         check_task(found, path.name)
+    config = subject.model.config
+    facts |= dict(
+        context=promised_context(config, find_family(config)),
+        dropped_tokens=list(read_vocabulary(subject.tokenizer, config.vocab_size).dropped),
+    )
     return dict(
         max_abs_logit_diff=agreement.largest,
         same_text=agreement.same_text,
@@ -1205,7 +1217,7 @@ def check_gguf(
     )
 
 
-# %% ../../nbs/shipping/78_gguf.ipynb #2e8d5c4c
+# %% ../../nbs/shipping/78_gguf.ipynb #37c238e1
 def gguf_exporter(quantize: str | None = None, asked: Sequence[Asked] = ()) -> Exporter:
     "The exporter of a number format; `UserError` for one that there is not."
     quantize = quantize or "f16"
