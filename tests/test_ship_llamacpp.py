@@ -25,10 +25,11 @@ from llmtrainer.ship.llamacpp import (
 
 
 import functools
+import shutil
 import tempfile
 
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import quantize as quantize_by_gguf
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -123,8 +124,6 @@ def test_rope_factors_are_those_of_llamacpps_converter():
 
 
 def test_llamacpps_quantiser_and_the_package_gguf_write_the_same_blocks():
-    from gguf import GGMLQuantizationType
-
     values = np.random.default_rng(1).standard_normal((6, 512)).astype(np.float32)
     for kind in ("Q8_0", "Q5_0", "Q4_0"):
         own = encode_tensor(values, kind)
@@ -185,7 +184,7 @@ def changed_model(folder, kind="llama", change=lambda model: None, tokenizer=Non
     return Path(folder)
 
 
-HALF = AutoTokenizer.from_pretrained(tiny_folder("base"))("é", add_special_tokens=False).input_ids
+HALF = AutoTokenizer.from_pretrained(tiny_folder("base"))("é").input_ids
 
 
 def half_characters(model):
@@ -216,7 +215,8 @@ def sentencepiece(before, special_first=False):
     learned = Tokenizer(models.BPE())
     learned.normalizer = normalizers.Sequence([*prefix, spaces])
     learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    learned.train_from_iterator(documents(300, 0), trainers.BpeTrainer(vocab_size=400))
+    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False)
+    learned.train_from_iterator(documents(300, 0), trainer)
     facts = json.loads(learned.to_str())["model"]
     first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     names = [*first, *facts["vocab"]]
@@ -266,9 +266,8 @@ def test_two_tokens_that_changed_places_are_found():
     one, two = words.tokens[700], words.tokens[701]
     vocabulary = facts["model"]["vocab"]
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    swapped = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(facts)), chat_template="{{ bos_token }}"
-    )
+    changed = Tokenizer.from_str(json.dumps(facts))
+    swapped = PreTrainedTokenizerFast(tokenizer_object=changed, eos_token="<|end|>")
     with tempfile.TemporaryDirectory() as work:
         write_gguf(changed_model(f"{work}/model", tokenizer=swapped), Path(work, "m"))
         with pytest.raises(MergeMismatch, match="as other tokens"):
