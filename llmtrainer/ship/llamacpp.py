@@ -468,10 +468,13 @@ class Vocabulary:
     types: list[int]
     merges: list[str]  # of gpt2
     scores: list[float]  # of llama: the pair with the highest one is merged first
-    space_before: bool = False  # is a space put before a text?
+    space_before: bool = False  # is a space put before a text, and after a special token?
+    # is one put before a text alone? llama.cpp cannot do that, so texts begin with a special token
+    at_start: bool = False
     dropped: tuple[str, ...] = ()  # tokens that the model has no embedding for
 
 
+# %% ../../nbs/shipping/78_gguf.ipynb #ceca2e12
 def token_types(tokenizer, tokens: Sequence[str | None]) -> list[int]:
     "llama.cpp's type of each token."
     from gguf import TokenType
@@ -542,10 +545,10 @@ def read_vocabulary(
     if not sentencepiece:
         pairs = [" ".join(pair) for pair in merges]
         return Vocabulary("gpt2", split_name(tokenizer), merges=pairs, scores=[], **parts)
-    before = "Prepend" in json.dumps(facts["normalizer"])
-    before |= (facts["pre_tokenizer"] or {}).get("prepend_scheme", "never") != "never"
-    scores = merge_scores(written, merges)
-    return Vocabulary("llama", "default", merges=[], scores=scores, space_before=before, **parts)
+    scheme = (facts["pre_tokenizer"] or {}).get("prepend_scheme", "never")
+    before = scheme == "always" or "Prepend" in json.dumps(facts["normalizer"])
+    parts |= dict(scores=merge_scores(written, merges), space_before=before)
+    return Vocabulary("llama", "default", merges=[], at_start=scheme == "first", **parts)
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #76ea7905
@@ -766,7 +769,8 @@ def check_tokens(engine: LlamaCpp, tokenizer, rows: int) -> int:
     specials = [
         str(token) for place, token in tokenizer.added_tokens_decoder.items() if place < rows
     ]
-    texts = probe_texts(specials)
+    at_start = read_vocabulary(tokenizer, rows).at_start
+    texts = [(tokenizer.bos_token or "") * at_start + text for text in probe_texts(specials)]
     for text in texts:
         own, other = tokenizer(text, add_special_tokens=False).input_ids, engine.token_ids(text)
         if own != other:
