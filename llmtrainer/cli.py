@@ -278,6 +278,7 @@ def untested(tested: dict[str, str]) -> list[tuple[str, str, str]]:
 
 # %% ../nbs/system/84_cli.ipynb #3c033eab
 EXTRA_OF = {"gradio": "app", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+EXTRA_OF |= {"gguf": "gguf", "xllamacpp": "gguf"}
 
 
 def missing_package(error: ImportError) -> str:
@@ -1380,29 +1381,30 @@ def print_written(folder: Path, record, as_json: bool) -> None:
 @app.command()
 def export(
     run: RunName,
-    to: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx or gguf")] = "onnx",
     quantize: Annotated[
         str | None,
-        typer.Option(help="int8 or int4: round the weights, and measure what that costs"),
+        typer.Option(help="onnx: int8 or int4; gguf: f16, q8_0 or q4_k_m; the loss is measured"),
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="--quantize: measure on these, A,B; otherwise on the run's own tasks"),
+        typer.Option(help="onnx, --quantize: measure on these, A,B; else on the run's own tasks"),
     ] = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="--quantize: refuse a surely larger loss of a task's score")
+        float | None,
+        typer.Option(help="onnx, --quantize: refuse a surely larger loss of a task's score"),
     ] = None,
     as_json: AsJson = False,
 ):
     "Export a run's model, and compare it with the original."
     from llmtrainer.data.synthetic import problems
-    from llmtrainer.pipeline import export_run
+    from llmtrainer.pipeline import export_name, export_run
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if quantize is None and (tasks or max_loss is not None):
+    if (quantize is None or to != "onnx") and (tasks or max_loss is not None):
         raise UserError(
-            "--tasks and --max-loss are about rounded weights, and none are asked for",
+            "--tasks and --max-loss are about the rounded weights of an ONNX export",
             where="--tasks" if tasks else "--max-loss",
             fix="add --quantize int8 or --quantize int4",
         )
@@ -1410,8 +1412,7 @@ def export(
     opened, options = Run.load(run), dict(tasks=tasks.split(",") if tasks else [])
     options |= {} if max_loss is None else dict(max_loss=max_loss)
     record = export_run(opened, questions, to, quantize, **options)
-    folder = f"{to}-{quantize}" if quantize else to
-    print_written(opened.exports / folder, record, as_json)
+    print_written(opened.exports / export_name(to, quantize), record, as_json)
 
 
 # %% ../nbs/system/84_cli.ipynb #a6d42d93

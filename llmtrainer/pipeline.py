@@ -100,6 +100,8 @@ __all__ = [
     "merge_run",
     "store_merge",
     "whole_model",
+    "asked_tasks",
+    "export_name",
     "run_quality",
     "export_run",
     "PlaceCheck",
@@ -135,6 +137,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # %% ../nbs/system/80_pipeline.ipynb #f1e69c4b
 import llmtrainer.evals.benchmarks  # noqa: F401  it enters its tasks and suites
+import llmtrainer.ship.llamacpp  # noqa: F401  it enters its exporter
 from llmtrainer.align.online import Grpo, Rloo
 from llmtrainer.align.preference import Dpo, Orpo, SimPo
 from llmtrainer.align.reward import Reward, reward_record
@@ -249,6 +252,7 @@ from llmtrainer.safe_text import TextConsole, show, show_note
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
+from llmtrainer.ship.llamacpp import Asked
 from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
 from llmtrainer.ship.quantized_export import (
     MAX_LOSS,
@@ -1734,6 +1738,21 @@ def whole_model(run: Run) -> Path:
     return merged
 
 
+def asked_tasks(run: Run) -> list[Asked]:
+    "What a run wrote to its tasks, for an exporter that asks them again."
+    section = run_section(run)
+    written = [r for r in run.find_records(TaskResult, "evals").values() if r.request == "generate"]
+    tasks = [task_of(run, section, result.task) for result in written]
+    return [
+        Asked(task, task.items(section.data_dir), result) for task, result in zip(tasks, written)
+    ]
+
+
+def export_name(to: str, quantize: str | None = None) -> str:
+    "The folder of an export under `exports`: one for each format and number format."
+    return f"{to}-{quantize}" if quantize else to
+
+
 # %% ../nbs/system/80_pipeline.ipynb #006c6508
 def run_quality(run: Run, tasks: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Quality:
     """What the rounded weights of a run's export are measured on: the named tasks, or those of its
@@ -1752,16 +1771,19 @@ def export_run(
     run: Run,
     prompts: Sequence[str],  # to compare the exported model on
     to: str = "onnx",
-    quantize: str | None = None,  # int8, int4: round the weights, in a folder of their own
+    quantize: str | None = None,  # number format, in a folder of its own; None: the exporter's own
     tasks: Sequence[str] = (),  # that rounded weights are measured on; none: those of the recipe
     max_loss: float = MAX_LOSS,  # of a task's score: a larger one is refused
 ) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
-    exporter, name = find_exporter(to), f"{to}-{quantize}" if quantize else to
-    quantizer = find_quantizer(to, quantize) if quantize else None
+    exporter, folder = find_exporter(to), run.exports / export_name(to, quantize)
+    rounded = quantize and not exporter.configure
+    quantizer = find_quantizer(to, quantize) if rounded else None
     exporter.require()
-    quality = run_quality(run, tasks, max_loss) if quantize else None
-    source, folder = whole_model(run), run.exports / name
+    if exporter.configure:
+        exporter = exporter.configure(quantize, asked_tasks(run))
+    quality = run_quality(run, tasks, max_loss) if rounded else None
+    source, name = whole_model(run), folder.name
     with explain_full_disk(run.path):
         if quantizer:
             options = dict(name=quantize, prompts=list(prompts), quality=quality)

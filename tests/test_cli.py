@@ -186,6 +186,7 @@ def test_every_wrong_input_is_exit_code_2_and_one_block(tmp_path):
         ["chat", tmp_path / "nomodel"],
         ["merge", tmp_path / "nomodel"],
         ["export", tmp_path / "nomodel", "--to", "exe"],
+        ["export", tmp_path / "nomodel", "--to", "gguf"],
         ["eval", "tiny:base", "--tasks", "gsm9k"],
         ["init", recipe],
         ["nonsense"],
@@ -422,6 +423,11 @@ def test_commands_on_a_run(tmp_path):
     folder, described = succeeds("export", run).splitlines()
     assert (Path(folder) / "model.onnx").is_file()
     assert "float32" in described and "float16" in described
+    folder, described = succeeds("export", run, "--to", "gguf", "--quantize", "q4_k_m").splitlines()
+    assert (Path(folder) / "Modelfile").read_text().startswith("FROM ./model-q4_k_m.gguf")
+    assert "ids of 1,000 texts equal" in described
+    code, _, err = run_cli("export", run, "--to", "gguf", "--quantize", "int3")
+    assert code == 2 and "f16, q8_0, q4_k_m" in err
     succeeds("card", run)
     succeeds("doctor")
     succeeds("plan", recipe, "--json", "--measure")
@@ -807,6 +813,7 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
     assert (run / "exports" / "merged" / "model.safetensors").is_file()
     for arguments, extra in (
         (["export", run], "llmtrainer[export]"),
+        (["export", run, "--to", "gguf"], "llmtrainer[gguf]"),
         (["demo", run], "llmtrainer[app]"),
         (["quickstart", "--out", tmp_path / "q"], "llmtrainer[export]"),
     ):

@@ -931,6 +931,28 @@ def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_ro
         export_run(bare, ["2 + 3?"], quantize="int3")
 
 
+def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    evaluate_tasks(
+        run,
+        *open_model(str(run.path)),
+        section=Eval(tasks=["word_problems", "word_problems_choice"], limit=8),
+        quiet=True,
+    )
+    record = export_run(run, ["2 + 3?"], "gguf", "q8_0")
+    (asked,) = record.facts["tasks"].items()
+    measured = stored_result(run, "word_problems").score.value
+    assert asked[0] == "word_problems", "a choice between texts cannot be asked again"
+    assert (asked[1]["n"], asked[1]["model"]) == (8, measured)
+    assert run.read("exports/gguf-q8_0.json")["facts"]["same_token_ids"] == 1000
+    assert (
+        "| GGUF (q8_0) | llama.cpp beside the model: ids of" in (run.path / "README.md").read_text()
+    )
+    assert run.verify() == []
+    with pytest.raises(UserError, match="allowed: f16, q8_0, q4_k_m"):
+        export_run(run, ["2 + 3?"], "gguf", "int3")
+
+
 def test_runs_are_merged_only_with_runs_on_the_same_base(tmp_path):
     runs = {}
     unquantized = dict(model=Model(base="tiny:base", quantize="none"))

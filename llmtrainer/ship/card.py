@@ -598,7 +598,8 @@ def exports_section(facts: CardFacts) -> str:
         rows.append(
             [
                 export.format,
-                f"{whole}, up to {export.compared_tokens or 'some'} tokens",
+                export.facts.get("summary")
+                or f"{whole}, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",

@@ -676,9 +676,15 @@ class ExportRecord(Record):
         source = self.facts.get("source_dtype")
         widened = f" (the model's own files: {source})" if source not in (None, self.dtype) else ""
         text = "the same text" if self.same_text else "another text"
+        told = self.facts.get("summary")  # of an exporter that measures something else
         return (
-            f"{self.format}{size}{widened}; largest difference of a logit"
-            f" {self.max_abs_logit_diff:.1e}, {text}{''.join(map(describe_quality, self.quality))}"
+            f"{self.format}{size}; {told}"
+            if told
+            else (
+                f"{self.format}{size}{widened}; largest difference of a logit"
+                f" {self.max_abs_logit_diff:.1e},"
+                f" {text}{''.join(map(describe_quality, self.quality))}"
+            )
         )
 
 
@@ -703,6 +709,8 @@ class Exporter:
     write: Callable[[Path, Path], dict]
     # (model folder, written folder, prompts) -> differences of the record; raises where too large
     verify: Callable[[Path, Path, Sequence[str]], dict]
+    # (number format, what a run answered to its tasks) -> the exporter for them
+    configure: Callable[..., "Exporter"] | None = None
 
 
 EXPORTERS = {
