@@ -1392,7 +1392,7 @@ def export(
     ] = None,
     max_loss: Annotated[
         float | None,
-        typer.Option(help="onnx, --quantize: refuse a surely larger loss of a task's score"),
+        typer.Option(help="onnx, --quantize: a significantly larger loss of a score is refused"),
     ] = None,
     as_json: AsJson = False,
 ):
@@ -1406,10 +1406,15 @@ def export(
         raise UserError(
             "--tasks and --max-loss are about the rounded weights of an ONNX export",
             where="--tasks" if tasks else "--max-loss",
-            fix="add --quantize int8 or --quantize int4",
+            fix="add --quantize int8 or int4"
+            if to == "onnx"
+            else f"leave it out: an export to {to} has a check of its own",
         )
     questions = [problem.question for problem in problems(8, "test", 1)]
-    opened, options = Run.load(run), dict(tasks=tasks.split(",") if tasks else [])
+    opened, options = (
+        Run.load(run),
+        dict(tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()]),
+    )
     options |= {} if max_loss is None else dict(max_loss=max_loss)
     record = export_run(opened, questions, to, quantize, **options)
     print_written(opened.exports / export_name(to, quantize), record, as_json)
@@ -1446,18 +1451,24 @@ def push(
     run: RunName,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub")],
     part: Annotated[
-        str | None, typer.Option(help="adapter, model, merged, or an export such as onnx")
+        str | None,
+        typer.Option(
+            help="adapter, model, merged, or an export such as onnx; else what was trained"
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="everybody may read it")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="a new repository is public; a public one is accepted")
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="into a repository that holds other files")
+        bool,
+        typer.Option("--overwrite", help="although files of other programs lie there; they stay"),
     ] = False,
     unmet: Annotated[
         bool, typer.Option("--unmet", help="although the recipe's requirements are not met")
     ] = False,
     as_json: AsJson = False,
 ):
-    "Publish a run on the Hugging Face Hub in one commit, private unless told, and check it there."
+    "Publish a run on the Hugging Face Hub in one commit, private unless --public, and check it."
     from llmtrainer.run import Run
     from llmtrainer.ship.hub import push as push_run
 
@@ -1473,7 +1484,8 @@ def print_place(place, as_json: bool, folder: Path | None = None) -> None:
     seen = "private" if place.private else "public"
     where = f"{place.repo} at {place.commit} ({place.part}, {seen})"
     show(f"{folder}, from {where}" if folder else where)
-    show(f"llmtrainer verify {folder}" if folder else f"llmtrainer pull {place.repo}")
+    again = f"llmtrainer pull {place.repo} --revision {place.commit}"
+    show(f"llmtrainer verify {folder}" if folder else again)
 
 
 @app.command()

@@ -696,8 +696,8 @@ RUN_NAMES = (  # files that lie directly in a run
     "reference.safetensors",
 )
 RUN_FOLDERS = ("checkpoints", "adapter", "model", "evals", "exports", "data", "rollouts")
-_ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|py"
-_PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{_ENDINGS})|\.metadata|latest)"
+_ENDINGS = "safetensors|json|jinja|pt|pth|bin|distcp|txt|model|md|onnx|onnx_data|gguf|py"
+_PARTS = rf"(?:\w[\w.+-]*/){{0,3}}(?:\w[\w.+-]*\.(?:{_ENDINGS})|\.metadata|latest|Modelfile)"
 RUN_FILE = re.compile(
     "|".join(
         [

@@ -307,9 +307,9 @@ def test_what_is_pulled_is_what_was_pushed(tmp_path):
     assert str(tmp_path).encode() not in b"\n".join(kept.values())
 
 
-def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path):
+def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path, capsys):
     run = small_run(tmp_path / "sums")
-    asked = dict(generation=Generation(system="Count."), verify=False)
+    asked = dict(generation=Generation(system="Count.", examples=[["1 + 1?", "2"]]), verify=False)
     merge(Model(base="tiny:base"), run.adapter, run.exports / "merged", **asked)
     run.seal()
     assert publishable_parts(run) == ["adapter", "merged"]
@@ -317,6 +317,7 @@ def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path):
         api = HfApi(endpoint=hub.address)
         push(run, "me/sums", api=api)
         place = push(run, "me/sums", part="merged", api=api)
+        assert "1 examples of the prompt are published" in capsys.readouterr().err
         files = hub.contents("me/sums")
         assert "adapter_config.json" not in files  # of the first push: only one model lies there
         assert files["model.safetensors"] == (run.exports / "merged/model.safetensors").read_bytes()
@@ -447,7 +448,9 @@ def test_what_was_changed_on_the_hub_is_not_taken(tmp_path):
         commits.append(dict(oid="1" * 40, files=poisoned))
         with pytest.raises(UserError, match="adapter_config.json is not the file"):
             pull("me/sums", tmp_path / "back", api=api)
-        for name in ("../../escape.json", "run/../../escape.json", "/etc/escape.json", "x.pkl"):
+        forged_names = ["../../escape.json", "run/../../escape.json", "/etc/escape.json", "x.pkl"]
+        forged_names += ["run/evals/x.json", "run/checkpoints/step-3/optimizer.pt", "modeling_x.py"]
+        for name in [*forged_names, "pytorch_model.bin"]:
             about["files"][name] = about["files"]["adapter_config.json"]
             forged = json.dumps(about).encode()
             commits.append(dict(oid="2" * 40, files=poisoned | {"published.json": forged}))
@@ -471,6 +474,8 @@ def test_a_repository_that_is_not_ours_is_left_alone(tmp_path):
         with pytest.raises(UserError, match="me/public is public"):
             push(run, "me/public", api=api)
         push(run, "me/public", private=False, api=api)
+        push(run, "me/closed", api=api)
+        assert push(run, "me/closed", private=False, api=api).private  # it stays as it is
         api.create_repo("me/theirs", private=True)
         hub.repos["me/theirs"]["commits"][-1]["files"]["model.bin"] = b"weights"
         with pytest.raises(UserError, match="holds files that llmtrainer did not write: model.bin"):
@@ -479,7 +484,17 @@ def test_a_repository_that_is_not_ours_is_left_alone(tmp_path):
             pull("me/theirs", tmp_path / "back", api=api)
         push(run, "me/theirs", overwrite=True, api=api)
         assert hub.contents("me/theirs")["model.bin"] == b"weights"
-    for name in ("sums", "a/b/c", "../x", "me/..", "me/x.git", "me/ü", "hf://me/x"):
+    for name in (
+        "sums",
+        "a/b/c",
+        "../x",
+        "me/..",
+        "me/x.git",
+        "me/ü",
+        "hf://me/x",
+        "me-/x",
+        "me./x",
+    ):
         with pytest.raises(UserError, match="is no name of a repository"):
             push(run, name, api=api)
 

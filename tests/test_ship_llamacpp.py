@@ -419,13 +419,21 @@ FOLDED = (  # as Gemma: the system prompt becomes a part of the user's turn
     "{% for m in messages %}<{{ m.role }}>{{ told if loop.first else '' }}{{ m.content }}</>"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+TRIMMED = CHATML.replace("m.content", "m.content | trim")  # as Llama 3
 LAST = CHATML.replace("m.content", "m.content if loop.last or m.role != 'user' else '...'")
 TRIMS = CHATML.replace("m.content", "m.content | replace('4', 'four')")
 
 
 @pytest.mark.parametrize(
     ("template", "fixed"),
-    [(CHATML, True), (OWN_SYSTEM, True), (FOLDED, False), (LAST, False), (TRIMS, False)],
+    [
+        (CHATML, True),
+        (OWN_SYSTEM, True),
+        (FOLDED, False),
+        (LAST, False),
+        (TRIMS, False),
+        (TRIMMED, False),
+    ],
 )
 def test_a_template_is_translated_only_where_rendering_proves_it(template, fixed):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("base"))
@@ -442,7 +450,7 @@ def test_the_modelfile_holds_what_the_run_knows(tmp_path):
     examples = [["1 + 1?", "2"]]
     Prompting(system='Say "please".\nBe brief.', examples=examples).save(source / Prompting.file)
     settings = json.loads((source / "generation_config.json").read_text())
-    settings |= dict(do_sample=True, temperature=0.7, eos_token_id=[2, 0])
+    settings |= dict(do_sample=True, temperature=0.7, top_p=0.9, eos_token_id=[2, 0])
     (source / "generation_config.json").write_text(json.dumps(settings))
     text = modelfile(source, "model-f16.gguf")
     assert text.startswith('FROM ./model-f16.gguf\nTEMPLATE """{{ if (eq (index .Messages 0)')
@@ -450,6 +458,8 @@ def test_the_modelfile_holds_what_the_run_knows(tmp_path):
         'PARAMETER stop "<|end|>"',
         'PARAMETER stop "<|pad|>"',
         "PARAMETER temperature 0.7",
+        "PARAMETER repeat_penalty 1",
+        "PARAMETER top_p 0.9",
         'SYSTEM """Say "please".\nBe brief."""',
         'MESSAGE user """1 + 1?"""',
         'MESSAGE assistant """2"""',

@@ -10,7 +10,11 @@ __all__ = [
     "T",
     "CLIENT_ERROR",
     "FAULTS",
+    "NAME",
     "REPO_NAME",
+    "PUBLISHED_RECORDS",
+    "WEIGHTS_AND_WORDS",
+    "LEFT",
     "part_folder",
     "publishable_parts",
     "check_part",
@@ -36,11 +40,13 @@ __all__ = [
     "HubRecord",
     "note_push",
     "push",
+    "warn_of_examples",
     "UnmetGates",
     "commit_files",
     "local_name",
     "fetch_file",
     "pull",
+    "sweep",
     "already_pulled",
     "find_publication",
     "arrange",
@@ -49,6 +55,7 @@ __all__ = [
 
 # %% ../../nbs/shipping/74_hub.ipynb #b254cea6
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -76,6 +83,7 @@ from pydantic import BaseModel, ConfigDict
 from llmtrainer.data.prepare import DataRecord
 from llmtrainer.evals.gates import Eval, unmet_requirements
 from llmtrainer.evals.tasks import TaskResult
+from llmtrainer.models.generate import stored_prompting
 from llmtrainer.models.load import ModelRecord
 from llmtrainer.recipe import UserError, load_recipe
 from llmtrainer.run import (
@@ -203,7 +211,7 @@ def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[s
     RunIdentity(id=identify(run.path)).save(folder / RunIdentity.file)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(public_recipe(run), sort_keys=False))
     facts = card_facts(run)
-    whole = facts.full or part == "merged"
+    whole = facts.full or part != "adapter"
     write_atomic(folder / "README.md", card(replace(facts, repo=repo, part=part, full=whole)))
     write_atomic(folder / CURVES, curves_svg(facts))
     written = [
@@ -235,7 +243,7 @@ def published_files(run: Run, part: str, repo: str, folder: Path) -> dict[str, P
 # %% ../../nbs/shipping/74_hub.ipynb #ce161bcc
 T = TypeVar("T")
 CLIENT_ERROR = HfHubHTTPError.__mro__[1]  # of the HTTP client that this release of the Hub uses
-FAULTS = (OSError, CLIENT_ERROR, RuntimeError, JSONDecodeError)  # what the Hub's library raises
+FAULTS = (OSError, CLIENT_ERROR, RuntimeError, ValueError)  # what the Hub's library raises
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -302,7 +310,11 @@ def explain_hub(repo: str):
     except FAULTS as error:
         status = status_of(error)
         if status is None:
-            raise
+            raise UserError(
+                f"the Hub's library stops: {next(iter(str(error).splitlines()), type(error))}",
+                where=repo,
+                fix="push or pull again; what arrived is not sent again",
+            ) from error
         raise refusal(repo, status) from None
 
 
@@ -328,17 +340,13 @@ def refusal(repo: str, status: int) -> UserError:
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #b4cf01d9
-REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+NAME = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+REPO_NAME = re.compile(f"{NAME}/{NAME}", re.ASCII)
 
 
 def check_repo(repo: str) -> str:
     "The name of a repository; `UserError` where it cannot be one."
-    if (
-        not REPO_NAME.fullmatch(repo)
-        or ".." in repo
-        or "--" in repo
-        or repo.endswith((".git", "-", "."))
-    ):
+    if not REPO_NAME.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
         raise UserError(f"{repo!r} is no name of a repository", where="REPO", allowed="owner/name")
     return repo
 
@@ -356,8 +364,8 @@ def open_repository(
     repo: str,
     private: bool,
     overwrite: bool = False,  # write over files that another program put there
-) -> tuple[str, list[str]]:
-    "(head of a repository, files that a push must remove); it is made where it does not exist."
+) -> tuple:
+    "(facts of a repository, files that a push must remove); it is made where it does not exist."
     patiently(lambda: api.create_repo(repo, private=private, exist_ok=True))
     info = patiently(lambda: api.repo_info(repo))
     if private and not info.private:
@@ -367,7 +375,7 @@ def open_repository(
     names = {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
     if Publication.file in names:
         known = fetch_publication(api, repo, info.sha).files
-        return info.sha, sorted(names & {*known, Publication.file})
+        return info, sorted(names & {*known, Publication.file})
     if names and not overwrite:
         some = ", ".join(sorted(names)[:3])
         raise UserError(
@@ -375,7 +383,7 @@ def open_repository(
             where="REPO",
             fix="name another repository, or push with --overwrite",
         )
-    return info.sha, []
+    return info, []
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #d21fb39d
@@ -445,12 +453,21 @@ def push(
         raise UnmetGates("; ".join(sentences), where="eval.require", fix="push with --unmet")
     with explain_hub(repo), tempfile.TemporaryDirectory() as folder:
         files = published_files(run, part, repo, Path(folder))
-        head, old = open_repository(api, repo, private, overwrite)
-        commit = commit_files(api, repo, head, (files, [name for name in old if name not in files]))
+        warn_of_examples(run, part)
+        info, old = open_repository(api, repo, private, overwrite)
+        changes = files, [name for name in old if name not in files]
+        commit = commit_files(api, repo, info.sha, changes)
         check_remote(api, repo, commit, files)
-    place = HubPlace(repo=repo, commit=commit, part=part, private=private)
+    place = HubPlace(repo=repo, commit=commit, part=part, private=bool(info.private))
     note_push(run, place)
     return place
+
+
+def warn_of_examples(run: Run, part: str) -> None:
+    "Say that examples, which are rows of data, are published with a model's folder."
+    stored = stored_prompting(str(run.path / part_folder(part)))
+    if stored and stored.examples:
+        show_note(f"{len(stored.examples)} examples of the prompt are published: llmtrainer.json")
 
 
 class UnmetGates(UserError):
@@ -466,27 +483,42 @@ def commit_files(
     changes: tuple[Mapping[str, Path], Iterable[str]],  # files to add, names to remove
 ) -> str:
     "Make one commit; returns its id. Nothing is changed where the files are there already."
-    added, removed = changes
+    added, removed = changes[0], list(changes[1])
 
-    def send():
+    def send() -> str:
         operations = [CommitOperationAdd(name, str(path)) for name, path in added.items()]
         operations += [CommitOperationDelete(name) for name in removed]
         message = f"{len(added)} files by llmtrainer"
         return api.create_commit(repo, operations, commit_message=message, parent_commit=head).oid
 
-    return patiently(send)
+    try:
+        return patiently(send)
+    except HfHubHTTPError as error:
+        newest = patiently(lambda: api.repo_info(repo))
+        names = {sibling.rfilename for sibling in newest.siblings or []}
+        if status_of(error) != 412 or names & {*removed} or not {*added} <= names:
+            raise
+        check_remote(api, repo, newest.sha, added)  # it arrived, and the answer was lost
+        return newest.sha
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #ebd30188
+PUBLISHED_RECORDS = {record.file for record in PUBLIC_RECORDS} | {RunIdentity.file, "recipe.yaml"}
+_ENDINGS = ".safetensors .json .jinja .txt .model .onnx .onnx_data .gguf"
+WEIGHTS_AND_WORDS = (*_ENDINGS.split(), "Modelfile", "onnx_generator.py")
+
+
 def local_name(part: str, name: str) -> str:
     "Where a file of a repository lies in the run that is pulled; `UserError` for a foreign name."
     if name in ("README.md", CURVES):
         return name
     if name.startswith("run/"):
         local = name.removeprefix("run/")
+        known = local in PUBLISHED_RECORDS
     else:
-        local = f"{'model' if part == 'merged' else part_folder(part)}/{name}"
-    if not is_run_file(local):
+        local = f"{part_home(part)}/{name}"
+        known = is_run_file(local) and name.endswith(WEIGHTS_AND_WORDS)
+    if not known:
         raise UserError(f"{name!r} is no file of a run", where=Publication.file)
     return local
 
@@ -517,7 +549,7 @@ def pull(
 
     `UserError` where the folder holds something else, a name is not that of a run's file, or a
     hash differs; then nothing is left under `path`."""
-    api, repo, path = api or HfApi(), check_repo(repo), Path(path)
+    api, repo, path = api or HfApi(), check_repo(repo), Path(path).absolute()
     with explain_hub(repo):
         info = patiently(lambda: api.repo_info(repo, revision=revision))
         if place := already_pulled(path, repo, info.sha):
@@ -526,6 +558,7 @@ def pull(
         place = HubPlace(repo=repo, commit=info.sha, part=about.part, private=bool(info.private))
         names = {name: local_name(about.part, name) for name in about.files}
         waiting = path.with_name(f".{path.name}.{info.sha[:12]}")
+        sweep(path, waiting)
         waiting.mkdir(parents=True, exist_ok=True)
         for name, expected in about.files.items():
             fetch_file(api, repo, info.sha, (waiting, name, expected))
@@ -533,14 +566,27 @@ def pull(
     return place
 
 
+def sweep(path: Path, kept: Path | None = None) -> None:
+    "Remove what earlier pulls of this folder left behind when they were killed."
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if LEFT.fullmatch(left.name.removeprefix(f".{path.name}.")) and left != kept:
+            shutil.rmtree(left)
+
+
+LEFT = re.compile(r"[0-9a-f]{12}(\.run)?")
+
+
 def already_pulled(path: Path, repo: str, commit: str) -> HubPlace | None:
     "Where a folder holds this very commit, its place; `UserError` where it holds another run."
     refuse_foreign(path)
     if not is_run(path):
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(f"{path} is not empty", where="--run", fix="name another folder")
         return None
     record = Run.load(path).find_record(HubRecord)
     pulled = record and record.pulled
     if pulled and (pulled.repo, pulled.commit) == (repo, commit) and not Run.load(path).verify():
+        sweep(path)
         return pulled
     raise UserError(f"{path} is another run already", where="--run", fix="name another folder")
 
@@ -563,12 +609,12 @@ def arrange(waiting: Path, path: Path, names: Mapping[str, str], place: HubPlace
     shutil.rmtree(made, ignore_errors=True)
     for name, local in names.items():
         (made / local).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(waiting / name, made / local)
+        os.link(waiting / name, made / local)  # no second copy; what waits is removed at the end
     HubRecord(pulled=place).save(made / HubRecord.file)
     seal(made / part_home(place.part))
     Run.load(made).seal()
     if path.is_dir():
-        path.rmdir()  # it is empty, or `refuse_foreign` had stopped
+        path.rmdir()  # it was empty when the pull began
     os.replace(made, path)
     shutil.rmtree(waiting)
 

@@ -92,8 +92,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, Request, build_opener
 
 # %% ../../nbs/shipping/78_gguf.ipynb #e63619db
 import numpy as np
@@ -664,11 +664,14 @@ def post_json(address: str, body: dict) -> dict:
     "The answer of a server to a request; `MergeMismatch` with its reason where it refuses."
     request = Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urlopen(request) as answer:
+        # the server is this process's own: no proxy of the environment may see the prompts
+        with build_opener(ProxyHandler({})).open(request, timeout=600) as answer:
             return json.load(answer)
     except HTTPError as error:
-        reason = json.load(error).get("error", {}).get("message", "no reason given")
+        reason = error.read(500).decode(errors="replace")
         raise MergeMismatch(f"llama.cpp refuses a request: {reason}", where=address) from None
+    except (URLError, TimeoutError) as error:
+        raise MergeMismatch(f"llama.cpp does not answer: {error}", where=address) from None
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #0ea4329c
@@ -1061,11 +1064,11 @@ def learn_turns(tokenizer) -> Turns:
 # %% ../../nbs/shipping/78_gguf.ipynb #dc01c564
 def proven_turns(tokenizer) -> Turns | None:
     "A template as fixed texts, where these render every kind of conversation the same; else None."
-    contents = ("What is 2+2?", "4", 'a "b" {{ .C }} {% d %}', "…\n\n汉字 😀", "<b>&amp;</b>")
+    contents = (" What is 2+2?\n", "4 ", 'a "b" {{ .C }} {% d %}', "…\n\n汉字 😀", "<b>&amp;</b>")
     try:
         turns = learn_turns(tokenizer)
         for count in (1, 3, 5):
-            for system in (None, "Be brief.", "Zeile 1\nZeile 2"):
+            for system in (None, " Be brief. ", "Zeile 1\nZeile 2"):
                 messages = talk(*contents[:count], system=system)
                 if turns.render(messages) != render(messages, tokenizer, prompt=True):
                     return None
@@ -1103,6 +1106,11 @@ def modelfile(folder: Path, name: str) -> str:
     settings = GenerationConfig.from_pretrained(folder) if stored.is_file() else GenerationConfig()
     temperature = settings.temperature if settings.do_sample else 0
     lines.append(f"PARAMETER temperature {temperature if temperature is not None else 1}")
+    # what is not written is Ollama's own default, which draws from fewer tokens and penalises
+    lines.append(f"PARAMETER repeat_penalty {settings.repetition_penalty or 1}")
+    for name in ("top_k", "top_p") if settings.do_sample else ():
+        if (value := getattr(settings, name)) is not None:
+            lines.append(f"PARAMETER {name} {value}")
     prompting = stored_prompting(folder)
     if prompting and prompting.system:
         lines.append(f"SYSTEM {modelfile_text(prompting.system, 'the system prompt')}")

@@ -354,8 +354,8 @@ def check_loss(c: Comparison, max_loss: float) -> None:
             f" {c.b:.4f} on {c.n} items, difference {c.difference:+.4f} ({low:+.4f} to"
             f" {high:+.4f})",
             where=f"--quantize {c.names[1]}",
-            allowed=f"a loss that is not surely above {max_loss:g}: --max-loss",
-            fix="take int8, or export without --quantize",
+            allowed=f"a loss that is not significantly above {max_loss:g}: --max-loss",
+            fix="export with more bits, or without --quantize",
         )
 
 
