@@ -434,6 +434,7 @@ def note_push(run: Run, place: HubPlace) -> None:
         run.add_record(record.model_copy(update=dict(pushed=[*record.pushed, place])))
 
 
+# %% ../../nbs/shipping/74_hub.ipynb #6352b373
 def push(
     run: Run,
     repo: str,
@@ -566,6 +567,7 @@ def pull(
     return place
 
 
+# %% ../../nbs/shipping/74_hub.ipynb #1d682f9c
 def sweep(path: Path, kept: Path | None = None) -> None:
     "Remove what earlier pulls of this folder left behind when they were killed."
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
