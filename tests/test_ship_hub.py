@@ -57,6 +57,7 @@ class Hub:
         self.repos, self.blobs, self.requests = {}, {}, []
         self.sent = Counter()  # bytes of large files, by hash
         self.fail = {}  # number of a request -> status
+        self.lost = set()  # parts of paths whose first request is served, and its answer lost
         self.kill_at, self.kill_before, self.victim = None, True, None
         self.forbidden, self.tokens = False, set()
         app = FastAPI()
@@ -87,6 +88,9 @@ class Hub:
         if number in self.fail:
             return Response(status_code=self.fail[number])
         response = await call_next(request)
+        if known := [part for part in self.lost if part in request.url.path]:
+            self.lost -= {*known}
+            return Response(status_code=503)
         if self.kill_at == number and not self.kill_before:
             os.kill(self.victim, signal.SIGKILL)
         return response
@@ -327,6 +331,63 @@ def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path, capsys):
     assert 'from_pretrained("model")' in (tmp_path / "back/README.md").read_text()
 
 
+PARTS = {
+    "onnx": "model.onnx model.onnx_data config.json genai_config.json prompt.json onnx_generator.py"
+    " chat_template.jinja tokenizer.json",
+    "gguf-q8_0": "model-q8_0.gguf Modelfile",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_export_is_pulled_as_it_was_pushed(part, tmp_path):
+    run, names = small_run(tmp_path / "sums"), PARTS[part].split()
+    (run.exports / part).mkdir(parents=True)
+    for name in names:
+        (run.exports / part / name).write_bytes(name.encode())
+    run.seal()
+    with hub_server() as hub:
+        api = HfApi(endpoint=hub.address)
+        push(run, "me/sums", part=part, api=api)
+        pull("me/sums", tmp_path / "back", api=api)
+        (run.exports / part / "weights.pkl").write_bytes(b"")
+        with pytest.raises(
+            UserError, match="'weights.pkl' is no file of a run|not in the manifest"
+        ):
+            push(run, "me/sums", part=part, api=api)
+    for name in names:
+        assert (tmp_path / "back/exports" / part / name).read_bytes() == name.encode()
+    assert not Run.load(tmp_path / "back").verify()
+
+
+def test_a_pull_that_stops_while_it_arranges_is_made_again(tmp_path, monkeypatch):
+    run = small_run(tmp_path / "sums")
+    with hub_server() as hub:
+        api = HfApi(endpoint=hub.address)
+        push(run, "me/sums", api=api)
+        full = OSError(28, "No space left on device", "x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", raising_after(3, full))
+            with pytest.raises(OSError, match="No space left"):
+                pull("me/sums", tmp_path / "back", api=api)
+        assert not (tmp_path / "back").exists()
+        pull("me/sums", tmp_path / "back", api=api)
+    with pytest.raises(OSError, match="No space left"), explain_hub("me/sums"):
+        raise full  # of this machine, not of the Hub
+    assert not Run.load(tmp_path / "back").verify() and not list(tmp_path.glob(".back*"))
+
+
+def raising_after(count, error):
+    "`os.replace`, which ends with an error when it is called once more than so often."
+    calls, replace_file = itertools.count(), os.replace
+
+    def replaced(source, target):
+        if next(calls) >= count:
+            raise error
+        return replace_file(source, target)
+
+    return replaced
+
+
 def in_child(hub, work):
     "Do some work in a process that the server may kill; its exit code."
     receive, send = multiprocessing.Pipe(duplex=False)
@@ -417,6 +478,43 @@ def test_a_busy_server_is_asked_again(tmp_path, monkeypatch):
         with pytest.raises(HubUnavailable, match="does not answer") as caught:
             push(run, "me/other", api=api)
         assert caught.value.exit_code == 1
+
+
+def test_a_commit_whose_answer_is_lost_is_found_again(tmp_path, monkeypatch):
+    run = small_run(tmp_path / "sums")
+    with hub_server() as hub:
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        api = HfApi(endpoint=hub.address)
+        push(run, "me/sums", api=api)
+        shutil.copytree(run.adapter, run.exports / "gguf")
+        (run.exports / "gguf/adapter_config.json").rename(run.exports / "gguf/config.json")
+        run.seal()
+        hub.lost = {"/commit/"}
+        place = push(run, "me/sums", part="gguf", api=api)  # it removes adapter_config.json
+        commits = hub.repos["me/sums"]["commits"]
+        assert not hub.lost and place.commit == commits[-1]["oid"] and len(commits) == 3
+        assert "adapter_config.json" not in hub.contents("me/sums")
+        run.path.joinpath("adapter/adapter_model.safetensors").write_bytes(b"other weights")
+        run.seal()
+        other = dict(oid="3" * 40, files=dict(commits[-1]["files"]))
+        monkeypatch.setattr(api, "repo_info", stale_info(api, hub, other))
+        with pytest.raises(UserError, match="somebody else changed the repository"):
+            push(run, "me/sums", api=api)
+        assert commits[-1] is other
+
+
+def stale_info(api, hub, other):
+    "Facts of a repository, to which somebody commits right after they were asked for."
+    ask = api.repo_info
+
+    def info(repo, revision=None):
+        answer = ask(repo, revision=revision)
+        commits = hub.repos[repo]["commits"]
+        if other not in commits:
+            commits.append(other)
+        return answer
+
+    return info
 
 
 def test_a_refusal_stops_at_once(tmp_path):

@@ -11,7 +11,6 @@ from llmtrainer.ship.llamacpp import (
     Regex,
     UserError,
     errno,
-    find_spec,
     grade_items,
     json,
     load_float32,
@@ -28,6 +27,7 @@ from llmtrainer.ship.llamacpp import (
 import functools
 import shutil
 import tempfile
+from importlib.util import find_spec
 
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader

@@ -18,6 +18,7 @@ __all__ = [
     "BEFORE",
     "EXPORTERS",
     "join_words",
+    "require_libraries",
     "require_onnx",
     "model_folder",
     "load_float32",
@@ -117,15 +118,24 @@ def join_words(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def require_onnx(needed: Sequence[str] = NEEDED) -> None:
-    "Raise `UserError` with the install command where a library for ONNX is missing."
+def require_libraries(
+    needed: Sequence[str],
+    what: str,  # needs them
+    extra: str,  # of this package, which brings them
+) -> None:
+    "Raise `UserError` with the install command where a library is missing."
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"ONNX export needs {join_words(missing)}, which {verb} not installed",
-            fix='pip install "llmtrainer[export]"',
+            f"{what} needs {join_words(missing)}, which {verb} not installed",
+            fix=f'pip install "llmtrainer[{extra}]"',
         )
+
+
+def require_onnx(needed: Sequence[str] = NEEDED) -> None:
+    "Raise `UserError` with the install command where a library for ONNX is missing."
+    require_libraries(needed, "ONNX export", "export")
 
 
 def model_folder(folder: Path) -> Path:

@@ -85,7 +85,7 @@ from llmtrainer.evals.gates import Eval, unmet_requirements
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import stored_prompting
 from llmtrainer.models.load import ModelRecord
-from llmtrainer.recipe import UserError, load_recipe
+from llmtrainer.recipe import UserError, first_line, load_recipe
 from llmtrainer.run import (
     Environment,
     Record,
@@ -139,7 +139,9 @@ def check_part(run: Run, part: str | None) -> str:
         fix = (
             f"llmtrainer merge {run.path}" if part == "merged" else f"llmtrainer export {run.path}"
         )
-        raise UserError(f"{run.path} has no {part}", where="--part", allowed=parts, fix=fix)
+        raise UserError(
+            f"{run.path} has no {part}", where="--part", allowed=", ".join(parts), fix=fix
+        )
     if faults := run.verify((part_folder(part) + "/",), cached_sha256):
         raise UserError(
             f"the {part} is not the one that was written: {faults[0]}",
@@ -167,8 +169,9 @@ def unmet_gates(run: Run) -> list[str]:
     section = load_recipe(Eval, run.recipe.get("eval", {}))
     results = run.find_records(TaskResult, "evals")
     bases = run.find_records(TaskResult, "evals/base")
-    missing = [f"{task}: required, and not measured" for task in section.require]
-    missing = [text for text in missing if text.partition(":")[0] not in results]
+    missing = [
+        f"{task}: required, and not measured" for task in section.require if task not in results
+    ]
     return missing + unmet_requirements(results.values(), section.require, bases.values())
 
 
@@ -228,6 +231,8 @@ def published_files(run: Run, part: str, repo: str, folder: Path) -> dict[str, P
     own = [path for path in sorted(source.rglob("*")) if path.is_file()]
     names = {path.relative_to(source).as_posix(): path for path in own}
     weights = {name: path for name, path in names.items() if name not in OWN_NAMES}
+    for name in weights:
+        local_name(part, name)  # what `pull` would refuse is not pushed
     files = weights | write_public_records(run, part, repo, folder)
     entries = {
         name: PublishedFile(size=path.stat().st_size, sha256=cached_sha256(path))
@@ -309,9 +314,11 @@ def explain_hub(repo: str):
         ) from None
     except FAULTS as error:
         status = status_of(error)
+        if status is None and getattr(error, "errno", None):
+            raise  # of this machine: a full disk, a folder that may not be written
         if status is None:
             raise UserError(
-                f"the Hub's library stops: {next(iter(str(error).splitlines()), type(error))}",
+                f"the Hub's library stops: {first_line(error) or type(error).__name__}",
                 where=repo,
                 fix="push or pull again; what arrived is not sent again",
             ) from error
@@ -495,9 +502,11 @@ def commit_files(
     try:
         return patiently(send)
     except HfHubHTTPError as error:
+        if status_of(error) != 412:
+            raise
         newest = patiently(lambda: api.repo_info(repo))
         names = {sibling.rfilename for sibling in newest.siblings or []}
-        if status_of(error) != 412 or names & {*removed} or not {*added} <= names:
+        if names & {*removed} or not {*added} <= names:
             raise
         check_remote(api, repo, newest.sha, added)  # it arrived, and the answer was lost
         return newest.sha
@@ -611,7 +620,7 @@ def arrange(waiting: Path, path: Path, names: Mapping[str, str], place: HubPlace
     shutil.rmtree(made, ignore_errors=True)
     for name, local in names.items():
         (made / local).parent.mkdir(parents=True, exist_ok=True)
-        os.link(waiting / name, made / local)  # no second copy; what waits is removed at the end
+        os.replace(waiting / name, made / local)  # a mounted Drive has no hard links
     HubRecord(pulled=place).save(made / HubRecord.file)
     seal(made / part_home(place.part))
     Run.load(made).seal()

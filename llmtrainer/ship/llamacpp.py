@@ -90,7 +90,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -120,9 +119,9 @@ from llmtrainer.ship.export import (
     BEFORE,
     EXPORTERS,
     Exporter,
-    join_words,
     load_float32,
     model_folder,
+    require_libraries,
     rope_kinds,
     torch_answers,
     torch_logits,
@@ -136,14 +135,7 @@ NEEDED = ("gguf", "xllamacpp")
 
 def require_llamacpp(needed: Sequence[str] = NEEDED) -> None:
     "Raise `UserError` with the install command where a library for GGUF is missing."
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"GGUF export needs {join_words(missing)}, which {verb} not installed: a file is"
-            " shipped only after llama.cpp has agreed with the model",
-            fix='pip install "llmtrainer[gguf]"',
-        )
+    require_libraries(needed, "GGUF export, which asks llama.cpp whether it agrees,", "gguf")
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #0b00474b
