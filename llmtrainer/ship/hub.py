@@ -7,13 +7,13 @@ __all__ = [
     "FOLDERS",
     "PUBLIC_RECORDS",
     "OWN_NAMES",
+    "PUBLISHED_RECORDS",
+    "WEIGHTS_AND_WORDS",
     "T",
     "CLIENT_ERROR",
     "FAULTS",
     "NAME",
     "REPO_NAME",
-    "PUBLISHED_RECORDS",
-    "WEIGHTS_AND_WORDS",
     "LEFT",
     "part_folder",
     "publishable_parts",
@@ -24,6 +24,8 @@ __all__ = [
     "Publication",
     "public_recipe",
     "write_public_records",
+    "part_home",
+    "local_name",
     "published_files",
     "status_of",
     "is_passing",
@@ -43,14 +45,12 @@ __all__ = [
     "warn_of_examples",
     "UnmetGates",
     "commit_files",
-    "local_name",
     "fetch_file",
     "pull",
     "sweep",
     "already_pulled",
     "find_publication",
     "arrange",
-    "part_home",
 ]
 
 # %% ../../nbs/shipping/74_hub.ipynb #b254cea6
@@ -222,6 +222,32 @@ def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[s
     ]
     beside = {name: folder / name for name in ("README.md", CURVES)}
     return beside | {f"run/{name}": folder / name for name in written}
+
+
+# %% ../../nbs/shipping/74_hub.ipynb #f3d208c1
+def part_home(part: str) -> str:
+    "Where a part lies in a run that was pulled: a merged model is the run's model."
+    return "model" if part == "merged" else part_folder(part)
+
+
+PUBLISHED_RECORDS = {record.file for record in PUBLIC_RECORDS} | {RunIdentity.file, "recipe.yaml"}
+_ENDINGS = ".safetensors .json .jinja .txt .model .onnx .onnx_data .gguf"
+WEIGHTS_AND_WORDS = (*_ENDINGS.split(), "Modelfile", "onnx_generator.py")
+
+
+def local_name(part: str, name: str) -> str:
+    "Where a file of a repository lies in the run that is pulled; `UserError` for a foreign name."
+    if name in ("README.md", CURVES):
+        return name
+    if name.startswith("run/"):
+        local = name.removeprefix("run/")
+        known = local in PUBLISHED_RECORDS
+    else:
+        local = f"{part_home(part)}/{name}"
+        known = is_run_file(local) and name.endswith(WEIGHTS_AND_WORDS)
+    if not known:
+        raise UserError(f"{name!r} is no file of a run", where=Publication.file)
+    return local
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #f3c448cf
@@ -513,26 +539,6 @@ def commit_files(
 
 
 # %% ../../nbs/shipping/74_hub.ipynb #ebd30188
-PUBLISHED_RECORDS = {record.file for record in PUBLIC_RECORDS} | {RunIdentity.file, "recipe.yaml"}
-_ENDINGS = ".safetensors .json .jinja .txt .model .onnx .onnx_data .gguf"
-WEIGHTS_AND_WORDS = (*_ENDINGS.split(), "Modelfile", "onnx_generator.py")
-
-
-def local_name(part: str, name: str) -> str:
-    "Where a file of a repository lies in the run that is pulled; `UserError` for a foreign name."
-    if name in ("README.md", CURVES):
-        return name
-    if name.startswith("run/"):
-        local = name.removeprefix("run/")
-        known = local in PUBLISHED_RECORDS
-    else:
-        local = f"{part_home(part)}/{name}"
-        known = is_run_file(local) and name.endswith(WEIGHTS_AND_WORDS)
-    if not known:
-        raise UserError(f"{name!r} is no file of a run", where=Publication.file)
-    return local
-
-
 def fetch_file(api: HfApi, repo: str, commit: str, target: tuple[Path, str, PublishedFile]) -> Path:
     "Fetch a file into a folder, unless it is there already; `UserError` where its hash is another."
     folder, name, expected = target
@@ -628,8 +634,3 @@ def arrange(waiting: Path, path: Path, names: Mapping[str, str], place: HubPlace
         path.rmdir()  # it was empty when the pull began
     os.replace(made, path)
     shutil.rmtree(waiting)
-
-
-def part_home(part: str) -> str:
-    "Where a part lies in a run that was pulled: a merged model is the run's model."
-    return "model" if part == "merged" else part_folder(part)
