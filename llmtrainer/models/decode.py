@@ -26,6 +26,8 @@ __all__ = [
     "scores_differ",
     "obstacle",
     "without_gradients",
+    "no_collection",
+    "return_unused_memory",
     "record_graph",
     "record_trace",
     "Recorder",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 # %% ../../nbs/speed/66_decode.ipynb #70e7b4d5
+import gc
 import inspect
 import math
 import os
@@ -452,11 +455,34 @@ def without_gradients(model):
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def no_collection():
+    "No garbage is collected inside: to free a graph while another is recorded breaks that one off."
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def return_unused_memory(device: torch.device) -> None:
+    """Give the allocator's unused memory back to the GPU where it is more than what is free there.
+    The graphs of earlier writings leave such memory, and a recording can only take free memory."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if unused > torch.cuda.mem_get_info(device)[0]:
+        torch.cuda.empty_cache()
+
+
+# %% ../../nbs/speed/66_decode.ipynb #b0a5c1e3
 def record_graph(step: Callable, tensors: tuple, pool) -> Callable:
     "A function that runs the step on these tensors again, as one CUDA graph."
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    # PyTorch takes this much before it records, and a failure there would end the process
+    torch.empty(2, 64, dtype=torch.long, device=stream.device)
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with no_collection(), torch.cuda.stream(stream):
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             out = step(*tensors)
@@ -505,6 +531,8 @@ class Recorder:
         self.on_gpu = slots.token.is_cuda
         self.patience = 0 if self.on_gpu else 64  # steps of a shape before it is recorded
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
+        if self.on_gpu:
+            return_unused_memory(slots.token.device)
         self.failure: str | None = None  # why nothing more is recorded
 
     def __call__(self, rows: int, length: int) -> torch.Tensor:
@@ -533,6 +561,9 @@ class Recorder:
         except Exception as error:  # whatever a model's own code does that cannot be recorded
             if self.on_gpu and not self.patience:
                 self.patience = 1
+                torch.cuda.empty_cache()  # in case memory was what lacked
+                if not self.recorded:  # a pool that no graph uses any more is not taken again
+                    self.pool = torch.cuda.graph_pool_handle()
                 return
             self.failure = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         # lines that have moved; dropped only now, because graphs share their memory
