@@ -16,6 +16,7 @@ from llmtrainer.align.online_trainer import (
     name,
     partial,
     rank,
+    time,
     torch,
 )
 
@@ -273,6 +274,8 @@ def test_a_recipe_trains_online(recipe, tmp_path):
     assert [line["step"] for line in lines] == [n for n in (1, 2, 3, 4) for _ in range(8)]
     assert {line["file"] for line in lines} == {"rows.jsonl"} and run.adapter.is_dir()
     assert any(name.startswith("rollouts/") for name in read_manifest(run.path))
+    steps = [line for line in run.metrics() if "reward" in line]
+    assert steps and all(0 < line["write_time"] < line["step_time"] for line in steps)
     validations = [line for line in run.metrics() if "eval_accuracy" in line]
     assert [line["step"] for line in validations] == [2, 4, 4]
     assert all(line["eval_loss"] == -line["eval_accuracy"] for line in validations)

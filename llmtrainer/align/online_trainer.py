@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "TIMES",
     "NOISE",
     "FREE",
     "PromptBatches",
@@ -37,6 +38,7 @@ __all__ = [
 import logging
 import math
 import operator
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -260,7 +262,9 @@ class Writing(WithinMemory):
         first = rank() * len(prompts)
         places = range(first, first + len(prompts))
         seeds = [draw_seed(self.args.seed, self.generations, place) for place in places]
+        began = time.perf_counter()
         self.latest = self.rollouts(questions, seeds, self.objective.generation)
+        self._metrics["train"]["write_time"].append(time.perf_counter() - began)
         self.scored = self.score(self.latest)
         return dict(
             prompt_ids=[list(one.question.ids) for one in self.latest],
@@ -311,6 +315,9 @@ class Writing(WithinMemory):
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #78e12935
+TIMES = ("step_time", "write_time")  # seconds in a log line: the machine's, not the training's
+
+
 class OnlineState:
     "What a checkpoint of an online training holds beside that of others: answers not yet used up."
 
@@ -323,7 +330,7 @@ class OnlineState:
 
     def position(self):
         waiting = {} if self.in_log else self._metrics["train"]
-        metrics = {name: list(values) for name, values in waiting.items() if name != "step_time"}
+        metrics = {name: list(values) for name, values in waiting.items() if name not in TIMES}
         return dict(
             step=self._step // self.args.steps_per_generation,
             metrics=metrics,
