@@ -65,12 +65,13 @@ test: check  ## check the book, run every chapter, run the tests; what needs a G
 	$(BIN)/python -m llmtrainer.literate run
 	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
 # a test that is not marked gpu is about the CPU, on every machine
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not exhaustive"
 
 slow: export PYTHONPATH := $(CURDIR)
 slow: export HF_HUB_OFFLINE := 1
-slow: .venv/.dev  ## run the chapters whose examples take minutes, with these examples
+slow: .venv/.dev  ## the chapters whose examples take minutes, with these, and the tests of whole products
 	$(BIN)/python -m llmtrainer.literate run --slow
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m exhaustive
 
 quick: export PYTHONPATH := $(CURDIR)
 quick: export HF_HUB_OFFLINE := 1

@@ -263,7 +263,7 @@ def without_statements(source, nodes):
 
 
 # %% ../nbs/internals/97_literate.ipynb #20fd1d8a
-MARKS = ("slow", "gpu", "realdata", "realmodel", "optional")
+MARKS = ("slow", "exhaustive", "gpu", "realdata", "realmodel", "optional")
 IMPORTS = (ast.Import, ast.ImportFrom)
 DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
@@ -1328,7 +1328,7 @@ def run_quick(root, since):
     if execute_chapters(root, [chapter.file for chapter in chapters]):
         return 1
     env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    marks = "not slow and not gpu and not realdata"
+    marks = "not slow and not exhaustive and not gpu and not realdata"
     words = ["-q", "-n", "2", "--dist", "worksteal", "-m", marks, *names]
     return subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, env=env).returncode
 

@@ -308,22 +308,33 @@ def check_one(kind, storage, section, folder, case):
 
 def run_table(kinds=tuple(KINDS), methods=tuple(METHODS)):
     "{(method, kind): differences of a logit after reloading and after merging}."
+    return run_cases([(method, kind) for method in methods for kind in kinds])
+
+
+def run_cases(cases):
+    "The results of pairs (method, kind)."
     results = {}
-    for method in methods:
+    for method, kind in cases:
         storage, keys = METHODS[method]
-        for kind in kinds:
-            fused = kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora")
-            section = Adapt(**keys, **(ATTENTION_ONLY if fused else {}))
-            with tempfile.TemporaryDirectory() as folder:
-                result = check_one(kind, storage, section, Path(folder), case=(method, kind))
-            assert result[0] <= tolerance(method), (method, kind, result)
-            results[method, kind] = result
+        fused = kind in SPARSE and keys.get("variant") in ("dora", "pissa", "olora")
+        section = Adapt(**keys, **(ATTENTION_ONLY if fused else {}))
+        with tempfile.TemporaryDirectory() as folder:
+            result = check_one(kind, storage, section, Path(folder), case=(method, kind))
+        assert result[0] <= tolerance(method), (method, kind, result)
+        results[method, kind] = result
     return results
 
 
-@pytest.mark.slow
 def test_every_family_with_every_method():
     run_table()
+
+
+@pytest.mark.slow
+def test_every_method_with_families_in_turn():
+    kinds = list(KINDS)
+    pairs = [(m, kinds[(3 * i + k) % len(kinds)]) for i, m in enumerate(METHODS) for k in range(3)]
+    assert {kind for _, kind in pairs} == set(KINDS)
+    run_cases(pairs)
 
 
 def test_two_families_with_the_usual_methods():
