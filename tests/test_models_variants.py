@@ -325,6 +325,7 @@ def run_cases(cases):
     return results
 
 
+@pytest.mark.exhaustive
 def test_every_family_with_every_method():
     run_table()
 
