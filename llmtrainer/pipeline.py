@@ -56,6 +56,7 @@ __all__ = [
     "prompt_questions",
     "pin_model",
     "find_base",
+    "without_card",
     "check_weights",
     "sample_batches",
     "record_experts",
@@ -211,6 +212,7 @@ from llmtrainer.models.load import (
     load_tokenizer,
     plan_model,
     score_head,
+    stated_license,
 )
 from llmtrainer.models.lora import (
     Adapt,
@@ -1003,6 +1005,12 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #5600b1b2
+def without_card(faults: Iterable[str]) -> list[str]:
+    "What differs in a folder beside its card, which a kill may leave half renewed."
+    beside = ("README.md", "manifest.json")
+    return [fault for fault in faults if Path(fault.partition(" ")[0]).name not in beside]
+
+
 def check_weights(run: Run) -> None:
     "`UserError` where the weights of a finished run are not those that were sealed."
     for folder in (run.adapter, run.model):
@@ -1010,7 +1018,7 @@ def check_weights(run: Run) -> None:
             check_plain(folder, run.path)
     if file_facts(run.path / "manifest.json") is None:
         return  # killed before it was sealed
-    weights = run.verify(("adapter/", "model/"), cached_sha256)
+    weights = without_card(run.verify(("adapter/", "model/"), cached_sha256))
     changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
     if changed:
         raise UserError(
@@ -1200,6 +1208,7 @@ def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
 def identify_base(run: Run, named: Model, section: Model) -> dict:
     "What identifies the base, under the recipe's own name, and where its folder lies."
     identity = fingerprint(section.base, section.revision) | dict(base=named.base)
+    identity["license"] = stated_license(section.base, section.revision)
     if "sha256" in identity and not named.base.startswith("tiny:"):
         folder = Path(section.base).expanduser().resolve()
         identity["folder"] = Path(os.path.relpath(folder, run.path.resolve())).as_posix()
@@ -1601,7 +1610,7 @@ def train(
             session = None
             free_memory()  # the base does not lie beside the trained model
             compare_missing(recipe, run, quiet)
-            write_card(run)
+            renew_card(run, begin=True)
             run.seal()
     return run
 
@@ -1729,7 +1738,7 @@ def whole_model(run: Run) -> Path:
     merged = run.exports / "merged"
     if not merged.is_dir():
         merge_run(run)
-    elif faults := verify(merged, digest=cached_sha256):
+    elif faults := without_card(verify(merged, digest=cached_sha256)):
         raise UserError(
             f"the merged model is not the one that was written: {faults[0]}",
             where=str(merged),

@@ -29,6 +29,7 @@ __all__ = [
     "sha256",
     "seal",
     "read_manifest",
+    "update_manifest",
     "FileFault",
     "find_faults",
     "verify",
@@ -443,6 +444,26 @@ def read_manifest(folder: Path) -> dict[str, dict]:
         if not known or type(entry["size"]) is not int or not isinstance(entry["sha256"], str):
             raise UserError(f"{folder / 'manifest.json'} is damaged: the entry of {name}")
     return entries
+
+
+def update_manifest(
+    folder: str | Path,
+    name: str,  # of a file or folder in it
+) -> None:
+    """Enter what was written anew into a folder's manifest; nothing where the folder is not sealed.
+    No other file is read."""
+    folder = Path(folder)
+    if file_facts(folder / "manifest.json") is None:
+        return
+    entries = {
+        file: entry
+        for file, entry in read_manifest(folder).items()
+        if file != name and not file.startswith(f"{name}/")
+    }
+    for file in _files(folder):
+        if file == name or file.startswith(f"{name}/"):
+            entries[file] = _entry(folder, file)
+    write_json(folder / "manifest.json", dict(sorted(entries.items())), folder)
 
 
 # %% ../nbs/internals/91_run.ipynb #4da7fe8f
@@ -981,17 +1002,7 @@ class _Records(_Files):
         name: str,  # of a file or folder under the run
     ) -> None:
         "Enter what was written anew into the manifest; nothing where the run is not sealed yet."
-        if file_facts(self.path / "manifest.json") is None:
-            return
-        entries = {
-            file: entry
-            for file, entry in read_manifest(self.path).items()
-            if file != name and not file.startswith(f"{name}/")
-        }
-        for file in _files(self.path):
-            if file == name or file.startswith(f"{name}/"):
-                entries[file] = _entry(self.path, file)
-        self.write("manifest.json", dict(sorted(entries.items())))
+        update_manifest(self.path, name)
 
     def find_record(self, kind: type[AnyRecord], name: str | None = None) -> AnyRecord | None:
         "A record of the run, None where there is none; `UserError` where it cannot be read."

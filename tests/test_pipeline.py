@@ -947,6 +947,8 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
     assert asked[0] == "word_problems", "a choice between texts cannot be asked again"
     assert (asked[1]["n"], asked[1]["model"]) == (8, measured)
     assert run.read("exports/gguf-q8_0.json")["facts"]["same_token_ids"] == 1000
+    file = re.search(r"llama-cli -m (\S+)", (run.path / "README.md").read_text())[1]
+    assert (run.path / file).is_file() and (run.path / file).with_name("Modelfile").is_file()
     assert (
         "| GGUF (q8_0) | llama.cpp beside the model: ids of" in (run.path / "README.md").read_text()
     )

@@ -471,7 +471,7 @@ def test_browser_types_streams_stops_compares_reloads_and_judges():
             box, requests = FeedbackFile(Path(folder) / FEEDBACK), []
             demo = build_demo(models, section, rows, title="runs/first", feedback=box)
             with served(demo, port=None) as address, chromium(width, address) as (page, expect):
-                page.on("request", requests.append)
+                page.on("request", lambda request, seen=requests: seen.append(request))
                 check_examples_and_panes(page, expect)
                 check_thumbs_and_reload(page, expect)
                 check_stop(page, expect)
