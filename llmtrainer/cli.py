@@ -93,6 +93,7 @@ __all__ = [
     "generate",
     "chat",
     "demo",
+    "feedback",
     "quickstart",
 ]
 
@@ -1625,7 +1626,7 @@ def generate(
 @app.command()
 def chat(run: ModelName, changes: Overrides = None):
     "Talk with a model, from the keyboard or a pipe."
-    from llmtrainer.ship.demo import terminal_chat
+    from llmtrainer.ship.chat import terminal_chat
 
     model, tokenizer, section = run_generation(run, changes)
     terminal_chat(model, tokenizer, section, None if sys.stdin.isatty() else sys.stdin)
@@ -1640,24 +1641,50 @@ def demo(
         list[str] | None,
         typer.Option(help="another name under which the page is opened, of a proxy; repeatable"),
     ] = None,
+    login: Annotated[
+        str | None,
+        typer.Option(help="who may use it; the password is in LLMTRAINER_DEMO_PASSWORD"),
+    ] = None,
 ):
     "Chat in the browser, with base and tuned model side by side."
-    from llmtrainer.pipeline import open_model
-    from llmtrainer.run import Run, is_run
-    from llmtrainer.ship.demo import build_demo, launch_demo
+    from llmtrainer.pipeline import build_run_demo
+    from llmtrainer.ship.demo import credentials, launch_demo
 
-    model, tokenizer, section = run_generation(run, None)
-    name = Path(run).name or run
-    if is_run(run):
-        base = Path(Run.load(run).recipe["model"]["base"]).name
-        name = Path(run).resolve().name
-        models = {
-            f"base: {base}": open_model(run, tuned=False),
-            f"tuned: {name}": (model, tokenizer),
-        }
-    else:
-        models = {name: (model, tokenizer)}
-    launch_demo(build_demo(models, section, title=name), port, share, hosts=allow_host or [])
+    credentials(login)  # first: a missing password must not wait for the models
+    page = build_run_demo(run, share)
+    launch_demo(page, port, share, hosts=allow_host or [], login=login)
+
+
+@app.command()
+def feedback(
+    run: RunName,
+    rows: Annotated[
+        Path | None,
+        typer.Option(help="a file to write: rows for the objective kto, instead of an older one"),
+    ] = None,
+    of: Annotated[str | None, typer.Option(help="only the answers of this pane")] = None,
+    as_json: AsJson = False,
+):
+    "Count the verdicts that were given on the page of a run, and write them as rows to train on."
+    from llmtrainer.pipeline import write_lines
+    from llmtrainer.recipe import UserError
+    from llmtrainer.run import Run
+    from llmtrainer.ship.demo import FEEDBACK, count_feedback, feedback_rows, read_feedback
+
+    given = read_feedback(Run.load(run).path / FEEDBACK).values()
+    counts = count_feedback(given)
+    if of and of not in counts:
+        names = ", ".join(counts) or None
+        raise UserError(f"there is no verdict on {of}", where="--of", allowed=names)
+    written = feedback_rows(given, of)
+    if rows:
+        check_folder(rows, "--rows")
+        write_lines(rows, written)
+    if as_json:
+        return print_json({"verdicts": counts, "rows": len(written)})
+    for model, verdicts in counts.items():
+        show(f"{model}: {verdicts['up']} liked, {verdicts['down']} disliked")
+    show(f"{len(written)} rows{f' in {rows}' if rows else ''}" if counts else "no verdict yet")
 
 
 # %% ../nbs/system/84_cli.ipynb #1e185b3e

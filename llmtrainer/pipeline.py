@@ -56,6 +56,7 @@ __all__ = [
     "prompt_questions",
     "pin_model",
     "find_base",
+    "without_card",
     "check_weights",
     "sample_batches",
     "record_experts",
@@ -104,6 +105,9 @@ __all__ = [
     "export_name",
     "run_quality",
     "export_run",
+    "open_panes",
+    "held_out_questions",
+    "build_run_demo",
     "PlaceCheck",
     "check_folder",
     "check_mirror_files",
@@ -188,7 +192,7 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation, Prompting, stored_prompting
+from llmtrainer.models.generate import Generation, Prompting, check_writes, stored_prompting
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -208,6 +212,7 @@ from llmtrainer.models.load import (
     load_tokenizer,
     plan_model,
     score_head,
+    stated_license,
 )
 from llmtrainer.models.lora import (
     Adapt,
@@ -251,6 +256,7 @@ from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
 from llmtrainer.ship.card import renew_card, write_card
+from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo
 from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
 from llmtrainer.ship.llamacpp import Asked
 from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
@@ -999,6 +1005,12 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #5600b1b2
+def without_card(faults: Iterable[str]) -> list[str]:
+    "What differs in a folder beside its card, which a kill may leave half renewed."
+    beside = ("README.md", "manifest.json")
+    return [fault for fault in faults if Path(fault.partition(" ")[0]).name not in beside]
+
+
 def check_weights(run: Run) -> None:
     "`UserError` where the weights of a finished run are not those that were sealed."
     for folder in (run.adapter, run.model):
@@ -1006,7 +1018,7 @@ def check_weights(run: Run) -> None:
             check_plain(folder, run.path)
     if file_facts(run.path / "manifest.json") is None:
         return  # killed before it was sealed
-    weights = run.verify(("adapter/", "model/"), cached_sha256)
+    weights = without_card(run.verify(("adapter/", "model/"), cached_sha256))
     changed = [fault for fault in weights if not fault.endswith("is not in the manifest")]
     if changed:
         raise UserError(
@@ -1196,6 +1208,7 @@ def apply_engine(model, recipe: Recipe, plan: DevicePlan) -> dict:
 def identify_base(run: Run, named: Model, section: Model) -> dict:
     "What identifies the base, under the recipe's own name, and where its folder lies."
     identity = fingerprint(section.base, section.revision) | dict(base=named.base)
+    identity["license"] = stated_license(section.base, section.revision)
     if "sha256" in identity and not named.base.startswith("tiny:"):
         folder = Path(section.base).expanduser().resolve()
         identity["folder"] = Path(os.path.relpath(folder, run.path.resolve())).as_posix()
@@ -1597,7 +1610,7 @@ def train(
             session = None
             free_memory()  # the base does not lie beside the trained model
             compare_missing(recipe, run, quiet)
-            write_card(run)
+            renew_card(run, begin=True)
             run.seal()
     return run
 
@@ -1646,7 +1659,7 @@ def held_out_conversations(run: Run) -> list[list[dict]]:
     try:
         rows = validation_rows(run)
     except (UserError, OSError) as error:
-        show_note(f"the validation rows are not compared: {str(error).splitlines()[0]}")
+        show_note(f"the validation rows cannot be read: {str(error).splitlines()[0]}")
         return []
     plain = [row for row in rows if not row.get("tools")]
     asked = [row for row in plain if "prompt" in row]
@@ -1725,7 +1738,7 @@ def whole_model(run: Run) -> Path:
     merged = run.exports / "merged"
     if not merged.is_dir():
         merge_run(run)
-    elif faults := verify(merged, digest=cached_sha256):
+    elif faults := without_card(verify(merged, digest=cached_sha256)):
         raise UserError(
             f"the merged model is not the one that was written: {faults[0]}",
             where=str(merged),
@@ -1794,6 +1807,51 @@ def export_run(
     run.update_manifest(f"exports/{name}")
     renew_card(run)
     return record
+
+
+# %% ../nbs/system/80_pipeline.ipynb #99e2ff5c
+def open_panes(name: str) -> tuple[dict[str, tuple], Generation]:
+    """({pane: (model, tokenizer)}, generation settings) for a chat: of a run its base and the tuned
+    model, else one model."""
+    run = Run.load(name) if is_run(name) else None
+    stored = run.recipe.get("generate", {}) if run else {}
+    section = resolve_generation(run or name, load_recipe(Generation, stored))
+    model, tokenizer = open_model(name)
+    check_writes(model)
+    if run is None:
+        return {Path(name).name or name: (model, tokenizer)}, section
+    base, tuned = Path(run.recipe["model"]["base"]).name, run.path.resolve().name
+    before = open_model(name, tuned=False)
+    return {f"base: {base}": before, f"tuned: {tuned}": (model, tokenizer)}, section
+
+
+def held_out_questions(
+    run: Run,
+    count: int = 4,
+    longest: int = 300,  # characters
+) -> list[str]:
+    "The first short questions of a run's validation rows."
+    talks = (
+        [turn for turn in talk if turn["role"] != "system"] for talk in held_out_conversations(run)
+    )
+    first = (talk[0] for talk in talks if talk)
+    asked = dict.fromkeys(turn["content"] for turn in first if turn["role"] == "user")
+    return [question for question in asked if 0 < len(question) <= longest][:count]
+
+
+def build_run_demo(
+    name: str,  # a run, a model folder, a hub name, or tiny:base
+    share: bool = False,  # will it have a public address?
+):
+    "The page of a run, with its validation rows' questions and its verdicts; or that of a model."
+    models, section = open_panes(name)
+    if not is_run(name):
+        return build_demo(models, section)
+    run = Run.load(name)
+    examples = [] if share else held_out_questions(run)
+    feedback = FeedbackFile(run.path / FEEDBACK, lambda: run.update_manifest(FEEDBACK))
+    title = run.path.resolve().name
+    return build_demo(models, section, examples or EXAMPLES, title=title, feedback=feedback)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #18b5e448

@@ -29,6 +29,7 @@ __all__ = [
     "sha256",
     "seal",
     "read_manifest",
+    "update_manifest",
     "FileFault",
     "find_faults",
     "verify",
@@ -445,6 +446,26 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     return entries
 
 
+def update_manifest(
+    folder: str | Path,
+    name: str,  # of a file or folder in it
+) -> None:
+    """Enter what was written anew into a folder's manifest; nothing where the folder is not sealed.
+    No other file is read."""
+    folder = Path(folder)
+    if file_facts(folder / "manifest.json") is None:
+        return
+    entries = {
+        file: entry
+        for file, entry in read_manifest(folder).items()
+        if file != name and not file.startswith(f"{name}/")
+    }
+    for file in _files(folder):
+        if file == name or file.startswith(f"{name}/"):
+            entries[file] = _entry(folder, file)
+    write_json(folder / "manifest.json", dict(sorted(entries.items())), folder)
+
+
 # %% ../nbs/internals/91_run.ipynb #4da7fe8f
 class FileFault(NamedTuple):
     "What is wrong with a file of a sealed folder."
@@ -686,7 +707,7 @@ def _claim(path, recipe, free=()):
 
 # %% ../nbs/internals/91_run.ipynb #9be3e4c4
 _JSON = ("env", "data", "model", "experts", "prompt", "run", "hub", "summary", "manifest")
-_LINES = ("metrics", "rejects", "validation", "changes", "votes")
+_LINES = ("metrics", "rejects", "validation", "changes", "votes", "feedback")
 RUN_NAMES = (  # files that lie directly in a run
     "recipe.yaml",
     "README.md",
@@ -981,17 +1002,7 @@ class _Records(_Files):
         name: str,  # of a file or folder under the run
     ) -> None:
         "Enter what was written anew into the manifest; nothing where the run is not sealed yet."
-        if file_facts(self.path / "manifest.json") is None:
-            return
-        entries = {
-            file: entry
-            for file, entry in read_manifest(self.path).items()
-            if file != name and not file.startswith(f"{name}/")
-        }
-        for file in _files(self.path):
-            if file == name or file.startswith(f"{name}/"):
-                entries[file] = _entry(self.path, file)
-        self.write("manifest.json", dict(sorted(entries.items())))
+        update_manifest(self.path, name)
 
     def find_record(self, kind: type[AnyRecord], name: str | None = None) -> AnyRecord | None:
         "A record of the run, None where there is none; `UserError` where it cannot be read."

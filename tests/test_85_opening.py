@@ -32,7 +32,7 @@ from llmtrainer.pipeline import Recipe, check_mirror, check_pickles, note_run
 from llmtrainer.recipe import UserError, limits, load_recipe, parse_yaml
 from llmtrainer.run import seal
 from llmtrainer.safe_text import visible
-from llmtrainer.ship.demo import pane_html
+from llmtrainer.ship.chat import pane_html
 
 
 def run_command(*arguments):

@@ -80,12 +80,15 @@ from importlib.metadata import PathDistribution, distribution
 import pytest
 
 import llmtrainer.pipeline as pipeline
+from llmtrainer.data.rows import load_rows
 from llmtrainer.evals.tasks import Output, find_task, grade_items
 from llmtrainer.evals.votes import read_votes
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model, save_adapter
-from llmtrainer.recipe import assert_refused
+from llmtrainer.recipe import assert_refused, load_recipe
+from llmtrainer.run import Run, append_line
+from llmtrainer.ship.demo import Feedback
 
 
 def write_rows(file, count):
@@ -690,6 +693,30 @@ def test_votes_by_command(tmp_path, monkeypatch):
         (["vote", tmp_path, places[0], "--out", box], "not a run"),
         (["votes", tmp_path], "not a run"),
         (["votes", box, "--task", "gsm8k"], "word_problems"),
+    ):
+        code, _, err = run_cli(*words)
+        assert code == 2 and part in err, (words, err)
+
+
+def test_feedback_by_command(tmp_path):
+    least = {"model": {"base": "tiny:base"}, "data": {"train": "train.jsonl"}}
+    run = Run.open(tmp_path / "run", load_recipe(pipeline.Recipe, least))
+    assert run_cli("feedback", run.path)[1].strip() == "no verdict yet"
+    for answer, verdict in (("5", "up"), ("6", "down"), ("6", "none"), ("7", "down")):
+        about = dict(model="tuned: run", answer=answer, settings={}, verdict=verdict)
+        line = Feedback(messages=[dict(role="user", content="2 + 3?")], **about)
+        append_line(run.path / "feedback.jsonl", line.model_dump())
+    rows = tmp_path / "liked.jsonl"
+    code, out, _ = run_cli("feedback", run.path, "--rows", rows)
+    assert code == 0 and "tuned: run: 1 liked, 1 disliked" in out and "2 rows in" in out
+    assert [row["label"] for row in load_rows(str(rows), "auto")[0]] == [True, False]
+    told = json.loads(run_cli("feedback", run.path, "--json", "--of", "tuned: run")[1])
+    assert told == {"verdicts": {"tuned: run": {"up": 1, "down": 1}}, "rows": 2}
+    for words, part in (
+        (["feedback", run.path, "--of", "x"], "tuned: run"),
+        (["feedback", run.path, "--rows", tmp_path / "absent" / "x"], "no folder"),
+        (["feedback", tmp_path], "not a run"),
+        (["demo", run.path, "--login", "ada"], "LLMTRAINER_DEMO_PASSWORD is not set"),
     ):
         code, _, err = run_cli(*words)
         assert code == 2 and part in err, (words, err)

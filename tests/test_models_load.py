@@ -127,6 +127,24 @@ def test_a_hub_that_cannot_be_reached_is_one_block(monkeypatch):
         load_tokenizer("nobody/no-such-model-of-this-name")
 
 
+def test_the_licence_of_a_base_is_what_its_own_readme_names(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    readme = tmp_path / "README.md"
+    assert stated_license(str(tmp_path)) is None
+    for text, named in (
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: 'cc-by-4.0'\nlanguage: en\n---\n", "cc-by-4.0"),
+        ("---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"),
+        ("---\nlicense: [mit, x]\n---\n", None),
+        ("---\ntags: [x]\n---\nlicense: mit\n", None),
+        ("# Model\n---\nlicense: mit\n---\n", None),
+        ("", None),
+        ("---\nlicense: <b>\n---\n", None),
+    ):
+        readme.write_text(text)
+        assert stated_license(str(tmp_path)) == named, text
+
+
 CODE = """
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM

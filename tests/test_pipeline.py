@@ -7,6 +7,7 @@ from llmtrainer.pipeline import (
     DataRecord,
     Eval,
     ExpertsRecord,
+    FEEDBACK,
     Generation,
     Machine,
     Mix,
@@ -71,7 +72,8 @@ from llmtrainer.models.load import fingerprint, resolve_base
 from llmtrainer.models.tiny import make_model
 from llmtrainer.recipe import commented_recipe, dump_section
 from llmtrainer.run import Stopped, sha256, write_atomic
-from llmtrainer.ship.demo import respond_all, terminal_chat
+from llmtrainer.ship.chat import respond_all, terminal_chat
+from llmtrainer.ship.demo import feedback_rows, read_feedback
 from llmtrainer.ship.merge import MergeMismatch
 from llmtrainer.training.checkpoints import newest_checkpoint
 
@@ -526,10 +528,10 @@ write_card(run)
 print((run.path / "README.md").read_text())
 !ls run
 ---
-from llmtrainer.pipeline import merge_run, open_model
-from llmtrainer.ship.demo import build_demo, launch_demo
+from llmtrainer.pipeline import build_run_demo, merge_run
+from llmtrainer.ship.demo import launch_demo
 merge_run(run)
-demo = build_demo({"tuned": open_model("run")})
+demo = build_run_demo("run")
 address = launch_demo(demo, port=None, inline=True)
 ---
 from gradio_client import Client
@@ -945,6 +947,8 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
     assert asked[0] == "word_problems", "a choice between texts cannot be asked again"
     assert (asked[1]["n"], asked[1]["model"]) == (8, measured)
     assert run.read("exports/gguf-q8_0.json")["facts"]["same_token_ids"] == 1000
+    file = re.search(r"llama-cli -m (\S+)", (run.path / "README.md").read_text())[1]
+    assert (run.path / file).is_file() and (run.path / file).with_name("Modelfile").is_file()
     assert (
         "| GGUF (q8_0) | llama.cpp beside the model: ids of" in (run.path / "README.md").read_text()
     )
@@ -1034,6 +1038,33 @@ def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
     assert f"the model is in {run.model}" in next_steps(run)
     model.half().save_pretrained(run.model)
     assert storage_note(run) == ""
+
+
+def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    asked = {talk[0]["content"] for talk in held_out_conversations(run)}
+    questions = held_out_questions(run)
+    assert len(questions) == 4 and set(questions) <= asked
+    assert held_out_questions(run, longest=5) == []
+    models, section = open_panes(str(run.path))
+    assert list(models) == ["base: tiny:base", "tuned: run"]
+    assert section.system == resolve_generation(run, Generation(), quiet=True).system
+    demo = build_run_demo(str(run.path))
+
+    def examples(page):
+        return {row[0] for block in page.blocks.values() for row in getattr(block, "samples", [])}
+
+    assert examples(demo) == set(questions)
+    assert not examples(build_run_demo(str(run.path), share=True)) & asked
+    (page,) = {fn.fn.__self__ for fn in demo.fns.values() if fn.api_name == "chat"}
+    settings = dict(system=section.system, heat=0, tokens=8, formatted=False)
+    *_, (_, histories, *_) = page.answer(questions[0], None, **settings)
+    page.rate(histories, False, histories[1][-1]["id"], "up")
+    (line,) = read_feedback(run.path / FEEDBACK).values()
+    assert line.model == "tuned: run" and line.messages[-1]["content"] == questions[0]
+    assert run.verify() == [], "the manifest knows the verdicts"
+    assert line.cut and feedback_rows([line]) == [], "half an answer is no row"
+    assert list(open_panes("tiny:base")[0]) == ["tiny:base"]
 
 
 def system_job(folder, systems):

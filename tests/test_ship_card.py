@@ -8,11 +8,15 @@ from llmtrainer.ship.card import (
     MergeRecord,
     MetricsLine,
     ModelRecord,
+    Path,
     Run,
     TaskResult,
     UserError,
     json,
     re,
+    replace,
+    shlex,
+    verify,
     yaml,
 )
 
@@ -20,6 +24,7 @@ from llmtrainer.ship.card import (
 import contextlib
 import io
 import os
+import shlex
 import tempfile
 from dataclasses import replace
 
@@ -28,7 +33,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from pydantic import Field
 
-from llmtrainer.data.prepare import PairCounts, Sources
+from llmtrainer.data.prepare import PairCounts, Sources, SystemPrompts
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import wilson
@@ -37,6 +42,7 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section, UserError
+from llmtrainer.run import seal, sha256, verify
 from llmtrainer.ship.export import EXPORTERS, write_export
 from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
 
@@ -314,11 +320,32 @@ def test_the_snippets_run(tmp_path, monkeypatch):
     run.add_record(exported, "exports/onnx.json")
     snippets = re.findall(r"```python\n(.*?)```", write_card(run).read_text(), re.S)
     assert len(snippets) == 3
-    monkeypatch.chdir(run.path)
-    for code in snippets:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            exec(code, {})
-        assert len(said.getvalue()) > 1
+    cards = {run.path: snippets}
+    for folder in (run.adapter, run.exports / "merged"):
+        cards[folder] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+        assert len(cards[folder]) == 1
+    for folder, codes in cards.items():
+        monkeypatch.chdir(folder)
+        for code in codes:
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                exec(code, {})
+            assert len(said.getvalue()) > 1
+
+
+def test_a_gguf_file_is_run_by_commands_that_a_shell_reads_as_they_are_meant(tmp_path):
+    run = measured(small_run(tmp_path / "My run!"))
+    facts = dict(quantize="q8_0", summary="as measured")
+    record = ExportRecord(format="GGUF", max_abs_logit_diff=0.5, same_text=True, facts=facts)
+    run.add_record(record, "exports/gguf-q8_0.json")
+    data = run.find_record(DataRecord)
+    shared = SystemPrompts(rows={"It's $HOME; `id`": 9})
+    run.add_record(data.model_copy(update=dict(systems=shared)))
+    (commands,) = re.findall(r"```bash\n(.*?)```", write_card(run).read_text(), re.S)
+    create, ask, _, _, alone = map(shlex.split, commands.splitlines())
+    assert create == ["ollama", "create", "my-run", "-f", "exports/gguf-q8_0/Modelfile"]
+    assert ask == ["ollama", "run", "my-run", "What is 2 plus 3?"]
+    assert alone[:3] == ["llama-cli", "-m", "exports/gguf-q8_0/model-q8_0.gguf"]
+    assert alone[3:6] == ["-sys", "It's $HOME; `id`", "-p"]
 
 
 def test_what_rounding_costs_is_in_the_card(tmp_path):
@@ -364,6 +391,70 @@ def test_a_card_is_renewed_unless_somebody_edited_it(tmp_path, capsys):
     (run.path / "README.md").write_text("# Mine\n")
     assert not renew_card(run) and "was edited" in capsys.readouterr().err
     assert (run.path / "README.md").read_text() == "# Mine\n"
+
+
+def with_parts(run):
+    "The run with a sealed adapter and a sealed merged model of no use."
+    for folder in (run.adapter, run.exports / "merged"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        seal(folder)
+    return run
+
+
+def test_each_part_has_a_card_and_no_weights_are_read_for_it(tmp_path, monkeypatch):
+    run = with_parts(small_run(tmp_path / "run"))
+    write_card(run)
+    run.seal()
+    read = []
+    counted = lambda path: read.append(Path(path).name) or sha256(path)
+    monkeypatch.setattr("llmtrainer.run.sha256", counted)
+    measured(run)
+    assert renew_card(run)
+    assert "model.safetensors" not in read and "README.md" in read
+    monkeypatch.undo()
+    folders = (run.path, run.adapter, run.exports / "merged")
+    assert [verify(folder) for folder in folders] == [[], [], []]
+    whole, adapter, merged = ((folder / "README.md").read_text() for folder in folders)
+    assert "| ONNX (float32) |" in adapter and "| ONNX (float32) |" in merged
+    assert f"({CURVES})" in whole and CURVES not in adapter + merged
+    assert "library_name: peft" in adapter and "library_name: transformers" in merged
+    assert 'load_adapter(model, ".")' in adapter and 'from_pretrained(".")' in merged
+    assert "A QLoRA adapter of rank 16 merged into its base on" in merged
+
+
+def test_a_card_of_a_part_that_was_edited_stays_and_a_kill_is_repaired(tmp_path, capsys):
+    run = with_parts(small_run(tmp_path / "run"))
+    assert renew_card(run, begin=True)
+    run.seal()
+    mine = run.adapter / "README.md"
+    mine.write_text("# Mine\n")
+    measured(run)
+    assert renew_card(run) and "adapter/README.md was edited" in capsys.readouterr().err
+    assert mine.read_text() == "# Mine\n" and verify(run.exports / "merged") == []
+    write_card(run)  # somebody asks for it
+    assert "# Mine" not in mine.read_text() and run.verify() == []
+    (run.exports / "onnx.json").unlink()
+    run.seal()
+    # killed after the card and before its manifest
+    text = card_texts(run)["adapter/README.md"]
+    mine.write_text(text)
+    assert verify(run.adapter) != []
+    assert renew_card(run) and not capsys.readouterr().err
+    assert verify(run.adapter) == run.verify() == []
+
+
+def test_licences_are_named_where_they_are_known(tmp_path):
+    entries = [dict(path="openai/gsm8k", license="mit"), dict(path="/srv/secret/own.jsonl")]
+    run = small_run(tmp_path / "run", Job(data=Rows(train=entries)))
+    text = card(card_facts(run))
+    assert "`openai/gsm8k` (licence: mit), `own.jsonl`" in text
+    assert "Licence of the data: not stated for `own.jsonl`." in text
+    assert "The terms of the base (tiny:base: not stated)" in text
+    record = run.find_record(ModelRecord)
+    base = record.base.model_copy(update=dict(license="apache-2.0"))
+    run.add_record(record.model_copy(update=dict(base=base)))
+    assert "The terms of the base (tiny:base: apache-2.0)" in card(card_facts(run))
 
 
 def test_an_almost_empty_run_has_a_card(tmp_path):

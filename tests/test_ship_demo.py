@@ -5,30 +5,36 @@ from llmtrainer.ship.demo import (
     Generation,
     Path,
     UserError,
+    append_line,
+    context_length,
     contextlib,
-    prompt_lengths,
+    json,
+    pane_html,
+    prompt_ids,
     render_prompt,
     sys,
+    to_messages,
     urlsplit,
     visible,
+    with_system,
 )
 
 
 import io
+import shutil
 import tempfile
-import threading
 from html.parser import HTMLParser
 
 import httpx
 import pytest
 from gradio_client import Client
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmtrainer.data.rows import load_rows
 from llmtrainer.device import plan_device, probe
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.recipe import load_recipe
+from llmtrainer.run import seal, verify
+from llmtrainer.ship.chat import respond
 from llmtrainer.ship.merge import quiet_libraries
 
 
@@ -36,10 +42,6 @@ def small():
     "The small base, as it is shipped."
     with quiet_libraries():
         return load_model(Model(base="tiny:base", quantize="none"), plan_device(probe(), "none"))
-
-
-model, tokenizer = small()
-few = Generation(max_new_tokens=12)
 
 
 def user(content):
@@ -50,137 +52,24 @@ def assistant(content, **more):
     return {"role": "assistant", "content": content, **more}
 
 
-def test_histories():
-    stopped = [user("1"), assistant("half an ans"), user("2")]
-    assert to_messages(stopped) == stopped
-    failed = assistant("boom", failed=True)
-    assert to_messages([user("1"), failed, user("2")]) == [user("2")]
-    assert to_messages([user("1"), assistant(""), user("2")]) == [user("2")]
-    cut = assistant("a", note="cut")
-    assert to_messages([user("1"), cut]) == [user("1"), assistant("a")]
+model, tokenizer = small()
+few = Generation(max_new_tokens=12)
+HOSTILE = ("a<b and c>d", "<img src=http://elsewhere/x.png> </div><script>alert(1)</script>")
 
 
-def test_what_a_browser_kept_is_read_as_turns_or_not_at_all():
-    turns = [user("1"), assistant("2", note="cut"), assistant("3", failed=True)]
-    assert read_histories([turns, []], 2) == [turns, []]
-    foreign = [
-        {"role": "system", "content": "obey"},
-        {"role": "user", "content": {"path": "/etc/passwd"}},
-        {"role": "user", "content": "4", "path": "/etc/passwd", "note": 1},
-        "text",
-    ]
-    assert read_histories([foreign], 1) == [[user("4")]]
-    for stored in (None, "text", {"0": turns}, [turns], [turns] * 3, [1, None]):
-        assert read_histories(stored, 2) == [[], []]
-
-
-def test_a_question_without_an_answer_is_dropped():
-    answered = [user("1"), assistant("x")]
-    assert drop_unanswered([*answered, user("2")]) == answered
-    assert drop_unanswered(answered) == answered
-    assert drop_unanswered([]) == []
-
-
-def long_conversation():
-    "Twenty questions with answers, more than the small base reads."
-    talk = []
-    for number in range(20):
-        talk += [user(f"{number}: " + "How many pears? " * 8), assistant("4 pears. " * 9)]
-    return [*talk, user("What is 2 plus 3?")]
-
-
-def test_the_oldest_turns_make_room():
-    limit = model.config.max_position_embeddings
-    everything = [{"role": "system", "content": "Be brief."}, *long_conversation()]
-    kept = fit_to_context(model, tokenizer, everything)
-    assert kept[0]["content"] == "Be brief."
-    assert kept[1:] == everything[1 - len(kept) :]
-    (length,) = prompt_lengths(tokenizer, [render_prompt(kept, tokenizer)])
-    assert 0.5 * limit < length <= limit - 64
-    assert len(kept) < len(everything)
-    assert fit_to_context(model, tokenizer, kept) == kept
-    assert left_out_note(kept, kept) == ""
-    assert left_out_note(kept, kept[2:]).startswith("the oldest question and answer do not fit")
-
-
-class BrokenTokenizer:
-    "A tokenizer whose template fails."
-
-    def apply_chat_template(self, *arguments, **settings):
-        raise RuntimeError("no memory left")
-
-
-def complete(history, tokenizer=tokenizer, **changes):
+def complete(history, **changes):
     "A pane's history when the answer is complete."
     section = few.model_copy(update=changes)
     *_, history = respond(model, tokenizer, section=section, history=history)
     return history
 
 
-def writers():
-    "Threads that run a model."
-    return [thread for thread in threading.enumerate() if thread.name == "stream"]
-
-
-def test_stop_ends_the_model_too():
-    # transformers' generate runs in a thread; the writer runs only while it is asked
-    for engine, threads in (("reference", 1), ("own", 0)):
-        section = Generation(max_new_tokens=400, engine=engine)
-        pane = respond(model, tokenizer, section, history=[user("Tell me a long story.")])
-        next(pane)
-        assert len(writers()) == threads
-        pane.close()
-        assert not writers()
-
-
-def test_an_error_is_shown_and_not_remembered():
-    history = complete([user("Hello")], BrokenTokenizer())
-    assert history[-1]["content"] == "RuntimeError: no memory left"
-    assert to_messages([*history, user("Again")]) == [user("Again")]
-
-
-def test_a_cut_answer_is_marked_and_a_complete_one_is_not():
-    question = [user("What is 2 plus 3?")]
-    cut = complete(question, max_new_tokens=3)[-1]
-    assert cut["note"] == "cut at max_new_tokens=3"
-    stop = cut["content"][-1]
-    ended = complete(question, stop=[stop])[-1]
-    assert "note" not in ended
-    assert to_messages([*question, cut])[-1] == assistant(cut["content"])
-
-
-def test_a_pane_drops_the_oldest_turns_and_says_so():
-    answer = complete(long_conversation())[-1]
-    assert not answer.get("failed")
-    assert "questions and answers do not fit into the model's context" in answer["note"]
-    too_long = complete([user("pears " * 2000)])
-    assert too_long[-1]["failed"]
-    assert "a prompt has" in too_long[-1]["content"]
-    # the next question is answered
-    assert not complete([*too_long, user("Hi.")])[-1].get("failed")
-
-
-def test_panes_do_not_disturb_each_other():
-    question = user("What is 2 plus 3?")
-    old = [user("Hi"), assistant("Hello")]
-    models = [(model, tokenizer)] * 2
-    states = list(respond_all(models, few, question["content"], histories=[[], old]))
-    assert states[0] == ("", [question], [*old, question])
-    assert all(state[0] == KEEP for state in states[1:])  # what is typed meanwhile stays in the box
-    alone = [complete([*history, question]) for history in ([], old)]
-    assert list(states[-1][1:]) == alone
-
-
-def test_an_empty_question_is_ignored():
-    assert list(respond_all([(model, tokenizer)], few, "  ", histories=[[]])) == []
-
-
 class Reader(HTMLParser):
-    "The text of HTML as a browser shows it, its tags, and all attributes."
+    "The text of HTML as a browser shows it, and its tags."
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.text, self.tags, self.attributes = "", set(), set()
+        self.text, self.tags = "", set()
         self.feed(html)
         self.close()
 
@@ -189,72 +78,165 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.attributes |= set(attrs)
 
 
-HOSTILE = (
-    "a<b and c>d",
-    "<img src=http://elsewhere/x.png> </div><script>alert(1)</script>",
-    "![x](http://elsewhere/x.png) ![y][z]\n\n[z]: http://elsewhere/z.png",
-    "<style>@import url(http://elsewhere)</style><link rel=prefetch href=http://elsewhere>",
-    '[a](http://elsewhere "onload=x") <http://elsewhere> [b](javascript:x) [c](data:text/html,x)',
-    "[d](/gradio_api/reset) [e](//elsewhere) [f](?view=api) [g](HTTP://elsewhere)",
-    "```html onload=x\n<img src=http://elsewhere>\n```\n\n|a|\n|:-:|\n|<i>|\n\n7. seven",
-    "&lt;b&gt; &amp; \"quotes\" 'too' ${1+1} {{value}} @children",
-    "tabs\tand\n\n  spaces  \u202e reversed",
-)
-TAGS = {"div", "p", "br", "em", "strong", "a", "code", "pre", "ul", "ol", "li", "blockquote", "hr"}
-TAGS_OF_PARTS = {"h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"}
+def judgement(verdict, answer="5", **more):
+    "A line about an answer to one question."
+    about = dict(model="tuned", messages=[user("2 + 3?")], answer=answer, settings={})
+    return Feedback(verdict=verdict, **(about | more))
 
 
-def check_markup(text):
-    "Both ways to show a text leave no foreign markup and nothing that loads."
-    exact = Reader(exact_html(text))
-    assert exact.text == visible(text)
-    assert exact.tags == {"div"}
-    formatted = Reader(markdown_html(text))
-    assert formatted.tags <= TAGS | TAGS_OF_PARTS, formatted.tags
-    own = {("class", "formatted"), ("dir", "auto"), ("target", "_blank")}
-    own.add(("rel", "noopener noreferrer nofollow"))
-    for name, value in formatted.attributes - own:
-        if name == "start":
-            assert value.isdecimal()
-        else:
-            assert name == "href" and value.lower().startswith(LINKS), (name, value)
+def test_the_last_verdict_counts_and_becomes_a_row_for_kto():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FEEDBACK
+        assert read_feedback(path) == {}
+        for line in (
+            judgement("up"),
+            judgement("up", "4"),
+            judgement("down", "4"),  # changed their mind
+            judgement("up", "6"),
+            judgement("none", "6"),  # taken back
+            judgement("up", "5", model="base"),
+            judgement("up", "7 is", cut=True),
+        ):
+            append_line(path, line.model_dump())
+        feedback = read_feedback(path).values()
+        counts = {"base": dict(up=1, down=0), "tuned": dict(up=2, down=1)}
+        assert count_feedback(feedback) == counts
+        assert len(feedback_rows(feedback, "base")) == 1
+        file = Path(folder) / "rows.jsonl"
+        for row in feedback_rows(feedback, "tuned"):
+            append_line(file, row)
+        rows, ledger, matches = load_rows(str(file), "auto")
+        assert [row["label"] for row in rows] == [True, False]
+        assert [row["completion"][0]["content"] for row in rows] == ["5", "4"]
+        assert rows[0]["prompt"] == [user("2 + 3?")]
+        with path.open("a") as file:
+            file.write(json.dumps({"verdict": "great"}) + "\n")
+        with pytest.raises(UserError, match="line 8 of"):
+            read_feedback(path)
 
 
-def test_no_text_becomes_markup_or_a_request():
-    for text in HOSTILE:
-        check_markup(text)
-    image = markdown_html("![x](http://elsewhere/x.png)")
-    assert "<img" not in image
-    assert "http://elsewhere/x.png)" in Reader(image).text, "the address is shown"
-    assert markdown_html("<http://a.b>").count("http://a.b") == 2, "and not twice"
-    assert "href" not in markdown_html(HOSTILE[5].partition("[g]")[0])
-    assert "<strong>5</strong>" in markdown_html("**5**")
-    assert '<ol start="7">' in markdown_html("7. seven")
-    assert Reader(markdown_html("<b>x</b>")).text.strip() == "<b>x</b>"
+def test_verdicts_survive_a_restart_and_foreign_ones_are_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        (run / "other.txt").write_text("x")
+        seal(run)
+        box = FeedbackFile(run / FEEDBACK, lambda: seal(run), room=2)
+        first, second, third = (box.offer(judgement("none", text)) for text in "123")
+        assert "another start" in box.rate(first, "up"), "it was forgotten"
+        assert box.rate(second, "up") == "stored as liked in feedback.jsonl"
+        assert verify(run) == []
+        for verdict in ("great", None, "none", ["up"]):
+            assert "not stored" in box.rate(third, verdict)
+        again = FeedbackFile(run / FEEDBACK)
+        assert again.verdict(second) == "up" and again.verdict(third) == "none"
+        assert again.rate(second, "down") == "stored as disliked in feedback.jsonl"
+        assert "another start" in again.rate(third, "up")
+        assert [line.verdict for line in read_feedback(run / FEEDBACK).values()] == ["down"]
 
 
-SIGNS = ("<", ">", "&", "![", "](", ")", "`", "|", "\n", "http://a", " ")
-pieces = st.sampled_from([*HOSTILE, *SIGNS])
+def test_a_full_disk_or_a_read_only_run_is_told_and_loses_nothing(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        box = FeedbackFile(Path(folder) / FEEDBACK)
+        one = box.offer(judgement("none", "1"))
+        box.rate(one, "up")
+
+        def fails(*arguments):
+            raise OSError(28, "No space left on device")
+
+        two = box.offer(judgement("none", "2"))
+        with monkeypatch.context() as patched:
+            patched.setattr("llmtrainer.ship.demo.append_line", fails)
+            assert box.rate(two, "up") == "not stored: No space left on device"
+            assert box.rate(one, "down") == "not stored: No space left on device"
+        assert (box.verdict(one), box.verdict(two)) == ("up", "none"), "as the file has it"
+        page = Page({"m": (model, tokenizer)}, few, box)
+        box.stored = fails
+        told, pane = page.rate([[user("x"), assistant("2", id=two)]], False, two, "up")
+        assert "stored, but the manifest is not renewed: No space left on device" in told
+        assert 'aria-pressed="true"' in pane and read_feedback(box.path)[two].verdict == "up"
+        assert FeedbackFile(box.path, fails).verdict(two) == "up", "such a run can be shown"
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(pieces | st.text(max_size=6), max_size=8).map("".join))
-def test_no_text_at_all_becomes_markup(text):
-    check_markup(text)
+def test_the_xray_shows_what_the_model_reads():
+    section = few.model_copy(update=dict(system="Solve it."))
+    history = [*complete([user("What is 2 plus 3?")], system="Solve it."), user(HOSTILE[1])]
+    page = Reader(prompt_xray(model, tokenizer, section, history))
+    prompt = render_prompt(with_system(to_messages(history), section), tokenizer)
+    told, _, text = page.text.partition("tokens")
+    assert text == visible(str(prompt)), "every letter of the prompt, and no other"
+    assert HOSTILE[1] in text and not page.tags - {"div", "pre", "span"}
+    count = len(prompt_ids(tokenizer, [prompt])[0])
+    assert told == f"{count} of {context_length(model)} "
+    cut = Reader(prompt_xray(model, tokenizer, section, history, most=10)).text
+    assert f"… {count - 10} tokens …" in cut and len(cut) < len(page.text)
 
 
-def test_a_pane_shows_every_turn_exactly():
-    history = [user(HOSTILE[0]), assistant(HOSTILE[1], note="<cut>"), assistant("x", failed=True)]
-    for formatted in (False, True):
-        pane = Reader(pane_html("<m>", history, formatted))
-        for text in ("<m>", *HOSTILE[:2], "<cut>"):
-            assert text in pane.text
-        assert {("class", "turn user"), ("class", "turn failed")} <= pane.attributes
-        assert not pane.tags - {"div", "p"}
-    assert "no question yet" in pane_html("m", [])
+def states_of(page, question, stored=None, system=""):
+    "All states of a page while it answers."
+    settings = dict(system=system, heat=0, tokens=12, formatted=False)
+    return list(page.answer(question, stored, **settings))
+
+
+def xray_of(page, question, stored, system=""):
+    "What a page shows of the prompts."
+    return page.xray(question, stored, system=system, heat=0, tokens=12)
+
+
+def test_a_page_keeps_verdicts_on_complete_answers_of_its_own():
+    with tempfile.TemporaryDirectory() as folder:
+        box = FeedbackFile(Path(folder) / FEEDBACK)
+        page = Page({"base": (model, tokenizer), "tuned": (model, tokenizer)}, few, box)
+        states = states_of(page, "What is 2 plus 3?", system="Be brief.")
+        assert all("thumbs" not in "".join(panes) for _, _, *panes in states[:-1])
+        _, histories, base, tuned = states[-1]
+        assert base.count("<button") == tuned.count("<button") == 2
+        (first, second), turn = [history[-1]["id"] for history in histories], histories[0][-1]
+        assert first != second, "the panes are judged apart"
+        told, base, tuned = page.rate(histories, False, first, "up")
+        assert "stored as liked" in told
+        assert base.count('aria-pressed="true"') == 1 and 'aria-pressed="true"' not in tuned
+        (line,) = read_feedback(box.path).values()
+        assert line.model == "base" and line.answer == turn["content"] and line.verdict == "up"
+        assert line.messages == [
+            {"role": "system", "content": "Be brief."},
+            user("What is 2 plus 3?"),
+        ]
+        assert line.settings["max_new_tokens"] == 12 and line.cut == ("note" in turn) == turn.get(
+            "cut", False
+        )
+        assert 'aria-pressed="true"' in page.restore(histories, False)[0], "after a reload too"
+        assert "another start" in page.rate(histories, False, "0" * 16, "up")[0]
+        assert "another start" in page.rate(histories, False, None, {"x": 1})[0]
+        # a question that follows is sent without what belongs to the page
+        *_, (_, longer, *_) = states_of(page, "And 4?", histories)
+        assert [turn["role"] for turn in longer[0]] == ["user", "assistant"] * 2
+        assert not Reader("".join([base, tuned])).tags - {"div", "button", "svg", "path"}
+
+
+def test_there_are_no_thumbs_where_nothing_can_be_kept_or_judged():
+    page = Page({"m": (model, tokenizer)}, few)
+    *_, (_, histories, pane) = states_of(page, "What is 2 plus 3?")
+    assert "<button" not in pane and "id" not in histories[0][-1]
+    with tempfile.TemporaryDirectory() as folder:
+        page = Page({"m": (model, tokenizer)}, few, FeedbackFile(Path(folder) / FEEDBACK))
+        *_, (_, histories, pane) = states_of(page, "pears " * 2000)
+        assert histories[0][-1]["failed"] and "<button" not in pane
+        assert states_of(page, "  ") == []
+        shown = page.show([[user("1"), assistant("2", id="<b>")]], False)[0]
+        assert "<b>" not in shown, "an id from a browser is text too"
+
+
+def test_the_xray_of_a_page_shows_the_next_prompt_or_the_last():
+    page = Page({"a": (model, tokenizer), "<b>": (model, tokenizer)}, few)
+    assert Reader(xray_of(page, "", [])).text == "ano question yet<b>no question yet"
+    talk = [[user("1 + 1?"), assistant("2")]] * 2
+    assert "2 + 2?" in Reader(xray_of(page, "2 + 2?", talk, "Be brief.")).text
+    last = Reader(xray_of(page, "", talk)).text
+    assert last.count("1 + 1?") == 2 and "<b>" in last
+    broken = Page({"m": (model, None)}, few)
+    assert "has no attribute" in xray_of(broken, "2 + 2?", []), "it is shown, and the page stays"
 
 
 @contextlib.contextmanager
@@ -366,10 +348,34 @@ def test_strangers_and_large_bodies_are_refused():
             assert status("GET", f"{address}gradio_api/{path}") == 404, path
         for path in ("monitoring", "monitoring/summary", "login", "docs", "openapi.json"):
             assert status("GET", address + path) == 404, path
+        assert status("POST", address + "login", b"username=a&password=b") == 404
         assert status("PUT", join, b"x") == 404
         parts = (b"x" * 2**20 for _ in range(6))
         assert status("POST", join, b"x" * (MAX_BODY + 1)) == 413
         assert status("POST", join, parts) == 413
+
+
+def test_a_page_with_a_login_shows_nothing_before_it(monkeypatch):
+    with pytest.raises(UserError, match="LLMTRAINER_DEMO_PASSWORD is not set"):
+        launch_demo(build_demo({"base": (model, tokenizer)}, few), login="ada")
+    monkeypatch.setenv(PASSWORD, "short")
+    with pytest.raises(UserError, match="has 5 characters"):
+        launch_demo(build_demo({"base": (model, tokenizer)}, few), login="ada")
+    monkeypatch.setenv(PASSWORD, "correct horse")
+    secret = build_demo({"base": (model, tokenizer)}, few, title="secret plans")
+    with served(secret, port=None, login="ada") as address, httpx.Client() as web:
+        assert "secret plans" not in web.get(address).text
+        for path in ("config", "gradio_api/info"):
+            assert web.get(address + path).status_code == 401
+        assert web.post(f"{address}gradio_api/queue/join", content=b"{}").status_code == 401
+        wrong = dict(username="ada", password="wrong horse")
+        assert web.post(f"{address}login", data=wrong).status_code == 400
+        stranger = {"origin": "http://evil.example"}
+        right = dict(username="ada", password="correct horse")
+        assert web.post(f"{address}login", data=right, headers=stranger).status_code == 403
+        assert web.post(f"{address}login", data=right).status_code == 200
+        assert "secret plans" in web.get(address).text
+        assert "horse" not in web.get(address).text + web.get(f"{address}config").text
 
 
 def test_hosts_of_colab_and_of_a_share_are_known(monkeypatch):
@@ -386,129 +392,115 @@ def test_hosts_of_colab_and_of_a_share_are_known(monkeypatch):
     assert refusal("GET", "/", shared, SHARE)[0] == 403
 
 
-def test_commands():
-    chat = Chat(few)
-    chat.turns += [user("1"), assistant("2"), user("3"), assistant("4")]
-    assert chat.command("/undo") == "taken back; left: 1 question and its answer"
-    assert len(chat.turns) == 2
-    trained = Chat(Generation(system="Solve it."))  # the one of the training rows
-    assert trained.messages[0]["content"] == "Solve it."
-    trained.command("/system")
-    assert trained.messages == []
-    chat.command("/system Be brief.")
-    assert chat.messages[0] == {"role": "system", "content": "Be brief."}
-    chat.command("/reset")
-    chat.command("/system")
-    assert chat.messages == []
-    assert chat.command("/undo") == "there is nothing to take back"
-    for word in ("system", "set", "undo", "reset", "quit"):
-        assert f"/{word}" in chat.command("/help")
-    with pytest.raises(UserError, match="no command /x"):
-        chat.command("/x")
-    assert not chat.over
-    assert chat.command("/quit") == "bye"
-    assert chat.over
+@contextlib.contextmanager
+def chromium(width: int, address: str):
+    "(page in a headless Chromium, Playwright's `expect`); skips where there is none."
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport=dict(width=width, height=900))
+        page.set_default_timeout(20_000)
+        page.goto(address)
+        yield page, playwright.expect
+        browser.close()
 
 
-def test_settings_of_a_chat():
-    chat = Chat(few)
-    chat.command("/set temperature=0.5 top_k=5")
-    assert chat.section.top_k == 5
-    assert few.top_k == 0
-    assert "top_k=5" in chat.command("/set")
-    with pytest.raises(UserError, match="temperature"):
-        chat.command("/set temperature=hot")
-    with pytest.raises(UserError, match="would have no effect"):
-        Chat(few).command("/set top_k=5")
+def set_tokens(page, tokens):
+    "Set how many tokens an answer has at most."
+    page.get_by_label("Tokens at most").first.fill(str(tokens))
+    page.keyboard.press("Tab")
 
 
-def test_a_saved_conversation_is_a_row_to_train_on():
-    with tempfile.TemporaryDirectory() as folder:
-        file, chat = Path(folder) / "good.jsonl", Chat(few)
-        with pytest.raises(UserError, match="nothing to save"):
-            chat.command(f"/save {file}")
-        chat.command("/system Be brief.")
-        chat.turns += [user("2 plus 3?"), assistant("5")]
-        added = chat.command(f"/save {file}")
-        assert added.startswith("1 question and its answer added")
-        chat.command(f"/save {file}")
-        rows, ledger, _ = load_rows(str(file), "auto")
-        contents = [message["content"] for message in rows[0]["messages"]]
-        assert contents == ["Be brief.", "2 plus 3?", "5"]
-        assert len(rows) == 2
-        # a wrong path does not end the conversation
-        for place in (folder, f"{folder}/no/such/folder.jsonl"):
-            with pytest.raises(UserError, match="cannot be written"):
-                chat.command(f"/save {place}")
-        assert len(chat.turns) == 2
+def check_examples_and_panes(page, expect):
+    "An example fills the box, both panes answer it, and its text is no markup."
+    box = page.get_by_placeholder("Ask something")
+    page.get_by_text(HOSTILE[1][:40]).first.click()
+    expect(box).to_have_value(HOSTILE[1])
+    set_tokens(page, 12)
+    box.press("Enter")
+    expect(page.locator(".thumbs")).to_have_count(2)
+    for pane in page.locator(".llm-pane .pane").all_inner_texts():
+        assert HOSTILE[1] in pane and "cut at max_new_tokens=12" in pane
+    answers = page.locator(".assistant .exact").all_inner_texts()
+    assert len(answers) == 2 and answers[0] == answers[1], "the same model twice"
 
 
-def test_a_pipe_gets_answers_only():
-    lines = [
-        "What is 2 plus 3?\n",
-        "/nonsense\n",
-        "\n",
-        "/reset",
-        "What is 2 plus 3?\n",
-        "/quit\n",
-        "never asked\n",
-    ]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        terminal_chat(model, tokenizer, few, lines)
-    answers = [text for text in out.getvalue().split("\n\n") if text]
-    expected = complete([user("What is 2 plus 3?")])[-1]["content"].rstrip("\n")
-    assert answers == [expected, expected]
-    assert "no command /nonsense" in err.getvalue()
+def check_thumbs_and_reload(page, expect):
+    "A thumb, another mind, and a reload that keeps conversation and verdict."
+    answers = page.locator(".assistant .exact").all_inner_texts()
+    thumbs, told = page.locator(".thumbs button"), page.locator(".llm-told .note")
+    thumbs.nth(0).click()
+    expect(told).to_contain_text("stored as liked")
+    thumbs.nth(1).click()
+    expect(told).to_contain_text("stored as disliked")
+    page.reload()
+    pressed = page.locator(".thumbs button[aria-pressed=true]")
+    expect(pressed).to_have_count(1)
+    expect(pressed).to_have_attribute("data-verdict", "down")
+    assert page.locator(".assistant .exact").all_inner_texts() == answers
 
 
-def test_a_line_may_go_on_and_what_is_no_command_is_a_question():
-    assert list(join_lines(["a\\\n", " b\n", "\n", "c\\"])) == ["a\nb", "", "c"]
-    chat = Chat(few)
-    assert chat.is_command("/undo") and chat.is_command("/sett") and chat.is_command("/set x")
-    for question in ("/etc/passwd what is this", "/etc/hosts", "/sett is what?", "2/3 = ?"):
-        assert not chat.is_command(question), question
+def check_stop(page, expect):
+    "A long answer streams, Stop ends it, and what was written has no thumbs."
+    set_tokens(page, 400)
+    page.get_by_placeholder("Ask something").fill("Tell me a long story.")
+    page.keyboard.press("Enter")
+    answers = page.locator(".assistant .exact")
+    expect(answers).to_have_count(4)
+    begun = answers.nth(1).inner_text()
+    expect(answers.nth(1)).not_to_have_text(begun)
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(1000)
+    stopped = answers.all_inner_texts()
+    page.wait_for_timeout(1000)
+    assert answers.all_inner_texts() == stopped, "nothing grows after Stop"
+    assert page.locator(".thumbs").count() == 2
 
 
-def test_the_oldest_turns_make_room_and_the_chat_says_so():
-    long = Chat(few.model_copy(update=dict(system="Be brief.")))
-    long.turns += long_conversation()[:-1]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        stream_to_terminal(long, model, tokenizer, "What is 2 plus 3?")
-    assert "not fit into the model's context" in err.getvalue() and out.getvalue().strip()
-    assert len(long.turns) == 42, "the conversation itself stays whole"
+@pytest.mark.slow
+@pytest.mark.optional
+def test_browser_types_streams_stops_compares_reloads_and_judges():
+    models = {"base": (model, tokenizer), "tuned": (model, tokenizer)}
+    rows, section = ("What is 2 plus 3?", HOSTILE[1]), Generation(max_new_tokens=400)
+    for width in (1280, 390):
+        with tempfile.TemporaryDirectory() as folder:
+            box, requests = FeedbackFile(Path(folder) / FEEDBACK), []
+            demo = build_demo(models, section, rows, title="runs/first", feedback=box)
+            with served(demo, port=None) as address, chromium(width, address) as (page, expect):
+                page.on("request", lambda request, seen=requests: seen.append(request))
+                check_examples_and_panes(page, expect)
+                check_thumbs_and_reload(page, expect)
+                check_stop(page, expect)
+                page.get_by_text("The prompt, token by token").click()
+                expect(page.locator(".llm-xray pre").first).to_contain_text(HOSTILE[1])
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, "nothing stands beyond the edge"
+                page.get_by_role("button", name="Clear").click()
+                expect(page.locator(".llm-pane .note")).to_have_text(["no question yet"] * 2)
+            urls = [request.url for request in requests]
+            assert urls and all(url.startswith((address, "data:")) for url in urls)
+            (line,) = read_feedback(box.path).values()
+            assert (line.model, line.verdict) == ("base", "down")
+            assert line.messages == [user(HOSTILE[1])]
 
 
-class Interrupting(io.StringIO):
-    "Standard output whose reader presses Ctrl-C at the third piece."
-
-    pieces = 0
-
-    def write(self, text):
-        self.pieces += 1
-        if self.pieces == 3:
-            raise KeyboardInterrupt
-        return super().write(text)
-
-
-def test_ctrl_c_ends_the_answer_and_not_the_program():
-    chat = Chat(Generation(max_new_tokens=400))
+@pytest.mark.slow
+@pytest.mark.optional
+def test_browser_asks_for_the_password(monkeypatch):
+    monkeypatch.setenv(PASSWORD, "correct horse")
+    demo = build_demo({"base": (model, tokenizer)}, few, title="runs/first")
     with (
-        contextlib.redirect_stdout(Interrupting()),
-        contextlib.redirect_stderr(io.StringIO()) as err,
+        served(demo, port=None, login="ada") as address,
+        chromium(390, address) as (page, expect),
     ):
-        stream_to_terminal(chat, model, tokenizer, "Tell me a long story.")
-    assert "[stopped]" in err.getvalue()
-    assert [turn["role"] for turn in chat.turns] == ["user", "assistant"]
-    assert not writers()
-
-
-def test_a_failed_answer_leaves_no_question_behind():
-    chat = Chat(few)
-    with pytest.raises(RuntimeError), contextlib.redirect_stdout(io.StringIO()):
-        stream_to_terminal(chat, model, BrokenTokenizer(), "Hello")
-    assert chat.turns == []
+        page.get_by_label("username").fill("ada")
+        page.get_by_label("password").fill("correct horse")
+        page.get_by_role("button", name="Login").click()
+        expect(page.locator(".llm-title")).to_have_text("runs/first")
 
 
 def test_recipe_so_far():

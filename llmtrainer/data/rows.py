@@ -1125,6 +1125,9 @@ class Source(Section):
     name: str | None = Field(
         None, description="what the task is called in reports; from the path where it is not given"
     )
+    license: str | None = Field(
+        None, description="the licence of its rows, for the model card, such as cc-by-4.0"
+    )
 
     @property
     def task(self) -> str:

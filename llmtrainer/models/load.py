@@ -8,6 +8,7 @@ __all__ = [
     "RESERVED",
     "INDEX",
     "SNAPSHOT",
+    "LICENSE",
     "TRUST_VARIABLE",
     "KERNELS",
     "NEEDS",
@@ -50,6 +51,7 @@ __all__ = [
     "hub_commit",
     "fingerprint",
     "changed_files",
+    "stated_license",
     "check_trust",
     "is_trusted",
     "check_consent",
@@ -633,6 +635,27 @@ def changed_files(
         elif now[name] != recorded[name]:
             differences.append(f"{name} has another content")
     return differences
+
+
+# %% ../../nbs/models/20_load.ipynb #fba8c941
+LICENSE = re.compile(r"license(_name)?: *['\"]?([\w.+-]{1,60})['\"]? *")
+
+
+def stated_license(base: str, revision: str | None = None) -> str | None:
+    "The licence in the header of the base's own README; None where none is named there."
+    folder = Path(resolve_base(base))
+    file = folder / "README.md"
+    if not folder.is_dir():
+        missing = ("missing_entries", "connection_errors", "gated_repo")
+        quiet = {f"_raise_exceptions_for_{what}": False for what in missing}
+        file = cached_file(base, "README.md", revision=revision, **quiet)
+    if file is None or not Path(file).is_file():
+        return None
+    with open(file, encoding="utf-8", errors="replace") as opened:
+        head, _, text = opened.read(2**16).partition("---\n")
+    header = "" if head.strip() else text.partition("\n---")[0]
+    named = {m[1] or "": m[2] for m in map(LICENSE.fullmatch, header.splitlines()) if m}
+    return named.get("_name") or named.get("")
 
 
 # %% ../../nbs/models/20_load.ipynb #6cbf4799
@@ -1402,13 +1425,14 @@ class BaseIdentity(BaseModel):
     sha256: dict[str, str] | None = None  # file -> hash
     revision: str | None = None
     folder: str | None = None  # where it lay, seen from the run
+    license: str | None = None  # as the base's own README names it
 
 
 class ModelRecord(Record):
     "What the model of a run is, what of it is trained, and how it is computed."
 
     file = "model.json"
-    form, oldest = 3, 2  # `head` came; before, `base.folder`
+    form, oldest = 4, 2  # `base.license` came; before, `head` and `base.folder`
 
     base: BaseIdentity
     head: Literal["text", "score"] = "text"  # what its last layer makes

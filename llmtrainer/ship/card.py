@@ -21,10 +21,11 @@ __all__ = [
     "is_local_path",
     "public_value",
     "public_record",
-    "CardFacts",
-    "card_facts",
+    "data_licenses",
     "data_names",
     "check_word",
+    "CardFacts",
+    "card_facts",
     "hub_name",
     "is_reward",
     "training_kind",
@@ -53,12 +54,16 @@ __all__ = [
     "merge_row",
     "exports_section",
     "rounding_line",
+    "gguf_use",
     "fetch_words",
     "use_section",
     "unknown_section",
     "base_identity",
     "reproduce_section",
     "card",
+    "card_texts",
+    "store_card",
+    "is_edited",
     "write_card",
     "renew_card",
 ]
@@ -67,8 +72,9 @@ __all__ = [
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # %% ../../nbs/shipping/73_card.ipynb #60f46358
@@ -83,9 +89,20 @@ from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
 from llmtrainer.recipe import UserError, show_value
-from llmtrainer.run import AnyRecord, Environment, MetricsLine, Run, loss_svg, write_atomic
+from llmtrainer.run import (
+    AnyRecord,
+    Environment,
+    MetricsLine,
+    Run,
+    loss_svg,
+    update_manifest,
+    verify,
+    write_atomic,
+)
+from llmtrainer.safe_io import file_facts, is_folder, read_text
 from llmtrainer.safe_text import show_note, visible
 from llmtrainer.ship.export import ExportRecord
+from llmtrainer.ship.llamacpp import gguf_file
 from llmtrainer.ship.merge import MergeRecord
 
 # %% ../../nbs/shipping/73_card.ipynb #6f0ed640
@@ -131,6 +148,33 @@ def public_record(record: AnyRecord | None) -> AnyRecord | None:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bbde9c01
+def data_licenses(recipe: dict) -> dict[str, str | None]:
+    "The training data by name, in every form that a recipe has, and the licence that it names."
+    named = recipe.get("data", {}).get("train", [])
+    sources = named if isinstance(named, list) else [named]
+    entries = [source if isinstance(source, dict) else dict(path=source) for source in sources]
+    for entry in entries:
+        check_word(entry.get("path"), "data.train", str)
+        check_word(entry.get("license"), "data.train: license", str, type(None))
+    return {entry["path"]: entry.get("license") for entry in entries}
+
+
+def data_names(recipe: dict) -> list[str]:
+    "The names of the training data, paths and hub names alike."
+    return list(data_licenses(recipe))
+
+
+def check_word(value, key: str, *kinds: type) -> None:
+    "`UserError` where a value of a run's recipe is of another kind than it can be."
+    if not isinstance(value, kinds):
+        raise UserError(
+            f"recipe.yaml of the run is damaged: {key} is {show_value(value)}",
+            where="recipe.yaml",
+            fix="fetch the run again",
+        )
+
+
+# %% ../../nbs/shipping/73_card.ipynb #3e733af9
 @dataclass(frozen=True)
 class CardFacts:
     "Everything that a card is made from, already public; what the run does not hold is None."
@@ -150,7 +194,13 @@ class CardFacts:
     reward: RewardRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     repo: str | None = None  # of the Hub, where the card is to lie there
-    part: str | None = None  # that lies there; None: all that the run holds
+    part: str | None = None  # that the card is about; None: all that the run holds
+    beside: bool = False  # does the card lie in the part's own folder?
+
+    @property
+    def whole(self) -> bool:
+        "Is the card about a model that loads without its base?"
+        return self.full or self.part not in (None, "adapter")
 
 
 def card_facts(run: Run) -> CardFacts:
@@ -178,26 +228,6 @@ def card_facts(run: Run) -> CardFacts:
     )
 
 
-def data_names(recipe: dict) -> list[str]:
-    "The names of the training data, paths and hub names alike, in every form that a recipe has."
-    named = recipe.get("data", {}).get("train", [])
-    sources = named if isinstance(named, list) else [named]
-    paths = [source.get("path") if isinstance(source, dict) else source for source in sources]
-    for path in paths:
-        check_word(path, "data.train", str)
-    return paths
-
-
-def check_word(value, key: str, *kinds: type) -> None:
-    "`UserError` where a value of a run's recipe is of another kind than it can be."
-    if not isinstance(value, kinds):
-        raise UserError(
-            f"recipe.yaml of the run is damaged: {key} is {show_value(value)}",
-            where="recipe.yaml",
-            fix="fetch the run again",
-        )
-
-
 # %% ../../nbs/shipping/73_card.ipynb #b75a4b9e
 def hub_name(base: str) -> str | None:
     "The base's name if it is one of the hub, else None."
@@ -214,9 +244,11 @@ def training_kind(facts: CardFacts) -> str:
     what = "reward model" if is_reward(facts) else "model"
     if facts.full:
         return f"A fully fine-tuned {what}"
+    merged = " merged into its base" if facts.whole else ""
     quantize = facts.recipe.get("model", {}).get("quantize", "none")
     kind = "QLoRA" if quantize != "none" else "LoRA"
-    adapter = f"A {kind} adapter of rank {facts.recipe.get('adapt', {}).get('r', 'unknown')}"
+    rank = facts.recipe.get("adapt", {}).get("r", "unknown")
+    adapter = f"A {kind} adapter of rank {rank}{merged}"
     return f"{adapter}, with the head of a reward model," if is_reward(facts) else adapter
 
 
@@ -235,7 +267,7 @@ def front_matter(facts: CardFacts) -> str:
     "The YAML block that the Hub reads; only keys whose value is known."
     kind = [] if facts.full else ["lora"]
     values = dict(
-        library_name="transformers" if facts.full else "peft",
+        library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-classification" if is_reward(facts) else "text-generation",
         base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
         datasets=[name.split(":")[0] for name in facts.hub if re.fullmatch(r"[\w./:-]+", name)],
@@ -506,9 +538,9 @@ def training_section(facts: CardFacts) -> str:
     curve = sample_losses(facts.metrics)
     losses = "No loss was logged."
     if curve:
-        picture = f"![Loss and validation loss over the steps]({CURVES})"
-        table = markdown_table(["step", "loss", "validation loss"], curve)
-        losses = f"{picture}\n\n{table}"
+        picture = f"![Loss and validation loss over the steps]({CURVES})\n\n"
+        losses = markdown_table(["step", "loss", "validation loss"], curve)
+        losses = losses if facts.beside else picture + losses  # which lies beside the run's card
     return f"{text}\n\n{losses}"
 
 
@@ -550,7 +582,10 @@ def preference_note(facts: CardFacts) -> str:
 # %% ../../nbs/shipping/73_card.ipynb #9e887464
 def data_section(facts: CardFacts) -> str:
     "Rows, rejects and tokens of the data."
-    names = ", ".join(code_span(public_value(name)) for name in data_names(facts.recipe))
+    names = ", ".join(
+        code_span(public_value(name)) + (f" (licence: {markdown_text(terms)})" if terms else "")
+        for name, terms in data_licenses(facts.recipe).items()
+    )
     names = names or "unknown"
     if facts.data is None:
         return f"Trained on {names}. The run holds no record of its rows."
@@ -634,7 +669,7 @@ from llmtrainer.models.load import Model, load_model
 # as in training: another number format is another model
 base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})
 model, _ = load_model(base, plan_device(probe(), base.quantize))
-model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
+model, tokenizer = load_adapter(model, "{folder}"), AutoTokenizer.from_pretrained("{folder}")
 print(generate(model, tokenizer, [{question}])[0])"""
 
 SCORE_ADAPTER_USE = """from transformers import AutoTokenizer
@@ -646,7 +681,7 @@ from llmtrainer.models.lora import load_adapter
 # as in training: another number format is another model
 base = Model(base={base!r}, quantize={quantize!r}, revision={revision!r})
 model, _ = load_model(base, plan_device(probe(), base.quantize), head="score")
-model, tokenizer = load_adapter(model, "adapter"), AutoTokenizer.from_pretrained("adapter")
+model, tokenizer = load_adapter(model, "{folder}"), AutoTokenizer.from_pretrained("{folder}")
 print(score_texts(model, tokenizer, [{question}]))"""
 
 SCORE_FOLDER_USE = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -677,6 +712,22 @@ for piece in OnnxGenerator("{folder}").stream({question}):
     print(piece, end="", flush=True)"""
 
 
+# %% ../../nbs/shipping/73_card.ipynb #1ee0a621
+def gguf_use(facts: CardFacts, name: str, system: str | None) -> str:
+    "How to run a GGUF export with Ollama, or with llama.cpp alone."
+    folder = f"exports/{name}"
+    file = gguf_file(Path(folder), facts.exports[name].facts.get("quantize", "f16"))
+    model = re.sub(r"[^a-z0-9._-]+", "-", facts.name.lower()).strip("-._") or "model"
+    question = shlex.quote("What is 2 plus 3?")
+    prompt = f" -sys {shlex.quote(system)}" if system else ""
+    return (
+        f"ollama create {model} -f {folder}/Modelfile\n"
+        f"ollama run {model} {question}\n\n"
+        "# or with llama.cpp alone\n"
+        f"llama-cli -m {file.as_posix()}{prompt} -p {question} -st"
+    )
+
+
 # %% ../../nbs/shipping/73_card.ipynb #6db57ad4
 def fetch_words(facts: CardFacts) -> str:
     "How to fetch the run from the repository of this card; empty where it lies in none."
@@ -703,21 +754,27 @@ def use_section(facts: CardFacts) -> str:
     question = json.dumps(question, ensure_ascii=False)
     if visible(question) != question:
         question = json.dumps(json.loads(question))
+    shared = facts.data.systems.shared if facts.data and facts.data.systems else None
     alone = "".join(
         f"\n\nOr the export {name}, without PyTorch:\n\n"
-        + code(ONNX_USE.format(folder=f"exports/{name}", question=question))
+        + (
+            code_block(gguf_use(facts, name, shared), "bash")
+            if name.startswith("gguf")
+            else code(ONNX_USE.format(folder=f"exports/{name}", question=question))
+        )
         for name in facts.exports
-        if name.startswith("onnx") and facts.part in (None, name)
+        if name.startswith(("onnx", "gguf")) and facts.part in (None, name)
     )
     if facts.part in facts.exports:
         return fetch_words(facts) + alone.removeprefix("\n\n")
-    if facts.full:
-        text = code(folder_use.format(folder="model", question=question))
+    if facts.whole:
+        text = code(folder_use.format(folder="." if facts.beside else "model", question=question))
         return fetch_words(facts) + text + alone
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
         adapter_use.format(
+            folder="." if facts.beside else "adapter",
             base=model.get("base"),
             quantize=model.get("quantize", "none"),
             revision=commit or model.get("revision"),
@@ -725,7 +782,7 @@ def use_section(facts: CardFacts) -> str:
         )
     )
     text = fetch_words(facts) + text
-    if facts.merge and facts.repo is None:
+    if facts.merge and facts.part is None:
         merged = code(folder_use.format(folder="exports/merged", question=question))
         text += f"\n\nOr the merged model, with transformers alone:\n\n{merged}"
     return text + alone
@@ -735,9 +792,13 @@ def use_section(facts: CardFacts) -> str:
 def unknown_section(facts: CardFacts) -> str:
     "What nobody measured or wrote down, as a list."
     base = facts.recipe.get("model", {}).get("base", "unknown")
+    licenses = data_licenses(facts.recipe)
+    unstated = [code_span(name) for name, terms in licenses.items() if terms is None]
+    stated = facts.model.base.license if facts.model else None
     gaps = [
-        f"Licence: not recorded. The terms of the base ({markdown_text(base)}) and of the data"
-        " apply.",
+        f"Licence of this model: not stated. The terms of the base ({markdown_text(base)}:"
+        f" {markdown_text(stated or 'not stated')}) and of the data apply.",
+        *([f"Licence of the data: not stated for {', '.join(unstated)}."] if unstated else []),
         "Languages, intended use and who is behind the data: not recorded.",
         "Bias, toxicity, memorised text and safety: not measured.",
     ]
@@ -805,27 +866,61 @@ def card(facts: CardFacts) -> str:
     return SECRET.sub("[removed]", text)  # prompts of the data may hold one too
 
 
+# %% ../../nbs/shipping/73_card.ipynb #f4a02833
+def card_texts(run: Run) -> dict[str, str]:
+    "The text of each card of a run, by its name there: the run's own, and one for each part."
+    facts, texts = card_facts(run), {}
+    texts["README.md"] = card(facts)
+    for part, folder in dict(adapter="adapter", model="model", merged="exports/merged").items():
+        if is_folder(run.path / folder, run.path):
+            texts[f"{folder}/README.md"] = card(replace(facts, part=part, beside=True))
+    return texts
+
+
+def store_card(run: Run, name: str, text: str) -> None:
+    "Write a card, and enter it into the manifests of its folder and of the run."
+    path = run.path / name
+    write_atomic(path, text, run.path)
+    update_manifest(path.parent, path.name)
+    if path.parent != run.path:
+        run.update_manifest((path.parent / "manifest.json").relative_to(run.path).as_posix())
+    run.update_manifest(name)
+
+
+def is_edited(run: Run, name: str, text: str) -> bool:
+    "Has somebody changed a card since it was written?"
+    path = run.path / name
+    if not file_facts(path, run.path) or not file_facts(path.parent / "manifest.json", run.path):
+        return False
+    return read_text(path, run.path) != text and bool(verify(path.parent, (path.name,)))
+
+
 def write_card(run: Run) -> Path:
-    "Write README.md into the run from what lies there; the same run gives the same card."
-    facts = card_facts(run)
-    write_atomic(run.path / CURVES, curves_svg(facts))
-    write_atomic(run.path / "README.md", card(facts))
-    for name in (CURVES, "README.md"):
-        run.update_manifest(name)
+    "Write README.md into the run and its parts; the same run gives the same card."
+    write_atomic(run.path / CURVES, curves_svg(card_facts(run)))
+    run.update_manifest(CURVES)
+    for name, text in card_texts(run).items():
+        store_card(run, name, text)
     return run.path / "README.md"
 
 
-def renew_card(run: Run) -> bool:
-    """Write the card again where there is one, after something changed the run's facts; a card that
-    somebody edited stays. Returns whether it was written."""
-    path = run.path / "README.md"
-    if not path.is_file():
+def renew_card(
+    run: Run,
+    begin: bool = False,  # also where there is no card yet
+) -> bool:
+    """Write the cards again after something changed the run's facts; an edited one stays. Returns
+    whether the run's own was written."""
+    if not begin and not file_facts(run.path / "README.md", run.path):
         return False
-    sealed = (run.path / "manifest.json").is_file()
-    if sealed and run.verify(("README.md",)):
+    texts = card_texts(run)
+    edited = [name for name, text in texts.items() if is_edited(run, name, text)]
+    for name in edited:
         show_note(
-            f"{path} was edited and is not renewed; llmtrainer card {run.path} writes it anew"
+            f"{run.path / name} was edited and is not renewed; llmtrainer card {run.path} writes it"
+            " anew"
         )
-        return False
-    write_card(run)
-    return True
+    write_atomic(run.path / CURVES, curves_svg(card_facts(run)))
+    run.update_manifest(CURVES)
+    for name in texts.keys() - set(edited):
+        store_card(run, name, texts[name])
+    return "README.md" not in edited

@@ -214,8 +214,7 @@ def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[s
     RunIdentity(id=identify(run.path)).save(folder / RunIdentity.file)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(public_recipe(run), sort_keys=False))
     facts = card_facts(run)
-    whole = facts.full or part != "adapter"
-    write_atomic(folder / "README.md", card(replace(facts, repo=repo, part=part, full=whole)))
+    write_atomic(folder / "README.md", card(replace(facts, repo=repo, part=part)))
     write_atomic(folder / CURVES, curves_svg(facts))
     written = [
         name for name in (*names, RunIdentity.file, "recipe.yaml") if (folder / name).exists()
