@@ -3,10 +3,12 @@ import pytest
 from llmtrainer.evals.tasks import *
 from llmtrainer.evals.tasks import (
     Counter,
+    Encoded,
     Generation,
     Path,
     UserError,
     encode,
+    itertools,
     json,
     last_number,
     math,
@@ -16,6 +18,7 @@ from llmtrainer.evals.tasks import (
 )
 
 
+import itertools
 import json
 import math
 import tempfile
@@ -25,6 +28,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import llmtrainer
@@ -164,6 +168,12 @@ def test_a_result_is_graded_summarised_and_stored(tmp_path):
         grade_items(task, items[:2], [Output()])
 
 
+def short_row(text, prompt="ab"):
+    "A row whose tokens are letters, and whose answer is trained."
+    ids = [ord(letter) - ord("a") for letter in prompt + text]
+    return Encoded(ids, [(len(prompt), len(ids))])
+
+
 def test_every_request_is_asked_under_the_system_prompt_and_the_result_says_so():
     model, tokenizer = _model()
     asked = Generation(system="Solve it.", temperature=0.0)
@@ -285,7 +295,41 @@ def test_a_prompt_that_is_read_once_gives_what_each_row_gives(family):
             sums, encoded_logprobs(model, tokenizer, rows), strict=True
         ):
             assert count == tokens and value == pytest.approx(expected, rel=1e-5)
-    assert keeps_prompts(model) == (family not in ("mistral", "gemma2"))
+    assert reads_trees(model) == (family not in ("mistral", "gemma2"))
+
+
+def test_trees_hold_in_adapters_in_eager_attention_and_without_a_shared_prompt():
+    section = Model(base="tiny:llama3", quantize="none", attn="eager")
+    model, tokenizer = load_model(section, plan_model(section))
+    model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False)).eval()
+    assert reads_trees(model) and model.config._attn_implementation == "eager"
+    texts = ["a", "the same words", "", "other words than these"]
+    plain = [encode(continuation_row([], text or "b"), tokenizer, "last") for text in texts]
+    chat = ask_question(make_item("2 + 2?", "4"))
+    asked = [encode(continuation_row(chat, text or "4"), tokenizer, "last") for text in texts]
+    cut = [replace(row, ids=row.ids[:1], runs=[]) for row in plain[:2]]
+    groups = [plain, asked, [plain[1], asked[1]], cut, [asked[0], cut[0]]]
+    assert [shared_length(rows) > 0 for rows in groups] == [False, True, False, False, False]
+    for rows, sums in zip(groups, grouped_logprobs(model, tokenizer, groups), strict=True):
+        for (value, count), row in zip(sums, rows, strict=True):
+            assert count == sum(row.trained[1:])
+            if count:
+                ((expected, _),) = encoded_logprobs(model, tokenizer, [row])
+                assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_of_trees_are_bounded_by_rows_tokens_and_logits():
+    trees = [row_tree([short_row("c" * n, "ab" * n)] * 3) for n in (9, 1, 4, 9, 2)]
+    lengths = [len(tree) for tree in trees]
+    for rows, logits, tokens in ((2, 999, 999), (9, 60, 999), (9, 999, 100), (9, 1, 1)):
+        batches = list(tree_batches(trees, rows, logits, tokens))
+        assert sorted(itertools.chain(*batches)) == [0, 1, 2, 3, 4]
+        for batch in batches:
+            longest = max(lengths[place] for place in batch)
+            scored = longest - min(trees[place].start for place in batch)
+            fits = len(batch) * longest <= tokens and len(batch) * scored <= logits
+            assert len(batch) <= rows and (fits or len(batch) == 1)
+    assert [len(batch) for batch in batches] == [1] * 5
 
 
 @pytest.mark.parametrize("name", ["word_problems", "word_problems_choice"])

@@ -51,9 +51,12 @@ __all__ = [
     "sum_by_row",
     "encoded_logprobs",
     "shared_length",
-    "keeps_prompts",
-    "padded",
-    "continuation_logprobs",
+    "Tree",
+    "row_tree",
+    "tree_mask",
+    "reads_trees",
+    "tree_logprobs",
+    "tree_batches",
     "grouped_logprobs",
     "encoded_scores",
     "grouped_preferences",
@@ -78,7 +81,7 @@ import json
 import math
 import re
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -782,59 +785,109 @@ def shared_length(rows: Sequence[Encoded]) -> int:
     return max(0, min(same, first) - 1)
 
 
-def keeps_prompts(model) -> bool:
-    "Can a prompt of this model be read once for several continuations?"
-    if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
-        return False
-    cache = DynamicCache(config=model.config)
-    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+@dataclass(frozen=True)
+class Tree:
+    "Rows as one, whose shared beginning stands once. The lists have an entry for each token."
+
+    rows: int
+    start: int  # tokens of the shared beginning
+    ids: list[int]
+    positions: list[int]  # in its own row
+    branches: list[int]  # the row of each token, from 1; 0: of all
+    targets: list[int]  # the next token of its row where it is trained, else -1
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    "(ids, mask) of rows that are padded on the right."
-    longest = max(map(len, rows))
-    ids = [[*row, *[0] * (longest - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-# %% ../../nbs/evaluation/41_tasks.ipynb #d3d0472b
-def continuation_logprobs(
-    model,
-    groups: Sequence[Sequence[Encoded]],  # as many rows in each, which share their beginning
-) -> list[tuple[float, int]]:
-    "As `encoded_logprobs`, for the rows of all groups; each group's prompt is read once."
-    device, each = model.device, len(groups[0])
-    starts = [shared_length(rows) for rows in groups]
-    ids, mask = padded([rows[0].ids[:n] for rows, n in zip(groups, starts)], device)
-    cache = DynamicCache(config=model.config)
-    inputs = dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-    model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(each)
-    starts = torch.tensor(starts, device=device).repeat_interleave(each)
-    rows = [row for group in groups for row in group]
-    ids, own = padded([row.ids[start:] for row, start in zip(rows, starts.tolist())], device)
-    logits = model(
-        input_ids=ids,
-        attention_mask=torch.cat([mask.repeat_interleave(each, 0), own], 1),
-        position_ids=starts[:, None] + own.cumsum(1) - 1,  # padding stays within the context
-        cache=cache,
-        use_cache=True,
-    ).logits
-    logprobs = -torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
-    )
-    trained = [
-        [row.trained[start + 1 :] + [False] * (ids.shape[1] - len(row) + start)]
-        for row, start in zip(rows, starts.tolist())
-    ]
-    trained = torch.tensor(trained, device=device).squeeze(1)
-    totals = (logprobs.double() * trained).sum(1)
-    return list(zip(totals.tolist(), trained.sum(1).tolist()))
+def row_tree(rows: Sequence[Encoded]) -> Tree:
+    "The tree of the rows of an item."
+    start = shared_length(rows)
+    shared = (rows[0].ids[:start], list(range(start)), [0] * start, [-1] * start)
+    tree = Tree(len(rows), start, *shared)
+    for branch, row in enumerate(rows, 1):
+        own = row.ids[start:-1]
+        tree.ids.extend(own)
+        tree.positions.extend(range(start, start + len(own)))
+        tree.branches.extend([branch] * len(own))
+        following = zip(row.ids[start + 1 :], row.trained[start + 1 :])
+        tree.targets.extend(id if trained else -1 for id, trained in following)
+    return tree
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #659e19ad
+def tree_mask(branches: torch.Tensor) -> torch.Tensor:
+    "(rows, 1, tokens, tokens): does a token of a tree (first) see another one?"
+    same = branches[:, :, None] == branches[:, None, :]
+    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    return ((same | (branches[:, None, :] == 0)) & earlier)[:, None]
+
+
+def reads_trees(model) -> bool:
+    "Does each layer of this model see just what a mask shows it?"
+    if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    every = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return every and getattr(model, "_supports_attention_backend", False)
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #83ac0383
+def tree_logprobs(model, trees: Sequence[Tree]) -> list[list[tuple[float, int]]]:
+    "(sum of the log-probabilities of its trained tokens, their number) of each row of each tree."
+    device, longest = model.device, max(map(len, trees))
+
+    def column(name: str, fill: int) -> torch.Tensor:
+        rows = [[*(own := getattr(t, name)), *[fill] * (longest - len(own))] for t in trees]
+        return torch.tensor(rows, device=device)
+
+    branches, targets = column("branches", -1), column("targets", -1)
+    mask = tree_mask(branches)
+    if model.config._attn_implementation == "eager":  # which adds it
+        mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+    first = min(tree.start for tree in trees)  # nothing before it predicts an answer
+    logits = model(
+        input_ids=column("ids", 0),
+        attention_mask=mask,
+        position_ids=column("positions", 0),
+        use_cache=False,
+        logits_to_keep=longest - first,
+    ).logits
+    branches, targets = branches[:, first:], targets[:, first:]
+    trained = targets >= 0
+    losses = torch.nn.functional.cross_entropy(
+        logits[trained].float(), targets[trained], reduction="none"
+    )
+    each = max(tree.rows for tree in trees)
+    row = torch.arange(len(trees), device=device)[:, None] * each + branches - 1
+    sums = torch.zeros(len(trees) * each, dtype=torch.float64, device=device)
+    sums = sums.index_add(0, row[trained], -losses.double()).view(-1, each).tolist()
+    counts = torch.bincount(row[trained], minlength=len(trees) * each).view(-1, each).tolist()
+    return [list(zip(*pair))[: tree.rows] for tree, *pair in zip(trees, sums, counts)]
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #36f8e639
 LOGITS = 2**28  # at a time: a gigabyte
+
+
+def tree_batches(
+    trees: Sequence[Tree],
+    rows: int,  # at most in a batch
+    logits: int,  # at most in a batch: columns that are scored
+    tokens: int = 2**15,  # at most in a batch, padding included
+) -> Iterator[list[int]]:
+    "The places of trees in batches of similar lengths, the shortest first."
+    batch: list[int] = []
+    for place in sorted(range(len(trees)), key=lambda place: len(trees[place])):
+        length, more = len(trees[place]), [*batch, place]
+        scored = length - min(trees[other].start for other in more)
+        full = len(more) > rows or len(more) * length > tokens or len(more) * scored > logits
+        if batch and full:
+            yield batch
+            more = [place]
+        batch = more
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -848,30 +901,25 @@ def grouped_logprobs(
 ) -> list[list[tuple[float, int]]]:
     "As `encoded_logprobs`, for each group; a beginning that its rows share is read once."
     sums: list[list[tuple[float, int]]] = [[] for _ in groups]
-    sizes = defaultdict(list)
-    for place, rows in enumerate(groups):
-        shares = len(rows) > 1 and shared_length(rows) > 0
-        sizes[len(rows) if shares else 1].append(place)
-    alone = sizes.pop(1, [])
-    if sizes and not keeps_prompts(model):
-        alone, sizes = list(range(len(groups))), {}
+    several = [n for n, rows in enumerate(groups) if len(rows) > 1 and max(map(len, rows)) > 1]
+    if several and not reads_trees(model):
+        several = []
+    alone = sorted({*range(len(groups))} - {*several})
     rows = [row for place in alone for row in groups[place]]
     found = iter(encoded_logprobs(model, tokenizer, rows, batch_size=batch_size))
     for place in alone:
         sums[place] = [next(found) for _ in groups[place]]
     progress(len(alone))
-    for each, places in sizes.items():
-        lengths = [max(map(len, groups[place])) for place in places]
-        ends = [max(map(len, groups[place])) - shared_length(groups[place]) for place in places]
-        scored = LOGITS // (model.config.get_text_config().vocab_size * each * max(ends))
-        most = max(1, min(batch_size // each, scored))
-        for batch in length_batches(lengths, most, 2**15 // each):
-            chosen = [places[i] for i in batch]
-            check_context([row for place in chosen for row in groups[place]], model)
-            values = iter(continuation_logprobs(model, [groups[place] for place in chosen]))
-            for place in chosen:
-                sums[place] = [next(values) for _ in range(each)]
-            progress(len(chosen))
+    if not several:
+        return sums
+    check_context([row for place in several for row in groups[place]], model)
+    trees = [row_tree(groups[place]) for place in several]
+    most = max(1, batch_size // max(tree.rows for tree in trees))
+    scored = LOGITS // model.config.get_text_config().vocab_size
+    for batch in tree_batches(trees, most, scored):
+        for place, values in zip(batch, tree_logprobs(model, [trees[place] for place in batch])):
+            sums[several[place]] = values
+        progress(len(batch))
     return sums
 
 
