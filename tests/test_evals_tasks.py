@@ -5,6 +5,7 @@ from llmtrainer.evals.tasks import (
     Counter,
     Encoded,
     Generation,
+    Metric,
     Path,
     UserError,
     encode,
@@ -13,6 +14,7 @@ from llmtrainer.evals.tasks import (
     last_number,
     math,
     problems,
+    replace,
     template_name,
     torch,
 )
@@ -35,7 +37,7 @@ import llmtrainer
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render, set_template
-from llmtrainer.evals.metrics import last_number, wilson
+from llmtrainer.evals.metrics import Metric, last_number, pass_at_k, wilson
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.recipe import UserError
 
@@ -341,6 +343,59 @@ def test_scores_do_not_depend_on_the_batch(name):
         assert result.scores == results[0].scores
         assert [g.output.text for g in result.items] == [g.output.text for g in results[0].items]
     assert best([-3.0, -2.00001, -2.0]) == 1 and best([-3.0, -2.1, -2.0]) == 2
+
+
+def test_paraphrases_are_asked_and_what_they_change_is_counted():
+    model, tokenizer = _model()
+    task = replace(find_task("word_problems"), max_new_tokens=30)
+    items = task.items(limit=4)
+    facts = [
+        dict(paraphrases=[items[0].question]),  # the same words: nothing changes
+        dict(paraphrases=["What is 2 + 2?", "What is 17 + 55?"]),
+        {},
+        dict(paraphrases=["word " * 600]),  # does not fit
+    ]
+    worded = [replace(item, facts=fact) for item, fact in zip(items, facts)]
+    told = []
+    asking = Asking(model, tokenizer, task, Generation(), batch_size=3, progress=told.append)
+    result, plain = ask_items(asking, worded), ask_items(asking, items)
+    assert sum(told) == pytest.approx(8)
+    for one, other in zip(result.items, plain.items, strict=True):
+        assert one.output.model_copy(update=dict(rephrased=())) == other.output
+        assert one.scores.items() >= other.scores.items()
+    assert [len(item.output.rephrased) for item in result.items] == [1, 2, 0, 0]
+    assert result.items[0].output.rephrased[0] == result.items[0].output.text
+    changed = [item.scores["changed_by_paraphrase"] for item in result.items]
+    assert changed[0] == (0.0, 1.0) and changed[2:] == [(0.0, 0.0)] * 2
+    written = result.items[1].output
+    answers = {task.extract(text) for text in (written.text, *written.rephrased)}
+    assert changed[1] == (float(len(answers) > 1), 1.0)
+    assert result.counted("changed_by_paraphrase") == 2
+    assert not task.metric("changed_by_paraphrase").higher_is_better
+    assert "changed_by_paraphrase" not in plain.scores
+    keys = {asking_key(asking, asked, "m") for asked in (items, worded)}
+    assert len(keys) == 2
+
+
+def test_all_outputs_at_once_are_graded_as_one_by_one():
+    task = find_task("word_problems")
+    items = task.items(limit=5)
+    outputs = [Output(text=item.answer, finish="stop", tokens=(3,)) for item in items]
+    batched = replace(task, grade_all=lambda *pairs: [task.grade(*p) for p in zip(*pairs)])
+    assert grade_items(batched, items, outputs) == grade_items(task, items, outputs)
+
+
+def test_pass_at_k_is_that_of_the_answers_and_an_item_without_any_is_wrong():
+    task = find_task("word_problems")
+    items = task.items(limit=2)
+    texts = [items[0].answer, "?", items[0].answer, "?", "?"]
+    outputs = [Output(text=texts[0], others=texts[1:]), Output(too_long=9)]
+    result = grade_items(task, items, outputs)
+    for k in (2, 4):
+        assert result.scores[f"pass_at_{k}"].value == pytest.approx(pass_at_k(5, 2, k) / 2)
+    assert "pass_at_8" not in result.scores and result.scores["any"].value == 0.5
+    worse = replace(task, metrics=dict(accuracy=Metric(higher_is_better=False)))
+    assert "pass_at_2" not in grade_items(worse, items, outputs).scores
 
 
 def test_several_answers_are_graded_by_mean_best_and_majority():

@@ -10,6 +10,7 @@ __all__ = [
     "TASKS",
     "SUITES",
     "SUMMARY_FIELDS",
+    "POWERS",
     "SHOWN",
     "LOGITS",
     "REQUESTS",
@@ -36,6 +37,7 @@ __all__ = [
     "figure_of",
     "writing_costs",
     "several_scores",
+    "rephrasing_score",
     "grade_items",
     "Asking",
     "answer_settings",
@@ -43,6 +45,8 @@ __all__ = [
     "recorded_settings",
     "is_too_long",
     "generate_outputs",
+    "rephrasings",
+    "join_wordings",
     "written_output",
     "continuation_row",
     "check_context",
@@ -84,7 +88,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,6 +118,7 @@ from llmtrainer.evals.metrics import (
     SHARE,
     Metric,
     Score,
+    best_of_k,
     equations,
     last_number,
     majority,
@@ -179,6 +184,7 @@ class Output(BaseModel):
 
     text: str = ""  # generate
     others: tuple[str, ...] = ()  # further texts, where several were drawn
+    rephrased: tuple[str, ...] = ()  # texts to other wordings of the question
     finish: str = ""  # why the text ended: stop; length or context where it was cut
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
     tokens: tuple[int, ...] = ()  # of the text; or that each log-probability was summed over
@@ -187,7 +193,8 @@ class Output(BaseModel):
     too_long: int = 0  # tokens of an item that the model's context does not hold
 
 
-Scores = dict[str, float | tuple[float, float]]  # a number, or (total, count) of a ratio
+# a number, (total, count) of a ratio, or all that BLEU or chrF counts
+Scores = dict[str, float | tuple[float, ...]]
 
 
 def ask_question(item: Item) -> list[dict]:
@@ -211,6 +218,8 @@ class Task:
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
     extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
+    # the scores of all outputs at once, where that is quicker than one by one
+    grade_all: Callable[[Sequence[Item], Sequence[Output]], list[Scores]] | None = None
     engine: Any = None  # of another package, whose task it is
     few_shot: Mapping[str, Any] = field(default_factory=dict)  # which examples `prompt` adds
 
@@ -236,11 +245,13 @@ class Task:
         return self.metrics.get(name) or WRITING.get(name, SHARE)
 
 
-# what writing costs: tokens of an answer, share that was cut, tokens spent for each right answer
+# of texts: tokens of an answer, share that was cut, tokens spent for each right answer, share of
+# questions whose answer another wording changes
 WRITING = dict(
     tokens=LOSS,
     cut=Metric(higher_is_better=False),
     tokens_per_right=LOSS,
+    changed_by_paraphrase=Metric(higher_is_better=False),
 )
 
 
@@ -440,7 +451,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 6  # `chosen_by` came
+    form = 7  # answers to paraphrases, and scores of more than two sums, came
 
     task: str
     request: str
@@ -533,7 +544,7 @@ def long_items_note(
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #45a869c2
-def figure_of(scores: Sequence[float | tuple[float, float]], metric: Metric) -> Score:
+def figure_of(scores: Sequence[float | tuple[float, ...]], metric: Metric) -> Score:
     "The figure of all items; NaN where none of them counts."
     if scores and sums_of(scores)[:, 1].any():
         return score(scores, metric)
@@ -555,11 +566,24 @@ def writing_costs(
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #8c5e10f6
-def several_scores(task: Task, item: Item, output: Output) -> Scores:
+POWERS = (2, 4, 8, 16, 32, 64, 128)  # answers of which one must be right, for pass@k
+
+
+def several_scores(
+    task: Task,
+    item: Item,
+    output: Output,
+    n: int,  # texts; those of an item that was not answered are empty
+) -> Scores:
     "The scores of several texts to one item: of their mean, of the best and of their majority."
     texts = [output.text, *output.others]
+    texts += [""] * (n - len(texts))
     graded = [task.grade(item, Output(text=text))[task.primary] for text in texts]
+    if isinstance(graded[0], tuple):  # sums of a corpus, of which no item has a best
+        return {}
     scores: Scores = {task.primary: sum(graded) / len(graded), "any": max(graded)}
+    if task.metric(task.primary).higher_is_better:
+        scores |= {f"pass_at_{k}": best_of_k(graded, k) for k in POWERS if k < len(graded)}
     if task.extract:
         answers = [task.extract(text) for text in texts]
         answer, share = majority(answers)
@@ -569,6 +593,15 @@ def several_scores(task: Task, item: Item, output: Output) -> Scores:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #0d42d830
+def rephrasing_score(task: Task, output: Output) -> Scores:
+    "Does another wording change the answer? An item without one does not count."
+    if not output.rephrased:
+        return {"changed_by_paraphrase": (0.0, 0.0)}
+    answers = {task.extract(text) for text in (output.text, *output.rephrased)}
+    return {"changed_by_paraphrase": (float(len(answers) > 1), 1.0)}
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #260c5686
 def grade_items(
     task: Task,
     items: Sequence[Item],
@@ -580,14 +613,18 @@ def grade_items(
     "The result of outputs to items; `UserError` where there are none."
     if not items:
         raise UserError(f"the task {task.name} has no items", where="eval", fix="check data_dir")
-    graded = []
+    grade_all = task.grade_all or (lambda *pairs: [task.grade(*pair) for pair in zip(*pairs)])
+    graded, several = [], 1 + max(len(output.others) for output in outputs)
     written = any(output.finish for output in outputs)
-    for item, output in zip(items, outputs, strict=True):
-        scores = task.grade(item, output)
-        if output.others:
-            scores = {**scores, **several_scores(task, item, output)}
+    rephrased = any(output.rephrased for output in outputs)
+    for item, output, own in zip(items, outputs, grade_all(items, outputs), strict=True):
+        scores = dict(own)
+        if several > 1:
+            scores |= several_scores(task, item, output, several)
         if written:
-            scores = {**scores, **writing_costs(output, scores[task.primary])}
+            scores |= writing_costs(output, scores[task.primary])
+        if rephrased:
+            scores |= rephrasing_score(task, output)
         graded.append(GradedItem(id=item.id, output=output, scores=scores))
     names = graded[0].scores
     return TaskResult(
@@ -665,10 +702,13 @@ def is_too_long(
 
 
 def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
-    "A text for each item whose prompt leaves room for one."
+    "A text for each item whose prompt leaves room for one, and for its paraphrases."
     model, tokenizer = asking.model, asking.tokenizer
     settings = answer_settings(asking.task, asking.section)
-    conversations = [with_system(asking.task.prompt(item), settings) for item in items]
+    wordings = [[item, *rephrasings(item)] for item in items]
+    asked = [item for group in wordings for item in group]
+    share = len(items) / max(1, len(asked))
+    conversations = [with_system(asking.task.prompt(item), settings) for item in asked]
     texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
     prompts = prompt_ids(tokenizer, texts) if texts else []
     too_long = [len(ids) if is_too_long(model, len(ids), room=1) else 0 for ids in prompts]
@@ -679,14 +719,30 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
             [messages for messages, long in zip(conversations, too_long) if not long],
             settings,
             batch_size=asking.batch_size,
-            progress=asking.progress,
+            progress=lambda n: asking.progress(n * share),
         )
     )
-    asking.progress(sum(map(bool, too_long)))
-    return [
-        Output(too_long=long) if long else written_output(ids, *next(answers))
-        for ids, long in zip(prompts, too_long)
-    ]
+    asking.progress(sum(map(bool, too_long)) * share)
+    written = iter(
+        [
+            Output(too_long=long) if long else written_output(ids, *next(answers))
+            for ids, long in zip(prompts, too_long)
+        ]
+    )
+    return [join_wordings([next(written) for _ in group]) for group in wordings]
+
+
+def rephrasings(item: Item) -> list[Item]:
+    "The item in each of its other wordings."
+    return [replace(item, question=text) for text in item.facts.get("paraphrases", ())]
+
+
+def join_wordings(outputs: Sequence[Output]) -> Output:
+    "The first output with the texts of the others; without them where one did not fit."
+    first, *others = outputs
+    if not others or any(output.too_long for output in outputs):
+        return first
+    return first.model_copy(update=dict(rephrased=tuple(output.text for output in others)))
 
 
 def written_output(ids: Sequence[int], answer: Answer, *others: Answer) -> Output:
@@ -1070,7 +1126,8 @@ def asking_key(
         recorded_settings(asking.task, asking.section),
         [
             (task_prompt(asking.task, item, asking.section), item.choices, item.answer)
-            for item in items
+            for each in items
+            for item in (each, *rephrasings(each))
         ],
     ]
     return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
