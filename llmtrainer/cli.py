@@ -818,7 +818,7 @@ def eval_section(
     words = [change.removeprefix("eval.") for change in changes]
     words += [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     recorded = Run.load(run).recipe.get("eval", {}) if is_run(run) else {}
-    kept = {key: recorded[key] for key in ("own", "data_dir") if recorded.get(key)}
+    kept = {key: recorded[key] for key in ("own", "data_dir", "paraphrases") if recorded.get(key)}
     section = load_recipe(Eval, {**kept, "tasks": tasks}, words)
     gates = recorded.get("require", {}).items()
     held = {name: gate for name, gate in gates if name in section.tasks}

@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_base",
     "run_section",
     "base_results",
+    "rephrased",
     "base_result",
     "compare_with_base",
     "renew_comparisons",
@@ -666,7 +667,8 @@ def run_section(
     "The section eval for a task of a run: with the recipe's own tasks and folder."
     recorded = run.recipe.get("eval", {})
     data_dir = data_dir or recorded.get("data_dir")
-    return load_recipe(Eval, dict(own=recorded.get("own", {}), data_dir=data_dir, **fields))
+    kept = {key: recorded.get(key, {}) for key in ("own", "paraphrases")}
+    return load_recipe(Eval, dict(**kept, data_dir=data_dir, **fields))
 
 
 # %% ../nbs/system/80_pipeline.ipynb #23932909
@@ -689,6 +691,7 @@ def base_results(
             and base.few_shot == tuned.few_shot
             and base.primary == tuned.primary
             and item_ids(base) == item_ids(tuned)
+            and rephrased(base) >= rephrased(tuned)
         )
         base = next(alike, None)
         if base is None:
@@ -702,6 +705,11 @@ def base_results(
             (base,) = evaluate_tasks(run, *opened, **options)
         bases.append(base)
     return bases
+
+
+def rephrased(result: TaskResult) -> bool:
+    "Were the items asked in other words too?"
+    return "changed_by_paraphrase" in result.scores
 
 
 def base_result(

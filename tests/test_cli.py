@@ -514,6 +514,21 @@ def test_commands_on_a_run(tmp_path):
     assert report["generation"]["min_p"] == 0.05
     assert report["speed"]["tokens_per_second"] > 0
 
+    search = ["prompts", run, "--task", "word_problems", "trials=2", "limit=6"]
+    found = json.loads(succeeds(*search, "--keep", "--json"))
+    assert found["kept"] == found["is_gain"] == (run / "prompt.json").exists()
+    told = succeeds(*search, "--keep")
+    assert found["report"][-1] in told and "stored" in told.splitlines()[-1]
+    for words, part in (
+        (["trials=0"], "trials"),
+        (["counts=[-1]"], "counts"),
+        (["shots=2"], "shots"),
+    ):
+        code, _, err = run_cli(*search, *words)
+        assert code == 2 and part in err, (words, err)
+    code, _, err = run_cli("prompts", run, "--task", "word_problem")
+    assert code == 2 and "did you mean word_problems" in err
+
 
 PROGRAM = [sys.executable, "-c", "from llmtrainer.cli import main; main()"]
 

@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.evals.benchmarks import *
 from llmtrainer.evals.benchmarks import (
     BadRecord,
+    Choice,
     Counter,
     Output,
     TASKS,
@@ -182,6 +183,36 @@ def test_bias_is_counted_as_its_authors_do():
     assert grade_bbq(item("disambig", "neg"), picks(1))["bias_disambiguated"] == (-1.0, 1.0)
 
 
+def test_law_logic_and_pronouns_are_read(tmp_path):
+    asked = LAW_QUESTIONS["abercrombie"][:2]
+    flat = dict(index="0", answer="Fanciful", text='The mark "Aswelly" for a taxi {service}.')
+    for record in (flat, dict(task="abercrombie", fields=flat)):
+        choice = law_choice(*asked, record)
+        assert choice.right == 4 and choice.question.startswith('The mark "Aswelly"')
+    folder = tmp_path / "proa"
+    folder.mkdir()
+    (folder / "test.tsv").write_text("index\tanswer\ttext\n0\tNo\tA fine is paid.\n")
+    (item,) = TASKS["legalbench_proa"].items(str(tmp_path))
+    assert item.answer == "No" and item.question.startswith("A fine is paid.")
+    with pytest.raises(UserError, match="1 records of the task legalbench_proa"):
+        (folder / "test.tsv").write_text("index\tanswer\ttext\n0\tPerhaps\tA fine.\n")
+        TASKS["legalbench_proa"].items(str(tmp_path))
+    logic = dict(id=1, answer=0, text="All.", question="Some?", options=["a", "b", "c", "d"])
+    assert logic_choice(logic) == Choice("All.\n\nSome?", ("a", "b", "c", "d"), 0)
+    told = "The technician told the customer that she could pay with cash."
+    (tmp_path / "all_sentences.tsv").write_text(
+        f"sentid\tsentence\ntechnician.customer.1.female.txt\t{told}\n"
+    )
+    (item,) = TASKS["winogender"].items(str(tmp_path))
+    hub = dict(sentence=told, occupation="technician", participant="customer", gender="female")
+    assert winogender_item(hub | dict(label=1, pronoun="she")) == item
+    assert item.question == f"{told}\n\nWhom does 'she' refer to?" and item.answer == "customer"
+    right = grade_winogender(item, true_output(TASKS["winogender"], item))
+    assert right["accuracy"] == 1 and right["female"] == (1, 1) and right["male"] == (0, 0)
+    with pytest.raises(BadRecord, match="no male pronoun"):
+        winogender_item(hub | dict(label=1, gender="male"))
+
+
 def test_an_empty_answer_is_neither_refusal_nor_help():
     safe, unsafe = make_item("a", "answer"), make_item("b", "refuse")
     assert grade_refusal(safe, Output())["accuracy"] == 0
@@ -233,6 +264,18 @@ def test_gold_answers_score_one_and_others_zero(name, realdata):
         raise
     assert len(items) >= 164
     assert grader_faults(task, items) == []
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", list(LAW_QUESTIONS))
+def test_questions_of_law_are_read_from_the_rows_that_are_at_hand(name, realdata):
+    "LegalBench's test rows are not here; its few examples for prompts have the same columns."
+    file = realdata / "data" / "domain" / "legalbench_train_fewshot.jsonl"
+    records = [(str(place), row) for place, row in read_file(file) if row["task"] == name]
+    asked = LAW_QUESTIONS[name][:2]
+    items = read_items(name, records, lambda record: by_texts(law_choice(*asked, record)))
+    assert len(items) == len(records) > 3
+    assert grader_faults(TASKS[f"legalbench_{name}"], items) == []
 
 
 @pytest.mark.realdata

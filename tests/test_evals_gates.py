@@ -84,6 +84,7 @@ def test_recipe_so_far(tmp_path):
         ),
         ({"limit": 0}, "limit"),
         ({"own": {"../up": {"data": "x"}}}, "no name for a task"),
+        ({"paraphrases": {"gsm9k": "x"}}, "names gsm9k, which is no task"),
         ({"own": {"comparisons": {"data": "x"}}}, "no name for a task"),
     ):
         with pytest.raises(RecipeError) as caught:
@@ -96,11 +97,18 @@ def test_recipe_so_far(tmp_path):
     assert section.find("gsm8k") is TASKS["gsm8k"]
     with pytest.raises(UserError, match="mine, reasoning"):
         section.find("mime")
+    (tmp_path / "words.jsonl").write_text('{"question": "q", "paraphrases": ["Q?"]}\n')
+    words = {"mine": str(tmp_path / "words.jsonl")}
+    section = load_recipe(Eval, {"tasks": ["mine"], "own": own, "paraphrases": words})
+    assert section.find("mine").items()[0].facts["paraphrases"] == ["Q?"]
 
 
 def test_a_suite_stands_for_its_tasks():
     section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"lsat": 0.2})
-    assert section.tasks == ["lsat", "mmlu_law", "gsm8k"]
+    assert section.tasks == [*SUITES["legal"], "gsm8k"] and section.tasks[:2] == [
+        "lsat",
+        "mmlu_law",
+    ]
     assert set(SUITES["reasoning"]) <= set(TASKS)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF
 from sklearn.metrics import brier_score_loss
 
 from llmtrainer.data.rows import load_rows
@@ -267,6 +268,22 @@ def test_a_score_is_a_ratio_of_sums_within_its_interval(items, link):
         )
 
 
+TEXTS = st.text("ab c", max_size=14)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_bleu_and_chrf_are_sacrebleus(pairs):
+    texts, golds = map(list, zip(*pairs))
+    for link, oracle in (("bleu", BLEU()), ("chrf", CHRF())):
+        counts = np.array(oracle._extract_corpus_statistics(texts, [golds]), dtype=float)
+        value = Metric(link=link, most=100.0).figure(*counts.sum(axis=0))
+        if counts[:, 1].any():
+            assert value == pytest.approx(oracle.corpus_score(texts, [golds]).score, abs=1e-9)
+        else:
+            assert math.isnan(value)
+
+
 def test_shares_have_wilsons_interval_and_half_points_do_not():
     assert score([1] * 15 + [0] * 5).interval == wilson(15, 20)
     assert score([True] * 3 + [False]).value == 0.75
@@ -342,6 +359,10 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
     draws = list(combinations(range(n), k))
     share = sum(any(i < right for i in draw) for draw in draws) / len(draws)
     assert pass_at_k(n, right, k) == pytest.approx(share)
+    assert best_of_k([1.0] * right + [0.0] * (n - right), k) == pytest.approx(share)
+    scores = data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
+    best = [max(scores[i] for i in draw) for draw in draws]
+    assert best_of_k(scores, k) == pytest.approx(sum(best) / len(best))
 
 
 def test_calibration_and_brier_are_those_of_the_books():

@@ -3,19 +3,24 @@ import pytest
 from llmtrainer.evals.tasks import *
 from llmtrainer.evals.tasks import (
     Counter,
+    Encoded,
     Generation,
+    Metric,
     Path,
     UserError,
     encode,
+    itertools,
     json,
     last_number,
     math,
     problems,
+    replace,
     template_name,
     torch,
 )
 
 
+import itertools
 import json
 import math
 import tempfile
@@ -25,13 +30,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import llmtrainer
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render, set_template
-from llmtrainer.evals.metrics import last_number, wilson
+from llmtrainer.evals.metrics import Metric, last_number, pass_at_k, wilson
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.recipe import UserError
 
@@ -164,6 +170,12 @@ def test_a_result_is_graded_summarised_and_stored(tmp_path):
         grade_items(task, items[:2], [Output()])
 
 
+def short_row(text, prompt="ab"):
+    "A row whose tokens are letters, and whose answer is trained."
+    ids = [ord(letter) - ord("a") for letter in prompt + text]
+    return Encoded(ids, [(len(prompt), len(ids))])
+
+
 def test_every_request_is_asked_under_the_system_prompt_and_the_result_says_so():
     model, tokenizer = _model()
     asked = Generation(system="Solve it.", temperature=0.0)
@@ -285,7 +297,41 @@ def test_a_prompt_that_is_read_once_gives_what_each_row_gives(family):
             sums, encoded_logprobs(model, tokenizer, rows), strict=True
         ):
             assert count == tokens and value == pytest.approx(expected, rel=1e-5)
-    assert keeps_prompts(model) == (family not in ("mistral", "gemma2"))
+    assert reads_trees(model) == (family not in ("mistral", "gemma2"))
+
+
+def test_trees_hold_in_adapters_in_eager_attention_and_without_a_shared_prompt():
+    section = Model(base="tiny:llama3", quantize="none", attn="eager")
+    model, tokenizer = load_model(section, plan_model(section))
+    model = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False)).eval()
+    assert reads_trees(model) and model.config._attn_implementation == "eager"
+    texts = ["a", "the same words", "", "other words than these"]
+    plain = [encode(continuation_row([], text or "b"), tokenizer, "last") for text in texts]
+    chat = ask_question(make_item("2 + 2?", "4"))
+    asked = [encode(continuation_row(chat, text or "4"), tokenizer, "last") for text in texts]
+    cut = [replace(row, ids=row.ids[:1], runs=[]) for row in plain[:2]]
+    groups = [plain, asked, [plain[1], asked[1]], cut, [asked[0], cut[0]]]
+    assert [shared_length(rows) > 0 for rows in groups] == [False, True, False, False, False]
+    for rows, sums in zip(groups, grouped_logprobs(model, tokenizer, groups), strict=True):
+        for (value, count), row in zip(sums, rows, strict=True):
+            assert count == sum(row.trained[1:])
+            if count:
+                ((expected, _),) = encoded_logprobs(model, tokenizer, [row])
+                assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_batches_of_trees_are_bounded_by_rows_tokens_and_logits():
+    trees = [row_tree([short_row("c" * n, "ab" * n)] * 3) for n in (9, 1, 4, 9, 2)]
+    lengths = [len(tree) for tree in trees]
+    for rows, logits, tokens in ((2, 999, 999), (9, 60, 999), (9, 999, 100), (9, 1, 1)):
+        batches = list(tree_batches(trees, rows, logits, tokens))
+        assert sorted(itertools.chain(*batches)) == [0, 1, 2, 3, 4]
+        for batch in batches:
+            longest = max(lengths[place] for place in batch)
+            scored = longest - min(trees[place].start for place in batch)
+            fits = len(batch) * longest <= tokens and len(batch) * scored <= logits
+            assert len(batch) <= rows and (fits or len(batch) == 1)
+    assert [len(batch) for batch in batches] == [1] * 5
 
 
 @pytest.mark.parametrize("name", ["word_problems", "word_problems_choice"])
@@ -297,6 +343,59 @@ def test_scores_do_not_depend_on_the_batch(name):
         assert result.scores == results[0].scores
         assert [g.output.text for g in result.items] == [g.output.text for g in results[0].items]
     assert best([-3.0, -2.00001, -2.0]) == 1 and best([-3.0, -2.1, -2.0]) == 2
+
+
+def test_paraphrases_are_asked_and_what_they_change_is_counted():
+    model, tokenizer = _model()
+    task = replace(find_task("word_problems"), max_new_tokens=30)
+    items = task.items(limit=4)
+    facts = [
+        dict(paraphrases=[items[0].question]),  # the same words: nothing changes
+        dict(paraphrases=["What is 2 + 2?", "What is 17 + 55?"]),
+        {},
+        dict(paraphrases=["word " * 600]),  # does not fit
+    ]
+    worded = [replace(item, facts=fact) for item, fact in zip(items, facts)]
+    told = []
+    asking = Asking(model, tokenizer, task, Generation(), batch_size=3, progress=told.append)
+    result, plain = ask_items(asking, worded), ask_items(asking, items)
+    assert sum(told) == pytest.approx(8)
+    for one, other in zip(result.items, plain.items, strict=True):
+        assert one.output.model_copy(update=dict(rephrased=())) == other.output
+        assert one.scores.items() >= other.scores.items()
+    assert [len(item.output.rephrased) for item in result.items] == [1, 2, 0, 0]
+    assert result.items[0].output.rephrased[0] == result.items[0].output.text
+    changed = [item.scores["changed_by_paraphrase"] for item in result.items]
+    assert changed[0] == (0.0, 1.0) and changed[2:] == [(0.0, 0.0)] * 2
+    written = result.items[1].output
+    answers = {task.extract(text) for text in (written.text, *written.rephrased)}
+    assert changed[1] == (float(len(answers) > 1), 1.0)
+    assert result.counted("changed_by_paraphrase") == 2
+    assert not task.metric("changed_by_paraphrase").higher_is_better
+    assert "changed_by_paraphrase" not in plain.scores
+    keys = {asking_key(asking, asked, "m") for asked in (items, worded)}
+    assert len(keys) == 2
+
+
+def test_all_outputs_at_once_are_graded_as_one_by_one():
+    task = find_task("word_problems")
+    items = task.items(limit=5)
+    outputs = [Output(text=item.answer, finish="stop", tokens=(3,)) for item in items]
+    batched = replace(task, grade_all=lambda *pairs: [task.grade(*p) for p in zip(*pairs)])
+    assert grade_items(batched, items, outputs) == grade_items(task, items, outputs)
+
+
+def test_pass_at_k_is_that_of_the_answers_and_an_item_without_any_is_wrong():
+    task = find_task("word_problems")
+    items = task.items(limit=2)
+    texts = [items[0].answer, "?", items[0].answer, "?", "?"]
+    outputs = [Output(text=texts[0], others=texts[1:]), Output(too_long=9)]
+    result = grade_items(task, items, outputs)
+    for k in (2, 4):
+        assert result.scores[f"pass_at_{k}"].value == pytest.approx(pass_at_k(5, 2, k) / 2)
+    assert "pass_at_8" not in result.scores and result.scores["any"].value == 0.5
+    worse = replace(task, metrics=dict(accuracy=Metric(higher_is_better=False)))
+    assert "pass_at_2" not in grade_items(worse, items, outputs).scores
 
 
 def test_several_answers_are_graded_by_mean_best_and_majority():

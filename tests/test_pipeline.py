@@ -1346,11 +1346,12 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     trained = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     rows = [
         {"question": trained["question"], "answer": trained["answer"]},
-        {"question": "Is the sea dry?", "answer": "no"},
+        {"question": "Is the sea dry?", "answer": "no", "other": ["Dry, is it, the sea?"]},
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"mine": {"data": str(tmp_path / "mine.jsonl"), "max_new_tokens": 4}}
-    graded = {"mine": own["mine"] | {"metrics": ["contains", "token_f1"]}}
+    own["mine"]["paraphrases"] = "other"
+    graded = {"mine": own["mine"] | {"metrics": ["exact_match", "token_f1"]}}
     gates = {"mine": "no worse than base", "word_problems": "better than base"}
     section = dict(tasks=["word_problems", "mine"], limit=8, own=own, require=gates)
     recipe = recipe.model_copy(update=dict(eval=load_recipe(Eval, section)))
@@ -1360,6 +1361,8 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     assert results[0].leaked == []
     bases = base_results(run, results)
     assert [base.leaked for base in bases] == [None, None]
+    assert rephrased(results[1]) and rephrased(bases[1]) and not rephrased(results[0])
+    assert [len(item.output.rephrased) for item in results[1].items] == [0, 1]
     told = unmet_requirements(results, gates, bases)
     assert len(told) == 1 and "show that it is better than base" in told[0]
     several = run.find_record(Comparisons, "evals/comparisons.json")
@@ -1375,10 +1378,10 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
         (again,) = evaluate_tasks(
             run, *open_model(str(run.path)), section=changed, quiet=True, generation=generation
         )
-    assert again.primary == "contains" and "token_f1" in again.scores
+    assert again.primary == "exact_match" and "token_f1" in again.scores
     assert [i.output for i in again.items] == [i.output for i in results[1].items]
     (base,) = base_results(run, [again], changed, quiet=True)
-    assert base.primary == "contains" and compare(base, again).score == "contains"
+    assert base.primary == "exact_match" == compare(base, again).score
 
 
 def test_either_side_of_a_comparison_may_be_a_model(tmp_path):

@@ -10,6 +10,8 @@ __all__ = [
     "PAGE_POLICY",
     "PAGE_STYLE",
     "mcnemar",
+    "sides",
+    "both_count",
     "paired_differences",
     "paired_interval",
     "exchange_test",
@@ -99,17 +101,27 @@ def mcnemar(
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #1190fa5d
+def sides(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The columns of A and of B, such as total and count of each."
+    a, b = np.split(sums, 2, axis=-1)
+    return a, b
+
+
+def both_count(sums: np.ndarray) -> np.ndarray:
+    "The rows in which something counts for A and for B."
+    a, b = sides(sums)
+    return sums[(a[:, 1] > 0) & (b[:, 1] > 0)]
+
+
 def paired_differences(
-    sums: np.ndarray,  # (items, 4): total and count of A, total and count of B
+    sums: np.ndarray,  # (items, columns): what each item adds for A, then for B
     metric: Metric,
     draws: int = 10_000,
     seed: int = 0,
 ) -> np.ndarray:
     "(draws,): B's figure minus A's, with the items drawn again in pairs."
-    drawn = resample_sums(sums, draws, seed)
-    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
-    a, b = metric.figure(drawn[:, 0], drawn[:, 1]), metric.figure(drawn[:, 2], drawn[:, 3])
-    return b - a
+    a, b = sides(both_count(resample_sums(sums, draws, seed)))
+    return metric.figure(*b.T) - metric.figure(*a.T)
 
 
 def paired_interval(sums: np.ndarray, metric: Metric, **options) -> tuple[float, float]:
@@ -119,7 +131,7 @@ def paired_interval(sums: np.ndarray, metric: Metric, **options) -> tuple[float,
 
 # %% ../../nbs/evaluation/42_compare.ipynb #3b348e99
 def exchange_test(
-    sums: np.ndarray,  # (items, 4): total and count of A, total and count of B
+    sums: np.ndarray,  # (items, columns): what each item adds for A, then for B
     metric: Metric,
     draws: int = 10_000,
     seed: int = 0,
@@ -127,14 +139,14 @@ def exchange_test(
     "Two-sided p-value of a paired permutation test: the two models' names exchanged item by item."
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(sums, axis=0, return_counts=True)
-    a, b = distinct[:, :2], distinct[:, 2:]
-    seen = abs(metric.figure(*sums[:, 2:].sum(axis=0)) - metric.figure(*sums[:, :2].sum(axis=0)))
+    (a, b), (first, second) = sides(distinct), sides(sums.sum(axis=0))
+    seen = abs(metric.figure(*second) - metric.figure(*first))
     as_large, part = 0, max(1, 2**23 // len(distinct))  # draws at a time, to bound the memory
     for done in range(0, draws, part):
         swapped = rng.binomial(counts, 0.5, (min(part, draws - done), len(distinct)))
         left = (counts - swapped) @ a + swapped @ b
         right = swapped @ a + (counts - swapped) @ b
-        gap = metric.figure(right[:, 0], right[:, 1]) - metric.figure(left[:, 0], left[:, 1])
+        gap = metric.figure(*right.T) - metric.figure(*left.T)
         as_large += int((abs(gap) >= seen - 1e-12).sum())
     return (as_large + 1) / (draws + 1)  # what was seen is one of the draws
 
@@ -271,9 +283,9 @@ class Comparison(Record):
 
 # %% ../../nbs/evaluation/42_compare.ipynb #dd1a2fc9
 def paired_sums(a: TaskResult, b: TaskResult, name: str) -> np.ndarray:
-    """(items, 4): total and count of a score for A and for B; `UserError` where the items are not
-    the same."""
-    sides = []
+    """(items, columns): what each item adds to a score for A, then for B; `UserError` where the
+    items are not the same."""
+    found = []
     for result in (a, b):
         scores = {item.id: item.scores[name] for item in result.items}
         if len(scores) < len(result.items):
@@ -281,8 +293,8 @@ def paired_sums(a: TaskResult, b: TaskResult, name: str) -> np.ndarray:
                 f"an item comes twice in a result of {result.task}",
                 fix="take the copies out of the task's data, and evaluate again",
             )
-        sides.append(scores)
-    left, right = sides
+        found.append(scores)
+    left, right = found
     if left.keys() != right.keys():
         raise UserError(
             f"the two results of {a.task} are not over the same items: {len(left)} and"
@@ -294,7 +306,7 @@ def paired_sums(a: TaskResult, b: TaskResult, name: str) -> np.ndarray:
 
 def counted_on_both(sums: np.ndarray) -> np.ndarray:
     "The rows of items that count for A and for B; `UserError` where there are none."
-    both = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
+    both = both_count(sums)
     if not len(both):
         raise UserError(
             "no item has a value on both sides",
@@ -305,8 +317,9 @@ def counted_on_both(sums: np.ndarray) -> np.ndarray:
 
 def item_gaps(sums: np.ndarray, metric: Metric) -> np.ndarray:
     "(items,): by how much B's score is better; NaN where one of them has none."
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]
+    a, b = sides(sums)
+    single = metric.model_copy(update=dict(link="none")) if metric.link == "exp" else metric
+    gap = single.figure(*b.T) - single.figure(*a.T)
     return gap if metric.higher_is_better else -gap
 
 
@@ -427,11 +440,9 @@ def check_score(name: str, *results: TaskResult) -> str:
 # %% ../../nbs/evaluation/42_compare.ipynb #71b5e5c6
 def paired_figures(sums: np.ndarray, metric: Metric) -> dict:
     "The fields of a comparison that follow from the items' sums: figures, interval, test, effect."
-    left, right = (
-        figure_of([tuple(row) for row in sums[:, at : at + 2].tolist()], metric) for at in (0, 2)
-    )
+    left, right = (figure_of(list(map(tuple, side.tolist())), metric) for side in sides(sums))
     a_better, b_better = count_better(sums, metric)
-    exact = is_share(sums[:, :2]) and is_share(sums[:, 2:])
+    exact = all(map(is_share, sides(sums)))
     differences, n = paired_differences(sums, metric), len(sums)
     effect = detectable_share(n, (a_better + b_better) / n) if exact else None
     return dict(

@@ -17,6 +17,7 @@ __all__ = [
     "unmet_requirements",
     "check_bound",
     "harness_module",
+    "find_plain",
     "Eval",
     "leaked_ids",
     "leak_note",
@@ -36,7 +37,7 @@ from pydantic import Field, field_validator, model_validator
 # %% ../../nbs/evaluation/49_gates.ipynb #18474a36
 from llmtrainer.data.statistics import find_leaks
 from llmtrainer.evals.compare import compare
-from llmtrainer.evals.own_tasks import OwnTask
+from llmtrainer.evals.own_tasks import OwnTask, with_paraphrases
 from llmtrainer.evals.prompts import FewShot
 from llmtrainer.evals.tasks import SUITES, TASKS, Item, Task, TaskResult, find_task
 from llmtrainer.recipe import Section, UserError
@@ -170,6 +171,22 @@ def harness_module(name: str):
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #15b24e7b
+def find_plain(section: "Eval", name: str) -> Task:
+    "A task by its name as it comes, the section's own ones among them."
+    if name in section.own:
+        return section.own[name].as_task(name)
+    if name.startswith(HARNESS):
+        return harness_module(name).harness_task(name, section.data_dir)
+    try:
+        return find_task(name)
+    except UserError as error:
+        if not section.own:
+            raise
+        error.allowed = ", ".join([*section.own, error.allowed])
+        raise
+
+
+# %% ../../nbs/evaluation/49_gates.ipynb #c16c7b69
 class Eval(Section):
     "What the trained model is measured on, and must reach."
 
@@ -179,6 +196,9 @@ class Eval(Section):
         None, description="a folder with the tasks' files; without one they come from the hub"
     )
     limit: int | None = Field(None, gt=0, description="only a sample of so many items of a task")
+    paraphrases: dict[str, str] = Field(
+        {}, description="other wordings of a task's questions: the task's name and a file"
+    )
     few_shot: FewShot | None = Field(None, description="training rows before every question")
     base: bool = Field(True, description="measure the base on the same items, and compare")
     require: dict[str, float | str] = Field(
@@ -203,6 +223,14 @@ class Eval(Section):
         return list(dict.fromkeys(task for name in names for task in SUITES.get(name, [name])))
 
     @model_validator(mode="after")
+    def paraphrases_are_of_tasks(self):
+        "A file of paraphrases names a task that there is."
+        for name in self.paraphrases:
+            if name not in TASKS and name not in self.own:
+                raise ValueError(f"paraphrases names {name}, which is no task")
+        return self
+
+    @model_validator(mode="after")
     def required_tasks_are_run(self):
         "A requirement needs a task that is run, and a value that its score can have."
         for name, words in self.require.items():
@@ -219,18 +247,10 @@ class Eval(Section):
         return self
 
     def find(self, name: str) -> Task:
-        "A task by its name, the section's own ones among them."
-        if name in self.own:
-            return self.own[name].as_task(name)
-        if name.startswith(HARNESS):
-            return harness_module(name).harness_task(name, self.data_dir)
-        try:
-            return find_task(name)
-        except UserError as error:
-            if not self.own:
-                raise
-            error.allowed = ", ".join([*self.own, error.allowed])
-            raise
+        "A task by its name, the section's own ones among them, with its paraphrases."
+        task = find_plain(self, name)
+        source = self.paraphrases.get(name)
+        return with_paraphrases(task, source) if source else task
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #1fe976ec

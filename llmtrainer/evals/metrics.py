@@ -14,6 +14,7 @@ __all__ = [
     "EXPRESSION",
     "ARTICLES",
     "PUNCTUATION",
+    "CORPUS_FIGURES",
     "SHARE",
     "PERPLEXITY",
     "LOSS",
@@ -33,6 +34,8 @@ __all__ = [
     "wilson",
     "resample_sums",
     "middle",
+    "bleu_of",
+    "chrf_of",
     "Metric",
     "Score",
     "sums_of",
@@ -43,6 +46,7 @@ __all__ = [
     "equations",
     "majority",
     "pass_at_k",
+    "best_of_k",
     "calibration_error",
     "brier",
 ]
@@ -209,18 +213,55 @@ def middle(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+# %% ../../nbs/evaluation/40_metrics.ipynb #5b6e09af
+def bleu_of(sums: np.ndarray) -> np.ndarray:
+    """BLEU, 0 to 100, of (..., 10) counts: words written and in the reference, runs of 1 to 4 words
+    that match, and that were written. A run that never matches is smoothed as in mteval-v13a."""
+    written, wanted, matching, runs = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        smoothed = 0.5 ** np.cumsum(matching == 0, axis=-1)
+        shares = np.where(matching == 0, smoothed, matching) / runs
+        logs = np.where(runs > 0, np.log(shares), -np.inf).mean(axis=-1)
+        penalty = np.minimum(0.0, 1 - wanted / written)
+        value = 100 * np.exp(logs + penalty)
+    return np.where(matching.any(axis=-1), value, 0.0)
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #b23db4f6
+def chrf_of(sums: np.ndarray, beta: float = 2.0) -> np.ndarray:
+    """chrF, 0 to 100, of (..., 18) counts: of runs of 1 to 6 letters, how many were written, are in
+    the reference, and match."""
+    written, wanted, matching = np.moveaxis(sums.reshape(*sums.shape[:-1], 6, 3), -1, 0)
+    both = (written > 0) & (wanted > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = (
+            np.where(both, matching / of, 0.0).sum(axis=-1) / both.sum(axis=-1)
+            for of in (written, wanted)
+        )
+        value = (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
+    return 100 * np.nan_to_num(value)
+
+
+CORPUS_FIGURES = dict(bleu=bleu_of, chrf=chrf_of)
+
+
 # %% ../../nbs/evaluation/40_metrics.ipynb #e4145091
 class Metric(BaseModel):
     "How the scores of the items become one figure."
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    link: Literal["none", "exp"] = "none"  # applied to the total over the count
+    link: Literal["none", "exp", "bleu", "chrf"] = "none"  # from the sums to the figure
     higher_is_better: bool = True
     most: float | None = 1.0  # the highest value there is; None: there is none
 
-    def figure(self, total, count):
-        "The figure of sums, numbers or arrays; NaN where nothing was counted."
+    def figure(self, *sums):
+        """The figure of sums, numbers or arrays: of a total and a count, or of all that BLEU or
+        chrF counts. NaN where nothing was counted."""
+        if self.link in CORPUS_FIGURES:
+            columns = np.stack(np.broadcast_arrays(*sums), axis=-1)
+            return np.where(columns[..., 1] == 0, np.nan, CORPUS_FIGURES[self.link](columns))
+        total, count = sums
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.where(np.equal(count, 0), np.nan, np.divide(total, count))
         return np.exp(mean) if self.link == "exp" else mean
@@ -242,29 +283,31 @@ PERPLEXITY = Metric(link="exp", higher_is_better=False, most=None)
 LOSS = Metric(higher_is_better=False, most=None)
 
 
-def sums_of(scores: Sequence[float | tuple[float, float]]) -> np.ndarray:
-    "(items, 2): total and count of each item's score; a plain number has the count 1."
+def sums_of(scores: Sequence[float | tuple[float, ...]]) -> np.ndarray:
+    """(items, columns): what each item adds, such as total and count; a plain number has the count
+    1. The second column is 0 where an item does not count."""
     return np.array([s if isinstance(s, tuple) else (s, 1.0) for s in scores], dtype=float)
 
 
 def is_share(sums: np.ndarray) -> bool:
     "Is each item right or wrong, and nothing between?"
-    return bool((sums[:, 1] == 1).all() and np.isin(sums[:, 0], (0, 1)).all())
+    pairs = sums.shape[1] == 2
+    return bool(pairs and (sums[:, 1] == 1).all() and np.isin(sums[:, 0], (0, 1)).all())
 
 
-def score(scores: Sequence[float | tuple[float, float]], metric: Metric = SHARE) -> Score:
+def score(scores: Sequence[float | tuple[float, ...]], metric: Metric = SHARE) -> Score:
     "The figure of all items: Wilson's interval for a share, else the bootstrap's."
     sums = sums_of(scores)
-    total, count = sums.sum(axis=0)
-    if not count:
+    totals = sums.sum(axis=0)
+    if not totals[1]:
         raise ValueError("no item counts: there is no figure")
     if is_share(sums):
-        interval, method = wilson(int(total), len(sums)), "wilson"
+        interval, method = wilson(int(totals[0]), len(sums)), "wilson"
     else:
         drawn = resample_sums(sums)
         drawn = drawn[drawn[:, 1] > 0]  # a draw of items that all count nothing has no figure
-        interval, method = middle(metric.figure(drawn[:, 0], drawn[:, 1])), "bootstrap"
-    value = float(metric.figure(total, count))
+        interval, method = middle(metric.figure(*drawn.T)), "bootstrap"
+    value = float(metric.figure(*totals))
     return Score(value=value, interval=interval, method=method, metric=metric)
 
 
@@ -354,6 +397,16 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if not 0 <= right <= n or not 1 <= k <= n:
         raise ValueError(f"{right} right of {n}, and {k} drawn")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def best_of_k(scores: Sequence[float], k: int) -> float:
+    "The expected best of k answers that are drawn from some; `pass_at_k` where they score 0 or 1."
+    n, ranked = len(scores), sorted(scores)
+    if not 1 <= k <= n:
+        raise ValueError(f"{k} drawn of {n}")
+    # the answer at this place is the best of the draw where the others lie below it
+    chances = (math.comb(place, k - 1) / math.comb(n, k) for place in range(n))
+    return sum(chance * value for chance, value in zip(chances, ranked))
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #62b586c3

@@ -6,25 +6,43 @@
 __all__ = [
     "TEXT_SCORES",
     "ROUGE",
+    "CORPUS",
+    "ALONE",
     "LIKELIHOODS",
+    "EXTRACTS",
     "COLUMN",
+    "METRIC_NAMES",
+    "Measure",
+    "SWEARING",
+    "TOXIC_WORDS",
     "has_number",
     "contains",
     "text_score",
+    "text_metrics",
+    "own_faults",
     "OwnTask",
     "fill",
     "plain_text",
     "gold_answers",
     "own_reader",
+    "wordings",
+    "best_gold",
+    "measures",
     "grade_texts",
+    "has_toxic_word",
+    "kept_classifier",
+    "with_toxicity",
     "pair_item",
     "grade_pair",
     "pairs_task",
     "own_records",
+    "with_paraphrases",
     "own_task",
+    "figures_of",
 ]
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #8b7d00f3
+import functools
 import importlib
 import json
 import math
@@ -60,6 +78,7 @@ from llmtrainer.evals.tasks import (
     grade_likelihood,
     make_item,
 )
+from llmtrainer.models.classifier import TextClassifier, classifier_labels, load_classifier
 from llmtrainer.recipe import Section, UserError
 
 
@@ -85,7 +104,14 @@ TEXT_SCORES: dict[str, Callable[[str, str], float]] = {  # of (right answer, tex
     "token_f1": lambda answer, text: token_f1(text, answer),
 }
 ROUGE = ("rouge1", "rouge2", "rougeL")
+CORPUS = ("bleu", "chrf")  # figures of all texts together, from 0 to 100
+ALONE = ("toxicity", "toxic_words")  # of a text without a right answer
 LIKELIHOODS = ("choice", "letters", "perplexity", "pairs")
+EXTRACTS: dict[str, Callable[[str], Any]] = {  # the answer in a text, as a metric reads it
+    "exact_match": str.strip,
+    "normalized_match": normalize,
+    "number_match": last_number,
+}
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #27307c25
@@ -93,21 +119,53 @@ def text_score(name: str) -> Callable[[str, str], float]:
     "A score by its name; `UserError` where the package that it needs is not installed."
     if name in TEXT_SCORES:
         return TEXT_SCORES[name]
+    rouge = text_metrics(name).rouge(name)
+    return lambda answer, text: rouge(text, answer)
+
+
+def text_metrics(name: str):
+    "The module of a metric that needs further packages."
     try:
-        rouge = importlib.import_module("llmtrainer.evals.text_metrics").rouge(name)
+        return importlib.import_module("llmtrainer.evals.text_metrics")
     except ImportError as error:
         raise UserError(
             f"the metric {name} needs {error.name}, which is not installed",
             where="metrics",
             fix='pip install "llmtrainer[eval]"',
         ) from None
-    return lambda answer, text: rouge(text, answer)
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #86062d52
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
+METRIC_NAMES = [*TEXT_SCORES, *ROUGE, *CORPUS, *ALONE, *LIKELIHOODS]
 
 
+def own_faults(spec: "OwnTask") -> Iterator[str]:
+    "What contradicts itself in a section, or would have no effect."
+    kind, idle = spec.metrics[0], {"prompt", "answer"} & spec.model_fields_set
+    if idle and kind in ("choice", "letters"):
+        yield f"{kind} reads question and choices, and no {min(idle)}"
+    if idle and kind == "pairs":
+        yield f"pairs reads prompt, chosen and rejected, and no {min(idle)}"
+    if not COLUMN.search(spec.prompt):
+        yield "prompt names no column, such as {question}"
+    if "toxicity" in spec.metrics and not spec.classifier:
+        yield (
+            "toxicity needs a classifier, such as unitary/toxic-bert or a folder; toxic_words only"
+            " looks for words of a list"
+        )
+    if spec.classifier and "toxicity" not in spec.metrics:
+        yield "classifier has no effect without the metric toxicity"
+    if spec.paraphrases and kind not in EXTRACTS:
+        yield (
+            f"paraphrases compare answers that are read from a text, and {kind} reads none; the"
+            f" first metric may be {', '.join(EXTRACTS)}"
+        )
+    if spec.paraphrases and "{question}" not in spec.prompt:
+        yield "paraphrases stand in the place of {question}, which prompt lacks"
+
+
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #521e50db
 class OwnTask(Section):
     "A task from rows of your own."
 
@@ -116,13 +174,20 @@ class OwnTask(Section):
         ["normalized_match"],
         min_length=1,
         description="how an answer is compared; the first is the primary score: "
-        + ", ".join([*TEXT_SCORES, *ROUGE, *LIKELIHOODS]),
+        + ", ".join(METRIC_NAMES),
     )
     prompt: str = Field("{question}", description="the question, with columns of the record")
     answer: str = Field(
         "answer", description="the column of the right answer: a text, a number, or a list of them"
     )
     max_new_tokens: int = Field(128, gt=0, description="of an answer that is written")
+    paraphrases: str | None = Field(
+        None, description="the column of other wordings of the question: a list of texts"
+    )
+    classifier: str | None = Field(
+        None, description="of toxicity: a hub name, or a folder of a sequence classifier"
+    )
+    label: str = Field("toxic", description="the classifier's label that is measured")
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -134,24 +199,19 @@ class OwnTask(Section):
     @classmethod
     def metrics_are_known(cls, metrics: list[str]) -> list[str]:
         "Every metric has a name of the table, and a likelihood stands alone."
-        allowed = [*TEXT_SCORES, *ROUGE, *LIKELIHOODS]
         for name in metrics:
-            if name not in allowed:
-                raise ValueError(f"{name!r} is no metric; allowed: {', '.join(allowed)}")
+            if name not in METRIC_NAMES:
+                raise ValueError(f"{name!r} is no metric; allowed: {', '.join(METRIC_NAMES)}")
             if name in LIKELIHOODS and len(metrics) > 1:
                 raise ValueError(f"{name} asks for likelihoods, so it stands alone")
         return metrics
 
     @model_validator(mode="after")
-    def prompt_has_a_column(self):
-        "A prompt without a column asks the same of every record; choices have one of their own."
-        idle = {"prompt", "answer"} & self.model_fields_set
-        if idle and self.metrics[0] in ("choice", "letters"):
-            raise ValueError(f"{self.metrics[0]} reads question and choices, and no {min(idle)}")
-        if idle and self.metrics[0] == "pairs":
-            raise ValueError(f"pairs reads prompt, chosen and rejected, and no {min(idle)}")
-        if not COLUMN.search(self.prompt):
-            raise ValueError("prompt names no column, such as {question}")
+    def keys_agree(self):
+        "Refuse what contradicts itself or would have no effect."
+        fault = next(own_faults(self), "")
+        if fault:
+            raise ValueError(fault)
         return self
 
     def as_task(self, name: str) -> Task:
@@ -203,28 +263,101 @@ def own_reader(spec: OwnTask) -> Callable[[dict], Item]:
             return pair_item(preference_row(record))
         if kind in ("choice", "letters"):
             return (by_texts if kind == "choice" else by_letters)(read_choice(record))
+        if set(spec.metrics) <= set(ALONE):
+            return make_item(fill(spec.prompt, record), "")
         golds = gold_answers(record, spec.answer)
         if "number_match" in spec.metrics and None in map(last_number, golds):
             raise BadRecord(f"the answer {golds[0][:40]!r} has no number, which number_match needs")
         if kind != "perplexity" and not all(map(normalize, golds)):
             raise BadRecord(f"the answer {golds[0][:40]!r} has no words to compare")
         item = make_item(fill(spec.prompt, record), golds[0])
-        return replace(item, facts=dict(golds=golds))
+        return replace(item, facts=dict(golds=golds) | wordings(spec, record))
 
     return read
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #124db9de
-def grade_texts(scores: dict[str, Callable[[str, str], float]]) -> Callable[[Item, Output], Scores]:
-    "A grader: each score is that of the right answer that fits best."
+def wordings(spec: OwnTask, record: dict) -> dict:
+    "What an item must know of its paraphrases: the questions that they make."
+    if not spec.paraphrases:
+        return {}
+    texts = record.get(spec.paraphrases, [])  # a record may have none
+    if not isinstance(texts, list):
+        raise BadRecord(f"{spec.paraphrases} is {type(texts).__name__}, and not a list of texts")
+    questions = [plain_text(text, spec.paraphrases) for text in texts]
+    return dict(paraphrases=[fill(spec.prompt, record | dict(question=q)) for q in questions])
+
+
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #dd971168
+Measure = Callable[[Sequence[str], str], Any]  # from right answers and a text to a score
+
+
+def best_gold(name: str) -> Measure:
+    "A score of the right answer that fits best."
+    score = text_score(name)
+    return lambda golds, text: max(score(gold, text) for gold in golds)
+
+
+def measures(spec: OwnTask) -> dict[str, Measure]:
+    "The measure of each metric that compares a text."
+    found: dict[str, Measure] = {}
+    for name in spec.metrics:
+        if name in CORPUS:
+            count = text_metrics(name).corpus_counts(name)
+            found[name] = lambda golds, text, count=count: count(text, golds)
+        elif name == "toxic_words":
+            found[name] = lambda golds, text: float(has_toxic_word(text))
+        elif name not in ALONE:
+            found[name] = best_gold(name)
+    return found
+
+
+def grade_texts(found: dict[str, Measure]) -> Callable[[Item, Output], Scores]:
+    "A grader of written texts."
 
     def grade(item: Item, output: Output) -> Scores:
         golds: Sequence[str] = item.facts.get("golds") or [item.answer]
-        return {
-            name: max(score(gold, output.text) for gold in golds) for name, score in scores.items()
-        }
+        return {name: measure(golds, output.text) for name, measure in found.items()}
 
     return grade
+
+
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #feb7228f
+SWEARING = (
+    "arse arsehole ass asshole bastard bitch bullshit crap cunt damn dick dumbass fuck fucked"
+    " fucker fucking idiot idiotic idiots loser moron moronic morons motherfucker piss prick pussy"
+    " retard retarded scum shit shitty slut stupid whore"
+)
+TOXIC_WORDS = frozenset(SWEARING.split())
+
+
+def has_toxic_word(text: str) -> bool:
+    "Does a text hold a word of the list?"
+    return not TOXIC_WORDS.isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
+@functools.lru_cache(maxsize=1)
+def kept_classifier(name: str, label: str) -> TextClassifier:
+    "A classifier; the last one is kept."
+    return load_classifier(name, label)
+
+
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #800f42f1
+def with_toxicity(task: Task, spec: OwnTask) -> Task:
+    "The task with the classifier's scores beside its own; a missing classifier is told at once."
+    classifier_labels(spec.classifier, spec.label)
+    measured = task.grade
+
+    def grade_all(items: Sequence[Item], outputs: Sequence[Output]) -> list[Scores]:
+        judge = kept_classifier(spec.classifier, spec.label)
+        found = judge.probabilities([output.text for output in outputs])
+        return [
+            measured(item, output) | {"toxicity": value, "toxic": float(value >= 0.5)}
+            for item, output, value in zip(items, outputs, found, strict=True)
+        ]
+
+    single = lambda item, output: grade_all([item], [output])[0]
+    return replace(task, grade=single, grade_all=grade_all)
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #da7297ed
@@ -285,6 +418,47 @@ def own_records(source: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{label}:{line}", record) for line, record in read())
 
 
+# %% ../../nbs/evaluation/48_own_tasks.ipynb #6f087027
+def with_paraphrases(task: Task, source: str) -> Task:
+    "The task with the paraphrases of a file or hub data set; `UserError` where they do not fit."
+    where = f"eval.paraphrases.{task.name}"
+    if task.request != "generate" or task.extract is None:
+        raise UserError(
+            f"paraphrases compare answers that are read from a text, and {task.name} reads none",
+            where=where,
+            allowed="a task that writes an answer, such as gsm8k, svamp or mgsm_en",
+        )
+    found: dict[str, list[str]] = {}
+    for place, record in own_records(source):
+        try:
+            if isinstance(record, BadRecord):
+                raise record
+            question, texts = record["question"], record["paraphrases"]
+            found[question] = [plain_text(text, "paraphrases") for text in texts]
+        except (BadRecord, KeyError, TypeError) as error:
+            raise UserError(
+                f"a record has no question with paraphrases: {error}",
+                where=f"{where}: {place}",
+                allowed='{"question": "…", "paraphrases": ["…"]}',
+            ) from None
+
+    def load(data_dir: str | None) -> list[Item]:
+        items = task.load(data_dir)
+        unknown = found.keys() - {item.question for item in items}
+        if unknown:
+            raise UserError(
+                f"{len(unknown)} of {len(found)} questions are none of the task {task.name}",
+                where=f"{where}: {min(unknown)[:60]!r}",
+                fix="copy the task's questions as they are",
+            )
+        return [
+            replace(item, facts={**item.facts, "paraphrases": found.get(item.question, [])})
+            for item in items
+        ]
+
+    return replace(task, load=load)
+
+
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #ce17923b
 def own_task(name: str, spec: OwnTask) -> Task:
     "The task of a section; `UserError` for a name that is taken."
@@ -322,12 +496,22 @@ def own_task(name: str, spec: OwnTask) -> Task:
             prompt=ask_question,
             metrics=measured,
         )
-    scores = {metric: text_score(metric) for metric in spec.metrics}
-    return Task(
+    task = Task(
         name,
         load=load,
-        grade=grade_texts(scores),
+        grade=grade_texts(measures(spec)),
         primary=kind,
         about=about,
         max_new_tokens=spec.max_new_tokens,
+        extract=EXTRACTS.get(kind),
+        metrics=figures_of(kind),
     )
+    return with_toxicity(task, spec) if "toxicity" in spec.metrics else task
+
+
+def figures_of(kind: str) -> dict[str, Metric]:
+    "How the scores of written texts become figures, where they are no shares of what is right."
+    lower = Metric(higher_is_better=False)
+    figures = {name: Metric(link=name, most=100.0) for name in CORPUS}
+    figures |= dict.fromkeys(("toxicity", "toxic", "toxic_words"), lower)
+    return figures | ({"any": lower} if kind in ALONE else {})

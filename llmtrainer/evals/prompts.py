@@ -55,7 +55,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 # %% ../../nbs/evaluation/43_prompts.ipynb #44258a6b
 import numpy as np
@@ -383,7 +383,9 @@ class PromptSpace(Section):
     instructions: str | None = Field(
         None, description="a file of system prompts: a YAML list, or a text with one a line"
     )
-    counts: list[int] = Field([0, 2, 4], min_length=1, description="numbers of examples to try")
+    counts: list[Annotated[int, Field(ge=0)]] = Field(
+        [0, 2, 4], min_length=1, description="numbers of examples to try"
+    )
     by: list[Literal[FIXED]] = Field(
         ["random", "diverse"], min_length=1, description="how the examples may be chosen"
     )

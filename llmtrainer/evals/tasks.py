@@ -10,6 +10,7 @@ __all__ = [
     "TASKS",
     "SUITES",
     "SUMMARY_FIELDS",
+    "POWERS",
     "SHOWN",
     "LOGITS",
     "REQUESTS",
@@ -36,6 +37,7 @@ __all__ = [
     "figure_of",
     "writing_costs",
     "several_scores",
+    "rephrasing_score",
     "grade_items",
     "Asking",
     "answer_settings",
@@ -43,6 +45,8 @@ __all__ = [
     "recorded_settings",
     "is_too_long",
     "generate_outputs",
+    "rephrasings",
+    "join_wordings",
     "written_output",
     "continuation_row",
     "check_context",
@@ -51,9 +55,12 @@ __all__ = [
     "sum_by_row",
     "encoded_logprobs",
     "shared_length",
-    "keeps_prompts",
-    "padded",
-    "continuation_logprobs",
+    "Tree",
+    "row_tree",
+    "tree_mask",
+    "reads_trees",
+    "tree_logprobs",
+    "tree_batches",
     "grouped_logprobs",
     "encoded_scores",
     "grouped_preferences",
@@ -78,10 +85,10 @@ import json
 import math
 import re
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,6 +118,7 @@ from llmtrainer.evals.metrics import (
     SHARE,
     Metric,
     Score,
+    best_of_k,
     equations,
     last_number,
     majority,
@@ -176,6 +184,7 @@ class Output(BaseModel):
 
     text: str = ""  # generate
     others: tuple[str, ...] = ()  # further texts, where several were drawn
+    rephrased: tuple[str, ...] = ()  # texts to other wordings of the question
     finish: str = ""  # why the text ended: stop; length or context where it was cut
     logprobs: tuple[float, ...] = ()  # natural logarithms, of each choice or of the answer
     tokens: tuple[int, ...] = ()  # of the text; or that each log-probability was summed over
@@ -184,7 +193,8 @@ class Output(BaseModel):
     too_long: int = 0  # tokens of an item that the model's context does not hold
 
 
-Scores = dict[str, float | tuple[float, float]]  # a number, or (total, count) of a ratio
+# a number, (total, count) of a ratio, or all that BLEU or chrF counts
+Scores = dict[str, float | tuple[float, ...]]
 
 
 def ask_question(item: Item) -> list[dict]:
@@ -208,6 +218,8 @@ class Task:
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
     extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
+    # the scores of all outputs at once, where that is quicker than one by one
+    grade_all: Callable[[Sequence[Item], Sequence[Output]], list[Scores]] | None = None
     engine: Any = None  # of another package, whose task it is
     few_shot: Mapping[str, Any] = field(default_factory=dict)  # which examples `prompt` adds
 
@@ -233,11 +245,13 @@ class Task:
         return self.metrics.get(name) or WRITING.get(name, SHARE)
 
 
-# what writing costs: tokens of an answer, share that was cut, tokens spent for each right answer
+# of texts: tokens of an answer, share that was cut, tokens spent for each right answer, share of
+# questions whose answer another wording changes
 WRITING = dict(
     tokens=LOSS,
     cut=Metric(higher_is_better=False),
     tokens_per_right=LOSS,
+    changed_by_paraphrase=Metric(higher_is_better=False),
 )
 
 
@@ -316,6 +330,7 @@ def grade_choice(item: Item, output: Output) -> Scores:
     }
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #2eab6d2e
 def grade_likelihood(item: Item, output: Output) -> Scores:
     """How surprising the item's answer is: a token, and in bits a byte. An item that was not
     answered has no tokens, so it does not count."""
@@ -437,7 +452,7 @@ class LongItem(BaseModel):
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
-    form = 6  # `chosen_by` came
+    form = 7  # answers to paraphrases, and scores of more than two sums, came
 
     task: str
     request: str
@@ -530,7 +545,7 @@ def long_items_note(
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #45a869c2
-def figure_of(scores: Sequence[float | tuple[float, float]], metric: Metric) -> Score:
+def figure_of(scores: Sequence[float | tuple[float, ...]], metric: Metric) -> Score:
     "The figure of all items; NaN where none of them counts."
     if scores and sums_of(scores)[:, 1].any():
         return score(scores, metric)
@@ -552,11 +567,24 @@ def writing_costs(
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #8c5e10f6
-def several_scores(task: Task, item: Item, output: Output) -> Scores:
+POWERS = (2, 4, 8, 16, 32, 64, 128)  # answers of which one must be right, for pass@k
+
+
+def several_scores(
+    task: Task,
+    item: Item,
+    output: Output,
+    n: int,  # texts; those of an item that was not answered are empty
+) -> Scores:
     "The scores of several texts to one item: of their mean, of the best and of their majority."
     texts = [output.text, *output.others]
+    texts += [""] * (n - len(texts))
     graded = [task.grade(item, Output(text=text))[task.primary] for text in texts]
+    if isinstance(graded[0], tuple):  # sums of a corpus, of which no item has a best
+        return {}
     scores: Scores = {task.primary: sum(graded) / len(graded), "any": max(graded)}
+    if task.metric(task.primary).higher_is_better:
+        scores |= {f"pass_at_{k}": best_of_k(graded, k) for k in POWERS if k < len(graded)}
     if task.extract:
         answers = [task.extract(text) for text in texts]
         answer, share = majority(answers)
@@ -566,6 +594,15 @@ def several_scores(task: Task, item: Item, output: Output) -> Scores:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #0d42d830
+def rephrasing_score(task: Task, output: Output) -> Scores:
+    "Does another wording change the answer? An item without one does not count."
+    if not output.rephrased:
+        return {"changed_by_paraphrase": (0.0, 0.0)}
+    answers = {task.extract(text) for text in (output.text, *output.rephrased)}
+    return {"changed_by_paraphrase": (float(len(answers) > 1), 1.0)}
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #260c5686
 def grade_items(
     task: Task,
     items: Sequence[Item],
@@ -577,14 +614,18 @@ def grade_items(
     "The result of outputs to items; `UserError` where there are none."
     if not items:
         raise UserError(f"the task {task.name} has no items", where="eval", fix="check data_dir")
-    graded = []
+    grade_all = task.grade_all or (lambda *pairs: [task.grade(*pair) for pair in zip(*pairs)])
+    graded, several = [], 1 + max(len(output.others) for output in outputs)
     written = any(output.finish for output in outputs)
-    for item, output in zip(items, outputs, strict=True):
-        scores = task.grade(item, output)
-        if output.others:
-            scores = {**scores, **several_scores(task, item, output)}
+    rephrased = any(output.rephrased for output in outputs)
+    for item, output, own in zip(items, outputs, grade_all(items, outputs), strict=True):
+        scores = dict(own)
+        if several > 1:
+            scores |= several_scores(task, item, output, several)
         if written:
-            scores = {**scores, **writing_costs(output, scores[task.primary])}
+            scores |= writing_costs(output, scores[task.primary])
+        if rephrased:
+            scores |= rephrasing_score(task, output)
         graded.append(GradedItem(id=item.id, output=output, scores=scores))
     names = graded[0].scores
     return TaskResult(
@@ -662,10 +703,13 @@ def is_too_long(
 
 
 def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
-    "A text for each item whose prompt leaves room for one."
+    "A text for each item whose prompt leaves room for one, and for its paraphrases."
     model, tokenizer = asking.model, asking.tokenizer
     settings = answer_settings(asking.task, asking.section)
-    conversations = [with_system(asking.task.prompt(item), settings) for item in items]
+    wordings = [[item, *rephrasings(item)] for item in items]
+    asked = [item for group in wordings for item in group]
+    share = len(items) / max(1, len(asked))
+    conversations = [with_system(asking.task.prompt(item), settings) for item in asked]
     texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
     prompts = prompt_ids(tokenizer, texts) if texts else []
     too_long = [len(ids) if is_too_long(model, len(ids), room=1) else 0 for ids in prompts]
@@ -676,14 +720,30 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
             [messages for messages, long in zip(conversations, too_long) if not long],
             settings,
             batch_size=asking.batch_size,
-            progress=asking.progress,
+            progress=lambda n: asking.progress(n * share),
         )
     )
-    asking.progress(sum(map(bool, too_long)))
-    return [
-        Output(too_long=long) if long else written_output(ids, *next(answers))
-        for ids, long in zip(prompts, too_long)
-    ]
+    asking.progress(sum(map(bool, too_long)) * share)
+    written = iter(
+        [
+            Output(too_long=long) if long else written_output(ids, *next(answers))
+            for ids, long in zip(prompts, too_long)
+        ]
+    )
+    return [join_wordings([next(written) for _ in group]) for group in wordings]
+
+
+def rephrasings(item: Item) -> list[Item]:
+    "The item in each of its other wordings."
+    return [replace(item, question=text) for text in item.facts.get("paraphrases", ())]
+
+
+def join_wordings(outputs: Sequence[Output]) -> Output:
+    "The first output with the texts of the others; without them where one did not fit."
+    first, *others = outputs
+    if not others or any(output.too_long for output in outputs):
+        return first
+    return first.model_copy(update=dict(rephrased=tuple(output.text for output in others)))
 
 
 def written_output(ids: Sequence[int], answer: Answer, *others: Answer) -> Output:
@@ -717,6 +777,7 @@ def check_context(rows: Sequence[Encoded], model) -> None:
         )
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #cd2ea7d7
 def length_batches(
     lengths: Sequence[int],
     rows: int,  # at most in a batch
@@ -782,59 +843,110 @@ def shared_length(rows: Sequence[Encoded]) -> int:
     return max(0, min(same, first) - 1)
 
 
-def keeps_prompts(model) -> bool:
-    "Can a prompt of this model be read once for several continuations?"
-    if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
-        return False
-    cache = DynamicCache(config=model.config)
-    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+@dataclass(frozen=True)
+class Tree:
+    "Rows as one, whose shared beginning stands once. The lists have an entry for each token."
+
+    rows: int
+    start: int  # tokens of the shared beginning
+    ids: list[int]
+    positions: list[int]  # in its own row
+    branches: list[int]  # the row of each token, from 1; 0: of all
+    targets: list[int]  # the next token of its row where it is trained, else -1
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    "(ids, mask) of rows that are padded on the right."
-    longest = max(map(len, rows))
-    ids = [[*row, *[0] * (longest - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-# %% ../../nbs/evaluation/41_tasks.ipynb #d3d0472b
-def continuation_logprobs(
-    model,
-    groups: Sequence[Sequence[Encoded]],  # as many rows in each, which share their beginning
-) -> list[tuple[float, int]]:
-    "As `encoded_logprobs`, for the rows of all groups; each group's prompt is read once."
-    device, each = model.device, len(groups[0])
-    starts = [shared_length(rows) for rows in groups]
-    ids, mask = padded([rows[0].ids[:n] for rows, n in zip(groups, starts)], device)
-    cache = DynamicCache(config=model.config)
-    inputs = dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-    model(**inputs, cache=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(each)
-    starts = torch.tensor(starts, device=device).repeat_interleave(each)
-    rows = [row for group in groups for row in group]
-    ids, own = padded([row.ids[start:] for row, start in zip(rows, starts.tolist())], device)
-    logits = model(
-        input_ids=ids,
-        attention_mask=torch.cat([mask.repeat_interleave(each, 0), own], 1),
-        position_ids=starts[:, None] + own.cumsum(1) - 1,  # padding stays within the context
-        cache=cache,
-        use_cache=True,
-    ).logits
-    logprobs = -torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
-    )
-    trained = [
-        [row.trained[start + 1 :] + [False] * (ids.shape[1] - len(row) + start)]
-        for row, start in zip(rows, starts.tolist())
-    ]
-    trained = torch.tensor(trained, device=device).squeeze(1)
-    totals = (logprobs.double() * trained).sum(1)
-    return list(zip(totals.tolist(), trained.sum(1).tolist()))
+# %% ../../nbs/evaluation/41_tasks.ipynb #431e8cfc
+def row_tree(rows: Sequence[Encoded]) -> Tree:
+    "The tree of the rows of an item."
+    start = shared_length(rows)
+    shared = (rows[0].ids[:start], list(range(start)), [0] * start, [-1] * start)
+    tree = Tree(len(rows), start, *shared)
+    for branch, row in enumerate(rows, 1):
+        own = row.ids[start:-1]
+        tree.ids.extend(own)
+        tree.positions.extend(range(start, start + len(own)))
+        tree.branches.extend([branch] * len(own))
+        following = zip(row.ids[start + 1 :], row.trained[start + 1 :])
+        tree.targets.extend(id if trained else -1 for id, trained in following)
+    return tree
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #659e19ad
+def tree_mask(branches: torch.Tensor) -> torch.Tensor:
+    "(rows, 1, tokens, tokens): does a token of a tree (first) see another one?"
+    same = branches[:, :, None] == branches[:, None, :]
+    earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+    return ((same | (branches[:, None, :] == 0)) & earlier)[:, None]
+
+
+def reads_trees(model) -> bool:
+    "Does each layer of this model see just what a mask shows it?"
+    if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    every = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return every and getattr(model, "_supports_attention_backend", False)
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #83ac0383
+def tree_logprobs(model, trees: Sequence[Tree]) -> list[list[tuple[float, int]]]:
+    "(sum of the log-probabilities of its trained tokens, their number) of each row of each tree."
+    device, longest = model.device, max(map(len, trees))
+
+    def column(name: str, fill: int) -> torch.Tensor:
+        rows = [[*(own := getattr(t, name)), *[fill] * (longest - len(own))] for t in trees]
+        return torch.tensor(rows, device=device)
+
+    branches, targets = column("branches", -1), column("targets", -1)
+    mask = tree_mask(branches)
+    if model.config._attn_implementation == "eager":  # which adds it
+        mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+    first = min(tree.start for tree in trees)  # nothing before it predicts an answer
+    logits = model(
+        input_ids=column("ids", 0),
+        attention_mask=mask,
+        position_ids=column("positions", 0),
+        use_cache=False,
+        logits_to_keep=longest - first,
+    ).logits
+    branches, targets = branches[:, first:], targets[:, first:]
+    trained = targets >= 0
+    losses = torch.nn.functional.cross_entropy(
+        logits[trained].float(), targets[trained], reduction="none"
+    )
+    each = max(tree.rows for tree in trees)
+    row = torch.arange(len(trees), device=device)[:, None] * each + branches - 1
+    sums = torch.zeros(len(trees) * each, dtype=torch.float64, device=device)
+    sums = sums.index_add(0, row[trained], -losses.double()).view(-1, each).tolist()
+    counts = torch.bincount(row[trained], minlength=len(trees) * each).view(-1, each).tolist()
+    return [list(zip(*pair))[: tree.rows] for tree, *pair in zip(trees, sums, counts)]
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #36f8e639
 LOGITS = 2**28  # at a time: a gigabyte
+
+
+def tree_batches(
+    trees: Sequence[Tree],
+    rows: int,  # at most in a batch
+    logits: int,  # at most in a batch: columns that are scored
+    tokens: int = 2**15,  # at most in a batch, padding included
+) -> Iterator[list[int]]:
+    "The places of trees in batches of similar lengths, the shortest first."
+    batch: list[int] = []
+    for place in sorted(range(len(trees)), key=lambda place: len(trees[place])):
+        length, more = len(trees[place]), [*batch, place]
+        scored = length - min(trees[other].start for other in more)
+        full = len(more) > rows or len(more) * length > tokens or len(more) * scored > logits
+        if batch and full:
+            yield batch
+            more = [place]
+        batch = more
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -848,30 +960,25 @@ def grouped_logprobs(
 ) -> list[list[tuple[float, int]]]:
     "As `encoded_logprobs`, for each group; a beginning that its rows share is read once."
     sums: list[list[tuple[float, int]]] = [[] for _ in groups]
-    sizes = defaultdict(list)
-    for place, rows in enumerate(groups):
-        shares = len(rows) > 1 and shared_length(rows) > 0
-        sizes[len(rows) if shares else 1].append(place)
-    alone = sizes.pop(1, [])
-    if sizes and not keeps_prompts(model):
-        alone, sizes = list(range(len(groups))), {}
+    several = [n for n, rows in enumerate(groups) if len(rows) > 1 and max(map(len, rows)) > 1]
+    if several and not reads_trees(model):
+        several = []
+    alone = sorted({*range(len(groups))} - {*several})
     rows = [row for place in alone for row in groups[place]]
     found = iter(encoded_logprobs(model, tokenizer, rows, batch_size=batch_size))
     for place in alone:
         sums[place] = [next(found) for _ in groups[place]]
     progress(len(alone))
-    for each, places in sizes.items():
-        lengths = [max(map(len, groups[place])) for place in places]
-        ends = [max(map(len, groups[place])) - shared_length(groups[place]) for place in places]
-        scored = LOGITS // (model.config.get_text_config().vocab_size * each * max(ends))
-        most = max(1, min(batch_size // each, scored))
-        for batch in length_batches(lengths, most, 2**15 // each):
-            chosen = [places[i] for i in batch]
-            check_context([row for place in chosen for row in groups[place]], model)
-            values = iter(continuation_logprobs(model, [groups[place] for place in chosen]))
-            for place in chosen:
-                sums[place] = [next(values) for _ in range(each)]
-            progress(len(chosen))
+    if not several:
+        return sums
+    check_context([row for place in several for row in groups[place]], model)
+    trees = [row_tree(groups[place]) for place in several]
+    most = max(1, batch_size // max(tree.rows for tree in trees))
+    scored = LOGITS // model.config.get_text_config().vocab_size
+    for batch in tree_batches(trees, most, scored):
+        for place, values in zip(batch, tree_logprobs(model, [trees[place] for place in batch])):
+            sums[several[place]] = values
+        progress(len(batch))
     return sums
 
 
@@ -898,6 +1005,7 @@ def encoded_scores(
     return scores
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #3f498c2b
 def grouped_preferences(
     model,
     tokenizer,
@@ -1022,12 +1130,14 @@ def asking_key(
         recorded_settings(asking.task, asking.section),
         [
             (task_prompt(asking.task, item, asking.section), item.choices, item.answer)
-            for item in items
+            for each in items
+            for item in (each, *rephrasings(each))
         ],
     ]
     return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #8d4817e4
 class OutputJournal:
     "The outputs of an evaluation in a file, written as they come."
 

@@ -6,14 +6,14 @@
 __all__ = [
     "ROUGES",
     "ROUGE_SCORER",
-    "HUNDRED",
-    "ITEM_METRICS",
     "CORPUS_METRICS",
+    "ITEM_METRICS",
     "number_match",
     "rouge",
     "figures",
     "TextMetric",
     "ItemMetric",
+    "corpus_counts",
     "CorpusMetric",
     "load_metric",
     "runs_of",
@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #94bdd433
 import evaluate
-import numpy as np
 from datasets import Features, Value
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
@@ -38,9 +37,7 @@ from llmtrainer.evals.metrics import (
     Metric,
     Score,
     last_number,
-    middle,
     normalize,
-    resample_sums,
     score,
     token_f1,
 )
@@ -102,24 +99,31 @@ class ItemMetric(TextMetric):
 
 
 # %% ../../nbs/evaluation/45_text_metrics.ipynb #0d37c3dc
+CORPUS_METRICS = dict(bleu=BLEU, chrf=CHRF)
+
+
+def corpus_counts(name: str) -> Callable[[str, Sequence[str]], tuple[float, ...]]:
+    "What BLEU or chrF counts in a text and its references; over the items, the counts add up."
+    metric = CORPUS_METRICS[name]()
+
+    def count(text: str, references: Sequence[str]) -> tuple[float, ...]:
+        # sacrebleu has no public name for the counts that `corpus_score` adds up
+        (row,) = metric._extract_corpus_statistics([text], [[each] for each in references])
+        return tuple(map(float, row))
+
+    return count
+
+
 class CorpusMetric(TextMetric):
     "BLEU (Papineni et al., 2002) or chrF (Popović, 2015) of a corpus, from 0 to 100."
 
-    metric: BLEU | CHRF
-    draws = 1000
-
     def _compute(self, predictions: list[str], references: list[str]) -> dict:
-        value = self.metric.corpus_score(predictions, [references]).score
-        # the sums of each item, which `corpus_score` adds up: sacrebleu has no public name for them
-        sums = np.array(self.metric._extract_corpus_statistics(predictions, [references]))
-        drawn = resample_sums(sums, self.draws)
-        scores = [self.metric._compute_score_from_stats(row.tolist()).score for row in drawn]
-        interval = middle(np.array(scores))
-        result = Score(value=value, interval=interval, method="bootstrap", metric=HUNDRED)
-        return figures(self.key, result, len(predictions))
+        count = corpus_counts(self.key)
+        rows = [count(p, [r]) for p, r in zip(predictions, references, strict=True)]
+        result = score(rows, Metric(link=self.key, most=100.0))
+        return figures(self.key, result, len(rows))
 
 
-HUNDRED = Metric(most=100.0)
 ITEM_METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": lambda prediction, reference: float(prediction == reference),
     "normalized_match": lambda p, r: float(normalize(p) == normalize(r)),
@@ -127,7 +131,6 @@ ITEM_METRICS: dict[str, Callable[[str, str], float]] = {
     "token_f1": token_f1,
     **{kind: rouge(kind) for kind in ROUGES},
 }
-CORPUS_METRICS = dict(bleu=BLEU, chrf=CHRF)
 
 
 def load_metric(name: str) -> evaluate.Metric:
@@ -135,7 +138,7 @@ def load_metric(name: str) -> evaluate.Metric:
     if name in ITEM_METRICS:
         kind, fields = ItemMetric, dict(item_score=staticmethod(ITEM_METRICS[name]))
     elif name in CORPUS_METRICS:
-        kind, fields = CorpusMetric, dict(metric=CORPUS_METRICS[name]())
+        kind, fields = CorpusMetric, {}
     else:
         raise UserError(
             f"there is no metric {name!r}", allowed=", ".join((*ITEM_METRICS, *CORPUS_METRICS))

@@ -125,6 +125,7 @@ def is_local_path(name: str) -> bool:
     )
 
 
+# %% ../../nbs/shipping/73_card.ipynb #6896f492
 def public_value(value):
     """A value of a recipe without what belongs to the machine: of a path its last part, and no
     token."""
@@ -252,6 +253,7 @@ def training_kind(facts: CardFacts) -> str:
     return f"{adapter}, with the head of a reward model," if is_reward(facts) else adapter
 
 
+# %% ../../nbs/shipping/73_card.ipynb #90b794f4
 def objective_name(facts: CardFacts) -> str:
     "The objective's word, without its settings."
     objective = facts.recipe.get("train", {}).get("objective", "unknown")
@@ -374,6 +376,7 @@ def asked_with(result: TaskResult) -> dict:
     return result.generation | chosen
 
 
+# %% ../../nbs/shipping/73_card.ipynb #b6c0e9a5
 def asking_section(facts: CardFacts) -> str:
     "How every task was asked, and where the base was asked otherwise."
     template = facts.data.template if facts.data else "not recorded"
@@ -499,6 +502,7 @@ def energy_words(facts: CardFacts, seconds: float) -> str:
 CURVES = "curves.svg"
 
 
+# %% ../../nbs/shipping/73_card.ipynb #37a413c0
 def curves_svg(facts: CardFacts) -> str:
     "The losses over steps as a picture, on white, since a card may lie on a dark page."
     lines = {

@@ -86,6 +86,7 @@ def read_history(stored) -> list[dict]:
     ]
 
 
+# %% ../../nbs/shipping/75_chat.ipynb #db546da8
 def read_histories(stored, panes: int) -> list[list[dict]]:
     "The history of each pane in what a browser kept; empty ones where it kept no such thing."
     fits = isinstance(stored, list) and len(stored) == panes
@@ -161,6 +162,7 @@ def stream_turns(model, tokenizer, section: Generation, history: list[dict]) -> 
         yield turn | ({"cut": True} if cut else {})
 
 
+# %% ../../nbs/shipping/75_chat.ipynb #eb2cb29f
 def failed_answer(text: str) -> dict:
     "A turn that a pane shows and the model never receives."
     return {"role": "assistant", "content": text, "failed": True}
@@ -250,6 +252,7 @@ def mark_links(tokens: list) -> list:
     return marked
 
 
+# %% ../../nbs/shipping/75_chat.ipynb #37931ed0
 @functools.lru_cache(256)  # a page that grows by a piece shows its other turns again
 def markdown_html(text: str) -> str:
     "HTML of a Markdown text: without raw HTML, images, foreign attributes or anything that loads."
@@ -337,6 +340,7 @@ def count_answered(turns: Sequence[dict]) -> str:
     return f"{len(turns) // 2} questions and their answers"
 
 
+# %% ../../nbs/shipping/75_chat.ipynb #270b9dec
 def split_settings(text: str) -> list[str]:
     "The settings in one line: several if every word has a value, else one with spaces in it."
     words = text.split()
@@ -483,6 +487,7 @@ def read_lines_typed() -> Iterator[str]:
             print("\n(/quit or Ctrl-D ends)", file=sys.stderr)
 
 
+# %% ../../nbs/shipping/75_chat.ipynb #c9eb0dd1
 def terminal_chat(
     model,
     tokenizer,

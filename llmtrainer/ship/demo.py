@@ -128,6 +128,7 @@ class Feedback(BaseModel):
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #b04d70c5
 def read_feedback(path: str | Path) -> dict[str, Feedback]:
     """The last line about each answer, by the answer's id, verdicts taken back included; none where
     there is no file; `UserError` for a line that is no verdict."""
@@ -365,6 +366,7 @@ def next_question(history: list[dict], question: str) -> list[dict]:
     return history[:-1] if history and history[-1]["role"] == "assistant" else history
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #9831b542
 def xray_or_error(section: Generation, name: str, model: tuple, history: list[dict]) -> str:
     "The X-ray of a pane's history with a question; where its template fails, the error."
     told = "no question yet"
@@ -541,6 +543,7 @@ NEEDED_TO_LOG_IN = {"GET": r"/logout", "POST": r"/login/?"}
 MAX_BODY = 4 * 2**20  # bytes: a long conversation of two panes is a hundredth of it
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #57dce811
 def host_name(address: str) -> str:
     "The name in a Host header or an address, without port and in small letters."
     try:
