@@ -959,6 +959,7 @@ def search_run_prompt(
     remove_file(journal, run.path, empty=True)
     if keep and search.is_gain:
         run.add_record(search.stored())
+        renew_card(run)
     return search
 
 

@@ -1243,6 +1243,7 @@ def test_a_prompt_is_searched_kept_and_found_again(tmp_path, monkeypatch):
     search = search_run_prompt(run, section, space, keep=True, quiet=True)
     stored = run.find_record(StoredPrompt)
     assert stored.examples and stored.gain == search.gain[0] > 0.3
+    assert "a search found it on word" in (run.path / "README.md").read_text()
     assert run.find_record(PromptSearch, "evals/others/prompts-word_problems.json") == search
     assert resolve_generation(run, Generation(), quiet=True).examples == stored.examples
     assert not run.verify() and not list(run.path.glob("evals/unfinished/*"))

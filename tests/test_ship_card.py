@@ -10,6 +10,7 @@ from llmtrainer.ship.card import (
     ModelRecord,
     Path,
     Run,
+    StoredPrompt,
     TaskResult,
     UserError,
     json,
@@ -37,6 +38,7 @@ from llmtrainer.data.prepare import PairCounts, Sources, SystemPrompts
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import wilson
+from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import Output, TaskResult, find_task, grade_items
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
@@ -330,6 +332,23 @@ def test_the_snippets_run(tmp_path, monkeypatch):
             with contextlib.redirect_stdout(io.StringIO()) as said:
                 exec(code, {})
             assert len(said.getvalue()) > 1
+
+
+def test_a_prompt_that_was_found_takes_the_place_of_the_trainings(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    data = run.find_record(DataRecord)
+    run.add_record(data.model_copy(update=dict(systems=SystemPrompts(rows={"You add.": 9}))))
+    assert '"You add."' in write_card(run).read_text()
+    measures = dict(task="word_problems", gain=0.1, interval=(0.02, 0.18), n=80)
+    found = StoredPrompt(instruction="Think first.", examples=[["Row 1?", "One."]], **measures)
+    run.add_record(found)
+    text = write_card(run).read_text()
+    assert '"Think first."' in text and '"You add."' not in text
+    assert "+0.100 (+0.020 to +0.180)" in text and "1 example before the question" in text
+    assert "Row 1?" not in text  # a training row
+    run.add_record(found.model_copy(update=dict(instruction=None)))
+    text = write_card(run).read_text()
+    assert '"role": "system"' not in text and "without a system prompt" in text
 
 
 def test_a_gguf_file_is_run_by_commands_that_a_shell_reads_as_they_are_meant(tmp_path):

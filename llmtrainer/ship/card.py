@@ -56,6 +56,8 @@ __all__ = [
     "rounding_line",
     "gguf_use",
     "fetch_words",
+    "asked_system",
+    "prompt_words",
     "use_section",
     "unknown_section",
     "base_identity",
@@ -85,6 +87,7 @@ from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
 from llmtrainer.evals.compare import TESTS, Comparison, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
+from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
@@ -193,6 +196,7 @@ class CardFacts:
     comparisons: Comparisons | None = None
     merge: MergeRecord | None = None
     reward: RewardRecord | None = None
+    prompt: StoredPrompt | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     repo: str | None = None  # of the Hub, where the card is to lie there
     part: str | None = None  # that the card is about; None: all that the run holds
@@ -225,6 +229,7 @@ def card_facts(run: Run) -> CardFacts:
         comparisons=run.find_record(Comparisons, "evals/comparisons.json"),
         merge=run.find_record(MergeRecord, "exports/merge.json"),
         reward=run.find_record(RewardRecord),
+        prompt=run.find_record(StoredPrompt),
         exports=run.find_records(ExportRecord, "exports"),
     )
 
@@ -742,6 +747,29 @@ def fetch_words(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #c6935119
+def asked_system(facts: CardFacts) -> str | None:
+    "The system prompt that the model is asked with: the one that was found, else the training's."
+    if facts.prompt:
+        return facts.prompt.instruction
+    return facts.data.systems.shared if facts.data and facts.data.systems else None
+
+
+def prompt_words(facts: CardFacts) -> str:
+    "Where the prompt is from, if a search found it. Its examples are training rows: counted here."
+    if facts.prompt is None:
+        return ""
+    found, (low, high) = facts.prompt, facts.prompt.interval
+    what = "with this system prompt" if found.instruction else "without a system prompt"
+    if found.examples:
+        count = f"{len(found.examples)} example{'s' * (len(found.examples) > 1)}"
+        what += f", and with {count} before the question, from `prompt.json`"
+    return (
+        f"The run's own commands ask {what}: a search found it on {markdown_text(found.task)}, and"
+        f" on {found.n} other items it was worth {found.gain:+.3f} ({low:+.3f} to {high:+.3f}).\n\n"
+    )
+
+
+# %% ../../nbs/shipping/73_card.ipynb #a408007a
 def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card, or of the run fetched from its repository."
 
@@ -753,16 +781,16 @@ def use_section(facts: CardFacts) -> str:
     if is_reward(facts):
         adapter_use, folder_use = SCORE_ADAPTER_USE, SCORE_FOLDER_USE
         question.append({"role": "assistant", "content": "5"})
-    if facts.data and facts.data.systems and facts.data.systems.shared:
-        question.insert(0, {"role": "system", "content": facts.data.systems.shared})
+    system, begin = asked_system(facts), fetch_words(facts) + prompt_words(facts)
+    if system:
+        question.insert(0, {"role": "system", "content": system})
     question = json.dumps(question, ensure_ascii=False)
     if visible(question) != question:
         question = json.dumps(json.loads(question))
-    shared = facts.data.systems.shared if facts.data and facts.data.systems else None
     alone = "".join(
         f"\n\nOr the export {name}, without PyTorch:\n\n"
         + (
-            code_block(gguf_use(facts, name, shared), "bash")
+            code_block(gguf_use(facts, name, system), "bash")
             if name.startswith("gguf")
             else code(ONNX_USE.format(folder=f"exports/{name}", question=question))
         )
@@ -770,10 +798,10 @@ def use_section(facts: CardFacts) -> str:
         if name.startswith(("onnx", "gguf")) and facts.part in (None, name)
     )
     if facts.part in facts.exports:
-        return fetch_words(facts) + alone.removeprefix("\n\n")
+        return begin + alone.removeprefix("\n\n")
     if facts.whole:
         text = code(folder_use.format(folder="." if facts.beside else "model", question=question))
-        return fetch_words(facts) + text + alone
+        return begin + text + alone
     model = facts.recipe.get("model", {})
     commit = facts.model.base.revision if facts.model else None
     text = code(
@@ -785,7 +813,7 @@ def use_section(facts: CardFacts) -> str:
             question=question,
         )
     )
-    text = fetch_words(facts) + text
+    text = begin + text
     if facts.merge and facts.part is None:
         merged = code(folder_use.format(folder="exports/merged", question=question))
         text += f"\n\nOr the merged model, with transformers alone:\n\n{merged}"
