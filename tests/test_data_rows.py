@@ -280,6 +280,10 @@ def test_a_column_of_another_kind_is_named():
         ([{"prompt": "2 + 2?", "completion": True}], "prompt_completion wants completion to be"),
         ([{"messages": {"role": "user"}}], "messages to be a list, and it is an object"),
         ([{"text": 3}], "text wants text to be text, and it is a number"),
+        (
+            [dict(prompt="2 + 2?", completion="4", label=label) for label in (True, "maybe")],
+            "'label' marks .*; kto wants label to be true or false, and it is text",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             detect_format(records, "x")

@@ -1094,6 +1094,8 @@ def detect_format(
             fix = "write the column as the format wants it"
     elif len(shapes) == 1:
         what = f"the column {mark!r} marks worse answers, which would be learned like the good ones"
+        if misfits := columns_of_other_kinds(records):
+            what, fix = f"{what}; {misfits[0]}", "write the column as the format wants it"
     else:
         several = "; ".join(f"{name} ({', '.join(shape.columns)})" for name, shape in shapes)
         what = f"rows fit more than one format: {several}"
