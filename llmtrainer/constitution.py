@@ -21,12 +21,12 @@ __all__ = [
     "start_digest",
     "model_digests",
     "Prompts",
-    "talk_fault",
+    "messages_fault",
     "is_answered",
     "plain_turns",
-    "check_talk",
+    "check_messages",
     "read_rows",
-    "read_cases",
+    "read_samples",
     "shuffled",
     "divide_prompts",
     "Job",
@@ -34,7 +34,7 @@ __all__ = [
     "in_words",
     "write_stage",
     "answered",
-    "replay_cases",
+    "replay_samples",
     "revise_stage",
     "compare_stage",
     "tuning_recipe",
@@ -80,13 +80,13 @@ from rich.table import Table
 from llmtrainer.align.constitution import (
     BATCH,
     Agreement,
-    Case,
     Compared,
     Constitution,
     FunctionRole,
     Principles,
     Revised,
     Roles,
+    Sample,
     compare_answers,
     complete_ledger,
     judge_agreement,
@@ -277,44 +277,44 @@ def model_digests(recipe: ConstitutionRecipe) -> dict[str, str]:
 # %% ../nbs/system/86_constitution_job.ipynb #e4e2661b
 @dataclass(frozen=True)
 class Prompts:
-    "The prompts of a job, each as a case without an answer."
+    "The prompts of a job, each as a sample without an answer."
 
-    held_out: list[Case]
-    revised: list[Case]
-    compared: list[Case]
+    held_out: list[Sample]
+    revised: list[Sample]
+    compared: list[Sample]
 
 
-def talk_fault(talk: Sequence[dict]) -> str:
+def messages_fault(messages: Sequence[dict]) -> str:
     "Why the turns before an answer cannot be shown to a judge; empty where they can."
-    if not talk:
+    if not messages:
         return "a row has no prompt"
-    known = {turn["role"] for turn in talk} <= {"system", "user", "assistant"}
-    if not known or any(turn.get("tool_calls") for turn in talk):
+    known = {turn["role"] for turn in messages} <= {"system", "user", "assistant"}
+    if not known or any(turn.get("tool_calls") for turn in messages):
         return "a prompt calls tools"
-    return "" if talk[-1]["role"] == "user" else "a prompt does not end with a user's turn"
+    return "" if messages[-1]["role"] == "user" else "a prompt does not end with a user's turn"
 
 
 def is_answered(messages: Sequence[dict]) -> bool:
     "Does a conversation end with an answer in words to a user, and no tool before it?"
-    *talk, last = messages or [{"role": None}]
+    *before, last = messages or [{"role": None}]
     is_text = last["role"] == "assistant" and last["content"] and not last.get("tool_calls")
-    return bool(is_text) and not talk_fault(talk)
+    return bool(is_text) and not messages_fault(before)
 
 
-def plain_turns(talk: Sequence[dict]) -> list[dict]:
+def plain_turns(messages: Sequence[dict]) -> list[dict]:
     "Turns with role and content alone."
-    return [dict(role=turn["role"], content=turn["content"]) for turn in talk]
+    return [dict(role=turn["role"], content=turn["content"]) for turn in messages]
 
 
-def check_talk(talk: Sequence[dict], row: dict) -> list[dict]:
+def check_messages(messages: Sequence[dict], row: dict) -> list[dict]:
     "The turns before an answer; `UserError` where they cannot be shown to a judge."
-    if fault := talk_fault(talk):
+    if fault := messages_fault(messages):
         raise UserError(
             fault,
             where=f"{row.get('source')}:{row.get('line')}",
             allowed='rows such as {"prompt": "..."}, or conversations, whose last turn is left out',
         )
-    return plain_turns(talk)
+    return plain_turns(messages)
 
 
 def read_rows(source, where: str | None, limit: float, format: str = "auto") -> list[dict]:
@@ -325,17 +325,17 @@ def read_rows(source, where: str | None, limit: float, format: str = "auto") -> 
     return rows
 
 
-def read_cases(source: str, limit: float = 0.0) -> list[Case]:
+def read_samples(source: str, limit: float = 0.0) -> list[Sample]:
     "The different prompts of a source, in its order."
-    cases, seen = [], set()
+    samples, seen = [], set()
     for row in read_rows(source, "prompts", limit):
-        talk = check_talk(row.get("prompt") or row.get("messages", [])[:-1], row)
-        key = json.dumps(talk)
+        messages = check_messages(row.get("prompt") or row.get("messages", [])[:-1], row)
+        key = json.dumps(messages)
         if key not in seen:
             seen.add(key)
             place = dict(file=row.get("source", ""), line=row.get("line", 0))
-            cases.append(Case(len(cases), talk, "", **place))
-    return cases
+            samples.append(Sample(len(samples), messages, "", **place))
+    return samples
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #82544c6d
@@ -344,9 +344,11 @@ REPLAY = -3
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #a8e0db6d
-def shuffled(cases: Sequence, seed: int, purpose: int) -> list:
-    "The cases in an order that the seed decides."
-    return [cases[n] for n in sorted(range(len(cases)), key=lambda n: draw_seed(seed, purpose, n))]
+def shuffled(samples: Sequence, seed: int, purpose: int) -> list:
+    "The samples in an order that the seed decides."
+    return [
+        samples[n] for n in sorted(range(len(samples)), key=lambda n: draw_seed(seed, purpose, n))
+    ]
 
 
 def divide_prompts(
@@ -354,17 +356,17 @@ def divide_prompts(
     limit: float = 0.0,  # the share of rows that may be unreadable
 ) -> Prompts:
     "The prompts of a section: held out, revised and compared; `UserError` where they are too few."
-    cases = read_cases(section.prompts, limit)
-    count = len(cases) - section.held_out
+    samples = read_samples(section.prompts, limit)
+    count = len(samples) - section.held_out
     revised = round(section.share_sft * count)
     if revised < 1 or count - revised < 1:
         raise UserError(
-            f"{len(cases)} different prompts are too few: {section.held_out} of them are held out"
+            f"{len(samples)} different prompts are too few: {section.held_out} of them are held out"
             " to measure with",
             where="constitution.prompts",
             allowed="more prompts, or a smaller constitution.held_out",
         )
-    order = shuffled(cases, section.seed, SPLIT)
+    order = shuffled(samples, section.seed, SPLIT)
     held, rest = order[: section.held_out], order[section.held_out :]
     return Prompts(held, rest[:revised], rest[revised:])
 
@@ -378,7 +380,7 @@ class Job:
     path: Path
     principles: Principles
     prompts: Prompts
-    replay: list[Case]  # rows of data.train
+    replay: list[Sample]  # rows of data.train
     labelled: list[dict]  # pairs that people judged
     quiet: bool
 
@@ -395,13 +397,13 @@ class Job:
         self,
         name: str,
         kind: type,
-        cases: Sequence[Case],
-        work: Callable[[Sequence[Case]], list],
+        samples: Sequence[Sample],
+        work: Callable[[Sequence[Sample]], list],
     ) -> list:
         "The lines of a ledger, written where they are missing, with a progress bar."
-        with progress_bar(name, len(cases), self.quiet) as advance:
+        with progress_bar(name, len(samples), self.quiet) as advance:
             path = self.file(f"{name}.jsonl")
-            return complete_ledger(path, kind, cases, work, progress=advance)
+            return complete_ledger(path, kind, samples, work, progress=advance)
 
     def tell(self, text: str) -> None:
         "Print a line for a person."
@@ -458,19 +460,19 @@ def write_stage(job: Job, name: str, rows: Sequence[dict]) -> dict[str, int]:
     return dict(rows=len(rows) - len(bad), unusable=len(bad))
 
 
-def answered(cases: Sequence[Case], texts: Sequence[str]) -> list[Case]:
-    "The cases with these answers."
-    return [replace(case, answer=text) for case, text in zip(cases, texts, strict=True)]
+def answered(samples: Sequence[Sample], texts: Sequence[str]) -> list[Sample]:
+    "The samples with these answers."
+    return [replace(sample, answer=text) for sample, text in zip(samples, texts, strict=True)]
 
 
 # %% ../nbs/system/86_constitution_job.ipynb #b680de74
-def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
+def replay_samples(recipe: ConstitutionRecipe) -> list[Sample]:
     "Rows of data.train whose answers may be replayed, in an order that the seed decides."
     limit, format = recipe.data.max_rejects, recipe.data.format
     rows = read_rows(recipe.data.train, None, limit, format) if recipe.constitution.replay else []
-    talks = [row for row in rows if is_answered(row.get("messages", []))]
+    conversations = [row for row in rows if is_answered(row.get("messages", []))]
     return [
-        Case(
+        Sample(
             number,
             plain_turns(row["messages"][:-1]),
             row["messages"][-1]["content"],
@@ -478,7 +480,7 @@ def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
             line=row.get("line", 0),
             origin="row",
         )
-        for number, row in enumerate(shuffled(talks, recipe.constitution.seed, REPLAY))
+        for number, row in enumerate(shuffled(conversations, recipe.constitution.seed, REPLAY))
     ]
 
 
@@ -486,11 +488,13 @@ def replay_cases(recipe: ConstitutionRecipe) -> list[Case]:
 def revise_stage(job: Job, start: tuple, roles: Roles) -> dict:
     "Write the rows of the supervised tuning; returns the counts of outcomes."
     section, generation = job.section, start_generation(job.recipe)
-    again = lambda cases: revise(cases, roles, section, job.principles)
+    again = lambda samples: revise(samples, roles, section, job.principles)
 
-    def answer_and_revise(cases: Sequence[Case]) -> list[Revised]:
-        texts = generate(*start, [case.talk for case in cases], generation, batch_size=BATCH)
-        return again(answered(cases, texts))
+    def answer_and_revise(samples: Sequence[Sample]) -> list[Revised]:
+        texts = generate(
+            *start, [sample.messages for sample in samples], generation, batch_size=BATCH
+        )
+        return again(answered(samples, texts))
 
     lines = job.ledger("revisions", Revised, job.prompts.revised, answer_and_revise)
     rows = [line.row for line in lines if line.row]
@@ -522,10 +526,10 @@ def compare_stage(job: Job, tuned: tuple, roles: Roles) -> dict:
         update=dict(preset="greedy", temperature=section.temperature, seed=section.seed)
     )
 
-    def write_and_compare(cases: Sequence[Case]) -> list[Compared]:
-        both = write_pairs_of_answers(*tuned, cases, drawing)
+    def write_and_compare(samples: Sequence[Sample]) -> list[Compared]:
+        both = write_pairs_of_answers(*tuned, samples, drawing)
         return compare_answers(
-            answered(cases, [first for first, _ in both]),
+            answered(samples, [first for first, _ in both]),
             [second for _, second in both],
             judge=roles.judge,
             section=section,
@@ -633,9 +637,11 @@ def held_out_answers(job: Job, name: str, opened: tuple) -> list[str]:
     "A model's answers to the held-out prompts."
     generation = start_generation(job.recipe)
 
-    def write(cases: Sequence[Case]) -> list[Held]:
-        texts = generate(*opened, [case.talk for case in cases], generation, batch_size=BATCH)
-        return [Held(number=c.number, text=t) for c, t in zip(cases, texts, strict=True)]
+    def write(samples: Sequence[Sample]) -> list[Held]:
+        texts = generate(
+            *opened, [sample.messages for sample in samples], generation, batch_size=BATCH
+        )
+        return [Held(number=c.number, text=t) for c, t in zip(samples, texts, strict=True)]
 
     lines = job.ledger(f"held-out-{name}", Held, job.prompts.held_out, write)
     return [line.text for line in lines]
@@ -667,12 +673,12 @@ def judge_held_out(
     roles: Roles,
 ) -> list[Compared]:
     "A model's answers to held-out prompts beside the start's; each verdict is a line of a ledger."
-    old = {case.number: text for case, text in zip(job.prompts.held_out, before, strict=True)}
+    old = {sample.number: text for sample, text in zip(job.prompts.held_out, before, strict=True)}
 
-    def work(cases: Sequence[Case]) -> list[Compared]:
+    def work(samples: Sequence[Sample]) -> list[Compared]:
         return compare_answers(
-            cases,
-            [old[case.number] for case in cases],
+            samples,
+            [old[sample.number] for sample in samples],
             judge=roles.judge,
             section=job.section,
             comparisons=job.principles.comparisons,
@@ -753,11 +759,11 @@ def check_same(job: Job, name: str, digests: dict[str, str]) -> None:
 
 def data_digests(job: Job) -> dict[str, str]:
     "Digests of what the job reads beside its models."
-    talks = [case.talk for part in vars(job.prompts).values() for case in part]
+    conversations = [sample.messages for part in vars(job.prompts).values() for sample in part]
     return dict(
-        prompts=digest_of(talks),
+        prompts=digest_of(conversations),
         principles=digest_of(asdict(job.principles)),
-        replay=digest_of([[case.talk, case.answer] for case in job.replay]),
+        replay=digest_of([[sample.messages, sample.answer] for sample in job.replay]),
         labelled=digest_of(job.labelled),
     )
 
@@ -793,7 +799,7 @@ def labelled_rows(recipe: ConstitutionRecipe) -> list[dict]:
     rows = read_rows(source, "labelled", recipe.data.max_rejects)
     rows = [row for row in rows if "chosen" in row]
     for row in rows:
-        check_talk(row["prompt"], row)
+        check_messages(row["prompt"], row)
     if not rows:
         raise UserError(
             "there are no pairs that people judged",
@@ -825,7 +831,7 @@ def write_rows(job: Job, stage: Stages, done: dict) -> None:
     with stage("align", "4. Learn the pairs"):
         train(preference_recipe(job), job.path / "preferences", job.quiet)
         if job.recipe.online:
-            rows = (dict(prompt=case.talk) for case in job.prompts.compared)
+            rows = (dict(prompt=sample.messages) for sample in job.prompts.compared)
             write_lines(job.file("prompts.jsonl"), rows)
             train(online_recipe(job), job.path / "online", job.quiet)
     free_memory()
@@ -839,7 +845,7 @@ def open_job(recipe: ConstitutionRecipe, path: Path, quiet: bool) -> Job:
         path,
         principles=load_principles(recipe.constitution),
         prompts=divide_prompts(recipe.constitution, recipe.data.max_rejects),
-        replay=replay_cases(recipe),
+        replay=replay_samples(recipe),
         labelled=labelled_rows(recipe),
         quiet=quiet,
     )
@@ -868,7 +874,7 @@ def run_constitution(
         figures, changes = measure_stages(job, start, roles)
     record = ConstitutionRecord(
         digests=digests | data_digests(job),
-        prompts={name: len(cases) for name, cases in vars(job.prompts).items()},
+        prompts={name: len(samples) for name, samples in vars(job.prompts).items()},
         stages=figures,
         changes=changes,
         seconds=stage.seconds,

@@ -78,10 +78,10 @@ AWKWARD = 'He said: "why?"\n\nHuman: pretend\n\nAssistant: {yes}\n (B) no'
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_prompts_and_answers_survive_whatever_they_hold(prompt, answer):
-    case = Case(0, [dict(role="user", content=prompt)], answer)
+    sample = Sample(0, [dict(role="user", content=prompt)], answer)
     examples = parse_examples(OWN_EXAMPLES, "here")
     principle = parse_revision_principles(OWN_REVISIONS, "here")[0]
-    turns = revision_turns(case, principle, "so", examples)
+    turns = revision_turns(sample, principle, "so", examples)
     assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
     assert [t["content"] for t in turns[-5:]] == [
         prompt,
@@ -90,18 +90,18 @@ def test_prompts_and_answers_survive_whatever_they_hold(prompt, answer):
         "so",
         principle.revision,
     ]
-    contest = Contest(case.talk, answer, prompt, OWN_COMPARISONS[0])
-    (turn,) = comparison_turns(contest)
+    answer_pair = AnswerPair(sample.messages, answer, prompt, OWN_COMPARISONS[0])
+    (turn,) = comparison_turns(answer_pair)
     assert f"\n\nHuman: {prompt}\n" in turn["content"]
     assert turn["content"].endswith(f"\n (A) {answer}\n (B) {prompt}\nThe answer is:")
 
 
 def test_an_awkward_prompt_stays_one_turn():
-    case = Case(0, [dict(role="user", content=AWKWARD)], "ok")
+    sample = Sample(0, [dict(role="user", content=AWKWARD)], "ok")
     principle = parse_revision_principles(OWN_REVISIONS, "here")[0]
-    assert critique_turns(case, principle)[0]["content"] == AWKWARD
+    assert critique_turns(sample, principle)[0]["content"] == AWKWARD
     system = dict(role="system", content="be kind")
-    with_system = Case(0, [system, *case.talk], "ok")
+    with_system = Sample(0, [system, *sample.messages], "ok")
     turns = critique_turns(with_system, principle, parse_examples(OWN_EXAMPLES, "here"))
     assert [t["role"] for t in turns].count("system") == 1 and turns[0] == system
     assert_refused(lambda: parse_transcript("Human: no label", "f.json"), "f.json", "transcript")
@@ -135,15 +135,15 @@ def test_the_public_files_are_shown_letter_by_letter(realdata):
     raw = json.loads((folder / "constitution_RLMadisonFewShotPrompts.json").read_text())
     pairs = parse_pairs(raw, "")
     for pair, entry in zip(pairs, raw, strict=True):
-        talk = "".join(f"\n\nHuman: {turn['content']}" for turn in pair.talk)
-        assert f"{talk}\n\nAssistant:" == entry["prompt"]
+        messages = "".join(f"\n\nHuman: {turn['content']}" for turn in pair.messages)
+        assert f"{messages}\n\nAssistant:" == entry["prompt"]
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50))
 def test_a_margin_does_not_depend_on_which_answer_is_called_first(a, b):
-    assert settle(a, b) == -settle(b, a)
-    assert settle(abs(a), abs(b)) == 0  # a judge that always says (A)
-    assert settle(a, -a) == a
+    assert agreed_margin(a, b) == -agreed_margin(b, a)
+    assert agreed_margin(abs(a), abs(b)) == 0  # a judge that always says (A)
+    assert agreed_margin(a, -a) == a
 
 
 def opened(name="tiny:base"):
@@ -162,9 +162,11 @@ def rule_roles():
 def test_a_model_judge_is_the_difference_of_two_log_probabilities():
     model, tokenizer = opened()
     principles = load_principles(Constitution(prompts="p", shots=1))
-    contest = Contest([dict(role="user", content="2 + 3?")], "5", "6", OWN_COMPARISONS[3])
-    margin, exchanged = model_judge(model, tokenizer, principles)([contest, contest.exchanged()])
-    turns = comparison_turns(contest, principles.pairs)
+    answer_pair = AnswerPair([dict(role="user", content="2 + 3?")], "5", "6", OWN_COMPARISONS[3])
+    margin, exchanged = model_judge(model, tokenizer, principles)(
+        [answer_pair, answer_pair.exchanged()]
+    )
+    turns = comparison_turns(answer_pair, principles.pairs)
     sums = []
     for reply in ("(A)", "(B)"):
         ids = tokenizer.apply_chat_template(
@@ -177,14 +179,14 @@ def test_a_model_judge_is_the_difference_of_two_log_probabilities():
         picked = logprobs.gather(1, ids[0, 1:, None])[:, 0]
         sums.append(picked[before.shape[1] - 1 :].sum().item())
     assert margin == pytest.approx(sums[0] - sums[1], abs=1e-4)
-    assert contest.exchanged().exchanged() == contest and margin != exchanged
+    assert answer_pair.exchanged().exchanged() == answer_pair and margin != exchanged
 
 
 def test_examples_that_do_not_fit_are_named():
     principles = load_principles(Constitution(prompts="p"))
-    talk = [dict(role="user", content="why? " * 200)]
-    contest = Contest(talk, "5", "6", OWN_COMPARISONS[0])
-    judging = lambda: model_judge(*opened(), principles)([contest])
+    messages = [dict(role="user", content="why? " * 200)]
+    answer_pair = AnswerPair(messages, "5", "6", OWN_COMPARISONS[0])
+    judging = lambda: model_judge(*opened(), principles)([answer_pair])
     assert_refused(judging, "tokens", "constitution.shots")
 
 
@@ -198,40 +200,42 @@ def test_roles_are_told_apart_and_a_file_cannot_allow_a_function(tmp_path, monke
     assert TRUST_VARIABLE in str(error)
     monkeypatch.setenv(TRUST_VARIABLE, "own_rule:judge")
     roles = opening()
-    contest = Contest([dict(role="user", content="2 + 3?")], "5", "6", OWN_COMPARISONS[0])
-    assert roles.judge([contest] * 2) == [1.0, 1.0]
-    assert_refused(lambda: roles.judge([contest]), "2 values for 1")
-    case = Case(0, contest.talk, "5")
+    answer_pair = AnswerPair([dict(role="user", content="2 + 3?")], "5", "6", OWN_COMPARISONS[0])
+    assert roles.judge([answer_pair] * 2) == [1.0, 1.0]
+    assert_refused(lambda: roles.judge([answer_pair]), "2 values for 1")
+    sample = Sample(0, answer_pair.messages, "5")
     principle = load_principles(section).revisions[0]
-    (text,) = roles.critic([case], [principle])
-    assert isinstance(text, str) and isinstance(roles.reviser([case], [principle], [text])[0], str)
+    (text,) = roles.critic([sample], [principle])
+    assert isinstance(text, str) and isinstance(
+        roles.reviser([sample], [principle], [text])[0], str
+    )
     assert_refused(
         lambda: load_recipe(Constitution, dict(prompts="p", judge=named | dict(trust="no"))),
         "python and trust",
     )
     for wrong in (None, "x", [1]):
         bad = function_critic(lambda value=wrong, **given: value, "rule")
-        assert_refused(partial(bad, [case], [principle]), "rule returned")
+        assert_refused(partial(bad, [sample], [principle]), "rule returned")
     for wrong in (None, "x", [None], [float("nan")]):
         bad = function_judge(lambda value=wrong, **given: value, "rule")
-        assert_refused(partial(bad, [contest]), "rule returned", "constitution.judge")
+        assert_refused(partial(bad, [answer_pair]), "rule returned", "constitution.judge")
 
 
-def few_cases(count=4, origin="model"):
+def few_samples(count=4, origin="model"):
     return [
-        Case(n, [dict(role="user", content=p.question)], p.gsm8k()["answer"], origin=origin)
+        Sample(n, [dict(role="user", content=p.question)], p.gsm8k()["answer"], origin=origin)
         for n, p in enumerate(problems(count, "test", seed=1))
     ]
 
 
-def revise_with(judge_=judge, reviser_=reviser, cases=None, **more):
+def revise_with(judge_=judge, reviser_=reviser, samples=None, **more):
     section = Constitution(prompts="p", **more)
     roles = Roles(
         function_critic(critic, "critic"),
         function_reviser(reviser_, "reviser"),
         function_judge(judge_, "judge"),
     )
-    return revise(cases or few_cases(), roles, section, load_principles(section))
+    return revise(samples or few_samples(), roles, section, load_principles(section))
 
 
 def test_only_what_both_orders_prefer_is_learned():
@@ -252,29 +256,29 @@ def test_only_what_both_orders_prefer_is_learned():
 
 def test_a_row_of_the_data_is_kept_where_no_revision_is_better():
     (line, *_) = revise_with(
-        lambda prompts, **given: [1.0] * len(prompts), cases=few_cases(1, "row")
+        lambda prompts, **given: [1.0] * len(prompts), samples=few_samples(1, "row")
     )
     assert line.row["messages"][-1]["content"] == line.answer
-    (line, *_) = revise_with(cases=few_cases(1, "row"))
+    (line, *_) = revise_with(samples=few_samples(1, "row"))
     assert line.row["messages"][-1]["content"] == line.revision != line.answer
 
 
 def test_every_round_is_on_record_and_begins_where_the_last_ended():
     longer = lambda answers, **given: [answer + "!" for answer in answers]
-    (line, *_) = revise_with(reviser_=longer, rounds=3, cases=few_cases(1))
+    (line, *_) = revise_with(reviser_=longer, rounds=3, samples=few_samples(1))
     assert [r.revision for r in line.rounds] == [line.answer + "!" * n for n in (1, 2, 3)]
-    again = revise_with(reviser_=longer, rounds=3, cases=few_cases(1))[0]
+    again = revise_with(reviser_=longer, rounds=3, samples=few_samples(1))[0]
     assert Revised.model_validate_json(line.model_dump_json()) == again
-    names = {line.rounds[0].principle for line in revise_with(cases=few_cases(40))}
+    names = {line.rounds[0].principle for line in revise_with(samples=few_samples(40))}
     assert len(names) == len(OWN_REVISIONS)  # each is drawn now and then
 
 
 def compare_with(judge_, pairs):
     section = Constitution(prompts="p")
-    cases = [Case(n, [dict(role="user", content=f"{n}?")], a) for n, (a, _) in enumerate(pairs)]
+    samples = [Sample(n, [dict(role="user", content=f"{n}?")], a) for n, (a, _) in enumerate(pairs)]
     others = [b for _, b in pairs]
     return compare_answers(
-        cases,
+        samples,
         others,
         judge=function_judge(judge_, "judge"),
         section=section,
@@ -305,11 +309,13 @@ def test_a_pair_keeps_its_margin_and_the_better_answer_is_chosen():
 def labelled_rows(count=40):
     return [
         dict(
-            prompt=case.talk,
-            chosen=[dict(role="assistant", content=reviser([case.prompt], [case.answer], 0, 0)[0])],
-            rejected=[dict(role="assistant", content=case.answer)],
+            prompt=sample.messages,
+            chosen=[
+                dict(role="assistant", content=reviser([sample.prompt], [sample.answer], 0, 0)[0])
+            ],
+            rejected=[dict(role="assistant", content=sample.answer)],
         )
-        for case in few_cases(count)
+        for sample in few_samples(count)
     ]
 
 
@@ -328,40 +334,40 @@ def test_agreement_tells_a_right_judge_a_wrong_one_and_one_that_says_a():
 
 
 def test_the_start_itself_has_one_half():
-    section, cases = Constitution(prompts="p"), few_cases(6)
-    same = [case.answer for case in cases]
+    section, samples = Constitution(prompts="p"), few_samples(6)
+    same = [sample.answer for sample in samples]
     parts = dict(judge=rule_roles().judge, section=section, comparisons=OWN_COMPARISONS)
-    measure = lambda cases, starts: preference_points(compare_answers(cases, starts, **parts))
-    silent = [Case(case.number, case.talk, "") for case in cases]
-    assert measure(silent, same) == [0.0] * 6 and measure(cases, [" "] * 6) == [1.0] * 6
+    measure = lambda samples, starts: preference_points(compare_answers(samples, starts, **parts))
+    silent = [Sample(sample.number, sample.messages, "") for sample in samples]
+    assert measure(silent, same) == [0.0] * 6 and measure(samples, [" "] * 6) == [1.0] * 6
     assert measure(silent, [""] * 6) == [0.5] * 6
-    assert measure(cases, same) == [0.5] * 6
-    kept = reviser(prompts_of(cases), same, 0, 0)
-    assert measure(cases, kept) == [0.0] * 6
-    better = [Case(c.number, c.talk, text) for c, text in zip(cases, kept)]
+    assert measure(samples, same) == [0.5] * 6
+    kept = reviser(prompts_of(samples), same, 0, 0)
+    assert measure(samples, kept) == [0.0] * 6
+    better = [Sample(c.number, c.messages, text) for c, text in zip(samples, kept)]
     assert measure(better, same) == [1.0] * 6
 
 
 def test_a_ledger_that_was_cut_anywhere_is_completed_to_the_same_bytes(tmp_path):
     section, path = Constitution(prompts="p"), tmp_path / "revisions.jsonl"
-    cases, asked = few_cases(2 * BATCH + 5), []
+    samples, asked = few_samples(2 * BATCH + 5), []
 
     def work(batch):
         asked.append(len(batch))
         return revise(batch, rule_roles(), section, load_principles(section))
 
-    lines = complete_ledger(path, Revised, cases, work)
+    lines = complete_ledger(path, Revised, samples, work)
     whole = path.read_bytes()
     assert asked == [BATCH, BATCH, 5] and len(lines) == 2 * BATCH + 5
     first = len(b"".join(whole.splitlines(True)[:BATCH]))
     for end, expected in ((len(whole), []), (len(whole) - 1, [5]), (first, [BATCH, 5]), (9, None)):
         path.write_bytes(whole[:end])
         asked.clear()
-        assert complete_ledger(path, Revised, cases, work) == lines
+        assert complete_ledger(path, Revised, samples, work) == lines
         assert asked == (expected if expected is not None else [BATCH, BATCH, 5])
         assert path.read_bytes() == whole
     path.write_bytes(whole.replace(b"better", b"worse", 1))
-    assert_refused(lambda: complete_ledger(path, Revised, cases, work), "damaged", "revisions")
+    assert_refused(lambda: complete_ledger(path, Revised, samples, work), "damaged", "revisions")
     assert len(path.read_bytes()) == len(whole) - 1  # and nothing is lost
 
 

@@ -32,8 +32,10 @@ def test_no_prompt_is_in_two_parts(tmp_path):
     parts = divide_prompts(Constitution(prompts=str(file), held_out=20, share_sft=0.25))
     assert [len(p) for p in (parts.held_out, parts.revised, parts.compared)] == [20, 10, 30]
     everything = [*parts.held_out, *parts.revised, *parts.compared]
-    assert len({case.prompt for case in everything}) == 60
-    assert [case.line for case in parts.held_out] != sorted(case.line for case in parts.held_out)
+    assert len({sample.prompt for sample in everything}) == 60
+    assert [sample.line for sample in parts.held_out] != sorted(
+        sample.line for sample in parts.held_out
+    )
     again = divide_prompts(Constitution(prompts=str(file), held_out=20, share_sft=0.25))
     assert again == parts
     other = divide_prompts(Constitution(prompts=str(file), held_out=20, share_sft=0.25, seed=1))
@@ -58,10 +60,14 @@ def test_prompts_that_no_judge_can_be_shown_are_refused(tmp_path):
         ([dict(role="system", content="be kind"), reply], "user"),
     ):
         write_lines(file, [dict(messages=messages)])
-        assert_refused(lambda: read_cases(str(file)), words)
+        assert_refused(lambda: read_samples(str(file)), words)
     assert not is_answered(tools) and not is_answered([]) and is_answered([user, reply])
     write_lines(file, [dict(messages=[user, reply, user, reply])])
-    assert [turn["role"] for turn in read_cases(str(file))[0].talk] == ["user", "assistant", "user"]
+    assert [turn["role"] for turn in read_samples(str(file))[0].messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 RULE = """

@@ -28,13 +28,13 @@ __all__ = [
     "Example",
     "parse_examples",
     "parse_pairs",
-    "Case",
+    "Sample",
     "before_last",
     "critique_turns",
     "revision_turns",
-    "Contest",
+    "AnswerPair",
     "comparison_turns",
-    "settle",
+    "agreed_margin",
     "verdict",
     "FunctionRole",
     "Constitution",
@@ -286,7 +286,7 @@ def parse_transcript(text: str, path: str) -> list[dict]:
 class Example:
     "A judged pair, shown to a judge before it is asked."
 
-    talk: list[dict]
+    messages: list[dict]
     better: str
     worse: str
 
@@ -324,11 +324,11 @@ def parse_pairs(values, path: str) -> list[Example]:
 
 # %% ../../nbs/align/53_constitution.ipynb #8fbb7bd8
 @dataclass(frozen=True)
-class Case:
+class Sample:
     "A prompt with an answer that may be revised."
 
     number: int  # among the prompts, which decides what is drawn for it
-    talk: list[dict]  # the messages before the answer
+    messages: list[dict]  # the messages before the answer
     answer: str
     file: str = ""
     line: int = 0
@@ -337,37 +337,37 @@ class Case:
     @property
     def prompt(self) -> str:
         "The last turn before the answer."
-        return self.talk[-1]["content"]
+        return self.messages[-1]["content"]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #63a2a328
-def before_last(talk: Sequence[dict], examples: Sequence[list[dict]]) -> list[dict]:
+def before_last(messages: Sequence[dict], examples: Sequence[list[dict]]) -> list[dict]:
     "Examples as earlier turns of a conversation, behind its system prompt."
-    system = [turn for turn in talk[:1] if turn["role"] == "system"]
-    return [*system, *(turn for example in examples for turn in example), *talk[len(system) :]]
+    system = [turn for turn in messages[:1] if turn["role"] == "system"]
+    return [*system, *(turn for example in examples for turn in example), *messages[len(system) :]]
 
 
 def critique_turns(
-    case: Case, principle: RevisionPrinciple, examples: Sequence[list[dict]] = ()
+    sample: Sample, principle: RevisionPrinciple, examples: Sequence[list[dict]] = ()
 ) -> list[dict]:
-    "The conversation whose next turn is a critique of the case's answer."
+    "The conversation whose next turn is a critique of the sample's answer."
     return [
-        *before_last(case.talk, examples),
-        {"role": "assistant", "content": case.answer},
+        *before_last(sample.messages, examples),
+        {"role": "assistant", "content": sample.answer},
         {"role": "user", "content": principle.critique},
     ]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #4d8faaac
 def revision_turns(
-    case: Case,
+    sample: Sample,
     principle: RevisionPrinciple,
     critique: str,
     examples: Sequence[list[dict]] = (),
 ) -> list[dict]:
     "The conversation whose next turn is a revision."
     return [
-        *critique_turns(case, principle, examples),
+        *critique_turns(sample, principle, examples),
         {"role": "assistant", "content": critique or "None."},  # no template takes an empty turn
         {"role": "user", "content": principle.revision},
     ]
@@ -376,50 +376,55 @@ def revision_turns(
 # %% ../../nbs/align/53_constitution.ipynb #c98b3cf9
 COMPARISON = (
     "Consider the following conversation between a human and an assistant:"
-    "{talk}\n{principle}\n (A) {first}\n (B) {second}\nThe answer is:"
+    "{conversation}\n{principle}\n (A) {first}\n (B) {second}\nThe answer is:"
 )
 
 
 @dataclass(frozen=True)
-class Contest:
+class AnswerPair:
     "Two answers to one conversation, and the principle that they are compared by."
 
-    talk: list[dict]
+    messages: list[dict]
     first: str
     second: str
     principle: str
 
-    def exchanged(self) -> "Contest":
+    def exchanged(self) -> "AnswerPair":
         "The same two answers in the other order."
-        return Contest(self.talk, self.second, self.first, self.principle)
+        return AnswerPair(self.messages, self.second, self.first, self.principle)
 
     @property
     def question(self) -> str:
         "What a judge is asked."
         names = {"user": "Human", "assistant": "Assistant", "system": "System"}
-        talk = "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in self.talk)
+        conversation = "".join(
+            f"\n\n{names[turn['role']]}: {turn['content']}" for turn in self.messages
+        )
         return COMPARISON.format(
-            talk=talk, principle=self.principle, first=self.first, second=self.second
+            conversation=conversation,
+            principle=self.principle,
+            first=self.first,
+            second=self.second,
         )
 
 
 # %% ../../nbs/align/53_constitution.ipynb #7a276e55
-def comparison_turns(contest: Contest, examples: Sequence[Example] = ()) -> list[dict]:
+def comparison_turns(answer_pair: AnswerPair, examples: Sequence[Example] = ()) -> list[dict]:
     "The conversation whose next turn is (A) or (B); the examples' right replies alternate."
     turns = []
     for number, example in enumerate(examples):
         answers = (example.better, example.worse)[:: -1 if number % 2 else 1]
-        shown = Contest(example.talk, *answers, principle=contest.principle)
+        shown = AnswerPair(example.messages, *answers, principle=answer_pair.principle)
         reply = "(B)" if number % 2 else "(A)"
         turns += [
             {"role": "user", "content": shown.question},
             {"role": "assistant", "content": reply},
         ]
-    return [*turns, {"role": "user", "content": contest.question}]
+    return [*turns, {"role": "user", "content": answer_pair.question}]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #95841d8d
-def settle(
+def agreed_margin(
     margin: float,  # of the first answer, in one order
     exchanged: float,  # of what stands first when the answers are exchanged
 ) -> float:
@@ -430,7 +435,7 @@ def settle(
 
 def verdict(margins: tuple[float, float]) -> Literal["first", "second", "tie", "disagreement"]:
     "Which answer is better in both orders; a margin of 0 is a tie."
-    margin = settle(*margins)
+    margin = agreed_margin(*margins)
     if margin:
         return "first" if margin > 0 else "second"
     return "tie" if 0 in margins else "disagreement"
@@ -518,9 +523,9 @@ def load_principles(section: Constitution) -> Principles:
 
 
 # %% ../../nbs/align/53_constitution.ipynb #fd4b768d
-Critic = Callable[[Sequence[Case], Sequence[RevisionPrinciple]], list[str]]
-Reviser = Callable[[Sequence[Case], Sequence[RevisionPrinciple], Sequence[str]], list[str]]
-Margins = Callable[[Sequence[Contest]], list[float]]  # nats by which the first answer is better
+Critic = Callable[[Sequence[Sample], Sequence[RevisionPrinciple]], list[str]]
+Reviser = Callable[[Sequence[Sample], Sequence[RevisionPrinciple], Sequence[str]], list[str]]
+Margins = Callable[[Sequence[AnswerPair]], list[float]]  # nats by which the first answer is better
 
 
 @contextmanager
@@ -549,12 +554,12 @@ class Roles:
 def model_critic(model, tokenizer, generation: Generation, principles: Principles) -> Critic:
     "A critic that is a model: it continues the conversation after the request."
 
-    def criticise(cases, drawn):
-        talks = [
-            critique_turns(c, p, principles.examples) for c, p in zip(cases, drawn, strict=True)
+    def criticise(samples, drawn):
+        conversations = [
+            critique_turns(c, p, principles.examples) for c, p in zip(samples, drawn, strict=True)
         ]
         with naming("shots", FEWER):
-            return generate(model, tokenizer, talks, generation)
+            return generate(model, tokenizer, conversations, generation)
 
     return criticise
 
@@ -563,11 +568,11 @@ def model_critic(model, tokenizer, generation: Generation, principles: Principle
 def model_reviser(model, tokenizer, generation: Generation, principles: Principles) -> Reviser:
     "A reviser that is a model."
 
-    def revise(cases, drawn, critiques):
-        parts = zip(cases, drawn, critiques, strict=True)
-        talks = [revision_turns(*part, examples=principles.examples) for part in parts]
+    def revise(samples, drawn, critiques):
+        parts = zip(samples, drawn, critiques, strict=True)
+        conversations = [revision_turns(*part, examples=principles.examples) for part in parts]
         with naming("shots", FEWER):
-            return generate(model, tokenizer, talks, generation)
+            return generate(model, tokenizer, conversations, generation)
 
     return revise
 
@@ -575,10 +580,10 @@ def model_reviser(model, tokenizer, generation: Generation, principles: Principl
 def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) -> Margins:
     "A judge that is a model: log p(A) - log p(B) of its reply, in nats."
 
-    def margins(contests):
+    def margins(answer_pairs):
         rows = [
-            continuation_row(comparison_turns(contest, principles.pairs), reply)
-            for contest in contests
+            continuation_row(comparison_turns(answer_pair, principles.pairs), reply)
+            for answer_pair in answer_pairs
             for reply in ("(A)", "(B)")
         ]
         with naming("shots", FEWER):
@@ -591,15 +596,15 @@ def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) 
 
 # %% ../../nbs/align/53_constitution.ipynb #d5e161ea
 def check_texts(values, count: int, name: str) -> list[str]:
-    "The texts that a function gave; `UserError` for anything but a text for each case."
+    "The texts that a function gave; `UserError` for anything but a text for each sample."
     is_list = isinstance(values, Sequence) and not isinstance(values, str)
     if is_list and len(values) == count:
         if all(isinstance(value, str) for value in values):
             return list(values)
         raise UserError(
-            f"{name} returned something that is no text", allowed="a text for each case"
+            f"{name} returned something that is no text", allowed="a text for each sample"
         )
-    raise UserError(f"{name} returned no list of {count} texts", allowed="a text for each case")
+    raise UserError(f"{name} returned no list of {count} texts", allowed="a text for each sample")
 
 
 def check_numbers(values, count: int, name: str) -> list[float]:
@@ -611,19 +616,19 @@ def check_numbers(values, count: int, name: str) -> list[float]:
     return check_values(numbers, count, name)
 
 
-def prompts_of(cases: Sequence[Case | Contest]) -> list[str]:
+def prompts_of(samples: Sequence[Sample | AnswerPair]) -> list[str]:
     "The last turn of each conversation."
-    return [case.talk[-1]["content"] for case in cases]
+    return [sample.messages[-1]["content"] for sample in samples]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #6078e483
 def function_critic(function: Callable, name: str) -> Critic:
     "A critic that is a function of prompts, answers and requests."
 
-    def criticise(cases, drawn):
-        answers, requests = [c.answer for c in cases], [p.critique for p in drawn]
-        texts = function(prompts=prompts_of(cases), answers=answers, requests=requests)
-        return check_texts(texts, len(cases), name)
+    def criticise(samples, drawn):
+        answers, requests = [c.answer for c in samples], [p.critique for p in drawn]
+        texts = function(prompts=prompts_of(samples), answers=answers, requests=requests)
+        return check_texts(texts, len(samples), name)
 
     return criticise
 
@@ -631,14 +636,14 @@ def function_critic(function: Callable, name: str) -> Critic:
 def function_reviser(function: Callable, name: str) -> Reviser:
     "A reviser that is a function of prompts, answers, critiques and requests."
 
-    def revise(cases, drawn, critiques):
+    def revise(samples, drawn, critiques):
         texts = function(
-            prompts=prompts_of(cases),
-            answers=[case.answer for case in cases],
+            prompts=prompts_of(samples),
+            answers=[sample.answer for sample in samples],
             critiques=list(critiques),
             requests=[principle.revision for principle in drawn],
         )
-        return check_texts(texts, len(cases), name)
+        return check_texts(texts, len(samples), name)
 
     return revise
 
@@ -647,15 +652,15 @@ def function_reviser(function: Callable, name: str) -> Reviser:
 def function_judge(function: Callable, name: str) -> Margins:
     "A judge that is a function of prompts, two answers each and principles."
 
-    def margins(contests):
+    def margins(answer_pairs):
         values = function(
-            prompts=prompts_of(contests),
-            first=[contest.first for contest in contests],
-            second=[contest.second for contest in contests],
-            principles=[contest.principle for contest in contests],
+            prompts=prompts_of(answer_pairs),
+            first=[answer_pair.first for answer_pair in answer_pairs],
+            second=[answer_pair.second for answer_pair in answer_pairs],
+            principles=[answer_pair.principle for answer_pair in answer_pairs],
         )
         with naming("judge"):
-            return check_numbers(values, len(contests), name)
+            return check_numbers(values, len(answer_pairs), name)
 
     return margins
 
@@ -713,7 +718,7 @@ class Revised(BaseModel):
     file: str
     line: int
     origin: Literal["model", "row"]
-    talk: list[dict]
+    messages: list[dict]
     answer: str
     rounds: list[Round]
     comparison: str | None = None  # the principle by which it was judged
@@ -731,7 +736,7 @@ class Revised(BaseModel):
         kept = self.revision if self.outcome == "better" else self.answer
         if self.outcome != "better" and self.origin == "model":
             return None
-        return {"messages": [*self.talk, {"role": "assistant", "content": kept}]}
+        return {"messages": [*self.messages, {"role": "assistant", "content": kept}]}
 
 
 # %% ../../nbs/align/53_constitution.ipynb #c25186e5
@@ -743,15 +748,17 @@ def drawn(seed: int, purpose: int, number: int, values: Sequence):
 JUDGING = -1  # the purpose of a draw; rounds of revision are 0, 1, ...
 
 
-def judge_both_orders(judge: Margins, contests: Sequence[Contest]) -> list[tuple[float, float]]:
-    "The margin of what stands first, for each contest and for its exchange."
-    asked = [one for contest in contests for one in (contest, contest.exchanged())]
+def judge_both_orders(
+    judge: Margins, answer_pairs: Sequence[AnswerPair]
+) -> list[tuple[float, float]]:
+    "The margin of what stands first, for each answer_pair and for its exchange."
+    asked = [one for answer_pair in answer_pairs for one in (answer_pair, answer_pair.exchanged())]
     margins = judge(asked) if asked else []
     return list(zip(margins[::2], margins[1::2], strict=True))
 
 
 def judge_texts(
-    cases: Sequence[Case],
+    samples: Sequence[Sample],
     texts: Sequence[tuple[str, str]],  # two answers to each
     judge: Margins,
     seed: int,
@@ -759,24 +766,26 @@ def judge_texts(
 ) -> list[tuple[str | None, tuple[float, float] | None]]:
     "(principle, margins) of each two answers; (None, None) where they are equal or one is empty."
     asked = [n for n, (a, b) in enumerate(texts) if a.strip() and b.strip() and a != b]
-    judged = {n: drawn(seed, JUDGING, cases[n].number, comparisons) for n in asked}
-    contests = [Contest(cases[n].talk, *texts[n], principle=judged[n]) for n in asked]
-    margins = dict(zip(asked, judge_both_orders(judge, contests), strict=True))
-    return [(judged.get(n), margins.get(n)) for n in range(len(cases))]
+    judged = {n: drawn(seed, JUDGING, samples[n].number, comparisons) for n in asked}
+    answer_pairs = [AnswerPair(samples[n].messages, *texts[n], principle=judged[n]) for n in asked]
+    margins = dict(zip(asked, judge_both_orders(judge, answer_pairs), strict=True))
+    return [(judged.get(n), margins.get(n)) for n in range(len(samples))]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #ffc5a18b
 def write_rounds(
-    cases: Sequence[Case], roles: Roles, section: Constitution, principles: Principles
+    samples: Sequence[Sample], roles: Roles, section: Constitution, principles: Principles
 ) -> list[list[Round]]:
     "Critique and revise each answer, as often as the section says."
-    rounds = [[] for _ in cases]
+    rounds = [[] for _ in samples]
     for turn in range(section.rounds):
         now = [
-            Case(case.number, case.talk, done[-1].revision if done else case.answer)
-            for case, done in zip(cases, rounds, strict=True)
+            Sample(sample.number, sample.messages, done[-1].revision if done else sample.answer)
+            for sample, done in zip(samples, rounds, strict=True)
         ]
-        picked = [drawn(section.seed, turn, case.number, principles.revisions) for case in cases]
+        picked = [
+            drawn(section.seed, turn, sample.number, principles.revisions) for sample in samples
+        ]
         critiques = roles.critic(now, picked)
         revisions = roles.reviser(now, picked, critiques)
         for done, principle, *texts in zip(rounds, picked, critiques, revisions, strict=True):
@@ -794,28 +803,30 @@ def outcome_of(answer: str, revision: str, margins: tuple[float, float] | None) 
 
 
 def revise(
-    cases: Sequence[Case], roles: Roles, section: Constitution, principles: Principles
+    samples: Sequence[Sample], roles: Roles, section: Constitution, principles: Principles
 ) -> list[Revised]:
     "Critique, revise and judge a batch of answers."
-    rounds = write_rounds(cases, roles, section, principles)
-    texts = [(done[-1].revision, case.answer) for case, done in zip(cases, rounds, strict=True)]
+    rounds = write_rounds(samples, roles, section, principles)
+    texts = [
+        (done[-1].revision, sample.answer) for sample, done in zip(samples, rounds, strict=True)
+    ]
     judged = judge_texts(
-        cases, texts, roles.judge, seed=section.seed, comparisons=principles.comparisons
+        samples, texts, roles.judge, seed=section.seed, comparisons=principles.comparisons
     )
     return [
         Revised(
-            number=case.number,
-            file=case.file,
-            line=case.line,
-            origin=case.origin,
-            talk=case.talk,
-            answer=case.answer,
+            number=sample.number,
+            file=sample.file,
+            line=sample.line,
+            origin=sample.origin,
+            messages=sample.messages,
+            answer=sample.answer,
             rounds=rounds[n],
             comparison=judged[n][0],
             margins=judged[n][1],
-            outcome=outcome_of(case.answer, rounds[n][-1].revision, judged[n][1]),
+            outcome=outcome_of(sample.answer, rounds[n][-1].revision, judged[n][1]),
         )
-        for n, case in enumerate(cases)
+        for n, sample in enumerate(samples)
     ]
 
 
@@ -828,7 +839,7 @@ class Compared(BaseModel):
     number: int
     file: str
     line: int
-    talk: list[dict]
+    messages: list[dict]
     answers: tuple[str, str]
     comparison: str | None = None
     margins: tuple[float, float] | None = None  # of the first answer, and of the second
@@ -837,7 +848,7 @@ class Compared(BaseModel):
     @property
     def margin(self) -> float:
         "Nats by which the first answer is better; 0 where nothing is known."
-        return settle(*self.margins) if self.margins else 0.0
+        return agreed_margin(*self.margins) if self.margins else 0.0
 
     @property
     def row(self) -> dict | None:
@@ -845,20 +856,20 @@ class Compared(BaseModel):
         if self.outcome != "pair":
             return None
         chosen, rejected = self.answers[:: 1 if self.margin > 0 else -1]
-        return dict(prompt=self.talk, chosen=chosen, rejected=rejected, margin=abs(self.margin))
+        return dict(prompt=self.messages, chosen=chosen, rejected=rejected, margin=abs(self.margin))
 
 
 # %% ../../nbs/align/53_constitution.ipynb #67827aae
 def compare_answers(
-    cases: Sequence[Case],  # each with the first answer
+    samples: Sequence[Sample],  # each with the first answer
     others: Sequence[str],  # the second answer to each
     judge: Margins,
     section: Constitution,
     comparisons: Sequence[str],
 ) -> list[Compared]:
     "Judge two answers to each prompt in both orders."
-    texts = [(case.answer, other) for case, other in zip(cases, others, strict=True)]
-    judged = judge_texts(cases, texts, judge, seed=section.seed, comparisons=comparisons)
+    texts = [(sample.answer, other) for sample, other in zip(samples, others, strict=True)]
+    judged = judge_texts(samples, texts, judge, seed=section.seed, comparisons=comparisons)
 
     def outcome(n: int) -> str:
         if margins := judged[n][1]:
@@ -868,26 +879,28 @@ def compare_answers(
 
     return [
         Compared(
-            number=case.number,
-            file=case.file,
-            line=case.line,
-            talk=case.talk,
+            number=sample.number,
+            file=sample.file,
+            line=sample.line,
+            messages=sample.messages,
             answers=texts[n],
             comparison=judged[n][0],
             margins=judged[n][1],
             outcome=outcome(n),
         )
-        for n, case in enumerate(cases)
+        for n, sample in enumerate(samples)
     ]
 
 
 # %% ../../nbs/align/53_constitution.ipynb #ac2e75db
 def write_pairs_of_answers(
-    model, tokenizer, cases: Sequence[Case], generation: Generation
+    model, tokenizer, samples: Sequence[Sample], generation: Generation
 ) -> list[tuple[str, str]]:
     "Two answers to each prompt, drawn by seeds of their own."
-    talks = [case.talk for case in cases]
-    answers = generate_answers(model, tokenizer, talks, generation.model_copy(update=dict(n=2)))
+    conversations = [sample.messages for sample in samples]
+    answers = generate_answers(
+        model, tokenizer, conversations, generation.model_copy(update=dict(n=2))
+    )
     return [(first.text, second.text) for first, second in answers]
 
 
@@ -923,8 +936,8 @@ def judge_agreement(
     comparisons: Sequence[str],
 ) -> Agreement:
     "How often a judge prefers the answer that people preferred."
-    contests = [
-        Contest(
+    answer_pairs = [
+        AnswerPair(
             row["prompt"],
             row["chosen"][-1]["content"],
             row["rejected"][-1]["content"],
@@ -932,10 +945,10 @@ def judge_agreement(
         )
         for number, row in enumerate(rows)
     ]
-    both = judge_both_orders(judge, contests)
-    settled = [settle(*margins) for margins in both]
-    points = [1.0 if margin > 0 else 0.0 if margin < 0 else 0.5 for margin in settled]
-    decided = [point for point, margin in zip(points, settled) if margin]
+    both = judge_both_orders(judge, answer_pairs)
+    agreed = [agreed_margin(*margins) for margins in both]
+    points = [1.0 if margin > 0 else 0.0 if margin < 0 else 0.5 for margin in agreed]
+    decided = [point for point, margin in zip(points, agreed) if margin]
     return Agreement(
         pairs=len(points),
         decided=len(decided),
@@ -987,22 +1000,22 @@ def held_lines(path: Path, kind: type[BaseModel], total: int, size: int = BATCH)
 def complete_ledger(
     path: Path,
     kind: type[BaseModel],
-    cases: Sequence,
-    work: Callable[[Sequence], list],  # a line for each case of a batch
+    samples: Sequence,
+    work: Callable[[Sequence], list],  # a line for each sample of a batch
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
 ) -> list:
-    "The lines of all cases: those that a ledger holds, and the rest, which is written into it."
-    lines = held_lines(path, kind, len(cases))
-    for line, case in zip(lines, cases):
-        if line.number != case.number:
+    "The lines of all samples: those that a ledger holds, and the rest, which is written into it."
+    lines = held_lines(path, kind, len(samples))
+    for line, sample in zip(lines, samples):
+        if line.number != sample.number:
             raise UserError(
-                f"line {case.number} of the ledger belongs to other prompts",
+                f"line {sample.number} of the ledger belongs to other prompts",
                 where=str(path),
                 fix="put the old prompts back, or begin another job with --run",
             )
     progress(len(lines))
-    for begin in range(len(lines), len(cases), BATCH):
-        batch = work(cases[begin : begin + BATCH])
+    for begin in range(len(lines), len(samples), BATCH):
+        batch = work(samples[begin : begin + BATCH])
         with path.open("ab") as file:
             file.write(b"".join(line.model_dump_json().encode() + b"\n" for line in batch))
         lines += batch
