@@ -1635,7 +1635,7 @@ def chat(run: ModelName, changes: Overrides = None):
 @app.command()
 def demo(
     run: ModelName,
-    port: int = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
     allow_host: Annotated[
         list[str] | None,
@@ -1660,7 +1660,7 @@ def feedback(
     run: RunName,
     rows: Annotated[
         Path | None,
-        typer.Option(help="a file to write: rows for the objective kto, instead of an older one"),
+        typer.Option(help="a new file to write: rows for the objective kto"),
     ] = None,
     of: Annotated[str | None, typer.Option(help="only the answers of this pane")] = None,
     as_json: AsJson = False,
@@ -1679,12 +1679,20 @@ def feedback(
     written = feedback_rows(given, of)
     if rows:
         check_folder(rows, "--rows")
-        write_lines(rows, written)
+        if rows.exists() or rows.is_symlink():
+            raise UserError(f"{rows} is there already", where="--rows", fix="name a new file")
+        if written:
+            write_lines(rows, written)
+    counts = {model: verdicts for model, verdicts in counts.items() if of in (None, model)}
+    judged = sum(sum(verdicts.values()) for verdicts in counts.values())
     if as_json:
         return print_json({"verdicts": counts, "rows": len(written)})
     for model, verdicts in counts.items():
         show(f"{model}: {verdicts['up']} liked, {verdicts['down']} disliked")
-    show(f"{len(written)} rows{f' in {rows}' if rows else ''}" if counts else "no verdict yet")
+    if not counts:
+        return show("no verdict yet: nothing is written" if rows else "no verdict yet")
+    cut = f"; {judged - len(written)} without one, cut" if judged > len(written) else ""
+    show(f"{len(written)} rows{f' in {rows}' if rows and written else ''}{cut}")
 
 
 # %% ../nbs/system/84_cli.ipynb #1e185b3e

@@ -716,25 +716,34 @@ def test_votes_by_command(tmp_path, monkeypatch):
 def test_feedback_by_command(tmp_path):
     least = {"model": {"base": "tiny:base"}, "data": {"train": "train.jsonl"}}
     run = Run.open(tmp_path / "run", load_recipe(pipeline.Recipe, least))
+    rows = tmp_path / "liked.jsonl"
     assert run_cli("feedback", run.path)[1].strip() == "no verdict yet"
-    for answer, verdict in (("5", "up"), ("6", "down"), ("6", "none"), ("7", "down")):
+    assert "nothing is written" in run_cli("feedback", run.path, "--rows", rows)[1]
+    assert not rows.exists()
+    for answer, verdict in (("5", "up"), ("6", "down"), ("6", "none"), ("7", "down"), ("8", "up")):
         about = dict(model="tuned: run", answer=answer, settings={}, verdict=verdict)
+        about["cut"] = answer == "8"
         line = Feedback(messages=[dict(role="user", content="2 + 3?")], **about)
         append_line(run.path / "feedback.jsonl", line.model_dump())
-    rows = tmp_path / "liked.jsonl"
     code, out, _ = run_cli("feedback", run.path, "--rows", rows)
-    assert code == 0 and "tuned: run: 1 liked, 1 disliked" in out and "2 rows in" in out
+    assert code == 0 and "tuned: run: 2 liked, 1 disliked" in out and "2 rows in" in out
+    assert "1 without one, cut" in out
     assert [row["label"] for row in load_rows(str(rows), "auto")[0]] == [True, False]
     told = json.loads(run_cli("feedback", run.path, "--json", "--of", "tuned: run")[1])
-    assert told == {"verdicts": {"tuned: run": {"up": 1, "down": 1}}, "rows": 2}
+    assert told == {"verdicts": {"tuned: run": {"up": 2, "down": 1}}, "rows": 2}
+    before = (run.path / "feedback.jsonl").read_bytes()
     for words, part in (
         (["feedback", run.path, "--of", "x"], "tuned: run"),
         (["feedback", run.path, "--rows", tmp_path / "absent" / "x"], "no folder"),
+        (["feedback", run.path, "--rows", run.path / "feedback.jsonl"], "is there already"),
+        (["demo", run.path, "--port", "99999"], "65535"),
+        (["demo", run.path, "--login", ""], "the login has no name"),
         (["feedback", tmp_path], "not a run"),
         (["demo", run.path, "--login", "ada"], "LLMTRAINER_DEMO_PASSWORD is not set"),
     ):
         code, _, err = run_cli(*words)
         assert code == 2 and part in err, (words, err)
+    assert (run.path / "feedback.jsonl").read_bytes() == before
 
 
 def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):

@@ -225,6 +225,9 @@ def test_paraphrases_stand_in_the_place_of_the_question(tmp_path):
     file.write_text('{"question": "2 + 2?", "paraphrases": ["two and two?"]}\n')
     (item,) = with_paraphrases(own, str(file)).items()
     assert item.facts["paraphrases"] == ["two and two?"] and item.facts["golds"] == ["4"]
+    file.write_text('{"question": "2 + 2?", "paraphrases": "two and two?"}\n')
+    with pytest.raises(UserError, match="paraphrases is str, and not a list"):
+        with_paraphrases(own, str(file))
     file.write_text('{"question": "2 + 3?", "paraphrases": ["two and three?"]}\n')
     with pytest.raises(UserError, match="1 of 1 questions are none of the task mine"):
         with_paraphrases(own, str(file)).items()

@@ -375,6 +375,12 @@ def test_paraphrases_are_asked_and_what_they_change_is_counted():
     assert "changed_by_paraphrase" not in plain.scores
     keys = {asking_key(asking, asked, "m") for asked in (items, worded)}
     assert len(keys) == 2
+    for texts, expected in ((("?", "??"), (0, 0)), (("?", "#### 4"), (1, 1))):
+        output = Output(text=texts[0], rephrased=texts[1:])
+        assert rephrasing_score(task, output) == {"changed_by_paraphrase": expected}
+    drawn = replace(asking, section=Generation(temperature=1.0))
+    with pytest.raises(UserError, match="drawn answers differ without a paraphrase"):
+        ask_items(drawn, worded)
 
 
 def test_all_outputs_at_once_are_graded_as_one_by_one():
@@ -403,9 +409,15 @@ def test_several_answers_are_graded_by_mean_best_and_majority():
     (item,) = task.items(limit=1)
     right, wrong = item.answer, "#### 99999"
     for texts, expected in (
-        ((right, wrong, right, "?"), dict(accuracy=0.5, any=1, majority=1, consistency=0.5)),
-        ((right, wrong, wrong, "?"), dict(accuracy=0.25, any=1, majority=0, consistency=0.5)),
-        (("?", "?"), dict(accuracy=0, any=0, majority=0, consistency=0)),
+        (
+            (right, wrong, right, "?"),
+            dict(accuracy=0.5, answered=0.75, any=1, majority=1, consistency=0.5),
+        ),
+        (
+            ("?", wrong, wrong, right),
+            dict(accuracy=0.25, answered=0.75, any=1, majority=0, consistency=0.5),
+        ),
+        (("?", "?"), dict(accuracy=0, answered=0, any=0, majority=0, consistency=0)),
     ):
         output = Output(text=texts[0], others=texts[1:], finish="stop", tokens=(2,) * len(texts))
         result = grade_items(task, [item], [output])

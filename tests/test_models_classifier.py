@@ -19,6 +19,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 
@@ -104,6 +106,18 @@ def test_a_long_text_is_read_to_its_end(saved):
     calm, late = "we had tea " * 20, "we had tea " * 20 + "you are stupid"
     assert len(judge.windows([late])[0]) > 3
     assert judge.probabilities([calm])[0] < 0.2 < 0.8 < judge.probabilities([late])[0]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_positions_that_begin_behind_padding_are_not_overrun(padding):
+    about = dict(num_labels=2, id2label={0: "neutral", 1: "toxic"}, pad_token_id=padding)
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = RobertaConfig(vocab_size=32, max_position_embeddings=18, **sizes, **about)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30  # as of one that does not say
+    judge = TextClassifier(RobertaForSequenceClassification(config).eval(), tokenizer, "toxic")
+    assert judge.length == 17 - padding
+    assert 0 < judge.probabilities(["we had tea with you " * 10])[0] < 1
 
 
 def test_what_is_no_classifier_is_refused(saved, tmp_path):

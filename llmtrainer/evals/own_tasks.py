@@ -434,6 +434,8 @@ def with_paraphrases(task: Task, source: str) -> Task:
             if isinstance(record, BadRecord):
                 raise record
             question, texts = record["question"], record["paraphrases"]
+            if not isinstance(texts, list):
+                raise BadRecord(f"paraphrases is {type(texts).__name__}, and not a list of texts")
             found[question] = [plain_text(text, "paraphrases") for text in texts]
         except (BadRecord, KeyError, TypeError) as error:
             raise UserError(

@@ -576,13 +576,21 @@ def several_scores(
     output: Output,
     n: int,  # texts; those of an item that was not answered are empty
 ) -> Scores:
-    "The scores of several texts to one item: of their mean, of the best and of their majority."
+    """The scores of several texts to one item: the mean of each, and of the primary one the best
+    and the majority. Sums, of which ratios are made, stay those of the first text."""
     texts = [output.text, *output.others]
     texts += [""] * (n - len(texts))
-    graded = [task.grade(item, Output(text=text))[task.primary] for text in texts]
-    if isinstance(graded[0], tuple):  # sums of a corpus, of which no item has a best
-        return {}
-    scores: Scores = {task.primary: sum(graded) / len(graded), "any": max(graded)}
+    outputs = [Output(text=text) for text in texts]
+    if task.grade_all:
+        each = list(task.grade_all([item] * n, outputs))
+    else:
+        each = [task.grade(item, one) for one in outputs]
+    plain = [name for name, value in each[0].items() if not isinstance(value, tuple)]
+    scores: Scores = {name: sum(scores[name] for scores in each) / n for name in plain}
+    if task.primary not in plain:  # sums of a corpus, of which no item has a best
+        return scores
+    graded = [scores[task.primary] for scores in each]
+    scores["any"] = max(graded)
     if task.metric(task.primary).higher_is_better:
         scores |= {f"pass_at_{k}": best_of_k(graded, k) for k in POWERS if k < len(graded)}
     if task.extract:
@@ -595,10 +603,11 @@ def several_scores(
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #0d42d830
 def rephrasing_score(task: Task, output: Output) -> Scores:
-    "Does another wording change the answer? An item without one does not count."
-    if not output.rephrased:
-        return {"changed_by_paraphrase": (0.0, 0.0)}
+    """Does another wording change the answer? An item without one does not count, nor one whose
+    answer cannot be read in any wording."""
     answers = {task.extract(text) for text in (output.text, *output.rephrased)}
+    if not output.rephrased or answers == {None}:
+        return {"changed_by_paraphrase": (0.0, 0.0)}
     return {"changed_by_paraphrase": (float(len(answers) > 1), 1.0)}
 
 
@@ -707,6 +716,13 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     model, tokenizer = asking.model, asking.tokenizer
     settings = answer_settings(asking.task, asking.section)
     wordings = [[item, *rephrasings(item)] for item in items]
+    if settings.temperature > 0 and any(len(group) > 1 for group in wordings):
+        raise UserError(
+            "drawn answers differ without a paraphrase, too",
+            where=f"generate.temperature: {settings.temperature:g}",
+            allowed="0 for a task with paraphrases",
+            fix="set generate.temperature=0, or leave the paraphrases out",
+        )
     asked = [item for group in wordings for item in group]
     share = len(items) / max(1, len(asked))
     conversations = [with_system(asking.task.prompt(item), settings) for item in asked]

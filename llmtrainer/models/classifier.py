@@ -58,7 +58,12 @@ class TextClassifier:
         several = config.problem_type == "multi_label_classification" or config.num_labels == 1
         self.link = torch.sigmoid if several else torch.nn.Softmax(dim=-1)
         positions = getattr(config, "max_position_embeddings", None) or 512
-        self.length = min(tokenizer.model_max_length, positions)
+        # RoBERTa and its kin begin to count behind the position of padding
+        tables = (getattr(m, "position_embeddings", None) for m in model.modules())
+        padding = next((t.padding_idx for t in tables if hasattr(t, "padding_idx")), None)
+        self.length = min(
+            tokenizer.model_max_length, positions - (-1 if padding is None else padding) - 1
+        )
 
     def windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         "(token ids of all windows, the number of the text that each belongs to)."

@@ -700,6 +700,8 @@ def credentials(login: str | None) -> tuple[str, str] | None:
     "(name, password) for a page with a login; the password is in the environment and in no file."
     if login is None:
         return None
+    if not login.strip():
+        raise UserError("the login has no name", where="--login", fix="name who may use the page")
     password = os.environ.get(PASSWORD, "")
     if len(password) < 8:
         raise UserError(
@@ -743,7 +745,9 @@ def launch_demo(
         )
     except OSError:
         raise UserError(
-            f"port {port} is taken" if port else "no port from 7860 to 7959 is free",
+            f"port {port} is taken, or not open to you"
+            if port
+            else "no port from 7860 to 7959 is free",
             fix="name another port with --port, or stop the program that uses it",
         ) from None
     if not isinstance(app.middleware_stack, Guard):
