@@ -899,7 +899,7 @@ def tree_mask(branches: torch.Tensor) -> torch.Tensor:
 
 
 def reads_trees(model) -> bool:
-    "Does each layer of this model see just what a mask shows it?"
+    "Does every layer of this model honour a mask of its own?"
     if (model.config._attn_implementation or "sdpa") not in ("sdpa", "eager"):
         return False
     layers = DynamicCache(config=model.config).layers
