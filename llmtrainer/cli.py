@@ -318,6 +318,7 @@ def unusable_path(error: OSError) -> str:
     )
 
 
+# %% ../nbs/system/84_cli.ipynb #150c5cd4
 def fail(text: str, code: int) -> None:
     "Print to standard error and exit."
     show_note(text)
@@ -693,6 +694,7 @@ def continue_run(
     print_done(here, before)
 
 
+# %% ../nbs/system/84_cli.ipynb #eee03e2e
 def was_finished(folder: Path) -> bool:
     "Is there a finished run in a folder already?"
     from llmtrainer.pipeline import is_finished
@@ -802,6 +804,7 @@ Limit = Annotated[
 DataDir = Annotated[str | None, typer.Option(help="a folder with the tasks' files")]
 
 
+# %% ../nbs/system/84_cli.ipynb #b961463a
 def eval_section(
     run: str,  # or a model; a run's own tasks are known, and its folder of data
     tasks: list[str],
@@ -1655,6 +1658,7 @@ def demo(
     launch_demo(page, port, share, hosts=allow_host or [], login=login)
 
 
+# %% ../nbs/system/84_cli.ipynb #d2ced436
 @app.command()
 def feedback(
     run: RunName,

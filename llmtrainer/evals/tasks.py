@@ -749,6 +749,7 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     return [join_wordings([next(written) for _ in group]) for group in wordings]
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #51086c80
 def rephrasings(item: Item) -> list[Item]:
     "The item in each of its other wordings."
     return [replace(item, question=text) for text in item.facts.get("paraphrases", ())]

@@ -477,6 +477,7 @@ def add_xray(gr) -> tuple:
     return opened, shown
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #16f3db46
 def build_demo(
     models: dict[str, tuple],  # name -> (model, tokenizer), a pane each
     section: Generation = Generation(),
@@ -713,6 +714,7 @@ def credentials(login: str | None) -> tuple[str, str] | None:
     return login, password
 
 
+# %% ../../nbs/shipping/76_demo.ipynb #68b9d039
 def launch_demo(
     demo,
     port: int | None = 7860,  # None: the first free one from 7860
