@@ -16,6 +16,7 @@ __all__ = [
     "EXTRA_OF_COMMAND",
     "EXTRA_OF",
     "UNUSABLE",
+    "Port",
     "Limit",
     "DataDir",
     "TextPlaces",
@@ -68,6 +69,8 @@ __all__ = [
     "known_items",
     "compare_task",
     "check_folder",
+    "is_page",
+    "check_page",
     "compare_tasks",
     "print_comparisons",
     "compare",
@@ -487,6 +490,8 @@ def data(
     from llmtrainer.run import write_atomic
 
     job = read_recipe(recipe, changes or [])
+    if html:
+        check_page(html)
     tokenizer = load_tokenizer(job.model.base, job.model.revision)
     prepared = prepare(job.data, tokenizer, job.train.seed, quiet=as_json)
     stats = data_statistics(prepared, tokenizer, job.data, benchmark or ())
@@ -797,6 +802,7 @@ def scores_table(results):
     return table
 
 
+Port = Annotated[int, typer.Option(min=1, max=65535, help="of the page, on this machine")]
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="only a sample of so many items; of a run, its result of so many"),
@@ -1008,6 +1014,21 @@ def check_folder(file: Path, option: str) -> None:
         )
 
 
+def is_page(file: Path) -> bool:
+    "Does a file hold HTML, as this program writes it?"
+    with open(file, "rb") as opened:
+        return opened.read(15).lower() == b"<!doctype html>"
+
+
+def check_page(file: Path) -> None:
+    "`UserError` where a page cannot be written: it takes the place of an older page alone."
+    from llmtrainer.recipe import UserError
+
+    check_folder(file, "--html")
+    if file.exists() and not (file.is_file() and is_page(file)):
+        raise UserError(f"{file} is there and is no page", where="--html", fix="name a new file")
+
+
 def compare_tasks(
     run: str,
     others: list[str],
@@ -1080,7 +1101,7 @@ def compare(
     from llmtrainer.run import write_atomic
 
     if html:
-        check_folder(html, "--html")
+        check_page(html)
     tasks = compared_tasks(run, others, task)
     section = eval_section(run, tasks, changes, limit, data_dir=data_dir)
     options = dict(section=section, score=score, quiet=as_json)
@@ -1188,7 +1209,7 @@ def vote(
     voter: Annotated[str, typer.Option(help="who votes; each has all pairs")] = "human",
     seed: Annotated[int, typer.Option(help="draws sides and order")] = 0,
     out: VotesOut = None,
-    port: int = 7860,
+    port: Port = 7860,
 ):
     """Vote blind on two answers at a time, in the browser on this machine. Each vote is kept at
     once; the next start goes on where you stopped."""
@@ -1638,7 +1659,7 @@ def chat(run: ModelName, changes: Overrides = None):
 @app.command()
 def demo(
     run: ModelName,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    port: Port = 7860,
     share: Annotated[bool, typer.Option(help="a public address, through Gradio's servers")] = False,
     allow_host: Annotated[
         list[str] | None,

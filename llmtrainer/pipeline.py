@@ -162,7 +162,7 @@ from llmtrainer.evals.compare import (
     compare,
     comparison_table,
 )
-from llmtrainer.evals.gates import Eval, leak_note, leaked_ids
+from llmtrainer.evals.gates import Eval, has_paraphrases, leak_note, leaked_ids
 from llmtrainer.evals.own_tasks import pair_item, pairs_task
 from llmtrainer.evals.prompts import (
     FewShot,
@@ -182,6 +182,7 @@ from llmtrainer.evals.tasks import (
     TaskResult,
     ask_items,
     asking_key,
+    check_greedy,
     evaluate,  # noqa: F401  people import it from here, with the benchmarks entered
 )
 
@@ -346,10 +347,12 @@ class Recipe(Section):
 
 # %% ../nbs/system/80_pipeline.ipynb #c20e26a7
 def check_tasks(recipe: Recipe) -> None:
-    "`UserError` for a task that is not known, or that a reward model cannot be asked."
+    "`UserError` for a task that is not known, or that cannot be asked in this way."
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     for name in recipe.eval.tasks:
         task = recipe.eval.find(name)
+        if has_paraphrases(recipe.eval, name):
+            check_greedy(recipe.generate)
         if objective.head == "score" and task.request != "choose":
             raise UserError(
                 f"a reward model scores texts and writes none, so it cannot be asked {name}",
@@ -1840,10 +1843,11 @@ def held_out_questions(
     longest: int = 300,  # characters
 ) -> list[str]:
     "The first short questions of a run's validation rows."
-    talks = (
-        [turn for turn in talk if turn["role"] != "system"] for talk in held_out_conversations(run)
+    conversations = (
+        [turn for turn in messages if turn["role"] != "system"]
+        for messages in held_out_conversations(run)
     )
-    first = (talk[0] for talk in talks if talk)
+    first = (messages[0] for messages in conversations if messages)
     asked = dict.fromkeys(turn["content"] for turn in first if turn["role"] == "user")
     return [question for question in asked if 0 < len(question) <= longest][:count]
 

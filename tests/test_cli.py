@@ -396,6 +396,12 @@ def test_commands_on_a_run(tmp_path):
     assert rows == dict(read=120, kept=120, rejected=0, reasons={})
     succeeds("data", recipe, "--html", tmp_path / "x.html")
     assert "#c6efce" in (tmp_path / "x.html").read_text()
+    rows_before = (tmp_path / "train.jsonl").read_bytes()
+    for place in (tmp_path / "train.jsonl", tmp_path):
+        code, _, err = run_cli("data", recipe, "--html", place)
+        assert code == 2 and "is there and is no page" in err, err
+    succeeds("data", recipe, "--html", tmp_path / "x.html")  # over the older page
+    assert (tmp_path / "train.jsonl").read_bytes() == rows_before
     merged = json.loads(succeeds("merge", run, "--dtype", "float32", "--json"))
     assert merged["max_abs_logit_diff"] < 1e-3
     assert merged["dtype"] == "float32"

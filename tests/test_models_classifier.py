@@ -129,6 +129,9 @@ def test_what_is_no_classifier_is_refused(saved, tmp_path):
             load_classifier(place, "toxic")
     with pytest.raises(UserError, match="cannot be had"):
         load_classifier("nobody/nothing-of-this-name", "toxic")
+    tiny_config(num_labels=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="one number, as a reward model does"):
+        load_classifier(str(tmp_path), "LABEL_0")
     BertModel(tiny_config()).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is no classifier: its weights lack"):

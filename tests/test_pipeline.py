@@ -27,6 +27,7 @@ from llmtrainer.pipeline import (
     compare,
     evaluate,
     fingerprint,
+    has_paraphrases,
     json,
     list_steps,
     load_recipe,
@@ -254,6 +255,20 @@ def reward_job(folder, **sections):
         )
         | sections
     )
+
+
+def test_paraphrases_of_drawn_answers_are_refused_before_the_training(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "2 + 2?", "answer": "4", "other": ["two and two?"]}\n')
+    own = dict(data=str(rows), metrics="number_match", paraphrases="other")
+    sections = dict(
+        model=dict(base="tiny:base"),
+        data=dict(train=str(rows)),
+        eval=dict(own=dict(mine=own), tasks=["mine"]),
+    )
+    assert has_paraphrases(read_recipe(sections).eval, "mine")
+    with pytest.raises(UserError, match="drawn answers differ without a paraphrase"):
+        read_recipe(sections | dict(generate=dict(temperature=1.0)))
 
 
 def test_a_reward_model_is_measured_merged_and_never_asked_to_write(tmp_path, monkeypatch):

@@ -453,4 +453,4 @@ def test_a_widget_without_ipywidgets_says_what_to_install(monkeypatch):
 def test_recipe_so_far():
     section = load_recipe(Generation, {"max_new_tokens": 80, "temperature": 0.7})
     assert "temperature=0.7" in Chat(section).command("/set")
-    assert ChatWidget({"m": (model, tokenizer)}, section).controls.heat.value == 0.7
+    assert ChatWidget({"m": (model, tokenizer)}, section).controls.temperature.value == 0.7

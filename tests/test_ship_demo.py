@@ -175,13 +175,13 @@ def test_the_xray_shows_what_the_model_reads():
 
 def states_of(page, question, stored=None, system=""):
     "All states of a page while it answers."
-    settings = dict(system=system, heat=0, tokens=12, formatted=False)
+    settings = dict(system=system, temperature=0, tokens=12, formatted=False)
     return list(page.answer(question, stored, **settings))
 
 
 def xray_of(page, question, stored, system=""):
     "What a page shows of the prompts."
-    return page.xray(question, stored, system=system, heat=0, tokens=12)
+    return page.xray(question, stored, system=system, temperature=0, tokens=12)
 
 
 def test_a_page_keeps_verdicts_on_complete_answers_of_its_own():

@@ -751,7 +751,7 @@ JUDGING = -1  # the purpose of a draw; rounds of revision are 0, 1, ...
 def judge_both_orders(
     judge: Margins, answer_pairs: Sequence[AnswerPair]
 ) -> list[tuple[float, float]]:
-    "The margin of what stands first, for each answer_pair and for its exchange."
+    "The margin of what stands first, for each pair of answers and for its exchange."
     asked = [one for answer_pair in answer_pairs for one in (answer_pair, answer_pair.exchanged())]
     margins = judge(asked) if asked else []
     return list(zip(margins[::2], margins[1::2], strict=True))

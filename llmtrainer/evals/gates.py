@@ -17,6 +17,7 @@ __all__ = [
     "unmet_requirements",
     "check_bound",
     "harness_module",
+    "has_paraphrases",
     "find_plain",
     "Eval",
     "leaked_ids",
@@ -171,6 +172,12 @@ def harness_module(name: str):
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #15b24e7b
+def has_paraphrases(section: "Eval", name: str) -> bool:
+    "Is a task asked in other words, too?"
+    own = section.own.get(name)
+    return name in section.paraphrases or bool(own and own.paraphrases)
+
+
 def find_plain(section: "Eval", name: str) -> Task:
     "A task by its name as it comes, the section's own ones among them."
     if name in section.own:

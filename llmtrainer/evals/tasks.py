@@ -45,6 +45,7 @@ __all__ = [
     "recorded_settings",
     "is_too_long",
     "generate_outputs",
+    "check_greedy",
     "rephrasings",
     "join_wordings",
     "written_output",
@@ -716,13 +717,8 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     model, tokenizer = asking.model, asking.tokenizer
     settings = answer_settings(asking.task, asking.section)
     wordings = [[item, *rephrasings(item)] for item in items]
-    if settings.temperature > 0 and any(len(group) > 1 for group in wordings):
-        raise UserError(
-            "drawn answers differ without a paraphrase, too",
-            where=f"generate.temperature: {settings.temperature:g}",
-            allowed="0 for a task with paraphrases",
-            fix="set generate.temperature=0, or leave the paraphrases out",
-        )
+    if any(len(group) > 1 for group in wordings):
+        check_greedy(settings)
     asked = [item for group in wordings for item in group]
     share = len(items) / max(1, len(asked))
     conversations = [with_system(asking.task.prompt(item), settings) for item in asked]
@@ -750,6 +746,17 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #51086c80
+def check_greedy(section: Generation) -> None:
+    "`UserError` where answers are drawn: two of them differ without another wording, too."
+    if section.temperature > 0:
+        raise UserError(
+            "drawn answers differ without a paraphrase, too",
+            where=f"generate.temperature: {section.temperature:g}",
+            allowed="0 for a task with paraphrases",
+            fix="set generate.temperature=0, or leave the paraphrases out",
+        )
+
+
 def rephrasings(item: Item) -> list[Item]:
     "The item in each of its other wordings."
     return [replace(item, question=text) for text in item.facts.get("paraphrases", ())]

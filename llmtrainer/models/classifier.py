@@ -36,6 +36,13 @@ def classifier_labels(name: str, label: str) -> list[str]:
             where="classifier",
             fix="download it where there is a connection, and name its folder",
         ) from None
+    if config.num_labels == 1 and config.problem_type != "multi_label_classification":
+        raise UserError(
+            f"{name} gives a text one number, as a reward model does, and no probability",
+            where="classifier",
+            allowed="a classifier of two or more labels, or of problem_type"
+            " multi_label_classification",
+        )
     labels = [config.id2label[place] for place in sorted(config.id2label)]
     if label not in labels:
         raise UserError(
@@ -55,7 +62,7 @@ class TextClassifier:
         self.model, self.tokenizer, self.label = model, tokenizer, label
         config = model.config
         self.place = {name: place for place, name in config.id2label.items()}[label]
-        several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+        several = config.problem_type == "multi_label_classification"
         self.link = torch.sigmoid if several else torch.nn.Softmax(dim=-1)
         positions = getattr(config, "max_position_embeddings", None) or 512
         # RoBERTa and its kin begin to count behind the position of padding

@@ -66,6 +66,7 @@ __all__ = [
     "card_texts",
     "store_card",
     "is_edited",
+    "store_cards",
     "write_card",
     "renew_card",
 ]
@@ -927,12 +928,17 @@ def is_edited(run: Run, name: str, text: str) -> bool:
     return read_text(path, run.path) != text and bool(verify(path.parent, (path.name,)))
 
 
-def write_card(run: Run) -> Path:
-    "Write README.md into the run and its parts; the same run gives the same card."
+def store_cards(run: Run, texts: dict[str, str]) -> None:
+    "Write cards, and the picture that the run's own shows."
     write_atomic(run.path / CURVES, curves_svg(card_facts(run)))
     run.update_manifest(CURVES)
-    for name, text in card_texts(run).items():
+    for name, text in texts.items():
         store_card(run, name, text)
+
+
+def write_card(run: Run) -> Path:
+    "Write README.md into the run and its parts; the same run gives the same card."
+    store_cards(run, card_texts(run))
     return run.path / "README.md"
 
 
@@ -951,8 +957,5 @@ def renew_card(
             f"{run.path / name} was edited and is not renewed; llmtrainer card {run.path} writes it"
             " anew"
         )
-    write_atomic(run.path / CURVES, curves_svg(card_facts(run)))
-    run.update_manifest(CURVES)
-    for name in texts.keys() - set(edited):
-        store_card(run, name, texts[name])
+    store_cards(run, {name: text for name, text in texts.items() if name not in edited})
     return "README.md" not in edited

@@ -513,9 +513,11 @@ def terminal_chat(
 
 
 # %% ../../nbs/shipping/75_chat.ipynb #8951c66d
-def with_controls(section: Generation, system: str, heat: float, tokens: int) -> Generation:
+def with_controls(section: Generation, system: str, temperature: float, tokens: int) -> Generation:
     "The section with what the reader set beside the panes; an empty system prompt is none."
-    changes = dict(system=system or None, temperature=float(heat), max_new_tokens=int(tokens))
+    changes = dict(
+        system=system or None, temperature=float(temperature), max_new_tokens=int(tokens)
+    )
     return section.model_copy(update=changes)
 
 
@@ -543,7 +545,7 @@ class Controls:
         self.system = w.Text(
             system_prompt(section) or "", description="System", placeholder="none", layout=wide
         )
-        self.heat = w.FloatSlider(
+        self.temperature = w.FloatSlider(
             section.temperature, min=0, max=2, step=0.05, description="Temperature"
         )
         most = max(1024, section.max_new_tokens)
@@ -554,7 +556,7 @@ class Controls:
             self.box,
             w.HBox([self.send, self.stop, self.clear], layout=wrap),
             self.system,
-            w.HBox([self.heat, self.tokens, self.formatted], layout=wrap),
+            w.HBox([self.temperature, self.tokens, self.formatted], layout=wrap),
         ]
 
 
@@ -611,7 +613,7 @@ class ChatWidget(Panes):
         controls, question = self.controls, self.controls.box.value.strip()
         if not question or controls.send.disabled:
             return
-        settings = controls.system.value, controls.heat.value, controls.tokens.value
+        settings = controls.system.value, controls.temperature.value, controls.tokens.value
         section = with_controls(self.section, *settings)
         self.set_busy(True)
         self.stopping.clear()

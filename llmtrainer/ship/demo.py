@@ -425,10 +425,10 @@ class Page(Board):
     "What happens on the page when something is typed or pressed."
 
     def answer(
-        self, question: str, stored, system: str, heat: float, tokens: int, formatted: bool
+        self, question: str, stored, system: str, temperature: float, tokens: int, formatted: bool
     ) -> Iterator[tuple]:
         "(question box, what the browser keeps, HTML of each pane), again and again."
-        section, turns = with_controls(self.section, system, heat, tokens), None
+        section, turns = with_controls(self.section, system, temperature, tokens), None
         histories = read_histories(stored, len(self.names))
         for box, *turns in respond_all(self.models, section, question, histories):
             yield box, turns, *self.show(turns, formatted)
@@ -451,9 +451,9 @@ class Page(Board):
         told = self.feedback.rate(str(id), verdict)
         return f'<div class="note">{escape(told)}</div>', *self.show(stored, formatted)
 
-    def xray(self, question: str, stored, system: str, heat: float, tokens: int) -> str:
+    def xray(self, question: str, stored, system: str, temperature: float, tokens: int) -> str:
         "What each model reads when the question is sent; without one, what it read last."
-        section = with_controls(self.section, system, heat, tokens)
+        section = with_controls(self.section, system, temperature, tokens)
         histories = read_histories(stored, len(self.names))
         asked = [next_question(history, question) for history in histories]
         return "".join(map(partial(xray_or_error, section), self.names, self.models, asked))
@@ -496,8 +496,8 @@ def build_demo(
         told = gr.HTML("", js_on_load=None, elem_classes="llm-told")
         box, send, stop, clear = add_question(gr, examples)
         opened, shown = add_xray(gr)
-        system, heat, tokens, formatted = add_settings(gr, section)
-        asked, quiet = [box, stored, system, heat, tokens], dict(show_progress="hidden")
+        system, temperature, tokens, formatted = add_settings(gr, section)
+        asked, quiet = [box, stored, system, temperature, tokens], dict(show_progress="hidden")
         answering = gr.on(
             [box.submit, send.click],
             page.answer,
