@@ -1072,7 +1072,7 @@ def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(tmp_path):
     assert examples(demo) == set(questions)
     assert not examples(build_run_demo(str(run.path), share=True)) & asked
     (page,) = {fn.fn.__self__ for fn in demo.fns.values() if fn.api_name == "chat"}
-    settings = dict(system=section.system, heat=0, tokens=8, formatted=False)
+    settings = dict(system=section.system, temperature=0, tokens=8, formatted=False)
     *_, (_, histories, *_) = page.answer(questions[0], None, **settings)
     page.rate(histories, False, histories[1][-1]["id"], "up")
     (line,) = read_feedback(run.path / FEEDBACK).values()
