@@ -428,13 +428,15 @@ def test_commands_on_a_run(tmp_path):
         code, _, err = run_cli("merge", run, *words)
         assert code == 2 and part in err, (words, err)
     succeeds("merge", run)
-    assert json.loads(succeeds("export", run, "--json"))["same_text"] is True
     folder, described = succeeds("export", run).splitlines()
     assert (Path(folder) / "model.onnx").is_file()
     assert "float32" in described and "float16" in described
-    folder, described = succeeds("export", run, "--to", "gguf", "--quantize", "q4_k_m").splitlines()
-    assert (Path(folder) / "Modelfile").read_text().startswith("FROM ./model-q4_k_m.gguf")
-    assert "ids of 1,000 texts equal" in described
+    assert json.loads((run / "exports" / "onnx.json").read_text())["same_text"] is True
+    gguf = ["export", run, "--to", "gguf", "--quantize", "q4_k_m", "--json"]
+    exported = json.loads(succeeds(*gguf))
+    file = run / "exports" / "gguf-q4_k_m" / "Modelfile"
+    assert file.read_text().startswith("FROM ./model-q4_k_m.gguf")
+    assert exported["facts"]["same_token_ids"] == 1000
     code, _, err = run_cli("export", run, "--to", "gguf", "--quantize", "int3")
     assert code == 2 and "f16, q8_0, q4_k_m" in err
     succeeds("card", run)
@@ -844,11 +846,22 @@ def wheel(tmp_path_factory):
     return next(out.glob("*.whl"))
 
 
-def in_environment(command: Path, *arguments, stdin="", cwd=None):
-    "A finished process of the command in its environment, which sees nothing of this one."
-    line = [command, *map(str, arguments)]
-    options = dict(env=clean_variables(), input=stdin, capture_output=True, text=True, cwd=cwd)
-    return subprocess.run(line, **options)
+RUN_ALL = """
+import json, sys
+from llmtrainer.cli import run_here
+print(json.dumps([run_here(*command) for command in json.load(sys.stdin)]))
+"""
+
+
+def in_environment(command: Path, folder: Path, *commands):
+    """(exit code, output, errors) of each command, given as its words and what it reads.
+
+    They run one after another in one process, which sees nothing of this one."""
+    text = json.dumps([([*map(str, words)], stdin) for words, stdin in commands])
+    options = dict(env=clean_variables(), input=text, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([command.with_name("python"), "-c", RUN_ALL], **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
@@ -857,29 +870,33 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
     absent = [command.with_name("python"), "-c", "import gradio"]
     assert subprocess.run(absent, capture_output=True).returncode == 1, "not a clean environment"
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    for arguments, stdin in (
+    doctor = subprocess.run([command, "doctor"], env=clean_variables(), capture_output=True)
+    assert doctor.returncode == 0, doctor.stderr
+    complete = [
         (["train", recipe, "--run", run], ""),
         (["eval", run, "limit=8", "--tasks", "word_problems"], ""),
         (["generate", run, "--prompt", "What is 2 + 2?"], ""),
         (["chat", run], "What is 2 + 2?\n"),
         (["merge", run], ""),
-        (["doctor"], ""),
-    ):
-        done = in_environment(command, *arguments, stdin=stdin, cwd=tmp_path)
-        assert done.returncode == 0, (arguments, done.stderr)
-    assert (run / "exports" / "merged" / "model.safetensors").is_file()
-    for arguments, extra in (
+    ]
+    incomplete = [
         (["export", run], "llmtrainer[export]"),
         (["export", run, "--to", "gguf"], "llmtrainer[gguf]"),
         (["demo", run], "llmtrainer[app]"),
         (["quickstart", "--out", tmp_path / "q"], "llmtrainer[export]"),
-    ):
-        done = in_environment(command, *arguments, cwd=tmp_path)
-        assert done.returncode == 2 and extra in done.stderr, (arguments, done.stderr)
-        assert "Traceback" not in done.stderr
+    ]
+    refused = [(words, "") for words, _ in incomplete]
+    ended = in_environment(command, tmp_path, *complete, *refused)
+    for code, _, err in ended[: len(complete)]:
+        assert code == 0, err
+    for (code, _, err), (words, extra) in zip(ended[len(complete) :], incomplete, strict=True):
+        assert code == 2 and extra in err, (words, err)
+        assert "Traceback" not in err
+    assert (run / "exports" / "merged" / "model.safetensors").is_file()
     # the extra for ONNX brings what its command needs
-    done = in_environment(environment_of(wheel, tmp_path / "export", "export"), "export", run)
-    assert done.returncode == 0, done.stderr
+    command = environment_of(wheel, tmp_path / "export", "export")
+    [(code, _, err)] = in_environment(command, tmp_path, (["export", run], ""))
+    assert code == 0, err
     assert list(run.glob("exports/**/*.onnx"))
 
 
