@@ -83,7 +83,7 @@ fuzz: export HYPOTHESIS_PROFILE := fuzz
 fuzz: .venv/.dev  ## property tests with new examples, 1,000 each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow" -k "$$($(BIN)/python -m llmtrainer.literate properties)"
 
-OPTIONAL := gptq or torchao or compressed or hqq or trackio or deepspeed or browser
+OPTIONAL := gptq or torchao or compressed or hqq or trackio or deepspeed or browser or real_server
 test-optional: export PYTHONPATH := $(CURDIR)
 test-optional: constraints.txt settings.ini setup.py  ## tests of libraries that change what others do, in .venv-optional
 	test -x .venv-optional/bin/python || $(PYTHON) -m venv .venv-optional

@@ -6,6 +6,7 @@
 __all__ = [
     "OpenModel",
     "READ_WITH",
+    "MISMATCH",
     "WINDOW",
     "Question",
     "last_turns",
@@ -152,6 +153,7 @@ class Rollout:
     ids: tuple[int, ...]  # with the token that ended it
     text: str
     ended: bool  # by itself; else it was cut at the limit
+    logprobs: tuple[float, ...] = ()  # of the ids, where another program drew them
 
     def output(self) -> Output:
         "The answer as graders take it."
@@ -585,9 +587,21 @@ def rollout_figures(lines: Sequence[dict], group: int) -> dict[str, float]:
     )
 
 
+MISMATCH = 0.2  # of log-probabilities, beyond which two programs do not hold one model
+
+
 def check_figures(figures: dict[str, float], objective) -> None:
     "`UserError` where answers are such that nothing, or nothing good, would be learned."
     where = "train.objective"
+    if objective.rollouts != "own" and figures["logprob_difference"] > MISMATCH:
+        raise UserError(
+            "the server's and the trainer's log-probabilities differ by"
+            f" {figures['logprob_difference']:.2f} in the mean: it does not hold what is trained",
+            where=f"{where}: rollouts: {objective.rollouts}",
+            allowed=f"at most {MISMATCH}",
+            fix="start the server with the base of this recipe, in its precision, and with"
+            " --logprobs-mode processed_logprobs",
+        )
     if figures["cut"] > 0.5:
         raise UserError(
             f"{figures['cut']:.0%} of the answers do not end within {objective.max_new_tokens}"
@@ -726,6 +740,11 @@ class OnlineSettings(Objective):
     write_batch: int = Field(
         128, gt=0, description="answers that are written at a time; halved when memory runs out"
     )
+    rollouts: str = Field(
+        "own",
+        pattern="own|https?://.+",
+        description="who writes the answers: own, or the address of a vLLM server",
+    )
 
     @model_validator(mode="after")
     def zero_is_the_least(self):
@@ -740,10 +759,11 @@ class OnlineSettings(Objective):
     @model_validator(mode="after")
     def draws_from_the_policy(self):
         "A ratio of probabilities means nothing where the draws were from other ones."
-        if self.top_p < 1 and (self.iterations > 1 or self.kl):
+        if self.top_p < 1 and (self.iterations > 1 or self.kl or self.rollouts != "own"):
             raise ValueError(
                 "top_p below 1 draws from other probabilities than the ratio and the KL divergence"
-                " are made of, which biases both: set top_p: 1, or iterations: 1 and kl: 0"
+                " are made of, which biases both: set top_p: 1, or iterations: 1, kl: 0 and"
+                " rollouts: own"
             )
         return self
 

@@ -30,6 +30,8 @@ __all__ = [
     "check_online",
     "held_out_questions",
     "online_parts",
+    "check_parts",
+    "server_of",
     "online_identity",
     "build_online_trainer",
 ]
@@ -82,9 +84,10 @@ from llmtrainer.align.online import (
     write_rollouts,
     writer_logprobs,
 )
+from llmtrainer.align.vllm import RolloutServer, open_server
 from llmtrainer.data.packing import EpochSampler, collator
 from llmtrainer.device import DevicePlan
-from llmtrainer.models.generate import GREEDY, Generation, stop_ids
+from llmtrainer.models.generate import GREEDY, Generation, context_length, stop_ids
 from llmtrainer.models.lora import Adapt
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
@@ -199,6 +202,7 @@ class OnlineParts:
     scorers: dict[str, Scorer]
     ledger: RolloutLedger
     held_out: list[Question]
+    server: RolloutServer | None = None  # writes the answers in the package's place
 
 
 class RewindLedger(TrainerCallback):
@@ -219,6 +223,8 @@ class WithinMemory:
     def rollouts(self, questions, seeds, section: Generation) -> list[Rollout]:
         "Answers to questions, in the precision of the training; fewer at a time if memory asks."
         model = self.accelerator.unwrap_model(self.model)
+        if self.parts.server:
+            return self.served_rollouts(model, questions, seeds, section)
         fault = UserError(
             "out of memory while answers are written one at a time",
             where=f"step {self.state.global_step + 1}",
@@ -239,6 +245,22 @@ class WithinMemory:
 
         slots = max(1, min(self.write_batch, len(questions)))
         return within_memory(write, slots, fault, self.write_fewer)
+
+    def served_rollouts(self, model, questions, seeds, section: Generation) -> list[Rollout]:
+        "Answers of the server, which has the adapter as it is now."
+        server = self.parts.server
+        if rank() == 0:
+            server.renew(model, self.state.global_step)
+        server.adapter = all_gather(server.adapter)[0]
+        return server.write(
+            model,
+            self.processing_class,
+            questions,
+            seeds=seeds,
+            section=section,
+            ends=self.eos_token_ids,
+            at_a_time=self.write_batch,
+        )
 
     def write_fewer(self, size: int) -> None:
         "Write so many answers at a time from here on, and say so."
@@ -484,8 +506,11 @@ class Preflight:
         places = [len(one.ids) // 2 for one in rollouts]
         prefixes = [one.question.ids + one.ids[:at] for one, at in zip(rollouts, places)]
         tokens = [one.ids[at] for one, at in zip(rollouts, places)]
-        with self.accelerator.autocast():
-            ours = writer_logprobs(model, prefixes, tokens, self.temperature)
+        if self.parts.server:
+            ours = [one.logprobs[at] for one, at in zip(rollouts, places)]
+        else:
+            with self.accelerator.autocast():
+                ours = writer_logprobs(model, prefixes, tokens, self.temperature)
         rows = [torch.tensor([*prefix, token]) for prefix, token in zip(prefixes, tokens)]
         pad = self.processing_class.pad_token_id
         ids = pad_sequence(rows, True, pad, padding_side="left").to(self.args.device)
@@ -573,6 +598,8 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
         super().load_final_weights()
         if rank() == 0:
             self.parts.ledger.flush()  # at the end no line may wait
+            if self.parts.server:
+                self.parts.server.forget()
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # trl's copy of where the adapter began
 
@@ -585,6 +612,16 @@ class GrpoTrainer(OnlineTrainer, trl.GRPOTrainer):
 
     def own_writer(self):
         return dict(rollout_func=self.write)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.parts.server:
+            drawn = [torch.tensor(one.logprobs) for one in self.latest]
+            width = output["completion_ids"].shape[1]
+            padded = pad_sequence(drawn, batch_first=True)
+            padded = torch.nn.functional.pad(padded, (0, width - padded.shape[1]))
+            output["old_per_token_logps"] = padded.to(output["completion_ids"].device)
+        return output
 
 
 class RlooTrainer(OnlineTrainer, trl.RLOOTrainer):
@@ -694,7 +731,29 @@ def online_parts(
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #6717362f
 # what is tried before the first step, and what fits into memory, decide no answer
-FREE = {"preflight", "write_batch", "held_out", "held_out_prompts"}
+FREE = {"preflight", "write_batch", "held_out", "held_out_prompts", "rollouts"}
+
+
+def check_parts(parts: OnlineParts, model) -> None:
+    "`UserError` where questions cannot be answered, or their answers not rewarded."
+    check_answers(parts.questions, parts.objective)
+    for one in parts.scorers.values():
+        one.check_questions(parts.questions)
+    check_writer(model, [*parts.questions, *parts.held_out])
+
+
+def server_of(
+    parts: OnlineParts, model, run: Run, *, adapt: Adapt, base: str
+) -> RolloutServer | None:
+    "The server that the recipe names; None where the package writes itself."
+    return open_server(
+        parts.objective,
+        run.checkpoints / ".served",
+        adapt=adapt,
+        questions=[*parts.questions, *parts.held_out],
+        base=base,
+        context=context_length(model),
+    )
 
 
 def online_identity(parts: OnlineParts) -> dict:
@@ -735,10 +794,8 @@ def build_online_trainer(
     check_noise(section, adapt)
     section = step_section(section, objective)
     parts = online_parts(data, run, objective, open_model)
-    check_answers(parts.questions, objective)
-    for one in parts.scorers.values():
-        one.check_questions(parts.questions)
-    check_writer(model, [*parts.questions, *parts.held_out])
+    check_parts(parts, model)
+    parts.server = server_of(parts, model, run, adapt=adapt, base=base)
     if not parts.held_out:
         check_needs_validation(section)
     known = checkpoint_identity(

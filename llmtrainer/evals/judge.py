@@ -19,6 +19,8 @@ __all__ = [
     "NoRedirect",
     "read_reply",
     "check_address",
+    "NoReply",
+    "send",
     "Endpoint",
     "LocalJudge",
     "Judge",
@@ -115,7 +117,7 @@ def read_reply(text: bytes) -> str:
     return content
 
 
-def check_address(url: str, has_token: bool) -> str:
+def check_address(url: str, has_token: bool, where: str = "--endpoint") -> str:
     "An endpoint's address without a slash at its end; `UserError` where it cannot be used."
     try:
         parts = urlsplit(url)
@@ -125,7 +127,7 @@ def check_address(url: str, has_token: bool) -> str:
     if not is_address or parts.username or parts.query:
         raise UserError(
             "the endpoint is no plain address",
-            where="--endpoint",
+            where=where,
             allowed="such as https://api.openai.com/v1 or http://localhost:8000/v1",
         )
     if (
@@ -135,13 +137,37 @@ def check_address(url: str, has_token: bool) -> str:
     ):
         raise UserError(
             f"the token would go to {parts.hostname} unencrypted",
-            where="--endpoint",
+            where=where,
             fix="use https, or unset the token's variable",
         )
     return url.rstrip("/")
 
 
 # %% ../../nbs/evaluation/47_judge.ipynb #6fb9ec40
+class NoReply(Exception):
+    "A server gave no reply; another try may help."
+
+
+def send(request: urllib.request.Request, timeout: float) -> bytes:
+    "The reply to a request; `NoReply`, or urllib's `HTTPError` where no other try will help."
+    try:
+        with OPENER.open(request, timeout=timeout) as reply:
+            return reply.read(MOST_REPLY)
+    except urllib.error.HTTPError as error:
+        if error.code not in RETRIED:
+            raise
+        error.close()
+        raise NoReply(f"status {error.code}") from None
+    except TimeoutError:
+        raise NoReply("timeout") from None
+    except urllib.error.URLError as error:
+        is_late = isinstance(error.reason, TimeoutError)
+        raise NoReply("timeout" if is_late else "no connection") from None
+    except (OSError, HTTPException):
+        raise NoReply("no connection") from None
+
+
+# %% ../../nbs/evaluation/47_judge.ipynb #65fcc372
 @dataclass(frozen=True)
 class Endpoint:
     "A judge behind an endpoint that speaks OpenAI's protocol."
@@ -174,25 +200,17 @@ class Endpoint:
     def ask_once(self, request: urllib.request.Request) -> Verdict:
         "The verdict of one request; `JudgeError` where another try may help."
         try:
-            with OPENER.open(request, timeout=self.timeout) as reply:
-                return read_verdict(read_reply(reply.read(MOST_REPLY)))
+            return read_verdict(read_reply(send(request, self.timeout)))
+        except NoReply as error:
+            raise JudgeError(str(error)) from None
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code in RETRIED:
-                raise JudgeError(f"status {error.code}") from None
             raise UserError(
                 f"the endpoint answers with status {error.code} ({error.reason})",
                 where=self.url,
                 fix=f"check the address, the model {self.model!r} and the token in"
                 f" {self.token_variable}",
             ) from None
-        except TimeoutError:
-            raise JudgeError("timeout") from None
-        except urllib.error.URLError as error:
-            is_late = isinstance(error.reason, TimeoutError)
-            raise JudgeError("timeout" if is_late else "no connection") from None
-        except (OSError, HTTPException):
-            raise JudgeError("no connection") from None
 
     def verdict(self, question: str, first: str, second: str) -> Verdict:
         "Which of two answers is better; `JudgeError` after the last try."
