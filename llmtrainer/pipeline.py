@@ -52,7 +52,11 @@ __all__ = [
     "trained_prompting",
     "kept_prompting",
     "resolve_generation",
+    "training_section",
+    "run_prompting",
+    "renew_prompting",
     "search_run_prompt",
+    "keep_prompt",
     "item_keys",
     "prompt_questions",
     "pin_model",
@@ -194,7 +198,13 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation, Prompting, check_writes, stored_prompting
+from llmtrainer.models.generate import (
+    Generation,
+    Prompting,
+    check_writes,
+    section_prompting,
+    stored_prompting,
+)
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -249,11 +259,18 @@ from llmtrainer.run import (
     read_object,
     seed_everything,
     sha256,
+    update_manifest,
     verify,
     write_atomic,
     write_json,
 )
-from llmtrainer.safe_io import check_plain, file_facts, is_folder, opened_folder, remove_file
+from llmtrainer.safe_io import (
+    check_plain,
+    file_facts,
+    is_folder,
+    opened_folder,
+    remove_file,
+)
 from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
@@ -916,19 +933,44 @@ def resolve_generation(
 ) -> Generation:
     "The section with what `auto` means for this model: system prompt, and rule for contents."
     prompting, origin = trained_prompting(source)
-    if section.prompt == "auto" and isinstance(source, Run) and not section.examples:
+    if section.prompt == "none" or section.examples:
+        prompting = prompting.without_search()
+    elif isinstance(source, Run):
         prompting, origin = kept_prompting(source, prompting, origin)
     shared, changes = prompting.system, {}
     if section.special_in_content == "auto":
         changes["special_in_content"] = prompting.special_in_content
     if section.system == "auto":
         changes["system"] = shared
-        if section.prompt == "auto" and not section.examples:
+        if not section.examples:
             changes["examples"] = prompting.examples
         if origin and not quiet:
             used = repr(shorten(shared, 60)) if shared else "none"
             show_note(f"system prompt: {used} (generate.system: auto; {origin})")
     return section.model_copy(update=changes)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #9f749799
+def training_section(run: Run, section: Generation) -> Generation:
+    "The section of a run as it is without a prompt that a search found."
+    return resolve_generation(run, section.model_copy(update=dict(prompt="none")), quiet=True)
+
+
+def run_prompting(run: Run) -> Prompting:
+    "What the folder of a run's whole model says about its prompts."
+    own = load_recipe(Generation, run.recipe.get("generate", {}))
+    return section_prompting(resolve_generation(run, own, quiet=True), training_section(run, own))
+
+
+def renew_prompting(run: Run) -> None:
+    "Write a run's prompts anew into the folders of the whole models that it holds."
+    for folder in (run.model, run.exports / "merged"):
+        if file_facts(folder / Prompting.file, run.path):
+            run_prompting(run).save(folder / Prompting.file, run.path)
+            update_manifest(folder, Prompting.file)
+            name = folder.relative_to(run.path).as_posix()
+            run.update_manifest(f"{name}/{Prompting.file}")
+            run.update_manifest(f"{name}/manifest.json")
 
 
 # %% ../nbs/system/80_pipeline.ipynb #513df738
@@ -946,9 +988,7 @@ def search_run_prompt(
     items = task.items(section.data_dir, space.limit)
     rows = training_rows(run) if any(space.counts) else None
     pool = example_pool(rows or [], every) if any(space.counts) else []
-    own = load_recipe(Generation, run.recipe.get("generate", {}))
-    own = own.model_copy(update=dict(prompt="none"))
-    generation = resolve_generation(run, own, quiet=True)
+    generation = training_section(run, load_recipe(Generation, run.recipe.get("generate", {})))
     model, tokenizer = open_model(str(run.path))
     facts = json.dumps([digest, space.model_dump(), generation.model_dump(), item_keys(items)])
     key = hashlib.sha256(facts.encode()).hexdigest()
@@ -961,9 +1001,18 @@ def search_run_prompt(
     run.add_record(search, f"evals/others/prompts-{name}.json")
     remove_file(journal, run.path, empty=True)
     if keep and search.is_gain:
-        run.add_record(search.stored())
-        renew_card(run)
+        keep_prompt(run, search.stored())
     return search
+
+
+def keep_prompt(run: Run, prompt: StoredPrompt) -> None:
+    "Keep a found prompt in a run and in its whole models; exports that lie there are named."
+    run.add_record(prompt)
+    renew_prompting(run)
+    renew_card(run)
+    for folder in sorted(run.exports.glob("*/")):
+        if folder.name != "merged":
+            show_note(f"{folder} has the prompt of before: llmtrainer export writes it anew")
 
 
 def item_keys(items: Sequence[Item]) -> list[str]:
@@ -1018,8 +1067,8 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
 
 # %% ../nbs/system/80_pipeline.ipynb #5600b1b2
 def without_card(faults: Iterable[str]) -> list[str]:
-    "What differs in a folder beside its card, which a kill may leave half renewed."
-    beside = ("README.md", "manifest.json")
+    "What differs in a folder beside its card and prompts, which a kill may leave half renewed."
+    beside = ("README.md", "manifest.json", Prompting.file)
     return [fault for fault in faults if Path(fault.partition(" ")[0]).name not in beside]
 
 
@@ -1726,6 +1775,7 @@ def merge_run(
     with explain_full_disk(run.path):
         generation = resolve_generation(run, recipe.generate, quiet=True)
         options |= dict(route=route, generation=generation, dtype=dtype, mix=mix)
+        options |= dict(training=training_section(run, recipe.generate))
         options |= dict(others=[other.adapter for other in others])
         merge(section, run.adapter, folder, held_out_conversations(run), **options)
     return store_merge(run)
@@ -1746,8 +1796,10 @@ def whole_model(run: Run) -> Path:
     "The folder of the run's whole model, as it was written; an adapter is merged first."
     if run.model.is_dir():
         check_weights(run)
+        renew_prompting(run)
         return run.model
     merged = run.exports / "merged"
+    renew_prompting(run)
     if not merged.is_dir():
         merge_run(run)
     elif faults := without_card(verify(merged, digest=cached_sha256)):

@@ -38,7 +38,9 @@ from llmtrainer.pipeline import (
     replace,
     score_head,
     sha256,
+    stored_prompting,
     torch,
+    verify,
     write_atomic,
 )
 
@@ -1205,14 +1207,39 @@ def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, i
         tokenizer = load_tokenizer(name if name == merged else str(run.adapter))
         row = encode({"messages": [*by_hand, {"role": "assistant", "content": "."}]}, tokenizer)
         assert row.ids[: len(ids)] == list(ids), "as training would render it"
-    plain = resolve_generation(run, Generation(prompt="none"), quiet=True)
-    assert (plain.system, plain.examples) == ("Solve it.", [])
+    plain = Generation(prompt="none")
+    asked = [resolve_generation(source, plain, quiet=True) for source in (run, merged)]
+    assert asked[0] == asked[1] and (asked[0].system, asked[0].examples) == ("Solve it.", [])
+    uses = [uses_of(name, question, asked[0], spy) for name in (str(run.path), merged)]
+    assert len(set.union(*(set.union(*each.values()) for each in uses))) == 1
     for own in (Generation(system=None), Generation(examples=[["q", "a"]])):
         resolved = resolve_generation(run, own, quiet=True)
         assert resolved.examples == own.examples, (
             "whoever writes a prompt has a prompt of their own"
         )
+        assert resolve_generation(merged, own, quiet=True) == resolved
     assert base_result(run, "word_problems", quiet=True).generation["examples"] == []
+
+
+@pytest.mark.parametrize("changes", [[], ["adapt.method=full", "model.quantize=none"]])
+def test_a_prompt_that_is_kept_later_reaches_the_whole_model(tmp_path, capsys, changes):
+    job = system_job(tmp_path, ["Solve it."] * 120)
+    recipe = load_recipe(Recipe, job.model_dump(exclude_unset=True), changes)
+    run = train(recipe, tmp_path / "run", quiet=True)
+    folder = whole_model(run)
+    (run.exports / "onnx").mkdir(parents=True, exist_ok=True)
+    measured = dict(task="t", gain=0.1, interval=(0.0, 0.2), n=9)
+    found = StoredPrompt(instruction="Think.", examples=[["1?", "1"]], **measured)
+    keep_prompt(run, found)
+    assert "onnx has the prompt of before" in capsys.readouterr().err
+    for prompt in ("auto", "none"):
+        section = Generation(prompt=prompt)
+        asked = [resolve_generation(source, section, quiet=True) for source in (run, folder)]
+        assert asked[0] == asked[1] and (asked[0].system == "Think.") is (prompt == "auto")
+    assert not run.verify() and not verify(folder)
+    (run.path / StoredPrompt.file).unlink()  # a run of an earlier release, or a kill between
+    whole_model(run)
+    assert stored_prompting(folder).system == "Solve it."
 
 
 def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):

@@ -350,10 +350,15 @@ class OnnxGenerator(Writer):
         self,
         folder: str | Path,
         threads: int = 0,  # 0: as many as there are cores
+        prompt: str = "auto",  # "none": as in training, without a prompt that a search found
     ):
         super().__init__(folder, threads)
         self.stored = read_json(Path(folder) / "llmtrainer.json")
         self.form = read_json(Path(folder) / PROMPT_FILE)
+        if prompt == "none" and (training := self.stored.get("training")):
+            if self.stored != self.stored | training:
+                self.form = {}  # it was stored with the found prompt
+            self.stored |= training
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.special = [token.content for token in added if token.special]
         try:
