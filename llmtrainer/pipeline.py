@@ -103,10 +103,10 @@ __all__ = [
     "held_out_conversations",
     "check_mergeable",
     "check_same_base",
+    "check_card",
     "merge_run",
     "store_merge",
     "whole_model",
-    "asked_tasks",
     "export_name",
     "run_quality",
     "export_run",
@@ -274,18 +274,19 @@ from llmtrainer.safe_io import (
 from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
-from llmtrainer.ship.card import renew_card, write_card
-from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo
-from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
-from llmtrainer.ship.llamacpp import Asked
-from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
-from llmtrainer.ship.quantized_export import (
+from llmtrainer.ship.card import card_texts, is_edited, renew_card, write_card
+from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo, seal_feedback
+from llmtrainer.ship.export import (
+    ITEMS,
     MAX_LOSS,
+    ExportRecord,
     Quality,
-    find_quantizer,
-    held_out_task,
-    write_quantized,
+    check_request,
+    find_exporter,
+    write_export,
 )
+from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
+from llmtrainer.ship.quantized_export import find_quantizer, held_out_task, write_quantized
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
@@ -1758,6 +1759,18 @@ def check_same_base(run: Run, other: Run) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #d20e2794
+def check_card(run: Run) -> None:
+    "`UserError` where the merged folder holds a card that somebody edited."
+    name = "exports/merged/README.md"
+    if file_facts(run.path / name, run.path) and is_edited(run, name, card_texts(run).get(name)):
+        raise UserError(
+            f"{run.path / name} was edited, and a merge would replace it",
+            where=str(run.exports / "merged"),
+            fix=f"keep it elsewhere; or llmtrainer card {run.path}, which writes it anew",
+        )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #a69b334b
 def merge_run(
     run: Run,
     route: str = "dequantized",  # original: into the unquantised weights; quantized: again so
@@ -1768,6 +1781,7 @@ def merge_run(
 ) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
     check_mergeable(run)
+    check_card(run)
     for other in others:
         check_same_base(run, other)
     recipe = recipe_of(run)
@@ -1815,31 +1829,30 @@ def whole_model(run: Run) -> Path:
     return merged
 
 
-def asked_tasks(run: Run) -> list[Asked]:
-    "What a run wrote to its tasks, for an exporter that asks them again."
-    section = run_section(run)
-    written = [r for r in run.find_records(TaskResult, "evals").values() if r.request == "generate"]
-    tasks = [task_of(run, section, result.task) for result in written]
-    return [
-        Asked(task, task.items(section.data_dir), result) for task, result in zip(tasks, written)
-    ]
-
-
 def export_name(to: str, quantize: str | None = None) -> str:
     "The folder of an export under `exports`: one for each format and number format."
     return f"{to}-{quantize}" if quantize else to
 
 
 # %% ../nbs/system/80_pipeline.ipynb #006c6508
-def run_quality(run: Run, tasks: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Quality:
+def run_quality(
+    run: Run,
+    requests: Sequence[str],  # that the export can answer
+    tasks: Sequence[str] = (),
+    max_loss: float = MAX_LOSS,
+) -> Quality:
     """What the rounded weights of a run's export are measured on: the named tasks, or those of its
-    recipe, or its held-out rows."""
+    recipe, or those that it was evaluated on, or its held-out rows."""
     recipe = recipe_of(run)
-    names = list(tasks) or recipe.eval.tasks
-    section = run_section(run, tasks=names, limit=recipe.eval.limit)
+    names = list(tasks) or recipe.eval.tasks or list(run.find_records(TaskResult, "evals"))
+    section = run_section(run, tasks=names, limit=recipe.eval.limit or ITEMS)
     generation = resolve_generation(run, recipe.generate, quiet=True)
     asked = [task_of(run, section, name) for name in section.tasks]
-    asked = asked or [held_out_task(held_out_conversations(run))]
+    for task in asked if tasks else ():
+        check_request(task, requests)
+    asked = [task for task in asked if task.request in requests]
+    if not asked and "perplexity" in requests:
+        asked = [held_out_task(held_out_conversations(run))]
     items = [task.items(section.data_dir, section.limit) for task in asked]
     return Quality(list(zip(asked, items)), generation, max_loss)
 
@@ -1857,9 +1870,10 @@ def export_run(
     rounded = quantize and not exporter.configure
     quantizer = find_quantizer(to, quantize) if rounded else None
     exporter.require()
+    requests = quantizer.requests if quantizer else exporter.requests
+    quality = run_quality(run, requests, tasks, max_loss) if quantize else Quality()
     if exporter.configure:
-        exporter = exporter.configure(quantize, asked_tasks(run))
-    quality = run_quality(run, tasks, max_loss) if rounded else None
+        exporter = exporter.configure(quantize, quality)
     source, name = whole_model(run), folder.name
     with explain_full_disk(run.path):
         if quantizer:
@@ -1914,7 +1928,7 @@ def build_run_demo(
         return build_demo(models, section)
     run = Run.load(name)
     examples = [] if share else held_out_questions(run)
-    feedback = FeedbackFile(run.path / FEEDBACK, lambda: run.update_manifest(FEEDBACK))
+    feedback = FeedbackFile(run.path / FEEDBACK, partial(seal_feedback, run.path))
     title = run.path.resolve().name
     return build_demo(models, section, examples or EXAMPLES, title=title, feedback=feedback)
 

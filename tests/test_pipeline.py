@@ -9,6 +9,7 @@ from llmtrainer.pipeline import (
     ExpertsRecord,
     FEEDBACK,
     Generation,
+    MAX_LOSS,
     Machine,
     Mix,
     Model,
@@ -42,6 +43,7 @@ from llmtrainer.pipeline import (
     torch,
     verify,
     write_atomic,
+    write_card,
 )
 
 
@@ -923,15 +925,39 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert not run.verify()
 
 
+def test_a_merge_replaces_no_card_that_somebody_edited(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    merge_run(run)
+    merge_run(run)
+    mine = run.exports / "merged" / "README.md"
+    mine.write_text(mine.read_text() + "# Mine")
+    before = file_states(run.exports)
+    with pytest.raises(UserError, match="was edited, and a merge would replace it"):
+        merge_run(run)
+    assert file_states(run.exports) == before
+    write_card(run)
+    merge_run(run)
+    assert "# Mine" not in mine.read_text() and not run.verify()
+
+
+def file_states(folder):
+    "Every file with its content."
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_rows(tmp_path):
     recipe = job(tmp_path)
     run = train(recipe, tmp_path / "run", quiet=True)
-    quality = run_quality(run, ["word_problems_choice"], 0.5)
+    every = ("generate", "choose", "perplexity")
+    quality = run_quality(run, every, ["word_problems_choice"], 0.5)
     assert [task.name for task, _ in quality.tasks] == ["word_problems_choice"]
-    assert [task.name for task, _ in run_quality(run).tasks] == recipe.eval.tasks
+    assert [task.name for task, _ in run_quality(run, every).tasks] == recipe.eval.tasks
     without = recipe.model_copy(update=dict(eval=Eval()))
     bare = train(without, tmp_path / "bare", quiet=True)
-    [(task, items)] = run_quality(bare).tasks
+    [(task, items)] = run_quality(bare, every).tasks
+    assert not run_quality(bare, ["generate"]).tasks
+    with pytest.raises(UserError, match="its request is 'choose'"):
+        run_quality(run, ["generate"], ["word_problems_choice"])
     assert task.name == "held_out_rows" and items
     record = export_run(bare, ["2 + 3?"], quantize="int8", max_loss=1.0)
     assert (record.quantize, record.max_loss, record.quality[0].task) == ("int8", 1.0, task.name)
@@ -959,16 +985,19 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
         quiet=True,
     )
     record = export_run(run, ["2 + 3?"], "gguf", "q8_0")
-    (asked,) = record.facts["tasks"].items()
+    (c,) = record.quality
+    assert c.task == "word_problems", "a choice between texts cannot be asked"
     measured = stored_result(run, "word_problems").score.value
-    assert asked[0] == "word_problems", "a choice between texts cannot be asked again"
-    assert (asked[1]["n"], asked[1]["model"]) == (8, measured)
+    assert (c.n, c.names, record.max_loss) == (8, ("f16", "q8_0"), MAX_LOSS)
+    assert abs(c.a - measured) <= 1 / 8, "the model's own answers, but for ties"
     assert run.read("exports/gguf-q8_0.json")["facts"]["same_token_ids"] == 1000
     file = re.search(r"llama-cli -m (\S+)", (run.path / "README.md").read_text())[1]
     assert (run.path / file).is_file() and (run.path / file).with_name("Modelfile").is_file()
-    assert (
-        "| GGUF (q8_0) | llama.cpp beside the model: ids of" in (run.path / "README.md").read_text()
-    )
+    told = (run.path / "README.md").read_text()
+    assert "| GGUF (q8_0) | the model folder, up to" in told
+    assert "GGUF (q8_0) on word_problems: accuracy" in told and "surely above 0.02" in told
+    with pytest.raises(MergeMismatch, match="the q8_0 weights lose too much"):
+        export_run(run, ["2 + 3?"], "gguf", "q8_0", max_loss=-1.0)
     assert run.verify() == []
     with pytest.raises(UserError, match="allowed: f16, q8_0, q4_k_m"):
         export_run(run, ["2 + 3?"], "gguf", "int3")

@@ -5,9 +5,11 @@ from llmtrainer.ship.onnx_generator import Path, json, np
 
 
 import functools
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 import torch
@@ -204,8 +206,26 @@ def test_the_prompt_is_that_of_transformers(tmp_path):
             assert template_of(tmp_path)(messages) == expected, name
         store_prompt(tmp_path)
         form = read_json(tmp_path / PROMPT_FILE)
+        if writes_date(template.jinja):
+            assert not form, "the date of the export would stay"
+            continue
         question = talk[2]["content"].strip() if form["trimmed"] else talk[2]["content"]
         assert form["before"] + question + form["after"] == expected, name
+
+
+def test_a_date_in_the_template_is_that_of_the_question(tmp_path, monkeypatch):
+    shutil.copytree(folder_of(), tmp_path / "onnx")
+    file = tmp_path / "onnx" / "chat_template.jinja"
+    file.write_text("{{ strftime_now('%Y') }} " + file.read_text())
+    (tmp_path / "onnx" / PROMPT_FILE).write_text('{"before": "1999 "}')
+    store_prompt(tmp_path / "onnx")
+    assert not (tmp_path / "onnx" / PROMPT_FILE).exists()
+    year = time.strftime("%Y")
+    assert OnnxGenerator(tmp_path / "onnx").render("2 + 3?").startswith(f"{year} ")
+    for name in ("jinja2", "jinja2.ext", "jinja2.sandbox"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match="writes today's date, and needs jinja2"):
+        OnnxGenerator(tmp_path / "onnx").render("2 + 3?")
 
 
 def test_the_prompt_of_the_training_can_be_asked_for():
