@@ -486,6 +486,16 @@ def test_the_modelfile_holds_what_the_run_knows(tmp_path):
         modelfile(source, "model-f16.gguf")
 
 
+def test_a_template_that_writes_the_date_is_not_frozen_in_a_modelfile(tmp_path):
+    source = shutil.copytree(tiny_folder("base"), tmp_path / "model")
+    assert 'TEMPLATE """' in modelfile(source, "m.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(source)
+    written = modelfile(source, "m.gguf")
+    assert 'TEMPLATE """' not in written and "# TEMPLATE: left to the one in the file" in written
+
+
 def test_a_first_token_that_llamacpp_writes_is_not_in_the_template():
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("base"))
     turns = proven_turns(tokenizer)
