@@ -1413,11 +1413,11 @@ def export(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="onnx, --quantize: measure on these, A,B; else on the run's own tasks"),
+        typer.Option(help="--quantize: measure on these, A,B; else on the run's own tasks"),
     ] = None,
     max_loss: Annotated[
         float | None,
-        typer.Option(help="onnx, --quantize: a significantly larger loss of a score is refused"),
+        typer.Option(help="--quantize: a significantly larger loss of a score is refused"),
     ] = None,
     as_json: AsJson = False,
 ):
@@ -1427,13 +1427,11 @@ def export(
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
 
-    if (quantize is None or to != "onnx") and (tasks or max_loss is not None):
+    if quantize in (None, "f16") and (tasks or max_loss is not None):
         raise UserError(
-            "--tasks and --max-loss are about the rounded weights of an ONNX export",
+            "--tasks and --max-loss are about the rounded weights of an export",
             where="--tasks" if tasks else "--max-loss",
-            fix="add --quantize int8 or int4"
-            if to == "onnx"
-            else f"leave it out: an export to {to} has a check of its own",
+            fix="add --quantize int8 or int4, or q8_0 or q4_k_m for gguf",
         )
     questions = [problem.question for problem in problems(8, "test", 1)]
     opened, options = (

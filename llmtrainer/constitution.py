@@ -58,6 +58,8 @@ __all__ = [
     "labelled_rows",
     "write_rows",
     "open_job",
+    "principles_file",
+    "note_stages",
     "run_constitution",
 ]
 
@@ -68,7 +70,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -130,6 +132,7 @@ from llmtrainer.pipeline import (
 from llmtrainer.recipe import UserError, load_recipe
 from llmtrainer.run import Record, Run, is_run, sha256, write_atomic
 from llmtrainer.safe_text import TextConsole, show
+from llmtrainer.ship.card import ALIGNMENT, AlignmentRecord, PrinciplesFile, renew_card
 from llmtrainer.training.launch import process_count
 from llmtrainer.training.objective import Objective, chosen_objective
 
@@ -851,6 +854,34 @@ def open_job(recipe: ConstitutionRecipe, path: Path, quiet: bool) -> Job:
     )
 
 
+def principles_file(path: str | None, principles: Sequence) -> PrinciplesFile:
+    "What identifies principles, without a folder and without their text."
+    name = None if path is None else Path(path).name
+    texts = [asdict(one) if is_dataclass(one) else one for one in principles]
+    return PrinciplesFile(file=name, count=len(principles), sha256=digest_of(texts))
+
+
+def note_stages(job: Job, stages: Sequence[StageFigures], changes: Comparisons) -> None:
+    "Store in each stage's run by which principles it was made and what it changed; cards say so."
+    section, principles = job.section, job.principles
+    figures = {stage.name: stage for stage in stages}
+    for name in ("sft", "preferences", "online"):
+        if not is_run(job.path / name):
+            continue
+        run, figure = Run.load(job.path / name), figures.get(name)
+        record = AlignmentRecord(
+            revisions=principles_file(section.principles, principles.revisions),
+            comparisons=principles_file(section.comparisons, principles.comparisons),
+            prompts=len(job.prompts.held_out) if figure else 0,
+            preferred=figure and figure.preferred,
+            changes=[c for c in changes.comparisons if c.names[1] == name],
+        )
+        if run.find_record(AlignmentRecord, ALIGNMENT) != record:
+            run.add_record(record, ALIGNMENT)
+            renew_card(run)
+
+
+# %% ../nbs/system/86_constitution_job.ipynb #d1070385
 def run_constitution(
     recipe: ConstitutionRecipe | str | Path | dict,  # or what `read_constitution` reads one from
     path: str | Path,  # a folder, which gets a run for each stage
@@ -863,6 +894,7 @@ def run_constitution(
     run = Run.open(job.path / "job", recipe)
     check_same(job, "data-digests.json", data_digests(job))
     if record := run.find_record(ConstitutionRecord):
+        note_stages(job, record.stages, record.changes)
         return record
     digests = model_digests(recipe)
     check_same(job, "model-digests.json", digests)
@@ -881,4 +913,5 @@ def run_constitution(
         **done,
     )
     run.add_record(record)
+    note_stages(job, figures, changes)
     return record

@@ -52,7 +52,11 @@ __all__ = [
     "trained_prompting",
     "kept_prompting",
     "resolve_generation",
+    "training_section",
+    "run_prompting",
+    "renew_prompting",
     "search_run_prompt",
+    "keep_prompt",
     "item_keys",
     "prompt_questions",
     "pin_model",
@@ -99,10 +103,10 @@ __all__ = [
     "held_out_conversations",
     "check_mergeable",
     "check_same_base",
+    "check_card",
     "merge_run",
     "store_merge",
     "whole_model",
-    "asked_tasks",
     "export_name",
     "run_quality",
     "export_run",
@@ -194,7 +198,13 @@ from llmtrainer.models.activations import (
 )
 from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
-from llmtrainer.models.generate import Generation, Prompting, check_writes, stored_prompting
+from llmtrainer.models.generate import (
+    Generation,
+    Prompting,
+    check_writes,
+    section_prompting,
+    stored_prompting,
+)
 from llmtrainer.models.load import (
     TRUST_VARIABLE,
     BaseIdentity,
@@ -249,26 +259,34 @@ from llmtrainer.run import (
     read_object,
     seed_everything,
     sha256,
+    update_manifest,
     verify,
     write_atomic,
     write_json,
 )
-from llmtrainer.safe_io import check_plain, file_facts, is_folder, opened_folder, remove_file
+from llmtrainer.safe_io import (
+    check_plain,
+    file_facts,
+    is_folder,
+    opened_folder,
+    remove_file,
+)
 from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
-from llmtrainer.ship.card import renew_card, write_card
-from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo
-from llmtrainer.ship.export import ExportRecord, find_exporter, write_export
-from llmtrainer.ship.llamacpp import Asked
-from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
-from llmtrainer.ship.quantized_export import (
+from llmtrainer.ship.card import card_texts, is_edited, renew_card, write_card
+from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo, seal_feedback
+from llmtrainer.ship.export import (
+    ITEMS,
     MAX_LOSS,
+    ExportRecord,
     Quality,
-    find_quantizer,
-    held_out_task,
-    write_quantized,
+    check_request,
+    find_exporter,
+    write_export,
 )
+from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
+from llmtrainer.ship.quantized_export import find_quantizer, held_out_task, write_quantized
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Signals
@@ -916,19 +934,44 @@ def resolve_generation(
 ) -> Generation:
     "The section with what `auto` means for this model: system prompt, and rule for contents."
     prompting, origin = trained_prompting(source)
-    if section.prompt == "auto" and isinstance(source, Run) and not section.examples:
+    if section.prompt == "none" or section.examples:
+        prompting = prompting.without_search()
+    elif isinstance(source, Run):
         prompting, origin = kept_prompting(source, prompting, origin)
     shared, changes = prompting.system, {}
     if section.special_in_content == "auto":
         changes["special_in_content"] = prompting.special_in_content
     if section.system == "auto":
         changes["system"] = shared
-        if section.prompt == "auto" and not section.examples:
+        if not section.examples:
             changes["examples"] = prompting.examples
         if origin and not quiet:
             used = repr(shorten(shared, 60)) if shared else "none"
             show_note(f"system prompt: {used} (generate.system: auto; {origin})")
     return section.model_copy(update=changes)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #9f749799
+def training_section(run: Run, section: Generation) -> Generation:
+    "The section of a run as it is without a prompt that a search found."
+    return resolve_generation(run, section.model_copy(update=dict(prompt="none")), quiet=True)
+
+
+def run_prompting(run: Run) -> Prompting:
+    "What the folder of a run's whole model says about its prompts."
+    own = load_recipe(Generation, run.recipe.get("generate", {}))
+    return section_prompting(resolve_generation(run, own, quiet=True), training_section(run, own))
+
+
+def renew_prompting(run: Run) -> None:
+    "Write a run's prompts anew into the folders of the whole models that it holds."
+    for folder in (run.model, run.exports / "merged"):
+        if file_facts(folder / Prompting.file, run.path):
+            run_prompting(run).save(folder / Prompting.file, run.path)
+            update_manifest(folder, Prompting.file)
+            name = folder.relative_to(run.path).as_posix()
+            run.update_manifest(f"{name}/{Prompting.file}")
+            run.update_manifest(f"{name}/manifest.json")
 
 
 # %% ../nbs/system/80_pipeline.ipynb #513df738
@@ -946,9 +989,7 @@ def search_run_prompt(
     items = task.items(section.data_dir, space.limit)
     rows = training_rows(run) if any(space.counts) else None
     pool = example_pool(rows or [], every) if any(space.counts) else []
-    own = load_recipe(Generation, run.recipe.get("generate", {}))
-    own = own.model_copy(update=dict(prompt="none"))
-    generation = resolve_generation(run, own, quiet=True)
+    generation = training_section(run, load_recipe(Generation, run.recipe.get("generate", {})))
     model, tokenizer = open_model(str(run.path))
     facts = json.dumps([digest, space.model_dump(), generation.model_dump(), item_keys(items)])
     key = hashlib.sha256(facts.encode()).hexdigest()
@@ -961,9 +1002,18 @@ def search_run_prompt(
     run.add_record(search, f"evals/others/prompts-{name}.json")
     remove_file(journal, run.path, empty=True)
     if keep and search.is_gain:
-        run.add_record(search.stored())
-        renew_card(run)
+        keep_prompt(run, search.stored())
     return search
+
+
+def keep_prompt(run: Run, prompt: StoredPrompt) -> None:
+    "Keep a found prompt in a run and in its whole models; exports that lie there are named."
+    run.add_record(prompt)
+    renew_prompting(run)
+    renew_card(run)
+    for folder in sorted(run.exports.glob("*/")):
+        if folder.name != "merged":
+            show_note(f"{folder} has the prompt of before: llmtrainer export writes it anew")
 
 
 def item_keys(items: Sequence[Item]) -> list[str]:
@@ -1018,8 +1068,8 @@ def find_base(run: Run, identity: BaseIdentity) -> str:
 
 # %% ../nbs/system/80_pipeline.ipynb #5600b1b2
 def without_card(faults: Iterable[str]) -> list[str]:
-    "What differs in a folder beside its card, which a kill may leave half renewed."
-    beside = ("README.md", "manifest.json")
+    "What differs in a folder beside its card and prompts, which a kill may leave half renewed."
+    beside = ("README.md", "manifest.json", Prompting.file)
     return [fault for fault in faults if Path(fault.partition(" ")[0]).name not in beside]
 
 
@@ -1709,6 +1759,18 @@ def check_same_base(run: Run, other: Run) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #d20e2794
+def check_card(run: Run) -> None:
+    "`UserError` where the merged folder holds a card that somebody edited."
+    name = "exports/merged/README.md"
+    if file_facts(run.path / name, run.path) and is_edited(run, name, card_texts(run).get(name)):
+        raise UserError(
+            f"{run.path / name} was edited, and a merge would replace it",
+            where=str(run.exports / "merged"),
+            fix=f"keep it elsewhere; or llmtrainer card {run.path}, which writes it anew",
+        )
+
+
+# %% ../nbs/system/80_pipeline.ipynb #a69b334b
 def merge_run(
     run: Run,
     route: str = "dequantized",  # original: into the unquantised weights; quantized: again so
@@ -1719,6 +1781,7 @@ def merge_run(
 ) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
     check_mergeable(run)
+    check_card(run)
     for other in others:
         check_same_base(run, other)
     recipe = recipe_of(run)
@@ -1726,6 +1789,7 @@ def merge_run(
     with explain_full_disk(run.path):
         generation = resolve_generation(run, recipe.generate, quiet=True)
         options |= dict(route=route, generation=generation, dtype=dtype, mix=mix)
+        options |= dict(training=training_section(run, recipe.generate))
         options |= dict(others=[other.adapter for other in others])
         merge(section, run.adapter, folder, held_out_conversations(run), **options)
     return store_merge(run)
@@ -1746,8 +1810,10 @@ def whole_model(run: Run) -> Path:
     "The folder of the run's whole model, as it was written; an adapter is merged first."
     if run.model.is_dir():
         check_weights(run)
+        renew_prompting(run)
         return run.model
     merged = run.exports / "merged"
+    renew_prompting(run)
     if not merged.is_dir():
         merge_run(run)
     elif faults := without_card(verify(merged, digest=cached_sha256)):
@@ -1763,31 +1829,30 @@ def whole_model(run: Run) -> Path:
     return merged
 
 
-def asked_tasks(run: Run) -> list[Asked]:
-    "What a run wrote to its tasks, for an exporter that asks them again."
-    section = run_section(run)
-    written = [r for r in run.find_records(TaskResult, "evals").values() if r.request == "generate"]
-    tasks = [task_of(run, section, result.task) for result in written]
-    return [
-        Asked(task, task.items(section.data_dir), result) for task, result in zip(tasks, written)
-    ]
-
-
 def export_name(to: str, quantize: str | None = None) -> str:
     "The folder of an export under `exports`: one for each format and number format."
     return f"{to}-{quantize}" if quantize else to
 
 
 # %% ../nbs/system/80_pipeline.ipynb #006c6508
-def run_quality(run: Run, tasks: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Quality:
+def run_quality(
+    run: Run,
+    requests: Sequence[str],  # that the export can answer
+    tasks: Sequence[str] = (),
+    max_loss: float = MAX_LOSS,
+) -> Quality:
     """What the rounded weights of a run's export are measured on: the named tasks, or those of its
-    recipe, or its held-out rows."""
+    recipe, or those that it was evaluated on, or its held-out rows."""
     recipe = recipe_of(run)
-    names = list(tasks) or recipe.eval.tasks
-    section = run_section(run, tasks=names, limit=recipe.eval.limit)
+    names = list(tasks) or recipe.eval.tasks or list(run.find_records(TaskResult, "evals"))
+    section = run_section(run, tasks=names, limit=recipe.eval.limit or ITEMS)
     generation = resolve_generation(run, recipe.generate, quiet=True)
     asked = [task_of(run, section, name) for name in section.tasks]
-    asked = asked or [held_out_task(held_out_conversations(run))]
+    for task in asked if tasks else ():
+        check_request(task, requests)
+    asked = [task for task in asked if task.request in requests]
+    if not asked and "perplexity" in requests:
+        asked = [held_out_task(held_out_conversations(run))]
     items = [task.items(section.data_dir, section.limit) for task in asked]
     return Quality(list(zip(asked, items)), generation, max_loss)
 
@@ -1805,9 +1870,10 @@ def export_run(
     rounded = quantize and not exporter.configure
     quantizer = find_quantizer(to, quantize) if rounded else None
     exporter.require()
+    requests = quantizer.requests if quantizer else exporter.requests
+    quality = run_quality(run, requests, tasks, max_loss) if quantize else Quality()
     if exporter.configure:
-        exporter = exporter.configure(quantize, asked_tasks(run))
-    quality = run_quality(run, tasks, max_loss) if rounded else None
+        exporter = exporter.configure(quantize, quality)
     source, name = whole_model(run), folder.name
     with explain_full_disk(run.path):
         if quantizer:
@@ -1862,7 +1928,7 @@ def build_run_demo(
         return build_demo(models, section)
     run = Run.load(name)
     examples = [] if share else held_out_questions(run)
-    feedback = FeedbackFile(run.path / FEEDBACK, lambda: run.update_manifest(FEEDBACK))
+    feedback = FeedbackFile(run.path / FEEDBACK, partial(seal_feedback, run.path))
     title = run.path.resolve().name
     return build_demo(models, section, examples or EXAMPLES, title=title, feedback=feedback)
 

@@ -198,9 +198,9 @@ def test_toxicity_is_the_classifiers_and_needs_no_answer(tmp_path):
     drawn = grade_items(task, items, [Output(text=t, others=tuple(texts)) for t in texts])
     assert drawn.scores["any"].value == pytest.approx(max(expected), abs=1e-6)
     assert not drawn.scores["any"].metric.higher_is_better and "pass_at_2" not in drawn.scores
-    with pytest.raises(UserError, match="no label 'toxic'"):
+    with pytest.raises(UserError, match="no label 'toxic'\n  where: eval.own.mine.label"):
         make(tmp_path, rows, metrics="toxicity", classifier=judge["classifier"])
-    with pytest.raises(UserError, match="there is no classifier in"):
+    with pytest.raises(UserError, match="no classifier in .*\n  where: eval.own.mine.classifier"):
         make(tmp_path, rows, metrics="toxicity", classifier=str(tmp_path / "none"))
 
 

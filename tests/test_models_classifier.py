@@ -123,10 +123,14 @@ def test_positions_that_begin_behind_padding_are_not_overrun(padding):
 def test_what_is_no_classifier_is_refused(saved, tmp_path):
     with pytest.raises(UserError, match="no label 'rude'") as caught:
         load_classifier(saved, "rude")
-    assert caught.value.allowed == "neutral, toxic"
+    assert caught.value.allowed == "neutral, toxic" and caught.value.where == "label"
+    with pytest.raises(UserError, match="no label 'rude'") as caught:
+        load_classifier(saved, "rude", "eval.own.kind.")
+    assert caught.value.where == "eval.own.kind.label", "the key that was written"
     for place in (str(tmp_path / "none"), "./none", str(tmp_path)):
-        with pytest.raises(UserError, match="there is no classifier in"):
+        with pytest.raises(UserError, match="there is no classifier in") as caught:
             load_classifier(place, "toxic")
+        assert caught.value.where == "name", "the argument"
     with pytest.raises(UserError, match="cannot be had"):
         load_classifier("nobody/nothing-of-this-name", "toxic")
     tiny_config(num_labels=1).save_pretrained(tmp_path)

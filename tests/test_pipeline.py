@@ -9,6 +9,7 @@ from llmtrainer.pipeline import (
     ExpertsRecord,
     FEEDBACK,
     Generation,
+    MAX_LOSS,
     Machine,
     Mix,
     Model,
@@ -38,8 +39,11 @@ from llmtrainer.pipeline import (
     replace,
     score_head,
     sha256,
+    stored_prompting,
     torch,
+    verify,
     write_atomic,
+    write_card,
 )
 
 
@@ -921,15 +925,39 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert not run.verify()
 
 
+def test_a_merge_replaces_no_card_that_somebody_edited(tmp_path):
+    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+    merge_run(run)
+    merge_run(run)
+    mine = run.exports / "merged" / "README.md"
+    mine.write_text(mine.read_text() + "# Mine")
+    before = file_states(run.exports)
+    with pytest.raises(UserError, match="was edited, and a merge would replace it"):
+        merge_run(run)
+    assert file_states(run.exports) == before
+    write_card(run)
+    merge_run(run)
+    assert "# Mine" not in mine.read_text() and not run.verify()
+
+
+def file_states(folder):
+    "Every file with its content."
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_rows(tmp_path):
     recipe = job(tmp_path)
     run = train(recipe, tmp_path / "run", quiet=True)
-    quality = run_quality(run, ["word_problems_choice"], 0.5)
+    every = ("generate", "choose", "perplexity")
+    quality = run_quality(run, every, ["word_problems_choice"], 0.5)
     assert [task.name for task, _ in quality.tasks] == ["word_problems_choice"]
-    assert [task.name for task, _ in run_quality(run).tasks] == recipe.eval.tasks
+    assert [task.name for task, _ in run_quality(run, every).tasks] == recipe.eval.tasks
     without = recipe.model_copy(update=dict(eval=Eval()))
     bare = train(without, tmp_path / "bare", quiet=True)
-    [(task, items)] = run_quality(bare).tasks
+    [(task, items)] = run_quality(bare, every).tasks
+    assert not run_quality(bare, ["generate"]).tasks
+    with pytest.raises(UserError, match="its request is 'choose'"):
+        run_quality(run, ["generate"], ["word_problems_choice"])
     assert task.name == "held_out_rows" and items
     record = export_run(bare, ["2 + 3?"], quantize="int8", max_loss=1.0)
     assert (record.quantize, record.max_loss, record.quality[0].task) == ("int8", 1.0, task.name)
@@ -957,16 +985,19 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
         quiet=True,
     )
     record = export_run(run, ["2 + 3?"], "gguf", "q8_0")
-    (asked,) = record.facts["tasks"].items()
+    (c,) = record.quality
+    assert c.task == "word_problems", "a choice between texts cannot be asked"
     measured = stored_result(run, "word_problems").score.value
-    assert asked[0] == "word_problems", "a choice between texts cannot be asked again"
-    assert (asked[1]["n"], asked[1]["model"]) == (8, measured)
+    assert (c.n, c.names, record.max_loss) == (8, ("f16", "q8_0"), MAX_LOSS)
+    assert abs(c.a - measured) <= 1 / 8, "the model's own answers, but for ties"
     assert run.read("exports/gguf-q8_0.json")["facts"]["same_token_ids"] == 1000
     file = re.search(r"llama-cli -m (\S+)", (run.path / "README.md").read_text())[1]
     assert (run.path / file).is_file() and (run.path / file).with_name("Modelfile").is_file()
-    assert (
-        "| GGUF (q8_0) | llama.cpp beside the model: ids of" in (run.path / "README.md").read_text()
-    )
+    told = (run.path / "README.md").read_text()
+    assert "| GGUF (q8_0) | the model folder, up to" in told
+    assert "GGUF (q8_0) on word_problems: accuracy" in told and "surely above 0.02" in told
+    with pytest.raises(MergeMismatch, match="the q8_0 weights lose too much"):
+        export_run(run, ["2 + 3?"], "gguf", "q8_0", max_loss=-1.0)
     assert run.verify() == []
     with pytest.raises(UserError, match="allowed: f16, q8_0, q4_k_m"):
         export_run(run, ["2 + 3?"], "gguf", "int3")
@@ -1205,14 +1236,39 @@ def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, i
         tokenizer = load_tokenizer(name if name == merged else str(run.adapter))
         row = encode({"messages": [*by_hand, {"role": "assistant", "content": "."}]}, tokenizer)
         assert row.ids[: len(ids)] == list(ids), "as training would render it"
-    plain = resolve_generation(run, Generation(prompt="none"), quiet=True)
-    assert (plain.system, plain.examples) == ("Solve it.", [])
+    plain = Generation(prompt="none")
+    asked = [resolve_generation(source, plain, quiet=True) for source in (run, merged)]
+    assert asked[0] == asked[1] and (asked[0].system, asked[0].examples) == ("Solve it.", [])
+    uses = [uses_of(name, question, asked[0], spy) for name in (str(run.path), merged)]
+    assert len(set.union(*(set.union(*each.values()) for each in uses))) == 1
     for own in (Generation(system=None), Generation(examples=[["q", "a"]])):
         resolved = resolve_generation(run, own, quiet=True)
         assert resolved.examples == own.examples, (
             "whoever writes a prompt has a prompt of their own"
         )
+        assert resolve_generation(merged, own, quiet=True) == resolved
     assert base_result(run, "word_problems", quiet=True).generation["examples"] == []
+
+
+@pytest.mark.parametrize("changes", [[], ["adapt.method=full", "model.quantize=none"]])
+def test_a_prompt_that_is_kept_later_reaches_the_whole_model(tmp_path, capsys, changes):
+    job = system_job(tmp_path, ["Solve it."] * 120)
+    recipe = load_recipe(Recipe, job.model_dump(exclude_unset=True), changes)
+    run = train(recipe, tmp_path / "run", quiet=True)
+    folder = whole_model(run)
+    (run.exports / "onnx").mkdir(parents=True, exist_ok=True)
+    measured = dict(task="t", gain=0.1, interval=(0.0, 0.2), n=9)
+    found = StoredPrompt(instruction="Think.", examples=[["1?", "1"]], **measured)
+    keep_prompt(run, found)
+    assert "onnx has the prompt of before" in capsys.readouterr().err
+    for prompt in ("auto", "none"):
+        section = Generation(prompt=prompt)
+        asked = [resolve_generation(source, section, quiet=True) for source in (run, folder)]
+        assert asked[0] == asked[1] and (asked[0].system == "Think.") is (prompt == "auto")
+    assert not run.verify() and not verify(folder)
+    (run.path / StoredPrompt.file).unlink()  # a run of an earlier release, or a kill between
+    whole_model(run)
+    assert stored_prompting(folder).system == "Solve it."
 
 
 def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):

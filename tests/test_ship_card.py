@@ -37,7 +37,7 @@ from pydantic import Field
 from llmtrainer.data.prepare import PairCounts, Sources, SystemPrompts
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.compare import collect, compare
-from llmtrainer.evals.metrics import wilson
+from llmtrainer.evals.metrics import score, wilson
 from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import Output, TaskResult, find_task, grade_items
 from llmtrainer.models.load import Model, load_model
@@ -353,7 +353,7 @@ def test_a_prompt_that_was_found_takes_the_place_of_the_trainings(tmp_path):
 
 def test_a_gguf_file_is_run_by_commands_that_a_shell_reads_as_they_are_meant(tmp_path):
     run = measured(small_run(tmp_path / "My run!"))
-    facts = dict(quantize="q8_0", summary="as measured")
+    facts = dict(quantize="q8_0")
     record = ExportRecord(format="GGUF", max_abs_logit_diff=0.5, same_text=True, facts=facts)
     run.add_record(record, "exports/gguf-q8_0.json")
     data = run.find_record(DataRecord)
@@ -378,6 +378,7 @@ def test_what_rounding_costs_is_in_the_card(tmp_path):
         quantize="int4",
         quality=[lost],
         max_loss=0.02,
+        compared_with="the float32 graph",
     )
     run.add_record(record, "exports/onnx-int4.json")
     text = write_card(run).read_text()
@@ -474,6 +475,37 @@ def test_licences_are_named_where_they_are_known(tmp_path):
     base = record.base.model_copy(update=dict(license="apache-2.0"))
     run.add_record(record.model_copy(update=dict(base=base)))
     assert "The terms of the base (tiny:base: apache-2.0)" in card(card_facts(run))
+    sources = ["who/what:main", "who/other"]
+    hub = small_run(tmp_path / "hub", Job(data=Rows(train=sources)))
+    data = hub.find_record(DataRecord)
+    hub.add_record(data.model_copy(update=dict(licenses={"who/what": "cc-by-4.0"})))
+    text = card(card_facts(hub))
+    assert "`who/what:main` (licence: cc-by-4.0), `who/other`:" in text
+    assert "Licence of the data: not stated for `who/other`." in text
+
+
+def test_a_run_that_was_aligned_by_principles_says_so_without_their_text(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    before = run.find_record(TaskResult, "evals/base/word_problems.json")
+    after = run.find_record(TaskResult, "evals/word_problems.json")
+    change = compare(before, after, names=("start", "preferences"))
+    own, named = (
+        PrinciplesFile(file=file, count=count, sha256="ab" * 32)
+        for file, count in ((None, 16), ("mine.json", 3))
+    )
+    figure = score([1.0] * 30 + [0.0] * 10)
+    told = dict(prompts=40, preferred=figure, changes=[change])
+    run.add_record(AlignmentRecord(revisions=own, comparisons=named, **told), ALIGNMENT)
+    text = card(card_facts(run))
+    assert "revisions: 16 (the package's own, sha256 abab" in text
+    assert "of the judge: 3 (mine.json, sha256" in text
+    low, high = (f"{end - 0.5:+.3f}" for end in figure.interval)
+    assert f"by the judge | 40 | 0.500 | 0.750 | +0.250 ({low} to {high}) |" in text
+    low, high = (f"{end:+.3f}" for end in change.interval)
+    assert f"| helpfulness: word_problems, accuracy | {change.n} |" in text
+    assert f"{change.difference:+.3f} ({low} to {high}) |" in text
+    run.add_record(AlignmentRecord(revisions=own, comparisons=named), ALIGNMENT)
+    assert "This stage writes no answers" in card(card_facts(run))
 
 
 def test_an_almost_empty_run_has_a_card(tmp_path):

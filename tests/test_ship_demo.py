@@ -10,6 +10,7 @@ from llmtrainer.ship.demo import (
     contextlib,
     json,
     pane_html,
+    partial,
     prompt_ids,
     render_prompt,
     sys,
@@ -122,7 +123,7 @@ def test_verdicts_survive_a_restart_and_foreign_ones_are_refused():
         run = Path(folder)
         (run / "other.txt").write_text("x")
         seal(run)
-        box = FeedbackFile(run / FEEDBACK, lambda: seal(run), room=2)
+        box = FeedbackFile(run / FEEDBACK, partial(seal_feedback, run), room=2)
         first, second, third = (box.offer(judgement("none", text)) for text in "123")
         assert "another start" in box.rate(first, "up"), "it was forgotten"
         assert box.rate(second, "up") == "stored as liked in feedback.jsonl"
@@ -134,6 +135,60 @@ def test_verdicts_survive_a_restart_and_foreign_ones_are_refused():
         assert again.rate(second, "down") == "stored as disliked in feedback.jsonl"
         assert "another start" in again.rate(third, "up")
         assert [line.verdict for line in read_feedback(run / FEEDBACK).values()] == ["down"]
+
+
+def test_two_visitors_who_like_the_same_text_do_not_cancel_each_other(tmp_path):
+    box = FeedbackFile(tmp_path / FEEDBACK)
+    first, second = (box.offer(judgement("none")) for _ in range(2))
+    assert box.rate(first, "up") == box.rate(second, "up") == "stored as liked in feedback.jsonl"
+    again = FeedbackFile(tmp_path / FEEDBACK)
+    assert (again.verdict(first), again.verdict(second)) == ("up", "up")
+    again.rate(second, "down")
+    feedback = read_feedback(tmp_path / FEEDBACK).values()
+    assert count_feedback(feedback) == {"tuned": dict(up=1, down=1)}
+
+
+def test_only_an_unfinished_last_line_is_torn(tmp_path):
+    path = tmp_path / FEEDBACK
+    box = FeedbackFile(path)
+    one, two = (box.offer(judgement("none", text)) for text in "12")
+    box.rate(one, "up")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:40])  # a kill while a line is written
+    with pytest.warns(UserWarning, match="last line of feedback.jsonl is torn"):
+        assert list(read_feedback(path)) == [one]
+    box.rate(two, "down")
+    assert list(read_feedback(path)) == [one, two], "no half line is left in the middle"
+    path.write_bytes(whole.rstrip())  # an editor that ends no last line
+    assert list(read_feedback(path)) == [one]
+    for content, number in ((b"{oops\n" + whole, 1), (whole + b"{oops\n" + whole, 2)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"line {number} of .*: no JSON"):
+            read_feedback(path)
+
+
+def test_a_file_that_something_else_changed_is_not_sealed(tmp_path):
+    path, stored = tmp_path / FEEDBACK, partial(seal_feedback, tmp_path)
+    append_line(path, judgement("up").model_dump())  # lies there before the page
+    seal(tmp_path, lambda name: name != FEEDBACK)
+    FeedbackFile(path, stored)
+    assert verify(tmp_path) == [f"{FEEDBACK} is not in the manifest"]
+    box = FeedbackFile(path, stored)
+    one = box.offer(judgement("none", "1"))
+    assert box.rate(one, "up") == "stored as liked in feedback.jsonl" and not verify(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[-1][:30])  # killed in the middle of a line
+    with pytest.warns(UserWarning, match="torn"):
+        FeedbackFile(path, stored)
+    assert path.read_bytes() == whole and not verify(tmp_path)
+    append_line(path, judgement("down", "9").model_dump())  # killed before the manifest
+    assert verify(tmp_path)
+    FeedbackFile(path, stored)
+    assert not verify(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"up"', b'"down"', 1))
+    changed = FeedbackFile(path, stored)
+    assert verify(tmp_path), "a start confirms no change of others"
+    assert "something else changed the file" in changed.rate(one, "down") and verify(tmp_path)
 
 
 def test_a_full_disk_or_a_read_only_run_is_told_and_loses_nothing(monkeypatch):

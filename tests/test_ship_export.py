@@ -5,7 +5,9 @@ from llmtrainer.ship.export import (
     AutoTokenizer,
     MergeMismatch,
     Path,
+    Task,
     UserError,
+    compare,
     json,
     np,
     quiet_libraries,
@@ -24,6 +26,8 @@ import onnx_ir
 import pytest
 
 import llmtrainer
+from llmtrainer.evals.metrics import LOSS
+from llmtrainer.evals.tasks import Output, grade_items, make_item
 from llmtrainer.models import tiny
 from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
@@ -285,6 +289,33 @@ def test_other_runners_write_the_same_tokens(program, kind):
     expected = [model.answer_ids(*model.encode([prompt]), tokens)[0] for prompt in prompts]
     given = run_elsewhere(program, RUNNERS[program], exported(kind), json.dumps(texts), str(tokens))
     assert given == expected
+
+
+def test_only_a_sure_loss_beyond_the_limit_is_refused():
+    def loss(scores_a, scores_b, higher=True):
+        items = [make_item(str(number), "") for number in range(len(scores_a))]
+
+        def side(scores):
+            given = dict(zip([item.id for item in items], scores))
+            metrics = {} if higher else dict(s=LOSS)
+            graded = dict(grade=lambda item, _: {"s": given[item.id]}, metrics=metrics)
+            task = Task("t", lambda _: items, primary="s", about="", **graded)
+            return grade_items(task, items, [Output()] * len(items))
+
+        return compare(side(scores_a), side(scores_b), names=("float32", "int4"))
+
+    right = [1.0] * 100
+    check_loss(loss(right, [0.0] + right[1:]), 0.0)  # 1 of 100: chance
+    with pytest.raises(MergeMismatch, match="s of t goes from 1.0000 to 0.8000"):
+        check_loss(loss(right, [0.0] * 20 + right[20:]), 0.02)
+    check_loss(loss(right, [0.0] * 20 + right[20:]), 0.2)
+    check_loss(loss([0.0] * 20 + right[20:], right), 0.0)  # it became better
+    worse = loss([1.0] * 50, [1.5] * 50, higher=False)
+    with pytest.raises(MergeMismatch):
+        check_loss(worse, 0.4)
+    check_loss(worse, 0.6)
+    with pytest.raises(MergeMismatch):
+        check_loss(worse, float("nan"))
 
 
 def test_every_exporter_is_complete_and_an_unknown_one_is_named():

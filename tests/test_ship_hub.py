@@ -6,6 +6,7 @@ from llmtrainer.ship.hub import (
     HfApi,
     OfflineModeIsEnabled,
     Run,
+    StoredPrompt,
     UserError,
     card,
     card_facts,
@@ -309,6 +310,21 @@ def test_what_is_pulled_is_what_was_pushed(tmp_path):
     assert CANARY.encode() not in texts
     assert b"a row of the data" not in b"\n".join(kept.values())
     assert str(tmp_path).encode() not in b"\n".join(kept.values())
+
+
+def test_a_found_prompt_comes_back_byte_for_byte(tmp_path, capsys):
+    run = small_run(tmp_path / "sums")
+    examples = [["Is /usr/local/bin/x a path?", "yes"]]
+    measured = dict(task="t", gain=0.1, interval=(0.0, 0.2), n=9)
+    found = StoredPrompt(instruction="See /etc/a/b.", examples=examples, **measured)
+    run.add_record(found)
+    with hub_server() as hub:
+        api = HfApi(endpoint=hub.address)
+        push(run, "me/sums", api=api)
+        assert "1 examples of the prompt are published" in capsys.readouterr().err
+        pull("me/sums", tmp_path / "back", api=api)
+    back = Run.load(tmp_path / "back")
+    assert back.find_record(StoredPrompt) == found and not back.verify()
 
 
 def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path, capsys):

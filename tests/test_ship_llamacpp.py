@@ -5,13 +5,12 @@ from llmtrainer.ship.llamacpp import (
     AutoConfig,
     AutoTokenizer,
     MergeMismatch,
-    Output,
     PROMPTS,
     Path,
+    Quality,
     Regex,
     UserError,
     errno,
-    grade_items,
     json,
     load_float32,
     math,
@@ -36,10 +35,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors, tra
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmtrainer.data.synthetic import documents
-from llmtrainer.evals.tasks import evaluate, find_task
+from llmtrainer.evals.tasks import find_task
 from llmtrainer.models.generate import Prompting
 from llmtrainer.models.tiny import KINDS, tiny_folder
-from llmtrainer.ship.export import find_exporter, write_export
+from llmtrainer.ship.export import MAX_LOSS, find_exporter, write_export
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it():
@@ -370,42 +369,59 @@ def test_a_fault_in_the_file_is_found(kind, harm):
         damaged(kind, harm)
 
 
-def answers(right, count=24):
-    "A result of the task: right answers to so many of its items."
-    task = find_task("word_problems")
-    items = task.items(limit=count)
-    about = dict(temperature=0.0, max_new_tokens=24)
-    texts = [item.answer if place < right else "?" for place, item in enumerate(items)]
-    with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(tiny_folder("base"))
-    ids = [prompt_ids(tokenizer, talk(item.question)) for item in items]
-    outputs = [
-        Output(text=text, finish="stop", tokens=(1,), prompt_ids=tuple(prompt))
-        for text, prompt in zip(texts, ids, strict=True)
-    ]
-    return Asked(task, items, grade_items(task, items, outputs, generation=about))
-
-
-def test_a_file_that_answers_worse_is_refused_and_chance_is_not():
-    with tempfile.TemporaryDirectory() as work:
-        write_gguf(tiny_folder("llama"), Path(work, "m"))  # untrained: all wrong
+def echo_task(source, count=24):
+    "A task whose answers are what the model of a folder itself writes: it has all of them right."
+    with quiet_libraries(), tempfile.TemporaryDirectory() as work:
+        write_gguf(source, Path(work, "m"))
         engine = LlamaCpp(Path(work, "m"), context=256)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_folder("llama"))
-        found = [ask_llamacpp(engine, tokenizer, [2], answers(right)) for right in (24, 1)]
-    assert [(one.a, one.b) for one in found] == [(1.0, 0.0), (1 / 24, 0.0)]
-    with pytest.raises(MergeMismatch, match="worse than the model: accuracy 0.000 against 1.000"):
-        check_task(found[0], "m")
-    check_task(found[1], "m")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        words = replace(find_task("word_problems"), max_new_tokens=3)
+        asked = dict(task=words, items=words.items(limit=count))
+        result = ask_llamacpp(engine, tokenizer, [2], **asked)
+    texts = {entry.id: entry.output.text for entry in result.items}
+    grade = lambda item, output: {"same": float(output.text == texts[item.id])}
+    task = replace(words, name="echo", grade=grade, primary="same", metrics={})
+    return task, words.items(limit=count)
 
 
-def test_only_what_can_be_repeated_is_asked():
-    asked = answers(3)
-    assert asked.repeatable()
-    for change in (dict(temperature=0.7, n=2), dict(beams=3), dict(repetition_penalty=1.2)):
-        result = asked.result.model_copy(update=dict(generation=asked.result.generation | change))
-        assert not Asked(asked.task, asked.items, result).repeatable(), change
-    chosen = asked.result.model_copy(update=dict(request="choose"))
-    assert not Asked(asked.task, asked.items, chosen).repeatable()
+def harm_rounded(monkeypatch, value):
+    "Files in fewer bits than f16 get another last norm."
+    right = write_gguf
+
+    def write(source, path, kind="f16"):
+        facts = right(source, path, kind)
+        if kind != "f16":
+            set_tensors("output_norm.weight", lambda weights: weights * value)(
+                GGUFReader(path, "r+")
+            )
+        return facts
+
+    monkeypatch.setattr("llmtrainer.ship.llamacpp.write_gguf", write)
+
+
+def test_a_file_that_answers_worse_is_refused_and_chance_is_not(tmp_path, monkeypatch):
+    source = tiny_folder("base")
+    task, items = echo_task(source)
+    export = lambda **options: write_export(
+        gguf_exporter("q8_0", Quality([(task, items)], **options)), source, tmp_path / "g", ["Hi"]
+    )
+    record = export()
+    (c,) = record.quality
+    assert (c.names, c.n, c.a, record.max_loss) == (("f16", "q8_0"), 24, 1.0, MAX_LOSS)
+    assert c.b > 0.7 and record.quantize == "q8_0" and "echo, same" in record.describe()
+    shutil.rmtree(tmp_path / "g")
+    harm_rounded(monkeypatch, -1)
+    with pytest.raises(MergeMismatch, match="the q8_0 weights lose too much: same of echo"):
+        export()
+    assert not any(tmp_path.iterdir())
+    assert export(max_loss=1.0).quality[0].b < 0.1, "whoever agrees to the loss gets the file"
+
+
+def test_without_a_task_the_record_says_so(tmp_path):
+    record = write_export(gguf_exporter("q8_0"), tiny_folder("llama"), tmp_path / "g", ["Hi"])
+    assert record.describe().endswith("; no task was asked")
+    record = write_export(gguf_exporter(), tiny_folder("llama"), tmp_path / "f", ["Hi"])
+    assert record.quantize is None and "no task" not in record.describe()
 
 
 CHATML = (
@@ -470,6 +486,16 @@ def test_the_modelfile_holds_what_the_run_knows(tmp_path):
         modelfile(source, "model-f16.gguf")
 
 
+def test_a_template_that_writes_the_date_is_not_frozen_in_a_modelfile(tmp_path):
+    source = shutil.copytree(tiny_folder("base"), tmp_path / "model")
+    assert 'TEMPLATE """' in modelfile(source, "m.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(source)
+    written = modelfile(source, "m.gguf")
+    assert 'TEMPLATE """' not in written and "# TEMPLATE: left to the one in the file" in written
+
+
 def test_a_first_token_that_llamacpp_writes_is_not_in_the_template():
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("base"))
     turns = proven_turns(tokenizer)
@@ -484,7 +510,7 @@ def test_every_supported_architecture_agrees(kind):
     with tempfile.TemporaryDirectory() as work:
         prompts = PROMPTS[:2]
         record = write_export(gguf_exporter(), strong_model(kind), Path(work, "gguf"), prompts)
-        assert record.facts["argmax_share"] >= AGREEMENT and record.facts["same_token_ids"] == 1000
+        assert record.same_next >= AGREEMENT and record.facts["same_token_ids"] == 1000
         assert record.max_abs_logit_diff < 0.05 and record.same_text
         window = {"gemma": 128, "gemma2": 128}.get(kind, 0)
         assert record.compared_tokens > window, "longer than the window"
@@ -516,7 +542,7 @@ def test_an_export_is_replaced_and_other_files_are_not(tmp_path):
 
 def test_the_table_has_the_format():
     exporter = find_exporter("gguf")
-    assert exporter.configure("q8_0", []).title == "GGUF (q8_0)" and exporter.extra == "gguf"
+    assert exporter.configure("q8_0").title == "GGUF (q8_0)" and exporter.extra == "gguf"
     with pytest.raises(UserError, match="allowed: f16, q8_0, q4_k_m"):
         exporter.configure("int4")
 
@@ -566,7 +592,7 @@ def test_a_real_model_agrees_and_reads_the_ids_of_its_own_file(tmp_path):
         model.half().save_pretrained(tmp_path / "model")
         tokenizer.save_pretrained(tmp_path / "model")
     record = write_export(gguf_exporter(), tmp_path / "model", tmp_path / "gguf", PROMPTS[:2])
-    assert record.facts["argmax_share"] >= AGREEMENT and record.max_abs_logit_diff < 0.1
+    assert record.same_next >= AGREEMENT and record.max_abs_logit_diff < 0.1
     theirs, ours = LlamaCpp(given, 64), LlamaCpp(tmp_path / "gguf" / "model-f16.gguf", 64)
     for text in probe_texts(["<|im_start|>", "<|im_end|>"], 200, seed=1):
         assert ours.token_ids(text) == theirs.token_ids(text)

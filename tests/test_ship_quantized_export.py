@@ -4,17 +4,11 @@ from llmtrainer.ship.quantized_export import *
 from llmtrainer.ship.quantized_export import (
     Asking,
     GREEDY,
-    LOSS,
-    MergeMismatch,
     OnnxModel,
-    Output,
     Path,
-    Task,
+    Quality,
     UserError,
-    compare,
-    grade_items,
     logging,
-    make_item,
     np,
     quiet_libraries,
 )
@@ -31,6 +25,7 @@ from llmtrainer.evals.tasks import REQUESTS, find_task
 from llmtrainer.models.tiny import KINDS, tiny_folder
 from llmtrainer.recipe import UserError
 from llmtrainer.ship.export import EXPORTERS, export_onnx, load_float32
+from llmtrainer.ship.merge import MergeMismatch
 
 
 @functools.cache
@@ -129,33 +124,6 @@ def test_held_out_rows_are_a_task():
         held_out_task([talk[:1]])
 
 
-def test_only_a_sure_loss_beyond_the_limit_is_refused():
-    def loss(scores_a, scores_b, higher=True):
-        items = [make_item(str(number), "") for number in range(len(scores_a))]
-
-        def side(scores):
-            given = dict(zip([item.id for item in items], scores))
-            metrics = {} if higher else dict(s=LOSS)
-            graded = dict(grade=lambda item, _: {"s": given[item.id]}, metrics=metrics)
-            task = Task("t", lambda _: items, primary="s", about="", **graded)
-            return grade_items(task, items, [Output()] * len(items))
-
-        return compare(side(scores_a), side(scores_b), names=("float32", "int4"))
-
-    right = [1.0] * 100
-    check_loss(loss(right, [0.0] + right[1:]), 0.0)  # 1 of 100: chance
-    with pytest.raises(MergeMismatch, match="s of t goes from 1.0000 to 0.8000"):
-        check_loss(loss(right, [0.0] * 20 + right[20:]), 0.02)
-    check_loss(loss(right, [0.0] * 20 + right[20:]), 0.2)
-    check_loss(loss([0.0] * 20 + right[20:], right), 0.0)  # it became better
-    worse = loss([1.0] * 50, [1.5] * 50, higher=False)
-    with pytest.raises(MergeMismatch):
-        check_loss(worse, 0.4)
-    check_loss(worse, 0.6)
-    with pytest.raises(MergeMismatch):
-        check_loss(worse, float("nan"))
-
-
 def test_an_export_that_loses_too_much_leaves_nothing(tmp_path):
     task = held_out_task(
         [
@@ -181,7 +149,7 @@ def test_an_export_that_loses_too_much_leaves_nothing(tmp_path):
 def test_a_task_that_no_export_can_be_asked_is_named_at_once():
     task = replace(find_task("word_problems"), name="others", request="harness")
     with pytest.raises(UserError, match="cannot be asked the task others"):
-        Quality([(task, [])])
+        ask_graph("nowhere", task, [])
 
 
 def test_weights_that_a_format_lacks_are_named():

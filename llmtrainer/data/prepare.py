@@ -835,12 +835,13 @@ class DataRecord(Record):
     "What the data of a run is: rows, tokens, sequences, and the digest that identifies it."
 
     file = "data.json"
-    form = 3  # `systems` and `pairs` came
+    form = 4  # `licenses` came
 
     rows: RowCounts
     notes: dict[str, Remark] = {}  # what was done with rows that are kept
     format: str
     why: dict[str, str]  # file -> how its format was recognised
+    licenses: dict[str, str] = {}  # hub data set -> its licence, where its own info names one
     template: str
     tokens: TokenCounts  # of a stream: of its first block, like lengths, cut and sequences
     longest: int
@@ -1081,6 +1082,7 @@ def prepare(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> Prepare
         notes=ledger.remarks,
         format=", ".join(sorted(set(ledger.formats.values()))),
         why=ledger.why,
+        licenses=ledger.licenses,
         template=template,
         **count_tokens(data, fitted, train),
         validation=dict(rows=len(used), source=where, rejected=rejected),

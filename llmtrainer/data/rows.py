@@ -176,6 +176,7 @@ class Ledger:
     formats: dict[str, str] = field(default_factory=dict)  # file -> format
     # file -> the reason for that format, and the columns that are not used
     why: dict[str, str] = field(default_factory=dict)
+    licenses: dict[str, str] = field(default_factory=dict)  # hub data set -> as its info says
 
     @property
     def kept(self) -> int:
@@ -1164,7 +1165,10 @@ def as_sources(
 
 
 # %% ../../nbs/data/10_rows.ipynb #b1575509
-def read_hub(source: Source) -> Iterator[tuple[int, object]]:
+def read_hub(
+    source: Source,
+    licenses: dict[str, str],  # gets the licence, where the data set's info names one
+) -> Iterator[tuple[int, object]]:
     "(row number, record) of a hub data set, streamed; no script of it is run."
     try:
         dataset = load_dataset(
@@ -1182,6 +1186,8 @@ def read_hub(source: Source) -> Iterator[tuple[int, object]]:
             allowed="a path, or a hub name such as openai/gsm8k",
             fix="check the spelling; paths are taken from where the command runs",
         ) from None
+    if stated := getattr(getattr(dataset, "info", None), "license", None):
+        licenses[source.path] = str(stated)
     return guard_records(source.path, enumerate(map(clean_record, map(dict, dataset)), 1))
 
 
@@ -1205,6 +1211,7 @@ def read_object(dataset: Dataset | IterableDataset) -> Iterator[tuple[int, objec
 # %% ../../nbs/data/10_rows.ipynb #0a5bcb69
 def source_files(
     source: Source | Dataset | IterableDataset,
+    licenses: dict[str, str] | None = None,  # gets what a hub data set's info says of its licence
 ) -> list[tuple[str, Callable[[], Iterable]]]:
     "(label, reader) of every file of a source; a label is the path as written, or within it."
     if not isinstance(source, Source):
@@ -1214,7 +1221,7 @@ def source_files(
     if not files:
         if looks_like_path(source.path):
             raise missing_path_error(path)
-        return [(source.path, lambda: read_hub(source))]
+        return [(source.path, lambda: read_hub(source, {} if licenses is None else licenses))]
     root = Path(os.path.commonpath([file.parent for file in files]))
     labels = {}
     for file in files:
@@ -1320,7 +1327,7 @@ def read_rows(
     if isinstance(source, Source):
         name, limit = source.path, source.limit
         format = format if source.format == "auto" else source.format
-    parts = source_files(source)
+    parts = source_files(source, ledger.licenses)
     matches = detect_source_formats(parts, name, format)
     ledger.formats |= {label: match.format for label, match in matches.items()}
     ledger.why |= {label: match.why for label, match in matches.items()}

@@ -271,8 +271,8 @@ class BlockStore:
         "Enter a block into the ledger, if it is the next one of the first epoch."
         if position.epoch == 0 and position.block == self.counted:
             self.ledger.add(read, rejects, notes)
-            self.ledger.formats |= self.reader.ledger.formats
-            self.ledger.why |= self.reader.ledger.why
+            for name in ("formats", "why", "licenses"):
+                getattr(self.ledger, name).update(getattr(self.reader.ledger, name))
             self.counted += 1
             check_rejects(self.ledger, self.data.max_rejects)
 
@@ -483,6 +483,7 @@ def prepare_stream(data: Data, tokenizer, seed: int = 0, quiet: bool = True) -> 
         notes=ledger.remarks,
         format=", ".join(sorted(set(ledger.formats.values()))),
         why=ledger.why,
+        licenses=ledger.licenses,
         template=template,
         **first.about,
         stream=dict(block=data.block),

@@ -334,6 +334,7 @@ def write_table(
         notes=[astuple(note) for note in ledger.notes],
         formats=ledger.formats,
         why=ledger.why,
+        licenses=ledger.licenses,
         files=list(names),
         mask=encoder.renderer.mask,
         systems=list(systems.items()),
@@ -430,6 +431,7 @@ class EncodedSources:
             whole.notes += [Reject(*note) for note in account["notes"]]
             whole.formats |= account["formats"]
             whole.why |= account["why"]
+            whole.licenses |= account.get("licenses", {})  # an earlier release kept none
         return whole
 
     @property

@@ -130,7 +130,7 @@ def text_metrics(name: str):
     except ImportError as error:
         raise UserError(
             f"the metric {name} needs {error.name}, which is not installed",
-            where="metrics",
+            where="metrics of eval.own",
             fix='pip install "llmtrainer[eval]"',
         ) from None
 
@@ -337,19 +337,20 @@ def has_toxic_word(text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def kept_classifier(name: str, label: str) -> TextClassifier:
+def kept_classifier(name: str, label: str, key: str) -> TextClassifier:
     "A classifier; the last one is kept."
-    return load_classifier(name, label)
+    return load_classifier(name, label, key)
 
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #800f42f1
 def with_toxicity(task: Task, spec: OwnTask) -> Task:
     "The task with the classifier's scores beside its own; a missing classifier is told at once."
-    classifier_labels(spec.classifier, spec.label)
+    asked = spec.classifier, spec.label, f"eval.own.{task.name}."
+    classifier_labels(*asked)
     measured = task.grade
 
     def grade_all(items: Sequence[Item], outputs: Sequence[Output]) -> list[Scores]:
-        judge = kept_classifier(spec.classifier, spec.label)
+        judge = kept_classifier(*asked)
         found = judge.probabilities([output.text for output in outputs])
         return [
             measured(item, output) | {"toxicity": value, "toxic": float(value >= 0.5)}

@@ -18,13 +18,17 @@ from llmtrainer.recipe import UserError
 
 
 # %% ../../nbs/models/26_classifier.ipynb #bfe7157d
-def classifier_labels(name: str, label: str) -> list[str]:
+def classifier_labels(
+    name: str,
+    label: str,
+    key: str = "",  # of the recipe that holds `classifier` and `label`, with a dot at its end
+) -> list[str]:
     "The labels of a classifier, by a hub name or a folder; `UserError` where it lacks this one."
     is_path = name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") > 1
     if is_path and not (Path(name).expanduser() / "config.json").is_file():
         raise UserError(
             f"there is no classifier in {name}",
-            where="classifier",
+            where=f"{key}classifier" if key else "name",
             allowed="a hub name such as unitary/toxic-bert, or a folder with config.json",
             fix="check the path",
         )
@@ -33,13 +37,13 @@ def classifier_labels(name: str, label: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"the classifier {name} cannot be had: {str(error).splitlines()[0]}",
-            where="classifier",
+            where=f"{key}classifier" if key else "name",
             fix="download it where there is a connection, and name its folder",
         ) from None
     if config.num_labels == 1 and config.problem_type != "multi_label_classification":
         raise UserError(
             f"{name} gives a text one number, as a reward model does, and no probability",
-            where="classifier",
+            where=f"{key}classifier" if key else "name",
             allowed="a classifier of two or more labels, or of problem_type"
             " multi_label_classification",
         )
@@ -47,7 +51,7 @@ def classifier_labels(name: str, label: str) -> list[str]:
     if label not in labels:
         raise UserError(
             f"the classifier {name} has no label {label!r}",
-            where="label",
+            where=f"{key}label",
             allowed=", ".join(labels),
             fix="take the one that means what you want to measure",
         )
@@ -101,9 +105,10 @@ class TextClassifier:
 def load_classifier(
     name: str,  # a hub name or a folder
     label: str,
+    key: str = "",  # of the recipe, as above; without one, errors name the arguments
 ) -> TextClassifier:
     "A sequence classifier of transformers; `UserError` where there is none, or no such label."
-    classifier_labels(name, label)
+    classifier_labels(name, label, key)
     place = Path(name).expanduser() if Path(name).expanduser().is_dir() else name
     options = dict(use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     try:
@@ -112,14 +117,14 @@ def load_classifier(
     except (OSError, ValueError) as error:
         raise UserError(
             f"the classifier {name} cannot be loaded: {str(error).splitlines()[0]}",
-            where="classifier",
+            where=f"{key}classifier" if key else "name",
             allowed="a sequence classifier of transformers with safetensors and a fast tokenizer",
             fix="convert it once: AutoModelForSequenceClassification…save_pretrained(FOLDER)",
         ) from None
     if report["missing_keys"]:
         raise UserError(
             f"{name} is no classifier: its weights lack {min(report['missing_keys'])}",
-            where="classifier",
+            where=f"{key}classifier" if key else "name",
             allowed="a model that was trained to classify",
             fix="see its card: is it a base model?",
         )

@@ -20,7 +20,9 @@ __all__ = [
     "with_system",
     "stop_ids",
     "generation_config",
+    "TrainingPrompt",
     "Prompting",
+    "section_prompting",
     "stored_prompting",
     "save_model",
     "AnswerDecoder",
@@ -88,7 +90,7 @@ from typing import Annotated, Literal
 
 # %% ../../nbs/models/24_generate.ipynb #1c80369e
 import torch
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -340,14 +342,39 @@ def generation_config(model, tokenizer, section: Generation) -> GenerationConfig
 LENGTHS = ("max_new_tokens", "min_new_tokens")
 
 
+class TrainingPrompt(BaseModel):
+    "What `generate.prompt: none` asks with: the prompt of a run before a search found another."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    system: str | None
+    examples: list[list[str]] = []
+
+
 class Prompting(Record):
-    "What a model's folder says about the prompts that it was trained under."
+    "What a model's folder says about the prompts that it is asked and was trained with."
 
     file = "llmtrainer.json"
-    form = 2  # `examples` came
-    system: str | None  # the system prompt that the training rows share
+    form = 3  # `training` came
+    system: str | None  # the system prompt that questions get
     special_in_content: str = "literal"  # the rule for special tokens in them
     examples: list[list[str]] = []  # of a prompt that was stored in the run
+    training: TrainingPrompt | None = None  # None in files of earlier forms
+
+    def without_search(self) -> "Prompting":
+        "The same with the prompt of the training; files of earlier forms know no other system."
+        training = self.training or TrainingPrompt(system=self.system)
+        return self.model_copy(update=training.model_dump())
+
+
+def section_prompting(section: Generation, training: Generation | None = None) -> Prompting:
+    "The prompts of a resolved section, and of the one that a run has with `prompt: none`."
+    training = training or section
+    return Prompting(
+        system=section.system,
+        special_in_content=content_rule(section),
+        examples=section.examples,
+        training=TrainingPrompt(system=training.system, examples=training.examples),
+    )
 
 
 def stored_prompting(folder: str | Path) -> Prompting | None:
@@ -362,6 +389,7 @@ def save_model(
     folder: str | Path,
     section: Generation = GREEDY,  # how text is generated where a caller says nothing
     weights: bool = True,  # False: they are written otherwise, or lie there already
+    training: Generation | None = None,  # the section with `prompt: none`, where it is another
 ) -> None:
     "Write a folder that any server loads: weights, tokenizer, template, stop tokens and settings."
     if weights:
@@ -373,12 +401,7 @@ def save_model(
     settings.update(**dict.fromkeys(LENGTHS), bos_token_id=model.generation_config.bos_token_id)
     settings.save_pretrained(folder)
     if section.system != "auto":  # resolved by the run that the model comes from
-        prompting = Prompting(
-            system=section.system,
-            special_in_content=content_rule(section),
-            examples=section.examples,
-        )
-        prompting.save(Path(folder) / Prompting.file)
+        section_prompting(section, training).save(Path(folder) / Prompting.file)
 
 
 # %% ../../nbs/models/24_generate.ipynb #2650fd00

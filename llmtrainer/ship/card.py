@@ -7,6 +7,7 @@ __all__ = [
     "SECRET",
     "DATA_FILE",
     "ABSOLUTE_PATH",
+    "ALIGNMENT",
     "MARKDOWN",
     "ENTITIES",
     "WATTS",
@@ -24,6 +25,8 @@ __all__ = [
     "data_licenses",
     "data_names",
     "check_word",
+    "PrinciplesFile",
+    "AlignmentRecord",
     "CardFacts",
     "card_facts",
     "hub_name",
@@ -43,6 +46,7 @@ __all__ = [
     "asking_section",
     "base_text",
     "results_section",
+    "alignment_words",
     "base_section",
     "sample_losses",
     "energy_words",
@@ -82,12 +86,14 @@ from pathlib import Path
 
 # %% ../../nbs/shipping/73_card.ipynb #60f46358
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
 from llmtrainer.evals.compare import TESTS, Comparison, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
+from llmtrainer.evals.metrics import Score
 from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
@@ -97,6 +103,7 @@ from llmtrainer.run import (
     AnyRecord,
     Environment,
     MetricsLine,
+    Record,
     Run,
     loss_svg,
     update_manifest,
@@ -153,15 +160,20 @@ def public_record(record: AnyRecord | None) -> AnyRecord | None:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bbde9c01
-def data_licenses(recipe: dict) -> dict[str, str | None]:
-    "The training data by name, in every form that a recipe has, and the licence that it names."
+def data_licenses(recipe: dict, data: DataRecord | None = None) -> dict[str, str | None]:
+    """The training data by name, in every form that a recipe has, and the licence that it names;
+    else the one that a hub data set's info names, by the record."""
     named = recipe.get("data", {}).get("train", [])
     sources = named if isinstance(named, list) else [named]
     entries = [source if isinstance(source, dict) else dict(path=source) for source in sources]
     for entry in entries:
         check_word(entry.get("path"), "data.train", str)
         check_word(entry.get("license"), "data.train: license", str, type(None))
-    return {entry["path"]: entry.get("license") for entry in entries}
+    return {
+        path: entry.get("license") or (data.licenses.get(path.split(":")[0]) if data else None)
+        for entry in entries
+        for path in [entry["path"]]
+    }
 
 
 def data_names(recipe: dict) -> list[str]:
@@ -180,6 +192,34 @@ def check_word(value, key: str, *kinds: type) -> None:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3e733af9
+ALIGNMENT = "evals/others/constitution.json"
+
+
+class PrinciplesFile(BaseModel):
+    "What identifies principles without their text."
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: str | None  # its name without a folder; None: the package's own
+    count: int
+    sha256: str
+
+    def describe(self) -> str:
+        "In words, for a card."
+        file = self.file or "the package's own"
+        return f"{self.count} ({file}, sha256 {self.sha256})"
+
+
+class AlignmentRecord(Record):
+    "By which principles a run was aligned, and what it changed against the model before."
+
+    revisions: PrinciplesFile  # by which answers were criticised and revised
+    comparisons: PrinciplesFile  # by which the judge compared answers
+    prompts: int = 0  # held out, for the judge
+    preferred: Score | None = None  # share of them where the judge took this model's answer
+    changes: list[Comparison] = []  # of the start with this model, on each task
+
+
+# %% ../../nbs/shipping/73_card.ipynb #e2a7825a
 @dataclass(frozen=True)
 class CardFacts:
     "Everything that a card is made from, already public; what the run does not hold is None."
@@ -198,6 +238,7 @@ class CardFacts:
     merge: MergeRecord | None = None
     reward: RewardRecord | None = None
     prompt: StoredPrompt | None = None
+    alignment: AlignmentRecord | None = None
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     repo: str | None = None  # of the Hub, where the card is to lie there
     part: str | None = None  # that the card is about; None: all that the run holds
@@ -231,6 +272,7 @@ def card_facts(run: Run) -> CardFacts:
         merge=run.find_record(MergeRecord, "exports/merge.json"),
         reward=run.find_record(RewardRecord),
         prompt=run.find_record(StoredPrompt),
+        alignment=run.find_record(AlignmentRecord, ALIGNMENT),
         exports=run.find_records(ExportRecord, "exports"),
     )
 
@@ -419,7 +461,7 @@ def results_section(facts: CardFacts) -> str:
     if not facts.after:
         return (
             "No task was evaluated on this model: nothing is known about its quality but the loss"
-            " below."
+            f" below.{alignment_words(facts)}"
         )
     rows = [
         [task, name, result.n, base_text(facts.before.get(task), result, name)]
@@ -438,7 +480,41 @@ def results_section(facts: CardFacts) -> str:
         text += "".join(f" {who}{markdown_text(note.rstrip('.'))}." for note in notes if note)
     if facts.comparisons:
         text += f"\n\n{base_section(facts.comparisons)}"
-    return text
+    return text + alignment_words(facts)
+
+
+# %% ../../nbs/shipping/73_card.ipynb #7403562d
+def alignment_words(facts: CardFacts) -> str:
+    "The principles of constitutional AI, and harmlessness beside helpfulness; empty without them."
+    if facts.alignment is None:
+        return ""
+    found = facts.alignment
+    text = (
+        "\n\nAligned by principles (constitutional AI). Principles of the revisions:"
+        f" {markdown_text(found.revisions.describe())}; of the judge:"
+        f" {markdown_text(found.comparisons.describe())}."
+    )
+    rows = []
+    if found.preferred:
+        low, high = found.preferred.interval
+        rows.append(
+            [
+                "harmlessness: preferred to the start by the judge",
+                found.prompts,
+                "0.500",
+                f"{found.preferred.value:.3f}",
+                f"{found.preferred.value - 0.5:+.3f} ({low - 0.5:+.3f} to {high - 0.5:+.3f})",
+            ]
+        )
+    for c in found.changes:
+        low, high = c.interval
+        difference = f"{c.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+        name = f"helpfulness: {c.task}, {c.score}"
+        rows.append([name, c.n, f"{c.a:.3f}", f"{c.b:.3f}", difference])
+    if not rows:
+        return f"{text} This stage writes no answers, so nothing was compared."
+    head = ["measure", "items", "start", "this model", "paired difference (95 %)"]
+    return f"{text}\n\n{markdown_table(head, rows)}"
 
 
 def base_section(several: Comparisons) -> str:
@@ -594,7 +670,7 @@ def data_section(facts: CardFacts) -> str:
     "Rows, rejects and tokens of the data."
     names = ", ".join(
         code_span(public_value(name)) + (f" (licence: {markdown_text(terms)})" if terms else "")
-        for name, terms in data_licenses(facts.recipe).items()
+        for name, terms in data_licenses(facts.recipe, facts.data).items()
     )
     names = names or "unknown"
     if facts.data is None:
@@ -639,12 +715,10 @@ def exports_section(facts: CardFacts) -> str:
     if facts.merge:
         rows.append(merge_row(facts.merge))
     for export in facts.exports.values():
-        whole = "the float32 graph" if export.quantize else "the model folder"
         rows.append(
             [
                 export.format,
-                export.facts.get("summary")
-                or f"{whole}, up to {export.compared_tokens or 'some'} tokens",
+                f"{export.compared_with}, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g}",
                 "not measured",
                 "equal" if export.same_text else "different",
@@ -656,7 +730,12 @@ def exports_section(facts: CardFacts) -> str:
     rounded = [
         rounding_line(export, c) for export in facts.exports.values() for c in export.quality
     ]
-    return "\n\n".join([markdown_table(head, rows), *rounded])
+    unasked = [
+        f"{markdown_text(export.format)}: no task was asked; what the rounding costs is not known."
+        for export in facts.exports.values()
+        if export.quantize and not export.quality
+    ]
+    return "\n\n".join([markdown_table(head, rows), *rounded, *unasked])
 
 
 def rounding_line(export: ExportRecord, c: Comparison) -> str:
@@ -825,7 +904,7 @@ def use_section(facts: CardFacts) -> str:
 def unknown_section(facts: CardFacts) -> str:
     "What nobody measured or wrote down, as a list."
     base = facts.recipe.get("model", {}).get("base", "unknown")
-    licenses = data_licenses(facts.recipe)
+    licenses = data_licenses(facts.recipe, facts.data)
     unstated = [code_span(name) for name, terms in licenses.items() if terms is None]
     stated = facts.model.base.license if facts.model else None
     gaps = [

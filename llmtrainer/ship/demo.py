@@ -21,9 +21,14 @@ __all__ = [
     "STYLE",
     "PASSWORD",
     "Feedback",
+    "is_json",
+    "torn_end",
+    "parse_verdict",
     "read_feedback",
     "count_feedback",
     "feedback_rows",
+    "cut_torn_end",
+    "seal_feedback",
     "FeedbackFile",
     "prompt_xray",
     "load_gradio",
@@ -61,6 +66,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
@@ -71,6 +77,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 # %% ../../nbs/shipping/76_demo.ipynb #693e9e8d
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -86,7 +93,15 @@ from llmtrainer.models.generate import (
     with_system,
 )
 from llmtrainer.recipe import UserError
-from llmtrainer.run import append_line, first_fault, fsync_path, read_lines
+from llmtrainer.run import (
+    append_line,
+    first_fault,
+    fsync_path,
+    parse_json_text,
+    read_manifest,
+    update_manifest,
+)
+from llmtrainer.safe_io import file_facts, open_file, read_bytes
 from llmtrainer.safe_text import visible
 from llmtrainer.ship.chat import (
     KEEP,
@@ -111,8 +126,9 @@ class Feedback(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(1, ge=1, le=1)  # of the form
+    version: int = Field(2, ge=1, le=2)  # of the form; `given` came
     time: float = 0.0  # seconds since 1970
+    given: str = ""  # to whom and when: the same text that a visitor gets later is another answer
     model: str  # the pane's name
     messages: list[dict[str, str]]  # as the model received them, up to the question
     answer: str
@@ -123,22 +139,57 @@ class Feedback(BaseModel):
     @property
     def id(self) -> str:
         "What was judged, whatever the verdict and whenever."
-        about = self.model_dump(exclude={"version", "time", "verdict"})
+        if self.given:
+            return self.given
+        about = self.model_dump(exclude={"version", "time", "given", "verdict"})
         text = json.dumps(about, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #b04d70c5
+def is_json(line: bytes) -> bool:
+    "Is a line JSON?"
+    try:
+        parse_json_text(line.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def torn_end(content: bytes) -> bytes:
+    "The last line, where it is unfinished: without its line end, and no JSON."
+    last = content.rpartition(b"\n")[2]
+    return last if last and not is_json(last) else b""
+
+
+def parse_verdict(line: bytes) -> Feedback:
+    "The verdict of a line; `ValueError` with the fault for another line."
+    try:
+        return Feedback.model_validate(parse_json_text(line.decode()))
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from None
+    except ValueError:
+        raise ValueError("no JSON") from None
+
+
 def read_feedback(path: str | Path) -> dict[str, Feedback]:
     """The last line about each answer, by the answer's id, verdicts taken back included; none where
-    there is no file; `UserError` for a line that is no verdict."""
-    latest = {}
-    for number, line in enumerate(read_lines(path), 1):
+    there is no file; `UserError` for a complete line that is no verdict."""
+    content, latest = read_bytes(path) if file_facts(path) else b"", {}
+    if torn := torn_end(content):
+        content = content.removesuffix(torn)
+        warnings.warn(
+            f"The last line of {Path(path).name} is torn, as after a kill, and is left out.",
+            stacklevel=2,
+        )
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
-            feedback = Feedback.model_validate(line)
-        except ValidationError as error:
+            feedback = parse_verdict(line)
+        except ValueError as error:
             raise UserError(
-                f"line {number} of {path}: {first_fault(error)}",
+                f"line {number} of {path}: {error}",
                 allowed="lines as `llmtrainer demo` writes them",
                 fix="remove the line, or the change that was made to it",
             ) from None
@@ -172,13 +223,42 @@ def feedback_rows(
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #5d986242
+def cut_torn_end(path: Path) -> None:
+    "Remove a last line that a kill left unfinished; it was never shown as stored."
+    content = read_bytes(path) if file_facts(path) else b""
+    if torn := torn_end(content):
+        with open_file(path, "a+b") as file:
+            file.truncate(len(content) - len(torn))
+
+
+def seal_feedback(
+    folder: Path,
+    begin: bool,  # also where the manifest does not know the file yet
+) -> bool:
+    "Enter a run's verdicts in its manifest, if nothing but lines at the end came; else False."
+    if file_facts(folder / "manifest.json") is None:
+        return True  # a run that is not sealed yet
+    path, entry = folder / FEEDBACK, read_manifest(folder).get(FEEDBACK)
+    if entry is None and not begin:
+        return False
+    if entry:
+        known = read_bytes(path, folder)[: entry["size"]]
+        if hashlib.sha256(known).hexdigest() != entry["sha256"]:
+            return False
+    cut_torn_end(path)
+    update_manifest(folder, FEEDBACK)
+    return True
+
+
+# %% ../../nbs/shipping/76_demo.ipynb #726cf01b
 class FeedbackFile:
     "The verdicts on answers that this page wrote, in a file that is only appended to."
 
     def __init__(
         self,
         path: str | Path,
-        stored: Callable[[], None] = lambda: None,  # called after each verdict, as for a manifest
+        stored: Callable[[bool], bool] = lambda begin: True,  # called after each verdict; False
+        # where the manifest is not renewed. At a start it is called with False
         room: int = 1000,  # answers without a verdict that are remembered
     ):
         self.path, self.stored, self.room = Path(path), stored, room
@@ -186,10 +266,11 @@ class FeedbackFile:
         self.offered: OrderedDict[str, Feedback] = OrderedDict()
         if self.rated:
             with contextlib.suppress(OSError):  # a run that cannot be written: `rate` will say so
-                stored()  # the last start may have been killed between a verdict and this
+                stored(False)  # the last start may have been killed between a verdict and this
 
     def offer(self, answer: Feedback) -> str:
-        "Remember an answer, and return the id under which it can be judged."
+        "Remember an answer, and return the id under which this visitor can judge it."
+        answer = answer.model_copy(update=dict(given=uuid4().hex))
         with self.lock:
             self.offered[answer.id] = answer
             while len(self.offered) > self.room:
@@ -209,16 +290,18 @@ class FeedbackFile:
             verdict = "none" if self.verdict(id) == verdict else verdict
             line = answer.model_copy(update=dict(verdict=verdict, time=round(time.time(), 3)))
             try:
+                cut_torn_end(self.path)
                 append_line(self.path, line.model_dump())
                 fsync_path(self.path)
                 self.rated[id] = line
-                self.stored()
+                renewed = self.stored(True)
             except OSError as error:
-                renewed = self.rated.get(id) is line
-                kept = "stored, but the manifest is not renewed" if renewed else "not stored"
+                written = self.rated.get(id) is line
+                kept = "stored, but the manifest is not renewed" if written else "not stored"
                 return f"{kept}: {error.strerror or error}"
         words = {"up": "stored as liked", "down": "stored as disliked", "none": "taken back"}
-        return f"{words[verdict]} in {self.path.name}"
+        changed = "" if renewed else "; something else changed the file: llmtrainer verify names it"
+        return f"{words[verdict]} in {self.path.name}{changed}"
 
 
 # %% ../../nbs/shipping/76_demo.ipynb #ac6fb585

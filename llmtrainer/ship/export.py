@@ -16,6 +16,8 @@ __all__ = [
     "PARITY",
     "LONGEST",
     "BEFORE",
+    "MAX_LOSS",
+    "ITEMS",
     "EXPORTERS",
     "join_words",
     "require_libraries",
@@ -45,6 +47,11 @@ __all__ = [
     "turning_points",
     "compare_across",
     "check_parity",
+    "Quality",
+    "check_request",
+    "greedy_section",
+    "check_loss",
+    "task_prompts",
     "ExportRecord",
     "describe_quality",
     "Exporter",
@@ -81,14 +88,18 @@ from transformers import (
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
-from llmtrainer.evals.compare import Comparison
+from llmtrainer.evals.compare import Comparison, compare
+from llmtrainer.evals.tasks import Item, Task, TaskResult
 from llmtrainer.models.generate import (
     GREEDY,
     Generation,
     Prompting,
     context_length,
     encode_prompts,
+    prompt_ids,
+    render_prompt,
     save_model,
+    with_system,
 )
 from llmtrainer.models.load import (
     Model,
@@ -663,21 +674,99 @@ def check_parity(
     )
 
 
+# %% ../../nbs/shipping/72_export.ipynb #24b8045d
+MAX_LOSS = 0.02  # of a score
+ITEMS = 256  # of a task that are asked, where the recipe names no limit
+
+
+@dataclass(frozen=True)
+class Quality:
+    "What rounded weights are measured on, and what they may lose."
+
+    tasks: Sequence[tuple[Task, Sequence[Item]]] = ()
+    section: Generation = GREEDY  # how is asked; greedily, whatever it says
+    max_loss: float = MAX_LOSS  # of a task's primary score
+
+    def compare(
+        self,
+        names: tuple[str, str],  # of the weights before and after
+        before: Callable[[Task, Sequence[Item], Generation], TaskResult],
+        after: Callable[[Task, Sequence[Item], Generation], TaskResult],
+    ) -> list[Comparison]:
+        "Both on every task, item by item; raises `MergeMismatch` at a real loss."
+        section, comparisons = greedy_section(self.section), []
+        for task, items in self.tasks:
+            a, b = (ask(task, items, section) for ask in (before, after))
+            comparisons.append(compare(a, b, names=names, items=items))
+            check_loss(comparisons[-1], self.max_loss)
+        return comparisons
+
+
+def check_request(task: Task, requests: Sequence[str]) -> None:
+    "`UserError` for a task that an export cannot be asked."
+    if task.request not in requests:
+        raise UserError(
+            f"this export cannot be asked the task {task.name}: its request is {task.request!r}",
+            where="--tasks",
+            allowed=f"tasks whose request is {', '.join(requests)}",
+            fix="name other tasks",
+        )
+
+
+# %% ../../nbs/shipping/72_export.ipynb #fe9c94c1
+def greedy_section(section: Generation) -> Generation:
+    "The same prompts and stop rules, without draws, beams and penalties."
+    neutral = ("preset", "temperature", "top_p", "top_k", "min_p", "beams", "repetition_penalty")
+    values = {name: getattr(GREEDY, name) for name in (*neutral, "min_new_tokens", "n")}
+    return section.model_copy(update=values)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #f84f28fe
+def check_loss(c: Comparison, max_loss: float) -> None:
+    "Raise `MergeMismatch` where the loss of a score is significantly larger than a limit."
+    low, high = c.interval
+    least = -high if c.higher_is_better else low  # the smallest loss in the interval
+    if not least <= max_loss:  # in this form a NaN is refused too
+        raise MergeMismatch(
+            f"the {c.names[1]} weights lose too much: {c.score} of {c.task} goes from {c.a:.4f} to"
+            f" {c.b:.4f} on {c.n} items, difference {c.difference:+.4f} ({low:+.4f} to"
+            f" {high:+.4f})",
+            where=f"--quantize {c.names[1]}",
+            allowed=f"a loss that is not significantly above {max_loss:g}: --max-loss",
+            fix="export with more bits, or without --quantize",
+        )
+
+
+# %% ../../nbs/shipping/72_export.ipynb #660bfd4d
+def task_prompts(
+    tokenizer,
+    task: Task,
+    items: Sequence[Item],
+    settings: Generation,  # how its answers are written
+) -> list[list[int]]:
+    "The ids of each item's prompt, as every evaluation renders it."
+    conversations = [with_system(task.prompt(item), settings) for item in items]
+    texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
+    return prompt_ids(tokenizer, texts)
+
+
 # %% ../../nbs/shipping/72_export.ipynb #36f914cc
 class ExportRecord(Record):
     "What an exporter wrote, and how far it is from the model folder."
 
-    form = 3  # `quantize`, `quality` and `max_loss` came
+    form = 4  # `compared_with` and `same_next` came
 
     format: str  # as the model card calls it
     max_abs_logit_diff: float
     same_text: bool  # are the greedy answers equal?
+    compared_with: str = "the model folder"
     compared_tokens: int | None = None  # in the longest text
+    same_next: float | None = None  # share of the places with the same likeliest next token
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
-    quantize: str | None = None  # int8, int4: the weights were rounded (module `quantized_export`)
-    quality: list[Comparison] = []  # then: the model and the rounded one on tasks, item by item
+    quantize: str | None = None  # int8, q4_k_m: the weights were rounded
+    quality: list[Comparison] = []  # then: before and after the rounding on tasks, item by item
     max_loss: float | None = None  # then: a larger loss of a score is refused
 
     def describe(self) -> str:
@@ -686,15 +775,13 @@ class ExportRecord(Record):
         source = self.facts.get("source_dtype")
         widened = f" (the model's own files: {source})" if source not in (None, self.dtype) else ""
         text = "the same text" if self.same_text else "another text"
-        told = self.facts.get("summary")  # of an exporter that measures something else
+        share = self.same_next
+        following = "" if share is None else f", the same next token at {share:.1%} of the places"
+        asked = "".join(map(describe_quality, self.quality))
+        unasked = "; no task was asked" if self.quantize and not self.quality else ""
         return (
-            f"{self.format}{size}; {told}"
-            if told
-            else (
-                f"{self.format}{size}{widened}; largest difference of a logit"
-                f" {self.max_abs_logit_diff:.1e},"
-                f" {text}{''.join(map(describe_quality, self.quality))}"
-            )
+            f"{self.format}{size}{widened}; largest difference of a logit"
+            f" {self.max_abs_logit_diff:.1e}, {text}{following}{asked}{unasked}"
         )
 
 
@@ -719,8 +806,9 @@ class Exporter:
     write: Callable[[Path, Path], dict]
     # (model folder, written folder, prompts) -> differences of the record; raises where too large
     verify: Callable[[Path, Path, Sequence[str]], dict]
-    # (number format, what a run answered to its tasks) -> the exporter for them
+    # (number format, `Quality`) -> the exporter for them, where it rounds while it writes
     configure: Callable[..., "Exporter"] | None = None
+    requests: Sequence[str] = ()  # of tasks that what it wrote can then be asked
 
 
 EXPORTERS = {

@@ -6,6 +6,7 @@
 __all__ = [
     "FOLDERS",
     "PUBLIC_RECORDS",
+    "VERBATIM_RECORDS",
     "OWN_NAMES",
     "PUBLISHED_RECORDS",
     "WEIGHTS_AND_WORDS",
@@ -82,6 +83,7 @@ from pydantic import BaseModel, ConfigDict
 # %% ../../nbs/shipping/74_hub.ipynb #fccad7a6
 from llmtrainer.data.prepare import DataRecord
 from llmtrainer.evals.gates import Eval, unmet_requirements
+from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import stored_prompting
 from llmtrainer.models.load import ModelRecord
@@ -195,6 +197,7 @@ class Publication(Record):
 
 
 PUBLIC_RECORDS = (Environment, DataRecord, ModelRecord)
+VERBATIM_RECORDS = (StoredPrompt,)  # a prompt means its bytes
 OWN_NAMES = {"manifest.json", "README.md"}  # of a part's folder; the repository has its own
 
 
@@ -207,9 +210,12 @@ def public_recipe(run: Run) -> dict:
 
 def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[str, Path]:
     "Write the records that are published into a folder; name in the repository -> file."
-    names = [record.file for record in PUBLIC_RECORDS]
+    names = [record.file for record in (*PUBLIC_RECORDS, *VERBATIM_RECORDS)]
     for kind in PUBLIC_RECORDS:
         if record := public_record(run.find_record(kind)):
+            record.save(folder / kind.file)
+    for kind in VERBATIM_RECORDS:
+        if record := run.find_record(kind):
             record.save(folder / kind.file)
     RunIdentity(id=identify(run.path)).save(folder / RunIdentity.file)
     write_atomic(folder / "recipe.yaml", yaml.safe_dump(public_recipe(run), sort_keys=False))
@@ -229,7 +235,8 @@ def part_home(part: str) -> str:
     return "model" if part == "merged" else part_folder(part)
 
 
-PUBLISHED_RECORDS = {record.file for record in PUBLIC_RECORDS} | {RunIdentity.file, "recipe.yaml"}
+_RECORDS = (*PUBLIC_RECORDS, *VERBATIM_RECORDS, RunIdentity)
+PUBLISHED_RECORDS = {record.file for record in _RECORDS} | {"recipe.yaml"}
 _ENDINGS = ".safetensors .json .jinja .txt .model .onnx .onnx_data .gguf"
 WEIGHTS_AND_WORDS = (*_ENDINGS.split(), "Modelfile", "onnx_generator.py")
 
@@ -497,10 +504,10 @@ def push(
 
 
 def warn_of_examples(run: Run, part: str) -> None:
-    "Say that examples, which are rows of data, are published with a model's folder."
-    stored = stored_prompting(str(run.path / part_folder(part)))
-    if stored and stored.examples:
-        show_note(f"{len(stored.examples)} examples of the prompt are published: llmtrainer.json")
+    "Say that examples, which are rows of data, are published with a prompt."
+    found, stored = run.find_record(StoredPrompt), stored_prompting(run.path / part_folder(part))
+    if examples := (found and found.examples) or (stored and stored.examples):
+        show_note(f"{len(examples)} examples of the prompt are published with the model")
 
 
 class UnmetGates(UserError):

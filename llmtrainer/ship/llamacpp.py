@@ -18,7 +18,7 @@ __all__ = [
     "TIE",
     "TOP",
     "ANSWER_TOKENS",
-    "ITEMS",
+    "UNASKED",
     "require_llamacpp",
     "Family",
     "check_gemma",
@@ -61,9 +61,7 @@ __all__ = [
     "compare_row",
     "check_agreement",
     "compare_rows",
-    "Asked",
     "ask_llamacpp",
-    "check_task",
     "Turns",
     "go_text",
     "cut_start",
@@ -105,9 +103,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render
-from llmtrainer.evals.compare import Comparison, compare
-from llmtrainer.evals.tasks import Item, Output, Task, TaskResult, grade_items, written_output
+from llmtrainer.evals.tasks import (
+    Item,
+    Output,
+    Task,
+    TaskResult,
+    answer_settings,
+    grade_items,
+    recorded_settings,
+    written_output,
+)
 from llmtrainer.models.generate import (
+    GREEDY,
     AnswerDecoder,
     Generation,
     read_answer,
@@ -119,15 +126,18 @@ from llmtrainer.ship.export import (
     BEFORE,
     EXPORTERS,
     Exporter,
+    Quality,
     load_float32,
     model_folder,
     require_libraries,
     rope_kinds,
+    task_prompts,
     torch_answers,
     torch_logits,
     turning_points,
 )
 from llmtrainer.ship.merge import PROMPTS, MergeMismatch, StoredTensors, quiet_libraries
+from llmtrainer.ship.onnx_generator import writes_date
 
 # %% ../../nbs/shipping/78_gguf.ipynb #f1aa4fcd
 NEEDED = ("gguf", "xllamacpp")
@@ -925,58 +935,24 @@ def compare_rows(engine: LlamaCpp, model, rows: Sequence[TokenRow], exact: bool)
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #e7c49a04
-ITEMS = 256  # of a task that are asked at most
-
-
-@dataclass(frozen=True)
-class Asked:
-    "What the model of a run answered to a task."
-
-    task: Task
-    items: Sequence[Item]
-    result: TaskResult
-
-    def repeatable(self) -> bool:
-        "Were the answers written greedily, so that another program can write the same?"
-        if self.result.request != "generate":
-            return False
-        section = Generation.model_validate(self.result.generation)
-        otherwise = section.min_new_tokens or section.repetition_penalty != 1
-        return not (section.temperature or section.beams > 1 or otherwise)
-
-
-# %% ../../nbs/shipping/78_gguf.ipynb #8028a120
-def ask_llamacpp(engine: LlamaCpp, tokenizer, ends: Sequence[int], asked: Asked) -> Comparison:
-    "Ask the questions of a task again, in the same ids; the model's own answers come first."
-    task, section = asked.task, Generation.model_validate(asked.result.generation)
-    outputs = {entry.id: entry.output for entry in asked.result.items}
-    chosen = sorted(item.id for item in asked.items if item.id in outputs)[:ITEMS]
-    items = [item for item in asked.items if item.id in set(chosen)]
-    decoder, again = AnswerDecoder(tokenizer), []
-    for item in items:
-        before = outputs[item.id]
-        if before.too_long or len(before.prompt_ids) >= engine.context:
-            again.append(Output(too_long=before.too_long or len(before.prompt_ids)))
+def ask_llamacpp(
+    engine: LlamaCpp,
+    tokenizer,
+    ends: Sequence[int],  # the ids that end an answer
+    task: Task,
+    items: Sequence[Item],
+    section: Generation = GREEDY,
+) -> TaskResult:
+    "Ask llama.cpp the items of a task, greedily, and grade what comes."
+    settings = answer_settings(task, section)
+    decoder, outputs = AnswerDecoder(tokenizer), []
+    for ids in task_prompts(tokenizer, task, items, settings):
+        if len(ids) >= engine.context:
+            outputs.append(Output(too_long=len(ids)))
             continue
-        ids = engine.continuation(before.prompt_ids, section.max_new_tokens)
-        again.append(written_output(before.prompt_ids, read_answer(ids, decoder, section, ends)))
-    about = dict(generation=asked.result.generation, few_shot=asked.result.few_shot)
-    own = grade_items(task, items, [outputs[item.id] for item in items], **about)
-    return compare(own, grade_items(task, items, again, **about), names=("model", "GGUF"))
-
-
-# %% ../../nbs/shipping/78_gguf.ipynb #d4bacd1c
-def check_task(found: Comparison, name: str) -> None:
-    "`MergeMismatch` where the file answers a task worse than its model, beyond chance."
-    low, high = found.interval
-    if (high < 0) if found.higher_is_better else (low > 0):
-        raise MergeMismatch(
-            f"the file answers {found.task} worse than the model: {found.score} {found.b:.3f}"
-            f" against {found.a:.3f} on {found.n} items; the interval of the difference,"
-            f" {low:+.3f} to {high:+.3f}, leaves zero out",
-            where=name,
-            fix="another --quantize: f16 is the nearest to the model",
-        )
+        written = engine.continuation(ids, settings.max_new_tokens)
+        outputs.append(written_output(ids, read_answer(written, decoder, settings, ends)))
+    return grade_items(task, items, outputs, generation=recorded_settings(task, section))
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #f91a4f41
@@ -1086,7 +1062,8 @@ def modelfile(folder: Path, name: str) -> str:
     folder = Path(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     lines = [f"FROM ./{name}"]
-    turns = proven_turns(tokenizer) if tokenizer.chat_template else None
+    dated = writes_date(str(tokenizer.chat_template))  # a text with today's date is not fixed
+    turns = proven_turns(tokenizer) if tokenizer.chat_template and not dated else None
     if turns:
         bos = tokenizer.bos_token if adds_token(tokenizer, tokenizer.bos_token_id, 0) else ""
         lines.append(f"TEMPLATE {modelfile_text(turns.ollama(bos), 'the chat template')}")
@@ -1132,117 +1109,103 @@ class Subject:
     tokenizer: object
     conversations: Sequence[list[dict]]
     rows: Sequence[TokenRow]
-    asked: Sequence[Asked]
     ends: Sequence[int]
+    longest: int  # tokens of a prompt of the tasks and its answer
 
     @property
     def context(self) -> int:
         "Tokens of the longest text, as far as the file promises."
-        asked = [
-            len(entry.output.prompt_ids) + part.task.max_new_tokens
-            for part in self.asked
-            for entry in part.result.items
-        ]
-        longest = max([*asked, *(len(row.ids) for row in self.rows)]) + 1
+        longest = max(self.longest, *(len(row.ids) for row in self.rows)) + 1
         config = self.model.config
         return min(longest, promised_context(config, find_family(config)))
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #ab043cb5
-def load_subject(source: Path, prompts: Sequence[str], asked: Sequence[Asked]) -> Subject:
+def load_subject(source: Path, prompts: Sequence[str], quality: Quality) -> Subject:
     "A model in float32, and what its file is compared on."
     model, tokenizer = load_float32(source)
     prompting, ends = stored_prompting(source), end_ids(tokenizer, source)
     system = prompting.system if prompting else None
     talks = [talk(prompt, system=system) for prompt in prompts]
     rows = comparison_rows(model, tokenizer, talks, ends) + turning_rows(model.config)
-    repeated = [part for part in asked if part.repeatable()]
-    return Subject(model, tokenizer, talks, rows=rows, asked=repeated, ends=ends)
+    longest = 0
+    for task, items in quality.tasks:
+        settings = answer_settings(task, quality.section)
+        lengths = map(len, task_prompts(tokenizer, task, items, settings))
+        longest = max(longest, max(lengths, default=0) + settings.max_new_tokens)
+    return Subject(model, tokenizer, talks, rows=rows, ends=ends, longest=longest)
 
 
 def compare_file(
     path: Path,
     subject: Subject,
     exact: bool,  # is it the file in f16, which must predict the same?
-    tasks: bool = True,  # ask them too
-) -> tuple[Agreement, int, dict[str, Comparison]]:
-    "Ask llama.cpp what it makes of a file: texts, next tokens and tasks."
+) -> tuple[LlamaCpp, Agreement, int]:
+    "A file in llama.cpp, its next tokens beside the model's, and how many texts have equal ids."
     engine = LlamaCpp(path, subject.context)
     tokenizer = subject.tokenizer
     texts = check_tokens(engine, tokenizer, subject.model.config.vocab_size)
     if tokenizer.chat_template:
         check_template(engine, tokenizer, subject.conversations)
-    agreement = compare_rows(engine, subject.model, subject.rows, exact)
-    found = {
-        part.task.name: ask_llamacpp(engine, tokenizer, subject.ends, part)
-        for part in (subject.asked if tasks else ())
-    }
-    return agreement, texts, found
+    return engine, compare_rows(engine, subject.model, subject.rows, exact), texts
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #3d0f3ec6
-def measured(agreement: Agreement, texts: int, tasks: dict[str, Comparison]) -> dict:
+def measured(agreement: Agreement, texts: int) -> dict:
     "What was compared, for the record."
     from importlib.metadata import version
 
-    figures = {
-        name: dict(
-            n=found.n, score=found.score, model=found.a, gguf=found.b, interval=list(found.interval)
-        )
-        for name, found in tasks.items()
-    }
-    words = [f"ids of {texts:,} texts equal"]
-    words.append(f"next token equal at {agreement.share:.1%} of {agreement.tokens} places")
-    words += [
-        f"{name} {found.score} {found.b:.3f}, of the model {found.a:.3f}, on {found.n} items"
-        for name, found in tasks.items()
-    ]
-    words += [] if tasks else ["no task was asked"]
     return dict(
-        summary=f"llama.cpp beside the model: {'; '.join(words)}",
         llama_cpp=f"xllamacpp {version('xllamacpp')}",
         same_token_ids=texts,
-        argmax_share=agreement.share,
         argmax_tokens=agreement.tokens,
-        tasks=figures,
     )
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #ec514302
+UNASKED = Quality()  # no task
+
+
 def check_gguf(
     source: Path,
     folder: Path,
     prompts: Sequence[str] = PROMPTS,
     quantize: str = "f16",
-    asked: Sequence[Asked] = (),
+    quality: Quality = UNASKED,
 ) -> dict:
     "Compare an export with its model in llama.cpp; `MergeMismatch` where the two differ."
     exact, path = gguf_file(folder, "f16"), gguf_file(folder, quantize)
+    gate, rounded = {}, path != exact
     with quiet_libraries():
-        subject = load_subject(model_folder(source), prompts, asked)
-        agreement, texts, tasks = compare_file(exact, subject, exact=True, tasks=path == exact)
+        subject = load_subject(model_folder(source), prompts, quality if rounded else UNASKED)
+        engine, agreement, texts = compare_file(exact, subject, exact=True)
         check_agreement(agreement, exact.name)
         facts = dict(quantize=quantize, f16_argmax_share=agreement.share)
-        if path != exact:
+        if rounded:
+            before, (engine, agreement, texts) = engine, compare_file(path, subject, exact=False)
+            sides = [
+                partial(ask_llamacpp, side, subject.tokenizer, subject.ends)
+                for side in (before, engine)
+            ]
+            found = quality.compare(("f16", quantize), *sides)
+            gate = dict(quantize=quantize, quality=found, max_loss=quality.max_loss)
             exact.unlink()
-            agreement, texts, tasks = compare_file(path, subject, exact=False)
-    for found in tasks.values():
-        check_task(found, path.name)
     config = subject.model.config
     facts |= dict(
         context=promised_context(config, find_family(config)),
         dropped_tokens=list(read_vocabulary(subject.tokenizer, config.vocab_size).dropped),
     )
-    return dict(
+    return gate | dict(
         max_abs_logit_diff=agreement.largest,
         same_text=agreement.same_text,
+        same_next=agreement.share,
         compared_tokens=agreement.longest,
-        facts=facts | measured(agreement, texts, tasks),
+        facts=facts | measured(agreement, texts),
     )
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #37c238e1
-def gguf_exporter(quantize: str | None = None, asked: Sequence[Asked] = ()) -> Exporter:
+def gguf_exporter(quantize: str | None = None, quality: Quality = UNASKED) -> Exporter:
     "The exporter of a number format; `UserError` for one that there is not."
     quantize = quantize or "f16"
     if quantize not in QUANTIZE:
@@ -1256,7 +1219,8 @@ def gguf_exporter(quantize: str | None = None, asked: Sequence[Asked] = ()) -> E
         extra="gguf",
         require=require_llamacpp,
         write=partial(export_gguf, quantize=quantize),
-        verify=partial(check_gguf, quantize=quantize, asked=asked),
+        verify=partial(check_gguf, quantize=quantize, quality=quality),
+        requests=("generate",),
     )
 
 

@@ -1164,7 +1164,13 @@ class Output:
     tokenizer: object
     dtype: str
     generation: Generation = GREEDY  # the settings that are written beside the weights
+    training: Generation | None = None  # the same with `prompt: none`
     shard_bytes: int = SHARD_BYTES  # the largest file
+
+    def save(self, model, folder: Path, weights: bool = True) -> None:
+        "Write a model's folder."
+        about = dict(section=self.generation, training=self.training, weights=weights)
+        save_model(model, self.tokenizer, folder, **about)
 
 
 def write_in_memory(layered: LayeredMerge, folder: Path, output: Output) -> None:
@@ -1174,14 +1180,14 @@ def write_in_memory(layered: LayeredMerge, folder: Path, output: Output) -> None
     trained = load_adapter(base, adapter)
     merged = merge_adapter(trained, model, plan=plan, adapter=adapter, route=layered.route)
     cast_weights(merged, output.dtype)
-    save_model(merged, output.tokenizer, folder, output.generation)
+    output.save(merged, folder)
 
 
 def write_quantized(source: Path, target: Path, layered: LayeredMerge, output: Output) -> None:
     "Write the model of a folder once more, quantised as its base was for training."
     section = Model(base=str(source), quantize=layered.model.quantize)
     model, _ = load_model(section, replace(layered.plan, dtype=output.dtype))
-    save_model(model, output.tokenizer, target, output.generation)
+    output.save(model, target)
 
 
 def write_merged(layered: LayeredMerge, folder: Path, output: Output) -> int:
@@ -1192,7 +1198,7 @@ def write_merged(layered: LayeredMerge, folder: Path, output: Output) -> int:
         write_in_memory(layered, whole, output)
     else:
         write_layered(layered, whole, output.dtype, output.shard_bytes)
-        save_model(layered.whole, output.tokenizer, whole, output.generation, weights=False)
+        output.save(layered.whole, whole, weights=False)
     stored = StoredTensors(sorted(whole.glob("*.safetensors")))
     if quantized:
         write_quantized(whole, folder, layered, output)
@@ -1321,6 +1327,7 @@ def merge(
     route: Route = "dequantized",
     tolerance: float | None = None,  # of the mean KL; None: the limit of the number format
     generation: Generation = GREEDY,  # the settings that are written beside the weights
+    training: Generation | None = None,  # the same with `prompt: none`, where it is another
     dtype: str | None = None,  # of the written weights; None: that of the base
     others: Sequence[Path] = (),  # more adapters of the same base
     mix: Mix | None = None,  # how they become one; None: `linear`, in equal shares
@@ -1342,7 +1349,8 @@ def merge(
         check_mixable(layered)
         streamed = needs_streaming(layered, low_memory)
         tokenizer = adapter_tokenizer(adapters[0], layered.tokenizer)
-        output = Output(tokenizer, dtype, generation=generation, shard_bytes=shard_bytes)
+        how = dict(generation=generation, training=training, shard_bytes=shard_bytes)
+        output = Output(tokenizer, dtype, **how)
         chosen = choose_prompts(tokenizer, prompts)
         before = observe_trained(layered, tokenizer, chosen, streamed) if verify else None
         parameters = write_merged(layered, staged, output)

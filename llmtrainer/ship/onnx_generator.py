@@ -14,6 +14,8 @@ __all__ = [
     "compile_template",
     "with_defaults",
     "template_of",
+    "writes_date",
+    "is_dated",
     "store_prompt",
     "Graph",
     "restart_length",
@@ -197,10 +199,22 @@ def template_of(folder: Path) -> Callable[[list[dict]], str] | None:
 
 
 # %% ../../nbs/shipping/77_onnx_generator.ipynb #197029d4
+def writes_date(template: str) -> bool:
+    "May a chat template write the date of the day on which it is rendered?"
+    return "strftime_now" in template
+
+
+def is_dated(folder: Path) -> bool:
+    "May the folder's chat template write the date?"
+    file = folder / "chat_template.jinja"
+    return file.is_file() and writes_date(file.read_text(encoding="utf-8"))
+
+
 def store_prompt(folder: Path) -> None:
     "Write the text before and after a single question, for machines without jinja2."
     template, probe = template_of(folder), "QUESTION"
-    if template is None:
+    if template is None or is_dated(folder):
+        (folder / PROMPT_FILE).unlink(missing_ok=True)
         return
     stored = read_json(folder / "llmtrainer.json")
 
@@ -350,10 +364,16 @@ class OnnxGenerator(Writer):
         self,
         folder: str | Path,
         threads: int = 0,  # 0: as many as there are cores
+        prompt: str = "auto",  # "none": as in training, without a prompt that a search found
     ):
         super().__init__(folder, threads)
         self.stored = read_json(Path(folder) / "llmtrainer.json")
         self.form = read_json(Path(folder) / PROMPT_FILE)
+        if prompt == "none" and (training := self.stored.get("training")):
+            if self.stored != self.stored | training:
+                self.form = {}  # it was stored with the found prompt
+            self.stored |= training
+        self.dated = is_dated(Path(folder))
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.special = [token.content for token in added if token.special]
         try:
@@ -370,6 +390,8 @@ class OnnxGenerator(Writer):
                 raise ValueError(f"a message holds the special token {held[0]} as text")
         if self.template:
             return self.template(with_defaults(messages, self.stored))
+        if self.dated:
+            raise ValueError("the chat template writes today's date, and needs jinja2 for that")
         if not (self.form and asked):
             raise ValueError("a conversation needs a chat template, and jinja2 to render it")
         question = prompt.strip() if self.form["trimmed"] else prompt

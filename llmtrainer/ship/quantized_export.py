@@ -9,8 +9,6 @@ __all__ = [
     "LOGITS",
     "GRAPH_REQUESTS",
     "HELD_OUT",
-    "MOST_ROWS",
-    "MAX_LOSS",
     "QUANTIZERS",
     "fold_transposes",
     "root_logger_kept",
@@ -20,13 +18,9 @@ __all__ = [
     "graph_logprobs",
     "choose_graph",
     "perplexity_graph",
-    "check_request",
     "ask_graph",
     "grade_loss",
     "held_out_task",
-    "Quality",
-    "greedy_section",
-    "check_loss",
     "compare_quality",
     "measure_rounding",
     "Quantizer",
@@ -40,6 +34,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #4d246140
@@ -48,7 +43,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #62f72243
 from llmtrainer.data.templates import template_name
-from llmtrainer.evals.compare import Comparison, compare
+from llmtrainer.evals.compare import Comparison
 from llmtrainer.evals.metrics import LOSS
 from llmtrainer.evals.tasks import (
     Asking,
@@ -69,14 +64,21 @@ from llmtrainer.models.generate import (
     AnswerDecoder,
     Generation,
     context_length,
-    prompt_ids,
-    render_prompt,
     stop_ids,
-    with_system,
 )
 from llmtrainer.recipe import UserError
-from llmtrainer.ship.export import Exporter, ExportRecord, OnnxModel, require_onnx, save_graph
-from llmtrainer.ship.merge import MergeMismatch, quiet_libraries, staging
+from llmtrainer.ship.export import (
+    ITEMS,
+    Exporter,
+    ExportRecord,
+    OnnxModel,
+    Quality,
+    check_request,
+    require_onnx,
+    save_graph,
+    task_prompts,
+)
+from llmtrainer.ship.merge import quiet_libraries, staging
 from llmtrainer.ship.onnx_generator import Settings, Writer, pad_left
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #f8d51a3e
@@ -166,9 +168,7 @@ class GraphModel:
 def write_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "The graph's greedy answer to each item whose prompt leaves room for one."
     graph, settings = asking.model, answer_settings(asking.task, asking.section)
-    conversations = [with_system(asking.task.prompt(item), settings) for item in items]
-    texts = [render_prompt(messages, graph.tokenizer, settings) for messages in conversations]
-    prompts = prompt_ids(graph.tokenizer, texts)
+    prompts = task_prompts(graph.tokenizer, asking.task, items, settings)
     outputs = {
         place: Output(too_long=len(ids))
         for place, ids in enumerate(prompts)
@@ -246,17 +246,6 @@ GRAPH_REQUESTS = {
 }
 
 
-def check_request(task: Task) -> None:
-    "`UserError` for a task that an export cannot be asked."
-    if task.request not in GRAPH_REQUESTS:
-        raise UserError(
-            f"an export cannot be asked the task {task.name}: its request is {task.request!r}",
-            where="eval.tasks",
-            allowed=f"tasks whose request is {', '.join(GRAPH_REQUESTS)}",
-            fix="name other tasks: llmtrainer export RUN --quantize int8 --tasks TASK",
-        )
-
-
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #f7e66d29
 def ask_graph(
     folder: str | Path,
@@ -265,7 +254,7 @@ def ask_graph(
     section: Generation = GREEDY,
 ) -> TaskResult:
     "Ask an exported folder the items of a task, greedily, and grade what comes."
-    check_request(task)
+    check_request(task, tuple(GRAPH_REQUESTS))
     with quiet_libraries():
         graph = GraphModel(folder)
         asking = Asking(
@@ -284,7 +273,6 @@ def ask_graph(
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #cfdcb018
 HELD_OUT = "held_out_rows"
-MOST_ROWS = 256
 
 
 def grade_loss(item: Item, output: Output) -> dict:
@@ -308,7 +296,7 @@ def held_out_task(conversations: Sequence[list[dict]]) -> Task:
         )
     return Task(
         name=HELD_OUT,
-        load=lambda data_dir: list(items.values())[:MOST_ROWS],
+        load=lambda data_dir: list(items.values())[:ITEMS],
         grade=grade_loss,
         primary="loss",
         about="the answers of held-out rows",
@@ -319,47 +307,6 @@ def held_out_task(conversations: Sequence[list[dict]]) -> Task:
 
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #92461d2d
-MAX_LOSS = 0.02  # of a score
-
-
-@dataclass(frozen=True)
-class Quality:
-    "What rounded weights are measured on, and what they may lose."
-
-    tasks: Sequence[tuple[Task, Sequence[Item]]]
-    section: Generation = GREEDY  # how is asked; greedily, whatever it says
-    max_loss: float = MAX_LOSS  # of a task's primary score
-
-    def __post_init__(self):
-        for task, _ in self.tasks:  # before minutes of work
-            check_request(task)
-
-
-# %% ../../nbs/shipping/79_onnx_quantized.ipynb #97df12a3
-def greedy_section(section: Generation) -> Generation:
-    "The same prompts and stop rules, without draws, beams and penalties."
-    neutral = ("preset", "temperature", "top_p", "top_k", "min_p", "beams", "repetition_penalty")
-    values = {name: getattr(GREEDY, name) for name in (*neutral, "min_new_tokens", "n")}
-    return section.model_copy(update=values)
-
-
-# %% ../../nbs/shipping/79_onnx_quantized.ipynb #186402a9
-def check_loss(c: Comparison, max_loss: float) -> None:
-    "Raise `MergeMismatch` where the loss of a score is significantly larger than a limit."
-    low, high = c.interval
-    least = -high if c.higher_is_better else low  # the smallest loss in the interval
-    if not least <= max_loss:  # in this form a NaN is refused too
-        raise MergeMismatch(
-            f"the {c.names[1]} weights lose too much: {c.score} of {c.task} goes from {c.a:.4f} to"
-            f" {c.b:.4f} on {c.n} items, difference {c.difference:+.4f} ({low:+.4f} to"
-            f" {high:+.4f})",
-            where=f"--quantize {c.names[1]}",
-            allowed=f"a loss that is not significantly above {max_loss:g}: --max-loss",
-            fix="export with more bits, or without --quantize",
-        )
-
-
-# %% ../../nbs/shipping/79_onnx_quantized.ipynb #68d02db1
 def compare_quality(
     before: Path,  # the float32 folder
     after: Path,  # the rounded one
@@ -367,12 +314,8 @@ def compare_quality(
     name: str,  # of the rounded weights
 ) -> list[Comparison]:
     "Both folders on every task, compared item by item; raises `MergeMismatch` at a real loss."
-    section, comparisons = greedy_section(quality.section), []
-    for task, items in quality.tasks:
-        a, b = (ask_graph(folder, task, items, section) for folder in (before, after))
-        comparisons.append(compare(a, b, names=("float32", name), items=items))
-        check_loss(comparisons[-1], quality.max_loss)
-    return comparisons
+    asked = [partial(ask_graph, folder) for folder in (before, after)]
+    return quality.compare(("float32", name), *asked)
 
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #60b13da8
@@ -400,6 +343,7 @@ class Quantizer:
     write: Callable[[Path, Path, str], dict]  # (whole folder, folder to write, name)
     measure: Callable[[Path, Path, Sequence[str]], dict]  # (whole, rounded, prompts) -> differences
     compare: Callable[[Path, Path, Quality, str], list[Comparison]]  # raises at a real loss
+    requests: Sequence[str]  # of tasks that it can compare
 
 
 # %% ../../nbs/shipping/79_onnx_quantized.ipynb #bd48d50d
@@ -410,6 +354,7 @@ QUANTIZERS = {
         write=quantize_graph,
         measure=measure_rounding,
         compare=compare_quality,
+        requests=tuple(GRAPH_REQUESTS),
     )
 }
 
@@ -454,4 +399,5 @@ def write_quantized(
     before = dict(before_rounding=exact, bytes_before=facts["bytes"])
     facts = facts | changed | dict(facts=facts["facts"] | changed["facts"] | before) | apart
     about = dict(quantize=name, quality=comparisons, max_loss=quality.max_loss)
+    about |= dict(compared_with="the float32 graph")
     return ExportRecord(format=quantizer.title.format(name), **facts, **about)
