@@ -51,6 +51,7 @@ __all__ = [
     "doctor",
     "plan",
     "train",
+    "end_training",
     "fail_if_unmet",
     "continue_run",
     "was_finished",
@@ -606,17 +607,8 @@ def train(
     ] = None,
 ):
     "Train, evaluate and write the card. The same command resumes."
-    from llmtrainer.evals.gates import unmet_requirements
-    from llmtrainer.pipeline import (
-        base_results,
-        check_mirror,
-        check_pickles,
-        compare_with_base,
-        read_recipe,
-        stored_result,
-        train,
-    )
-    from llmtrainer.run import Run, is_run
+    from llmtrainer.pipeline import check_mirror, check_pickles, read_recipe, train
+    from llmtrainer.run import is_run
     from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
 
     restore_gc()
@@ -639,13 +631,22 @@ def train(
         train(job, folder)
     if is_worker():
         return
+    end_training(folder, job, before)
+
+
+def end_training(folder: Path, recipe, before: bool) -> None:
+    "Say what a finished run has reached; exit with 1 where its recipe requires more."
+    from llmtrainer.evals.gates import unmet_requirements
+    from llmtrainer.pipeline import base_results, compare_with_base, stored_result
+    from llmtrainer.run import Run
+
     print_done(folder, before)
     finished = Run.load(folder)
-    results = [stored_result(finished, task) for task in job.eval.tasks]
-    bases = base_results(finished, results) if job.eval.base else []
+    results = [stored_result(finished, task) for task in recipe.eval.tasks]
+    bases = base_results(finished, results) if recipe.eval.base else []
     if bases:
         print_results(results, compare_with_base(results, bases))
-    fail_if_unmet(unmet_requirements(results, job.eval.require, bases))
+    fail_if_unmet(unmet_requirements(results, recipe.eval.require, bases))
 
 
 def fail_if_unmet(sentences: list[str]) -> None:
@@ -696,7 +697,7 @@ def continue_run(
     recipe = fetch_recipe(place, here, words, ask_mirror)
     before = was_finished(here)
     train(recipe, here)
-    print_done(here, before)
+    end_training(here, recipe, before)
 
 
 # %% ../nbs/system/84_cli.ipynb #eee03e2e
@@ -713,8 +714,11 @@ def print_done(folder: Path, before: bool) -> None:
     from llmtrainer.pipeline import next_steps
     from llmtrainer.run import Run
 
+    run = Run.load(folder)
     show(f"done: {folder}" + (" was finished already" if before else ""))
-    show(next_steps(Run.load(folder)))
+    if validated := run.validated():
+        show(validated)
+    show(next_steps(run))
 
 
 def mirror_words(mirror: str | None) -> list[str]:

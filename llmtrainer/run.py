@@ -1041,6 +1041,19 @@ class _Log(_Records):
             warnings.warn(f"{left_out} lines of metrics.jsonl are left out.", stacklevel=2)
         return rows
 
+    def validated(self) -> str:
+        "What the last validation of the training measured, for a person; nothing without one."
+        lines = [line for line in self.metrics() if "eval_loss" in line]
+        if not lines:
+            return ""
+        values = {
+            name.removeprefix("eval_").replace("_", " "): value
+            for name, value in lines[-1].items()
+            if name.startswith("eval_") and isinstance(value, float)
+        }
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return f"validated at step {lines[-1]['step']:,}: {told}"
+
     def metrics_lines(self) -> list[MetricsLine]:
         "The logged lines with typed fields; `UserError` for a line that is something else."
         lines = []

@@ -297,14 +297,17 @@ def test_a_signal_while_libraries_are_imported_is_75_too(tmp_path):
 def test_a_run_is_continued_from_its_mirror_on_another_machine(tmp_path, monkeypatch):
     recipe, drive = recipe_in(tmp_path), tmp_path / "drive" / "first"
     limits = [f"train.mirror={drive}", "train.max_hours=1e-6"]
-    code, _, err = run_cli("train", recipe, "--run", tmp_path / "one" / "run", *limits)
+    asked = ["eval.tasks=[word_problems]", "eval.limit=2", "eval.require={word_problems: 1.0}"]
+    code, _, err = run_cli("train", recipe, "--run", tmp_path / "one" / "run", *limits, *asked)
     assert code == 75, err
     monkeypatch.chdir(tmp_path)  # another machine: nothing of the first is here
-    out = succeeds("continue", drive, "train.max_hours=null")
+    code, out, err = run_cli("continue", drive, "train.max_hours=null")
+    assert code == 1 and "word_problems" in err, "what the recipe requires is asked here too"
     assert "resuming from step-1" in out
+    assert re.search(r"validated at step 3: loss \d\.\d+", out), out
     assert (tmp_path / "runs" / "first" / "adapter").is_dir()
     assert (drive / "adapter" / "adapter_model.safetensors").is_file()
-    succeeds("continue", tmp_path / "runs" / "first")
+    assert run_cli("continue", tmp_path / "runs" / "first")[0] == 1
     assert run_cli("continue", tmp_path / "nowhere")[0] == 2
 
 

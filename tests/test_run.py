@@ -591,7 +591,9 @@ def test_typed_lines_and_the_picture_of_a_run(tmp_path):
     run = Run.open(tmp_path / "<b>run", Toy())
     for step in (1, 2, 3):
         run.log(step=step, loss=math.nan if step == 2 else 3.0 - step, margin=0.5)
-    run.log(step=3, eval_loss=0.25)
+    assert run.validated() == ""
+    run.log(step=3, eval_loss=0.25, eval_chosen_logprob=-3.5)
+    assert run.validated() == "validated at step 3: loss 0.25, chosen logprob -3.5"
     lines = run.metrics_lines()
     assert [line.step for line in lines] == [1, 2, 3, 3] and math.isnan(lines[1].loss)
     assert lines[0].model_extra == {"margin": 0.5} and lines[3].eval_loss == 0.25
