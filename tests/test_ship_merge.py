@@ -742,10 +742,10 @@ PEAK = """
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
 def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, monkeypatch):
-    size = large_base(tmp_path / "base", 32)
+    size = large_base(tmp_path / "base", 16)
     large_adapter(tmp_path / "adapter", tmp_path / "base")
     parts = dict(base="base", shard_bytes=5 * 10**7)
-    assert size > 8e8
+    assert size > 4e8
     growth = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)"
     done = start_merge(tmp_path, PEAK, growth, low_memory=True, **parts)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -753,11 +753,11 @@ def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, monkeypatch):
     assert int(grown) * 1024 < size / 3, "also by the kernel's count of pages"
     record = json.loads(record)
     assert record["compared"] == "streamed" and record["mean_kl"] < TOLERANCE["bfloat16"]
-    assert record["same_greedy"] is None and record["bytes"] > 8e8
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 12
+    assert record["same_greedy"] is None and record["bytes"] > 4e8
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 6
     # without this, freed address space counts as used
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
-    before = LIMIT.format(megabytes=600)
+    before = LIMIT.format(megabytes=350)
     limited = start_merge(tmp_path, before, low_memory=True, **parts)
     assert limited.returncode == 0, limited.stderr[-2000:]
     loaded = start_merge(tmp_path, before, low_memory=False, **parts)
