@@ -700,6 +700,9 @@ class OnlineSettings(Objective):
     rows = frozenset({"messages", "prompt"})
     passes: ClassVar[float] = 3.0  # writing, the old log-probabilities, and the learning one
     proposed_lr: ClassVar[float | None] = 2e-5
+    depends_on_batch: ClassVar[str] = (
+        "a step has prompts * group answers, and beside them a writer, whose memory is not counted"
+    )
 
     rewards: list[RewardSource] = Field(
         [], description="what is earned: {grader: TASK}, {python: module:function}, {model: RUN}"

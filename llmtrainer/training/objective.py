@@ -69,6 +69,7 @@ class Objective(Section):
     head: ClassVar[str] = "text"  # of the model; a reward model has the head "score"
     trainer: ClassVar[type | None] = None  # None: the loop of train.trainer
     proposed_lr: ClassVar[float | None] = None  # of a new recipe; None: the default of train.lr
+    depends_on_batch: ClassVar[str] = ""  # what the size of a micro-batch decides; "": nothing
 
     def setup(self, session) -> None:
         "Called once before training: reference log-probabilities, a teacher, rewards."
