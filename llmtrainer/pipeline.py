@@ -64,7 +64,6 @@ __all__ = [
     "record_experts",
     "check_target_names",
     "recipe_for",
-    "group_size",
     "step_shape",
     "choose_activations",
     "with_micro_batch",
@@ -344,7 +343,7 @@ class JobTrain(Train):
         description="what is learned: a word, or {word: {setting: value}}",
         json_schema_extra={"renamed_from": "label_smoothing"},
     )
-    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+    batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         8,
         description="sequences in a micro-batch; auto: as many as fit of the `accumulate` sequences"
         " that a step then has",
@@ -1153,24 +1152,22 @@ def recipe_for(objective: str) -> str:
     return text
 
 
-def group_size(recipe: Recipe) -> int:
-    "Texts of a row that share a sequence: two where the objective compares answers, else one."
-    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
-    return objective.texts
-
-
 def step_shape(recipe: Recipe, plan: DevicePlan, recompute: bool) -> StepShape:
     "A training step of the recipe on this device, as the memory plan describes it."
+    section, (_, objective) = recipe.train, chosen_objective(recipe.train.objective, OBJECTIVES)
+    rows, accumulate, length = objective.planned_step(
+        section.batch_size, section.accumulate, length=recipe.data.max_length
+    )
     return StepShape(
-        rows=recipe.train.batch_size,
-        length=recipe.data.max_length * group_size(recipe),
+        rows=rows,
+        length=length,
         recompute=recompute,
         quantize=recipe.model.quantize,
         mixed=plan.device == "cuda",
         sliced=recipe.launch.strategy != "deepspeed",
         compiled=plan.device == "cuda" and plan.engine != "reference",
         optimizer=recipe.train.optimizer,
-        accumulate=recipe.train.accumulate,
+        accumulate=accumulate,
         attn="eager" if plan.attn == "eager" else "sdpa",
         fp8=plan.engine == "fp8" and recipe.model.fp8 != "gradients",
     )
@@ -1234,6 +1231,8 @@ def choose_micro_batch(
     text, single = config.get_text_config(), with_micro_batch(recipe, 1, whole)
     check_balance(text)
     devices = process_count(recipe.launch)
+    if machine.kind == "cpu":  # its processes have one memory
+        machine = replace(machine, memory=machine.memory // recipe.launch.gpus)
     _, share = split_batch(1, whole, devices)
     recompute = choose_activations(single, config, plan, machine)[0] != "keep"
     work = replace(step_shape(single, plan, recompute), accumulate=share)
@@ -1261,7 +1260,8 @@ def resolve_batch_size(
     whole = section.accumulate if auto else begun.sequences
     batch = begun if begun and begun.sequences == whole else None
     if batch is None or not finished:
-        batch = choose_micro_batch(recipe, config, plan, machine or probe(), whole, batch)
+        options = dict(whole=whole, held=batch)
+        batch = choose_micro_batch(recipe, config, plan, machine or probe(), **options)
     return with_micro_batch(recipe, batch.batch_size, batch.accumulate), batch
 
 
@@ -1643,6 +1643,7 @@ def show_micro_batch(batch: MicroBatch | None, begun: MicroBatch | None, quiet: 
     show(batch.describe())
 
 
+# %% ../nbs/system/80_pipeline.ipynb #c3c55131
 def mirror_run(run: Run, recipe: Recipe, quiet: bool):
     "A context in which process 0 sends the run to its mirror; without a mirror it does nothing."
     return mirrored(

@@ -334,7 +334,8 @@ def test_a_step_is_cut_to_the_budget_and_shared_by_devices():
     work = StepShape(1, 128, accumulate=12)
     needed = required_memory(config, section, replace(work, rows=4, accumulate=3))
     for kind, share in (("cuda", 0.95), ("cpu", 0.5), ("mps", 0.5)):
-        machine = Machine(kind, "a chip", (7, 5), int(needed / share) + 2, 1, {})
+        memory = int(needed / share) + 2
+        machine = Machine(kind, "chip", None, memory=memory, count=1, libraries={})
         chosen = cut_step(config, section, work, machine)
         assert (chosen.batch_size, chosen.accumulate, chosen.bytes) == (4, 3, needed)
         assert chosen.fits and chosen.budget == memory_budget(machine) < machine.memory

@@ -148,6 +148,19 @@ def cut_for(name, *changes, **options):
     return resolve_batch_size(recipe, EIGHT_BILLION, plan, machine=gpu, **options)
 
 
+def test_the_plan_counts_the_sequences_that_an_objective_makes():
+    plan = plan_device(known_gpu("T4"), "nf4")
+    for objective, expected in (
+        ("sft", (8, 1, 128)),
+        ("dpo", (8, 1, 256)),
+        ("{grpo: {prompts: 6, group: 4, max_new_tokens: 100}}", (8, 3, 228)),
+        ("{rloo: {prompts: 5, group: 2, max_new_tokens: 10}}", (5, 2, 138)),
+    ):
+        recipe = read_recipe(LEAST, ["data.max_length=128", f"train.objective={objective}"])
+        shape = step_shape(recipe, plan, recompute=False)
+        assert (shape.rows, shape.accumulate, shape.length) == expected, objective
+
+
 def test_auto_is_the_largest_divisor_within_the_budget():
     for name, policy in (("T4", "recompute"), ("A100-80GB", "keep")):
         recipe, batch = cut_for(name, f"train.activations={policy}")
@@ -186,6 +199,12 @@ def test_devices_share_the_sequences_of_a_step():
     assert batch.sequences == 16 and four.train.batch_size <= 4
     assert four.train.batch_size == min(4, one.train.batch_size)
     assert "a multiple of 3" in str(refused_auto("3xH200", "launch.gpus=3"))
+    cpu = Machine("cpu", "a CPU", capability=None, memory=2**40, count=1, libraries={})
+    for processes in (1, 2):
+        recipe = read_recipe(LEAST, [*AUTO, f"launch.gpus={processes}", "model.quantize=none"], cpu)
+        plan = plan_device(cpu, "none")
+        _, batch = resolve_batch_size(recipe, EIGHT_BILLION, plan, machine=cpu)
+        assert batch.budget == 2**39 // processes, "processes of a computer share its memory"
 
 
 def refused_auto(name, *changes):

@@ -755,6 +755,11 @@ class OnlineSettings(Objective):
 class Online(OnlineSettings):
     "What those objectives do with their settings."
 
+    def planned_step(self, rows: int, accumulate: int, length: int) -> tuple[int, int, int]:
+        whole = self.prompts * self.group
+        rows = next(size for size in range(min(rows, whole), 0, -1) if whole % size == 0)
+        return rows, whole // rows, length + self.max_new_tokens
+
     @property
     def generation(self) -> Generation:
         "How answers are written."
