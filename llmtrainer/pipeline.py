@@ -15,6 +15,7 @@ __all__ = [
     "JobTrain",
     "Recipe",
     "check_tasks",
+    "check_auto_batch",
     "read_recipe",
     "write_lines",
     "record_data",
@@ -67,9 +68,12 @@ __all__ = [
     "record_experts",
     "check_target_names",
     "recipe_for",
-    "group_size",
     "step_shape",
     "choose_activations",
+    "with_micro_batch",
+    "check_balance",
+    "choose_micro_batch",
+    "resolve_batch_size",
     "saved_by_compiling",
     "weigh_engine",
     "apply_engine",
@@ -89,7 +93,10 @@ __all__ = [
     "read_note",
     "check_mirror",
     "check_pickles",
-    "open_or_fetch",
+    "fetch_run",
+    "begun_batch",
+    "open_run",
+    "show_micro_batch",
     "mirror_run",
     "fetch_recipe",
     "adopt_place",
@@ -138,6 +145,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from textwrap import indent, shorten
+from typing import Annotated, Literal
 
 # %% ../nbs/system/80_pipeline.ipynb #61b14ff9
 import torch
@@ -197,7 +205,7 @@ from llmtrainer.models.activations import (
     decoder_layers,
 )
 from llmtrainer.models.engines import fuse_model
-from llmtrainer.models.experts import ExpertsRecord, expert_load, fused_experts
+from llmtrainer.models.experts import EXPERTS, ExpertsRecord, expert_load, fused_experts
 from llmtrainer.models.generate import (
     Generation,
     Prompting,
@@ -234,9 +242,12 @@ from llmtrainer.models.lora import (
     trainable_table,
 )
 from llmtrainer.models.memory import (
+    MicroBatch,
     StepShape,
     count_trainable_from_config,
+    cut_step,
     matmul_speed,
+    memory_budget,
     predict_memory,
     step_time_range,
 )
@@ -296,6 +307,7 @@ from llmtrainer.training.launch import (
     check_strategy,
     init_distributed,
     main_process_first,
+    process_count,
     sharded,
     strategy_arguments,
 )
@@ -324,6 +336,7 @@ from llmtrainer.training.trainer import (
     check_streaming,
     complete_training,
     resume_may_change,
+    split_batch,
 )
 
 # %% ../nbs/system/80_pipeline.ipynb #5376301d
@@ -347,6 +360,11 @@ class JobTrain(Train):
         "sft",
         description="what is learned: a word, or {word: {setting: value}}",
         json_schema_extra={"renamed_from": "label_smoothing"},
+    )
+    batch_size: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        8,
+        description="sequences in a micro-batch; auto: as many as fit of the `accumulate` sequences"
+        " that a step then has",
     )
 
 
@@ -381,6 +399,38 @@ def check_tasks(recipe: Recipe) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #6543b36c
+def check_auto_batch(recipe: Recipe) -> None:
+    "`UserError` where `batch_size: auto` has nothing to split, or would decide what is learned."
+    if recipe.train.batch_size != "auto":
+        return
+    name, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    number = "set train.batch_size to a number of sequences"
+    obstacles = [
+        (objective.depends_on_batch, f"train.objective: {name}", number),
+        (
+            recipe.train.accumulate == 1 and "a step of one sequence cannot be split",
+            "train.accumulate: 1",
+            "set train.accumulate to the sequences of a step, such as 16; or " + number,
+        ),
+        (
+            recipe.adapt.variant == "eva" and "eva begins with what it sees in eight micro-batches",
+            "adapt.variant: eva",
+            number,
+        ),
+        (
+            recipe.model.remote_code and "the memory plan runs no code of a model",
+            "model.remote_code: true",
+            number,
+        ),
+    ]
+    for why, where, fix in obstacles:
+        if why:
+            allowed = "auto where a step of several sequences is the same however it is cut"
+            what = f"train.batch_size: auto is not possible here: {why}"
+            raise UserError(what, where=where, allowed=allowed, fix=fix)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #fdd8d45c
 def read_recipe(
     source: str | Path | dict,
     overrides: Sequence[str] = (),  # "train.lr=1e-4"
@@ -409,6 +459,7 @@ def read_recipe(
     if recipe.data.val is None:
         check_needs_validation(recipe.train)
     check_tasks(recipe)
+    check_auto_batch(recipe)
     return recipe
 
 
@@ -1151,24 +1202,22 @@ def recipe_for(objective: str) -> str:
     return text
 
 
-def group_size(recipe: Recipe) -> int:
-    "Texts of a row that share a sequence: two where the objective compares answers, else one."
-    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
-    return objective.texts
-
-
 def step_shape(recipe: Recipe, plan: DevicePlan, recompute: bool) -> StepShape:
     "A training step of the recipe on this device, as the memory plan describes it."
+    section, (_, objective) = recipe.train, chosen_objective(recipe.train.objective, OBJECTIVES)
+    rows, accumulate, length = objective.planned_step(
+        section.batch_size, section.accumulate, length=recipe.data.max_length
+    )
     return StepShape(
-        rows=recipe.train.batch_size,
-        length=recipe.data.max_length * group_size(recipe),
+        rows=rows,
+        length=length,
         recompute=recompute,
         quantize=recipe.model.quantize,
         mixed=plan.device == "cuda",
         sliced=recipe.launch.strategy != "deepspeed",
         compiled=plan.device == "cuda" and plan.engine != "reference",
         optimizer=recipe.train.optimizer,
-        accumulate=recipe.train.accumulate,
+        accumulate=accumulate,
         attn="eager" if plan.attn == "eager" else "sdpa",
         fp8=plan.engine == "fp8" and recipe.model.fp8 != "gradients",
     )
@@ -1182,7 +1231,7 @@ def choose_activations(
     machine: Machine | None = None,  # None is this machine
 ) -> tuple[str, int | None]:
     """(policy, recomputed layers; None is all): the recipe's choice, or the fastest policy for
-    which the memory plan predicts a peak of at most 95 % of the memory."""
+    which the memory plan predicts a peak within the budget."""
     if recipe.train.activations != "auto":
         return recipe.train.activations, None
     if plan.device != "cuda":
@@ -1192,12 +1241,78 @@ def choose_activations(
         shape = step_shape(recipe, plan, recompute)
         return predict_memory(config, recipe.adapt, shape)["total"]
 
-    budget = int(0.95 * (machine or probe()).memory)
+    budget = memory_budget(machine or probe())
     kept = peak(recompute=False)
     if kept <= budget:
         return "keep", 0
     layers = config.get_text_config().num_hidden_layers
     return choose_policy(kept, peak(recompute=True), layers=layers, budget=budget)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #37f9e866
+def with_micro_batch(recipe: Recipe, rows: int, times: int) -> Recipe:
+    "The recipe with so many sequences in a micro-batch, and so many micro-batches in a step."
+    changes = dict(batch_size=rows, accumulate=times)
+    return recipe.model_copy(update=dict(train=recipe.train.model_copy(update=changes)))
+
+
+def check_balance(config) -> None:
+    "`UserError` for a mixture of experts whose balance loss is computed for each micro-batch."
+    experts = any(getattr(config, key, None) for key in EXPERTS)
+    if experts and getattr(config, "router_aux_loss_coef", 0):
+        raise UserError(
+            "train.batch_size: auto is not possible here: the balance loss of this mixture of"
+            " experts is computed for each micro-batch",
+            where="model.base",
+            allowed="auto where a step of several sequences is the same however it is cut",
+            fix="set train.batch_size to a number of sequences",
+        )
+
+
+def choose_micro_batch(
+    recipe: Recipe,
+    config,  # of the model
+    plan: DevicePlan,
+    machine: Machine,
+    whole: int,  # sequences of a step, of all devices together
+    held: MicroBatch | None = None,  # is kept where it fits
+) -> MicroBatch:
+    "How a step is cut: the most sequences at a time that fit on every device."
+    text, single = config.get_text_config(), with_micro_batch(recipe, 1, whole)
+    check_balance(text)
+    devices = process_count(recipe.launch)
+    if machine.kind == "cpu":  # its processes have one memory
+        machine = replace(machine, memory=machine.memory // recipe.launch.gpus)
+    _, share = split_batch(1, whole, devices)
+    recompute = choose_activations(single, config, plan, machine)[0] != "keep"
+    work = replace(step_shape(single, plan, recompute), accumulate=share)
+    cut = partial(cut_step, text, recipe.adapt, work, machine, devices)
+    kept = held and cut(held.batch_size)
+    rows = (kept if kept and kept.fits else cut()).batch_size
+    return cut(min(all_gather(rows)))
+
+
+def resolve_batch_size(
+    recipe: Recipe,
+    config,  # of the model
+    plan: DevicePlan,
+    machine: Machine | None = None,  # None is this machine
+    begun: MicroBatch | None = None,  # with which a run began
+    finished: bool = False,  # has the run its result?
+) -> tuple[Recipe, MicroBatch | None]:
+    """(the recipe with numbers in the place of `batch_size: auto`, what was chosen and why). Of a
+    recipe whose numbers the user chose: itself, and None."""
+    section = recipe.train
+    sizes, auto = (section.batch_size, section.accumulate), section.batch_size == "auto"
+    if not auto and (begun is None or sizes != (begun.batch_size, begun.accumulate)):
+        return recipe, None
+    check_auto_batch(recipe)
+    whole = section.accumulate if auto else begun.sequences
+    batch = begun if begun and begun.sequences == whole else None
+    if batch is None or not finished:
+        options = dict(whole=whole, held=batch)
+        batch = choose_micro_batch(recipe, config, plan, machine or probe(), **options)
+    return with_micro_batch(recipe, batch.batch_size, batch.accumulate), batch
 
 
 # %% ../nbs/system/80_pipeline.ipynb #e1e39fa0
@@ -1462,6 +1577,7 @@ FILES_BEFORE_TRAINING = {
     "validation.jsonl",
     "changes.jsonl",
     "run.json",
+    "batch.json",
     "reference.safetensors",
 }
 
@@ -1540,19 +1656,44 @@ def check_pickles(path: Path, recipe: Recipe) -> None:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #bcab8768
-def open_or_fetch(path: str | Path, recipe: Recipe, quiet: bool) -> Run:
-    """Open the run for writing; where it is not here, fetch it from its mirror first. It is noted
-    that this user sends this run to this mirror."""
-    mirror = recipe.train.mirror
+def fetch_run(path: str | Path, mirror: str | None, quiet: bool) -> Run:
+    "Fetch a run that is not here from its mirror, where it has one."
     if mirror and restore(open_place(mirror), Path(path)) and not quiet:
         show(f"the run was fetched from {mirror}")
+    return Run(path)
+
+
+def begun_batch(run: Run) -> MicroBatch | None:
+    "How the steps of a run are cut, where a machine chose it; None also where there is no run."
+    return run.find_record(MicroBatch) if is_run(run.path) else None
+
+
+def open_run(
+    path: str | Path,
+    recipe: Recipe,  # of numbers
+    batch: MicroBatch | None = None,  # where the numbers were chosen for a machine
+) -> Run:
+    """Open the run for writing. It is noted that this user sends this run to its mirror, and from
+    what the micro-batch was chosen."""
     before = Run.load(path).recipe if is_run(str(path)) else {}
     run = Run.open(path, recipe, resume_may_change(before, recipe.train))
-    if mirror or sharded(recipe.launch):
-        note_run(run.path, mirror)
+    if recipe.train.mirror or sharded(recipe.launch):
+        note_run(run.path, recipe.train.mirror)
+    if batch and batch != run.find_record(MicroBatch):
+        run.add_record(batch)
     return run
 
 
+def show_micro_batch(batch: MicroBatch | None, begun: MicroBatch | None, quiet: bool) -> None:
+    "Print what `batch_size: auto` means here, and where a run began with another micro-batch."
+    if batch is None or quiet or rank() > 0:
+        return
+    if begun and begun.sequences == batch.sequences and begun.batch_size != batch.batch_size:
+        show(f"this run began with {begun.batch_size} sequences at a time, which do not fit here:")
+    show(batch.describe())
+
+
+# %% ../nbs/system/80_pipeline.ipynb #adb89533
 def mirror_run(run: Run, recipe: Recipe, quiet: bool):
     "A context in which process 0 sends the run to its mirror; without a mirror it does nothing."
     return mirrored(
@@ -1659,13 +1800,18 @@ def train(
     plan = plan_model(model)
     check_target_names(model, recipe.adapt)
     init_distributed(recipe.launch, plan.device)
-    run = main_process_first(lambda: open_or_fetch(path, recipe, quiet), Path(path))
+    found = main_process_first(lambda: fetch_run(path, recipe.train.mirror, quiet), Path(path))
+    begun, finished = begun_batch(found), is_finished(found)
+    options = dict(begun=begun, finished=finished)
+    recipe, batch = resolve_batch_size(recipe, load_config(model), plan, **options)
+    run = main_process_first(lambda: open_run(path, recipe, batch), Path(path))
     session = None
     stopping = Signals(recipe.train.grace)
     with stopping as signals, release_unused_run(run), mirror_run(run, recipe, quiet):
-        if is_finished(run):
+        if finished:
             check_weights(run)
         else:
+            show_micro_batch(batch, begun, quiet)
             session = run_training(recipe, run, plan, signals=signals, quiet=quiet)
         if rank() == 0:  # one process does the rest
             evaluate_missing(recipe, run, session, quiet)

@@ -68,6 +68,7 @@ from llmtrainer.models.lora import (
 from llmtrainer.models.memory import (
     MAX_ROWS,
     MemoryTracker,
+    MicroBatch,
     StepShape,
     count_trainable_from_config,
     largest_batch_size,
@@ -82,6 +83,7 @@ from llmtrainer.pipeline import (
     Recipe,
     assemble,
     choose_activations,
+    resolve_batch_size,
     step_shape,
 )
 from llmtrainer.recipe import UserError
@@ -119,10 +121,12 @@ def forecast(
     machine: Machine | None = None,  # without one, this one; for another, no time is told
 ) -> dict:
     """What the job is and needs, from the configuration alone: choices, family, trained parameters,
-    bytes by part, rows that fit, changes where the job does not, and the time."""
+    bytes by part, how a step is cut where `batch_size: auto` leaves it open, rows that fit, changes
+    where the job does not, and the time."""
     here, config = machine or probe(), plan_config(recipe.model)
     check_max_length(config, recipe.data.max_length)
     chosen, text = plan_model(recipe.model, here, config), config.get_text_config()
+    recipe, batch = resolve_batch_size(recipe, config, chosen, here)
     work = planned_step_shape(recipe, config, chosen, here)
     parts = predict_memory(text, recipe.adapt, work)
     fits = parts["total"] <= here.memory
@@ -133,6 +137,7 @@ def forecast(
         bytes=parts,
         memory=here.memory,
         fits=fits,
+        batch=batch and batch.model_dump(),
         largest_batch_size=largest_batch_size(text, recipe.adapt, work, here.memory),
         changes=[]
         if fits
@@ -207,6 +212,8 @@ def format_verdict(said: dict) -> list[str]:
         f" {format_bytes(said['memory'])}; the largest train.batch_size that fits is"
         f" {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MAX_ROWS)}"
     ]
+    if said["batch"]:
+        lines.append(MicroBatch(**said["batch"]).describe())
     if not said["fits"]:
         lines += format_suggestions(said["changes"], said["memory"])
     if step:
@@ -387,6 +394,7 @@ def preflight(recipe: Recipe, quiet: bool = True) -> dict:
     """The job in small: render, two steps on the longest batch, validation, save, load, compare;
     predicted beside measured. Raises what the job would raise."""
     plan, steps = plan_model(recipe.model), 2
+    recipe, _ = resolve_batch_size(recipe, load_config(recipe.model), plan)
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(Path(folder) / "run", recipe)
         trial = train_longest(recipe, run, plan=plan, steps=steps, quiet=quiet)

@@ -706,7 +706,7 @@ def _claim(path, recipe, free=()):
 
 
 # %% ../nbs/internals/91_run.ipynb #9be3e4c4
-_JSON = ("env", "data", "model", "experts", "prompt", "run", "hub", "summary", "manifest")
+_JSON = ("env", "data", "model", "batch", "experts", "prompt", "run", "hub", "summary", "manifest")
 _LINES = ("metrics", "rejects", "validation", "changes", "votes", "feedback")
 RUN_NAMES = (  # files that lie directly in a run
     "recipe.yaml",

@@ -217,6 +217,26 @@ def test_a_plan_for_a_gpu_that_is_not_here(tmp_path):
     assert "fits" in succeeds("plan", recipe, "--gpu", "2xH100", "launch.gpus=2")
 
 
+def test_the_command_line_takes_auto_as_the_size_of_a_micro_batch(tmp_path):
+    recipe, step = recipe_in(tmp_path), "train.accumulate=16"
+    auto = "train.batch_size=auto"
+    said = json.loads(succeeds("plan", recipe, "--gpu", "T4", "--json", auto, step))
+    assert (said["batch"]["batch_size"], said["batch"]["accumulate"]) == (16, 1)
+    assert said["batch"]["device"].startswith("T4")
+    shared = ("--gpu", "4xT4", "launch.gpus=4", "--json", auto, step)
+    said = json.loads(succeeds("plan", recipe, *shared))
+    assert (said["batch"]["batch_size"], said["batch"]["accumulate"]) == (4, 4)
+    assert "auto takes 16 of the 16" in succeeds("plan", recipe, "--gpu", "T4", auto, step)
+    code, _, err = run_cli("plan", recipe, "--gpu", "T4", auto)
+    assert code == 2 and "train.accumulate: 1" in err and "such as 16" in err
+    code, _, err = run_cli("train", recipe, auto, step, "train.objective=kto")
+    assert code == 2 and "train.objective: kto" in err
+    line = ("train", recipe, auto, "train.accumulate=4", "--run", tmp_path / "auto")
+    assert "auto takes 4 of the 4 sequences" in succeeds(*line)
+    assert "auto takes" not in succeeds(*line), "it is finished"
+    succeeds("continue", tmp_path / "auto")
+
+
 def test_memory_is_collected_as_usual_while_training(tmp_path):
     recipe = recipe_in(tmp_path)
     succeeds("plan", recipe)

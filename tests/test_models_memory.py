@@ -3,6 +3,7 @@ import pytest
 from llmtrainer.models.memory import *
 from llmtrainer.models.memory import (
     Adapt,
+    Machine,
     adapt_model,
     expected_trainable,
     meta_model,
@@ -29,7 +30,7 @@ from transformers import (
 )
 from transformers.optimization import Adafactor
 
-from llmtrainer.device import QUANTIZE, meta_model
+from llmtrainer.device import QUANTIZE, Machine, known_gpu, meta_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.training.optimizers import OPTIMIZERS, optimizer_arguments
 
@@ -312,6 +313,47 @@ def test_equal_settings_are_computed_once():
     counted(config, Adapt(r=5), work)
     counted(config, section, StepShape(3))
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("whole", [1, 2, 12, 17])
+def test_the_largest_divisor_that_fits_is_that_of_a_search(whole):
+    config, section = LlamaConfig(**SMALL), Adapt(r=4)
+    work = StepShape(1, 128, accumulate=whole)
+    sizes = {
+        rows: required_memory(config, section, replace(work, rows=rows, accumulate=whole // rows))
+        for rows in range(1, whole + 1)
+        if whole % rows == 0
+    }
+    for memory in {size + more for size in sizes.values() for more in (-1, 0, 1000)}:
+        fitting = [rows for rows, size in sizes.items() if size <= memory]
+        assert even_batch_size(config, section, work, memory) == max(fitting, default=1)
+
+
+def test_a_step_is_cut_to_the_budget_and_shared_by_devices():
+    config, section = LlamaConfig(**SMALL), Adapt(r=4)
+    work = StepShape(1, 128, accumulate=12)
+    needed = required_memory(config, section, replace(work, rows=4, accumulate=3))
+    for kind, share in (("cuda", 0.95), ("cpu", 0.5), ("mps", 0.5)):
+        memory = int(needed / share) + 2
+        machine = Machine(kind, "chip", None, memory=memory, count=1, libraries={})
+        chosen = cut_step(config, section, work, machine)
+        assert (chosen.batch_size, chosen.accumulate, chosen.bytes) == (4, 3, needed)
+        assert chosen.fits and chosen.budget == memory_budget(machine) < machine.memory
+        shared = cut_step(config, section, work, machine, devices=2)
+        assert (shared.batch_size, shared.accumulate, shared.sequences) == (4, 6, 24)
+        less = replace(machine, memory=int(needed / share) - 4)
+        assert cut_step(config, section, work, less).batch_size == 3
+        assert not cut_step(config, section, work, less, rows=4).fits
+        none = cut_step(config, section, work, replace(machine, memory=1000))
+        assert none.batch_size == 1 and not none.fits and "too much" in none.describe()
+
+
+def test_a_larger_gpu_never_gets_a_smaller_micro_batch():
+    config = LlamaConfig(**SMALL | dict(vocab_size=60_000))
+    work = StepShape(1, 8192, accumulate=8)
+    names = ("T4", "L4", "H200")
+    sizes = [cut_step(config, Adapt(r=4), work, known_gpu(name)).batch_size for name in names]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] and all(8 % n == 0 for n in sizes)
 
 
 def test_operations_are_the_textbooks_and_time_follows_them():

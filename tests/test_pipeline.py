@@ -11,6 +11,7 @@ from llmtrainer.pipeline import (
     Generation,
     MAX_LOSS,
     Machine,
+    MicroBatch,
     Mix,
     Model,
     ModelRecord,
@@ -20,6 +21,7 @@ from llmtrainer.pipeline import (
     PromptSpace,
     ROW_EXAMPLES,
     Run,
+    Sft,
     StoredPrompt,
     Task,
     UserError,
@@ -35,11 +37,15 @@ from llmtrainer.pipeline import (
     load_rows,
     load_tokenizer,
     os,
+    predict_memory,
+    probe,
     problems,
+    read_lines,
     replace,
     score_head,
     sha256,
     stored_prompting,
+    suppress,
     torch,
     verify,
     write_atomic,
@@ -55,6 +61,8 @@ import signal
 import subprocess
 import sys
 from base64 import b64encode
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +77,7 @@ import llmtrainer.pipeline as pipeline
 from llmtrainer.align.reward import RewardRecord, score_texts
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
-from llmtrainer.device import Machine, known_gpu, plan_device
+from llmtrainer.device import Machine, known_gpu, plan_device, probe
 from llmtrainer.evals.gates import unmet_requirements
 from llmtrainer.evals.tasks import REQUESTS, TASKS, Output, make_item
 from llmtrainer.models.generate import answer_questions, generate, stream_answer
@@ -124,6 +132,131 @@ launch: {gpus: 1, nodes: 1, strategy: ddp}
     assert read_recipe(tmp_path / "a.yaml") == read_recipe(least)
     (tmp_path / "b.yaml").write_text(commented_recipe(Recipe))
     assert read_recipe(tmp_path / "b.yaml") == read_recipe(tmp_path / "a.yaml")
+
+
+EIGHT_BILLION = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+)
+AUTO = ("train.batch_size=auto", "train.accumulate=16")
+
+
+def cut_for(name, *changes, **options):
+    "(recipe, batch) of an 8B job with `batch_size: auto` on a GPU."
+    recipe, gpu = read_recipe(LEAST, [*AUTO, *changes], known_gpu(name)), known_gpu(name)
+    plan = plan_device(gpu, recipe.model.quantize)
+    return resolve_batch_size(recipe, EIGHT_BILLION, plan, machine=gpu, **options)
+
+
+def test_the_plan_counts_the_sequences_that_an_objective_makes():
+    plan = plan_device(known_gpu("T4"), "nf4")
+    for objective, expected in (
+        ("sft", (8, 1, 128)),
+        ("dpo", (8, 1, 256)),
+        ("{grpo: {prompts: 6, group: 4, max_new_tokens: 100}}", (8, 3, 228)),
+        ("{rloo: {prompts: 5, group: 2, max_new_tokens: 10}}", (5, 2, 138)),
+    ):
+        recipe = read_recipe(LEAST, ["data.max_length=128", f"train.objective={objective}"])
+        shape = step_shape(recipe, plan, recompute=False)
+        assert (shape.rows, shape.accumulate, shape.length) == expected, objective
+
+
+def test_auto_is_the_largest_divisor_within_the_budget():
+    for name, policy in (("T4", "recompute"), ("A100-80GB", "keep")):
+        recipe, batch = cut_for(name, f"train.activations={policy}")
+        assert (recipe.train.batch_size, recipe.train.accumulate) == (
+            batch.batch_size,
+            batch.accumulate,
+        )
+        assert batch.sequences == 16 and batch.fits
+        gpu = known_gpu(name)
+        doubled = step_shape(
+            with_micro_batch(recipe, 2 * batch.batch_size, batch.accumulate // 2),
+            plan_device(gpu, "nf4"),
+            recompute=policy == "recompute",
+        )
+        assert batch.batch_size < 16
+        needed = predict_memory(EIGHT_BILLION, recipe.adapt, doubled)["total"]
+        assert needed > 0.95 * gpu.memory >= batch.bytes
+
+
+def test_activations_are_recomputed_only_where_one_sequence_needs_it():
+    for name in ("T4", "A100-80GB"):
+        recipe, batch = cut_for(name)
+        gpu = known_gpu(name)
+        single = with_micro_batch(recipe, 1, 16)
+        policies = [
+            choose_activations(each, EIGHT_BILLION, plan_device(gpu, "nf4"), gpu)[0]
+            for each in (single, recipe)
+        ]
+        assert (policies[0] == "keep") == (policies[1] == "keep")
+        assert batch.fits
+
+
+def test_devices_share_the_sequences_of_a_step():
+    one, _ = cut_for("H200")
+    four, batch = cut_for("4xH200", "launch.gpus=4")
+    assert batch.sequences == 16 and four.train.batch_size <= 4
+    assert four.train.batch_size == min(4, one.train.batch_size)
+    assert "a multiple of 3" in str(refused_auto("3xH200", "launch.gpus=3"))
+    cpu = Machine("cpu", "a CPU", capability=None, memory=2**40, count=1, libraries={})
+    for processes in (1, 2):
+        recipe = read_recipe(LEAST, [*AUTO, f"launch.gpus={processes}", "model.quantize=none"], cpu)
+        plan = plan_device(cpu, "none")
+        _, batch = resolve_batch_size(recipe, EIGHT_BILLION, plan, machine=cpu)
+        assert batch.budget == 2**39 // processes, "processes of a computer share its memory"
+
+
+def refused_auto(name, *changes):
+    "The error with which `auto` is refused on a GPU."
+    with pytest.raises(UserError) as refused:
+        cut_for(name, *changes)
+    return refused.value
+
+
+def test_a_run_keeps_its_micro_batch_where_it_fits():
+    _, large = cut_for("A100-80GB")
+    recipe, again = cut_for("H200", begun=large)
+    assert (again.batch_size, again.accumulate) == (large.batch_size, large.accumulate)
+    assert cut_for("H200")[1].batch_size > again.batch_size, "without a run it would take more"
+    _, small = cut_for("T4", begun=large)
+    assert small.batch_size < large.batch_size and small.sequences == 16
+    _, kept = cut_for("T4", begun=large, finished=True)
+    assert kept == large, "a finished run has nothing to cut"
+    gpu, numbers = known_gpu("T4"), with_micro_batch(recipe, large.batch_size, large.accumulate)
+    options = dict(machine=gpu, begun=large)
+    plan = plan_device(gpu, "nf4")
+    assert resolve_batch_size(numbers, EIGHT_BILLION, plan, **options)[1] == small
+    own = with_micro_batch(recipe, 16, 1)
+    assert resolve_batch_size(own, EIGHT_BILLION, plan, **options) == (own, None)
+
+
+def test_auto_is_refused_where_it_would_decide_what_is_learned():
+    for changes, words in (
+        (["train.accumulate=1"], ["a step of one sequence", "train.accumulate: 1", "such as 16"]),
+        (["train.objective=kto"], ["train.objective: kto", "validation"]),
+        (["train.objective=grpo"], ["train.objective: grpo", "prompts * group"]),
+        (["train.objective=rloo"], ["train.objective: rloo"]),
+        (["adapt.variant=eva"], ["adapt.variant: eva", "micro-batches"]),
+    ):
+        text = refusal(*AUTO, *changes)
+        assert all(word in text for word in [*words, "fix: ", "train.batch_size: auto"])
+    for name in set(OBJECTIVES) - {"kto", "grpo", "rloo"}:
+        assert read_recipe(LEAST, [*AUTO, f"train.objective={name}"]).train.batch_size == "auto"
+    assert "auto" in refusal("train.batch_size=automatic") and "auto" in refusal(
+        "train.batch_size=0"
+    )
+    for coefficient in (0.01, 0.0):
+        config = LlamaConfig(num_experts=4, router_aux_loss_coef=coefficient)
+        if coefficient:
+            with pytest.raises(UserError, match="balance loss"):
+                check_balance(config)
+        else:
+            check_balance(config)
 
 
 def grown_base(folder):
@@ -760,6 +893,113 @@ def test_a_refused_recipe_leaves_its_folder_until_something_was_trained(tmp_path
         train(good, run, quiet=True)
     after = {path.name for path in run.iterdir()}
     assert after >= before - {"adapter", "checkpoints"}, "a run that has trained is kept"
+
+
+def auto_job(folder, **train_keys):
+    "Four steps of four sequences without a task, cut as the machine allows."
+    keys = dict(batch_size="auto", accumulate=4, log_steps=1) | train_keys
+    return read_recipe(job(folder, **keys).model_dump() | dict(eval={}))
+
+
+def let_fit(monkeypatch, recipe, rows, steps=4):
+    "Let this machine plan with just the memory that so many sequences at a time need."
+    numbers = with_micro_batch(recipe, rows, steps // rows)
+    shape = step_shape(numbers, pipeline.plan_model(recipe.model), recompute=False)
+    config = pipeline.load_config(recipe.model)
+    needed = predict_memory(config, recipe.adapt, shape)["total"]
+    machine = replace(probe(), memory=2 * needed + 2)
+    monkeypatch.setattr(pipeline, "probe", lambda: machine)
+
+
+def adapter_digest(run):
+    return sha256(run.path / "adapter" / "adapter_model.safetensors")
+
+
+def losses_of(run):
+    return [line["loss"] for line in run.metrics() if "loss" in line]
+
+
+def test_auto_ends_in_the_bytes_of_the_split_that_it_chose(tmp_path, monkeypatch, capsys):
+    recipe = auto_job(tmp_path)
+    let_fit(monkeypatch, recipe, rows=2)
+    run = train(recipe, tmp_path / "auto")
+    out = capsys.readouterr().out
+    assert out.count("train.batch_size: auto takes 2 of the 4 sequences") == 1
+    assert "train.batch_size=2 train.accumulate=2" in " ".join(out.split())
+    assert [run.recipe["train"][key] for key in ("batch_size", "accumulate")] == [2, 2]
+    batch = run.find_record(MicroBatch)
+    assert (batch.batch_size, batch.accumulate, batch.fits) == (2, 2, True)
+    assert "chosen for the memory" in (run.path / "README.md").read_text()
+    numbers = train(with_micro_batch(recipe, 2, 2), tmp_path / "numbers", quiet=True)
+    assert adapter_digest(run) == adapter_digest(numbers)
+    assert numbers.find_record(MicroBatch) is None
+    assert "chosen for the memory" not in (numbers.path / "README.md").read_text()
+    whole = train(with_micro_batch(recipe, 4, 1), tmp_path / "whole", quiet=True)
+    assert losses_of(run) == pytest.approx(losses_of(whole), rel=1e-5)
+    let_fit(monkeypatch, recipe, rows=1)
+    for again in (recipe, with_micro_batch(recipe, 2, 2), read_recipe(run.recipe)):
+        train(again, run.path, quiet=True)
+    assert run.find_record(MicroBatch) == batch and run.verify() == []
+    with pytest.raises(UserError, match="begun by another recipe"):
+        train(auto_job(tmp_path, accumulate=8), run.path, quiet=True)
+
+
+def test_a_stopped_run_keeps_its_micro_batch_and_its_bytes(tmp_path, monkeypatch):
+    straight = train(with_micro_batch(auto_job(tmp_path), 2, 2), tmp_path / "straight", quiet=True)
+    recipe = auto_job(tmp_path, max_hours=1e-6, mirror=str(tmp_path / "drive"))
+    for rows in (2, 4, 4, 4):
+        let_fit(monkeypatch, recipe, rows)
+        path = tmp_path / f"machine-{rows}"
+        shutil.rmtree(path, ignore_errors=True)  # the first machines are gone, with what they had
+        try:
+            run = train(recipe, path, quiet=True)
+        except Stopped:
+            continue
+    assert run.recipe["train"]["batch_size"] == run.find_record(MicroBatch).batch_size == 2
+    assert adapter_digest(run) == adapter_digest(straight)
+
+
+def test_a_smaller_machine_chooses_anew_and_says_so(tmp_path, monkeypatch, capsys):
+    recipe = auto_job(tmp_path)
+    straight = train(with_micro_batch(recipe, 4, 1), tmp_path / "straight", quiet=True)
+    let_fit(monkeypatch, recipe, rows=4)
+    path = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(auto_job(tmp_path, max_hours=1e-6), path, quiet=True)
+    assert Run.load(path).recipe["train"]["batch_size"] == 4
+    let_fit(monkeypatch, recipe, rows=2)
+    with pytest.raises(Stopped):
+        train(auto_job(tmp_path, max_hours=1e-6), path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "began with 4 sequences at a time, which do not fit here" in out
+    let_fit(monkeypatch, recipe, rows=1)
+    went_on = fetch_recipe(str(path), path, ["train.max_hours=null"])
+    assert went_on.train.batch_size == 2, "the run's recipe is one of numbers"
+    run = train(went_on, path, quiet=True)
+    assert run.recipe["train"]["batch_size"] == run.find_record(MicroBatch).batch_size == 1
+    noted = [line["now"] for line in read_lines(path / "changes.jsonl")]
+    assert [n for n in noted if n in (1, 2, 4)] == [2, 2, 1, 4], "batch_size and accumulate, twice"
+    assert losses_of(run) == pytest.approx(losses_of(straight), rel=1e-5)
+
+
+def test_where_the_plan_was_wrong_micro_batches_are_halved_as_before(tmp_path, monkeypatch):
+    recipe, loss = auto_job(tmp_path), Sft.compute_loss
+    straight = train(with_micro_batch(recipe, 2, 2), tmp_path / "straight", quiet=True)
+
+    def limited(self, model, batch):
+        if len(batch["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(Sft, "compute_loss", limited)
+    stopping = auto_job(tmp_path, max_hours=1e-6)
+    for part in (stopping, stopping, recipe):
+        with suppress(Stopped):
+            run = train(part, tmp_path / "run", quiet=True)
+    assert run.recipe["train"]["batch_size"] == 4
+    events = [line for line in run.metrics() if line.get("event") == "out of memory"]
+    assert len(events) == 1 and events[0]["pieces"] == 2, "a resume begins with the halves"
+    assert losses_of(run) == pytest.approx(losses_of(straight), rel=1e-5)
 
 
 def first_loss(run):

@@ -714,6 +714,9 @@ class OnlineSettings(Objective):
     rows = frozenset({"messages", "prompt"})
     passes: ClassVar[float] = 3.0  # writing, the old log-probabilities, and the learning one
     proposed_lr: ClassVar[float | None] = 2e-5
+    depends_on_batch: ClassVar[str] = (
+        "a step has prompts * group answers, and beside them a writer, whose memory is not counted"
+    )
 
     rewards: list[RewardSource] = Field(
         [], description="what is earned: {grader: TASK}, {python: module:function}, {model: RUN}"
@@ -771,6 +774,11 @@ class OnlineSettings(Objective):
 # %% ../../nbs/align/52_online.ipynb #48683e53
 class Online(OnlineSettings):
     "What those objectives do with their settings."
+
+    def planned_step(self, rows: int, accumulate: int, length: int) -> tuple[int, int, int]:
+        whole = self.prompts * self.group
+        rows = next(size for size in range(min(rows, whole), 0, -1) if whole % size == 0)
+        return rows, whole // rows, length + self.max_new_tokens
 
     @property
     def generation(self) -> Generation:

@@ -123,6 +123,10 @@ class Kto(Mismatched):
     passes: ClassVar[float] = 2.0  # the second is over the mismatched texts
     setup_passes: ClassVar[float] = 2.0  # the reference's, over both
     proposed_lr: ClassVar[float | None] = 2e-5
+    depends_on_batch: ClassVar[str] = (
+        "the threshold of a validation batch is a mean over its rows, so the validation loss"
+        " depends on their number"
+    )
 
     beta: float = Field(0.1, gt=0, description="how strongly the model is held to its reference")
     desirable_weight: float = Field(1.0, ge=0, description="weight of the good answers")

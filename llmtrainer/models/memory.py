@@ -63,6 +63,9 @@ __all__ = [
     "memory_savers",
     "even_batch_size",
     "suggestions",
+    "memory_budget",
+    "MicroBatch",
+    "cut_step",
     "matmul_speed",
     "step_time_range",
 ]
@@ -97,7 +100,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
 
 # %% ../../nbs/speed/60_memory.ipynb #5b4e9990
-from llmtrainer.device import DevicePlan, meta_model
+from llmtrainer.device import DevicePlan, Machine, meta_model
 from llmtrainer.models.activations import THIN, checkpoint_inside, decoder_layers
 from llmtrainer.models.engines import (
     adapted_throughout,
@@ -110,7 +113,7 @@ from llmtrainer.models.load import F8, output_head
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
-from llmtrainer.run import facts_html
+from llmtrainer.run import Record, facts_html
 
 
 # %% ../../nbs/speed/60_memory.ipynb #974c8db8
@@ -775,6 +778,9 @@ def memory_savers(section: Adapt, work: StepShape, fusable: bool) -> list[Saver]
 def even_batch_size(config, section: Adapt, work: StepShape, memory: int) -> int:
     "The largest micro-batch that fits and divides a step's rows evenly; 1 where none fits."
     rows = work.rows * work.accumulate
+    # a step of one micro-batch keeps no gradients between micro-batches
+    if required_memory(config, section, replace(work, rows=rows, accumulate=1)) <= memory:
+        return rows
     single = replace(work, rows=1, accumulate=rows)
     largest = largest_batch_size(config, section, work=single, memory=memory, most=rows)
     return max(size for size in range(1, max(1, largest) + 1) if rows % size == 0)
@@ -810,6 +816,67 @@ def suggestions(
     first = changes[0]
     unchanged = first["batch_size"] == work.rows and not first["fits"]
     return changes[unchanged:]
+
+
+# %% ../../nbs/speed/60_memory.ipynb #12207757
+def memory_budget(machine: Machine) -> int:
+    "Bytes that a choice may plan with: 95 % of a GPU's, half of what other programs use too."
+    return int((0.95 if machine.kind == "cuda" else 0.5) * machine.memory)
+
+
+class MicroBatch(Record):
+    "How `train.batch_size: auto` cuts a step on a device, and the figures behind it."
+
+    file = "batch.json"
+
+    batch_size: int  # sequences in a micro-batch
+    accumulate: int  # micro-batches in a step, of all devices together
+    bytes: int  # that the memory plan predicts for a device
+    budget: int  # bytes that a job may plan with there
+    device: str
+
+    @property
+    def sequences(self) -> int:
+        "Sequences in a step."
+        return self.batch_size * self.accumulate
+
+    @property
+    def fits(self) -> bool:
+        "Does the plan let it fit? Where not even one sequence does, it is tried all the same."
+        return self.bytes <= self.budget
+
+    def describe(self) -> str:
+        "What was chosen, from what, and how to choose otherwise, in one line."
+        planned, budget = (f"{size / 2**30:.2f}" for size in (self.bytes, self.budget))
+        verdict = f"{planned} of {budget} GiB to plan with"
+        if not self.fits:
+            verdict += ", which is too much: llmtrainer plan says what saves memory"
+        return (
+            f"train.batch_size: auto takes {self.batch_size} of the {self.sequences} sequences of a"
+            f" step at a time ({self.device}: {verdict}); to set it: train.batch_size="
+            f"{self.batch_size} train.accumulate={self.accumulate}"
+        )
+
+
+def cut_step(
+    config,
+    section: Adapt,
+    work: StepShape,  # one row, and as many micro-batches as a device has sequences in a step
+    machine: Machine,
+    devices: int = 1,
+    rows: int | None = None,  # of a micro-batch; None: the most that fit
+) -> MicroBatch:
+    "A step of a device in equal micro-batches, with the memory that the plan predicts for them."
+    budget = memory_budget(machine)
+    size = rows or even_batch_size(config, section, work, budget)
+    share = max(1, work.accumulate // size)
+    return MicroBatch(
+        batch_size=size,
+        accumulate=work.accumulate * devices // size,
+        bytes=required_memory(config, section, replace(work, rows=size, accumulate=share)),
+        budget=budget,
+        device=f"{machine.name}, {machine.memory / 2**30:.1f} GiB",
+    )
 
 
 # %% ../../nbs/speed/60_memory.ipynb #68481d76

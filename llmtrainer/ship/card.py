@@ -51,6 +51,7 @@ __all__ = [
     "sample_losses",
     "energy_words",
     "curves_svg",
+    "micro_batch_row",
     "training_section",
     "objective_words",
     "preference_note",
@@ -98,6 +99,7 @@ from llmtrainer.evals.prompts import StoredPrompt
 from llmtrainer.evals.tasks import TaskResult
 from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import ModelRecord
+from llmtrainer.models.memory import MicroBatch
 from llmtrainer.recipe import UserError, show_value
 from llmtrainer.run import (
     AnyRecord,
@@ -231,6 +233,7 @@ class CardFacts:
     env: Environment | None = None
     data: DataRecord | None = None
     model: ModelRecord | None = None
+    batch: MicroBatch | None = None
     metrics: list[MetricsLine] = field(default_factory=list)
     before: dict[str, TaskResult] = field(default_factory=dict)  # the base, by task
     after: dict[str, TaskResult] = field(default_factory=dict)
@@ -265,6 +268,7 @@ def card_facts(run: Run) -> CardFacts:
         env=public_record(run.find_record(Environment)),
         data=public_record(run.find_record(DataRecord)),
         model=public_record(run.find_record(ModelRecord)),
+        batch=run.find_record(MicroBatch),
         metrics=run.metrics_lines(),
         before=run.find_records(TaskResult, "evals/base"),
         after=run.find_records(TaskResult, "evals"),
@@ -599,6 +603,14 @@ def curves_svg(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #3ebf674a
+def micro_batch_row(facts: CardFacts) -> dict[str, str]:
+    "Sequences at a time, where the machine chose them and the recipe still says the same."
+    train, batch = facts.recipe.get("train", {}), facts.batch
+    if batch is None or train.get("batch_size") != batch.batch_size:
+        return {}
+    return {"sequences at a time": f"{batch.batch_size}, chosen for the memory (batch_size: auto)"}
+
+
 def training_section(facts: CardFacts) -> str:
     "Settings, cost and loss of the training."
     train, model = facts.recipe.get("train", {}), facts.model
@@ -611,6 +623,7 @@ def training_section(facts: CardFacts) -> str:
         "objective": objective_words(facts),
         "steps": max((line.step or 0 for line in facts.metrics), default="unknown"),
         "sequences a step": sequences,
+        **micro_batch_row(facts),
         "learning rate": f"{train.get('lr', 'unknown')}, {train.get('schedule', 'unknown')}",
         "seed": train.get("seed", "unknown"),
         "trained weights": size or "unknown",

@@ -69,6 +69,11 @@ class Objective(Section):
     head: ClassVar[str] = "text"  # of the model; a reward model has the head "score"
     trainer: ClassVar[type | None] = None  # None: the loop of train.trainer
     proposed_lr: ClassVar[float | None] = None  # of a new recipe; None: the default of train.lr
+    depends_on_batch: ClassVar[str] = ""  # what the size of a micro-batch decides; "": nothing
+
+    def planned_step(self, rows: int, accumulate: int, length: int) -> tuple[int, int, int]:
+        "(rows of a micro-batch, micro-batches of a step, tokens of a row), for the memory plan."
+        return rows, accumulate, length * self.texts
 
     def setup(self, session) -> None:
         "Called once before training: reference log-probabilities, a teacher, rewards."
