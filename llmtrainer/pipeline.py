@@ -1287,7 +1287,7 @@ def choose_micro_batch(
     recompute = choose_activations(single, config, plan, machine)[0] != "keep"
     work = replace(step_shape(single, plan, recompute), accumulate=share)
     cut = partial(cut_step, text, recipe.adapt, work, machine, devices)
-    kept = held and cut(held.batch_size)
+    kept = held and held.batch_size <= share and cut(held.batch_size)
     rows = (kept if kept and kept.fits else cut()).batch_size
     return cut(min(all_gather(rows)))
 

@@ -181,6 +181,20 @@ def trace(folder):
     return digest.hexdigest(), list(RolloutLedger(run.path / "rollouts").read()), logged
 
 
+def test_what_a_server_draws_is_weighed_by_how_likely_it_is_here():
+    advantages = torch.tensor([1.0, -2.0])
+    gap = torch.tensor([[2.0, 0.5], [4.0, 1.0]]).log()
+    by_token = GrpoTrainer.weighted(None, advantages, gap)
+    assert torch.allclose(by_token, torch.tensor([[2.0, 0.5], [-6.0, -2.0]]))
+    assert torch.allclose(RlooTrainer.weighted(None, advantages, gap), torch.tensor([1.0, -6.0]))
+    # so an average over what q draws is one over what p would draw
+    p, q, reward = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [1.0, 5.0, -2.0]])
+    drawn = torch.multinomial(q, 200_000, True, generator=torch.Generator().manual_seed(0))
+    weighed = GrpoTrainer.weighted(None, reward[drawn], (p / q).log()[drawn][:, None])
+    assert abs(weighed.mean() - (p * reward).sum()) < 0.02
+    assert abs(reward[drawn].mean() - (p * reward).sum()) > 0.2, "without weights it is biased"
+
+
 @pytest.mark.parametrize("kind", [GrpoVowels, RlooVowels])
 @pytest.mark.parametrize("settings", [dict(iterations=2), dict(kl=0.1)], ids=str)
 def test_stopped_after_any_step_it_ends_in_the_same_bytes(kind, settings, tmp_path):

@@ -47,7 +47,11 @@ class Protocol(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(size))
         self.server.requests.append((self.path, body))
         fault = self.server.faults.pop(self.path, None)
-        self.reply(*(fault or self.server.answer(self.path, body)))
+        reply = fault or self.server.answer(self.path, body)
+        if self.path in self.server.lost:
+            self.server.lost.remove(self.path)
+            reply = 502, "the reply is lost"
+        self.reply(*reply)
 
     def reply(self, status, body):
         text = body if isinstance(body, str) else json.dumps(body)
@@ -67,7 +71,8 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self, base="tiny:base"):
         super().__init__(("127.0.0.1", 0), Protocol)
         self.base, self.tokenizer = load_model(Model(base=base, quantize="none"), PLAN)
-        self.adapters, self.requests, self.faults, self.lock = {}, [], {}, threading.Lock()
+        self.adapters, self.requests, self.lock = {}, [], threading.Lock()
+        self.faults, self.lost = {}, set()  # replies in the place of others; replies that are lost
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -85,6 +90,8 @@ class StandIn(ThreadingHTTPServer):
 
     def load_lora_adapter(self, body):
         name, folder = body["lora_name"], body["lora_path"]
+        if name in self.adapters:
+            return 400, dict(error=dict(message=f"{name} has already been loaded"))
         if not isinstance(self.base, PeftModel):
             self.base = PeftModel.from_pretrained(self.base, folder, adapter_name=name).eval()
         else:
@@ -178,6 +185,9 @@ def test_a_server_that_cannot_write_is_told_from_one_that_is_busy(stand_in, tmp_
     stand_in.faults[load] = (503, "starting")
     server.renew(model, 0)
     assert server.adapter in stand_in.adapters, "a busy server is asked again"
+    stand_in.lost = {load, "/v1/unload_lora_adapter"}
+    server.renew(model, 5)
+    assert list(stand_in.adapters) == [server.adapter] and not stand_in.lost, "heard, not answered"
     rank = "LoRA rank 16 is greater than max_lora_rank 8."
     for fault, words in (
         ((404, dict(detail="Not Found")), "404"),
@@ -189,10 +199,20 @@ def test_a_server_that_cannot_write_is_told_from_one_that_is_busy(stand_in, tmp_
         assert "vllm serve tiny" in caught.value.fix
     questions, section = asked(tokenizer, "2 + 3?"), Generation(max_new_tokens=4)
     good = dict(token_ids=[5], logprobs=dict(token_logprobs=[-1.0]), finish_reason="stop")
+    wrong = [
+        dict(text="5"),
+        good | dict(token_ids=[5, 6]),
+        good | dict(token_ids=[10**9]),
+        good | dict(token_ids=[-7]),
+        good | dict(token_ids=None),
+        good | dict(logprobs=dict(token_logprobs=[None])),
+        good | dict(logprobs=dict(token_logprobs=[3.0])),
+    ]
+    nan = json.dumps(dict(model=server.adapter, choices=[good])).replace("-1.0", "NaN")
     for reply in (
-        dict(model=server.adapter, choices=[dict(text="5")]),
+        *(dict(model=server.adapter, choices=[choice]) for choice in wrong),
         dict(model="base", choices=[good]),
-        dict(model=server.adapter, choices=[good | dict(token_ids=[5, 6])]),
+        nan,
         "a page",
     ):
         stand_in.faults[complete] = (200, reply)
@@ -200,14 +220,19 @@ def test_a_server_that_cannot_write_is_told_from_one_that_is_busy(stand_in, tmp_
             server.write(model, tokenizer, questions, seeds=[0], section=section)
     assert not stand_in.faults, "each fault has happened"
     server.forget()
+    stand_in.models = lambda: "none"
+    with pytest.raises(UserError, match="list of models is none"):
+        server.served_length()
+    del stand_in.models
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
     server = RolloutServer("http://127.0.0.1:9", tmp_path, tries=2, pause=0.0)
-    with pytest.raises(UserError, match=r"no answer after 2 tries \(no connection\)"):
+    with pytest.raises(UserError, match=r"no answer to /v1/models \(no connection\)"):
         server.served_length()
-    with pytest.raises(UserError, match="no plain address"):
-        RolloutServer("http://user:secret@host:80", tmp_path)
+    for address in ("http://user:secret@host:80", "http://:secret@host:80"):
+        with pytest.raises(UserError, match="no plain address"):
+            RolloutServer(address, tmp_path)
 
 
 def test_adapters_that_a_server_cannot_have_are_refused(stand_in, tmp_path):
@@ -221,6 +246,7 @@ def test_adapters_that_a_server_cannot_have_are_refused(stand_in, tmp_path):
 
     server = opened(variant="rslora", r=12)
     assert "--max-lora-rank 16 --max-model-len 259" in server.command
+    assert "--host 127.0.0.1" in server.command, "nobody else may load adapters"
     for adapt, where in (
         (dict(method="full"), "adapt.method: full"),
         (dict(variant="dora"), "adapt.variant: dora"),
@@ -262,7 +288,8 @@ def trained(folder, rewards, rollouts="own", **settings):
         prompts=2,
         group=4,
         max_new_tokens=24,
-        held_out=None,
+        held_out="word_problems",
+        held_out_prompts=2,
         rollouts=rollouts,
         preflight=0,
     )
@@ -291,6 +318,8 @@ def test_training_with_a_server_is_training_with_the_own_writer(
     off = sum((own[name] - served[name]).square().sum().item() for name in grown) ** 0.5
     moved = sum(own[name].square().sum().item() for name in grown) ** 0.5
     assert moved > 0 and off < 0.02 * moved, (off, moved)
+    logged = [line["sampling/logprob_difference"] for line in second.metrics() if "reward" in line]
+    assert logged and max(logged) < 1e-4
     assert not stand_in.adapters and not list(second.path.rglob("*.served*")), "nothing is left"
 
 
@@ -300,10 +329,14 @@ def test_a_server_of_another_base_is_found_before_the_first_step(rewards, tmp_pa
         for number, weight in enumerate(other.base.parameters()):
             drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
             weight.data += 0.3 * weight.std() * drawn
-        with pytest.raises(UserError, match="log-probabilities differ by") as caught:
+        with pytest.raises(UserError, match="log-probabilities of a token differ by") as caught:
             trained(tmp_path / "other", rewards, other.url, preflight=8)
+        assert "processed_logprobs" in caught.value.fix and not other.adapters
+        assert not (tmp_path / "other" / "run").exists(), "nothing is left of a refused run"
+        with pytest.raises(UserError, match="log-probabilities of a token differ by"):
+            trained(tmp_path / "again", rewards, other.url)  # no preflight: found at the first step
+        assert not other.adapters
         other.shutdown()
-    assert "processed_logprobs" in caught.value.fix
 
 
 @pytest.mark.optional

@@ -32,6 +32,7 @@ __all__ = [
     "score_rollouts",
     "RolloutLedger",
     "rollout_figures",
+    "check_mismatch",
     "check_figures",
     "writer_logprobs",
     "window_mean",
@@ -590,18 +591,25 @@ def rollout_figures(lines: Sequence[dict], group: int) -> dict[str, float]:
 MISMATCH = 0.2  # of log-probabilities, beyond which two programs do not hold one model
 
 
-def check_figures(figures: dict[str, float], objective) -> None:
-    "`UserError` where answers are such that nothing, or nothing good, would be learned."
-    where = "train.objective"
-    if objective.rollouts != "own" and figures["logprob_difference"] > MISMATCH:
+def check_mismatch(difference: float, address: str) -> None:
+    "`UserError` where a server's log-probabilities differ too much from the trainer's, or are NaN."
+    if not difference <= MISMATCH:
         raise UserError(
-            "the server's and the trainer's log-probabilities differ by"
-            f" {figures['logprob_difference']:.2f} in the mean: it does not hold what is trained",
-            where=f"{where}: rollouts: {objective.rollouts}",
+            "the server's and the trainer's log-probabilities of a token differ by"
+            f" {difference:.2f} in the mean: the server does not hold what is trained",
+            where=f"train.objective: rollouts: {address}",
             allowed=f"at most {MISMATCH}",
             fix="start the server with the base of this recipe, in its precision, and with"
             " --logprobs-mode processed_logprobs",
         )
+
+
+# %% ../../nbs/align/52_online.ipynb #364bee40
+def check_figures(figures: dict[str, float], objective) -> None:
+    "`UserError` where answers are such that nothing, or nothing good, would be learned."
+    where = "train.objective"
+    if objective.rollouts != "own":
+        check_mismatch(figures["logprob_difference"], objective.rollouts)
     if figures["cut"] > 0.5:
         raise UserError(
             f"{figures['cut']:.0%} of the answers do not end within {objective.max_new_tokens}"
@@ -824,7 +832,8 @@ class Online(OnlineSettings):
     def setup(self, session) -> None:
         run = session.trainer.checkpoint_config.run
         if self.preflight and newest_checkpoint(run.checkpoints)[0] is None:
-            session.trainer.preflight(self.preflight)
+            with session.trainer.leaving_no_adapter():
+                session.trainer.preflight(self.preflight)
 
 
 # %% ../../nbs/align/52_online.ipynb #52745029

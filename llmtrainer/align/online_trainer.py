@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "MOST_WEIGHT",
     "TIMES",
     "NOISE",
     "FREE",
@@ -15,6 +16,8 @@ __all__ = [
     "RewindLedger",
     "WithinMemory",
     "Writing",
+    "Served",
+    "CloseServer",
     "OnlineState",
     "Watching",
     "Preflight",
@@ -42,6 +45,7 @@ import math
 import operator
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from warnings import catch_warnings, simplefilter
@@ -73,6 +77,7 @@ from llmtrainer.align.online import (
     RolloutLedger,
     Scorer,
     check_figures,
+    check_mismatch,
     check_writer,
     collapse,
     draw_seed,
@@ -94,6 +99,7 @@ from llmtrainer.run import Run
 from llmtrainer.training.checkpoints import list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Durable, Signals
+from llmtrainer.training.monitor import Display
 from llmtrainer.training.trainer import (
     Train,
     add_callbacks,
@@ -183,6 +189,8 @@ class OnlineSteps:
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         self.record(output["advantages"].tolist())
+        if self.parts.server:
+            self.correct(output)
         return output
 
 
@@ -334,6 +342,66 @@ class Writing(WithinMemory):
                 )
             )
         return lines
+
+
+# %% ../../nbs/internals/85_online_trainer.ipynb #ec6421dd
+MOST_WEIGHT = 3.0  # of a token that the server drew, or of an answer; trl's own limit
+
+
+class Served:
+    "Answers that a server draws, weighed by how likely they are here."
+
+    def correct(self, output: dict) -> None:
+        "Weigh the advantages of a batch in place; `UserError` where the server has another model."
+        drawn = [torch.tensor(one.logprobs) for one in self.latest]
+        width = output["completion_ids"].shape[1]
+        assert width == max(map(len, drawn)), "trl keeps the answers as they were written"
+        drawn = pad_sequence(drawn, batch_first=True).to(output["completion_ids"].device)
+        mask = output["completion_mask"]
+        gap = (self.logprobs_here(output) - drawn) * mask
+        sums = sum(np.array(one) for one in all_gather((gap.abs().sum().item(), mask.sum().item())))
+        difference = float(sums[0] / max(1, sums[1]))
+        check_mismatch(difference, self.objective.rollouts)
+        self._metrics["train"]["sampling/logprob_difference"].append(difference)
+        output["advantages"] = self.weighted(output["advantages"], gap)
+
+    @torch.no_grad()
+    def logprobs_here(self, output: dict) -> torch.Tensor:
+        "(answers, tokens): the log-probabilities that the trainer gives the answers of a batch."
+        if output.get("old_per_token_logps") is not None:
+            return output["old_per_token_logps"]
+        ids, mask = (
+            torch.cat([output[f"prompt_{kind}"], output[f"completion_{kind}"]], dim=1)
+            for kind in ("ids", "mask")
+        )
+        width, size = output["completion_ids"].shape[1], self.args.per_device_train_batch_size
+        parts = (self.model, ids, mask, width)
+        return self._get_per_token_logps_and_entropies(*parts, batch_size=size)[0]
+
+    @contextmanager
+    def leaving_no_adapter(self):
+        "A fault inside leaves nothing on the server, and no files for it."
+        try:
+            yield
+        except BaseException:
+            self.close_server()
+            raise
+
+    def close_server(self) -> None:
+        "Let the server forget the adapter; one that is gone has forgotten it."
+        if self.parts.server and rank() == 0:
+            self.parts.server.close()
+
+
+class CloseServer(Display):
+    "Closes the server after the last validation, or after a fault, when displays are closed."
+
+    def __init__(self, trainer: Served):
+        self.trainer = trainer
+
+    def close(self) -> None:
+        "Called at the end of a training, also after a fault."
+        self.trainer.close_server()
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #78e12935
@@ -556,7 +624,7 @@ def numbered(questions: Sequence[Question]) -> Dataset:
     return Dataset.from_dict({"prompt": [str(number) for number in range(len(questions))]})
 
 
-class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Durable):
+class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Served, Durable):
     "A mixin that makes a trainer of trl durable: `class Mine(OnlineTrainer, trl.SomeTrainer)`."
 
     arguments: type  # trl's class of arguments
@@ -584,6 +652,7 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
         # every token at which an answer ends here ends it for trl, too
         self.eos_token_ids = stop_ids(model, tokenizer, self.objective.generation)
         self.add_callback(RewindLedger(parts.ledger))
+        self.add_callback(CloseServer(self))
 
     @classmethod
     def build(cls, model, tokenizer, **parts) -> "OnlineTrainer":
@@ -598,8 +667,6 @@ class OnlineTrainer(Writing, OnlineState, OnlineSteps, Watching, Preflight, Dura
         super().load_final_weights()
         if rank() == 0:
             self.parts.ledger.flush()  # at the end no line may wait
-            if self.parts.server:
-                self.parts.server.forget()
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # trl's copy of where the adapter began
 
@@ -613,21 +680,19 @@ class GrpoTrainer(OnlineTrainer, trl.GRPOTrainer):
     def own_writer(self):
         return dict(rollout_func=self.write)
 
-    def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
-        if self.parts.server:
-            drawn = [torch.tensor(one.logprobs) for one in self.latest]
-            width = output["completion_ids"].shape[1]
-            padded = pad_sequence(drawn, batch_first=True)
-            padded = torch.nn.functional.pad(padded, (0, width - padded.shape[1]))
-            output["old_per_token_logps"] = padded.to(output["completion_ids"].device)
-        return output
+    def weighted(self, advantages, gap):
+        "(answers, tokens): the advantages, each token's weighed by how likely it is here."
+        return advantages[:, None] * gap.exp().clamp(max=MOST_WEIGHT)
 
 
 class RlooTrainer(OnlineTrainer, trl.RLOOTrainer):
     "trl's RLOOTrainer, durable, with this package's writer and rewards."
 
     arguments = trl.RLOOConfig
+
+    def weighted(self, advantages, gap):
+        "(answers,): the advantages, weighed by how likely the whole answer is here."
+        return advantages * gap.sum(1).exp().clamp(max=MOST_WEIGHT)
 
     def _tokenize_prompts(self, prompts):
         return self.write(prompts)["prompt_ids"], None, {}

@@ -5,12 +5,18 @@
 # %% auto #0
 __all__ = [
     "WHERE",
+    "MOST_BYTES",
     "RANKS",
+    "PLAIN",
     "serve_command",
     "VllmClient",
     "read_json",
     "refusal",
+    "Served",
     "ServedAdapter",
+    "Drawn",
+    "Choice",
+    "Completion",
     "RolloutServer",
     "check_served",
     "open_server",
@@ -21,6 +27,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 import time
 import urllib.error
@@ -29,19 +36,24 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 # %% ../../nbs/align/54_vllm.ipynb #b139795b
+from pydantic import BaseModel, Field, ValidationError
+
+# %% ../../nbs/align/54_vllm.ipynb #1f3957ea
 from llmtrainer.align.online import Online, Question, Rollout
 from llmtrainer.evals.judge import NoReply, check_address, send
 from llmtrainer.models.generate import AnswerDecoder, Generation, context_length
 from llmtrainer.models.load import resolve_base
 from llmtrainer.models.lora import Adapt
 from llmtrainer.recipe import UserError
+from llmtrainer.safe_text import show_note
 from llmtrainer.training.distributed import rank
 
 # %% ../../nbs/align/54_vllm.ipynb #bd201467
 WHERE = "train.objective: rollouts"
+MOST_BYTES = 2**26  # of a reply: an answer of 100,000 tokens has a tenth
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for --max-lora-rank
 
 
@@ -49,8 +61,9 @@ def serve_command(base: str, rank: int, context: int) -> str:
     "The line that starts a server for a training."
     served = min((r for r in RANKS if r >= rank), default=rank)
     return (
-        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora --max-loras 2"
-        f" --max-lora-rank {served} --max-model-len {context} --logprobs-mode processed_logprobs"
+        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {shlex.quote(base)} --host 127.0.0.1"
+        f" --enable-lora --max-loras 2 --max-lora-rank {served} --max-model-len {context}"
+        " --generation-config vllm --logprobs-mode processed_logprobs"
     )
 
 
@@ -79,14 +92,16 @@ class VllmClient:
         "The server's reply; `UserError` where it has none."
         for number in range(self.tries):
             try:
-                return read_json(send(self.request(path, body), self.timeout))
+                return read_json(send(self.request(path, body), self.timeout, most=MOST_BYTES))
             except NoReply as error:
                 reason = error
+                if str(error) == "timeout":
+                    break  # the same request would take as long again
             except urllib.error.HTTPError as error:
                 raise self.fault(f"it refuses /v1/{path}: {refusal(error)}") from None
             if number + 1 < self.tries:
                 time.sleep(self.pause * 2**number)
-        raise self.fault(f"no answer after {self.tries} tries ({reason})")
+        raise self.fault(f"no answer to /v1/{path} ({reason})")
 
     def request(self, path: str, body: dict | None) -> urllib.request.Request:
         "A request in JSON, with the token where there is one."
@@ -125,22 +140,66 @@ def refusal(error: urllib.error.HTTPError) -> str:
 
 
 # %% ../../nbs/align/54_vllm.ipynb #8cf75967
+class Served(BaseModel):
+    "A model or an adapter of a server."
+
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+# %% ../../nbs/align/54_vllm.ipynb #15df289d
 class ServedAdapter(VllmClient):
     "The adapter in training, on the server under a new name after every change."
 
-    def served_length(self) -> int:
+    def models(self) -> list[Served]:
+        "What the server has."
+        reply = self.ask("models")
+        try:
+            return [Served.model_validate(entry) for entry in reply["data"]]
+        except (KeyError, TypeError, ValidationError):
+            raise self.fault("its list of models is none") from None
+
+    def served_length(self) -> float:
         "How long a prompt with its answer may be, in tokens."
-        entries = self.ask("models").get("data", [])
-        lengths = [e.get("max_model_len") for e in entries if not e.get("parent")]
+        lengths = [one.max_model_len for one in self.models() if not one.parent]
         return lengths[0] if lengths and lengths[0] else math.inf
 
+    def has(self, name: str) -> bool:
+        "Has the server an adapter of this name?"
+        return any(one.id == name for one in self.models())
+
+    def load(self, name: str, place: Path) -> None:
+        "Load an adapter. A reply may be lost and the adapter loaded all the same."
+        try:
+            self.ask("load_lora_adapter", dict(lora_name=name, lora_path=str(place)))
+        except UserError:
+            if not self.has(name):
+                raise
+
+    def unload(self, name: str) -> None:
+        "Unload an adapter; one that is not there is no fault."
+        try:
+            self.ask("unload_lora_adapter", dict(lora_name=name))
+        except UserError:
+            if self.has(name):
+                raise
+
     def forget(self) -> None:
-        "Unload what an earlier process of this run has left, and delete its files."
-        for entry in self.ask("models").get("data", []):
-            if entry["id"].startswith(self.prefix):
-                self.ask("unload_lora_adapter", dict(lora_name=entry["id"]))
+        "Unload what this run has on the server, also of an earlier process, and delete its files."
+        for one in self.models():
+            if one.id.startswith(self.prefix):
+                self.unload(one.id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.adapter, self.version = "", None
+
+    def close(self) -> None:
+        "`forget`, with a note where the server is gone: that is no fault of a finished training."
+        try:
+            self.forget()
+        except UserError as error:
+            show_note(str(error).splitlines()[0])
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def renew(self, model, version: int) -> None:
         "Let the server write with the adapter as it is now; once for each version."
@@ -148,15 +207,43 @@ class ServedAdapter(VllmClient):
             return
         name, old = f"{self.prefix}-{version}-{uuid.uuid4().hex[:8]}", self.adapter
         place = self.folder / name
-        model.save_pretrained(place, selected_adapters=["default"])
-        self.ask("load_lora_adapter", dict(lora_name=name, lora_path=str(place)))
+        parts = dict(selected_adapters=["default"], save_embedding_layers=False)
+        model.save_pretrained(place, **parts)
+        self.load(name, place)
         self.adapter, self.version = name, version
         if old:
-            self.ask("unload_lora_adapter", dict(lora_name=old))
+            self.unload(old)
             shutil.rmtree(self.folder / old)
 
 
 # %% ../../nbs/align/54_vllm.ipynb #b3bf4cd6
+PLAIN = dict(
+    top_k=0, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0
+)
+
+
+class Drawn(BaseModel):
+    "The log-probabilities of an answer's tokens."
+
+    token_logprobs: list[Annotated[float, Field(le=1e-3, allow_inf_nan=False)]]
+
+
+class Choice(BaseModel):
+    "An answer, as the server returns it."
+
+    token_ids: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    logprobs: Drawn
+    finish_reason: str | None = None
+
+
+class Completion(BaseModel):
+    "The reply to a request for one answer."
+
+    model: str
+    choices: list[Choice] = Field(min_length=1, max_length=1)
+
+
+# %% ../../nbs/align/54_vllm.ipynb #96cd36fd
 class RolloutServer(ServedAdapter):
     "A vLLM server that writes answers with the adapter in training."
 
@@ -173,11 +260,15 @@ class RolloutServer(ServedAdapter):
         "An answer to each question, with the log-probability of each of its tokens."
         longest = min(context_length(model) or math.inf, self.served_length())
         decoder = AnswerDecoder(tokenizer)
+        words = model.get_input_embeddings().num_embeddings
 
         def answer(question: Question, seed: int) -> Rollout:
             room = int(min(section.max_new_tokens, longest - len(question.ids)))
-            ids, logprobs, ended = self.complete(question.ids, seed, section, room=room, ends=ends)
-            text = decoder.decode(ids).strip()
+            written = self.complete(question.ids, seed, section, room=room, ends=ends)
+            ids, logprobs = tuple(written.token_ids), tuple(written.logprobs.token_logprobs)
+            if max(ids) >= words or len(ids) != len(logprobs):
+                raise self.fault("it has other tokens than the model in training")
+            text, ended = decoder.decode(ids).strip(), written.finish_reason == "stop"
             return Rollout(question, ids, text, ended=ended, logprobs=logprobs)
 
         with ThreadPoolExecutor(max(1, min(at_a_time, len(questions)))) as pool:
@@ -190,8 +281,8 @@ class RolloutServer(ServedAdapter):
         section: Generation,
         room: int,  # tokens that the answer may have
         ends: Sequence[int],
-    ) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
-        "(token ids, log-probabilities, whether it ended by itself) of one answer."
+    ) -> Choice:
+        "One answer."
         reply = self.ask(
             "completions",
             dict(
@@ -204,17 +295,16 @@ class RolloutServer(ServedAdapter):
                 stop_token_ids=list(ends),
                 logprobs=0,
                 return_token_ids=True,
+                **PLAIN,
             ),
         )
         try:
-            [choice] = reply["choices"]
-            ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-            ended, answered_by = choice["finish_reason"] == "stop", reply["model"]
-        except (KeyError, TypeError, ValueError):
+            completion = Completion.model_validate(reply)
+        except ValidationError:
             raise self.fault("its answers have no token ids with log-probabilities") from None
-        if answered_by != self.adapter or len(ids) != len(logprobs) or not ids:
-            raise self.fault(f"an answer of {answered_by} has {len(ids)} tokens, and is not whole")
-        return tuple(ids), tuple(logprobs), ended
+        if completion.model != self.adapter:
+            raise self.fault(f"it answers with {completion.model[:80]}")
+        return completion.choices[0]
 
 
 # %% ../../nbs/align/54_vllm.ipynb #63be518d
@@ -229,6 +319,7 @@ def check_served(adapt: Adapt, questions: Sequence[Question], longest: float) ->
         ),
         (bool(adapt.modules_to_save), "adapt.modules_to_save", "adapt.modules_to_save=[]"),
         (adapt.routers, "adapt.routers: true", "adapt.routers=false"),
+        (adapt.r > max(RANKS), f"adapt.r: {adapt.r}", f"adapt.r={max(RANKS)}"),
     ]
     for fault, where, fix in faults:
         if fault:

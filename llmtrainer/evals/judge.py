@@ -124,7 +124,7 @@ def check_address(url: str, has_token: bool, where: str = "--endpoint") -> str:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
         is_address = False
-    if not is_address or parts.username or parts.query:
+    if not is_address or parts.username or parts.password or parts.query:
         raise UserError(
             "the endpoint is no plain address",
             where=where,
@@ -148,11 +148,15 @@ class NoReply(Exception):
     "A server gave no reply; another try may help."
 
 
-def send(request: urllib.request.Request, timeout: float) -> bytes:
+def send(
+    request: urllib.request.Request,
+    timeout: float,  # seconds
+    most: int = MOST_REPLY,  # bytes that are read
+) -> bytes:
     "The reply to a request; `NoReply`, or urllib's `HTTPError` where no other try will help."
     try:
         with OPENER.open(request, timeout=timeout) as reply:
-            return reply.read(MOST_REPLY)
+            return reply.read(most)
     except urllib.error.HTTPError as error:
         if error.code not in RETRIED:
             raise
