@@ -756,7 +756,7 @@ class RunIdentity(Record):
     "Which run this is, wherever it lies."
 
     file = "run.json"
-    id: str = Field(pattern="[0-9a-f]{32}")
+    id: str = Field(pattern="^[0-9a-f]{32}$")
 
 
 def identify(path: Path) -> str:

@@ -262,8 +262,9 @@ def test_adapters_that_a_server_cannot_have_are_refused(stand_in, tmp_path):
     assert open_server(own, tmp_path, adapt=Adapt(), questions=[], base="", context=9) is None
     with pytest.raises(ValueError, match="rollouts: own"):
         Grpo(rewards=rewards, rollouts=stand_in.url, top_p=0.9)
-    with pytest.raises(ValueError, match="rollouts"):
-        Grpo(rewards=rewards, rollouts="vllm")
+    for wrong in ("vllm", "owner", "my own", "see http://localhost:8000"):
+        with pytest.raises(ValueError, match="rollouts"):
+            Grpo(rewards=rewards, rollouts=wrong)
 
 
 REWARDS = "def vowels(prompts, texts, answers): return [sum(map(t.count, 'aeiou')) for t in texts]"

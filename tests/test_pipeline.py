@@ -142,6 +142,8 @@ EIGHT_BILLION = LlamaConfig(
     num_key_value_heads=8,
     vocab_size=128256,
 )
+
+
 AUTO = ("train.batch_size=auto", "train.accumulate=16")
 
 
@@ -602,20 +604,12 @@ def machine_with_gpu(gib):
 
 
 def test_activations_by_the_plan_of_a_gpu(tmp_path):
-    config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-    )
     keys = job(tmp_path).model_dump()
     recipe = read_recipe(keys, ["data.max_length=2048", "train.batch_size=8"])
 
     def chosen(gib):
         plan = plan_device(machine_with_gpu(gib), "nf4", engine="fused")
-        return choose_activations(recipe, config, plan, machine_with_gpu(gib))
+        return choose_activations(recipe, EIGHT_BILLION, plan, machine_with_gpu(gib))
 
     assert chosen(1000) == ("keep", 0)
     assert chosen(4)[0] == "offload"
@@ -624,7 +618,7 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path):
     assert counts[0] > 0
     fixed = read_recipe(recipe.model_dump(), ["train.activations=offload"])
     plan = plan_device(machine_with_gpu(1000))
-    assert choose_activations(fixed, config, plan) == ("offload", None)
+    assert choose_activations(fixed, EIGHT_BILLION, plan) == ("offload", None)
 
 
 def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_path, monkeypatch):

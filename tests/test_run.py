@@ -485,6 +485,14 @@ def test_rewinding_drops_what_will_be_written_again(tmp_path):
     assert run.rewind(2, 2) == 1 and run.metrics() == [before[0], before[1], before[3]]
 
 
+def test_an_identity_is_one_and_nothing_around_it():
+    good = "0" * 31 + "a"
+    assert RunIdentity(id=good).id == good
+    for wrong in (f"../{good}", f"{good}/x", "A" * 32, ""):
+        with pytest.raises(ValueError, match="id"):
+            RunIdentity(id=wrong)
+
+
 def test_folders_that_are_not_runs_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_text("meow")

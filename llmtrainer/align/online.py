@@ -753,7 +753,7 @@ class OnlineSettings(Objective):
     )
     rollouts: str = Field(
         "own",
-        pattern="own|https?://.+",
+        pattern="^(own|https?://.+)$",
         description="who writes the answers: own, or the address of a vLLM server",
     )
 

@@ -12,10 +12,10 @@ __all__ = [
     "VllmClient",
     "read_json",
     "refusal",
-    "Served",
+    "ListedModel",
     "ServedAdapter",
-    "Drawn",
-    "Choice",
+    "TokenLogprobs",
+    "ServedAnswer",
     "Completion",
     "RolloutServer",
     "check_served",
@@ -140,7 +140,7 @@ def refusal(error: urllib.error.HTTPError) -> str:
 
 
 # %% ../../nbs/align/54_vllm.ipynb #8cf75967
-class Served(BaseModel):
+class ListedModel(BaseModel):
     "A model or an adapter of a server."
 
     id: str
@@ -152,11 +152,11 @@ class Served(BaseModel):
 class ServedAdapter(VllmClient):
     "The adapter in training, on the server under a new name after every change."
 
-    def models(self) -> list[Served]:
+    def models(self) -> list[ListedModel]:
         "What the server has."
         reply = self.ask("models")
         try:
-            return [Served.model_validate(entry) for entry in reply["data"]]
+            return [ListedModel.model_validate(entry) for entry in reply["data"]]
         except (KeyError, TypeError, ValidationError):
             raise self.fault("its list of models is none") from None
 
@@ -222,17 +222,17 @@ PLAIN = dict(
 )
 
 
-class Drawn(BaseModel):
+class TokenLogprobs(BaseModel):
     "The log-probabilities of an answer's tokens."
 
     token_logprobs: list[Annotated[float, Field(le=1e-3, allow_inf_nan=False)]]
 
 
-class Choice(BaseModel):
+class ServedAnswer(BaseModel):
     "An answer, as the server returns it."
 
     token_ids: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    logprobs: Drawn
+    logprobs: TokenLogprobs
     finish_reason: str | None = None
 
 
@@ -240,7 +240,7 @@ class Completion(BaseModel):
     "The reply to a request for one answer."
 
     model: str
-    choices: list[Choice] = Field(min_length=1, max_length=1)
+    choices: list[ServedAnswer] = Field(min_length=1, max_length=1)
 
 
 # %% ../../nbs/align/54_vllm.ipynb #96cd36fd
@@ -281,7 +281,7 @@ class RolloutServer(ServedAdapter):
         section: Generation,
         room: int,  # tokens that the answer may have
         ends: Sequence[int],
-    ) -> Choice:
+    ) -> ServedAnswer:
         "One answer."
         reply = self.ask(
             "completions",

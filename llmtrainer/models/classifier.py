@@ -24,11 +24,12 @@ def classifier_labels(
     key: str = "",  # of the recipe that holds `classifier` and `label`, with a dot at its end
 ) -> list[str]:
     "The labels of a classifier, by a hub name or a folder; `UserError` where it lacks this one."
+    where = f"{key}classifier" if key else "name"
     is_path = name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") > 1
     if is_path and not (Path(name).expanduser() / "config.json").is_file():
         raise UserError(
             f"there is no classifier in {name}",
-            where=f"{key}classifier" if key else "name",
+            where=where,
             allowed="a hub name such as unitary/toxic-bert, or a folder with config.json",
             fix="check the path",
         )
@@ -37,13 +38,13 @@ def classifier_labels(
     except (OSError, ValueError) as error:
         raise UserError(
             f"the classifier {name} cannot be had: {str(error).splitlines()[0]}",
-            where=f"{key}classifier" if key else "name",
+            where=where,
             fix="download it where there is a connection, and name its folder",
         ) from None
     if config.num_labels == 1 and config.problem_type != "multi_label_classification":
         raise UserError(
             f"{name} gives a text one number, as a reward model does, and no probability",
-            where=f"{key}classifier" if key else "name",
+            where=where,
             allowed="a classifier of two or more labels, or of problem_type"
             " multi_label_classification",
         )
@@ -110,6 +111,7 @@ def load_classifier(
     "A sequence classifier of transformers; `UserError` where there is none, or no such label."
     classifier_labels(name, label, key)
     place = Path(name).expanduser() if Path(name).expanduser().is_dir() else name
+    where = f"{key}classifier" if key else "name"
     options = dict(use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(place, **options)
@@ -117,14 +119,14 @@ def load_classifier(
     except (OSError, ValueError) as error:
         raise UserError(
             f"the classifier {name} cannot be loaded: {str(error).splitlines()[0]}",
-            where=f"{key}classifier" if key else "name",
+            where=where,
             allowed="a sequence classifier of transformers with safetensors and a fast tokenizer",
             fix="convert it once: AutoModelForSequenceClassification…save_pretrained(FOLDER)",
         ) from None
     if report["missing_keys"]:
         raise UserError(
             f"{name} is no classifier: its weights lack {min(report['missing_keys'])}",
-            where=f"{key}classifier" if key else "name",
+            where=where,
             allowed="a model that was trained to classify",
             fix="see its card: is it a base model?",
         )
