@@ -18,20 +18,23 @@ from llmtrainer.training.launch import (
     shlex,
     signal,
     subprocess,
-    sys,
+    tempfile,
     time,
     world_size,
 )
 
 
 import json
+import multiprocessing
 import os
 import shlex
 import signal
+import socket
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,19 +135,43 @@ def test_torchrun_meets_on_one_machine_or_at_the_head():
     assert "--standalone" in torchrun_command(Launch(gpus=2), ["train"])
 
 
+def child(function, arguments, variables, out):
+    "What a started process does: it sees these variables, and writes to files."
+    os.environ |= variables
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{out}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    function(*arguments)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def forked(*arguments):
+    "A process forked from one that has imported the libraries, which takes longer than a job."
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch.distributed.fsdp", "llmtrainer.training.trainer"])
+    return server.Process(target=child, args=arguments)
+
+
 def start(function, *arguments, processes=1, **variables):
-    "Run a function of this module on some processes, which torchrun starts if there are several."
-    here = Path(__file__)
-    script = (
-        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
-        f" tests.{function.__name__}(*{arguments!r})"
-    )
-    words = [sys.executable, "-c", script]
-    if processes > 1:
-        options = ["--standalone", f"--nproc_per_node={processes}", "--no-python", "--"]
-        words = [sys.executable, "-m", "torch.distributed.run", *options, *words]
-    environment = os.environ | variables
-    return subprocess.run(words, capture_output=True, text=True, timeout=400, env=environment)
+    "Run a function on some processes, which see the variables of torchrun if there are several."
+    common = dict(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    common["TORCHELASTIC_RUN_ID"] = "test"
+    with tempfile.TemporaryDirectory() as folder:
+        out, started = Path(folder, "out"), []
+        for rank in map(str, range(processes)):
+            ranks = common | dict(RANK=rank, LOCAL_RANK=rank) if processes > 1 else {}
+            started.append(forked(function, arguments, variables | ranks, out))
+            started[-1].start()
+        for process in started:
+            process.join(400)
+            assert process.exitcode is not None, "it hangs"
+        code = next((process.exitcode for process in started if process.exitcode), 0)
+        texts = {name: Path(f"{out}.{name}").read_text() for name in ("stdout", "stderr")}
+        return SimpleNamespace(returncode=code, **texts)
 
 
 class SlowDisk(DurableTrainer):
