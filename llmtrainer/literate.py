@@ -25,17 +25,20 @@ __all__ = [
     "COLAB",
     "CHECKS",
     "IMPORTED_ONCE",
+    "parse_source",
     "Cell",
     "parse_cell",
     "Chapter",
     "Book",
     "listed",
+    "read_chapter",
     "read_book",
     "indented",
     "lines_of",
     "without_statements",
     "is_test",
     "is_call_of_test",
+    "without_test_calls",
     "as_test",
     "exported_source",
     "hidden_names",
@@ -114,6 +117,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -127,6 +131,12 @@ from traitlets.config import Config
 
 
 # %% ../nbs/internals/97_literate.ipynb #836b3255
+@cache
+def parse_source(source):
+    "The syntax tree of a cell's source; each of the checks asks for it."
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
 @dataclass(frozen=True)
 class Cell:
     "One cell of a chapter, its `#|` directives apart from its source."
@@ -139,10 +149,13 @@ class Cell:
 
     @property
     def tree(self):
-        "The syntax tree; IPython's magics are calls in it."
-        return ast.parse(
-            TransformerManager().transform_cell(self.source) if self.kind == "code" else ""
-        )
+        "The syntax tree, which is not to be changed; IPython's magics are calls in it."
+        return parse_source(self.source if self.kind == "code" else "")
+
+    @property
+    def is_run(self):
+        "Whether it is code that is run where its chapter is."
+        return self.kind == "code" and self.directives.get("eval") != "false"
 
     def has(self, *names):
         "Whether the cell carries any of these directives."
@@ -215,6 +228,12 @@ def listed(entry):
 
 
 # %% ../nbs/internals/97_literate.ipynb #65f715e2
+def read_chapter(root, file):
+    "Read the notebook of a chapter; its name counts from the folder `root`."
+    cells = json.loads(Path(root, file).read_text(encoding="utf-8"))["cells"]
+    return Chapter(file, [parse_cell(n, raw) for n, raw in enumerate(cells, 1)])
+
+
 def read_book(root):
     "Read the project in the folder `root`."
     root, ini = Path(root), configparser.ConfigParser(delimiters=["="])
@@ -224,8 +243,7 @@ def read_book(root):
     for path in sorted((root / settings["nbs_path"]).rglob("*.ipynb")):
         file = path.relative_to(root).as_posix()
         if not re.search(r"/[_.]", file):
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            chapters.append(Chapter(file, [parse_cell(n, raw) for n, raw in enumerate(cells, 1)]))
+            chapters.append(read_chapter(root, file))
     pages = [f"{settings['nbs_path']}/{p}" for p in listed(site["website"]["sidebar"]["contents"])]
     place = {page: n for n, page in enumerate(pages)}
     chapters.sort(key=lambda chapter: place.get(chapter.file, len(place)))
@@ -286,11 +304,15 @@ def is_call_of_test(node):
 
 
 # %% ../nbs/internals/97_literate.ipynb #acde12c8
+def without_test_calls(cell):
+    "The source of a cell; of a cell of tests without the calls, which pytest makes."
+    calls = [node for node in cell.tree.body if cell.has("test") and is_call_of_test(node)]
+    return without_statements(cell.source, calls)
+
+
 def as_test(cell, name):
     "What a `#| test` cell is in the test file; bare asserts become the function `name`."
-    text = without_statements(
-        cell.source, [node for node in cell.tree.body if is_call_of_test(node)]
-    )
+    text = without_test_calls(cell)
     body = ast.parse(text).body
     marks = [f"@pytest.mark.{mark}" for mark in MARKS if cell.has(mark)]
     if all(isinstance(node, DEFINITIONS) for node in body):
@@ -967,9 +989,7 @@ def check_titles(book):
 def check_cells(book):
     "Cells with an import and other code, which nbdev would run at every build of the site."
     for chapter in (c for c in book.chapters if c.module):
-        for cell in (
-            c for c in chapter.cells if not c.has(*EXPORTS) and c.directives.get("eval") != "false"
-        ):
+        for cell in (c for c in chapter.cells if not c.has(*EXPORTS) and c.is_run):
             rest = [node for node in cell.tree.body if not isinstance(node, (*IMPORTS, ast.If))]
             if rest and any(isinstance(node, IMPORTS) for node in ast.walk(cell.tree)):
                 yield Finding(
@@ -1011,11 +1031,7 @@ def output_text(cell):
 # %% ../nbs/internals/97_literate.ipynb #c1e8a7a5
 def shows(cell):
     "Whether running the cell must leave an output: it ends with a value, or prints."
-    last = (
-        cell.tree.body[-1:]
-        if cell.kind == "code" and not cell.has(*UNSHOWN) and cell.directives.get("eval") != "false"
-        else []
-    )
+    last = cell.tree.body[-1:] if cell.is_run and not cell.has(*UNSHOWN) else []
     if not last or not isinstance(last[0], ast.Expr) or cell.source.rstrip().endswith(";"):
         return False
     value = last[0].value
@@ -1263,19 +1279,26 @@ IMPORTED_ONCE = (
     "datasets",
     "accelerate",
     "evaluate",
-    "nbdev.test",
+    "execnb.shell",
 )
 
 
 def execute_chapter(root, file, skipped):
     "Execute a chapter in this process, which ends with 1 where a cell fails."
-    from nbdev.test import test_nb
+    from execnb.nbio import mk_cell
+    from execnb.shell import CaptureShell
 
-    began = time.monotonic()
-    os.chdir(root)
-    passed, _ = test_nb(Path(root, file), skip_flags=skipped, basepath=root)
-    print(f"{file}: {time.monotonic() - began:.0f} s{'' if passed else ', FAILED'}", flush=True)
-    sys.exit(not passed)
+    began, shell = time.monotonic(), CaptureShell(Path(root, file))
+    sys.path.insert(0, root)
+    os.chdir(Path(root, file).parent)
+    for cell in read_chapter(root, file).cells:
+        if cell.is_run and not cell.has(*skipped) and not shell.exc:
+            shell.cell(mk_cell(without_test_calls(cell)))
+    if shell.exc:
+        print(shell.prettytb(fname=file), file=sys.stderr, flush=True)
+    failed = ", FAILED" if shell.exc else ""
+    print(f"{file}: {time.monotonic() - began:.0f} s{failed}", flush=True)
+    sys.exit(bool(shell.exc))
 
 
 def execute_chapters(root, files, processes=2, slow=False):

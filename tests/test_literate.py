@@ -441,8 +441,11 @@ def test_promises_without_a_command_or_chapter_are_found(tmp_path):
     assert found(check_promises, tmp_path) == [("nbs/index.ipynb", 2), ("nbs/index.ipynb", 3)]
 
 
+from unittest.mock import patch
+
+
 @pytest.mark.slow
-def test_a_chapter_runs_in_a_process_of_its_own(tmp_path):
+def test_a_chapter_runs_in_a_process_of_its_own(tmp_path, capfd):
     root = toy()
     export(root)
     files = [chapter.file for chapter in read_book(root).chapters]
@@ -454,18 +457,18 @@ def test_a_chapter_runs_in_a_process_of_its_own(tmp_path):
     notebook["cells"].append(cell | dict(source="assert not hasattr(json, 'left_by_another')"))
     notebook["cells"].append(cell | dict(id="fe", source="import json"))
     notebook["cells"][-2:] = notebook["cells"][:-3:-1]
-    (root / files[1]).write_text(json.dumps(notebook))
-    command = [sys.executable, "-m", "llmtrainer.literate", "run", "--root", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 chapters, 0 failed" in done.stdout
+    tests = "#| test\ndef test_wrong():\n    assert False\n\n\ntest_wrong()"
+    notebook["cells"].append(cell | dict(id="fc", source=tests))
     notebook["cells"].append(cell | dict(id="fd", source="#| slow\n1 / 0"))
     (root / files[1]).write_text(json.dumps(notebook))
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, "a slow example is left out"
-    done = subprocess.run([*command, "--slow"], capture_output=True, text=True)
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
-    assert f"{files[1]}: " in done.stdout and "1 chapters, 1 failed" in done.stdout
+    command = ["run", "--root", str(root)]
+    with patch.dict(os.environ):  # a run sets variables
+        assert main(command) == 0, "a test is not called, and a slow example is left out"
+        assert "3 chapters, 0 failed" in capfd.readouterr().out
+        assert main([*command, "--slow"]) == 1
+    done = capfd.readouterr()
+    assert "ZeroDivisionError" in done.err
+    assert f"{files[1]}: " in done.out and "1 chapters, 1 failed" in done.out
 
 
 def test_a_change_touches_the_chapters_that_import_it(tmp_path):
