@@ -945,6 +945,7 @@ def test_the_extra_for_the_app_brings_what_the_demo_needs(wheel, tmp_path):
         server.wait(20)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.realdata
 def test_a_real_model_through_every_command(realdata, tmp_path):
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"

@@ -197,7 +197,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         OnnxModel(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"llama", "gemma", "gemma2", "mixtral"}))
 def test_every_other_architecture(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]

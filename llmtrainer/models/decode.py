@@ -28,6 +28,7 @@ __all__ = [
     "without_gradients",
     "no_collection",
     "return_unused_memory",
+    "recording_stream",
     "record_graph",
     "record_trace",
     "Recorder",
@@ -56,7 +57,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from threading import get_ident
 from weakref import WeakKeyDictionary
 
 # %% ../../nbs/speed/66_decode.ipynb #95b0ad51
@@ -476,9 +478,20 @@ def return_unused_memory(device: torch.device) -> None:
 
 
 # %% ../../nbs/speed/66_decode.ipynb #b0a5c1e3
+@cache
+def recording_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """The stream on which a thread records steps, always the same one: cuBLAS keeps 32 MiB for each
+    stream that it has met, and would take them from the memory of a graph."""
+    stream, small = torch.cuda.Stream(device), torch.ones(16, 16, device=device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        small @ small  # cuBLAS takes its memory now, outside of any graph
+    return stream
+
+
 def record_graph(step: Callable, tensors: tuple, pool) -> Callable:
     "A function that runs the step on these tensors again, as one CUDA graph."
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), recording_stream(tensors[0].device, get_ident())
     # PyTorch takes this much before it records, and a failure there would end the process
     torch.empty(2, 64, dtype=torch.long, device=stream.device)
     stream.wait_stream(torch.cuda.current_stream())
