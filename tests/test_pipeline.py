@@ -338,6 +338,7 @@ def job(folder, **train_keys):
             data=dict(train=str(folder / "train.jsonl"), max_length=160),
             eval=dict(tasks=["word_problems"], limit=8),
             train=dict(max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2) | train_keys,
+            generate=dict(max_new_tokens=16),  # what is written is not looked at
         )
     )
 
