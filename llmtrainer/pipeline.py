@@ -51,6 +51,7 @@ __all__ = [
     "result_notes",
     "is_finished",
     "ensure_template",
+    "in_base_template",
     "base_template",
     "recipe_of",
     "open_model",
@@ -779,18 +780,17 @@ def base_results(
     They are stored under `evals/base`, and measured where they are missing or asked otherwise."""
     bases, opened = [], None
     section = section or run_section(run)
-    template = base_template(run, section)
     for tuned in results:
         stored = stored_results(run, tuned.task, "evals/base")
         alike = (
             base
             for base in stored
             if base.generation == tuned.generation
-            and base.template in (template, None)  # an older release did not record it
             and base.few_shot == tuned.few_shot
             and base.primary == tuned.primary
             and item_ids(base) == item_ids(tuned)
             and rephrased(base) >= rephrased(tuned)
+            and in_base_template(run, section, base)
         )
         base = next(alike, None)
         if base is None:
@@ -943,6 +943,13 @@ def ensure_template(
         name, why = model.config.name_or_path, "as a base is asked" if bare else "as in training"
         show_note(f"{name} has no chat template; it gets {origin!r}, {why}")
     return model, tokenizer
+
+
+def in_base_template(run: Run, section: Eval, result: TaskResult) -> bool:
+    "Is a stored result of a run's base in the chat template that the base is measured in?"
+    # an older release recorded none; the base itself, which may be far away, is asked last
+    sure = (None, "the model's own", section.bare)
+    return result.template in sure or result.template == base_template(run, section)
 
 
 def base_template(run: Run, section: Eval) -> str:
