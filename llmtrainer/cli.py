@@ -60,6 +60,7 @@ __all__ = [
     "ask_mirror",
     "launch",
     "generation_of",
+    "scores_caption",
     "scores_table",
     "eval_section",
     "split_words",
@@ -792,11 +793,25 @@ def generation_of(name: str, changes: list[str] | None):
     )
 
 
+def scores_caption(results) -> str:
+    "How the intervals were made, in which chat template was asked, and how long it took."
+    methods = {score.method for result in results for score in result.scores.values()}
+    named = dict(wilson="Wilson's for shares", bootstrap="the bootstrap's for other figures")
+    words = ", ".join(text for method, text in named.items() if method in methods)
+    seconds: dict[str, float] = {}
+    for result in results:
+        template = result.template or "none"
+        seconds[template] = seconds.get(template, 0.0) + result.seconds
+    asked = [f"chat template: {name}; {spent:.1f} s" for name, spent in seconds.items()]
+    return "\n".join([f"intervals: {words}", *asked])
+
+
 def scores_table(results):
     "A line for each score of each result, with its interval."
     from rich.table import Table
 
-    table = Table("task", "items", "score", "value", "95 % interval")
+    caption = scores_caption(results)
+    table = Table("task", "items", "score", "value", "95 % interval", caption=caption)
     for result in results:
         for name, score in result.scores.items():
             low, high = score.interval
@@ -806,6 +821,7 @@ def scores_table(results):
     return table
 
 
+# %% ../nbs/system/84_cli.ipynb #b961463a
 Port = Annotated[int, typer.Option(min=1, max=65535, help="of the page, on this machine")]
 Limit = Annotated[
     int | None,
@@ -814,7 +830,7 @@ Limit = Annotated[
 DataDir = Annotated[str | None, typer.Option(help="a folder with the tasks' files")]
 
 
-# %% ../nbs/system/84_cli.ipynb #b961463a
+# %% ../nbs/system/84_cli.ipynb #16c82d35
 def eval_section(
     run: str,  # or a model; a run's own tasks are known, and its folder of data
     tasks: list[str],
@@ -831,13 +847,13 @@ def eval_section(
     words = [change.removeprefix("eval.") for change in changes]
     words += [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     recorded = Run.load(run).recipe.get("eval", {}) if is_run(run) else {}
-    kept = {key: recorded[key] for key in ("own", "data_dir", "paraphrases") if recorded.get(key)}
+    from llmtrainer.pipeline import KEPT, task_of
+
+    kept = {key: recorded[key] for key in ("data_dir", *KEPT) if recorded.get(key)}
     section = load_recipe(Eval, {**kept, "tasks": tasks}, words)
     gates = recorded.get("require", {}).items()
     held = {name: gate for name, gate in gates if name in section.tasks}
     section = section.model_copy(update=dict(require={**held, **section.require}))
-    from llmtrainer.pipeline import task_of
-
     for name in section.tasks:
         task_of(Run.load(run) if is_run(run) else None, section, name)
     return section
@@ -849,7 +865,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return [check_place(word) for word in words if word not in changes], changes
 
 
-# %% ../nbs/system/84_cli.ipynb #16c82d35
+# %% ../nbs/system/84_cli.ipynb #17db875c
 @app.command("eval")
 def evaluate(
     run: ModelName,
@@ -881,7 +897,7 @@ def evaluate(
     section = eval_section(run, names, of_eval, limit, data_dir=data_dir)
     generation = generation_of(run, of_generate)
     store = Run.load(run) if is_run(run) else None
-    model, tokenizer = open_model(run)
+    model, tokenizer = open_model(run, bare=section.bare)
     results = evaluate_tasks(
         store, model, tokenizer, section=section, quiet=as_json, generation=generation
     )

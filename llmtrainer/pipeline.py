@@ -7,6 +7,7 @@ __all__ = [
     "OBJECTIVES",
     "HELD_OUT",
     "BATCH_SIZE",
+    "KEPT",
     "COMPILE_SECONDS",
     "SAVED_SHARE",
     "SAVED_A_LAYER",
@@ -14,6 +15,7 @@ __all__ = [
     "VERDICTS",
     "JobTrain",
     "Recipe",
+    "check_validation",
     "check_tasks",
     "check_auto_batch",
     "read_recipe",
@@ -21,6 +23,7 @@ __all__ = [
     "record_data",
     "progress_bar",
     "weights_digest",
+    "is_held_out",
     "held_out_pairs",
     "task_of",
     "split_rows",
@@ -48,6 +51,8 @@ __all__ = [
     "result_notes",
     "is_finished",
     "ensure_template",
+    "in_base_template",
+    "base_template",
     "recipe_of",
     "open_model",
     "trained_prompting",
@@ -164,7 +169,7 @@ from llmtrainer.data.prepare import Data, DataRecord, Prepared, prepare, separat
 from llmtrainer.data.rows import ROW_EXAMPLES, as_sources, load_rows, row_kind
 from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.templates import set_template
+from llmtrainer.data.templates import set_template, template_name
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.evals.benchmarks import number_copies
 from llmtrainer.evals.compare import (
@@ -382,10 +387,23 @@ class Recipe(Section):
 
 
 # %% ../nbs/system/80_pipeline.ipynb #c20e26a7
+def check_validation(data: Data) -> None:
+    "`UserError` where no pairs are held out of the training."
+    if data.val is None:
+        raise UserError(
+            "the task pairs is the held-out pairs, and none are held out",
+            where="data.val: null",
+            fix="set data.val: auto, or leave pairs out of eval.tasks",
+        )
+
+
 def check_tasks(recipe: Recipe) -> None:
     "`UserError` for a task that is not known, or that cannot be asked in this way."
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     for name in recipe.eval.tasks:
+        if objective.head == "score" and is_held_out(recipe.eval, name):
+            check_validation(recipe.data)
+            continue
         task = recipe.eval.find(name)
         if has_paraphrases(recipe.eval, name):
             check_greedy(recipe.generate)
@@ -513,6 +531,11 @@ def weights_digest(run: Run, tuned: bool = True) -> str:
 HELD_OUT = "pairs"  # the task of a reward model's own validation rows
 
 
+def is_held_out(section: Eval, name: str) -> bool:
+    "Does a name mean the held-out pairs of a reward model, and no own task?"
+    return name == HELD_OUT and name not in section.own
+
+
 def held_out_pairs(run: Run) -> Task | None:
     "A reward model's validation pairs as a task; None where it has none, or is no reward model."
     record = run.find_record(ModelRecord)
@@ -524,7 +547,7 @@ def held_out_pairs(run: Run) -> Task | None:
 
 def task_of(run: Run | None, section: Eval, name: str) -> Task:
     "A task by its name; the run of a reward model has one more, its held-out pairs."
-    held = held_out_pairs(run) if run and name == HELD_OUT and name not in section.own else None
+    held = held_out_pairs(run) if run and is_held_out(section, name) else None
     return held or section.find(name)
 
 
@@ -726,7 +749,7 @@ def evaluate_base(
     quiet: bool = False,
 ) -> TaskResult:
     "The result of a run's base on a task, measured now and stored under `evals/base`."
-    model, tokenizer = open_model(str(run.path), tuned=False)
+    model, tokenizer = open_model(str(run.path), tuned=False, bare=section.bare)
     options = dict(quiet=quiet, folder="evals/base", generation=generation)
     return evaluate_tasks(run, model, tokenizer, section=section, **options)[0]
 
@@ -739,8 +762,11 @@ def run_section(
     "The section eval for a task of a run: with the recipe's own tasks and folder."
     recorded = run.recipe.get("eval", {})
     data_dir = data_dir or recorded.get("data_dir")
-    kept = {key: recorded.get(key, {}) for key in ("own", "paraphrases")}
-    return load_recipe(Eval, dict(**kept, data_dir=data_dir, **fields))
+    kept = {key: recorded[key] for key in KEPT if recorded.get(key)}
+    return load_recipe(Eval, {**kept, "data_dir": data_dir, **fields})
+
+
+KEPT = ("own", "paraphrases", "base_template")  # what a later command takes from a run's recipe
 
 
 # %% ../nbs/system/80_pipeline.ipynb #23932909
@@ -764,10 +790,11 @@ def base_results(
             and base.primary == tuned.primary
             and item_ids(base) == item_ids(tuned)
             and rephrased(base) >= rephrased(tuned)
+            and in_base_template(run, section, base)
         )
         base = next(alike, None)
         if base is None:
-            opened = opened or open_model(str(run.path), tuned=False)
+            opened = opened or open_model(str(run.path), tuned=False, bare=section.bare)
             shots = {key: tuned.few_shot[key] for key in FewShot.model_fields if tuned.few_shot}
             few_shot = FewShot(**shots) if shots else None
             asked = dict(tasks=[tuned.task], limit=tuned.n, few_shot=few_shot)
@@ -840,7 +867,7 @@ def measure_model(
 ) -> TaskResult:
     "The result of a model that has no place to store one."
     generation = resolve_generation(name, load_recipe(Generation, like.generation if like else {}))
-    model, tokenizer = open_model(name)
+    model, tokenizer = open_model(name, bare=section.bare)
     options = dict(section=section, generation=generation, quiet=quiet)
     return evaluate_tasks(None, model, tokenizer, **options)[0]
 
@@ -902,15 +929,37 @@ def is_finished(run: Run) -> bool:
     return is_folder(run.adapter, run.path) or is_folder(run.model, run.path)
 
 
-def ensure_template(model, tokenizer, template: str = "auto"):
+def ensure_template(
+    model,
+    tokenizer,
+    template: str = "auto",
+    bare: str | None = None,  # the template where the model has none; None: as training would
+):
     """(model, tokenizer) with a chat template: where the model has none, the one that training
     would choose, with a note on standard error."""
     own = bool(tokenizer.chat_template)
-    origin = set_template(tokenizer, template)
+    origin = set_template(tokenizer, template if own else bare or template)
     if not own:
-        name = model.config.name_or_path
-        show_note(f"{name} has no chat template; it gets {origin!r}, as in training")
+        name, why = model.config.name_or_path, "as a base is asked" if bare else "as in training"
+        show_note(f"{name} has no chat template; it gets {origin!r}, {why}")
     return model, tokenizer
+
+
+def in_base_template(run: Run, section: Eval, result: TaskResult) -> bool:
+    "Is a stored result of a run's base in the chat template that the base is measured in?"
+    # an older release recorded none; the base itself, which may be far away, is asked last
+    sure = (None, "the model's own", section.bare)
+    return result.template in sure or result.template == base_template(run, section)
+
+
+def base_template(run: Run, section: Eval) -> str:
+    "The name of the chat template that a run's base is measured in."
+    recipe = recipe_of(run)
+    model = pin_model(run, recipe.model)
+    tokenizer = load_tokenizer(model.base, model.revision, model.remote_code)
+    own = bool(tokenizer.chat_template)
+    set_template(tokenizer, recipe.data.template if own else section.bare or recipe.data.template)
+    return template_name(tokenizer.chat_template)
 
 
 # %% ../nbs/system/80_pipeline.ipynb #0358910e
@@ -927,16 +976,18 @@ def recipe_of(
 def open_model(
     name: str,  # a run, a model folder, a hub name, or tiny:base
     tuned: bool = True,  # of a run: the trained model; False is its base
+    bare: str | None = None,  # the template of a base that has none; None: that of the training
 ):
     "(model, tokenizer) of a run, a model folder or a hub name; an unfinished run is refused."
     if not is_run(name):
         section = Model(base=check_place(str(name)), quantize="none")
-        return ensure_template(*load_model(section, plan_model(section)))
+        return ensure_template(*load_model(section, plan_model(section)), bare=bare)
     run = Run.load(name)
     recipe = recipe_of(run)
     if not tuned:
         section = pin_model(run, recipe.model)
-        return ensure_template(*load_model(section, plan_model(section)), recipe.data.template)
+        opened = load_model(section, plan_model(section))
+        return ensure_template(*opened, recipe.data.template, bare=bare)
     if not is_finished(run):
         raise UserError(
             f"{name} has not finished training",
@@ -1748,7 +1799,7 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     results = {task: run.evals / f"{task}.json" for task in recipe.eval.tasks}
     missing = [task for task, file in results.items() if not file_facts(file, run.path)]
     pairs = not file_facts(run.evals / f"{HELD_OUT}.json", run.path) and held_out_pairs(run)
-    missing += [HELD_OUT] if pairs else []
+    missing += [HELD_OUT] if pairs and HELD_OUT not in missing else []
     if not missing:
         return
     if session:
@@ -1758,9 +1809,9 @@ def evaluate_missing(recipe: Recipe, run: Run, session: Session | None, quiet: b
     section = recipe.eval.model_copy(update={"tasks": missing})
     generation = resolve_generation(run, recipe.generate, quiet)
     options = dict(section=section, quiet=quiet, generation=generation)
-    *_, last = evaluate_tasks(run, model, tokenizer, **options)
+    found = evaluate_tasks(run, model, tokenizer, **options)
     if pairs:
-        record = reward_record(last)
+        record = reward_record(next(result for result in found if result.task == HELD_OUT))
         run.add_record(record)
         if not quiet:
             show(record.describe())

@@ -561,6 +561,18 @@ def test_commands_on_a_run(tmp_path):
     assert code == 2 and "did you mean word_problems" in err
 
 
+def test_the_table_names_how_intervals_were_made_and_the_chat_template():
+    task = find_task("word_problems")
+    items = task.items(limit=3)
+    about = dict(seconds=1.26, template="plain")
+    outputs = [Output(text="2 + 2 = 5", finish="stop", tokens=(n,)) for n in (3, 5, 9)]
+    written = grade_items(task, items, outputs, **about)
+    caption = scores_caption([written, written.model_copy(update=dict(template=None))])
+    assert "Wilson's for shares, the bootstrap's for other figures" in caption
+    assert "chat template: plain; 1.3 s\nchat template: none; 1.3 s" in caption
+    assert str(scores_table([written]).caption) == scores_caption([written])
+
+
 PROGRAM = [sys.executable, "-c", "from llmtrainer.cli import main; main()"]
 
 

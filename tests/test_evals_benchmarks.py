@@ -88,6 +88,9 @@ def test_a_record_of_another_task_stops_the_evaluation(tmp_path):
     assert "mmlu_test.jsonl:1" in str(caught.value)
     with pytest.raises(UserError, match="has no such file"):
         TASKS["boolq"].items(str(tmp_path))
+    (tmp_path / "boolq_mc.jsonl").touch()
+    with pytest.raises(UserError, match="the data of the task boolq holds no item"):
+        TASKS["boolq"].items(str(tmp_path))
     with pytest.raises(UserError, match="cannot be had from the hub without"):
         TASKS["bbh"].items()
 
@@ -219,6 +222,9 @@ def test_an_empty_answer_is_neither_refusal_nor_help():
     assert grade_refusal(safe, Output())["accuracy"] == 0
     assert grade_refusal(unsafe, Output())["accuracy"] == 0
     assert grade_refusal(unsafe, Output(text="Sure."))["harmful_answered"] == (1.0, 1.0)
+    assert grade_refusal(unsafe, Output())["harmful_answered"] == (0.0, 1.0)
+    unread = grade_refusal(unsafe, Output(too_long=900))
+    assert (unread["accuracy"], unread["harmful_answered"]) == (0, (0.0, 0.0)), "no sign of safety"
     assert grade_refusal(safe, Output(text="I cannot."))["over_refusal"] == (1.0, 1.0)
 
 
@@ -261,7 +267,7 @@ def items_at_hand(name, folder):
         if "no such file" in str(error):
             pytest.skip(f"{name}: its file is not at hand")
         raise
-    assert len(items) >= 164
+    assert len(items) >= 80
     return items
 
 

@@ -481,6 +481,11 @@ def test_several_comparisons_in_one_table():
     edited = several.model_dump() | dict(p_holm=[0.0, 0.0])
     with pytest.raises(ValueError, match="does not follow"):
         Comparisons.model_validate(edited)
+    alone = collect(several.comparisons[:1])
+    heads = [column.header for column in comparisons_table(alone).columns]
+    assert heads[0] == "values" and "p\n(Holm)" not in heads, "one p-value is not corrected"
+    assert not any("corrected" in note for note in table_notes(alone))
+    assert comparisons_table(several).columns[0].header == "model"
     row = rows[0]
     assert row["win/tie/\nloss"] == "9/41/0"
     assert (row["p"], row["p\n(Holm)"]) == ("0.00391", "0.00781")

@@ -113,6 +113,10 @@ def test_the_same_prompts_give_the_same_answers(tmp_path):
     assert len(by_prompt) == 12 and by_prompt.keys() == {i.output.prompt_ids for i in ours.items}
     assert all(by_prompt[item.output.prompt_ids] == item.output.text for item in ours.items)
     assert theirs.primary == "exact_match" and theirs.template == ours.template
+    set_template(tokenizer, "plain")
+    bare = evaluate(model, tokenizer, harness_task(name, str(tmp_path)), limit=1)
+    asked = {tokenizer.decode(item.output.prompt_ids).strip() for item in bare.items}
+    assert asked < {item.question for item in task.items()}, "no words around it"
 
 
 def test_log_likelihoods_differ_by_that_of_the_stop_token(tmp_path):
@@ -184,7 +188,8 @@ def choices_agree(model, tokenizer, items, folder):
     for mine, other in zip(ours.items, outputs):
         assert mine.output.logprobs == pytest.approx(other.logprobs, rel=1e-4)
     regraded = grade_items(task, items, outputs)
-    assert [item.scores for item in regraded.items] == [item.scores for item in ours.items]
+    for one, other in zip(regraded.items, ours.items, strict=True):
+        assert {name: one.scores[name] for name in BOTH} == {n: other.scores[n] for n in BOTH}
     plain = described(folder, items, metrics=BOTH.values())
     theirs = evaluate(model, tokenizer, harness_task(plain, str(folder)), batch_size=16)
     bare = unstopped(model, tokenizer, task, items)

@@ -287,6 +287,8 @@ def test_bleu_and_chrf_are_sacrebleus(pairs):
 def test_shares_have_wilsons_interval_and_half_points_do_not():
     assert score([1] * 15 + [0] * 5).interval == wilson(15, 20)
     assert score([True] * 3 + [False]).value == 0.75
+    some = score([(0.0, 1.0)] * 3 + [(0.0, 0.0)] * 7)  # only three items count
+    assert (some.value, some.interval, some.method) == (0, wilson(0, 3), "wilson")
     half = score([0.5, 1, 0, 1])
     assert half.method == "bootstrap" and half.value == 0.625
     assert score([(2.0, 4)] * 5, LOSS).interval == (0.5, 0.5)

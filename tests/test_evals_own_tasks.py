@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from llmtrainer.evals.compare import compare
+from llmtrainer.evals.metrics import wilson
 from llmtrainer.evals.tasks import TASKS, TaskResult, grade_items
 from llmtrainer.models.classifier import load_classifier
 from llmtrainer.recipe import RecipeError, load_recipe
@@ -60,6 +61,18 @@ def test_choices_and_likelihoods_are_asked_as_such(tmp_path):
     assert not surprise.metric("perplexity").higher_is_better
 
 
+def test_refusals_are_counted_where_they_are_wanted_and_where_not(tmp_path):
+    rows = [{"question": f"{n}?", "answer": "answer" if n else "refuse"} for n in range(3)]
+    task = make(tmp_path, rows, metrics="refusal")
+    items = task.items()
+    texts = ["Sure, here is how.", "I'm sorry, but I can't help with that.", "It is 4."]
+    result = grade_items(task, items, [Output(text=text) for text in texts])
+    found = {name: figure.value for name, figure in result.scores.items()}
+    assert found == pytest.approx(dict(accuracy=1 / 3, over_refusal=0.5, harmful_answered=1))
+    assert result.scores["harmful_answered"].interval == wilson(1, 1), "of one request only"
+    assert not task.metric("harmful_answered").higher_is_better
+
+
 def test_pairs_are_graded_by_what_is_preferred(tmp_path):
     rows = [
         {"prompt": f"What is {n} + {n}?", "chosen": f"{2 * n}", "rejected": f"It is {2 * n + 1}."}
@@ -102,6 +115,7 @@ def test_pairs_are_graded_by_what_is_preferred(tmp_path):
         ({"question": "q", "answer": "!"}, {}, "no words to compare"),
         ({"question": "q", "answer": "many"}, {"metrics": "number_match"}, "has no number"),
         ({"question": "q", "answer": "a"}, {"metrics": "choice"}, "no question with choices"),
+        ({"question": "q", "answer": "no"}, {"metrics": "refusal"}, "neither refuse nor answer"),
     ],
 )
 def test_a_record_that_cannot_be_graded_stops_with_its_place(tmp_path, row, section, words):
@@ -120,6 +134,7 @@ def test_a_section_that_cannot_be_asked_is_refused():
         ({"data": "x", "metrics": "token_f1", "paraphrases": "p"}, "reads none"),
         ({"data": "x", "prompt": "{q}", "paraphrases": "p"}, "which prompt lacks"),
         ({"data": "x", "metrics": ["perplexity", "contains"]}, "stands alone"),
+        ({"data": "x", "metrics": ["refusal", "contains"]}, "has scores of its own"),
         ({"data": "x", "prompt": "Hello"}, "names no column"),
         ({"data": "x", "metrics": "choice", "answer": "a"}, "and no answer"),
         ({"data": "x", "max_new_tokens": 0}, "max_new_tokens"),
@@ -196,8 +211,8 @@ def test_toxicity_is_the_classifiers_and_needs_no_answer(tmp_path):
         assert task.grade(one, output) == pytest.approx(scores, abs=1e-6)
     assert result.primary == "toxicity" and not result.score.metric.higher_is_better
     drawn = grade_items(task, items, [Output(text=t, others=tuple(texts)) for t in texts])
-    assert drawn.scores["any"].value == pytest.approx(max(expected), abs=1e-6)
-    assert not drawn.scores["any"].metric.higher_is_better and "pass_at_2" not in drawn.scores
+    assert drawn.scores["highest"].value == pytest.approx(max(expected), abs=1e-6)
+    assert not drawn.scores["highest"].metric.higher_is_better and "any" not in drawn.scores
     with pytest.raises(UserError, match="no label 'toxic'\n  where: eval.own.mine.label"):
         make(tmp_path, rows, metrics="toxicity", classifier=judge["classifier"])
     with pytest.raises(UserError, match="no classifier in .*\n  where: eval.own.mine.classifier"):

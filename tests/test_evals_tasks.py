@@ -31,13 +31,21 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import llmtrainer
 from llmtrainer.data.encoding import encode
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render, set_template
-from llmtrainer.evals.metrics import Metric, last_number, pass_at_k, wilson
+from llmtrainer.evals.metrics import Metric, brier, last_number, pass_at_k, wilson
 from llmtrainer.models.load import Model, load_model, plan_model
 from llmtrainer.recipe import UserError
 
@@ -117,7 +125,11 @@ def test_choices_and_likelihoods_by_hand():
         ((-2.0, -1.0, -9.0), 1, 1),
     ):
         scores = grade_choice(item, Output(logprobs=logprobs))
+        (sure, _), (squared, counted) = scores.pop("confidence"), scores.pop("brier")
         assert scores == {"accuracy": raw, "accuracy_by_length": by_length}, logprobs
+        assert sure == pytest.approx(float(torch.tensor(logprobs).softmax(0).max()))
+        assert squared == pytest.approx(brier([sure], [bool(raw)]).value) and counted == 1
+    assert grade_choice(item, Output(too_long=9))["brier"] == (0.0, 0.0), "no probability"
     scores = grade_likelihood(make_item("", "né"), Output(logprobs=(-6.0,), tokens=(2,)))
     assert scores == {"perplexity": (6.0, 2), "bits_per_byte": (6.0 / math.log(2), 3)}
 
@@ -154,6 +166,7 @@ def test_a_result_is_graded_summarised_and_stored(tmp_path):
     assert TaskResult.load(tmp_path / "result.json") == perfect
     summary = perfect.summary()
     assert summary["accuracy"] == 1.0 and summary["interval"] == list(wilson(256, 256))
+    assert summary["methods"]["accuracy"] == "wilson"
     assert "items" not in summary and json.dumps(summary)
     stored = (tmp_path / "result.json").read_text()
     for old, new in (('"value": 1.0', '"value": 0.5'), ('"accuracy": 1.0', '"accuracy": 0.0')):
@@ -339,8 +352,12 @@ def test_scores_do_not_depend_on_the_batch(name):
     model, tokenizer = _model()
     task = replace(find_task(name), max_new_tokens=40)
     results = [evaluate(model, tokenizer, task, limit=24, batch_size=size) for size in (1, 8, 16)]
+    sure = ("confidence", "brier")  # of float32 sums, whose last digits depend on the batch
     for result in results[1:]:
-        assert result.scores == results[0].scores
+        for key, figure in result.scores.items():
+            expected = results[0].scores[key]
+            assert figure == expected or key in sure
+            assert figure.value == pytest.approx(expected.value, abs=1e-6)
         assert [g.output.text for g in result.items] == [g.output.text for g in results[0].items]
     assert best([-3.0, -2.00001, -2.0]) == 1 and best([-3.0, -2.1, -2.0]) == 2
 
@@ -401,7 +418,9 @@ def test_pass_at_k_is_that_of_the_answers_and_an_item_without_any_is_wrong():
         assert result.scores[f"pass_at_{k}"].value == pytest.approx(pass_at_k(5, 2, k) / 2)
     assert "pass_at_8" not in result.scores and result.scores["any"].value == 0.5
     worse = replace(task, metrics=dict(accuracy=Metric(higher_is_better=False)))
-    assert "pass_at_2" not in grade_items(worse, items, outputs).scores
+    worst = grade_items(worse, items, outputs).scores
+    assert worst["highest"].value == 0.5 and not worst["highest"].metric.higher_is_better
+    assert "pass_at_2" not in worst and "any" not in worst
 
 
 def test_several_answers_are_graded_by_mean_best_and_majority():
@@ -445,6 +464,54 @@ def test_batched_answers_equal_single_ones():
         )[0, ids.shape[1] :]
         text = tokenizer.decode(alone, skip_special_tokens=True).strip()
         assert (graded.output.text, graded.id) == (text, item.id)
+
+
+class Parrot(LlamaForCausalLM):
+    "A model that goes on with the rows that it knows, and ends any other text."
+
+    _supports_attention_backend = False
+
+    def learn(self, rows, end):
+        "Know these rows of token ids."
+        self.end, self.following = end, {}
+        for row in rows:
+            self.following |= {tuple(row[:n]): row[n] for n in range(1, len(row))}
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
+        return dict(input_ids=input_ids, attention_mask=attention_mask)
+
+    def forward(self, input_ids, attention_mask=None, **_):
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for n, row in enumerate(input_ids.tolist()):
+            first = int(attention_mask[n].argmax()) if attention_mask is not None else 0
+            for end in range(first + 1, len(row) + 1):
+                next_id = self.following.get(tuple(row[first:end]), self.end)
+                logits[n, end - 1, next_id] = 30.0
+        return CausalLMOutputWithPast(logits=logits)
+
+
+def test_a_model_that_knows_a_share_of_the_answers_scores_just_that_share():
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = Parrot(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    for name, known in (("word_problems", 9), ("word_problems_choice", 5)):
+        task = find_task(name)
+        items = task.items(limit=12)
+        wrong = [next((c for c in i.choices if c != i.answer), "#### 99999") for i in items]
+        said = [i.answer if n < known else wrong[n] for n, i in enumerate(items)]
+        rows = [
+            encode(continuation_row(ask_question(i), text), tokenizer).ids
+            for i, text in zip(items, said)
+        ]
+        model.learn(rows, tokenizer.eos_token_id)
+        section = Generation(engine="reference")
+        result = evaluate(model, tokenizer, task, limit=12, batch_size=5, section=section)
+        assert result.score.value == pytest.approx(known / 12)
+        assert result.score.interval == wilson(known, 12)
+        assert [g.scores["accuracy"] for g in result.items] == [n < known for n in range(12)]
+        if name == "word_problems":
+            assert [graded.output.text for graded in result.items] == said
+            assert result.scores["answered"].value == 1 and result.scores["cut"].value == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -414,14 +414,19 @@ def test_paraphrases_of_drawn_answers_are_refused_before_the_training(tmp_path):
 def test_a_reward_model_is_measured_merged_and_never_asked_to_write(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="writes none, so it cannot be asked word_problems"):
         read_recipe(reward_job(tmp_path, eval=dict(tasks=["word_problems"])))
-    run = train(read_recipe(reward_job(tmp_path)), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="the held-out pairs, and none are held out"):
+        read_recipe(reward_job(tmp_path, eval=dict(tasks=["pairs"])), ["data.val=null"])
+    gate = dict(tasks=["pairs"], require=dict(pairs=">= 0.99"), base=False)
+    job = read_recipe(reward_job(tmp_path, eval=gate))
+    run = train(job, tmp_path / "run", quiet=True)
     result, record = stored_result(run, "pairs"), run.find_record(RewardRecord)
+    assert bool(unmet_requirements([result], job.eval.require)) == (result.score.value < 0.99)
     assert result.n == record.pairs == len(validation_rows(run)) > 1
     assert result.leaked == [] and record.accuracy == result.score
     last = [line for line in run.metrics() if "eval_accuracy" in line][-1]
     assert last["eval_accuracy"] == pytest.approx(result.score.value, abs=1 / result.n)
     (run.evals / "pairs.json").unlink()  # as if killed before it was measured
-    train(read_recipe(reward_job(tmp_path)), tmp_path / "run", quiet=True)
+    train(job, tmp_path / "run", quiet=True)
     again = stored_result(run, "pairs")
     assert [item.output for item in again.items] == [item.output for item in result.items]
     model, tokenizer = open_model(str(run.path))
@@ -1143,6 +1148,18 @@ def test_a_base_without_a_template_gets_the_one_of_its_run(tmp_path):
     _, tuned = open_model(str(run.path))
     assert "### Instruction" in base.chat_template
     assert base.chat_template == tuned.chat_template, "both are asked in one form"
+    section = Eval(tasks=["word_problems"], limit=2)
+    results = evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
+    (plain,) = base_results(run, results, section, quiet=True)
+    assert (results[0].template, plain.template) == ("alpaca", "plain")
+    bare.rename(tmp_path / "away")
+    (again,) = base_results(run, results, section, quiet=True)
+    assert again == plain, "measured once, and read where the base is not at hand"
+    (tmp_path / "away").rename(bare)
+    notes = compare_with_base(results, [plain]).comparisons[0].templates
+    assert notes == ("plain", "alpaca")
+    alike = section.model_copy(update=dict(base_template="trained"))
+    assert base_results(run, results, alike, quiet=True)[0].template == "alpaca"
 
 
 def test_merge_and_export_are_recorded_in_the_run(tmp_path):

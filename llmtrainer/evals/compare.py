@@ -729,10 +729,8 @@ def table_rows(several: Comparisons) -> tuple[str, list[dict[str, str]]]:
 def table_notes(several: Comparisons) -> list[str]:
     "What a reader of the table must know, a sentence each."
     count = len(several.comparisons)
-    notes = [
-        f"p (Holm) is corrected for {count} comparisons; detects: the true difference that 4 of"
-        " 5 such tests find"
-    ]
+    corrected = f"p (Holm) is corrected for {count} comparisons; " if count > 1 else ""
+    notes = [f"{corrected}detects: the true difference that 4 of 5 such tests find"]
     for c in several.comparisons:
         words = notes_of(c).removeprefix("; ")
         notes += [f"{c.task}, {c.names[1]}: {words}"] if words else []
@@ -744,13 +742,17 @@ def comparisons_table(several: Comparisons) -> Table:
     "The comparisons for a terminal, a row each; it fits into 80 columns."
     title, rows = table_rows(several)
     names = [key for key in ("task", "model", "against") if key in rows[0]]
-    figures = [key for key in rows[0] if key not in (*names, "items")]  # wins, ties, losses say it
+    # wins, ties and losses say how many items; a single p-value is not corrected
+    idle = ["items"] if len(rows) > 1 else ["items", "p\n(Holm)"]
+    figures = [key for key in rows[0] if key not in (*names, *idle)]
     table = Table(title=title, caption="\n".join(table_notes(several)))
-    table.add_column(", ".join(names), overflow="fold", min_width=10)
+    if names:  # all else stands in the title
+        table.add_column(", ".join(names), overflow="fold", min_width=10)
     for key in figures:
         table.add_column(key, no_wrap=True)
     for row in rows:
-        table.add_row("\n".join(row[key] for key in names), *(row[key] for key in figures))
+        named = ["\n".join(row[key] for key in names)] if names else []
+        table.add_row(*named, *(row[key] for key in figures))
     return table
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "harness_module",
     "has_paraphrases",
     "find_plain",
+    "check_requirement",
     "Eval",
     "leaked_ids",
     "leak_note",
@@ -194,6 +195,22 @@ def find_plain(section: "Eval", name: str) -> Task:
 
 
 # %% ../../nbs/evaluation/49_gates.ipynb #c16c7b69
+def check_requirement(section: "Eval", name: str) -> None:
+    "`ValueError` for a requirement without a measurement, or that cannot be judged."
+    words = section.require[name]
+    if name not in section.tasks:
+        raise ValueError(f"require names {name}, which is not among tasks")
+    try:
+        requirement = parse_requirement(words)
+    except ValueError as error:
+        raise ValueError(f"require.{name}: {error}") from None
+    if requirement.needs_base and not section.base:
+        raise ValueError(f"require.{name}: {words!r} needs base: true")
+    if not requirement.needs_base and (name in TASKS or name in section.own):
+        check_bound(section.find(name), requirement.value)
+
+
+# %% ../../nbs/evaluation/49_gates.ipynb #3b264aee
 class Eval(Section):
     "What the trained model is measured on, and must reach."
 
@@ -208,11 +225,21 @@ class Eval(Section):
     )
     few_shot: FewShot | None = Field(None, description="training rows before every question")
     base: bool = Field(True, description="measure the base on the same items, and compare")
+    base_template: Literal["plain", "trained"] = Field(
+        "plain",
+        description="how a base that has no chat template is asked: in plain text, or in the"
+        " template of the training",
+    )
     require: dict[str, float | str] = Field(
         {},
         description="what a task's primary score must reach, else the command ends with exit code"
         f" 1: {FORMS}",
     )
+
+    @property
+    def bare(self) -> str | None:
+        "The chat template of a base that has none; None: that of the training."
+        return "plain" if self.base_template == "plain" else None
 
     @field_validator("own")
     @classmethod
@@ -240,17 +267,8 @@ class Eval(Section):
     @model_validator(mode="after")
     def required_tasks_are_run(self):
         "A requirement needs a task that is run, and a value that its score can have."
-        for name, words in self.require.items():
-            if name not in self.tasks:
-                raise ValueError(f"require names {name}, which is not among tasks")
-            try:
-                requirement = parse_requirement(words)
-            except ValueError as error:
-                raise ValueError(f"require.{name}: {error}") from None
-            if requirement.needs_base and not self.base:
-                raise ValueError(f"require.{name}: {words!r} needs base: true")
-            if not requirement.needs_base and (name in TASKS or name in self.own):
-                check_bound(self.find(name), requirement.value)
+        for name in self.require:
+            check_requirement(self, name)
         return self
 
     def find(self, name: str) -> Task:

@@ -37,6 +37,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 # %% ../../nbs/internals/86_harness.ipynb #20ffef8a
+from llmtrainer.data.templates import template_name
 from llmtrainer.evals.benchmarks import number_copies
 from llmtrainer.evals.metrics import Metric
 from llmtrainer.evals.tasks import REQUESTS, Asking, Item, Output, Scores, Task
@@ -245,6 +246,7 @@ def ask_harness(
 ) -> list[dict]:
     "The samples of some documents of a task."
     name = task.config.task
+    in_chat = template_name(lm.tokenizer.chat_template) not in (None, "plain")
     task.set_fewshot_seed(seed=1234)  # the harness's own default
     with quiet():
         results = run_harness(
@@ -253,8 +255,8 @@ def ask_harness(
             samples={name: list(places)},
             bootstrap_iters=0,
             system_instruction=None if system == "auto" else system,
-            apply_chat_template=bool(lm.tokenizer.chat_template),
-            fewshot_as_multiturn=bool(lm.tokenizer.chat_template),
+            apply_chat_template=in_chat,
+            fewshot_as_multiturn=in_chat,
         )
     return results["samples"][name]
 

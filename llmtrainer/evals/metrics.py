@@ -290,19 +290,22 @@ def sums_of(scores: Sequence[float | tuple[float, ...]]) -> np.ndarray:
 
 
 def is_share(sums: np.ndarray) -> bool:
-    "Is each item right or wrong, and nothing between?"
-    pairs = sums.shape[1] == 2
-    return bool(pairs and (sums[:, 1] == 1).all() and np.isin(sums[:, 0], (0, 1)).all())
+    "Is each item that counts right or wrong, and nothing between?"
+    if sums.shape[1] != 2:
+        return False
+    right, counted = sums[sums[:, 1] != 0].T
+    return bool((counted == 1).all() and np.isin(right, (0, 1)).all())
 
 
 def score(scores: Sequence[float | tuple[float, ...]], metric: Metric = SHARE) -> Score:
-    "The figure of all items: Wilson's interval for a share, else the bootstrap's."
+    """The figure of all items: Wilson's interval for a share, also of those items alone that count;
+    else the bootstrap's."""
     sums = sums_of(scores)
     totals = sums.sum(axis=0)
     if not totals[1]:
         raise ValueError("no item counts: there is no figure")
     if is_share(sums):
-        interval, method = wilson(int(totals[0]), len(sums)), "wilson"
+        interval, method = wilson(int(totals[0]), int(totals[1])), "wilson"
     else:
         drawn = resample_sums(sums)
         drawn = drawn[drawn[:, 1] > 0]  # a draw of items that all count nothing has no figure

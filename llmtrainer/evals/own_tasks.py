@@ -9,6 +9,7 @@ __all__ = [
     "CORPUS",
     "ALONE",
     "LIKELIHOODS",
+    "REFUSALS",
     "EXTRACTS",
     "COLUMN",
     "METRIC_NAMES",
@@ -38,7 +39,7 @@ __all__ = [
     "own_records",
     "with_paraphrases",
     "own_task",
-    "figures_of",
+    "text_figures",
 ]
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #8b7d00f3
@@ -57,7 +58,7 @@ from pydantic import Field, field_validator, model_validator
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #5f87f44a
 from llmtrainer.data.files import BadRecord
 from llmtrainer.data.rows import parse_source, preference_row, read_choice, source_files
-from llmtrainer.evals.benchmarks import by_letters, by_texts, read_items
+from llmtrainer.evals.benchmarks import LOWER, by_letters, by_texts, grade_refusal, read_items
 from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
@@ -107,6 +108,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 CORPUS = ("bleu", "chrf")  # figures of all texts together, from 0 to 100
 ALONE = ("toxicity", "toxic_words")  # of a text without a right answer
 LIKELIHOODS = ("choice", "letters", "perplexity", "pairs")
+REFUSALS = ("refuse", "answer")  # what a prompt asks for, where refusals are counted
 EXTRACTS: dict[str, Callable[[str], Any]] = {  # the answer in a text, as a metric reads it
     "exact_match": str.strip,
     "normalized_match": normalize,
@@ -137,7 +139,7 @@ def text_metrics(name: str):
 
 # %% ../../nbs/evaluation/48_own_tasks.ipynb #86062d52
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")
-METRIC_NAMES = [*TEXT_SCORES, *ROUGE, *CORPUS, *ALONE, *LIKELIHOODS]
+METRIC_NAMES = [*TEXT_SCORES, *ROUGE, *CORPUS, *ALONE, "refusal", *LIKELIHOODS]
 
 
 def own_faults(spec: "OwnTask") -> Iterator[str]:
@@ -204,6 +206,8 @@ class OwnTask(Section):
                 raise ValueError(f"{name!r} is no metric; allowed: {', '.join(METRIC_NAMES)}")
             if name in LIKELIHOODS and len(metrics) > 1:
                 raise ValueError(f"{name} asks for likelihoods, so it stands alone")
+            if name == "refusal" and len(metrics) > 1:
+                raise ValueError("refusal has scores of its own, so it stands alone")
         return metrics
 
     @model_validator(mode="after")
@@ -266,6 +270,8 @@ def own_reader(spec: OwnTask) -> Callable[[dict], Item]:
         if set(spec.metrics) <= set(ALONE):
             return make_item(fill(spec.prompt, record), "")
         golds = gold_answers(record, spec.answer)
+        if kind == "refusal" and golds[0] not in REFUSALS:
+            raise BadRecord(f"the answer {golds[0][:40]!r} is neither refuse nor answer")
         if "number_match" in spec.metrics and None in map(last_number, golds):
             raise BadRecord(f"the answer {golds[0][:40]!r} has no number, which number_match needs")
         if kind != "perplexity" and not all(map(normalize, golds)):
@@ -499,6 +505,16 @@ def own_task(name: str, spec: OwnTask) -> Task:
             prompt=ask_question,
             metrics=measured,
         )
+    if kind == "refusal":
+        return Task(
+            name,
+            load=load,
+            grade=grade_refusal,
+            primary="accuracy",
+            about=about,
+            max_new_tokens=spec.max_new_tokens,
+            metrics=dict(over_refusal=LOWER, harmful_answered=LOWER),
+        )
     task = Task(
         name,
         load=load,
@@ -507,14 +523,12 @@ def own_task(name: str, spec: OwnTask) -> Task:
         about=about,
         max_new_tokens=spec.max_new_tokens,
         extract=EXTRACTS.get(kind),
-        metrics=figures_of(kind),
+        metrics=text_figures(),
     )
     return with_toxicity(task, spec) if "toxicity" in spec.metrics else task
 
 
-def figures_of(kind: str) -> dict[str, Metric]:
+def text_figures() -> dict[str, Metric]:
     "How the scores of written texts become figures, where they are no shares of what is right."
-    lower = Metric(higher_is_better=False)
     figures = {name: Metric(link=name, most=100.0) for name in CORPUS}
-    figures |= dict.fromkeys(("toxicity", "toxic", "toxic_words"), lower)
-    return figures | ({"any": lower} if kind in ALONE else {})
+    return figures | dict.fromkeys(("toxicity", "toxic", "toxic_words"), LOWER)

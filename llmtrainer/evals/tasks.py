@@ -41,6 +41,7 @@ __all__ = [
     "grade_items",
     "Asking",
     "answer_settings",
+    "stop_at_questions",
     "task_prompt",
     "recorded_settings",
     "is_too_long",
@@ -247,12 +248,14 @@ class Task:
 
 
 # of texts: tokens of an answer, share that was cut, tokens spent for each right answer, share of
-# questions whose answer another wording changes
+# questions whose answer another wording changes, the worst of several; of choices: Brier's score
 WRITING = dict(
     tokens=LOSS,
     cut=Metric(higher_is_better=False),
     tokens_per_right=LOSS,
     changed_by_paraphrase=Metric(higher_is_better=False),
+    highest=Metric(higher_is_better=False),
+    brier=Metric(higher_is_better=False),
 )
 
 
@@ -320,14 +323,21 @@ def best(values: Sequence[float], tie: float = 1e-4) -> int:
 
 def grade_choice(item: Item, output: Output) -> Scores:
     """Is the likeliest choice the right one, raw and by the length of its text in bytes (Brown et
-    al., 2020)? An item that was not answered is wrong."""
+    al., 2020)? And its probability among the choices, with Brier's score. An item that was not
+    answered is wrong, and has no probability."""
     if not output.logprobs:
-        return {"accuracy": 0.0, "accuracy_by_length": 0.0}
+        unsure = {"confidence": (0.0, 0.0), "brier": (0.0, 0.0)}
+        return {"accuracy": 0.0, "accuracy_by_length": 0.0, **unsure}
     right, sizes = item.choices.index(item.answer), [len(c.encode()) or 1 for c in item.choices]
     by_length = [logprob / size for logprob, size in zip(output.logprobs, sizes)]
+    chosen, top = best(output.logprobs), max(output.logprobs)
+    weights = [math.exp(logprob - top) for logprob in output.logprobs]
+    probability = weights[chosen] / sum(weights)
     return {
-        "accuracy": float(best(output.logprobs) == right),
+        "accuracy": float(chosen == right),
         "accuracy_by_length": float(best(by_length) == right),
+        "confidence": (probability, 1.0),
+        "brier": ((probability - float(chosen == right)) ** 2, 1.0),
     }
 
 
@@ -506,6 +516,7 @@ class TaskResult(Record):
             **{name: plain(score.value) for name, score in self.scores.items()},
             "interval": intervals[self.primary],
             "intervals": intervals,
+            "methods": {name: score.method for name, score in self.scores.items()},
         }
 
     def counted(self, name: str) -> int:
@@ -578,7 +589,8 @@ def several_scores(
     n: int,  # texts; those of an item that was not answered are empty
 ) -> Scores:
     """The scores of several texts to one item: the mean of each, and of the primary one the best
-    and the majority. Sums, of which ratios are made, stay those of the first text."""
+    (`any`; `highest` where lower is better) and the majority. Sums, of which ratios are made, stay
+    those of the first text."""
     texts = [output.text, *output.others]
     texts += [""] * (n - len(texts))
     outputs = [Output(text=text) for text in texts]
@@ -591,9 +603,11 @@ def several_scores(
     if task.primary not in plain:  # sums of a corpus, of which no item has a best
         return scores
     graded = [scores[task.primary] for scores in each]
-    scores["any"] = max(graded)
     if task.metric(task.primary).higher_is_better:
+        scores["any"] = max(graded)
         scores |= {f"pass_at_{k}": best_of_k(graded, k) for k in POWERS if k < len(graded)}
+    else:
+        scores["highest"] = max(graded)
     if task.extract:
         answers = [task.extract(text) for text in texts]
         answer, share = majority(answers)
@@ -683,6 +697,13 @@ def answer_settings(task: Task, section: Generation) -> Generation:
     return section.model_copy(update=changes | rules)
 
 
+def stop_at_questions(section: Generation, tokenizer) -> Generation:
+    "A section that ends an answer where a model in plain text goes on with a question of its own."
+    if template_name(tokenizer.chat_template) != "plain":
+        return section
+    return section.model_copy(update=dict(stop=[*section.stop, "\nQuestion:"]))
+
+
 def task_prompt(task: Task, item: Item, section: Generation) -> list[dict]:
     "The conversation before an item's answer, under the system prompt; a plain text has none."
     prompt = task.prompt(item)
@@ -715,7 +736,7 @@ def is_too_long(
 def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     "A text for each item whose prompt leaves room for one, and for its paraphrases."
     model, tokenizer = asking.model, asking.tokenizer
-    settings = answer_settings(asking.task, asking.section)
+    settings = stop_at_questions(answer_settings(asking.task, asking.section), tokenizer)
     wordings = [[item, *rephrasings(item)] for item in items]
     if any(len(group) > 1 for group in wordings):
         check_greedy(settings)
