@@ -6,6 +6,7 @@ from llmtrainer.align.unpaired import Encoded, UserError, np, score_rows, torch
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,7 +164,7 @@ def test_the_fused_engine_gives_the_same_gradient():
         disturb(model, 0.01)
         batch = pad_batch(list(data.train), tokenizer.pad_token_id)
         objective.begin_step([batch])
-        total = lambda objective=objective, batch=batch: objective.compute_loss(model, batch).total
+        total = partial(lambda *at: at[0].compute_loss(*at[1:]).total, objective, model, batch)
         found.append((loss_and_gradient(model, total), float(objective._kl)))
     ((loss, gradient), kl), ((fused, other), fused_kl) = found
     assert kl > 0 and abs(kl - fused_kl) < 1e-4 and abs(loss - fused) < 1e-5

@@ -867,6 +867,7 @@ class WritingShape:
     slots: int  # written at a time
     prompt: int  # tokens of the longest prompt
     answer: int  # new tokens at most
+    draw: Callable | None = None  # as a `Choice` takes it
 
     @property
     def rows(self) -> int:
@@ -884,7 +885,6 @@ def simulate_writing(
     model,  # a skeleton; it is used up
     work: StepShape,
     shape: WritingShape,
-    draw: Callable | None = None,  # as a `Choice` takes it
 ) -> dict[str, int]:
     """Bytes by what they are for: the lines at their longest, the peak of a writing beside what
     stays, and the 4-bit weights where they are unpacked."""
@@ -895,7 +895,7 @@ def simulate_writing(
         stack.enter_context(ledger)
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=work.mixed))
         decoder = Decoder(model)
-        slots = Slots(decoder, shape.rows, Choice(draw=draw))
+        slots = Slots(decoder, shape.rows, Choice(draw=shape.draw))
         # all pieces of prompts take the same but for what is held already: one shows it
         shared = [0] * max(0, shape.prompt - 1 - PREFILL // shape.rows)
         prefix = read_prompts(decoder, [shared]) if shared else []
@@ -920,18 +920,16 @@ def simulate_writing(
 
 # %% ../../nbs/speed/66_decode.ipynb #b4ea3cfd
 @cached_by_value
-def writing_bytes(
-    config, section: Adapt, work: StepShape, shape: WritingShape, draw: Callable | None = None
-) -> dict[str, int]:
+def writing_bytes(config, section: Adapt, work: StepShape, shape: WritingShape) -> dict[str, int]:
     "`simulate_writing` of a configuration: two short models and the line through them, or all."
     if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
-        half = writing_bytes(config, section, replace(work, mixed=True), shape, draw)
+        half = writing_bytes(config, section, replace(work, mixed=True), shape)
         return {name: 2 * size for name, size in half.items()}
     build = lambda small: build_meta_model(small, section, work)
     if not blocks_uniform(config, section):
-        return simulate_writing(build(config), work, shape, draw)
+        return simulate_writing(build(config), work, shape)
     two, three = (
-        simulate_writing(build(with_blocks(config, blocks)), work, shape, draw) for blocks in (2, 3)
+        simulate_writing(build(with_blocks(config, blocks)), work, shape) for blocks in (2, 3)
     )
     return extrapolate_counts(two, three, config.num_hidden_layers)
 
@@ -942,13 +940,12 @@ def predict_writing(
     work: StepShape,  # of the training that writes between its steps
     shape: WritingShape,
     memory: int,  # bytes of the device: 4-bit weights are unpacked where it has room
-    draw: Callable | None = None,
 ) -> dict[str, int]:
     """Bytes of a writing by part: `held` (weights, adapters, optimizer), `unpacked`, `lines`, and
     the `total` at the peak; raises `Unsupported` for a model that the writer cannot write with."""
     static = static_memory(config, section, work)
     held = sum(static.values()) - static["gradients"]
-    found = writing_bytes(config, section, work, shape, draw)
+    found = writing_bytes(config, section, work, shape)
     unpacked = found["unpacked"] if held + 2 * found["unpacked"] <= memory else 0
     lost = int(GAPS * found["peak"] + CONTEXT * work.mixed)
     total = held + unpacked + found["peak"] + lost

@@ -505,6 +505,7 @@ def push(
     return place
 
 
+# %% ../../nbs/shipping/74_hub.ipynb #ae0de49d
 def check_examples(run: Run, part: str) -> None:
     "`UserError` where examples, which are rows of data, would be published with a prompt."
     found, stored = run.find_record(StoredPrompt), stored_prompting(run.path / part_folder(part))
