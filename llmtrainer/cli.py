@@ -1509,13 +1509,18 @@ def push(
     unmet: Annotated[
         bool, typer.Option("--unmet", help="although the recipe's requirements are not met")
     ] = False,
+    examples: Annotated[
+        bool,
+        typer.Option("--examples", help="although its prompt has examples, which are rows of data"),
+    ] = False,
     as_json: AsJson = False,
 ):
     "Publish a run on the Hugging Face Hub in one commit, private unless --public, and check it."
     from llmtrainer.run import Run
     from llmtrainer.ship.hub import push as push_run
 
-    options = dict(part=part, private=not public, overwrite=overwrite, unmet=unmet)
+    options = dict(part=part, private=not public, overwrite=overwrite)
+    options |= dict(unmet=unmet, examples=examples)
     print_place(push_run(Run.load(run), repo, **options), as_json)
 
 

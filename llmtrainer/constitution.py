@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = [
+    "OF_PAIRS",
+    "ONLINE",
     "SPLIT",
     "REPLAY",
     "ADVICE",
+    "PairTrain",
+    "OnlineTrain",
     "ConstitutionRecipe",
     "stage_objectives",
     "read_constitution",
@@ -134,19 +138,34 @@ from llmtrainer.run import Record, Run, is_run, sha256, write_atomic
 from llmtrainer.safe_text import TextConsole, show
 from llmtrainer.ship.card import ALIGNMENT, AlignmentRecord, PrinciplesFile, renew_card
 from llmtrainer.training.launch import process_count
-from llmtrainer.training.objective import Objective, chosen_objective
-
+from llmtrainer.training.objective import Objective, chosen_objective, objective_choice
 
 # %% ../nbs/system/86_constitution_job.ipynb #f9dc141a
+OF_PAIRS = {name: kind for name, kind in OBJECTIVES.items() if "preference" in kind.rows}
+ONLINE = {name: kind for name, kind in OBJECTIVES.items() if issubclass(kind, Online)}
+
+
+class PairTrain(JobTrain):
+    "How pairs are learned: a section like train."
+
+    objective: objective_choice(OF_PAIRS) = Field("dpo", description="what is made of the pairs")
+
+
+class OnlineTrain(JobTrain):
+    "How the tuned model learns from its own answers: a section like train."
+
+    objective: objective_choice(ONLINE) = Field("grpo", description="what is learned")
+
+
 class ConstitutionRecipe(Recipe):
     "A recipe whose data the model itself makes, by principles."
 
     constitution: Constitution
-    preferences: JobTrain = Field(
-        JobTrain(objective="dpo", lr=Dpo.proposed_lr),
+    preferences: PairTrain = Field(
+        PairTrain(lr=Dpo.proposed_lr),
         description="how pairs are learned: a section like train, with dpo, orpo, simpo or reward",
     )
-    online: JobTrain | None = Field(
+    online: OnlineTrain | None = Field(
         None, description="a section like train with grpo or rloo, after preferences with reward"
     )
 
@@ -158,15 +177,7 @@ def stage_objectives(recipe: ConstitutionRecipe) -> tuple[Objective, Objective |
     _, online = (
         chosen_objective(recipe.online.objective, OBJECTIVES) if recipe.online else (0, None)
     )
-    if "preference" not in pairs.rows:
-        raise UserError(
-            "the judge's pairs are rows with a chosen and a rejected answer, and this objective"
-            " learns from others",
-            where="preferences.objective",
-            allowed="dpo, orpo, simpo, or reward with a section online",
-        )
-    scores, writes = isinstance(pairs, Reward), isinstance(online, Online)
-    if scores != writes or (online and not writes):
+    if isinstance(pairs, Reward) != (online is not None):
         raise UserError(
             "a reward model answers nothing by itself, and online RL needs one",
             where="preferences.objective and online",

@@ -7,10 +7,13 @@ __all__ = [
     "planned_step_shape",
     "plan_config",
     "forecast",
+    "sampled",
+    "plan_writing",
     "predict_time",
     "format_bytes",
     "format_suggestions",
     "batch_overrides",
+    "format_writing",
     "format_verdict",
     "forecast_tables",
     "longest_sequences",
@@ -48,6 +51,8 @@ from llmtrainer.data.packing import Bins, Sequences, model_inputs
 from llmtrainer.data.prepare import Prepared
 from llmtrainer.device import DevicePlan, Machine, probe
 from llmtrainer.device import plan_table as device_table
+from llmtrainer.models.decode import WritingShape, power_of_two, predict_writing
+from llmtrainer.models.generate import exponential_noise
 from llmtrainer.models.load import (
     Model,
     beyond_context,
@@ -65,6 +70,7 @@ from llmtrainer.models.lora import (
     load_adapter,
     trainable_table,
 )
+from llmtrainer.models.loss import Unsupported
 from llmtrainer.models.memory import (
     MAX_ROWS,
     MemoryTracker,
@@ -129,18 +135,21 @@ def forecast(
     recipe, batch = resolve_batch_size(recipe, config, chosen, here)
     work = planned_step_shape(recipe, config, chosen, here)
     parts = predict_memory(text, recipe.adapt, work)
-    fits = parts["total"] <= here.memory
+    step_fits, writing = parts["total"] <= here.memory, plan_writing(recipe, text, work, here)
+    if writing:
+        parts["writing"] = writing["total"]
     return dict(
         plan=asdict(chosen),
         family=model_traits(config) | beyond_context(config, recipe.data.max_length),
         trainable=count_trainable_from_config(text, recipe.adapt),
         bytes=parts,
         memory=here.memory,
-        fits=fits,
+        fits=step_fits and (writing is None or writing["fits"]),
+        writing=writing,
         batch=batch and batch.model_dump(),
         largest_batch_size=largest_batch_size(text, recipe.adapt, work, here.memory),
         changes=[]
-        if fits
+        if step_fits
         else suggestions(
             text, recipe.adapt, work=work, memory=here.memory, fusable=chosen.device == "cuda"
         ),
@@ -148,6 +157,41 @@ def forecast(
     )
 
 
+# %% ../nbs/system/81_preflight.ipynb #20dcff04
+def sampled(scores: torch.Tensor, seeds: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
+    "Scores with the noise of a draw."
+    return scores - exponential_noise(seeds, ages, scores.shape[1]).log()
+
+
+def plan_writing(recipe: Recipe, config, work: StepShape, machine: Machine) -> dict | None:
+    """What the answers take that an online objective writes between its steps: the bytes of
+    `predict_writing`, whether they fit, and how many at a time would; None where it writes none."""
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    planned = objective.planned_writing(recipe.data.max_length)
+    if planned is None:
+        return None
+    texts, slots, prompt, answer = planned
+    longest = getattr(config, "max_position_embeddings", None) or prompt + answer
+    on_gpu = machine.kind == "cuda"
+    room = max(2, min(prompt, longest - answer))
+    shape = WritingShape(texts, slots, prompt=room, answer=answer, draw=sampled)
+    shape = replace(shape, slots=power_of_two(shape.rows) if on_gpu else shape.rows)
+    predict = lambda shape: predict_writing(
+        config, recipe.adapt, work, shape, memory=machine.memory
+    )
+    try:
+        said, largest = predict(shape), shape.slots
+    except Unsupported as error:
+        raise UserError(
+            f"answers cannot be written with this model: {error}", where="train.objective"
+        ) from None
+    while largest and predict(replace(shape, slots=largest))["total"] > machine.memory:
+        largest //= 2
+    fits = said["total"] <= machine.memory
+    return said | dict(at_a_time=shape.rows, positions=shape.positions, fits=fits, largest=largest)
+
+
+# %% ../nbs/system/81_preflight.ipynb #474f68c9
 def predict_time(
     recipe: Recipe,
     work: StepShape,
@@ -169,7 +213,7 @@ def predict_time(
     )
 
 
-# %% ../nbs/system/81_preflight.ipynb #474f68c9
+# %% ../nbs/system/81_preflight.ipynb #39e374fd
 def format_bytes(n: int) -> str:
     "Bytes in words."
     return f"{n / 2**30:.2f} GiB" if n > 2**29 else f"{n / 2**20:.1f} MiB"
@@ -204,18 +248,42 @@ def batch_overrides(one: dict) -> list[str]:
     return [f"train.batch_size={one['batch_size']}", f"train.accumulate={one['accumulate']}"]
 
 
+# %% ../nbs/system/81_preflight.ipynb #dfcd2b85
+def format_writing(writing: dict, memory: int) -> str:
+    "What the answers of an online objective take, and how many at a time fit."
+    words = (
+        f"answers, {writing['at_a_time']} at a time: {format_bytes(writing['total'])},"
+        f" {format_bytes(writing['lines'])} of them keys and values of {writing['positions']:,}"
+        " positions each, half as much again while they grow"
+    )
+    if writing["fits"]:
+        return words
+    if not writing["largest"]:
+        return f"{words}; not one at a time fits into {format_bytes(memory)}"
+    return (
+        f"{words}; that does not fit into {format_bytes(memory)}: set write_batch:"
+        f" {writing['largest']} in train.objective, or a smaller data.max_length (the answers"
+        " stay the same; a GPU that runs out of memory halves it by itself, on a CPU the system"
+        " ends the process)"
+    )
+
+
 def format_verdict(said: dict) -> list[str]:
     "What a forecast comes to, in lines."
     parts, (step, tokens, hours) = said["bytes"], said["time"].values()
     lines = [
-        f"{'fits' if said['fits'] else 'does not fit'}: {format_bytes(parts['total'])} of"
+        f"{'the steps: ' * bool(said['writing'])}"
+        f"{'fits' if parts['total'] <= said['memory'] else 'does not fit'}:"
+        f" {format_bytes(parts['total'])} of"
         f" {format_bytes(said['memory'])}; the largest train.batch_size that fits is"
         f" {said['largest_batch_size']}{' or more' * (said['largest_batch_size'] == MAX_ROWS)}"
     ]
     if said["batch"]:
         lines.append(MicroBatch(**said["batch"]).describe())
-    if not said["fits"]:
+    if parts["total"] > said["memory"]:
         lines += format_suggestions(said["changes"], said["memory"])
+    if writing := said["writing"]:
+        lines.append(format_writing(writing, said["memory"]))
     if step:
         lines += [
             "a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step)

@@ -644,7 +644,8 @@ def probably_meant(path: Path) -> str | None:
     if path.is_file():
         return "to train on this file, name it under data.train: `llmtrainer init` writes a recipe"
     around = [path.parent, Path("runs")]
-    near = [str(p) for folder in around if folder.is_dir() for p in folder.iterdir() if p.is_dir()]
+    others = (p for folder in around if folder.is_dir() for p in folder.iterdir() if p != path)
+    near = [str(p) for p in others if is_run(p) or (p / "config.json").is_file()]
     matches = difflib.get_close_matches(str(path), near, 1)
     matches = matches or [name for name in near if Path(name).name == path.name]
     return f"Did you mean {matches[0]}?" if matches else None

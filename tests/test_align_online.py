@@ -394,8 +394,11 @@ def test_answers_without_a_reward_are_counted_and_left_out():
 
 
 def test_a_job_that_would_learn_nothing_is_refused():
-    fine = dict(cut=0.5, unscored=0.1, flat=0.9, reward=0.5)
+    fine = dict(cut=0.5, unscored=0.1, flat=0.9, reward=0.5, logprob_difference=0.03)
     check_figures(fine, Grpo())
+    for difference in (0.5, math.nan):
+        with pytest.raises(UserError, match="what writes is not what is trained"):
+            check_figures(fine | dict(logprob_difference=difference), Grpo())
     with pytest.raises(UserError, match="20% of the answers are too long"):
         check_figures(fine | dict(unscored=0.2), Grpo())
     with pytest.raises(UserError, match="max_new_tokens=512"):

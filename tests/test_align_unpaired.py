@@ -6,6 +6,7 @@ from llmtrainer.align.unpaired import Encoded, UserError, np, score_rows, torch
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from llmtrainer.data.packing import pad_batch
 from llmtrainer.data.prepare import Data, prepare
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
+from llmtrainer.models.engines import fuse_model
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
@@ -148,6 +150,25 @@ def test_packed_separate_and_accumulated_are_one_gradient():
     for loss, gradient in gradients[1:]:
         assert abs(loss - whole[0]) < 1e-5
         assert (gradient - whole[1]).norm() < 1e-5 * whole[1].norm()
+
+
+def test_the_fused_engine_gives_the_same_gradient():
+    found = []
+    for engine in ("reference", "fused"):
+        model, tokenizer, data = judgements(rows=6, packing=False)
+        if engine == "fused":
+            assert fuse_model(model, "fused").head is not None, "the loss is computed in pieces"
+        objective = Kto()
+        disturb(model, 0.05)
+        session_of(objective, model, tokenizer, data)
+        disturb(model, 0.01)
+        batch = pad_batch(list(data.train), tokenizer.pad_token_id)
+        objective.begin_step([batch])
+        total = partial(lambda *at: at[0].compute_loss(*at[1:]).total, objective, model, batch)
+        found.append((loss_and_gradient(model, total), float(objective._kl)))
+    ((loss, gradient), kl), ((fused, other), fused_kl) = found
+    assert kl > 0 and abs(kl - fused_kl) < 1e-4 and abs(loss - fused) < 1e-5
+    assert gradient.norm() > 1e-3 and (gradient - other).norm() < 1e-5 * gradient.norm()
 
 
 def test_good_answers_rise_and_bad_ones_fall():

@@ -228,7 +228,7 @@ def test_a_reward_model_and_online_rl_take_the_place_of_dpo(allowed):
 def test_stages_that_do_not_fit_are_refused_before_anything_is_opened(tmp_path):
     recipe = small_recipe(tmp_path)
     read = lambda **changes: read_constitution(recipe | changes)
-    assert_refused(lambda: read(preferences=dict(objective="kto")), "chosen and a rejected")
+    assert_refused(lambda: read(preferences=dict(objective="kto")), "dpo, orpo, simpo, reward")
     assert_refused(lambda: read(preferences=dict(objective="reward")), "reward model answers")
     assert_refused(lambda: read(online=dict(objective="grpo")), "online")
     assert_refused(lambda: read(eval=dict(tasks=[])), "refuses everything", "eval.tasks")

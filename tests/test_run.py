@@ -368,10 +368,12 @@ def test_what_is_no_run_is_told_with_what_was_probably_meant(tmp_path, monkeypat
         ("first", "Did you mean runs/first?"),
         ("rows.jsonl", "name it under data.train"),
         ("runs/empty", "a folder that `llmtrainer train` wrote"),
+        ("runs/emty", "a folder that `llmtrainer train` wrote"),
     ):
         with pytest.raises(UserError, match="is not a run") as caught:
             Run.load(name)
         assert words in str(caught.value), name
+        assert "mean runs/em" not in str(caught.value), "an empty folder is no help"
         if name != "first":
             with pytest.raises(UserError):
                 check_place(name)

@@ -382,7 +382,9 @@ def test_what_rounding_costs_is_in_the_card(tmp_path):
     )
     run.add_record(record, "exports/onnx-int4.json")
     text = write_card(run).read_text()
-    assert "| the float32 graph, up to some tokens | 0.5 | not measured | different |" in text
+    assert (
+        "| the float32 graph, up to some tokens | 0.5 (logit) | not measured | different |" in text
+    )
     assert f"{before.score.value:.4f} in int4 on the same {lost.n} items" in text
     assert "a loss surely above 0.02 would be refused" in text
     assert 'OnnxGenerator("exports/onnx-int4")' in text

@@ -312,7 +312,7 @@ def test_what_is_pulled_is_what_was_pushed(tmp_path):
     assert str(tmp_path).encode() not in b"\n".join(kept.values())
 
 
-def test_a_found_prompt_comes_back_byte_for_byte(tmp_path, capsys):
+def test_a_found_prompt_comes_back_byte_for_byte(tmp_path):
     run = small_run(tmp_path / "sums")
     examples = [["Is /usr/local/bin/x a path?", "yes"]]
     measured = dict(task="t", gain=0.1, interval=(0.0, 0.2), n=9)
@@ -320,14 +320,25 @@ def test_a_found_prompt_comes_back_byte_for_byte(tmp_path, capsys):
     run.add_record(found)
     with hub_server() as hub:
         api = HfApi(endpoint=hub.address)
-        push(run, "me/sums", api=api)
-        assert "1 examples of the prompt are published" in capsys.readouterr().err
+        with pytest.raises(UserError, match="1 examples of the prompt, which are rows"):
+            push(run, "me/sums", api=api)
+        assert not hub.requests
+        run.path.joinpath("prompt.json").unlink()
+        recipe = run.path / "recipe.yaml"
+        written = recipe.read_text()
+        recipe.write_text(f"{written}generate: {{examples: [['1 + 1?', '2']]}}\n")
+        with pytest.raises(UserError, match="1 examples") as caught:
+            push(run, "me/sums", api=api)
+        assert caught.value.where.endswith("generate.examples")
+        recipe.write_text(written)
+        run.add_record(found)
+        push(run, "me/sums", examples=True, api=api)
         pull("me/sums", tmp_path / "back", api=api)
     back = Run.load(tmp_path / "back")
     assert back.find_record(StoredPrompt) == found and not back.verify()
 
 
-def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path, capsys):
+def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path):
     run = small_run(tmp_path / "sums")
     asked = dict(generation=Generation(system="Count.", examples=[["1 + 1?", "2"]]), verify=False)
     merge(Model(base="tiny:base"), run.adapter, run.exports / "merged", **asked)
@@ -336,8 +347,10 @@ def test_a_merged_model_comes_back_as_the_model_of_a_run(tmp_path, capsys):
     with hub_server() as hub:
         api = HfApi(endpoint=hub.address)
         push(run, "me/sums", api=api)
-        place = push(run, "me/sums", part="merged", api=api)
-        assert "1 examples of the prompt are published" in capsys.readouterr().err
+        with pytest.raises(UserError, match="1 examples of the prompt") as caught:
+            push(run, "me/sums", part="merged", api=api)
+        assert caught.value.where.endswith("exports/merged")
+        place = push(run, "me/sums", part="merged", examples=True, api=api)
         files = hub.contents("me/sums")
         assert "adapter_config.json" not in files  # of the first push: only one model lies there
         assert files["model.safetensors"] == (run.exports / "merged/model.safetensors").read_bytes()

@@ -591,15 +591,18 @@ def rollout_figures(lines: Sequence[dict], group: int) -> dict[str, float]:
 MISMATCH = 0.2  # of log-probabilities, beyond which two programs do not hold one model
 
 
-def check_mismatch(difference: float, address: str) -> None:
-    "`UserError` where a server's log-probabilities differ too much from the trainer's, or are NaN."
+def check_mismatch(difference: float, rollouts: str) -> None:
+    "`UserError` where log-probabilities of the writer and the trainer differ too much, or are NaN."
     if not difference <= MISMATCH:
+        own = rollouts == "own"
         raise UserError(
-            "the server's and the trainer's log-probabilities of a token differ by"
-            f" {difference:.2f} in the mean: the server does not hold what is trained",
-            where=f"train.objective: rollouts: {address}",
+            f"the {'writer' if own else 'server'}'s and the trainer's log-probabilities of a token"
+            f" differ by {difference:.2f} in the mean: what writes is not what is trained",
+            where=f"train.objective: rollouts: {rollouts}",
             allowed=f"at most {MISMATCH}",
-            fix="start the server with the base of this recipe, in its precision, and with"
+            fix="set model.engine=reference"
+            if own
+            else "start the server with the base of this recipe, in its precision, and with"
             " --logprobs-mode processed_logprobs",
         )
 
@@ -608,8 +611,7 @@ def check_mismatch(difference: float, address: str) -> None:
 def check_figures(figures: dict[str, float], objective) -> None:
     "`UserError` where answers are such that nothing, or nothing good, would be learned."
     where = "train.objective"
-    if objective.rollouts != "own":
-        check_mismatch(figures["logprob_difference"], objective.rollouts)
+    check_mismatch(figures["logprob_difference"], objective.rollouts)
     if figures["cut"] > 0.5:
         raise UserError(
             f"{figures['cut']:.0%} of the answers do not end within {objective.max_new_tokens}"
@@ -723,7 +725,7 @@ class OnlineSettings(Objective):
     passes: ClassVar[float] = 3.0  # writing, the old log-probabilities, and the learning one
     proposed_lr: ClassVar[float | None] = 2e-5
     depends_on_batch: ClassVar[str] = (
-        "a step has prompts * group answers, and beside them a writer, whose memory is not counted"
+        "a step has prompts * group answers, and not the sequences that accumulate would name"
     )
 
     rewards: list[RewardSource] = Field(
@@ -787,6 +789,13 @@ class Online(OnlineSettings):
         whole = self.prompts * self.group
         rows = next(size for size in range(min(rows, whole), 0, -1) if whole % size == 0)
         return rows, whole // rows, length + self.max_new_tokens
+
+    def planned_writing(self, length: int) -> tuple[int, int, int, int] | None:
+        if self.rollouts != "own":
+            return None
+        held_out = self.held_out_prompts if self.held_out else 0
+        texts = max(self.prompts * self.group, self.preflight * self.group, held_out)
+        return texts, self.write_batch, length, self.max_new_tokens
 
     @property
     def generation(self) -> Generation:

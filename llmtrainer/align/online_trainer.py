@@ -48,7 +48,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings, filterwarnings, simplefilter
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #bdd1b7f1
 import numpy as np
@@ -66,6 +66,8 @@ for name in ("grpo", "rloo"):
     logging.getLogger(f"trl.trainer.{name}_trainer").addFilter(
         lambda record: "returned None" not in record.getMessage()
     )
+# trl 1.16 reads and sets names that transformers has renamed
+filterwarnings("ignore", r".*gradient_checkpointing`? is deprecated", FutureWarning)
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #0e144d30
 from llmtrainer.align.online import (

@@ -11,6 +11,7 @@ __all__ = [
     "OBSTACLES",
     "DYNAMIC",
     "SIZES",
+    "TRACED",
     "visible",
     "SlotLayer",
     "decoding_faults",
@@ -45,6 +46,10 @@ __all__ = [
     "fill_slots",
     "send_to_host",
     "Writer",
+    "WritingShape",
+    "simulate_writing",
+    "writing_bytes",
+    "predict_writing",
 ]
 
 # %% ../../nbs/speed/66_decode.ipynb #70e7b4d5
@@ -56,7 +61,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from threading import get_ident
 from weakref import WeakKeyDictionary
@@ -70,8 +75,25 @@ from transformers.cache_utils import CacheLayerMixin
 
 # %% ../../nbs/speed/66_decode.ipynb #cc8c6fd5
 from llmtrainer.models.engines import FUSED, unwrap_model
+from llmtrainer.models.experts import EXPERTS
+from llmtrainer.models.lora import Adapt
 from llmtrainer.models.loss import Unsupported
+from llmtrainer.models.memory import (
+    CONTEXT,
+    GAPS,
+    MemoryTracker,
+    StepShape,
+    blocks_uniform,
+    build_meta_model,
+    cached_by_value,
+    extrapolate_counts,
+    frozen_linears,
+    prepare_meta_model,
+    static_memory,
+    with_blocks,
+)
 from llmtrainer.models.quantized_linear import dequantized_matrix, freeze_weight
+from llmtrainer.models.variants import quiet_peft_warning
 
 
 # %% ../../nbs/speed/66_decode.ipynb #8534b8cf
@@ -536,6 +558,9 @@ def record_trace(step: Callable, tensors: tuple) -> Callable:
 
 
 # %% ../../nbs/speed/66_decode.ipynb #6803879b
+TRACED = 2**25  # bytes of lines at most over which a CPU records a step
+
+
 class Recorder:
     "Runs a step of a shape as it is until it is worth recording, and from then on the recording."
 
@@ -554,11 +579,15 @@ class Recorder:
         if shape not in self.recorded:
             step, tensors = partial(write_step, self.slots, length), self.slots.views(rows, length)
             self.runs[shape] = self.runs.get(shape, 0) + 1
-            if self.runs[shape] > self.patience and not self.failure:
+            if self.runs[shape] > self.patience and not self.failure and self.pays():
                 self.record(shape, step, tensors)
             if shape not in self.recorded:
                 return step(*tensors)
         return self.recorded[shape]()
+
+    def pays(self) -> bool:
+        "Is the memory of a recording small beside what it saves?"
+        return self.on_gpu or sum(t.nbytes for pair in self.slots.lines for t in pair) <= TRACED
 
     def record(self, shape: tuple, step: Callable, tensors: tuple) -> None:
         "Record a shape; a step that cannot be recorded goes on as it is."
@@ -840,3 +869,97 @@ class Writer:
                 row.steps.append(self.steps)
                 self.plan.release(row)
             yield row
+
+
+# %% ../../nbs/speed/66_decode.ipynb #47703a22
+@dataclass(frozen=True)
+class WritingShape:
+    "What the memory of writing depends on."
+
+    texts: int  # in all
+    slots: int  # written at a time
+    prompt: int  # tokens of the longest prompt
+    answer: int  # new tokens at most
+    draw: Callable | None = None  # as a `Choice` takes it
+
+    @property
+    def rows(self) -> int:
+        "Lines that are held."
+        return min(self.slots, self.texts)
+
+    @property
+    def positions(self) -> int:
+        "Of a line at its longest."
+        return max(SHORTEST, power_of_two(self.prompt + self.answer))
+
+
+@torch.no_grad()
+def simulate_writing(
+    model,  # a skeleton; it is used up
+    work: StepShape,
+    shape: WritingShape,
+) -> dict[str, int]:
+    """Bytes by what they are for: the lines at their longest, the peak of a writing beside what
+    stays, and the 4-bit weights where they are unpacked."""
+    with ExitStack() as stack, quiet_peft_warning():
+        small = replace(work, rows=1, length=8)  # the batch of this call is not used
+        prepare_meta_model(stack, model.eval(), small)
+        ledger = MemoryTracker([*model.parameters(), *model.buffers()])
+        stack.enter_context(ledger)
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=work.mixed))
+        decoder = Decoder(model)
+        slots = Slots(decoder, shape.rows, Choice(draw=shape.draw))
+        # all pieces of prompts take the same but for what is held already: one shows it
+        shared = [0] * max(0, shape.prompt - 1 - PREFILL // shape.rows)
+        prefix = read_prompts(decoder, [shared]) if shared else []
+
+        def fill(first: int) -> None:
+            rest = [0] * (shape.prompt - len(shared) - 1)
+            prompts = [(*shared, first + n, *rest) for n in range(shape.rows)]
+            rows = [Row(n, ids, shape.answer, slot=n) for n, ids in enumerate(prompts)]
+            put_rows(slots, rows, prefix)
+
+        fill(1)
+        while (length := slots.lines[0][0].shape[2]) < shape.positions:
+            slots.grow(2 * length, like=slots.lines)
+        write_step(slots, shape.positions, *slots.views(shape.rows, shape.positions))
+        if shape.texts > shape.rows:  # others take over, and are read beside the full lines
+            fill(1 + shape.rows)
+        lines = sum(line.nbytes for pair in slots.lines for line in pair)
+    packed = frozen_linears(model) if work.quantize in ("nf4", "fp4") else []
+    unpacked = sum(layer.weight.numel() for layer in packed) * (2 if work.mixed else 4)
+    return dict(lines=lines, peak=ledger.most, unpacked=unpacked)
+
+
+# %% ../../nbs/speed/66_decode.ipynb #231984f5
+@cached_by_value
+def writing_bytes(config, section: Adapt, work: StepShape, shape: WritingShape) -> dict[str, int]:
+    "`simulate_writing` of a configuration: two short models and the line through them, or all."
+    if not work.mixed and any(getattr(config, key, None) for key in EXPERTS):
+        half = writing_bytes(config, section, replace(work, mixed=True), shape)
+        return {name: 2 * size for name, size in half.items()}
+    build = lambda small: build_meta_model(small, section, work)
+    if not blocks_uniform(config, section):
+        return simulate_writing(build(config), work, shape)
+    two, three = (
+        simulate_writing(build(with_blocks(config, blocks)), work, shape) for blocks in (2, 3)
+    )
+    return extrapolate_counts(two, three, config.num_hidden_layers)
+
+
+def predict_writing(
+    config,  # a transformers configuration
+    section: Adapt,
+    work: StepShape,  # of the training that writes between its steps
+    shape: WritingShape,
+    memory: int,  # bytes of the device: 4-bit weights are unpacked where it has room
+) -> dict[str, int]:
+    """Bytes of a writing by part: `held` (weights, adapters, optimizer), `unpacked`, `lines`, and
+    the `total` at the peak; raises `Unsupported` for a model that the writer cannot write with."""
+    static = static_memory(config, section, work)
+    held = sum(static.values()) - static["gradients"]
+    found = writing_bytes(config, section, work, shape)
+    unpacked = found["unpacked"] if held + 2 * found["unpacked"] <= memory else 0
+    lost = int(GAPS * found["peak"] + CONTEXT * work.mixed)
+    total = held + unpacked + found["peak"] + lost
+    return dict(held=held, unpacked=unpacked, lines=found["lines"], total=total)

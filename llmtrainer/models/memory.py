@@ -664,6 +664,7 @@ PARTS = dict(
     fragmentation="gaps, and CUDA itself",
     total="of training",
     evaluation="peak of a validation pass",
+    writing="peak while answers are written, where a job writes some",
 )
 
 
@@ -671,6 +672,8 @@ def memory_table(parts: dict[str, int]) -> Table:
     "A prediction as a table in GiB."
     table = Table("part", "GiB", "what")
     for name, meaning in PARTS.items():
+        if name not in parts:
+            continue
         size = f"{parts[name] / 2**30:.2f}"
         table.add_row(name, size, meaning, end_section=name in ("gradients", "fragmentation"))
     return table
@@ -682,7 +685,8 @@ COLORS = ("#4c72b0", "#8172b3", "#55a868", "#c44e52", "#937860", "#dd8452", "#da
 
 def memory_html(parts: Mapping[str, int], width: int = 560) -> str:
     "The parts of a plan as one bar, and its list in GiB."
-    names = [name for name in PARTS if name not in ("total", "evaluation")]
+    others = [name for name in ("total", "evaluation", "writing") if name in parts]
+    names = [name for name in PARTS if name in parts and name not in others]
     bar, lines, left = [], {}, 0.0
     for name, color in zip(names, (*COLORS, "#8c8c8c")):
         part = width * parts[name] / parts["total"]
@@ -695,7 +699,7 @@ def memory_html(parts: Mapping[str, int], width: int = 560) -> str:
             bar.append(f'<text x="{left + 4:.1f}" y="17" fill="white" font-size="11">{name}</text>')
         left += part
         lines[name] = f"{size}, {PARTS[name]}"
-    for name in ("total", "evaluation"):
+    for name in others:
         lines[name] = f"{parts[name] / 2**30:.2f} GiB, {PARTS[name]}"
     return (
         f'<svg width="{width}" height="26" role="img" aria-label="memory by part"'

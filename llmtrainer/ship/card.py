@@ -716,7 +716,7 @@ def merge_row(merge: MergeRecord) -> list[str]:
     return [
         form,
         "what the formula gives" if merge.mix else "the trained model",
-        f"{merge.max_abs_logit_diff:.2g}",
+        f"{merge.max_abs_logit_diff:.2g} (logit)",
         f"{merge.mean_kl:.2g}",
         greedy[merge.same_greedy],
     ]
@@ -732,14 +732,14 @@ def exports_section(facts: CardFacts) -> str:
             [
                 export.format,
                 f"{export.compared_with}, up to {export.compared_tokens or 'some'} tokens",
-                f"{export.max_abs_logit_diff:.2g}",
+                f"{export.max_abs_logit_diff:.2g} ({export.compared_number})",
                 "not measured",
                 "equal" if export.same_text else "different",
             ]
         )
     if not rows:
         return "This run was neither merged nor exported."
-    head = ["form", "compared with", "largest logit difference", "mean KL", "greedy text"]
+    head = ["form", "compared with", "largest difference", "mean KL", "greedy text"]
     rounded = [
         rounding_line(export, c) for export in facts.exports.values() for c in export.quality
     ]

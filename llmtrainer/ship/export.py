@@ -769,6 +769,11 @@ class ExportRecord(Record):
     quality: list[Comparison] = []  # then: before and after the rounding on tasks, item by item
     max_loss: float | None = None  # then: a larger loss of a score is refused
 
+    @property
+    def compared_number(self) -> str:
+        "Which number of a token was compared: llama.cpp gives no logits."
+        return "log-probability" if self.format.startswith("GGUF") else "logit"
+
     def describe(self) -> str:
         "What was written, and how far it is from its model, in one line."
         size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
@@ -780,7 +785,7 @@ class ExportRecord(Record):
         asked = "".join(map(describe_quality, self.quality))
         unasked = "; no task was asked" if self.quantize and not self.quality else ""
         return (
-            f"{self.format}{size}{widened}; largest difference of a logit"
+            f"{self.format}{size}{widened}; largest difference of a {self.compared_number}"
             f" {self.max_abs_logit_diff:.1e}, {text}{following}{asked}{unasked}"
         )
 

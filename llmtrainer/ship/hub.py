@@ -43,7 +43,7 @@ __all__ = [
     "HubRecord",
     "note_push",
     "push",
-    "warn_of_examples",
+    "check_examples",
     "UnmetGates",
     "commit_files",
     "fetch_file",
@@ -481,6 +481,7 @@ def push(
     private: bool = True,
     overwrite: bool = False,
     unmet: bool = False,  # push although the recipe's requirements are not met
+    examples: bool = False,  # publish the examples of its prompt, which are rows of data
     api: HfApi | None = None,
 ) -> HubPlace:
     """Publish a part of a run in one commit, and check what arrived.
@@ -491,9 +492,10 @@ def push(
     check_base(run, part)
     if (sentences := unmet_gates(run)) and not unmet:
         raise UnmetGates("; ".join(sentences), where="eval.require", fix="push with --unmet")
+    if not examples:
+        check_examples(run, part)
     with explain_hub(repo), tempfile.TemporaryDirectory() as folder:
         files = published_files(run, part, repo, Path(folder))
-        warn_of_examples(run, part)
         info, old = open_repository(api, repo, private, overwrite)
         changes = files, [name for name in old if name not in files]
         commit = commit_files(api, repo, info.sha, changes)
@@ -503,11 +505,24 @@ def push(
     return place
 
 
-def warn_of_examples(run: Run, part: str) -> None:
-    "Say that examples, which are rows of data, are published with a prompt."
+# %% ../../nbs/shipping/74_hub.ipynb #ae0de49d
+def check_examples(run: Run, part: str) -> None:
+    "`UserError` where examples, which are rows of data, would be published with a prompt."
     found, stored = run.find_record(StoredPrompt), stored_prompting(run.path / part_folder(part))
-    if examples := (found and found.examples) or (stored and stored.examples):
-        show_note(f"{len(examples)} examples of the prompt are published with the model")
+    places = {
+        StoredPrompt.file: found and found.examples,
+        part_folder(part): stored and stored.examples,
+        "recipe.yaml, generate.examples": run.recipe.get("generate", {}).get("examples"),
+    }
+    for place, rows in places.items():
+        if rows:
+            raise UserError(
+                f"{len(rows)} examples of the prompt, which are rows of data, would be published"
+                " with the model",
+                where=f"{run.path}/{place}",
+                allowed="examples that whoever can open the repository may read",
+                fix="read them; then push with --examples",
+            )
 
 
 class UnmetGates(UserError):

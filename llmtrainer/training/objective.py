@@ -75,6 +75,11 @@ class Objective(Section):
         "(rows of a micro-batch, micro-batches of a step, tokens of a row), for the memory plan."
         return rows, accumulate, length * self.texts
 
+    def planned_writing(self, length: int) -> tuple[int, int, int, int] | None:
+        """(texts that are written before a step, at a time, tokens of a prompt, of an answer), for
+        the memory plan; None where nothing is written."""
+        return None
+
     def setup(self, session) -> None:
         "Called once before training: reference log-probabilities, a teacher, rewards."
 
