@@ -1433,11 +1433,11 @@ def export(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="--quantize: measure on these, A,B; else on the run's own tasks"),
+        typer.Option(help="gguf, --quantize: measure on these, A,B; else on the run's tasks"),
     ] = None,
     max_loss: Annotated[
         float | None,
-        typer.Option(help="--quantize: a significantly larger loss of a score is refused"),
+        typer.Option(help="gguf, --quantize: a significantly larger loss of a score is refused"),
     ] = None,
     as_json: AsJson = False,
 ):
@@ -1446,12 +1446,13 @@ def export(
     from llmtrainer.pipeline import export_name, export_run
     from llmtrainer.recipe import UserError
     from llmtrainer.run import Run
+    from llmtrainer.ship.export import find_exporter
 
-    if quantize in (None, "f16") and (tasks or max_loss is not None):
+    if not quantize and not find_exporter(to).configure and (tasks or max_loss is not None):
         raise UserError(
-            "--tasks and --max-loss are about the rounded weights of an export",
+            f"an export to {to} in its own number format is compared by its logits",
             where="--tasks" if tasks else "--max-loss",
-            fix="add --quantize int8 or int4, or q8_0 or q4_k_m for gguf",
+            fix="add --quantize int8 or int4",
         )
     questions = [problem.question for problem in problems(8, "test", 1)]
     opened, options = (

@@ -2059,7 +2059,7 @@ def export_run(
     prompts: Sequence[str],  # to compare the exported model on
     to: str = "onnx",
     quantize: str | None = None,  # number format, in a folder of its own; None: the exporter's own
-    tasks: Sequence[str] = (),  # that rounded weights are measured on; none: those of the recipe
+    tasks: Sequence[str] = (),  # that it is measured on; none: those of the recipe
     max_loss: float = MAX_LOSS,  # of a task's score: a larger one is refused
 ) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
@@ -2068,7 +2068,8 @@ def export_run(
     quantizer = find_quantizer(to, quantize) if rounded else None
     exporter.require()
     requests = quantizer.requests if quantizer else exporter.requests
-    quality = run_quality(run, requests, tasks, max_loss) if quantize else Quality()
+    measured = quantize or exporter.configure
+    quality = run_quality(run, requests, tasks, max_loss) if measured else Quality()
     if exporter.configure:
         exporter = exporter.configure(quantize, quality)
     source, name = whole_model(run), folder.name

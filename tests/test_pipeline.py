@@ -1250,6 +1250,12 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
     assert "GGUF (q8_0) on word_problems: accuracy" in told and "surely above 0.02" in told
     with pytest.raises(MergeMismatch, match="the q8_0 weights lose too much"):
         export_run(run, ["2 + 3?"], "gguf", "q8_0", max_loss=-1.0)
+    whole = export_run(run, ["2 + 3?"], "gguf")
+    (c,) = whole.quality
+    assert (c.n, c.names, whole.quantize) == (8, ("model", "f16"), None)
+    assert abs(c.a - c.b) <= 1 / 8
+    with pytest.raises(MergeMismatch, match="the f16 weights lose too much"):
+        export_run(run, ["2 + 3?"], "gguf", max_loss=-1.0)
     assert run.verify() == []
     with pytest.raises(UserError, match="allowed: f16, q8_0, q4_k_m"):
         export_run(run, ["2 + 3?"], "gguf", "int3")

@@ -71,6 +71,7 @@ __all__ = [
     "modelfile",
     "export_gguf",
     "Subject",
+    "ask_model",
     "load_subject",
     "compare_file",
     "measured",
@@ -104,11 +105,13 @@ from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.synthetic import problems
 from llmtrainer.data.templates import render
 from llmtrainer.evals.tasks import (
+    Asking,
     Item,
     Output,
     Task,
     TaskResult,
     answer_settings,
+    ask_items,
     grade_items,
     recorded_settings,
     written_output,
@@ -1121,6 +1124,13 @@ class Subject:
 
 
 # %% ../../nbs/shipping/78_gguf.ipynb #ab043cb5
+def ask_model(subject: Subject, task: Task, items: Sequence[Item], section: Generation):
+    "Ask the model itself, in PyTorch; the result of the task."
+    options = dict(batch_size=32, progress=lambda count: None)
+    asking = Asking(subject.model, subject.tokenizer, task=task, section=section, **options)
+    return ask_items(asking, items)
+
+
 def load_subject(source: Path, prompts: Sequence[str], quality: Quality) -> Subject:
     "A model in float32, and what its file is compared on."
     model, tokenizer = load_float32(source)
@@ -1175,20 +1185,21 @@ def check_gguf(
 ) -> dict:
     "Compare an export with its model in llama.cpp; `MergeMismatch` where the two differ."
     exact, path = gguf_file(folder, "f16"), gguf_file(folder, quantize)
-    gate, rounded = {}, path != exact
+    rounded = path != exact
     with quiet_libraries():
-        subject = load_subject(model_folder(source), prompts, quality if rounded else UNASKED)
+        subject = load_subject(model_folder(source), prompts, quality)
         engine, agreement, texts = compare_file(exact, subject, exact=True)
         check_agreement(agreement, exact.name)
         facts = dict(quantize=quantize, f16_argmax_share=agreement.share)
+        in_llamacpp = lambda side: partial(ask_llamacpp, side, subject.tokenizer, subject.ends)
+        sides = [partial(ask_model, subject), in_llamacpp(engine)]
+        names, gate = ("model", "f16"), dict(max_loss=quality.max_loss) if quality.tasks else {}
         if rounded:
-            before, (engine, agreement, texts) = engine, compare_file(path, subject, exact=False)
-            sides = [
-                partial(ask_llamacpp, side, subject.tokenizer, subject.ends)
-                for side in (before, engine)
-            ]
-            found = quality.compare(("f16", quantize), *sides)
-            gate = dict(quantize=quantize, quality=found, max_loss=quality.max_loss)
+            engine, agreement, texts = compare_file(path, subject, exact=False)
+            sides = [sides[1], in_llamacpp(engine)]
+            names, gate = ("f16", quantize), dict(quantize=quantize, max_loss=quality.max_loss)
+        gate["quality"] = quality.compare(names, *sides)
+        if rounded:
             exact.unlink()
     config = subject.model.config
     facts |= dict(
