@@ -47,6 +47,7 @@ __all__ = [
     "send_to_host",
     "Writer",
     "WritingShape",
+    "with_peak",
     "simulate_writing",
     "writing_bytes",
     "predict_writing",
@@ -336,6 +337,7 @@ class Slots:
             self.lines.append(tuple(t.new_zeros(shape) for t, shape in zip(pair, shapes)))
             for shorter, line in zip(old[place] if old else (), self.lines[-1]):
                 line[:, :, : shorter.shape[2]] = shorter
+            old[place : place + 1] = [()] * bool(old)  # freed layer by layer, not all at the end
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         "Copy lines from the first slot of each pair to the second; all are read before any write."
@@ -893,6 +895,11 @@ class WritingShape:
         return max(SHORTEST, power_of_two(self.prompt + self.answer))
 
 
+def with_peak(found: dict[str, int]) -> dict[str, int]:
+    "Bytes by part with the `peak`, the most of all phases."
+    return found | dict(peak=max(size for name, size in found.items() if "phase" in name))
+
+
 @torch.no_grad()
 def simulate_writing(
     model,  # a skeleton; it is used up
@@ -900,15 +907,26 @@ def simulate_writing(
     shape: WritingShape,
 ) -> dict[str, int]:
     """Bytes by what they are for: the lines at their longest, the peak of a writing beside what
-    stays, and the 4-bit weights where they are unpacked."""
+    stays and that of each of its phases, and the 4-bit weights where they are unpacked."""
     with ExitStack() as stack, quiet_peft_warning():
         small = replace(work, rows=1, length=8)  # the batch of this call is not used
         prepare_meta_model(stack, model.eval(), small)
         ledger = MemoryTracker([*model.parameters(), *model.buffers()])
         stack.enter_context(ledger)
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=work.mixed))
-        decoder = Decoder(model)
-        slots = Slots(decoder, shape.rows, Choice(draw=shape.draw))
+        decoder, phases = Decoder(model), {}
+
+        def end_phase() -> None:
+            phases[f"phase {len(phases)}"], ledger.most = ledger.most, ledger.now
+
+        class ObservedSlots(Slots):
+            "Lines whose growth begins a new phase."
+
+            def grow(self, length: int, like: Sequence[tuple]) -> None:
+                end_phase()
+                super().grow(length, like)
+
+        slots = ObservedSlots(decoder, shape.rows, Choice(draw=shape.draw))
         # all pieces of prompts take the same but for what is held already: one shows it
         shared = [0] * max(0, shape.prompt - 1 - PREFILL // shape.rows)
         prefix = read_prompts(decoder, [shared]) if shared else []
@@ -922,13 +940,16 @@ def simulate_writing(
         fill(1)
         while (length := slots.lines[0][0].shape[2]) < shape.positions:
             slots.grow(2 * length, like=slots.lines)
+        end_phase()
         write_step(slots, shape.positions, *slots.views(shape.rows, shape.positions))
+        end_phase()
         if shape.texts > shape.rows:  # others take over, and are read beside the full lines
             fill(1 + shape.rows)
+            end_phase()
         lines = sum(line.nbytes for pair in slots.lines for line in pair)
     packed = frozen_linears(model) if work.quantize in ("nf4", "fp4") else []
     unpacked = sum(layer.weight.numel() for layer in packed) * (2 if work.mixed else 4)
-    return dict(lines=lines, peak=ledger.most, unpacked=unpacked)
+    return with_peak(dict(lines=lines, unpacked=unpacked) | phases)
 
 
 # %% ../../nbs/speed/66_decode.ipynb #231984f5
@@ -944,7 +965,8 @@ def writing_bytes(config, section: Adapt, work: StepShape, shape: WritingShape) 
     two, three = (
         simulate_writing(build(with_blocks(config, blocks)), work, shape) for blocks in (2, 3)
     )
-    return extrapolate_counts(two, three, config.num_hidden_layers)
+    # a line leads from phase to phase: the peak of a shallow model may lie in another one
+    return with_peak(extrapolate_counts(two, three, config.num_hidden_layers))
 
 
 def predict_writing(
