@@ -7,13 +7,14 @@ from llmtrainer.evals.metrics import math, np, re
 import json
 import math
 import re
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
+from scipy.stats import hypergeom
 from sklearn.metrics import brier_score_loss
 
 from llmtrainer.data.rows import load_rows
@@ -367,6 +368,32 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, data):
     assert best_of_k(scores, k) == pytest.approx(sum(best) / len(best))
 
 
+def first_of_most(answers, scores):
+    "The score of the vote, the first of equals winning; of unreadable answers the first."
+    answer, _ = majority(answers)
+    return scores[answers.index(answer)]
+
+
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=6), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_vote_of_k_is_the_mean_over_all_draws_in_any_order(answers, data):
+    k = data.draw(st.integers(1, min(len(answers), 4)))
+    scores = [data.draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in answers]
+    draws = list(permutations(range(len(answers)), k))
+    votes = [first_of_most([answers[i] for i in d], [scores[i] for i in d]) for d in draws]
+    assert majority_of_k(answers, scores, k) == pytest.approx(sum(votes) / len(votes))
+
+
+def test_a_vote_of_many_is_a_probability():
+    "128 answers, of which 70 are right, by two: the vote is right as often as the hypergeometric."
+    answers, right = ["r"] * 70 + ["w"] * 58, [1.0] * 70 + [0.0] * 58
+    most = 1 - hypergeom(128, 70, 33).cdf(16)
+    assert majority_of_k(answers, right, 33) == pytest.approx(most)
+    assert majority_of_k(answers, right, 128) == 1 == majority_of_k(["r"], [1.0], 1)
+    with pytest.raises(ValueError, match="drawn of"):
+        majority_of_k(["r"], [1.0], 2)
+
+
 def test_calibration_and_brier_are_those_of_the_books():
     draw = np.random.default_rng(0)
     p = draw.uniform(size=500)
@@ -376,3 +403,32 @@ def test_calibration_and_brier_are_those_of_the_books():
     assert calibration_error([1.0, 1.0], [True, False]) == 0.5
     with pytest.raises(ValueError):
         calibration_error([1.2], [True])
+
+
+def covered(draw, accuracy, n, samples=60):
+    "The share of samples whose interval holds the true error."
+    rng = np.random.default_rng(n)
+    many = draw(rng, 200_000)
+    true, held = calibration_error(many, accuracy(many)), 0
+    for _ in range(samples):
+        p = draw(rng, n)
+        low, high = calibration(p, rng.uniform(size=n) < accuracy(p)).interval
+        held += low - 1e-9 <= true <= high + 1e-9
+    return held / samples
+
+
+KINDS = {
+    "calibrated": (lambda rng, n: rng.uniform(0.3, 1, n), lambda p: p),
+    "overconfident": (lambda rng, n: rng.uniform(0.3, 1, n) ** 0.4, lambda p: p**2.5),
+    "off in some bins": (lambda rng, n: rng.uniform(0, 1, n), lambda p: p - 0.15 * (p > 0.5)),
+    "sure, 95 % right": (lambda rng, n: np.ones(n), lambda p: 0.95 * p),
+}
+
+
+def test_the_interval_of_the_calibration_error_keeps_its_promise():
+    "At least 90 % of 60 samples, where 95 % are promised."
+    for kind in KINDS.values():
+        assert covered(*kind, 200) >= 0.9
+    assert calibration([0.75] * 4, [True, True, True, False]).interval[0] == 0
+    low, high = calibration([1.0] * 20, [True] * 20).interval
+    assert low == 0 and high == pytest.approx(1 - wilson(20, 20)[0], abs=0.04)

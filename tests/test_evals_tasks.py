@@ -417,6 +417,8 @@ def test_pass_at_k_is_that_of_the_answers_and_an_item_without_any_is_wrong():
     for k in (2, 4):
         assert result.scores[f"pass_at_{k}"].value == pytest.approx(pass_at_k(5, 2, k) / 2)
     assert "pass_at_8" not in result.scores and result.scores["any"].value == 0.5
+    # what cannot be read has no vote, so four of the five always elect a right answer
+    assert result.scores["maj_at_4"].value == 0.5 and "maj_at_2" not in result.scores
     worse = replace(task, metrics=dict(accuracy=Metric(higher_is_better=False)))
     worst = grade_items(worse, items, outputs).scores
     assert worst["highest"].value == 0.5 and not worst["highest"].metric.higher_is_better

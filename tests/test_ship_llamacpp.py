@@ -517,6 +517,13 @@ def test_every_supported_architecture_agrees(kind):
         assert sorted(path.name for path in Path(work, "gguf").glob("[!.m]*")) == ["Modelfile"]
 
 
+def test_what_conversations_share_is_compared_once():
+    rows = [TokenRow([1, 2, 3, 4], answer=3), TokenRow([1, 2, 3, 5, 6], answer=4)]
+    again, other = TokenRow([1, 2, 3, 4], answer=3), TokenRow([9, 9, 9, 9], first=2)
+    fresh = without_repeats([*rows, again, other])
+    assert [(row.ids[-1], row.first) for row in fresh] == [(4, 0), (6, 3), (9, 2)]
+
+
 def test_a_wrong_conversion_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], interleaved=False))
     with pytest.raises(MergeMismatch, match="computes another model") as refused:

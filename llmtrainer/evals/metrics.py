@@ -14,6 +14,7 @@ __all__ = [
     "EXPRESSION",
     "ARTICLES",
     "PUNCTUATION",
+    "Z",
     "CORPUS_FIGURES",
     "SHARE",
     "PERPLEXITY",
@@ -30,6 +31,7 @@ __all__ = [
     "number_after",
     "last_number",
     "normalize",
+    "holds_word",
     "token_f1",
     "wilson",
     "resample_sums",
@@ -47,8 +49,11 @@ __all__ = [
     "majority",
     "pass_at_k",
     "best_of_k",
+    "draws_won",
+    "majority_of_k",
     "calibration_error",
     "brier",
+    "calibration",
 ]
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #b871e468
@@ -57,7 +62,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -164,6 +169,11 @@ def normalize(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", plain).split() or plain.split())
 
 
+def holds_word(text: str, words: Collection[str]) -> bool:
+    "Does a text hold a word of a list, as a whole word of the letters a to z?"
+    return not set(words).isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
 def token_f1(prediction: str, reference: str) -> float:
     "F1 of the words that two texts share, counted as often as both have them."
     ours, theirs = normalize(prediction).split(), normalize(reference).split()
@@ -174,10 +184,13 @@ def token_f1(prediction: str, reference: str) -> float:
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #f9f94fd5
+Z = 1.959964  # standard normal quantile: 95 %
+
+
 def wilson(
     right: int,
     n: int,  # successes and trials
-    z: float = 1.959964,  # standard normal quantile: 95 %
+    z: float = Z,
 ) -> tuple[float, float]:
     """Wilson's interval for a share (E. B. Wilson, 1927): never outside 0 and 1, and not of zero
     width at 0 of n."""
@@ -214,14 +227,16 @@ def middle(values: np.ndarray) -> tuple[float, float]:
 
 
 # %% ../../nbs/evaluation/40_metrics.ipynb #5b6e09af
-def bleu_of(sums: np.ndarray) -> np.ndarray:
+def bleu_of(sums: np.ndarray, short: bool = False) -> np.ndarray:
     """BLEU, 0 to 100, of (..., 10) counts: words written and in the reference, runs of 1 to 4 words
-    that match, and that were written. A run that never matches is smoothed as in mteval-v13a."""
+    that match, and that were written. A run that never matches is smoothed as in mteval-v13a. With
+    `short`, a text of fewer than 4 words is scored by the runs that it has."""
     written, wanted, matching, runs = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
     with np.errstate(invalid="ignore", divide="ignore"):
         smoothed = 0.5 ** np.cumsum(matching == 0, axis=-1)
         shares = np.where(matching == 0, smoothed, matching) / runs
-        logs = np.where(runs > 0, np.log(shares), -np.inf).mean(axis=-1)
+        logs = np.where(runs > 0, np.log(shares), 0.0 if short else -np.inf).sum(axis=-1)
+        logs /= np.maximum((runs > 0).sum(axis=-1), 1) if short else 4
         penalty = np.minimum(0.0, 1 - wanted / written)
         value = 100 * np.exp(logs + penalty)
     return np.where(matching.any(axis=-1), value, 0.0)
@@ -274,7 +289,7 @@ class Score(BaseModel):
 
     value: float
     interval: tuple[float, float]
-    method: Literal["wilson", "bootstrap"]  # of the interval
+    method: Literal["wilson", "bootstrap", "normal", "jackknife", "none"]  # of the interval
     metric: Metric
 
 
@@ -412,6 +427,49 @@ def best_of_k(scores: Sequence[float], k: int) -> float:
     return sum(chance * value for chance, value in zip(chances, ranked))
 
 
+# %% ../../nbs/evaluation/40_metrics.ipynb #f0a1d04b
+def draws_won(groups: Sequence[tuple[int, float]], unread: int, k: int, votes: int) -> float:
+    """Over the draws of k answers in which just so many votes win: the sum of the winner's score,
+    of several winners the mean. Groups are (size, mean score) of equal answers."""
+    # by winners and by answers drawn: how many draws, and the sum of the winners' scores in them
+    drawn, won = np.zeros((2, k // votes + 1, k + 1))
+    drawn[0] = [math.comb(unread, taken) for taken in range(k + 1)]
+    for size, value in groups:
+        before = (drawn, won)
+        drawn, won = np.zeros((2, *drawn.shape))
+        for taken in range(min(size, votes - 1) + 1):  # this answer loses
+            ways, rest = math.comb(size, taken), slice(k + 1 - taken)
+            drawn[:, taken:] += ways * before[0][:, rest]
+            won[:, taken:] += ways * before[1][:, rest]
+        if size >= votes:  # or it is among the winners
+            ways, first, rest = math.comb(size, votes), before[0][:-1, :-votes], slice(-votes)
+            drawn[1:, votes:] += ways * first
+            won[1:, votes:] += ways * (before[1][:-1, rest] + value * first)
+    return float(sum(won[winners, k] / winners for winners in range(1, len(won))))
+
+
+def majority_of_k(
+    answers: Sequence[str | float | None],
+    scores: Sequence[float],  # of the answers
+    k: int,
+) -> float:
+    """The expected score of a vote of k answers that are drawn from some. Unreadable answers, None,
+    do not win; where all are, the score is theirs."""
+    n = len(answers)
+    if not 1 <= k <= n or len(scores) != n:
+        raise ValueError(f"{k} drawn of {n} answers with {len(scores)} scores")
+    found: dict = {}
+    for answer, value in zip(answers, scores):
+        found.setdefault(answer, []).append(value)
+    nothing = found.pop(None, [])
+    groups = [(len(values), sum(values) / len(values)) for values in found.values()]
+    most = min(k, max((size for size, _ in groups), default=0))
+    total = sum(draws_won(groups, len(nothing), k, votes) for votes in range(1, most + 1))
+    if len(nothing) >= k:
+        total += math.comb(len(nothing), k) * sum(nothing) / len(nothing)
+    return total / math.comb(n, k)
+
+
 # %% ../../nbs/evaluation/40_metrics.ipynb #62b586c3
 def calibration_error(
     probabilities: Sequence[float],  # of the answers that were chosen
@@ -432,3 +490,29 @@ def brier(probabilities: Sequence[float], right: Sequence[bool]) -> Score:
     "The Brier score with its interval; 0 is best, and saying 0.5 always gives 0.25."
     squares = [(p - float(hit)) ** 2 for p, hit in zip(probabilities, right, strict=True)]
     return score(squares, Metric(higher_is_better=False))
+
+
+# %% ../../nbs/evaluation/40_metrics.ipynb #a96eb309
+def calibration(
+    probabilities: Sequence[float],  # of the answers that were chosen
+    right: Sequence[bool],
+    bins: int = 10,
+) -> Score:
+    """The expected calibration error with an interval that covers the true error of these bins at
+    least as often as it says. The value is the usual one, which chance pushes up."""
+    value = calibration_error(probabilities, right, bins)
+    p, hit = np.asarray(probabilities, dtype=float), np.asarray(right, dtype=float)
+    n, place = len(p), np.minimum((p * bins).astype(int), bins - 1)
+    gap, seen, said = (
+        np.bincount(place, each, minlength=bins) for each in (p - hit, (p - hit) ** 2, p * (1 - p))
+    )
+    deviation = np.sqrt(np.maximum(seen, said)) / n
+    sure = np.abs(gap) / n > math.sqrt(2 * math.log(n)) * deviation
+    noise = np.random.default_rng(0).standard_normal((10_000, bins)) * deviation
+    excess = np.where(sure, noise, np.abs(noise)).sum(axis=1)
+    low = value - float(np.quantile(excess, 0.975))
+    high = value + Z * math.sqrt(float((deviation**2).sum()) + (Z / n) ** 2)
+    metric = Metric(higher_is_better=False)
+    return Score(
+        value=value, interval=(max(0.0, low), min(1.0, high)), method="normal", metric=metric
+    )

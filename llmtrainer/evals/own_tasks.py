@@ -63,6 +63,7 @@ from llmtrainer.evals.metrics import (
     LOSS,
     PERPLEXITY,
     Metric,
+    holds_word,
     last_number,
     normalize,
     token_f1,
@@ -339,7 +340,7 @@ TOXIC_WORDS = frozenset(SWEARING.split())
 
 def has_toxic_word(text: str) -> bool:
     "Does a text hold a word of the list?"
-    return not TOXIC_WORDS.isdisjoint(re.findall(r"[a-z]+", text.lower()))
+    return holds_word(text, TOXIC_WORDS)
 
 
 @functools.lru_cache(maxsize=1)

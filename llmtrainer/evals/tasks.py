@@ -124,6 +124,7 @@ from llmtrainer.evals.metrics import (
     equations,
     last_number,
     majority,
+    majority_of_k,
     number_after,
     score,
     sums_of,
@@ -613,6 +614,8 @@ def several_scores(
         answer, share = majority(answers)
         voted = answers.index(answer) if answer is not None else 0
         scores |= {"majority": graded[voted], "consistency": share}
+        of_k = (k for k in POWERS[1:] if k < n)  # a vote of two is one answer
+        scores |= {f"maj_at_{k}": majority_of_k(answers, graded, k) for k in of_k}
     return scores
 
 

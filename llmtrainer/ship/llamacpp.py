@@ -60,6 +60,7 @@ __all__ = [
     "turning_rows",
     "compare_row",
     "check_agreement",
+    "without_repeats",
     "compare_rows",
     "ask_llamacpp",
     "Turns",
@@ -84,6 +85,7 @@ import ctypes
 import errno
 import json
 import math
+import os
 import random
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -901,7 +903,7 @@ def compare_row(engine: LlamaCpp, model, row: TokenRow) -> Agreement:
         agrees.append(bool(own[max(found, key=found.get)] > own.max() - TIE))
         apart.append([abs(own[token].item() - value) for token, value in found.items()])
     apart = np.nan_to_num(np.array(apart), nan=np.inf)
-    begun = len(agrees) if row.answer is None else row.answer - 1 - row.first
+    begun = len(agrees) if row.answer is None else max(0, row.answer - 1 - row.first)
     return Agreement(
         len(agrees),
         equal=sum(agrees),
@@ -926,8 +928,20 @@ def check_agreement(agreement: Agreement, name: str) -> None:
         )
 
 
+def without_repeats(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Rows from where they differ from those before: conversations begin alike, and a tie in what
+    they share is one place and not one in each."""
+    fresh = []
+    for n, row in enumerate(rows):
+        shared = max((len(os.path.commonprefix([row.ids, r.ids])) for r in rows[:n]), default=0)
+        if shared < len(row.ids):
+            fresh.append(replace(row, first=max(row.first, shared)))
+    return fresh
+
+
 def compare_rows(engine: LlamaCpp, model, rows: Sequence[TokenRow], exact: bool) -> Agreement:
     "All rows together; of an exact file, texts across a turning point are checked on their own."
+    rows = without_repeats(rows)
     found = [compare_row(engine, model, row) for row in rows]
     if exact:
         for row, agreement in zip(rows, found, strict=True):
