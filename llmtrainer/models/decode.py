@@ -900,6 +900,7 @@ def with_peak(found: dict[str, int]) -> dict[str, int]:
     return found | dict(peak=max(size for name, size in found.items() if "phase" in name))
 
 
+# %% ../../nbs/speed/66_decode.ipynb #1d83fcb6
 @torch.no_grad()
 def simulate_writing(
     model,  # a skeleton; it is used up
