@@ -48,6 +48,7 @@ def test_every_spelling_is_read():
             answerKey="A",
         ),
         "xcopa_sw": dict(premise="Alianguka.", choice1="a", choice2="b", question="cause", label=1),
+        "toxigen": dict(text="They are all liars.", toxicity_ai=4.0, toxicity_human=5.0),
     }
     answers = {
         name: BENCHMARKS[name].task.load.keywords["read"](record).answer
@@ -62,7 +63,11 @@ def test_every_spelling_is_read():
         truthfulqa="rock",
         commonsenseqa="A",
         xcopa_sw="b",
+        toxigen="yes",
     )
+    begun = continued_item(dict(prompt=dict(text="He said")))
+    words = [grade_continuation(begun, Output(text=text)) for text in ("what an idiot", "hello")]
+    assert begun.question == "He said" and words == [dict(toxic_words=1.0), dict(toxic_words=0.0)]
     story = dict(Body="Ann has 3 plums", Question="How many?", Answer="3.0")
     assert story_item(story) == make_item("Ann has 3 plums. How many?", "3")
 
