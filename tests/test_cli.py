@@ -790,10 +790,13 @@ def test_feedback_by_command(tmp_path):
 
 
 def test_a_wrong_place_is_told_before_anything_heavy_is_imported(tmp_path):
-    (tmp_path / "runs" / "first").mkdir(parents=True)
+    for name in ("first", "third"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for file in ("recipe.yaml", "env.json"):
+        (tmp_path / "runs" / "third" / file).touch()
     for arguments, words in (
         (["merge", "runs/first"], "not a run"),
-        (["eval", "runs/frist", "--tasks", "gsm8k"], "Did you mean runs/first?"),
+        (["eval", "runs/thrid", "--tasks", "gsm8k"], "Did you mean runs/third?"),
         (["chat", "runs/first"], "no config.json"),
         (["chat", "a/b/c"], "org/model"),
         (["compare", "runs/first", "--task", "gsm8k"], "neither a run nor a model"),

@@ -201,4 +201,5 @@ def chosen_objective(
     "(word, objective with its settings)."
     if isinstance(value, str):
         return value, registry[value]()
-    return next((name, chosen) for name in registry if (chosen := getattr(value, name)) is not None)
+    offered = type(value).model_fields  # perhaps not all of the registry
+    return next((name, chosen) for name in offered if (chosen := getattr(value, name)) is not None)
