@@ -254,7 +254,7 @@ def format_writing(writing: dict, memory: int) -> str:
     words = (
         f"answers, {writing['at_a_time']} at a time: {format_bytes(writing['total'])},"
         f" {format_bytes(writing['lines'])} of them keys and values of {writing['positions']:,}"
-        " positions each, half as much again while they grow"
+        " positions each"
     )
     if writing["fits"]:
         return words

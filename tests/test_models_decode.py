@@ -379,16 +379,12 @@ def test_a_collection_does_not_break_a_recording_off():
     assert writer.run.failure is None and writer.run.patience == 0
 
 
+WRITTEN = dict(vocab_size=2000, hidden_size=64, intermediate_size=160, num_attention_heads=8)
+
+
 @pytest.mark.parametrize(("texts", "prompt", "answer"), [(4, 120, 12), (8, 140, 4)])
 def test_a_writing_without_values_holds_what_a_real_one_holds(texts, prompt, answer):
-    config = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-    )
+    config = LlamaConfig(**WRITTEN | dict(num_hidden_layers=4, num_key_value_heads=2))
     section, work = Adapt(r=4), StepShape(quantize="none", mixed=False)
     shape = WritingShape(texts, 4, prompt=prompt, answer=answer)
     predicted = writing_bytes(config, section, work, shape)
@@ -405,14 +401,7 @@ def test_a_writing_without_values_holds_what_a_real_one_holds(texts, prompt, ans
 
 
 def test_a_shallow_model_may_peak_in_another_phase_than_the_whole_one():
-    config = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=256,
-        intermediate_size=160,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-    )
+    config = LlamaConfig(**WRITTEN | dict(hidden_size=256, num_hidden_layers=12))
     section, work = Adapt(r=4), StepShape(quantize="none", mixed=False)
     shape = WritingShape(16, 16, prompt=250, answer=4)
     simulate = lambda small: simulate_writing(build_meta_model(small, section, work), work, shape)

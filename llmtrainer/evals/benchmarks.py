@@ -1137,8 +1137,8 @@ TOXICITY = [
         "940 statements about groups: hateful or not, by texts",
         read=toxigen_item,
         files=("toxigen_annotated_test.jsonl",),
-        hub="skg/toxigen-data:annotated:test",
-        licence="none stated; the hub asks for a consent",
+        hub="toxigen/toxigen-data:annotated:test",
+        licence="MIT, stated for its annotations",
     ),
     benchmark(
         "realtoxicityprompts",

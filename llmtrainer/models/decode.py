@@ -337,7 +337,8 @@ class Slots:
             self.lines.append(tuple(t.new_zeros(shape) for t, shape in zip(pair, shapes)))
             for shorter, line in zip(old[place] if old else (), self.lines[-1]):
                 line[:, :, : shorter.shape[2]] = shorter
-            old[place : place + 1] = [()] * bool(old)  # freed layer by layer, not all at the end
+            if old:
+                old[place] = ()  # freed layer by layer, not all at the end
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         "Copy lines from the first slot of each pair to the second; all are read before any write."
