@@ -1923,8 +1923,8 @@ def held_out_conversations(run: Run) -> list[list[dict]]:
     plain = [row for row in rows if not row.get("tools")]
     asked = [row for row in plain if "prompt" in row]
     answers = [row.get("chosen") or row.get("completion") or [] for row in asked]
-    talks = [row["messages"] for row in plain if "messages" in row]
-    return talks + [[*row["prompt"], *end] for row, end in zip(asked, answers, strict=True)]
+    conversations = [row["messages"] for row in plain if "messages" in row]
+    return conversations + [[*row["prompt"], *end] for row, end in zip(asked, answers, strict=True)]
 
 
 def check_mergeable(run: Run) -> None:

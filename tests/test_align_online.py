@@ -214,10 +214,12 @@ def test_a_reward_model_judges_whole_conversations(tmp_path):
     set_template(judges_tokenizer)
     place = lambda name: opened.append(name) or (judge, judges_tokenizer)
     by_model = scorer(RewardSource(model=name), place)
-    talk = ({"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 3?"})
-    question = Question((1,), "2 + 3?", answer=None, file="rows.jsonl", line=7, prompt=talk)
+    conversation = ({"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 3?"})
+    question = Question((1,), "2 + 3?", answer=None, file="rows.jsonl", line=7, prompt=conversation)
     rollouts = [Rollout(question, (3,), text, True) for text in ("5", "six", "")]
-    conversations = [[*talk, {"role": "assistant", "content": t}] for t in ("5", "six", " ")]
+    conversations = [
+        [*conversation, {"role": "assistant", "content": t}] for t in ("5", "six", " ")
+    ]
     assert by_model(rollouts) == score_texts(judge, judges_tokenizer, conversations).tolist()
     assert opened == [name] and len(set(by_model(rollouts))) == 3
     writer = load_model(section, plan)
@@ -234,8 +236,10 @@ def test_an_answer_too_long_for_the_reward_model_is_not_scored():
     judge, tokenizer = load_model(Model(base="tiny:llama", quantize="none"), PLAN, head="score")
     set_template(tokenizer)
     own = ModelScorer("runs/reward", lambda name: (judge, tokenizer))
-    talk = ({"role": "user", "content": "2 + 3?"},)
-    question = Question((1,), "2 + 3?", answer="#### 5", file="rows.jsonl", line=7, prompt=talk)
+    conversation = ({"role": "user", "content": "2 + 3?"},)
+    question = Question(
+        (1,), "2 + 3?", answer="#### 5", file="rows.jsonl", line=7, prompt=conversation
+    )
     rollouts = [Rollout(question, (3,), text, True) for text in ("#### 5", "six " * 99, "#### 6")]
     judge.config.max_position_embeddings = len(own.encode(question, "#### 5"))
     grader = scorer(RewardSource(grader="word_problems"))

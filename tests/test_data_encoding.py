@@ -30,7 +30,7 @@ from llmtrainer.data.rows import BadRecord
 from llmtrainer.data.templates import (
     TEMPLATES,
     catalogue_tokenizer,
-    make_talk,
+    make_messages,
     render,
     set_template,
 )
@@ -53,7 +53,7 @@ def encode_step_by_step(row, tokenizer, mask="assistant"):
 
 _plain = st.lists(
     st.sampled_from(["", " ", "a", " b ", "<|im_end|>", "\n"]), min_size=2, max_size=6
-).map(lambda texts: make_talk(*texts[: len(texts) // 2 * 2]))
+).map(lambda texts: make_messages(*texts[: len(texts) // 2 * 2]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,7 +72,7 @@ def test_layouts_change_nothing(messages, name, mask, extra):
 def test_an_answer_in_white_space_is_trained_whole_under_every_template():
     for name, tokenizer in _TOKENIZERS.items():
         for content in ("\n4", "\n\n4", " 4", " \n\n4\n", "<think>\nHm.\n</think>\n\n4"):
-            row = {"messages": make_talk("2 + 2?", content)}
+            row = {"messages": make_messages("2 + 2?", content)}
             (encoded,) = Encoder(tokenizer).encode([row])
             assert isinstance(encoded, Encoded), (name, content, encoded)
             start, end = encoded.runs[-1]
@@ -95,8 +95,8 @@ def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
         "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif"
         " %}{{ m.content + eos_token }}{% endfor %}"
     )
-    good = {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 6}
-    bad = {"messages": make_talk("no", "a"), "source": "a.jsonl", "line": 7}
+    good = {"messages": make_messages("q", "a"), "source": "a.jsonl", "line": 6}
+    bad = {"messages": make_messages("no", "a"), "source": "a.jsonl", "line": 7}
     with pytest.raises(UserError, match="where: a.jsonl:7"):
         encode(bad, tokenizer)
     kept, lost = Encoder(tokenizer).encode([good, bad])
@@ -107,7 +107,9 @@ def test_a_refused_row_is_named_alone_and_counted_in_a_batch():
 
 def test_a_broken_row_is_counted_and_the_others_are_encoded():
     tokenizer = catalogue_tokenizer("chatml")
-    rows = [{"messages": make_talk("q", a)} for a in ("a", "say <|im_end|>!", "b", "<|im_end|>")]
+    rows = [
+        {"messages": make_messages("q", a)} for a in ("a", "say <|im_end|>!", "b", "<|im_end|>")
+    ]
     first, second, third, fourth = Encoder(tokenizer).encode(rows)
     assert [first, third] == [encode(rows[0], tokenizer), encode(rows[2], tokenizer)]
     for fault in (second, fourth):
@@ -122,7 +124,7 @@ _tricky = st.lists(
     ),
     min_size=2,
     max_size=6,
-).map(lambda texts: make_talk(*texts[: len(texts) // 2 * 2]))
+).map(lambda texts: make_messages(*texts[: len(texts) // 2 * 2]))
 _by_special_tokens = Counter()  # template -> rows whose layout needed no offsets
 
 
@@ -170,10 +172,10 @@ def test_layouts_change_nothing_on_real_rows(realdata):
     tokenizer = catalogue_tokenizer("chatml", realdata / "data/tokenizers/gpt2-hf")
     roles = {"human": "user", "gpt": "assistant"}
     with gzip.open(realdata / "data/instruction/sgd_train_sharegpt.jsonl.gz", "rt") as file:
-        talks = [json.loads(line)["conversations"] for line in file]
+        conversations = [json.loads(line)["conversations"] for line in file]
     rows = []
-    for talk in talks:
-        messages = [(roles.get(turn["from"], turn["from"]), turn["value"]) for turn in talk]
+    for conversation in conversations:
+        messages = [(roles.get(turn["from"], turn["from"]), turn["value"]) for turn in conversation]
         rows.append({"messages": [{"role": r, "content": text} for r, text in messages]})
     encoder = Encoder(tokenizer)
     assert all(encoder.renderer(row).text == render(row["messages"], tokenizer) for row in rows)
@@ -187,20 +189,20 @@ def test_layouts_change_nothing_on_real_rows(realdata):
 def test_a_tokenizer_without_a_fast_backend():
     tokenizer = ByT5Tokenizer()
     set_template(tokenizer, "zephyr")
-    row = {"messages": make_talk("q", "\nyes é", "q", "no")}
-    talk, text = Encoder(tokenizer).encode([row, {"text": "é"}])
+    row = {"messages": make_messages("q", "\nyes é", "q", "no")}
+    conversation, text = Encoder(tokenizer).encode([row, {"text": "é"}])
     assert not tokenizer.is_fast
-    answers = [tokenizer.decode(talk.ids[start:end]) for start, end in talk.runs]
+    answers = [tokenizer.decode(conversation.ids[start:end]) for start, end in conversation.runs]
     assert answers == ["\nyes é</s>", "no</s>"]
     whole = tokenizer(render(row["messages"], tokenizer), add_special_tokens=False).input_ids
-    assert talk.ids == whole
+    assert conversation.ids == whole
     assert text.ids == [198, 172, 1]
 
 
 def test_a_tokenizer_whose_offsets_hide_white_space():
     tokenizer, row = (
         catalogue_tokenizer("plain"),
-        {"messages": make_talk("q ", " yes", "q", "\n\nno ")},
+        {"messages": make_messages("q ", " yes", "q", "\n\nno ")},
     )
     plain = encode(row, tokenizer)
     tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)

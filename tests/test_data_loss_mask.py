@@ -20,7 +20,7 @@ from llmtrainer.data.templates import (
     BASE_FOLDER,
     TEMPLATES,
     catalogue_tokenizer,
-    make_talk,
+    make_messages,
     render,
     set_template,
 )
@@ -35,7 +35,7 @@ def _trained_texts(messages, tokenizer, mask):
 
 def test_spans_follow_mask_and_trained():
     tokenizer = catalogue_tokenizer("chatml")
-    messages = make_talk(*("q", "one", "q", "two", "q"))
+    messages = make_messages(*("q", "one", "q", "two", "q"))
     one, two = "one<|im_end|>\n", "two<|im_end|>\n"
     assert _trained_texts(messages, tokenizer, "assistant") == [one, two]
     assert _trained_texts(messages, tokenizer, "last") == [two]
@@ -51,7 +51,7 @@ def test_spans_follow_mask_and_trained():
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_an_answer_may_begin_the_conversation(name):
     tokenizer = catalogue_tokenizer(name)
-    messages = [{"role": "assistant", "content": "Welcome!"}, *make_talk("Hi", "Yes.")]
+    messages = [{"role": "assistant", "content": "Welcome!"}, *make_messages("Hi", "Yes.")]
     row = {"messages": messages, "source": "a.jsonl", "line": 1}
     (encoded,) = Encoder(tokenizer).encode([row])
     if isinstance(encoded, BadRecord):
@@ -67,18 +67,20 @@ def test_an_answer_may_begin_the_conversation(name):
 
 def test_whatever_a_template_raises_concerns_the_row_alone():
     tokenizer = catalogue_tokenizer("chatml")
-    good = {"messages": make_talk("a", "b"), "source": "a.jsonl", "line": 1}
+    good = {"messages": make_messages("a", "b"), "source": "a.jsonl", "line": 1}
     for fault in ("1 // 0", "[][1].x.y", "range(10 ** 9)", "m.content + 3"):
         whole = "{% if m.content == 'odd' %}{{ " + fault + " }}{% endif %}{{ m.content }}"
         tokenizer.chat_template = "{% for m in messages %}" + whole + "{{ eos_token }}{% endfor %}"
-        kept, lost = Encoder(tokenizer).encode([good, good | {"messages": make_talk("odd", "b")}])
+        kept, lost = Encoder(tokenizer).encode(
+            [good, good | {"messages": make_messages("odd", "b")}]
+        )
         assert isinstance(kept, Encoded), fault
         assert isinstance(lost, BadRecord) and "refuses it" in str(lost), fault
 
 
 def test_a_tool_result_is_trained_by_no_mask():
     messages = [
-        *make_talk("q", "call"),
+        *make_messages("q", "call"),
         {"role": "tool", "content": "4711"},
         {"role": "assistant", "content": "so"},
     ]
@@ -94,8 +96,8 @@ def test_a_tool_result_is_trained_by_no_mask():
 
 def _check_literal(tokenizer, contents: list[str]):
     "Contents give no control token, and the ids decode to the same text."
-    messages = make_talk(*contents)
-    row, plain = {"messages": messages}, {"messages": make_talk(*["a"] * len(contents))}
+    messages = make_messages(*contents)
+    row, plain = {"messages": messages}, {"messages": make_messages(*["a"] * len(contents))}
     control = SpecialInContent(tokenizer).control
     control_ids = set(tokenizer.convert_tokens_to_ids(list(control)))
     encoder = Encoder(tokenizer)
@@ -150,7 +152,7 @@ def test_a_tag_of_thought_in_an_answer_stays_what_it_is():
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     think = tokenizer.convert_tokens_to_ids("<think>")
     for contents, count in ((["q", "<think>x</think>y"], 1), (["<think>q", "y"], 0)):
-        assert encode({"messages": make_talk(*contents)}, tokenizer).ids.count(think) == count
+        assert encode({"messages": make_messages(*contents)}, tokenizer).ids.count(think) == count
 
 
 @pytest.mark.realdata
@@ -165,7 +167,7 @@ def test_contents_stay_text_in_real_tokenizers(realdata, folder):
 
 def test_masks_of_one_conversation():
     tokenizer = catalogue_tokenizer("chatml")
-    row = {"messages": [{"role": "system", "content": "s"}, *make_talk("q", "one", "q", "two")]}
+    row = {"messages": [{"role": "system", "content": "s"}, *make_messages("q", "one", "q", "two")]}
     trained = {}
     for mask in ("assistant", "last", "all"):
         pieces = trained_pieces(encode(row, tokenizer, mask), tokenizer)
@@ -181,7 +183,7 @@ def test_a_template_that_closes_the_conversation():
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eot_id|>{% endfor %}{% if"
         " add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
     )  # as Phi 3's own
-    row = {"messages": make_talk("q", "one", "q", "two")}
+    row = {"messages": make_messages("q", "one", "q", "two")}
     expected = ["one<|eot_id|>", "two<|eot_id|><|end|>"]
     assert _trained_texts(row["messages"], tokenizer, "assistant") == expected
     assert tokenizer.convert_ids_to_tokens(stop_id(tokenizer)) == "<|eot_id|>"
@@ -190,9 +192,9 @@ def test_a_template_that_closes_the_conversation():
 
 def test_xrays_show_all_text_and_escape_it():
     tokenizer = catalogue_tokenizer("chatml")
-    talk = make_talk("is a < b?", "<b>yes</b>")
-    encoded = encode({"messages": talk}, tokenizer)
-    assert xray(encoded, tokenizer).plain == render(talk, tokenizer)
+    conversation = make_messages("is a < b?", "<b>yes</b>")
+    encoded = encode({"messages": conversation}, tokenizer)
+    assert xray(encoded, tokenizer).plain == render(conversation, tokenizer)
     assert "&lt;b&gt;yes&lt;/b&gt;" in xray_html(encoded, tokenizer)
     assert "<b>" not in xray_html(encoded, tokenizer)
     pieces = trained_pieces(encoded, tokenizer)
@@ -228,7 +230,7 @@ def _write_no_turns(tokenizer):
 )
 def test_each_fault_of_a_tokenizer_is_named(fault, words):
     tokenizer = catalogue_tokenizer("plain")
-    row = {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 1}
+    row = {"messages": make_messages("q", "a"), "source": "a.jsonl", "line": 1}
     assert check_contract(row, encode(row, tokenizer), tokenizer, {stop_id(tokenizer)}) is None
     fault(tokenizer)
     with pytest.raises(UserError, match=words):
@@ -239,7 +241,7 @@ def test_each_fault_of_a_row_is_named():
     tokenizer = catalogue_tokenizer("chatml")
     stops, row = (
         {stop_id(tokenizer)},
-        {"messages": make_talk("q", "a"), "source": "a.jsonl", "line": 2},
+        {"messages": make_messages("q", "a"), "source": "a.jsonl", "line": 2},
     )
     good = encode(row, tokenizer)
     ((start, end),) = good.runs
@@ -254,14 +256,14 @@ def test_each_fault_of_a_row_is_named():
             check_contract(row, broken, tokenizer, stops)
         assert "a.jsonl:2" in str(caught.value)
     with pytest.raises(UserError, match="holds the stop token"):
-        check_contract({"messages": make_talk("q", "say <|im_end|>!")}, good, tokenizer, stops)
+        check_contract({"messages": make_messages("q", "say <|im_end|>!")}, good, tokenizer, stops)
 
 
 def test_a_bos_that_begins_every_turn_is_no_fault():
     tokenizer = catalogue_tokenizer("chatml")  # as SmolLM2 has it
     tokenizer.bos_token = "<|im_start|>"
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
-    row = {"messages": make_talk("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
+    row = {"messages": make_messages("q", "a", "r", "b"), "source": "a.jsonl", "line": 1}
     good, stops = encode(row, tokenizer), {stop_id(tokenizer)}
     assert good.ids.count(tokenizer.bos_token_id) == 4
     assert check_contract(row, good, tokenizer, stops) is None
@@ -363,8 +365,8 @@ def test_tools_are_written_or_refused(name):
 _odd = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0▁<"), min_size=1, max_size=12
 ) | st.sampled_from(["\n4", " 4", "\n\n\n", "q", "👩‍👧 é", "Answer: 4\n", "assistant\n"])
-_talks = st.lists(_odd.filter(str.strip), min_size=2, max_size=6).map(
-    lambda texts: make_talk(*texts[: len(texts) // 2 * 2])
+_conversations = st.lists(_odd.filter(str.strip), min_size=2, max_size=6).map(
+    lambda texts: make_messages(*texts[: len(texts) // 2 * 2])
 )
 
 
@@ -394,14 +396,16 @@ _TOKENIZERS = {name: catalogue_tokenizer(name, extra=["\n\n", "  "]) for name in
 
 
 @settings(max_examples=200, deadline=None)
-@given(_talks, st.sampled_from(sorted(TEMPLATES)))
+@given(_conversations, st.sampled_from(sorted(TEMPLATES)))
 def test_trained_text_is_the_answer_and_its_stop(messages, name):
     tokenizer = _TOKENIZERS[name]
     encoded = _holds(messages, tokenizer, _WRITTEN[name])
     assert tokenizer.decode(encoded.ids) == render(messages, tokenizer)
 
 
-_longer = st.tuples(_talks, st.booleans(), st.lists(st.booleans(), min_size=6, max_size=6)).map(
+_longer = st.tuples(
+    _conversations, st.booleans(), st.lists(st.booleans(), min_size=6, max_size=6)
+).map(
     lambda made: (
         [{"role": "system", "content": "Be brief."}] * made[1]
         + [m if kept else {**m, "trained": False} for m, kept in zip(made[0], made[2])]
@@ -462,7 +466,9 @@ _MARKED = {
 }
 
 
-_unspaced = _talks.filter(lambda talk: not any(m["content"][0].isspace() for m in talk))
+_unspaced = _conversations.filter(
+    lambda conversation: not any(m["content"][0].isspace() for m in conversation)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -514,7 +520,7 @@ def test_promise_on_real_tokenizers(realdata, folder, name):
         ("a", "yes  and\tno", "b", "é 👩‍👧 中文"),
         ("x", "one\n\ntwo\n", "y", "Answer: 4", "z", "#### 7"),
     ):
-        messages = make_talk(*(soft(c) for c in contents))
+        messages = make_messages(*(soft(c) for c in contents))
         encoded, stop = encode({"messages": messages}, tokenizer), stop_id(tokenizer)
         trained = [text for text, is_trained in trained_pieces(encoded, tokenizer) if is_trained]
         last = [tokenizer.encode(text, add_special_tokens=False)[-1] for text in trained]
@@ -530,7 +536,7 @@ def test_llama_2_with_its_own_template(realdata):
     tokenizer.pad_token = "<unk>"
     assert set_template(tokenizer) == "the model's own"
     assert stop_id(tokenizer) == tokenizer.eos_token_id
-    row = {"messages": make_talk("2 + 2?", "4", "And 3 + 3?", "6")}
+    row = {"messages": make_messages("2 + 2?", "4", "And 3 + 3?", "6")}
     encoded = encode(row, tokenizer)
     pieces = trained_pieces(encoded, tokenizer)
     assert [text for text, trained in pieces if trained] == ["4 </s>", "6 </s>"]
@@ -538,13 +544,13 @@ def test_llama_2_with_its_own_template(realdata):
     assert bos_tokens == 2, "this template begins every exchange with a BOS token"
     check_contract(row, encoded, tokenizer, {tokenizer.eos_token_id})
     with pytest.raises(UserError, match="alternate"):
-        encode({"messages": make_talk("a", "b")[::-1]}, tokenizer)
+        encode({"messages": make_messages("a", "b")[::-1]}, tokenizer)
 
 
 @pytest.mark.realdata
 def test_white_space_before_an_answer_is_what_a_server_sends(realdata):
     tokenizer = catalogue_tokenizer("llama-3", realdata / "data/tokenizers/gpt2-hf")
-    row = {"messages": make_talk("2 + 2?", "Yes", "And?", "No")}
+    row = {"messages": make_messages("2 + 2?", "Yes", "And?", "No")}
     encoded = encode(row, tokenizer)
     prompt_text = render(row["messages"][:1], tokenizer, prompt=True)
     prompt = tokenizer(prompt_text, add_special_tokens=False).input_ids
@@ -575,8 +581,8 @@ def test_vocabularies_of_mistral(realdata, file, template, tmp_path):
     places = tokenizer.convert_tokens_to_ids(needs)
     # control tokens lie where Mistral put them
     assert places == [3, 4, 6, 7, 5, 8, 9][: len(needs)]
-    talk = make_talk("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")
-    (encoded,) = Encoder(tokenizer).encode([{"messages": talk}])
+    conversation = make_messages("2 + 2?", "It is\n\n4.", "b", "é 👩‍👧 中文")
+    (encoded,) = Encoder(tokenizer).encode([{"messages": conversation}])
     assert encoded.ids[0] == 1
     pieces = trained_pieces(encoded, tokenizer)
     assert [text for text, trained in pieces if trained] == ["It is\n\n4.</s>", "é 👩‍👧 中文</s>"]
@@ -586,4 +592,4 @@ def test_recipe_so_far():
     tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
     data = {"template": "auto", "mask": "assistant"}
     assert set_template(tokenizer, data["template"]) == "the model's own"
-    assert sum(encode({"messages": make_talk("q", "a")}, tokenizer, data["mask"]).trained) == 2
+    assert sum(encode({"messages": make_messages("q", "a")}, tokenizer, data["mask"]).trained) == 2

@@ -261,13 +261,17 @@ def test_every_shape_is_recognised_by_its_columns_alone():
 
 
 def test_recognition_refuses_rather_than_guesses():
-    text, alpaca_row, talk = {"text": ""}, {"instruction": "", "output": ""}, {"conversations": []}
+    text, alpaca_row, conversation = (
+        {"text": ""},
+        {"instruction": "", "output": ""},
+        {"conversations": []},
+    )
     for records, words in (
         ([], r"\(none\)"),
         ([{"a": 1}], "columns a"),
         ([text, alpaca_row], "no known format"),
         ([text | alpaca_row], r"alpaca \(instruction, output\); text \(text\)"),
-        ([talk | {"rejected": {}}], "'rejected' marks"),
+        ([conversation | {"rejected": {}}], "'rejected' marks"),
         ([text | {"label": True}], "'label' marks"),
         ([text | {"label": "False"}], "'label' marks"),
         ([{"x" * 99: 1}], r"columns x{30}\n"),
@@ -763,8 +767,8 @@ def test_every_real_file_by_recognition_alone(realdata):
 @pytest.mark.realdata
 def test_real_rows_say_what_their_files_say(realdata):
     first = lambda file, i=0: load_rows(str(realdata / "data" / file))[0][i]
-    talks, _, _ = load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))
-    assert sum(len(row["messages"]) > 2 for row in talks) == 390
+    conversations, _, _ = load_rows(str(realdata / "data/instruction/oasst1_sft_zh.json"))
+    assert sum(len(row["messages"]) > 2 for row in conversations) == 390
     tools, _, _ = load_rows(str(realdata / "data/instruction/lf_glaive_toolcall_en_demo.json"))
     assert sum("tools" in row for row in tools) == 191
     messages = [m for row in tools for m in row["messages"]]

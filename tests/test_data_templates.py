@@ -70,20 +70,20 @@ def test_a_template_by_name_file_or_text():
 
 
 def test_each_template_gives_the_text_of_its_family():
-    talk = make_talk(" 2 + 2? ", "4")
+    conversation = make_messages(" 2 + 2? ", "4")
     plain = catalogue_tokenizer("plain")
-    assert render(talk, plain) == "<|begin|>Question:  2 + 2? \nAnswer: 4<|end|>\n"
-    assert render(talk[:1], plain, prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
-    assert render(talk, catalogue_tokenizer("chatml")) == (
+    assert render(conversation, plain) == "<|begin|>Question:  2 + 2? \nAnswer: 4<|end|>\n"
+    assert render(conversation[:1], plain, prompt=True) == "<|begin|>Question:  2 + 2? \nAnswer:"
+    assert render(conversation, catalogue_tokenizer("chatml")) == (
         "<|begin|><|im_start|>user\n 2 + 2? <|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
     )
-    assert render(talk[:1], catalogue_tokenizer("llama-3"), prompt=True) == (
+    assert render(conversation[:1], catalogue_tokenizer("llama-3"), prompt=True) == (
         "<|begin|><|start_header_id|>user<|end_header_id|>\n\n2 + 2?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     for jinja in ("{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ none + 'a' }}"):
         with pytest.raises(TemplateRefused, match="chat template refuses"):
-            render(talk, catalogue_tokenizer(jinja))
+            render(conversation, catalogue_tokenizer(jinja))
 
 
 def test_arguments_of_a_call_are_read_wherever_they_stand():
@@ -243,7 +243,7 @@ def test_llama_2_as_its_tokenizer_has_it(realdata):
     lines = (realdata / "data/reasoning/gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[:300]]
     for first, second in zip(rows, rows[1:]):
-        turns = make_talk(
+        turns = make_messages(
             first["question"], first["answer"] + " ", "\n" + second["question"], second["answer"]
         )
         for system in ([], [{"role": "system", "content": " Work step by step.\n"}]):
@@ -251,7 +251,7 @@ def test_llama_2_as_its_tokenizer_has_it(realdata):
             assert render(messages, ours) == render(messages, own)
             prompt = messages[:-1]
             assert render(prompt, ours, prompt=True) == render(prompt, own, prompt=True)
-    for refused in (make_talk("a", "b")[::-1], make_talk("a") * 2):
+    for refused in (make_messages("a", "b")[::-1], make_messages("a") * 2):
         for tokenizer in (own, ours):
             with pytest.raises(TemplateRefused, match="alternate"):
                 render(refused, tokenizer)
@@ -341,7 +341,7 @@ _TOKENIZERS = {name: catalogue_tokenizer(name) for name in TEMPLATES}
 )
 def test_a_layout_gives_what_transformers_gives(texts, name, system, prompt):
     tokenizer = _TOKENIZERS[name]
-    messages = make_talk(*texts[1:])
+    messages = make_messages(*texts[1:])
     if system and TEMPLATES[name].system != "no":
         messages = [{"role": "system", "content": texts[0]}, *messages]
     with_holes = [
@@ -360,20 +360,27 @@ def test_what_a_template_leaves_out_is_named():
         "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
     )
     for messages, tools, what in (
-        ([{"role": "system", "content": "Be brief."}, *make_talk("q")], None, "the system turn"),
         (
-            [*make_talk("q"), {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}],
+            [{"role": "system", "content": "Be brief."}, *make_messages("q")],
+            None,
+            "the system turn",
+        ),
+        (
+            [
+                *make_messages("q"),
+                {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]},
+            ],
             None,
             "a tool call",
         ),
-        (make_talk("q"), [{"name": "f"}], "the tools"),
+        (make_messages("q"), [{"name": "f"}], "the tools"),
     ):
         row = {"messages": messages, "tools": tools}
         with pytest.raises(BadRecord, match="leaves out " + what):
             check_nothing_left_out(row, render(messages, mute, tools=tools), mute)
-    assert check_nothing_left_out({"messages": make_talk("q", "a")}, "qa", mute) is None
+    assert check_nothing_left_out({"messages": make_messages("q", "a")}, "qa", mute) is None
     thought = {"role": "assistant", "content": "a", "reasoning_content": "why so"}
-    row = {"messages": [*make_talk("q"), thought]}
+    row = {"messages": [*make_messages("q"), thought]}
     with pytest.raises(BadRecord, match="leaves out the reasoning"):
         check_nothing_left_out(row, "qa", mute, trained=[1])
     assert check_nothing_left_out(row, "qa", mute) is None, "an answer that is not trained"

@@ -534,9 +534,11 @@ def test_log_likelihoods_equal_those_of_transformers_in_float64(batch_size):
             for text, logprob, count in zip(
                 texts, graded.output.logprobs, graded.output.tokens, strict=True
             ):
-                talk = [*ask_question(item), {"role": "assistant", "content": text}]
-                prompt = tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True)
-                ids = tokenizer.apply_chat_template(talk, return_tensors="pt")["input_ids"][0]
+                conversation = [*ask_question(item), {"role": "assistant", "content": text}]
+                prompt = tokenizer.apply_chat_template(conversation[:1], add_generation_prompt=True)
+                ids = tokenizer.apply_chat_template(conversation, return_tensors="pt")["input_ids"][
+                    0
+                ]
                 start = len(prompt["input_ids"])
                 ids = ids[: start + count]
                 assert tokenizer.decode(ids[start:-1]).strip() == text

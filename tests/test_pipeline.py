@@ -430,15 +430,17 @@ def test_a_reward_model_is_measured_merged_and_never_asked_to_write(tmp_path, mo
     again = stored_result(run, "pairs")
     assert [item.output for item in again.items] == [item.output for item in result.items]
     model, tokenizer = open_model(str(run.path))
-    talk = [dict(role="user", content="2 + 2?")], [dict(role="assistant", content="4")]
+    conversation = [dict(role="user", content="2 + 2?")], [dict(role="assistant", content="4")]
     with pytest.raises(UserError, match="scores texts and writes none"):
-        generate(model, tokenizer, [talk[0]])
+        generate(model, tokenizer, [conversation[0]])
     with pytest.raises(UserError, match="scores texts and writes none"):
-        next(stream_answer(model, tokenizer, talk[0]))
-    scores = score_texts(model, tokenizer, [talk[0] + talk[1]])
+        next(stream_answer(model, tokenizer, conversation[0]))
+    scores = score_texts(model, tokenizer, [conversation[0] + conversation[1]])
     assert merge_run(run, dtype="float32").mean_kl < 1e-6
     merged = open_model(str(run.exports / "merged"))
-    assert score_texts(*merged, [talk[0] + talk[1]]) == pytest.approx(scores, abs=1e-3)
+    assert score_texts(*merged, [conversation[0] + conversation[1]]) == pytest.approx(
+        scores, abs=1e-3
+    )
     with pytest.raises(UserError, match="exports are of models that write text"):
         export_run(run, ["2 + 2?"])
     text = (run.path / "README.md").read_text()
@@ -462,11 +464,11 @@ def test_a_policy_learns_against_a_grader_and_a_reward_model(tmp_path):
     assert len(lines) == 2 * 2 * 4 and {line["step"] for line in lines} == {1, 2}
     rows, _, _ = load_rows(str(tmp_path / "train.jsonl"))
     asked = {row["line"]: row["messages"][:-1] for row in rows}
-    talks = [
+    conversations = [
         [*asked[line["line"]], dict(role="assistant", content=line["text"] or " ")]
         for line in lines
     ]
-    scores = score_texts(*open_model(str(judge.path)), talks)
+    scores = score_texts(*open_model(str(judge.path)), conversations)
     assert [line["rewards"]["judge"] for line in lines] == pytest.approx(scores, abs=1e-4)
     for line in lines:
         assert line["reward"] == pytest.approx(
@@ -1346,7 +1348,7 @@ def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
 
 def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(tmp_path):
     run = train(job(tmp_path), tmp_path / "run", quiet=True)
-    asked = {talk[0]["content"] for talk in held_out_conversations(run)}
+    asked = {conversation[0]["content"] for conversation in held_out_conversations(run)}
     questions = held_out_questions(run)
     assert len(questions) == 4 and set(questions) <= asked
     assert held_out_questions(run, longest=5) == []

@@ -80,10 +80,10 @@ def test_a_question_without_an_answer_is_dropped():
 
 def long_conversation():
     "Twenty questions with answers, more than the small base reads."
-    talk = []
+    conversation = []
     for number in range(20):
-        talk += [user(f"{number}: " + "How many pears? " * 8), assistant("4 pears. " * 9)]
-    return [*talk, user("What is 2 plus 3?")]
+        conversation += [user(f"{number}: " + "How many pears? " * 8), assistant("4 pears. " * 9)]
+    return [*conversation, user("What is 2 plus 3?")]
 
 
 def test_the_oldest_turns_make_room():

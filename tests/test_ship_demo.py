@@ -286,9 +286,9 @@ def test_there_are_no_thumbs_where_nothing_can_be_kept_or_judged():
 def test_the_xray_of_a_page_shows_the_next_prompt_or_the_last():
     page = Page({"a": (model, tokenizer), "<b>": (model, tokenizer)}, few)
     assert Reader(xray_of(page, "", [])).text == "ano question yet<b>no question yet"
-    talk = [[user("1 + 1?"), assistant("2")]] * 2
-    assert "2 + 2?" in Reader(xray_of(page, "2 + 2?", talk, "Be brief.")).text
-    last = Reader(xray_of(page, "", talk)).text
+    conversation = [[user("1 + 1?"), assistant("2")]] * 2
+    assert "2 + 2?" in Reader(xray_of(page, "2 + 2?", conversation, "Be brief.")).text
+    last = Reader(xray_of(page, "", conversation)).text
     assert last.count("1 + 1?") == 2 and "<b>" in last
     broken = Page({"m": (model, None)}, few)
     assert "has no attribute" in xray_of(broken, "2 + 2?", []), "it is shown, and the page stays"
@@ -343,8 +343,10 @@ def test_a_page_shows_text_and_names_what_answers():
     boxes = [block for block in demo.blocks.values() if type(block).__name__ == "Textbox"]
     assert ("System prompt", "Solve it.") in [(block.label, block.value) for block in boxes]
     page = Page({"m": (model, tokenizer)}, few)
-    talk = [[user(HOSTILE[0]), assistant(HOSTILE[1], note="cut")]]
-    assert page.restore(talk, False) == pane_html("m", talk[0]), "a reload keeps the conversation"
+    conversation = [[user(HOSTILE[0]), assistant(HOSTILE[1], note="cut")]]
+    assert page.restore(conversation, False) == pane_html("m", conversation[0]), (
+        "a reload keeps the conversation"
+    )
     assert page.restore(None, False) == pane_html("m", [])
     assert page.clear() == ("", [], pane_html("m", []))
     assert storage_key("a", ["m"]) != storage_key("b", ["m"])

@@ -13,6 +13,7 @@ from llmtrainer.ship.llamacpp import (
     errno,
     json,
     load_float32,
+    make_messages,
     math,
     np,
     pre_tokenizers,
@@ -316,7 +317,7 @@ def damaged(kind, harm, prompts=PROMPTS[:2]):
         harm(GGUFReader(path, "r+"))
         assert path.read_bytes() != before, "the fault happened"
         model, tokenizer = load_float32(strong_model(kind))
-        rows = comparison_rows(model, tokenizer, [talk(prompt) for prompt in prompts], [2])
+        rows = comparison_rows(model, tokenizer, [make_messages(prompt) for prompt in prompts], [2])
         rows += turning_rows(model.config)
         engine = LlamaCpp(path, context=max(len(row.ids) for row in rows) + 1)
         check_agreement(compare_rows(engine, model, rows, exact=True), "m.gguf")
@@ -457,7 +458,7 @@ def test_a_template_is_translated_only_where_rendering_proves_it(template, fixed
     turns = proven_turns(tokenizer)
     assert (turns is not None) is fixed
     if turns:
-        messages = talk("x", "y", "z", system="s")
+        messages = make_messages("x", "y", "z", system="s")
         assert turns.render(messages) == render(messages, tokenizer, prompt=True)
 
 

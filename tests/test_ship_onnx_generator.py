@@ -192,7 +192,7 @@ def test_a_prompt_that_does_not_fit_is_refused_and_a_long_answer_ends_with_the_c
 
 def test_the_prompt_is_that_of_transformers(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("base"))
-    talk = [
+    conversation = [
         {"role": "user", "content": " Hello <b> é "},
         {"role": "assistant", "content": "Hi"},
         {"role": "user", "content": "2 + 3?\n"},
@@ -200,7 +200,7 @@ def test_the_prompt_is_that_of_transformers(tmp_path):
     for name, template in TEMPLATES.items():
         tokenizer.chat_template = template.jinja
         tokenizer.save_pretrained(tmp_path)
-        for messages in (talk, talk[2:]):
+        for messages in (conversation, conversation[2:]):
             options = dict(add_generation_prompt=True, tokenize=False)
             expected = tokenizer.apply_chat_template(messages, **options)
             assert template_of(tmp_path)(messages) == expected, name
@@ -209,7 +209,9 @@ def test_the_prompt_is_that_of_transformers(tmp_path):
         if writes_date(template.jinja):
             assert not form, "the date of the export would stay"
             continue
-        question = talk[2]["content"].strip() if form["trimmed"] else talk[2]["content"]
+        question = (
+            conversation[2]["content"].strip() if form["trimmed"] else conversation[2]["content"]
+        )
         assert form["before"] + question + form["after"] == expected, name
 
 

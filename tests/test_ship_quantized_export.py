@@ -110,10 +110,10 @@ def test_the_graph_answers_tasks_as_the_model_does():
 
 
 def test_held_out_rows_are_a_task():
-    talk = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
-    task = held_out_task([talk, talk, talk[:1]])
+    conversation = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
+    task = held_out_task([conversation, conversation, conversation[:1]])
     [item] = task.items()
-    assert (task.prompt(item), item.answer) == (talk[:1], "5")
+    assert (task.prompt(item), item.answer) == (conversation[:1], "5")
     result = ask_graph(exported(), task, [item])
     with quiet_libraries():
         model, tokenizer = load_float32(tiny_folder("base"))
@@ -121,7 +121,7 @@ def test_held_out_rows_are_a_task():
     [expected] = REQUESTS["perplexity"](asking, [item])
     assert result.score.value == pytest.approx(-expected.logprobs[0] / expected.tokens[0], abs=1e-5)
     with pytest.raises(UserError, match="no task and no held-out row"):
-        held_out_task([talk[:1]])
+        held_out_task([conversation[:1]])
 
 
 def test_an_export_that_loses_too_much_leaves_nothing(tmp_path):

@@ -420,8 +420,8 @@ class ModelScorer:
 
     def encode(self, question: Question, text: str) -> Encoded:
         "A conversation that ends with an answer."
-        talk = [*question.prompt, {"role": "assistant", "content": text or " "}]
-        return encode({"messages": talk}, self.tokenizer, "last")
+        conversation = [*question.prompt, {"role": "assistant", "content": text or " "}]
+        return encode({"messages": conversation}, self.tokenizer, "last")
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         "The score of each answer; NaN where the model's context does not hold it."

@@ -348,15 +348,15 @@ def encode_by_special_tokens(
     spans: list[SpecialTokenSpans | None],  # of each row; None where they do not apply
 ) -> list[Encoded | None]:
     "Plain texts, and rows whose runs follow from their ids; None for all others."
-    talks = [n for n, row_spans in enumerate(spans) if row_spans]
+    conversations = [n for n, row_spans in enumerate(spans) if row_spans]
     texts = [n for n, row in enumerate(rendered) if row.spans is None and not row.literal]
-    encodings = info.batch([rendered[n].text for n in talks + texts], offsets=False)
+    encodings = info.batch([rendered[n].text for n in conversations + texts], offsets=False)
     ids = [encoding.ids for encoding in encodings]
     results = [None] * len(rendered)
-    runs = batch_runs([spans[n] for n in talks], ids[: len(talks)])
-    for n, row_ids, row_runs in zip(talks, ids, runs):
+    runs = batch_runs([spans[n] for n in conversations], ids[: len(conversations)])
+    for n, row_ids, row_runs in zip(conversations, ids, runs):
         results[n] = Encoded(row_ids, row_runs) if row_runs else None
-    for n, row_ids in zip(texts, ids[len(talks) :]):
+    for n, row_ids in zip(texts, ids[len(conversations) :]):
         results[n] = encode_plain_text(info, row_ids)
     return results
 
@@ -502,11 +502,11 @@ def render_special(encoder: Encoder, row: dict) -> RenderedRow:
 
 def find_stop_token(encoder: Encoder) -> int:
     "The token that ends an assistant's turn; `UserError` where the template writes none."
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     # two turns, since some templates write more after the last one
-    (probe,) = encoder.encode([{"messages": talk * 2}], check=False)
+    (probe,) = encoder.encode([{"messages": conversation * 2}], check=False)
     if isinstance(probe, TurnsChanged):
-        (probe,) = encoder.encode([{"messages": talk}], check=False)
+        (probe,) = encoder.encode([{"messages": conversation}], check=False)
     last = probe.ids[probe.runs[0][1] - 1] if isinstance(probe, Encoded) else None
     if last in encoder.info.special:
         return last

@@ -16,7 +16,7 @@ __all__ = [
     "set_template",
     "best_template",
     "catalogue_tokenizer",
-    "make_talk",
+    "make_messages",
     "TemplateRefused",
     "name_reasoning",
     "normalized_call",
@@ -169,12 +169,11 @@ def catalogue_tokenizer(
     return tokenizer
 
 
-def make_talk(*contents: str) -> list[dict]:
-    "Messages of user and assistant in turn."
-    return [
-        {"role": ("user", "assistant")[i % 2], "content": content}
-        for i, content in enumerate(contents)
-    ]
+def make_messages(*contents: str, system: str | None = None) -> list[dict]:
+    "Messages of user and assistant in turn, after a system prompt where there is one."
+    roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+    return [{"role": "system", "content": system}, *turns] if system else turns
 
 
 # %% ../../nbs/data/11_templates.ipynb #313410fb

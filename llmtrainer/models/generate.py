@@ -430,8 +430,8 @@ def _frame_ids(tokenizer, state: tuple) -> frozenset[int]:
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     if not state[0]:
         return frozenset(special)  # without a template nothing tells them apart
-    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    written = tokenizer(render(talk, tokenizer), add_special_tokens=False).input_ids
+    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    written = tokenizer(render(conversation, tokenizer), add_special_tokens=False).input_ids
     in_template = {i for i in special if tokenizer.convert_ids_to_tokens(i) in state[0]}
     return frozenset(named | in_template | special & set(written))
 

@@ -54,7 +54,6 @@ __all__ = [
     "check_template",
     "Agreement",
     "TokenRow",
-    "talk",
     "prompt_ids",
     "comparison_rows",
     "turning_rows",
@@ -105,7 +104,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 # %% ../../nbs/shipping/78_gguf.ipynb #0c632a3e
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.synthetic import problems
-from llmtrainer.data.templates import render
+from llmtrainer.data.templates import make_messages, render
 from llmtrainer.evals.tasks import (
     Asking,
     Item,
@@ -850,13 +849,6 @@ class TokenRow:
     answer: int | None = None  # where the greedy answer begins
 
 
-def talk(*contents: str, system: str | None = None) -> list[dict]:
-    "A conversation that begins with the user, after a system prompt where there is one."
-    roles = ("user", "assistant")
-    turns = [dict(role=roles[i % 2], content=content) for i, content in enumerate(contents)]
-    return [dict(role="system", content=system), *turns] if system else turns
-
-
 # %% ../../nbs/shipping/78_gguf.ipynb #6dcfed30
 def prompt_ids(tokenizer, messages: Sequence[dict]) -> list[int]:
     "The ids of a conversation up to the answer; without a template, of its last text."
@@ -1028,13 +1020,15 @@ def cut_start(text: str, start: str) -> str:
 def learn_turns(tokenizer) -> Turns:
     "The texts that a template writes around contents; `ValueError` where they are not fixed."
     write = partial(render, tokenizer=tokenizer)
-    before, after = write(talk("QQ")).split("QQ")
-    prompt = cut_start(write(talk("QQ"), prompt=True), f"{before}QQ{after}")
-    _, between, ending = write(talk("QQ", "AA")).replace("AA", "QQ").split("QQ")
+    before, after = write(make_messages("QQ")).split("QQ")
+    prompt = cut_start(write(make_messages("QQ"), prompt=True), f"{before}QQ{after}")
+    _, between, ending = write(make_messages("QQ", "AA")).replace("AA", "QQ").split("QQ")
     answer = cut_start(between, after)
-    _, _, again, _ = write(talk("QQ", "AA", "QQ"), prompt=True).replace("AA", "QQ").split("QQ")
+    _, _, again, _ = (
+        write(make_messages("QQ", "AA", "QQ"), prompt=True).replace("AA", "QQ").split("QQ")
+    )
     user = cut_start(again, ending)
-    opened, told, _ = write(talk("QQ", system="SS")).replace("SS", "QQ").split("QQ")
+    opened, told, _ = write(make_messages("QQ", system="SS")).replace("SS", "QQ").split("QQ")
     if not (before.endswith(user) and told.endswith(user)):
         raise ValueError(user)
     return Turns(
@@ -1054,7 +1048,7 @@ def proven_turns(tokenizer) -> Turns | None:
         turns = learn_turns(tokenizer)
         for count in (1, 3, 5):
             for system in (None, " Be brief. ", "Zeile 1\nZeile 2"):
-                messages = talk(*contents[:count], system=system)
+                messages = make_messages(*contents[:count], system=system)
                 if turns.render(messages) != render(messages, tokenizer, prompt=True):
                     return None
     except (ValueError, UserError):  # a template may refuse a system prompt
@@ -1150,14 +1144,14 @@ def load_subject(source: Path, prompts: Sequence[str], quality: Quality) -> Subj
     model, tokenizer = load_float32(source)
     prompting, ends = stored_prompting(source), end_ids(tokenizer, source)
     system = prompting.system if prompting else None
-    talks = [talk(prompt, system=system) for prompt in prompts]
-    rows = comparison_rows(model, tokenizer, talks, ends) + turning_rows(model.config)
+    conversations = [make_messages(prompt, system=system) for prompt in prompts]
+    rows = comparison_rows(model, tokenizer, conversations, ends) + turning_rows(model.config)
     longest = 0
     for task, items in quality.tasks:
         settings = answer_settings(task, quality.section)
         lengths = map(len, task_prompts(tokenizer, task, items, settings))
         longest = max(longest, max(lengths, default=0) + settings.max_new_tokens)
-    return Subject(model, tokenizer, talks, rows=rows, ends=ends, longest=longest)
+    return Subject(model, tokenizer, conversations, rows=rows, ends=ends, longest=longest)
 
 
 def compare_file(
