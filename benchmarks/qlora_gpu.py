@@ -2,6 +2,7 @@
 
     python benchmarks/qlora_gpu.py [--shapes 1B,8B] [--engines reference,fused,fp8,fp8:all]
         [--lengths 2048] [--tokens 16384] [--ranks 16] [--accumulate 2] [--mix FILE]
+        [--padded TEXTS]
         [--activations keep,recompute,recompute:10,offload] [--method lora|full] [--profile]
         [--budgets 16,24,40,80]
 
@@ -161,10 +162,11 @@ def texts_of(file: str, words: int) -> list[Encoded]:
     ]
 
 
-def batches(words: int, rows: int, length: int, mix: str | None):
+def batches(words: int, rows: int, length: int, mix: str | None, padded: int | None = None):
     """A function from a step's number to its batch.
 
-    The rows are random and whole, or with `mix` packed with texts of real lengths."""
+    The rows are random and whole, or with `mix` texts of real lengths: packed to `length`, or
+    `padded` of them in a batch, each filled up to the longest."""
     if mix is None:
         ids = lambda number: torch.randint(
             3, words, (rows, length), generator=torch.Generator().manual_seed(number)
@@ -175,10 +177,18 @@ def batches(words: int, rows: int, length: int, mix: str | None):
             labels=found,
         )
     texts = texts_of(mix, words)
-    packed = make_sequences(texts, [len(text) for text in texts], length)
+    sequences = make_sequences(texts, [len(text) for text in texts], length, packing=not padded)
+    count = padded or rows
     return lambda number: pad_batch(
-        [packed[(number * rows + i) % len(packed)] for i in range(rows)], 0
+        [sequences[(number * count + i) % len(sequences)] for i in range(count)], -1
     )
+
+
+def real_tokens(batch: dict) -> int:
+    "How many places of a batch are no padding; those that are get a word of the model."
+    padding = batch["input_ids"] < 0
+    batch["input_ids"] = batch["input_ids"].masked_fill(padding, 0)
+    return int((~padding).sum())
 
 
 def measure(
@@ -192,19 +202,20 @@ def measure(
     profile: bool = False,
     accumulate: int = 1,
     mix: str | None = None,
+    padded: int | None = None,
 ) -> dict:
     "Tokens a second, peak memory and the first step's time; a step is `accumulate` batches."
     policy, _, count = activations.partition(":")
-    layers, batch_of = decoder_layers(model), batches(words, rows, length, mix)
+    layers, batch_of = decoder_layers(model), batches(words, rows, length, mix, padded)
     apply_activation_checkpointing(layers, policy, int(count) if count else None)
     weights, cuda = [p for p in model.parameters() if p.requires_grad], device == "cuda"
-    optimizer, seconds, trained = torch.optim.AdamW(weights, lr=1e-5, fused=cuda), [], []
+    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=cuda)
+    seconds, trained, read = [], [], []
 
     def step(number: int) -> None:
-        given = [
-            {name: t.to(device) for name, t in batch_of(number * accumulate + i).items()}
-            for i in range(accumulate)
-        ]
+        given = [batch_of(number * accumulate + i) for i in range(accumulate)]
+        read.append(sum(map(real_tokens, given)))
+        given = [{name: t.to(device) for name, t in batch.items()} for batch in given]
         trained.append(sum((batch["labels"][:, 1:] != -100).sum().item() for batch in given))
         if cuda:
             torch.cuda.synchronize()
@@ -247,7 +258,8 @@ def measure(
         accumulate=accumulate,
         activations=activations,
         mix=mix and Path(mix).stem,
-        tokens_per_second=speed([rows * length * accumulate] * len(seconds)),
+        padded=padded,
+        tokens_per_second=speed(read),
         trained_per_second=speed(trained),
         peak_gib=round(peak, 2),
         first_step_s=round(seconds[0], 1),
@@ -297,6 +309,9 @@ def main() -> None:
         "--mix",
         help="lengths of real texts, which are packed: a JSON list of [tokens, trained]",
     )
+    parser.add_argument(
+        "--padded", type=int, help="with --mix: so many texts in a batch, padded instead of packed"
+    )
     parser.add_argument("--budgets", type=several, default=[], help="GiB that a GPU has")
     given = parser.parse_args()
     if given.tiny:
@@ -340,6 +355,7 @@ def main() -> None:
                                 profile=given.profile,
                                 accumulate=given.accumulate,
                                 mix=given.mix,
+                                padded=given.padded,
                             )
                         except torch.OutOfMemoryError:
                             found = dict(length=length, activations=activations, out_of_memory=True)

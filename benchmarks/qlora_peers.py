@@ -1,14 +1,16 @@
 """The peers at the work of `qlora_gpu.py`, on one NVIDIA GPU, one peer a process.
 
     python benchmarks/qlora_peers.py plain|liger|unsloth [--shapes 1B,8B] [--lengths 2048]
-        [--tokens 16384] [--ranks 16] [--activations keep,default] [--mix FILE] [--method lora|full]
+        [--tokens 16384] [--ranks 16] [--activations keep,default] [--mix FILE]
+        [--padded TEXTS] [--method lora|full]
 
 The peers are transformers + peft + bitsandbytes, the same with Liger's kernels, and Unsloth.
 Weights are random, written once as a checkpoint in NF4 (bf16 for full fine-tuning) to --folder and
 loaded by the peer's own loader. `default` is what each does unasked: recomputing, or offloading for
 Unsloth, which takes one of the two a process. With --mix rows of real lengths are packed and given
 to each the way its own packing does: positions that begin anew for transformers, lengths for
-Unsloth. --tiny tries `plain` on a CPU.
+Unsloth; with --padded they are padded to the longest of the batch, with an attention mask.
+--tiny tries `plain` on a CPU.
 """
 
 import argparse
@@ -26,7 +28,7 @@ if PEER == "unsloth":
 
 import torch
 from peft import LoraConfig, get_peft_model
-from qlora_gpu import SHAPES, batches, blank, pack
+from qlora_gpu import SHAPES, batches, blank, pack, real_tokens
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -170,12 +172,26 @@ def as_packed(batch: dict) -> dict:
     )
 
 
+def as_padded(batch: dict, padding: torch.Tensor) -> dict:
+    "A padded batch as transformers' collators give it."
+    return dict(
+        input_ids=batch["input_ids"], labels=batch["labels"], attention_mask=(~padding).long()
+    )
+
+
 def measure(
-    model, words: int, rows: int, length: int, device: str, mix: str | None, steps: int = 5
+    model,
+    words: int,
+    rows: int,
+    length: int,
+    device: str,
+    mix: str | None,
+    padded: int | None = None,
+    steps: int = 5,
 ) -> dict:
     "Tokens a second and peak memory, as `qlora_gpu.py` measures ours."
     model.train()
-    cuda, batch_of = device == "cuda", batches(words, rows, length, mix)
+    cuda, batch_of = device == "cuda", batches(words, rows, length, mix, padded)
     optimizer, seconds, trained, read = (
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=cuda),
         [],
@@ -184,9 +200,12 @@ def measure(
     )
     for number in range(steps + 3):
         batch = batch_of(number)
-        read.append(batch["input_ids"].numel())
+        padding = batch["input_ids"] < 0
+        read.append(real_tokens(batch))
         trained.append((batch["labels"][:, 1:] != -100).sum().item())
-        if mix is None:
+        if padded:
+            batch = as_padded(batch, padding)
+        elif mix is None:
             batch.pop("position_ids")
         elif PEER == "unsloth":
             batch = as_packed(batch)
@@ -211,6 +230,7 @@ def measure(
         rows=rows,
         length=length,
         mix=mix and Path(mix).stem,
+        padded=padded,
         tokens_per_second=speed(read),
         trained_per_second=speed(trained),
         peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0,
@@ -232,6 +252,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--activations", type=several, default=["keep"])
     parser.add_argument("--mix")
+    parser.add_argument("--padded", type=int)
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "llmtrainer-peers"
@@ -263,6 +284,7 @@ def main() -> None:
                             length,
                             device,
                             given.mix,
+                            given.padded,
                         )
                     except torch.OutOfMemoryError:
                         found = dict(length=length, out_of_memory=True)
