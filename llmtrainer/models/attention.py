@@ -62,6 +62,7 @@ def document_mask(
 # %% ../../nbs/speed/62_attention.ipynb #2f2b54e0
 def document_boundaries(
     positions: torch.Tensor,  # (rows, tokens), 0 where a document begins
+    longest: int | None = None,  # at least the tokens of the longest document; None: of a row
 ) -> dict:
     """Where documents begin in a batch whose rows are laid end to end, as transformers names it.
 
@@ -72,7 +73,7 @@ def document_boundaries(
     length = max(64, 1 << len(starts).bit_length())
     missing = (length - len(starts),)
     ends = torch.full(missing, positions.numel(), device=positions.device)
-    boundaries, longest = torch.cat([starts, ends]).int(), positions.shape[1]
+    boundaries, longest = torch.cat([starts, ends]).int(), longest or positions.shape[1]
     return dict(
         cu_seq_lens_q=boundaries,
         cu_seq_lens_k=boundaries,

@@ -5,6 +5,8 @@
 # %% auto #0
 __all__ = [
     "FUSED",
+    "STEP",
+    "LONGEST",
     "single_plain_adapter",
     "FusedLayer",
     "SharedInput",
@@ -24,7 +26,9 @@ __all__ = [
     "unfuse_model",
     "pad_boundaries",
     "more_positions",
+    "padded_width",
     "pad_to_bucket",
+    "drop_padding",
     "prepare_batch",
     "fused_report",
     "trained_hidden_states",
@@ -457,6 +461,9 @@ def unfuse_model(model) -> None:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #c18d7be3
+STEP = 1024  # tokens; batches without padding are rounded up to such steps at least
+
+
 def pad_boundaries(inputs: dict, fill: int) -> dict:
     "The boundaries of a packed batch with one more row of `fill` tokens, in a rounded length."
     boundaries, end = inputs["cu_seq_lens_q"], inputs["input_ids"].shape[-1] + fill
@@ -477,10 +484,15 @@ def more_positions(positions: torch.Tensor, fill: int, packed: bool) -> torch.Te
     return first + torch.arange(fill, device=positions.device)
 
 
+def padded_width(rows: int, tokens: int) -> int:
+    "Tokens of a row as compiled layers get it."
+    return bucket(tokens, 64 if rows > 1 else STEP // 2)
+
+
 def pad_to_bucket(inputs: dict) -> dict:
     "A batch filled up to a `bucket` of tokens; the tokens it had are not changed."
     ids, packed = inputs["input_ids"], "cu_seq_lens_q" in inputs
-    fill = bucket(ids.shape[-1]) - ids.shape[-1]
+    fill = padded_width(*ids.shape) - ids.shape[-1]
     padding = dict(input_ids=ids.new_zeros(len(ids), fill))
     if "position_ids" in inputs:
         padding["position_ids"] = more_positions(inputs["position_ids"], fill, packed)
@@ -490,15 +502,55 @@ def pad_to_bucket(inputs: dict) -> dict:
     return inputs | padded | (pad_boundaries(inputs, fill) if packed else {})
 
 
-def prepare_batch(inputs: dict, report: EngineReport) -> dict:
-    "A batch as a fused model takes it: in a rounded length, and with its document boundaries."
+# %% ../../nbs/speed/65_engines.ipynb #337e06a3
+LONGEST = 2048  # tokens; the least that the kernel for documents is told of, to compile it once
+
+
+def drop_padding(
+    inputs: dict, labels: torch.Tensor, compiled: bool
+) -> tuple[dict, torch.Tensor | None]:
+    """A padded batch as one row of documents without its padding, and each token's place there.
+
+    Documents without a trained token go too: no loss depends on them. For compiled layers the row
+    is filled up by documents that nobody reads. A batch that would not be shorter is left as it is,
+    without places."""
+    positions, (rows, width) = inputs["position_ids"], inputs["position_ids"].shape
+    document = (positions.flatten() == 0).cumsum(0) - 1
+    trained = torch.zeros_like(document, dtype=torch.bool)
+    trained[document[labels.flatten() != -100]] = True
+    keep = trained[document]
+    kept = torch.nonzero(keep).flatten()
+    total = bucket(len(kept), STEP) if compiled else len(kept)
+    longest = max(LONGEST, 1 << (width - 1).bit_length()) if compiled else width
+    if not len(kept) or total >= rows * (padded_width(rows, width) if compiled else width):
+        return inputs, None
+    filler = torch.arange(total - len(kept), device=positions.device) % longest
+    positions = torch.cat([positions.flatten()[kept], filler])[None]
+    ids = F.pad(inputs["input_ids"].flatten()[kept], (0, len(filler)))[None]
+    inputs = dict(input_ids=ids, position_ids=positions) | document_boundaries(positions, longest)
+    return inputs, (keep.cumsum(0) - 1).view_as(labels)
+
+
+# %% ../../nbs/speed/65_engines.ipynb #d34359d0
+def prepare_batch(
+    inputs: dict, report: EngineReport, labels: torch.Tensor | None = None
+) -> tuple[dict, torch.Tensor]:
+    """A batch as a fused model takes it, and the place in it of each token that it had.
+
+    In a rounded length, with its document boundaries; with labels, without padding."""
+    rows, tokens = inputs["input_ids"].shape
+    packed = "attention_mask" in inputs or "cu_seq_lens_q" in inputs
+    by_document = report.attention == "by document" and "position_ids" in inputs and not packed
+    if by_document and labels is not None:
+        shorter, places = drop_padding(inputs, labels, bool(report.compiled))
+        if places is not None:
+            return shorter, places
     if report.compiled:
         inputs = pad_to_bucket(inputs)
-    if report.attention != "by document" or "position_ids" not in inputs:
-        return inputs
-    if "attention_mask" in inputs or "cu_seq_lens_q" in inputs:
-        return inputs
-    return inputs | document_boundaries(inputs["position_ids"])
+    if by_document:
+        inputs = inputs | document_boundaries(inputs["position_ids"])
+    first = torch.arange(rows)[:, None] * inputs["input_ids"].shape[1]
+    return inputs, (first + torch.arange(tokens)).to(inputs["input_ids"].device)
 
 
 # %% ../../nbs/speed/65_engines.ipynb #6973874a
@@ -508,31 +560,32 @@ def fused_report(model) -> EngineReport | None:
     return None if report is None or report.head is None else report
 
 
-def trained_hidden_states(model, report: EngineReport, inputs: dict, labels: torch.Tensor) -> tuple:
+def trained_hidden_states(model, report: EngineReport, batch: dict) -> tuple:
     "(hidden states before trained tokens, head's weight and bias, targets, their positions)."
-    positions = torch.nonzero(labels.flatten() != -100).flatten()
+    labels = batch["labels"][:, 1:].flatten()
+    positions = torch.nonzero(labels != -100).flatten()
+    inputs, places = prepare_batch(model_inputs(batch), report, batch["labels"])
     report.shapes.add(tuple(inputs["input_ids"].shape))
     base = unwrap_model(model)
     with isolate_documents(inputs), capture_hidden_states(base) as captured:
         # the whole model is called, so that every wrapper around it does its work
         model(**inputs, use_cache=False, logits_to_keep=1)
-    states, head = captured[0][:, : labels.shape[1]], base.get_output_embeddings()
-    x = states.reshape(-1, states.shape[-1])[positions]
+    states, head = captured[0].flatten(0, 1), base.get_output_embeddings()
+    x = states[places[:, :-1].flatten()[positions]]
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return x, head.weight, head.bias, labels.flatten()[positions], positions
+    return x, head.weight, head.bias, labels[positions], positions
 
 
 def token_loss(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     "(summed cross-entropy of the next token over trained positions, their number)."
-    inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
+    labels = batch["labels"][:, 1:]
     count, report = (labels != -100).sum(), fused_report(model)
     if report is None:
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+        logits = model(**model_inputs(batch), use_cache=False).logits[:, :-1].float().flatten(0, 1)
         loss = F.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum")
         return loss, count
-    inputs = prepare_batch(inputs, report)
-    x, w, b, y, _ = trained_hidden_states(model, report, inputs=inputs, labels=labels)
+    x, w, b, y, _ = trained_hidden_states(model, report, batch)
     how = (*report.head, None, report.compiled_loss)
     return LinearCrossEntropy.apply(x, w, b, y, *how), count
 
@@ -541,13 +594,12 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each next token (rows, tokens - 1), zero where it is not trained.
 
     Preference objectives are made of these."""
-    inputs, labels = model_inputs(batch), batch["labels"][:, 1:]
-    report = fused_report(model)
+    labels, report = batch["labels"][:, 1:], fused_report(model)
     if report is None:
+        inputs = model_inputs(batch)
         logp = torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), -1)
         return logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
-    inputs = prepare_batch(inputs, report)
-    x, w, b, y, at = trained_hidden_states(model, report, inputs=inputs, labels=labels)
+    x, w, b, y, at = trained_hidden_states(model, report, batch)
     how = (*report.head, None, report.compiled_loss)
     logp = LinearLogProbs.apply(x, w, b, y, *how).float()
     zeros = torch.zeros(labels.numel(), device=labels.device)
@@ -559,11 +611,11 @@ def token_scores(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
     The score of a text is that after its last token."""
     inputs, base = model_inputs(batch), unwrap_model(model)
-    report = getattr(base, "fused", None)
+    report, tokens = getattr(base, "fused", None), batch["input_ids"].shape[1]
     if report is not None:
-        inputs = prepare_batch(inputs, report)
+        inputs, _ = prepare_batch(inputs, report)
         report.shapes.add(tuple(inputs["input_ids"].shape))
     with isolate_documents(inputs), capture_outputs(score_head(base)) as scores:
         model(**inputs, use_cache=False)
-    scores = scores[0][:, : batch["input_ids"].shape[1], 0]
+    scores = scores[0][:, :tokens, 0]
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
