@@ -1435,6 +1435,10 @@ def export(
         str | None,
         typer.Option(help="gguf, --quantize: measure on these, A,B; else on the run's tasks"),
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="gguf, --quantize: so many items of a task; else at most 256"),
+    ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(help="gguf, --quantize: a significantly larger loss of a score is refused"),
@@ -1448,10 +1452,12 @@ def export(
     from llmtrainer.run import Run
     from llmtrainer.ship.export import find_exporter
 
-    if not quantize and not find_exporter(to).configure and (tasks or max_loss is not None):
+    measured = {"--tasks": tasks, "--limit": limit, "--max-loss": max_loss}
+    given = [name for name, value in measured.items() if value is not None]
+    if not quantize and not find_exporter(to).configure and given:
         raise UserError(
             f"an export to {to} in its own number format is compared by its logits",
-            where="--tasks" if tasks else "--max-loss",
+            where=", ".join(given),
             fix="add --quantize int8 or int4",
         )
     questions = [problem.question for problem in problems(8, "test", 1)]
@@ -1459,7 +1465,7 @@ def export(
         Run.load(run),
         dict(tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()]),
     )
-    options |= {} if max_loss is None else dict(max_loss=max_loss)
+    options |= dict(limit=limit) | ({} if max_loss is None else dict(max_loss=max_loss))
     record = export_run(opened, questions, to, quantize, **options)
     print_written(opened.exports / export_name(to, quantize), record, as_json)
 

@@ -2036,13 +2036,14 @@ def run_quality(
     run: Run,
     requests: Sequence[str],  # that the export can answer
     tasks: Sequence[str] = (),
+    limit: int | None = None,  # items of a task; None: the recipe's limit
     max_loss: float = MAX_LOSS,
 ) -> Quality:
     """What the rounded weights of a run's export are measured on: the named tasks, or those of its
     recipe, or those that it was evaluated on, or its held-out rows."""
     recipe = recipe_of(run)
     names = list(tasks) or recipe.eval.tasks or list(run.find_records(TaskResult, "evals"))
-    section = run_section(run, tasks=names, limit=recipe.eval.limit or ITEMS)
+    section = run_section(run, tasks=names, limit=limit or recipe.eval.limit or ITEMS)
     generation = resolve_generation(run, recipe.generate, quiet=True)
     asked = [task_of(run, section, name) for name in section.tasks]
     for task in asked if tasks else ():
@@ -2060,6 +2061,7 @@ def export_run(
     to: str = "onnx",
     quantize: str | None = None,  # number format, in a folder of its own; None: the exporter's own
     tasks: Sequence[str] = (),  # that it is measured on; none: those of the recipe
+    limit: int | None = None,  # items of each of them; None: the recipe's limit
     max_loss: float = MAX_LOSS,  # of a task's score: a larger one is refused
 ) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
@@ -2069,7 +2071,8 @@ def export_run(
     exporter.require()
     requests = quantizer.requests if quantizer else exporter.requests
     measured = quantize or exporter.configure
-    quality = run_quality(run, requests, tasks, max_loss) if measured else Quality()
+    asked = dict(tasks=tasks, limit=limit, max_loss=max_loss)
+    quality = run_quality(run, requests, **asked) if measured else Quality()
     if exporter.configure:
         exporter = exporter.configure(quantize, quality)
     source, name = whole_model(run), folder.name

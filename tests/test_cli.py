@@ -455,8 +455,12 @@ def test_commands_on_a_run(tmp_path):
     assert (Path(folder) / "model.onnx").is_file()
     assert "float32" in described and "float16" in described
     assert json.loads((run / "exports" / "onnx.json").read_text())["same_text"] is True
-    gguf = ["export", run, "--to", "gguf", "--quantize", "q4_k_m", "--json"]
-    exported = json.loads(succeeds(*gguf))
+    asked = ["--tasks", "word_problems", "--limit", 5]
+    gguf = ["export", run, "--to", "gguf", "--quantize", "q4_k_m", *asked, "--max-loss", 1]
+    exported = json.loads(succeeds(*gguf, "--json"))
+    assert {c["n"] for c in exported["quality"]} == {5}
+    code, _, err = run_cli("export", run, "--limit", 5)
+    assert code == 2 and "compared by its logits" in err and "--limit" in err
     file = run / "exports" / "gguf-q4_k_m" / "Modelfile"
     assert file.read_text().startswith("FROM ./model-q4_k_m.gguf")
     assert exported["facts"]["same_token_ids"] == 1000

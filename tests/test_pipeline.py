@@ -1203,8 +1203,9 @@ def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_ro
     recipe = job(tmp_path)
     run = train(recipe, tmp_path / "run", quiet=True)
     every = ("generate", "choose", "perplexity")
-    quality = run_quality(run, every, ["word_problems_choice"], 0.5)
-    assert [task.name for task, _ in quality.tasks] == ["word_problems_choice"]
+    quality = run_quality(run, every, ["word_problems_choice"], limit=3)
+    [(choices, asked)] = quality.tasks
+    assert (choices.name, len(asked)) == ("word_problems_choice", 3)
     assert [task.name for task, _ in run_quality(run, every).tasks] == recipe.eval.tasks
     without = recipe.model_copy(update=dict(eval=Eval()))
     bare = train(without, tmp_path / "bare", quiet=True)
