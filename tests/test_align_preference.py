@@ -6,6 +6,7 @@ from llmtrainer.align.preference import Path, UserError, json, np, pad_batch, to
 
 import json
 import tempfile
+import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,10 +357,17 @@ def test_a_model_without_adapters_is_its_own_reference(word, tmp_path):
 
 def test_another_model_can_be_the_reference(tmp_path):
     model, tokenizer, data = preferences(rows=6)
-    other, _ = load_model(Model(base="tiny:llama", quantize="none"), plan_device(probe()))
-    objective = Dpo(reference="some/model")
+    objective, opened = Dpo(reference="some/model"), []
+
+    def open_other(place):
+        other, _ = load_model(Model(base="tiny:llama", quantize="none"), plan_device(probe()))
+        opened.append(weakref.ref(other))
+        return other, tokenizer
+
     parts = (objective, tmp_path / "run", model, tokenizer, data)
-    objective.setup(session_of(*parts, open_model=lambda place: (other, tokenizer)))
+    objective.setup(session_of(*parts, open_model=open_other))
+    (other,) = opened
+    assert other() is None, "its numbers are stored, so the second model is in memory no longer"
     named = data.train.columns["reference"]
     base = Dpo(reference="base")
     base.setup(session_of(base, tmp_path / "base", model, tokenizer, data))
