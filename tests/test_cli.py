@@ -916,6 +916,7 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
         (["generate", run, "--prompt", "What is 2 + 2?"], ""),
         (["chat", run], "What is 2 + 2?\n"),
         (["merge", run], ""),
+        (["train", recipe, "model.base=tiny:llama", "--run", tmp_path / "two layers"], ""),
     ]
     incomplete = [
         (["export", run], "llmtrainer[export]"),
@@ -933,6 +934,7 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
     assert (run / "exports" / "merged" / "model.safetensors").is_file()
     # the extra for ONNX brings what its command needs
     command = environment_of(wheel, tmp_path / "export", "export")
+    run = tmp_path / "two layers"  # an export of the base's five takes three times as long
     [(code, _, err)] = in_environment(command, tmp_path, (["export", run], ""))
     assert code == 0, err
     assert list(run.glob("exports/**/*.onnx"))
