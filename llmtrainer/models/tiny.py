@@ -352,6 +352,7 @@ def make_base(
     steps: int = 12_000,  # optimizer steps
     batch: int = 256,  # windows of 256 tokens in a step
     seed: int = 0,
+    asked: int = 500,  # problems on which its accuracy is measured
 ) -> dict:
     """Make the small base from nothing: corpus, tokenizer, training, float16 safetensors, and
     `made.json`, which says how."""
@@ -362,7 +363,7 @@ def make_base(
     model = make_model("llama", tokenizer, SIZE, seed).to(device)
     losses = pretrain(model, stream, starts=starts, steps=steps, batch=batch, seed=seed)
     model = model.half().float()  # measure what is shipped, not what was trained
-    accuracy = plain_accuracy(model, tokenizer)
+    accuracy = plain_accuracy(model, tokenizer, asked)
     out = Path(out)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
