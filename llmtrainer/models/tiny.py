@@ -42,7 +42,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 import llmtrainer
 from llmtrainer.data.synthetic import documents, problems
 from llmtrainer.recipe import UserError
-from llmtrainer.run import cache_folder, sha256, write_json
+from llmtrainer.run import cache_folder, cached_sha256, sha256, write_json
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #402e8852
 BASE = Path(llmtrainer.__file__).parent / "models" / "base"  # the shipped base
@@ -70,7 +70,7 @@ def check_shipped_base(folder: Path = BASE) -> dict:
     damaged = [
         name
         for name, digest in made["sha256"].items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
+        if not (folder / name).is_file() or cached_sha256(folder / name) != digest
     ]
     if damaged:
         raise UserError(
