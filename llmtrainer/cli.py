@@ -116,6 +116,7 @@ import time
 from collections.abc import Iterable
 from configparser import ConfigParser
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
@@ -229,6 +230,7 @@ def outdated(lines: Iterable[str]) -> list[tuple[str, str]]:
     return wrong
 
 
+@cache
 def installed_release(name: str) -> str | None:
     "The release of a library that is installed; None where it is not: whoever needs it says so."
     try:

@@ -280,16 +280,14 @@ def _unreadable(name, error, text):
 
 
 # %% ../nbs/internals/90_config.ipynb #8901b0e4
-def parse_yaml(
-    text: str,  # YAML
-    name: str = "recipe",  # how errors call it
-    most: int = 10_000,  # keys and values that it may hold
-) -> tuple[dict, dict]:  # the values; {dotted key: [lines]}
-    "Read strict YAML whose top level is a mapping."
-    loader = type("_Limited", (_Loader,), dict(most=most))
+@functools.lru_cache(maxsize=8)
+def _read_yaml(text: str, name: str, most: int) -> tuple[dict, dict]:
+    "What `parse_yaml` returns; its callers share it."
+    limited = type("_Limited", (_Loader,), dict(most=most))
     try:
-        node = yaml.compose(text, loader)
-        values = yaml.load(text, loader)
+        loader = limited(text)
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node else None
     except (yaml.YAMLError, RecursionError) as error:
         raise _unreadable(name, error, text) from None
     if not isinstance(values or {}, dict):
@@ -301,6 +299,15 @@ def parse_yaml(
     for key, line in _places(node) if values else ():
         lines.setdefault(key, []).append(line)
     return values or {}, lines
+
+
+def parse_yaml(
+    text: str,  # YAML
+    name: str = "recipe",  # how errors call it
+    most: int = 10_000,  # keys and values that it may hold
+) -> tuple[dict, dict]:  # the values; {dotted key: [lines]}
+    "Read strict YAML whose top level is a mapping."
+    return deepcopy(_read_yaml(text, name, most))
 
 
 # %% ../nbs/internals/90_config.ipynb #7f7185b4

@@ -227,21 +227,25 @@ def train_killed(folder, at, **more):
 
 
 # four rows are two writings of two prompts, and so an epoch of four steps
-@pytest.mark.parametrize("rows, kills", [(12, (2, 3, 5)), (4, (4, 5))])
-def test_a_chain_of_kills_ends_in_the_same_bytes(rows, kills, tmp_path):
-    saving = SECTION.model_copy(update=dict(save_steps=1))
-    options = dict(section=saving, iterations=2, rows=rows)
-    straight = train(tmp_path / "straight", **options)
-    assert (straight.state.epoch > 1) == (rows == 4), "the second kill is in the second epoch"
-    here, folder = Path(__file__), str(tmp_path / "killed")
+KILLS = {12: (2, 3, 5), 4: (4, 5)}  # rows: the steps whose processes are killed
+
+
+def test_a_chain_of_kills_ends_in_the_same_bytes(tmp_path):
+    here, killed = Path(__file__), tmp_path / "killed"
+    kills = [(str(killed / str(rows)), at, rows) for rows, steps in KILLS.items() for at in steps]
     code = (
         f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
-        f" print([tests.train_killed({folder!r}, at, rows={rows}) for at in {kills}])"
+        f" print([tests.train_killed(folder, at, rows=rows) for folder, at, rows in {kills}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == [str([-9] * len(kills))], done.stderr[-2000:]
-    train(folder, **options)
-    assert trace(folder) == trace(tmp_path / "straight")
+    saving = SECTION.model_copy(update=dict(save_steps=1))
+    for rows in KILLS:
+        options = dict(section=saving, iterations=2, rows=rows)
+        straight = train(tmp_path / "straight" / str(rows), **options)
+        assert (straight.state.epoch > 1) == (rows == 4), "the second kill is in the second epoch"
+        train(killed / str(rows), **options)
+        assert trace(killed / str(rows)) == trace(tmp_path / "straight" / str(rows)), rows
 
 
 OWN_REWARDS = """

@@ -391,16 +391,16 @@ def test_a_long_fall_of_the_chosen_answers_is_told():
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: type(one).__name__)
 def test_training_prefers_the_chosen_answers(tmp_path, objective):
-    model, tokenizer, data = preferences("tiny:base", rows=48, val=None)
+    model, tokenizer, data = preferences("tiny:base", rows=24, val=None)
     run = Run.open(tmp_path / "run", Train())
-    section = Train(lr=1e-3, max_steps=12, batch_size=4, log_steps=1, epochs=9)
+    section = Train(lr=1e-3, max_steps=8, batch_size=4, log_steps=1, epochs=9)
     plan = plan_device(probe())
     parts = dict(section=section, plan=plan, run=run, quiet=True)
     with torch.no_grad():
         before = objective.compute_loss(model, pad_batch(list(data.train), tokenizer.pad_token_id))
     fit(model, tokenizer, data.train, {"rows": data.train}, objective=objective, **parts)
     lines = [line for line in run.metrics() if "margin" in line]
-    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines] == list(range(1, 9))
     last, units = run.metrics()[-1], float(before.units)
     assert last["eval_loss"] < (before.total / before.count).sum()
     assert last["eval_margin"] > float(before.metrics["margin"]) / units

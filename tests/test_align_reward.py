@@ -327,16 +327,16 @@ def test_the_adapter_holds_the_head(tmp_path):
 
 def test_training_orders_the_answers(tmp_path):
     model, tokenizer = reward_model("tiny:base")
-    data = pairs(tokenizer, rows=96)
+    data = pairs(tokenizer, rows=40)
     run = Run.open(tmp_path / "run", Train())
-    section = Train(lr=1e-3, max_steps=20, batch_size=4, log_steps=1, epochs=9)
+    section = Train(lr=1e-3, max_steps=12, batch_size=4, log_steps=1, epochs=9)
     parts = dict(section=section, plan=plan_device(probe()), run=run, quiet=True)
     batch = pad_batch(list(data.train), tokenizer.pad_token_id)
     with torch.no_grad():
         before = Reward().compute_loss(model, batch)
     fit(model, tokenizer, data.train, {"rows": data.train}, objective=Reward(), **parts)
     last, logged = run.metrics()[-1], [line for line in run.metrics() if "margin" in line]
-    assert [line["step"] for line in logged] == list(range(1, 21))
+    assert [line["step"] for line in logged] == list(range(1, 13))
     assert last["eval_loss"] < before.total / before.count
     assert last["eval_accuracy"] > float(before.metrics["accuracy"] / before.count)
 

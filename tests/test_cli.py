@@ -451,10 +451,16 @@ def test_commands_on_a_run(tmp_path):
         code, _, err = run_cli("merge", run, *words)
         assert code == 2 and part in err, (words, err)
     succeeds("merge", run)
-    folder, described = succeeds("export", run).splitlines()
+    small = tmp_path / "two layers"  # an export of the base's five takes three times as long
+    succeeds("train", recipe, "model.base=tiny:llama", "--run", small)
+    succeeds("merge", small, "--dtype", "float16")
+    folder, described = succeeds("export", small).splitlines()
     assert (Path(folder) / "model.onnx").is_file()
     assert "float32" in described and "float16" in described
-    assert json.loads((run / "exports" / "onnx.json").read_text())["same_text"] is True
+    assert json.loads((small / "exports" / "onnx.json").read_text())["same_text"] is True
+    assert "exports/onnx" in {
+        row["place"] for row in json.loads(succeeds("verify", small, "--json"))
+    }
     asked = ["--tasks", "word_problems", "--limit", 5]
     gguf = ["export", run, "--to", "gguf", "--quantize", "q4_k_m", *asked, "--max-loss", 1]
     exported = json.loads(succeeds(*gguf, "--json"))
@@ -525,7 +531,8 @@ def test_commands_on_a_run(tmp_path):
     assert "accuracy, flexible" in err
 
     verified = json.loads(succeeds("verify", run, "--json"))
-    assert {"run", "adapter", "exports/merged", "exports/onnx"} < {row["place"] for row in verified}
+    places = {row["place"] for row in verified}
+    assert {"run", "adapter", "exports/merged", "exports/gguf-q4_k_m"} < places
     assert not any(row["damaged"] or row["missing"] for row in verified)
     stored = (run / "env.json").read_text()
     (run / "env.json").write_text(stored + " ")
@@ -920,6 +927,7 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
         (["generate", run, "--prompt", "What is 2 + 2?"], ""),
         (["chat", run], "What is 2 + 2?\n"),
         (["merge", run], ""),
+        (["train", recipe, "model.base=tiny:llama", "--run", tmp_path / "two layers"], ""),
     ]
     incomplete = [
         (["export", run], "llmtrainer[export]"),
@@ -937,6 +945,7 @@ def test_the_wheel_alone_trains_and_says_what_the_rest_needs(wheel, tmp_path):
     assert (run / "exports" / "merged" / "model.safetensors").is_file()
     # the extra for ONNX brings what its command needs
     command = environment_of(wheel, tmp_path / "export", "export")
+    run = tmp_path / "two layers"  # an export of the base's five takes three times as long
     [(code, _, err)] = in_environment(command, tmp_path, (["export", run], ""))
     assert code == 0, err
     assert list(run.glob("exports/**/*.onnx"))

@@ -5,6 +5,7 @@ from llmtrainer.models.memory import (
     Adapt,
     Machine,
     adapt_model,
+    chunk_rows,
     expected_trainable,
     meta_model,
     re,
@@ -174,6 +175,24 @@ def test_the_line_agrees_with_a_pass_through_every_block():
             assert_close(line, simulate_pass(whole, work), recompute, sliced, compiled)
     assert not blocks_uniform(config, Adapt(method="partial", trainable=["last-2"]))
     assert not blocks_uniform(config, Adapt(targets=r".*layers\.6\..*q_proj"))
+
+
+def test_two_pieces_of_the_loss_hold_what_all_of_them_hold(monkeypatch):
+    config = LlamaConfig(**SMALL | dict(vocab_size=60_000, num_hidden_layers=1))
+    work = StepShape(4, 900, quantize="none", sliced=True)
+    assert 7 < 4 * 900 / chunk_rows(60_000, compiled=False) < 8
+
+    def passes(section):
+        return [
+            simulate_pass(build_meta_model(config, section, work), work, training)
+            for training in (True, False)
+        ]
+
+    for section in (Adapt(r=4), Adapt(method="full")):
+        few = passes(section)
+        with monkeypatch.context() as patch:
+            patch.setattr("llmtrainer.models.memory.PIECES", 8)
+            assert passes(section) == few, section
 
 
 def test_a_dense_first_block_still_leaves_a_line():

@@ -109,7 +109,7 @@ from llmtrainer.run import read_json
 
 def test_base_in_small_and_its_hash(tmp_path):
     folder = tmp_path
-    made = make_base(folder / "small", n=300, steps=1, batch=4)
+    made = make_base(folder / "small", n=300, steps=1, batch=4, asked=20)
     assert made["parameters"] > 3_000_000 and check_shipped_base(folder / "small") == made
     (folder / "small" / "config.json").write_text("{}")
     try:

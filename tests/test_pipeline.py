@@ -328,10 +328,10 @@ def test_auto_computes_a_small_job_with_the_reference_engine(tmp_path):
     assert pipeline.weigh_engine(named, plan, train=None, run=run) == plan
 
 
-def job(folder, **train_keys):
-    "The recipe of four steps on 120 word problems, which are written into the folder."
+def job(folder, rows=120, **train_keys):
+    "The recipe of four steps on word problems, which are written into the folder."
     folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "train.jsonl", (p.gsm8k() for p in problems(120, "train")))
+    write_lines(folder / "train.jsonl", (p.gsm8k() for p in problems(rows, "train")))
     return read_recipe(
         dict(
             model=dict(base="tiny:base"),
@@ -343,8 +343,31 @@ def job(folder, **train_keys):
     )
 
 
-def test_a_run_holds_all_that_the_design_names_and_verifies(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def untested(recipe):
+    "The recipe without its tasks, for tests of other things than scores."
+    return recipe.model_copy(update=dict(eval=Eval()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "The finished run of `job`, which no test may change."
+    folder = tmp_path_factory.mktemp("trained")
+    return train(job(folder), folder / "run", quiet=True)
+
+
+def copy_run(run, folder):
+    "The same run in another folder."
+    return Run.load(shutil.copytree(run.path, folder))
+
+
+@pytest.fixture(name="run")
+def own_run(trained, tmp_path):
+    "A copy of `trained`."
+    return copy_run(trained, tmp_path / "run")
+
+
+def test_a_run_holds_all_that_the_design_names_and_verifies(trained):
+    run = trained
     names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*")}
     assert {
         "recipe.yaml",
@@ -630,7 +653,7 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path):
 
 
 def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_path, monkeypatch):
-    recipe, plain = job(tmp_path), pipeline.prepare
+    recipe, plain = untested(job(tmp_path)), pipeline.prepare
 
     def signalled(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
@@ -755,25 +778,24 @@ def test_no_token_is_in_any_file_of_a_whole_life_in_a_notebook(tmp_path, monkeyp
 
 
 def test_a_streamed_run_counts_every_row_and_needs_its_last_step_named(tmp_path):
-    recipe = job(tmp_path).model_dump()
+    recipe = job(tmp_path, rows=44).model_dump()
     stream = ["data.stream=true", "data.block=32", "data.duplicates=keep", "eval.tasks=[]"]
     stream += ["data.val=null"]
     for wish, name in (("train.max_steps=null", "train.max_steps"), ("data.val=auto", "data.val")):
         with pytest.raises(UserError, match=name):
             read_recipe(recipe, [*stream, wish])
-    recipe = read_recipe(recipe, [*stream, "train.max_steps=40"])
+    recipe = read_recipe(recipe, [*stream, "train.max_steps=15"])
     run = train(recipe, tmp_path / "run", quiet=True)
-    assert run.read("data.json")["rows"] == dict(read=120, kept=120, rejected=0, reasons={})
+    assert run.read("data.json")["rows"] == dict(read=44, kept=44, rejected=0, reasons={})
     assert run.adapter.is_dir()
     checkpoint, _ = newest_checkpoint(run.checkpoints)
     place = json.loads((checkpoint / "progress.json").read_text())["data"]
     assert place["epoch"] >= 1
-    assert place["tally"]["read"] == 120
+    assert place["tally"]["read"] == 44
 
 
-def test_what_is_done_is_not_done_again_and_what_is_missing_is(tmp_path):
-    recipe, path = job(tmp_path), tmp_path / "run"
-    run = train(recipe, path, quiet=True)
+def test_what_is_done_is_not_done_again_and_what_is_missing_is(run):
+    recipe, path = read_recipe(run.recipe), run.path
     before = sha256(run.adapter / "adapter_model.safetensors")
     answers = stored_result(run, "word_problems").items
     (run.evals / "word_problems.json").unlink()  # as after a kill between training and evaluation
@@ -801,8 +823,7 @@ def test_a_folder_with_a_recipe_alone_is_no_run_to_continue(tmp_path, monkeypatc
         fetch_recipe("drive", Path("runs/x"))
 
 
-def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_path):
-    straight = train(job(tmp_path / "a"), tmp_path / "a" / "run", quiet=True)
+def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(trained, tmp_path):
     recipe = job(tmp_path / "a", mirror=str(tmp_path / "drive"), max_hours=1e-6)
     lost = 0  # machines
     while lost < 9:
@@ -814,7 +835,7 @@ def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(tmp_pa
             lost += 1
     assert lost == 3, "a step on each machine, and the fourth one finishes"
     results = ("adapter/adapter_model.safetensors", "evals/word_problems.json")
-    assert sha256(run.path / results[0]) == sha256(straight.path / results[0])
+    assert sha256(run.path / results[0]) == sha256(trained.path / results[0])
     for name in (*results, "manifest.json", "README.md"):
         assert sha256(run.path / name) == sha256(tmp_path / "drive" / name)
 
@@ -868,7 +889,7 @@ def with_data(recipe, file):
 
 
 def test_a_refused_recipe_leaves_its_folder_until_something_was_trained(tmp_path):
-    good, run = job(tmp_path / "a"), tmp_path / "run"
+    good, run = untested(job(tmp_path / "a")), tmp_path / "run"
     for name, text in (("absent", None), ("wrong", "{broken"), ("words", '{"text": "plain"}')):
         if text:
             (tmp_path / f"{name}.jsonl").write_text(text)
@@ -1121,8 +1142,7 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
         train(recipe, path, quiet=True)
 
 
-def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_open_model_takes_runs_folders_and_names_and_says_what_is_missing(run, tmp_path):
     assert hasattr(open_model(str(run.path))[0], "peft_config")
     assert not hasattr(open_model(str(run.path), tuned=False)[0], "peft_config")
     assert open_model("tiny:base")[1].chat_template
@@ -1164,9 +1184,13 @@ def test_a_base_without_a_template_gets_the_one_of_its_run(tmp_path):
     assert base_results(run, results, alike, quiet=True)[0].template == "alpaca"
 
 
-def test_merge_and_export_are_recorded_in_the_run(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_merge_and_export_are_recorded_in_the_run_and_renew_its_card(run):
+    card = run.path / "README.md"
+    assert "neither merged nor exported" in card.read_text()
+    merge_run(run)
+    assert "| merged (dequantized base" in card.read_text()
     export_run(run, [p.question for p in problems(2, "test")])
+    assert "| ONNX (float32) |" in card.read_text()
     merged = run.read("exports/merge.json")
     assert merged["mean_kl"] < 1e-5
     assert merged["dtype"] == "float16", "as the base"
@@ -1179,8 +1203,7 @@ def test_merge_and_export_are_recorded_in_the_run(tmp_path):
     assert not run.verify()
 
 
-def test_a_merge_replaces_no_card_that_somebody_edited(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_a_merge_replaces_no_card_that_somebody_edited(run):
     merge_run(run)
     merge_run(run)
     mine = run.exports / "merged" / "README.md"
@@ -1199,16 +1222,14 @@ def file_states(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_rows(tmp_path):
-    recipe = job(tmp_path)
-    run = train(recipe, tmp_path / "run", quiet=True)
+def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_rows(run, tmp_path):
+    recipe = read_recipe(run.recipe)
     every = ("generate", "choose", "perplexity")
     quality = run_quality(run, every, ["word_problems_choice"], limit=3)
     [(choices, asked)] = quality.tasks
     assert (choices.name, len(asked)) == ("word_problems_choice", 3)
     assert [task.name for task, _ in run_quality(run, every).tasks] == recipe.eval.tasks
-    without = recipe.model_copy(update=dict(eval=Eval()))
-    bare = train(without, tmp_path / "bare", quiet=True)
+    bare = train(small_job(tmp_path, base="tiny:llama"), tmp_path / "bare", quiet=True)
     [(task, items)] = run_quality(bare, every).tasks
     assert not run_quality(bare, ["generate"]).tasks
     with pytest.raises(UserError, match="its request is 'choose'"):
@@ -1231,8 +1252,7 @@ def test_rounded_weights_are_measured_on_the_tasks_of_the_run_or_its_held_out_ro
         export_run(bare, ["2 + 3?"], quantize="int3")
 
 
-def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(run):
     evaluate_tasks(
         run,
         *open_model(str(run.path)),
@@ -1264,15 +1284,14 @@ def test_an_export_to_gguf_answers_the_tasks_of_the_run_again(tmp_path):
         export_run(run, ["2 + 3?"], "gguf", "int3")
 
 
-def test_runs_are_merged_only_with_runs_on_the_same_base(tmp_path):
-    runs = {}
+def test_runs_are_merged_only_with_runs_on_the_same_base(trained, tmp_path):
+    runs = dict(one=copy_run(trained, tmp_path / "one"))
     unquantized = dict(model=Model(base="tiny:base", quantize="none"))
     for name, recipe in (
-        ("one", job(tmp_path)),
         ("two", job(tmp_path, seed=3)),
         ("other", job(tmp_path).model_copy(update=unquantized)),
     ):
-        runs[name] = train(recipe, tmp_path / name, quiet=True)
+        runs[name] = train(untested(recipe), tmp_path / name, quiet=True)
     record = merge_run(runs["one"], others=[runs["two"]], mix=Mix(method="ties"))
     assert [part.name for part in record.adapters] == ["one", "two"]
     assert record.mix.method == "ties" and record.mean_kl < 1e-4
@@ -1347,8 +1366,7 @@ def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
     assert storage_note(run) == ""
 
 
-def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(run):
     asked = {conversation[0]["content"] for conversation in held_out_conversations(run)}
     questions = held_out_questions(run)
     assert len(questions) == 4 and set(questions) <= asked
@@ -1386,6 +1404,13 @@ def system_job(folder, systems):
         rows.append(dict(messages=[dict(role=role, content=text) for role, text in turns]))
     write_lines(folder / "train.jsonl", rows)
     return recipe
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory):
+    "The finished run of a job whose rows all have one system prompt; no test may change it."
+    folder = tmp_path_factory.mktemp("instructed")
+    return train(system_job(folder, ["Solve it."] * 120), folder / "run", quiet=True)
 
 
 def test_the_system_prompt_of_the_training_is_that_of_every_use(tmp_path, capsys):
@@ -1473,8 +1498,10 @@ def uses_of(name, question, section, spy):
 
 
 @pytest.mark.parametrize("instruction", [None, "Work it out."])
-def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, instruction):
-    run = train(system_job(tmp_path, ["Solve it."] * 120), tmp_path / "run", quiet=True)
+def test_a_stored_prompt_is_the_same_bytes_in_every_use(
+    instructed, tmp_path, monkeypatch, instruction
+):
+    run = copy_run(instructed, tmp_path / "run")
     examples = [["1 + 1?", "1 + 1 = 2\n#### 2"], ["A <|end|> in it?", "#### 3"]]
     found = StoredPrompt(
         instruction=instruction, examples=examples, task="t", gain=0.1, interval=(0.0, 0.2), n=9
@@ -1512,10 +1539,12 @@ def test_a_stored_prompt_is_the_same_bytes_in_every_use(tmp_path, monkeypatch, i
 
 
 @pytest.mark.parametrize("changes", [[], ["adapt.method=full", "model.quantize=none"]])
-def test_a_prompt_that_is_kept_later_reaches_the_whole_model(tmp_path, capsys, changes):
-    job = system_job(tmp_path, ["Solve it."] * 120)
-    recipe = load_recipe(Recipe, job.model_dump(exclude_unset=True), changes)
-    run = train(recipe, tmp_path / "run", quiet=True)
+def test_a_prompt_that_is_kept_later_reaches_the_whole_model(instructed, tmp_path, capsys, changes):
+    run = copy_run(instructed, tmp_path / "run")
+    if changes:
+        job = untested(system_job(tmp_path, ["Solve it."] * 120))
+        recipe = load_recipe(Recipe, job.model_dump(exclude_unset=True), changes)
+        run = train(recipe, tmp_path / "full", quiet=True)
     folder = whole_model(run)
     (run.exports / "onnx").mkdir(parents=True, exist_ok=True)
     measured = dict(task="t", gain=0.1, interval=(0.0, 0.2), n=9)
@@ -1532,8 +1561,7 @@ def test_a_prompt_that_is_kept_later_reaches_the_whole_model(tmp_path, capsys, c
     assert stored_prompting(folder).system == "Solve it."
 
 
-def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):
-    run = train(system_job(tmp_path, []), tmp_path / "run", quiet=True)
+def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(run):
     plain = stored_result(run, "word_problems")
     shots = {"count": 2, "by": "bm25"}
     section = load_recipe(Eval, {"tasks": ["word_problems"], "limit": 3, "few_shot": shots})
@@ -1556,9 +1584,8 @@ def test_few_shot_is_measured_stored_and_asked_of_the_base_alike(tmp_path):
         evaluate_tasks(None, model, tokenizer, section, quiet=True)
 
 
-def test_a_prompt_is_searched_kept_and_found_again(tmp_path, monkeypatch):
+def test_a_prompt_is_searched_kept_and_found_again(run, monkeypatch):
     pytest.importorskip("optuna")
-    run = train(system_job(tmp_path, []), tmp_path / "run", quiet=True)
     helped = lambda asking, items: [
         Output(
             text=item.answer if asking.section.examples or int(item.id, 16) % 2 else "",
@@ -1583,20 +1610,18 @@ def test_a_prompt_is_searched_kept_and_found_again(tmp_path, monkeypatch):
     assert again.trials[0].examples == [], "the training's prompt is what is compared with"
 
 
-def test_mixed_system_prompts_are_told_and_none_is_used(tmp_path, capsys):
+def test_mixed_system_prompts_are_told_and_none_is_used(trained, tmp_path, capsys):
     prompts = ["Solve it."] * 50 + ["Be brief."] * 40
-    run = train(system_job(tmp_path, prompts), tmp_path / "run", quiet=True)
+    run = train(untested(system_job(tmp_path, prompts)), tmp_path / "run", quiet=True)
     assert resolve_generation(run, Generation()).system is None
     told = capsys.readouterr().err
     assert "system prompt: none" in told and "'Be brief.' in 40, none in 30 of 120" in told
-    plain = train(job(tmp_path / "plain"), tmp_path / "plain" / "run", quiet=True)
     capsys.readouterr()
-    assert resolve_generation(plain, Generation()).system is None
+    assert resolve_generation(trained, Generation()).system is None
     assert capsys.readouterr().err == "", "nothing to tell"
 
 
-def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_a_limited_result_never_takes_the_place_of_a_fuller_one(run, capsys):
     model = open_model(str(run.path))
     full = stored_result(run, "word_problems")
     assert full.n == 8
@@ -1635,8 +1660,7 @@ def test_a_limited_result_never_takes_the_place_of_a_fuller_one(tmp_path, capsys
     assert run.verify() == []
 
 
-def test_a_killed_evaluation_of_a_run_goes_on_and_nothing_is_asked_twice(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_a_killed_evaluation_of_a_run_goes_on_and_nothing_is_asked_twice(run):
     model = open_model(str(run.path))
     section, asked = Eval(tasks=["word_problems"]), []
     generate = REQUESTS["generate"]
@@ -1717,8 +1741,7 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
     assert base.primary == "exact_match" == compare(base, again).score
 
 
-def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
-    run = train(job(tmp_path), tmp_path / "run", quiet=True)
+def test_either_side_of_a_comparison_may_be_a_model(run, tmp_path):
     place, task = str(run.path), "word_problems"
     tuned = stored_result(run, task)
     for names in (("tiny:base", place), (place, "tiny:base")):
@@ -1741,7 +1764,7 @@ def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
     for sides in ((place, place), ("tiny:base", place)):
         assert compare(*compared_results(sides, task, limit=2, quiet=True)).n == 2
     # two runs with unequal results: those that were measured alike are compared
-    other = train(job(tmp_path / "b"), tmp_path / "b" / "run", quiet=True)
+    other = copy_run(run, tmp_path / "other")
     section = Eval(tasks=[task], limit=12)
     evaluate_tasks(other, *open_model(str(other.path)), section=section, quiet=True)
     left, right = compared_results((place, str(other.path)), task)
@@ -1750,17 +1773,11 @@ def test_either_side_of_a_comparison_may_be_a_model(tmp_path):
     assert stored_result(other, task).n == 12
 
 
-def test_whatever_changes_the_facts_of_a_run_renews_its_card(tmp_path):
+def test_a_new_result_renews_the_card(tmp_path):
     run = train(small_job(tmp_path), tmp_path / "run", quiet=True)
-    card = run.path / "README.md"
-    assert "neither merged nor exported" in card.read_text()
-    merge_run(run)
-    assert "| merged (dequantized base" in card.read_text()
-    export_run(run, ["2 + 3?"])
-    assert "| ONNX (float32) |" in card.read_text()
     section = Eval(tasks=["word_problems"], limit=2)
     evaluate_tasks(run, *open_model(str(run.path)), section=section, quiet=True)
-    assert "| word_problems | accuracy | 2 |" in card.read_text()
+    assert "| word_problems | accuracy | 2 |" in (run.path / "README.md").read_text()
     assert run.verify() == []
 
 

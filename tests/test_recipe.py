@@ -112,6 +112,8 @@ def test_bad_yaml_names_line_and_cause():
         assert caught.value.fix or caught.value.allowed, f"what is to be done about {text!r}?"
         assert caught.value.where or text[0] in "-[", "only a list and depth have no line"
     assert parse_yaml("") == parse_yaml("# only a comment") == ({}, {})
+    parse_yaml("a: {b: [1]}")[0]["a"]["b"].append(2)
+    assert parse_yaml("a: {b: [1]}")[0] == dict(a=dict(b=[1])), "a caller's change is its own"
 
 
 class Source(Section):

@@ -26,6 +26,7 @@ __all__ = [
 # %% ../../nbs/speed/61_loss.ipynb #469ee1a4
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 
 # %% ../../nbs/speed/61_loss.ipynb #36cba95c
 import torch
@@ -142,12 +143,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         cap: float | None = None,  # of the logits, as Gemma caps them
         size: int | None = None,  # rows at once; None: as many as `chunk_rows` says
         compiled: bool = False,  # needs Triton
+        pieces: int | None = None,  # only so many: enough where just the shapes are wanted
     ):
         zero = torch.zeros((), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         total, minus = zero, -torch.ones(len(x), device=x.device)
         grads = GradientSums(ctx.needs_input_grad, x, w, b)
         head = [t if t is None else t.to(x.dtype) for t in (w, b)]
-        for at in chunks(len(x), size or chunk_rows(len(w), compiled)):
+        rows = size or chunk_rows(len(w), compiled)
+        for at in islice(chunks(len(x), rows), pieces):
             given = compiled, x[at], *head, y[at]
             if any(ctx.needs_input_grad[:3]):
                 logp, d = run_chunk(target_logprobs_and_gradient, *given, minus[at], scale, cap)
@@ -162,7 +165,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, g):
         return (
             *(None if t is None else t * g.to(t.dtype) for t in ctx.saved_tensors),
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 

@@ -6,6 +6,7 @@
 __all__ = [
     "STORED_BYTES",
     "STATES",
+    "PIECES",
     "CONTEXT",
     "GAPS",
     "COMPILED",
@@ -111,7 +112,7 @@ from llmtrainer.models.engines import (
 from llmtrainer.models.experts import EXPERTS
 from llmtrainer.models.load import F8, output_head
 from llmtrainer.models.lora import Adapt
-from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states
+from llmtrainer.models.loss import LinearCrossEntropy, capture_hidden_states, chunk_rows
 from llmtrainer.models.variants import adapt_model, expected_trainable, quiet_peft_warning
 from llmtrainer.run import Record, facts_html
 
@@ -294,7 +295,10 @@ def full_logits_loss(model, batch: dict) -> torch.Tensor:
     return token_loss(model, batch)[0]
 
 
-def chunked_loss(model, batch: dict) -> torch.Tensor:
+PIECES = 2  # of the loss that are simulated: the third holds what the second one held
+
+
+def chunked_loss(ledger: MemoryTracker, model, batch: dict) -> torch.Tensor:
     "The loss in pieces, as if every token were trained."
     base = unwrap_model(model)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -303,8 +307,13 @@ def chunked_loss(model, batch: dict) -> torch.Tensor:
     x, head = states[0].flatten(0, 1), base.get_output_embeddings()
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.bfloat16)
+    given, before = (x, head.weight, head.bias, batch["labels"].flatten()), ledger.flops
     # this plain code takes a quarter of the rows of a compiled piece, which holds a quarter a row
-    return LinearCrossEntropy.apply(x, head.weight, head.bias, batch["labels"].flatten())
+    rows = chunk_rows(len(head.weight), compiled=False)
+    total = LinearCrossEntropy.apply(*given, 1.0, None, rows, False, PIECES)
+    # the operations of a piece grow with its rows
+    ledger.flops += (ledger.flops - before) * max(0, len(x) - PIECES * rows) // (PIECES * rows)
+    return total
 
 
 # %% ../../nbs/speed/60_memory.ipynb #cbaa1ee8
@@ -424,7 +433,6 @@ def simulate_pass(
     base = unwrap_model(model.train(training))
     if work.recompute and training:
         base.activation_checkpointing_enable(dict(use_reentrant=False, preserve_rng_state=False))
-    compute_loss = chunked_loss if work.sliced else full_logits_loss
     selective = training and keeps_products(base, work)
     with ExitStack() as stack, quiet_peft_warning():
         batch = prepare_meta_model(stack, model, work)
@@ -440,6 +448,7 @@ def simulate_pass(
         ledger = MemoryTracker([*model.parameters(), *model.buffers(), *gradients])
         marks, stop = record_moments(base, ledger)
         stack.callback(stop)
+        compute_loss = partial(chunked_loss, ledger) if work.sliced else full_logits_loss
         stack.enter_context(ledger)
         with torch.set_grad_enabled(training):
             with torch.autocast("cpu", torch.bfloat16, enabled=work.mixed):
@@ -469,7 +478,7 @@ def build_meta_model(config, section: Adapt, work: StepShape):
     variant = "dora" if section.variant == "dora" else None
     shapes_only = section.model_copy(update=dict(variant=variant, continue_from=None))
     dtype = torch.bfloat16 if work.mixed else torch.float32
-    with quiet_peft_warning():
+    with quiet_peft_warning(), torch.device("meta"):  # the adapters get no values either
         return adapt_model(meta_model(config, dtype, work.attn), shapes_only)
 
 

@@ -42,7 +42,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 import llmtrainer
 from llmtrainer.data.synthetic import documents, problems
 from llmtrainer.recipe import UserError
-from llmtrainer.run import cache_folder, sha256, write_json
+from llmtrainer.run import cache_folder, cached_sha256, sha256, write_json
 
 # %% ../../nbs/internals/96_tiny_models.ipynb #402e8852
 BASE = Path(llmtrainer.__file__).parent / "models" / "base"  # the shipped base
@@ -70,7 +70,7 @@ def check_shipped_base(folder: Path = BASE) -> dict:
     damaged = [
         name
         for name, digest in made["sha256"].items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
+        if not (folder / name).is_file() or cached_sha256(folder / name) != digest
     ]
     if damaged:
         raise UserError(
@@ -352,6 +352,7 @@ def make_base(
     steps: int = 12_000,  # optimizer steps
     batch: int = 256,  # windows of 256 tokens in a step
     seed: int = 0,
+    asked: int = 500,  # problems on which its accuracy is measured
 ) -> dict:
     """Make the small base from nothing: corpus, tokenizer, training, float16 safetensors, and
     `made.json`, which says how."""
@@ -362,7 +363,7 @@ def make_base(
     model = make_model("llama", tokenizer, SIZE, seed).to(device)
     losses = pretrain(model, stream, starts=starts, steps=steps, batch=batch, seed=seed)
     model = model.half().float()  # measure what is shipped, not what was trained
-    accuracy = plain_accuracy(model, tokenizer)
+    accuracy = plain_accuracy(model, tokenizer, asked)
     out = Path(out)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
