@@ -74,6 +74,8 @@ __all__ = [
     "check_target_names",
     "recipe_for",
     "step_shape",
+    "model_bytes",
+    "memory_left",
     "choose_activations",
     "with_micro_batch",
     "check_balance",
@@ -254,6 +256,7 @@ from llmtrainer.models.memory import (
     matmul_speed,
     memory_budget,
     predict_memory,
+    static_memory,
     step_time_range,
 )
 from llmtrainer.models.variants import adapt_model, check_storage
@@ -1275,6 +1278,34 @@ def step_shape(recipe: Recipe, plan: DevicePlan, recompute: bool) -> StepShape:
 
 
 # %% ../nbs/system/80_pipeline.ipynb #11f2d4f6
+def model_bytes(name: str, mixed: bool) -> int:
+    "Bytes of the weights of a model that `open_model` opens: of a run, with its adapter."
+    section, adapt = Model(base=name, quantize="none"), None
+    if is_run(name):
+        run = Run.load(name)
+        recipe = recipe_of(run)
+        if run.model.is_dir():
+            section = Model(base=str(run.model), quantize="none")
+        else:
+            section, adapt = pin_model(run, recipe.model), recipe.adapt
+    config = load_config(section).get_text_config()
+    work = StepShape(rows=1, length=8, quantize=section.quantize, mixed=mixed)
+    parts = static_memory(config, adapt or Adapt(), work)
+    return parts["weights"] + parts["constants"] + (parts["trained"] if adapt else 0)
+
+
+def memory_left(recipe: Recipe, machine: Machine) -> Machine:
+    "The machine without the memory of models that stay beside the one that learns: reward models."
+    _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
+    try:
+        sizes = [model_bytes(name, machine.kind == "cuda") for name in objective.other_models()]
+    except UserError as error:
+        error.where = "train.objective: rewards: model"
+        raise
+    return replace(machine, memory=machine.memory - sum(sizes))
+
+
+# %% ../nbs/system/80_pipeline.ipynb #577d0fca
 def choose_activations(
     recipe: Recipe,
     config,  # of the model
@@ -1292,7 +1323,7 @@ def choose_activations(
         shape = step_shape(recipe, plan, recompute)
         return predict_memory(config, recipe.adapt, shape)["total"]
 
-    budget = memory_budget(machine or probe())
+    budget = memory_budget(memory_left(recipe, machine or probe()))
     kept = peak(recompute=False)
     if kept <= budget:
         return "keep", 0
@@ -1336,6 +1367,7 @@ def choose_micro_batch(
         machine = replace(machine, memory=machine.memory // recipe.launch.gpus)
     _, share = split_batch(1, whole, devices)
     recompute = choose_activations(single, config, plan, machine)[0] != "keep"
+    machine = memory_left(recipe, machine)
     work = replace(step_shape(single, plan, recompute), accumulate=share)
     cut = partial(cut_step, text, recipe.adapt, work, machine, devices)
     kept = held and held.batch_size <= share and cut(held.batch_size)

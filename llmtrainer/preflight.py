@@ -73,6 +73,7 @@ from llmtrainer.models.lora import (
 from llmtrainer.models.loss import Unsupported
 from llmtrainer.models.memory import (
     MAX_ROWS,
+    PEAKS,
     MemoryTracker,
     MicroBatch,
     StepShape,
@@ -89,6 +90,7 @@ from llmtrainer.pipeline import (
     Recipe,
     assemble,
     choose_activations,
+    memory_left,
     resolve_batch_size,
     step_shape,
 )
@@ -134,10 +136,14 @@ def forecast(
     chosen, text = plan_model(recipe.model, here, config), config.get_text_config()
     recipe, batch = resolve_batch_size(recipe, config, chosen, here)
     work = planned_step_shape(recipe, config, chosen, here)
-    parts = predict_memory(text, recipe.adapt, work)
-    step_fits, writing = parts["total"] <= here.memory, plan_writing(recipe, text, work, here)
+    parts, room = predict_memory(text, recipe.adapt, work), memory_left(recipe, here)
+    step_fits, writing = parts["total"] <= room.memory, plan_writing(recipe, text, work, room)
     if writing:
         parts["writing"] = writing["total"]
+    if rewards := here.memory - room.memory:
+        beside = {name: parts[name] + rewards for name in PEAKS if name in parts}
+        parts |= dict(rewards=rewards) | beside
+        writing = writing and writing | dict(total=parts["writing"])
     return dict(
         plan=asdict(chosen),
         family=model_traits(config) | beyond_context(config, recipe.data.max_length),
@@ -147,11 +153,11 @@ def forecast(
         fits=step_fits and (writing is None or writing["fits"]),
         writing=writing,
         batch=batch and batch.model_dump(),
-        largest_batch_size=largest_batch_size(text, recipe.adapt, work, here.memory),
+        largest_batch_size=largest_batch_size(text, recipe.adapt, work, room.memory),
         changes=[]
         if step_fits
         else suggestions(
-            text, recipe.adapt, work=work, memory=here.memory, fusable=chosen.device == "cuda"
+            text, recipe.adapt, work=work, memory=room.memory, fusable=chosen.device == "cuda"
         ),
         time=predict_time(recipe, work, parts["flops"], None if machine else matmul_speed(chosen)),
     )
@@ -498,7 +504,9 @@ def preflight_memory(recipe: Recipe, plan: DevicePlan, batch: dict, peak: int) -
     step = replace(planned_step_shape(recipe, config, plan), rows=rows, length=length)
     parts = predict_memory(config, recipe.adapt, step)
     if plan.device == "cuda":
-        return dict(predicted_bytes=parts["allocated"], measured_bytes=peak)
+        here = probe()
+        rewards = here.memory - memory_left(recipe, here).memory
+        return dict(predicted_bytes=parts["allocated"] + rewards, measured_bytes=peak)
     loaded = parts["weights"] + parts["constants"] + parts["trained"]
     saving = loaded + parts["trained"] + 2 * parts["optimizer"]
     if recipe.adapt.method == "partial":

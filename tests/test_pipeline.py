@@ -482,6 +482,10 @@ def test_a_policy_learns_against_a_grader_and_a_reward_model(tmp_path):
     rewards = [dict(grader="word_problems"), dict(model=str(judge.path), weight=0.5)]
     settings = dict(rewards=rewards, prompts=2, group=4, max_new_tokens=40, preflight=0)
     recipe = job(tmp_path, objective=dict(grpo=settings), max_steps=2)
+    model, _ = open_model(str(judge.path))
+    machine, held = probe(), sum(p.nbytes for p in model.parameters())
+    counted = machine.memory - memory_left(recipe, machine).memory
+    assert counted == pytest.approx(held, rel=0.05), "its weights, and constants of blocks"
     run = train(recipe, tmp_path / "run", quiet=True)
     lines = [json.loads(line) for line in (run.path / "rollouts" / "step-00000001.jsonl").open()]
     assert len(lines) == 2 * 2 * 4 and {line["step"] for line in lines} == {1, 2}

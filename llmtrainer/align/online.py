@@ -797,6 +797,9 @@ class Online(OnlineSettings):
         texts = max(self.prompts * self.group, self.preflight * self.group, held_out)
         return texts, self.write_batch, length, self.max_new_tokens
 
+    def other_models(self) -> list[str]:
+        return list(dict.fromkeys(reward.model for reward in self.rewards if reward.model))
+
     @property
     def generation(self) -> Generation:
         "How answers are written."

@@ -12,6 +12,7 @@ __all__ = [
     "COMPILED",
     "RECOMPUTED",
     "PARTS",
+    "PEAKS",
     "COLORS",
     "MAX_ROWS",
     "SHARES",
@@ -671,10 +672,14 @@ PARTS = dict(
     logits="and their gradients, on top",
     workspace="gradients, recomputed blocks, unpacked weights at a later moment",
     fragmentation="gaps, and CUDA itself",
+    rewards="models beside the one that learns, which score its answers",
     total="of training",
     evaluation="peak of a validation pass",
     writing="peak while answers are written, where a job writes some",
 )
+
+
+PEAKS = ("total", "evaluation", "writing")  # of these parts, each at its own time
 
 
 def memory_table(parts: dict[str, int]) -> Table:
@@ -694,7 +699,7 @@ COLORS = ("#4c72b0", "#8172b3", "#55a868", "#c44e52", "#937860", "#dd8452", "#da
 
 def memory_html(parts: Mapping[str, int], width: int = 560) -> str:
     "The parts of a plan as one bar, and its list in GiB."
-    others = [name for name in ("total", "evaluation", "writing") if name in parts]
+    others = [name for name in PEAKS if name in parts]
     names = [name for name in PARTS if name in parts and name not in others]
     bar, lines, left = [], {}, 0.0
     for name, color in zip(names, (*COLORS, "#8c8c8c")):

@@ -80,6 +80,10 @@ class Objective(Section):
         the memory plan; None where nothing is written."""
         return None
 
+    def other_models(self) -> list[str]:
+        "Places of the models that stay in memory beside the one that learns, for the memory plan."
+        return []
+
     def setup(self, session) -> None:
         "Called once before training: reference log-probabilities, a teacher, rewards."
 
