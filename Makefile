@@ -99,7 +99,8 @@ test-runners: .venv/.dev  ## other programs that run an ONNX export, each in an 
 	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	.venv-optimum/bin/python -m pip install --quiet 'optimum-onnx[onnxruntime]'
-	if command -v npm >/dev/null; then npm install --silent --prefix .venv-js @huggingface/transformers; fi
+# onnxruntime for node fetches CUDA from a host of its own, unless told not to
+	if command -v npm >/dev/null; then ONNXRUNTIME_NODE_INSTALL=skip npm install --silent --prefix .venv-js @huggingface/transformers; fi
 	$(BIN)/python -m pytest -m optional -k runners tests/test_ship_export.py
 
 lock: .venv/.made  ## write constraints.txt from settings.ini; UPGRADE=--upgrade takes the newest releases
