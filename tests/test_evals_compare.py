@@ -269,6 +269,11 @@ def test_lower_is_better_for_a_perplexity():
     assert compare(a, b, "flexible").test == "mcnemar"
     with pytest.raises(UserError, match="has no score 'speed'"):
         compare(a, b, "speed")
+    ece = {"ece": a.score}  # as the figure of choices
+    sure = [result.model_copy(update=dict(scores=result.scores | ece)) for result in (a, b)]
+    with pytest.raises(UserError, match="ece is a figure of all items at once"):
+        compare(*sure, "ece")
+    assert compare(*sure).others["ece"] == (a.score.value, a.score.value)
 
 
 def test_results_with_different_examples_are_refused():

@@ -81,7 +81,7 @@ from rich.table import Table
 
 # %% ../../nbs/evaluation/42_compare.ipynb #f4962d4e
 from llmtrainer.evals.metrics import Metric, is_share, middle, resample_sums, sums_of
-from llmtrainer.evals.tasks import GradedItem, Item, TaskResult, best, figure_of
+from llmtrainer.evals.tasks import OVERALL, GradedItem, Item, TaskResult, best, figure_of
 from llmtrainer.models.generate import GREEDY
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, Run
@@ -433,6 +433,12 @@ def check_score(name: str, *results: TaskResult) -> str:
             raise UserError(
                 f"a result of {result.task} has no score {name!r}",
                 allowed=", ".join(result.scores),
+            )
+        if name in OVERALL:
+            raise UserError(
+                f"{name} is a figure of all items at once: it cannot be compared item by item",
+                where=f"a result of {result.task}",
+                allowed=", ".join(other for other in result.scores if other not in OVERALL),
             )
     return name
 
