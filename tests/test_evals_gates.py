@@ -104,9 +104,9 @@ def test_recipe_so_far(tmp_path):
 
 
 def test_a_suite_stands_for_its_tasks():
-    section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"lsat": 0.2})
+    section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"agieval_lsat": 0.2})
     assert section.tasks == [*SUITES["legal"], "gsm8k"] and section.tasks[:2] == [
-        "lsat",
+        "agieval_lsat",
         "mmlu_law",
     ]
     assert set(SUITES["reasoning"]) <= set(TASKS)

@@ -30,6 +30,7 @@ __all__ = [
     "grade_likelihood",
     "load_word_problems",
     "load_choices",
+    "near_tasks",
     "find_task",
     "GradedItem",
     "LongItem",
@@ -432,18 +433,28 @@ TASKS = {
 }
 
 
-# name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above
+# name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above. A name in
+# front of an underscore is a family: mgsm stands for mgsm_sw and the others
 SUITES: dict[str, list[str]] = {}
+
+
+def near_tasks(name: str) -> list[str]:
+    "At most three names of tasks and suites that are like a name, or hold it."
+    known = [*SUITES, *TASKS]
+    near = difflib.get_close_matches(name, known, 3)
+    holding = [other for other in known if len(name) > 2 and name in other]
+    return list(dict.fromkeys([*near, *holding]))[:3]
 
 
 def find_task(name: str) -> Task:
     "A task by its name."
     if name not in TASKS:
-        near = difflib.get_close_matches(name, [*TASKS, *SUITES], 3)
+        near = near_tasks(name)
+        alone = [task for task in TASKS if task.partition("_")[0] not in SUITES]
         raise UserError(
             f"there is no task {name!r}",
             where="eval.tasks",
-            allowed=", ".join([*SUITES, *TASKS]),
+            allowed=", ".join([*SUITES, *alone]),
             fix=f"did you mean {' or '.join(near)}?" if near else None,
         )
     return TASKS[name]
