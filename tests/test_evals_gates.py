@@ -48,6 +48,16 @@ def test_a_gate_is_reached_or_says_why_not(words, right, shift, reached):
         assert sentence.startswith("word_problems: accuracy") and str(words) in sentence
 
 
+def test_three_items_that_did_not_change_show_no_margin():
+    task = find_task("word_problems")
+    for n, reached in ((3, False), (64, False), (256, True)):
+        items = task.items(limit=n)
+        same = grade_items(task, items, [Output(text=item.answer) for item in items])
+        assert bool(unmet("no worse than base by 0.02", same, same)) != reached
+        assert not unmet("no worse than base", same, same)
+    assert unmet("better than base", same, same)
+
+
 def test_a_gate_knows_that_a_perplexity_is_better_when_low():
     task = find_task("word_problems_loss")
     items = task.items(limit=64)
