@@ -432,7 +432,7 @@ TASKS = {
     )
 }
 
-
+# %% ../../nbs/evaluation/41_tasks.ipynb #02c543b8
 # name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above. A name in
 # front of an underscore is a family: mgsm stands for mgsm_sw and the others
 SUITES: dict[str, list[str]] = {}
