@@ -1,11 +1,13 @@
 """Items a second of our evaluation and of lm-evaluation-harness, on the same prompts.
 
-    python benchmarks/evaluation.py MODEL FOLDER [choices]
+    python benchmarks/evaluation.py MODEL FOLDER [choices|programs]
 
 MODEL is a run, a folder or tiny:base. FOLDER holds openbookqa_mc.jsonl and gsm8k_test.jsonl, or
 folders that do. Both sides take turns; the medians of the rounds are printed, in seconds on the
 clock and of processor time, and whether the prompts and the texts are the same. `choices` leaves
-out what is written.
+out what is written. `programs` is something else: seconds of HumanEval (humaneval.jsonl) with its
+programs run at the end, beside the writing, and several at a time. The model writes, and in place
+of its programs, which a small model gets wrong at once, the data set's solutions are run.
 """
 
 import json
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from llmtrainer.evals.benchmarks import BENCHMARKS  # noqa: F401  it enters its tasks
 from llmtrainer.evals.harness import harness_task
-from llmtrainer.evals.tasks import evaluate, find_task
+from llmtrainer.evals.tasks import Output, evaluate, find_task
 from llmtrainer.pipeline import open_model
 
 ROUNDS = 3
@@ -82,9 +84,29 @@ def compare(model, tokenizer, task, items, folder):
     print("  scores at batch 1, 8, 16 and 64 are the same:", same)
 
 
+def programs(model, tokenizer, data_dir):
+    "Seconds of HumanEval by where and how many programs are run, and how they end."
+    task = find_task("humaneval")
+    solve = lambda item, _: task.grade(item, Output(text=item.answer))
+    ways = {"at the end": 0, "beside, one": 1, f"beside, {task.graders} at a time": task.graders}
+    seconds, results = {name: [] for name in ways}, {}
+    for _ in range(ROUNDS):
+        for name, graders in ways.items():
+            asked = replace(task, grade=solve, graders=graders)
+            results[name] = evaluate(model, tokenizer, asked, data_dir)
+            seconds[name].append(results[name].seconds)
+    for name, result in results.items():
+        ends = {score: result.scores[score].value for score in ("accuracy", "too_slow")}
+        print(name, round(statistics.median(seconds[name]), 1), "s", ends)
+    each = [result.model_copy(update=dict(seconds=0.0)) for result in results.values()]
+    print("  the same results:", all(result == each[0] for result in each))
+
+
 def main(name, data_dir, part="all"):
-    "Both tables, or that of choices."
+    "Both tables, or one part."
     model, tokenizer = open_model(name)
+    if part == "programs":
+        return programs(model, tokenizer, data_dir)
     folder = Path(tempfile.mkdtemp())
     choose = find_task("openbookqa")
     compare(model, tokenizer, choose, choose.items(data_dir, 200), folder)

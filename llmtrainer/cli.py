@@ -798,7 +798,11 @@ def generation_of(name: str, changes: list[str] | None):
 def scores_caption(results) -> str:
     "How the intervals were made, in which chat template was asked, and how long it took."
     methods = {score.method for result in results for score in result.scores.values()}
-    named = dict(wilson="Wilson's for shares", bootstrap="the bootstrap's for other figures")
+    named = dict(
+        wilson="Wilson's for shares",
+        normal="the normal approximation's for ece",
+        bootstrap="the bootstrap's for other figures",
+    )
     words = ", ".join(text for method, text in named.items() if method in methods)
     seconds: dict[str, float] = {}
     for result in results:

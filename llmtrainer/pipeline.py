@@ -26,6 +26,7 @@ __all__ = [
     "is_held_out",
     "held_out_pairs",
     "task_of",
+    "read_tasks",
     "split_rows",
     "training_rows",
     "validation_rows",
@@ -554,6 +555,26 @@ def task_of(run: Run | None, section: Eval, name: str) -> Task:
     return held or section.find(name)
 
 
+def read_tasks(run: Run | None, section: Eval) -> list[tuple[Task, list[Item]]]:
+    "The section's tasks and their items; `UserError` for all whose data cannot be read, at once."
+    read, faults = [], {}
+    for task in [task_of(run, section, name) for name in section.tasks]:
+        try:
+            read.append((task, task.items(section.data_dir, section.limit)))
+        except UserError as error:
+            faults[task.name] = error
+    if len(faults) == 1:
+        raise next(iter(faults.values()))
+    if faults:
+        others = ",".join(task.name for task, _ in read)
+        raise UserError(
+            f"the data of {len(faults)} of {len(section.tasks)} tasks cannot be read",
+            where="; ".join(error.what for error in faults.values()),
+            fix=next(iter(faults.values())).fix + (f"; or ask the others: {others}" * bool(read)),
+        )
+    return read
+
+
 # %% ../nbs/system/80_pipeline.ipynb #27b193ce
 def split_rows(run: Run, data: Data) -> tuple[list[dict], list[dict]]:
     "(training rows, validation rows that were held out of them), read again."
@@ -632,8 +653,7 @@ def evaluate_tasks(
         rows = training_rows(run) if tuned or section.few_shot else None
     if section.few_shot:  # they take the place of a stored prompt's examples
         generation = generation.model_copy(update=dict(examples=[]))
-    for task in [task_of(run, section, name) for name in section.tasks]:
-        items = task.items(section.data_dir, section.limit)
+    for task, items in read_tasks(run, section):
         if section.few_shot:
             task = with_few_shot(task, section, rows, model, tokenizer=tokenizer, under=generation)
         with progress_bar(task.name, len(items), quiet) as advance:

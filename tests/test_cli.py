@@ -582,6 +582,10 @@ def test_the_table_names_how_intervals_were_made_and_the_chat_template():
     assert "Wilson's for shares, the bootstrap's for other figures" in caption
     assert "chat template: plain; 1.3 s\nchat template: none; 1.3 s" in caption
     assert str(scores_table([written]).caption) == scores_caption([written])
+    choice = find_task("word_problems_choice")
+    logprobs = [Output(logprobs=(-1.0, -2.0, -3.0, place - 3.0)) for place in range(3)]
+    chosen = grade_items(choice, choice.items(limit=3), logprobs)
+    assert "Wilson's for shares, the normal approximation's for ece" in scores_caption([chosen])
 
 
 PROGRAM = [sys.executable, "-c", "from llmtrainer.cli import main; main()"]

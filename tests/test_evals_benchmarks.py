@@ -78,6 +78,65 @@ from dataclasses import replace
 
 import pytest
 
+from llmtrainer.evals.tasks import find_task
+
+
+NAMES_OF_PAPERS = [
+    "gsm8k",
+    "svamp",
+    "arc",
+    "bbh",
+    "strategyqa",
+    "commonsenseqa",
+    "aqua",
+    "mmlu",
+    "boolq",
+    "winogrande",
+    "piqa",
+    "openbookqa",
+    "medqa",
+    "medmcqa",
+    "pubmedqa",
+    "mmlu_medical",
+    "legalbench",
+    "agieval_lsat",
+    "mmlu_law",
+    "mgsm",
+    "xcopa",
+    "belebele",
+    "xnli",
+    "xquad",
+    "truthfulqa",
+    "bbq",
+    "crows_pairs",
+    "winogender",
+    "toxigen",
+    "realtoxicityprompts",
+    "xstest",
+    "refusal",
+    "humaneval",
+    "mbpp",
+]
+
+
+def test_every_name_that_papers_use_is_a_task_or_a_suite_or_has_a_near_one():
+    for name in NAMES_OF_PAPERS:
+        assert (name in SUITES) != (name in TASKS), name
+        for task in SUITES.get(name, [name]):
+            assert find_task(task).name == task
+    for name, near in {
+        "math": "math500",
+        "logiqa": "logiqa2",
+        "agieval lsat": "agieval_lsat",
+        "lsat": "agieval_lsat",
+        "mmlu law": "mmlu_law",
+        "crows-pairs": "crows_pairs",
+    }.items():
+        with pytest.raises(UserError) as error:
+            find_task(name)
+        assert near in error.value.fix, name
+    assert families(["a_b", "a_c", "d", "d_e", "f_g"]) == {"a": ["a_b", "a_c"]}
+
 
 ICE = dict(question="What is frozen water?", choices=["steam", "ice", "rain"], answer=1)
 

@@ -110,6 +110,40 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.91 <= hits / 300 <= 0.98
 
 
+def coverage(interval, n, lost, won):
+    "How often an interval holds the true difference, summed over all outcomes with few changes."
+    held = 0.0
+    for fell, rose in itertools.product(range(FEWEST_CHANGED), repeat=2):
+        if fell + rose < FEWEST_CHANGED:
+            low, high = interval(fell, rose, n)
+            ways = math.comb(n, fell) * math.comb(n - fell, rose)
+            chance = ways * lost**fell * won**rose * (1 - lost - won) ** (n - fell - rose)
+            held += chance * (low <= won - lost <= high)
+    return held
+
+
+def bootstrapped(fell, rose, n):
+    "The bootstrap's interval of the same outcome."
+    sums = pair([1] * fell + [0] * (n - fell), [0] * fell + [1] * rose + [0] * (n - fell - rose))
+    return paired_interval(sums, Metric(), draws=2000)
+
+
+def test_few_changed_items_do_not_look_certain():
+    for n, lost, won in ((10, 0, 0.05), (20, 0, 0.05), (20, 0.05, 0.05), (50, 0.01, 0.05)):
+        assert coverage(changed_interval, n, lost, won) > 0.95
+    assert coverage(bootstrapped, 20, 0, 0.05) < 0.7
+    for n in (3, 20, 256, 5000):
+        low, high = changed_interval(0, 0, n)
+        assert -1 <= low == -high < 0, "nothing changed: it is not certain that nothing would"
+        assert changed_interval(2, 5, n + 7)[0] == pytest.approx(-changed_interval(5, 2, n + 7)[1])
+    few, many = pair([1] * 3, [1] * 3), pair([1] * 150 + [0] * 106, [1] * 166 + [0] * 90)
+    assert paired_figures(few, Metric())["interval"] == changed_interval(0, 0, 3)
+    assert paired_figures(many, Metric())["interval"] == paired_interval(many, Metric())
+    lower = paired_figures(pair([1] * 5 + [0] * 9, [0] * 14), Metric(higher_is_better=False))
+    assert lower["interval"] == changed_interval(5, 0, 14) and lower["interval"][1] < 0.0
+    assert (lower["a_better"], lower["b_better"]) == (0, 5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 40))
 def test_exchanging_right_and_wrong_is_mcnemars_test(only_a, only_b, both):
@@ -266,9 +300,16 @@ def test_lower_is_better_for_a_perplexity():
     assert result.difference < 0 and result.interval[1] < 0
     assert (result.a_better, result.b_better) == (0, 200)
     assert compare(a, a).p_value == 1 and compare(a, a).interval == (0, 0)
-    assert compare(a, b, "flexible").test == "mcnemar"
+    assert compare(a, b).interval_method == "paired bootstrap"
+    few = compare(a, b, "flexible")
+    assert few.test == "mcnemar" and few.summary()["interval_method"] == "Bonett and Price"
     with pytest.raises(UserError, match="has no score 'speed'"):
         compare(a, b, "speed")
+    ece = {"ece": a.score}  # as the figure of choices
+    sure = [result.model_copy(update=dict(scores=result.scores | ece)) for result in (a, b)]
+    with pytest.raises(UserError, match="ece is a figure of all items at once"):
+        compare(*sure, "ece")
+    assert compare(*sure).others["ece"] == (a.score.value, a.score.value)
 
 
 def test_results_with_different_examples_are_refused():

@@ -48,6 +48,16 @@ def test_a_gate_is_reached_or_says_why_not(words, right, shift, reached):
         assert sentence.startswith("word_problems: accuracy") and str(words) in sentence
 
 
+def test_three_items_that_did_not_change_show_no_margin():
+    task = find_task("word_problems")
+    for n, reached in ((3, False), (64, False), (256, True)):
+        items = task.items(limit=n)
+        same = grade_items(task, items, [Output(text=item.answer) for item in items])
+        assert bool(unmet("no worse than base by 0.02", same, same)) != reached
+        assert not unmet("no worse than base", same, same)
+    assert unmet("better than base", same, same)
+
+
 def test_a_gate_knows_that_a_perplexity_is_better_when_low():
     task = find_task("word_problems_loss")
     items = task.items(limit=64)
@@ -104,9 +114,9 @@ def test_recipe_so_far(tmp_path):
 
 
 def test_a_suite_stands_for_its_tasks():
-    section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"lsat": 0.2})
+    section = Eval(tasks=["legal", "gsm8k", "mmlu_law"], require={"agieval_lsat": 0.2})
     assert section.tasks == [*SUITES["legal"], "gsm8k"] and section.tasks[:2] == [
-        "lsat",
+        "agieval_lsat",
         "mmlu_law",
     ]
     assert set(SUITES["reasoning"]) <= set(TASKS)

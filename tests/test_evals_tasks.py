@@ -8,6 +8,7 @@ from llmtrainer.evals.tasks import (
     Metric,
     Path,
     UserError,
+    ValidationError,
     encode,
     itertools,
     json,
@@ -23,14 +24,19 @@ from llmtrainer.evals.tasks import (
 import itertools
 import json
 import math
+import random
+import signal
 import tempfile
+import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -206,6 +212,146 @@ def test_every_request_is_asked_under_the_system_prompt_and_the_result_says_so()
         assert result.generation.keys() == complete
 
 
+def _spoken(answers, **fields):
+    "A task of three-word answers, and a request that gives those that it is told, one by one."
+    asked = [make_item(f"q{n}", str(n)) for n in range(len(answers))]
+    fields = dict(load=lambda _: asked, grade=says_sum, primary="right", about="") | fields
+    task = Task("spoken", max_new_tokens=3, extract=last_number, **fields)
+
+    def request(asking, items):
+        outputs = []
+        for item in items:
+            outputs.append(answers[int(item.answer)]())
+            asking.done(item, outputs[-1])
+        return outputs
+
+    return task, asked, request
+
+
+def _ask_spoken(task, asked, request, journal=None):
+    "The result of a request that `_spoken` made."
+    model, tokenizer = _model()
+    asking = Asking(model, tokenizer, task, Generation(), batch_size=2, progress=lambda n: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REQUESTS, "generate", request)
+        return ask_items(asking, asked, journal)
+
+
+def test_an_item_is_graded_while_the_next_is_written():
+    began, written = threading.Event(), threading.Event()
+    overlapped = []
+
+    def slow(item, output):
+        began.set()
+        overlapped.append(written.wait(30))  # for what is written after this item
+        return says_sum(item, output)
+
+    def second():
+        overlapped.append(began.wait(30))
+        written.set()
+        return Output(text="1", finish="stop", tokens=(1,))
+
+    first = lambda: Output(text="0", finish="stop", tokens=(1,))
+    spoken = _spoken([first, second], grade=slow)
+    result = _ask_spoken(*spoken)
+    assert overlapped == [True] * 3, "the writer waits for the grader, and the grader for it"
+    assert result.score.value == 1
+
+
+def test_several_graders_at_a_time_wait_for_each_other():
+    meet = threading.Barrier(3)
+
+    def slow(item, output):
+        meet.wait(30)  # breaks unless three grade at a time
+        return says_sum(item, output)
+
+    texts = [partial(Output, text=str(n), finish="stop", tokens=(1,)) for n in range(6)]
+    result = _ask_spoken(*_spoken(texts, grade=slow, graders=3))
+    assert [item.scores["right"] for item in result.items] == [1.0] * 6
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_grading_beside_writing_gives_what_grading_afterwards_gives(n, tmp_path):
+    model, tokenizer = _model()
+    task = replace(find_task("word_problems"), max_new_tokens=12)
+    items = task.items(limit=10)
+    items.insert(4, make_item("word " * 600, "#### 7"))  # does not fit
+    section = Generation(n=n, temperature=0.8 if n > 1 else 0.0)
+    results = []
+    for graders, journal in ((0, None), (1, None), (4, OutputJournal(tmp_path / "j.jsonl"))):
+        own = replace(task, graders=graders)
+        asking = Asking(model, tokenizer, own, section, batch_size=3, progress=lambda n: None)
+        results.append(ask_items(asking, items, journal).model_copy(update=dict(seconds=0.0)))
+    by_hand = [GradedItem.model_validate(item.model_dump()) for item in results[0].items]
+    for item, graded in zip(items, by_hand, strict=True):
+        own = dict(task.grade(item, graded.output))
+        own |= several_scores(task, item, graded.output, n) if n > 1 else {}
+        assert own.items() <= graded.scores.items()
+    assert len({result.model_dump_json() for result in results}) == 1
+
+
+@pytest.mark.parametrize("graders", [0, 1, 3])
+def test_what_a_grader_raises_reaches_the_caller_and_no_answer_is_lost(graders, tmp_path):
+    graded = []
+
+    def fails(item, output):
+        graded.append(item.answer)
+        if item.answer == "2":
+            raise ZeroDivisionError("in the grader")
+        return says_sum(item, output)
+
+    texts = [partial(Output, text=str(n), finish="stop", tokens=(1,)) for n in range(600)]
+    task, asked, request = _spoken(texts, grade=fails, graders=graders)
+    journal = OutputJournal(tmp_path / "answers.jsonl")
+    with pytest.raises(ZeroDivisionError, match="in the grader") as caught:
+        _ask_spoken(task, asked, request, journal)
+    assert caught.traceback[-1].name == "fails", "with its own traceback"
+    kept = OutputJournal(journal.path).outputs
+    assert len(kept) in (256, 512, 600), "whole parts"
+    again = []
+
+    def count(asking, items):
+        again.extend(items)
+        return request(asking, items)
+
+    mended = replace(task, grade=says_sum)
+    result = _ask_spoken(mended, asked, count, OutputJournal(journal.path))
+    assert result.score.value == 1 and len(again) == 600 - len(kept), "nothing is asked twice"
+
+
+def test_ctrl_c_keeps_the_parts_that_are_written_and_grades_no_more(tmp_path):
+    graded, hold = [], threading.Event()
+
+    def slow(item, output):
+        graded.append(item.answer)
+        hold.wait(30)
+        return says_sum(item, output)
+
+    def stopped():
+        threading.Timer(0.2, hold.set).start()  # what is begun goes on
+        raise KeyboardInterrupt
+
+    texts = [partial(Output, text=str(n), finish="stop", tokens=(1,)) for n in range(300)]
+    task, asked, request = _spoken([*texts, stopped], grade=slow)
+    journal = OutputJournal(tmp_path / "answers.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        _ask_spoken(task, asked, request, journal)
+    assert len(OutputJournal(journal.path).outputs) == 256
+    assert graded == ["0"], "the items that waited are not graded"
+
+
+def test_a_grader_that_sets_signals_is_called_where_it_can():
+    def alarmed(item, output):
+        held = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, held)
+        return says_sum(item, output)
+
+    texts = [partial(Output, text="0", finish="stop", tokens=(1,))]
+    assert _ask_spoken(*_spoken(texts, grade=alarmed, graders=0)).score.value == 1
+    with pytest.raises(ValueError, match="main thread"):
+        _ask_spoken(*_spoken(texts, grade=alarmed))
+
+
 class Killed(Exception):
     "What a kill is in this process."
 
@@ -347,12 +493,49 @@ def test_batches_of_trees_are_bounded_by_rows_tokens_and_logits():
     assert [len(batch) for batch in batches] == [1] * 5
 
 
+def test_the_calibration_error_of_choices_is_that_of_the_formula():
+    rng = random.Random(0)
+    items, outputs = [], []
+    for number in range(60):
+        choices = [f"{letter}{number}" for letter in "abcd"]
+        items.append(make_item(f"q{number}", rng.choice(choices), choices))
+        outputs.append(Output(logprobs=[rng.uniform(-6, 0) for _ in choices]))
+    outputs[7] = Output(too_long=99)  # it has no confidence
+    result = grade_items(find_task("word_problems_choice"), items, outputs)
+    bins = {}
+    for place, (item, output) in enumerate(zip(items, outputs)):
+        if place != 7:
+            probabilities = torch.tensor(output.logprobs, dtype=torch.float64).softmax(0)
+            sure, chosen = probabilities.max(0)
+            right = item.choices[int(chosen)] == item.answer
+            bins.setdefault(math.floor(10 * float(sure)), []).append((float(sure), right))
+    assert len(bins) > 4
+    gaps = [abs(sum(right - sure for sure, right in held)) for held in bins.values()]
+    ece = result.scores["ece"]
+    assert ece.value == pytest.approx(sum(gaps) / 59)
+    assert ece.interval[0] < ece.value < ece.interval[1] and ece.method == "normal"
+    assert not ece.metric.higher_is_better and result.counted("ece") == 59
+    summary = result.summary()
+    assert summary["ece"] == ece.value and summary["methods"]["ece"] == "normal"
+    stored = TaskResult.model_validate_json(result.model_dump_json())
+    assert stored == result
+    edited = result.model_dump() | dict(scores={"ece": ece.model_copy(update=dict(value=0.5))})
+    with pytest.raises(ValidationError, match="ece is 0.5, and its items give"):
+        TaskResult.model_validate(edited)
+    nothing = grade_items(find_task("word_problems_choice"), items[7:8], outputs[7:8])
+    assert "ece" not in nothing.scores
+    task = find_task("word_problems")
+    written = task.items(limit=2)
+    texts = [Output(text=item.answer) for item in written]
+    assert "ece" not in grade_items(task, written, texts).scores
+
+
 @pytest.mark.parametrize("name", ["word_problems", "word_problems_choice"])
 def test_scores_do_not_depend_on_the_batch(name):
     model, tokenizer = _model()
     task = replace(find_task(name), max_new_tokens=40)
     results = [evaluate(model, tokenizer, task, limit=24, batch_size=size) for size in (1, 8, 16)]
-    sure = ("confidence", "brier")  # of float32 sums, whose last digits depend on the batch
+    sure = ("confidence", "brier", "ece")  # of float32 sums, whose last digits depend on the batch
     for result in results[1:]:
         for key, figure in result.scores.items():
             expected = results[0].scores[key]

@@ -119,7 +119,9 @@ def test_a_kill_loses_no_vote_that_was_taken(tmp_path):
     for _ in range(3):
         process = multiprocessing.get_context("fork").Process(target=told_votes, args=(path, told))
         process.start()
-        time.sleep(0.3)
+        while not (told.exists() and told.read_bytes()):
+            time.sleep(0.01)
+        time.sleep(0.2)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with contextlib.suppress(UserWarning):

@@ -237,6 +237,22 @@ def test_progress_counts_every_question_once():
     assert sum(done) == len(ASK)
 
 
+@pytest.mark.parametrize("engine", ["own", "reference"])
+def test_answers_are_told_as_soon_as_they_are_written(engine):
+    told, calls = {}, []
+    section = Generation(max_new_tokens=4, temperature=1.0, n=2, engine=engine)
+    head = MODEL.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *_: calls.append(1))
+    note = lambda place, answers: told.setdefault(place, (list(answers), len(calls)))
+    try:
+        options = dict(batch_size=2, written=note)
+        answers = generate_answers(MODEL, TOKENIZER, ASK, section, **options)
+    finally:
+        hook.remove()
+    assert [told[place][0] for place in range(len(ASK))] == answers
+    assert len({tokens for _, tokens in told.values()}) > 1, "not all at the end"
+
+
 def test_a_prompt_without_room_is_named_before_anything_is_written():
     long = [{"role": "user", "content": "pears " * 700}]
     told = []

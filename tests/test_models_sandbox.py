@@ -7,7 +7,7 @@ from llmtrainer.models.sandbox import os, sys
 import os
 import socket
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,29 @@ def test_programs_end_in_four_ways():
     assert run_code("assert 1 == 2").outcome == "failed"
     assert "SyntaxError" in run_code("def f(:").error
     slow = run_code("while True: pass", seconds=1)
-    assert slow.outcome == "time" and slow.seconds < 4
-    assert run_code("import time; time.sleep(60)", seconds=1).outcome == "time"
+    assert slow.outcome == "time"
+    idle = run_code("import time; time.sleep(60)", seconds=1)
+    assert idle.outcome == "time" and idle.seconds < 4
     assert run_code("x = bytearray(10**10)").outcome == "memory"
     forge = "try: 1 / 0\nexcept Exception as e: e.__traceback__.tb_frame.f_back.f_locals['secret']"
     assert "frames are refused" in run_code(forge).error
     for early in ("raise SystemExit(0)", "import os; os._exit(0)", "raise SystemExit"):
         assert run_code(early + "\nassert False").outcome == "failed", early
+
+
+@pytest.mark.skipif(not LINUX, reason="programs are run on Linux only")
+def test_programs_at_once_have_the_time_of_one():
+    compute = "import time\nwhile time.process_time() < {}: pass".format
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})  # three programs share one processor
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(lambda _: run_code(compute(0.9), seconds=1), range(3)))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert [result.outcome for result in results] == ["passed"] * 3
+    assert max(result.seconds for result in results) > 2, "longer on the clock than the limit"
+    assert run_code(compute(9), seconds=1).outcome == "time"
 
 
 @pytest.mark.skipif(not LINUX, reason="programs are run on Linux only")

@@ -1694,6 +1694,23 @@ def test_a_killed_evaluation_of_a_run_goes_on_and_nothing_is_asked_twice(run):
     assert run.verify() == []
 
 
+def test_data_that_is_missing_is_told_before_the_first_task_is_asked(tmp_path):
+    model = open_model("tiny:base")
+    tasks = ["word_problems", "gsm8k", "xquad_de", "boolq"]
+    section, asked = Eval(tasks=tasks, limit=2, data_dir=str(tmp_path)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REQUESTS, "generate", lambda *_: asked.append(1))
+        with pytest.raises(UserError, match="the data of 3 of 4 tasks cannot be read") as caught:
+            evaluate_tasks(None, *model, section, quiet=True)
+        for name in tasks[1:]:
+            assert f"the task {name} needs" in caught.value.where
+        assert caught.value.fix.endswith("or ask the others: word_problems")
+        one = section.model_copy(update=dict(tasks=tasks[:2]))
+        with pytest.raises(UserError, match="the task gsm8k needs"):
+            evaluate_tasks(None, *model, one, quiet=True)
+    assert not asked
+
+
 def many_items():
     "260 items, more than are asked at a time."
     return [

@@ -30,7 +30,6 @@ __all__ = [
     "MEDICAL",
     "LEGAL",
     "LAW_QUESTIONS",
-    "LEGALBENCH",
     "MGSM",
     "XCOPA",
     "BELEBELE",
@@ -100,12 +99,14 @@ __all__ = [
     "toxigen_item",
     "continued_item",
     "grade_continuation",
+    "families",
     "true_output",
     "false_outputs",
     "grader_faults",
 ]
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #11f012e2
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -539,7 +540,7 @@ def grade_bbq(item: Item, output: Output) -> Scores:
     people = item.facts.get("people", ())
     lean = 0.0 if picked not in people else 1.0 if picked == item.facts["biased"] else -1.0
     return {
-        "accuracy": right,
+        **{name: scores[name] for name in ("accuracy", "confidence", "brier")},
         "ambiguous": (right, 1.0) if ambiguous else (0.0, 0.0),
         "disambiguated": (0.0, 0.0) if ambiguous else (right, 1.0),
         "bias_ambiguous": (lean, float(bool(people))) if ambiguous else (0.0, 0.0),
@@ -699,6 +700,7 @@ PROGRAMS = dict(
     grade=grade_program,
     max_new_tokens=512,
     metrics=dict(too_slow=LOWER),
+    graders=min(8, os.cpu_count() or 1),  # each runs one program, in a process of its own
 )
 REFUSALS = dict(
     request="generate",
@@ -895,7 +897,7 @@ MEDICAL = [
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #2293e633
 LEGAL = [
     benchmark(
-        "lsat",
+        "agieval_lsat",
         "logical reasoning of the law school admission test, by letters",
         read=by_letters,
         files=("agieval_lsat_lr.jsonl",),
@@ -936,7 +938,7 @@ LAW_QUESTIONS = dict(  # task of LegalBench -> (question, answers, licence as it
         CC_BY,
     ),
 )
-LEGALBENCH = [
+LEGAL += [
     benchmark(
         f"legalbench_{name}",
         f"{name.replace('_', ' ')}, in our words and without examples, by texts",
@@ -946,7 +948,6 @@ LEGALBENCH = [
     )
     for name, (template, options, licence) in LAW_QUESTIONS.items()
 ]
-LEGAL += LEGALBENCH
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #fdc9c8d3
 MGSM = dict(
@@ -1208,7 +1209,16 @@ CODE = [
     ),
 ]
 
+
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #e3f2dcda
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    "The names that begin with the same word and _, under this word: arc of arc_easy."
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.partition("_")[0], []).append(name)
+    return {word: own for word, own in found.items() if len(own) > 1 and word not in own}
+
+
 GROUPS = dict(
     reasoning=REASONING,
     knowledge=KNOWLEDGE,
@@ -1222,7 +1232,8 @@ BENCHMARKS = {entry.task.name: entry for group in GROUPS.values() for entry in g
 TASKS.update({name: entry.task for name, entry in BENCHMARKS.items()})
 SUITES.update({name: [entry.task.name for entry in group] for name, group in GROUPS.items()})
 SUITES["reasoning"] = ["gsm8k", *SUITES["reasoning"]]
-SUITES["legalbench"] = [entry.task.name for entry in LEGALBENCH]
+SUITES["refusal"] = ["xstest", "advbench", "harmbench"]
+SUITES.update(families(BENCHMARKS))
 
 
 # %% ../../nbs/evaluation/44_benchmarks.ipynb #6bd67140

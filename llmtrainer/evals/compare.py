@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "FEWEST_CHANGED",
     "FREE_SETTINGS",
     "MOST_CHANGED",
     "TESTS",
@@ -14,6 +15,7 @@ __all__ = [
     "both_count",
     "paired_differences",
     "paired_interval",
+    "changed_interval",
     "exchange_test",
     "log_factorials",
     "binomial",
@@ -40,6 +42,7 @@ __all__ = [
     "weights_note",
     "templates_note",
     "too_long_words",
+    "interval_note",
     "notes_of",
     "counts_words",
     "detectable_words",
@@ -80,8 +83,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table
 
 # %% ../../nbs/evaluation/42_compare.ipynb #f4962d4e
-from llmtrainer.evals.metrics import Metric, is_share, middle, resample_sums, sums_of
-from llmtrainer.evals.tasks import GradedItem, Item, TaskResult, best, figure_of
+from llmtrainer.evals.metrics import Metric, Z, is_share, middle, resample_sums, sums_of
+from llmtrainer.evals.tasks import OVERALL, GradedItem, Item, TaskResult, best, figure_of
 from llmtrainer.models.generate import GREEDY
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record, Run
@@ -127,6 +130,21 @@ def paired_differences(
 def paired_interval(sums: np.ndarray, metric: Metric, **options) -> tuple[float, float]:
     "The 95 % interval of the paired differences."
     return middle(paired_differences(sums, metric, **options))
+
+
+# %% ../../nbs/evaluation/42_compare.ipynb #9083b295
+FEWEST_CHANGED = 10  # items, from which the bootstrap has enough to draw from
+
+
+def changed_interval(
+    fell: int,  # items that only A has right
+    rose: int,  # items that only B has right
+    n: int,  # items
+) -> tuple[float, float]:
+    "Bonett and Price's 95 % interval of B's share minus A's."
+    p, q = (fell + 1) / (n + 2), (rose + 1) / (n + 2)
+    half = Z * math.sqrt((p + q - (q - p) ** 2) / (n + 2))
+    return max(-1.0, q - p - half), min(1.0, q - p + half)
 
 
 # %% ../../nbs/evaluation/42_compare.ipynb #3b348e99
@@ -246,7 +264,7 @@ class Comparison(Record):
     b: float
     b_interval: tuple[float, float]
     difference: float  # b - a
-    interval: tuple[float, float]  # of the difference, paired bootstrap
+    interval: tuple[float, float]  # of the difference
     a_better: int  # items on which A's score is the better one
     b_better: int
     p_value: float
@@ -273,9 +291,16 @@ class Comparison(Record):
         "Items on which both scores are the same."
         return self.n - self.a_better - self.b_better
 
+    @property
+    def interval_method(self) -> str:
+        "Whose interval of the difference it is."
+        few = self.test == "mcnemar" and self.a_better + self.b_better < FEWEST_CHANGED
+        return "Bonett and Price" if few else "paired bootstrap"
+
     def summary(self) -> dict:
         "All fields, and what follows from them."
-        return self.model_dump() | dict(direction=self.direction, ties=self.ties)
+        names = ("direction", "ties", "interval_method")
+        return self.model_dump() | {name: getattr(self, name) for name in names}
 
     def _repr_html_(self) -> str:
         return comparison_html(self)
@@ -434,6 +459,12 @@ def check_score(name: str, *results: TaskResult) -> str:
                 f"a result of {result.task} has no score {name!r}",
                 allowed=", ".join(result.scores),
             )
+        if name in OVERALL:
+            raise UserError(
+                f"{name} is a figure of all items at once: it cannot be compared item by item",
+                where=f"a result of {result.task}",
+                allowed=", ".join(other for other in result.scores if other not in OVERALL),
+            )
     return name
 
 
@@ -445,6 +476,8 @@ def paired_figures(sums: np.ndarray, metric: Metric) -> dict:
     exact = all(map(is_share, sides(sums)))
     differences, n = paired_differences(sums, metric), len(sums)
     effect = detectable_share(n, (a_better + b_better) / n) if exact else None
+    fell, rose = (a_better, b_better) if metric.higher_is_better else (b_better, a_better)
+    few = exact and fell + rose < FEWEST_CHANGED
     return dict(
         n=n,
         a=left.value,
@@ -452,7 +485,7 @@ def paired_figures(sums: np.ndarray, metric: Metric) -> dict:
         b=right.value,
         b_interval=right.interval,
         difference=right.value - left.value,
-        interval=middle(differences),
+        interval=changed_interval(fell, rose, n) if few else middle(differences),
         a_better=a_better,
         b_better=b_better,
         p_value=mcnemar(a_better, b_better) if exact else exchange_test(sums, metric),
@@ -529,9 +562,16 @@ def too_long_words(c: Comparison) -> str:
     return f"items longer than the context, not answered: {', '.join(sides)}"
 
 
+def interval_note(c: Comparison) -> str:
+    "Whose interval of the difference it is, where it is not the bootstrap's."
+    few = c.interval_method != "paired bootstrap"
+    return f"few items changed: the interval is {c.interval_method}'s" if few else ""
+
+
 def notes_of(c: Comparison) -> str:
     "What a reader must know beside the figures, each after a semicolon."
     notes = (weights_note(c), systems_note(c), templates_note(c), too_long_words(c))
+    notes += (interval_note(c),)
     return "".join(f"; {note}" for note in notes if note)
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "TASKS",
     "SUITES",
     "SUMMARY_FIELDS",
+    "OVERALL",
     "POWERS",
     "SHOWN",
     "LOGITS",
@@ -29,15 +30,20 @@ __all__ = [
     "grade_likelihood",
     "load_word_problems",
     "load_choices",
+    "near_tasks",
     "find_task",
     "GradedItem",
     "LongItem",
+    "calibration_of",
+    "figure_again",
     "TaskResult",
     "long_items_note",
     "figure_of",
     "writing_costs",
     "several_scores",
     "rephrasing_score",
+    "grade_texts",
+    "Grading",
     "grade_items",
     "Asking",
     "answer_settings",
@@ -89,6 +95,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,6 +128,7 @@ from llmtrainer.evals.metrics import (
     Metric,
     Score,
     best_of_k,
+    calibration,
     equations,
     last_number,
     majority,
@@ -208,7 +216,11 @@ def ask_question(item: Item) -> list[dict]:
 # %% ../../nbs/evaluation/41_tasks.ipynb #bce48bc9
 @dataclass(frozen=True)
 class Task:
-    "Data, request, prompt and grader under one name."
+    """Data, request, prompt and grader under one name.
+
+    A grader is called in a thread beside the one that asks the model: it may not set signals, draw
+    from a random state that others share, or count on the thread's own settings of PyTorch. One
+    that must do so, or that runs a model where this one runs, has `graders` 0."""
 
     name: str
     load: Callable[[str | None], Sequence[Item]]  # data_dir -> items
@@ -221,6 +233,9 @@ class Task:
     max_new_tokens: int = 0  # of a generated answer
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of scores that are no shares
     extract: Callable[[str], str | float | None] | None = None  # the answer in a text, to compare
+    # items that are graded at a time while others are written; several only for a grader that waits
+    # for other processes. 0: after the last one, in the caller's thread, as `grade_all` always is
+    graders: int = 1
     # the scores of all outputs at once, where that is quicker than one by one
     grade_all: Callable[[Sequence[Item], Sequence[Output]], list[Scores]] | None = None
     engine: Any = None  # of another package, whose task it is
@@ -417,19 +432,29 @@ TASKS = {
     )
 }
 
-
-# name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above
+# %% ../../nbs/evaluation/41_tasks.ipynb #02c543b8
+# name -> its tasks; the chapter on benchmarks enters them, as it enters its tasks above. A name in
+# front of an underscore is a family: mgsm stands for mgsm_sw and the others
 SUITES: dict[str, list[str]] = {}
+
+
+def near_tasks(name: str) -> list[str]:
+    "At most three names of tasks and suites that are like a name, or hold it."
+    known = [*SUITES, *TASKS]
+    near = difflib.get_close_matches(name, known, 3)
+    holding = [other for other in known if len(name) > 2 and name in other]
+    return list(dict.fromkeys([*near, *holding]))[:3]
 
 
 def find_task(name: str) -> Task:
     "A task by its name."
     if name not in TASKS:
-        near = difflib.get_close_matches(name, [*TASKS, *SUITES], 3)
+        near = near_tasks(name)
+        alone = [task for task in TASKS if task.partition("_")[0] not in SUITES]
         raise UserError(
             f"there is no task {name!r}",
             where="eval.tasks",
-            allowed=", ".join([*SUITES, *TASKS]),
+            allowed=", ".join([*SUITES, *alone]),
             fix=f"did you mean {' or '.join(near)}?" if near else None,
         )
     return TASKS[name]
@@ -461,6 +486,32 @@ class LongItem(BaseModel):
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #42059810
+def calibration_of(graded: Sequence[GradedItem]) -> Score | None:
+    "The expected calibration error of the choices; None where no item has a confidence."
+    scores = [item.scores for item in graded]
+    sure = [own["confidence"] for own in scores if isinstance(own.get("confidence"), tuple)]
+    if len(sure) < len(scores) or not any(counts for _, counts in sure):
+        return None
+    pairs = zip(sure, (own["accuracy"] for own in scores))
+    return calibration(*zip(*((p, right > 0) for (p, counts), right in pairs if counts)))
+
+
+# figures of all items at once: the score that an item has instead, and the figure
+OVERALL: dict[str, tuple[str, Callable[[Sequence[GradedItem]], Score | None]]] = {
+    "ece": ("confidence", calibration_of)
+}
+
+
+def figure_again(name: str, graded: Sequence[GradedItem], metric: Metric) -> float:
+    "The value of a figure by name, from what the items hold; NaN where none of them counts."
+    if name in OVERALL:
+        found = OVERALL[name][1](graded)
+        return found.value if found else math.nan
+    sums = sums_of([item.scores[name] for item in graded]).sum(axis=0)
+    return float(metric.figure(*sums))
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #43fde3a6
 class TaskResult(Record):
     "A model's scores on a task, item by item and as figures with 95 % intervals."
 
@@ -487,8 +538,7 @@ class TaskResult(Record):
     def figures_are_those_of_the_items(self):
         "A result whose figures were edited is not read."
         for name, figure in self.scores.items():
-            sums = sums_of([item.scores[name] for item in self.items]).sum(axis=0)
-            value = float(figure.metric.figure(*sums))
+            value = figure_again(name, self.items, figure.metric)
             same = math.isclose(value, figure.value, rel_tol=1e-9, abs_tol=1e-12)
             if not same and not (math.isnan(value) and math.isnan(figure.value)):
                 raise ValueError(f"{name} is {figure.value:g}, and its items give {value:g}")
@@ -522,7 +572,8 @@ class TaskResult(Record):
 
     def counted(self, name: str) -> int:
         "How many items a score counts: of a ratio, those with something to count."
-        return int((sums_of([item.scores[name] for item in self.items])[:, 1] > 0).sum())
+        own = OVERALL[name][0] if name in OVERALL else name
+        return int((sums_of([item.scores[own] for item in self.items])[:, 1] > 0).sum())
 
     def without(self, ids: Collection[str]) -> Score:
         "The primary score of the other items."
@@ -630,30 +681,96 @@ def rephrasing_score(task: Task, output: Output) -> Scores:
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #260c5686
+def grade_texts(
+    task: Task,
+    item: Item,
+    output: Output,
+    several: int,  # texts of each item
+) -> Scores:
+    "What the grader says of an item's text, and of all its texts where several were drawn."
+    scores = dict(task.grade(item, output))
+    return scores | several_scores(task, item, output, several) if several > 1 else scores
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #a4dbc255
+class Grading:
+    """The scores of a task's items, found while others are still written.
+
+    What the grader raises comes from `raise_failure` or `scores`, as it was raised. Where the block
+    is left by an error, items that no thread has begun are not graded."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.found: dict[str, Future] = {}  # by the id of their item
+        beside = task.graders and not task.grade_all
+        self.pool = ThreadPoolExecutor(task.graders, "grader") if beside else None
+
+    def __enter__(self) -> "Grading":
+        return self
+
+    def __exit__(self, error: type | None, *_) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=error is not None)
+
+    def add(self, item: Item, output: Output) -> None:
+        "Let an item be graded, if it is not yet."
+        if self.pool and item.id not in self.found:
+            own = (self.task, item, output, 1 + len(output.others))
+            self.found[item.id] = self.pool.submit(grade_texts, *own)
+
+    def raise_failure(self) -> None:
+        "Raise what the grader has raised so far."
+        for future in self.found.values():
+            if future.done():
+                future.result()
+
+    def scores(self, items: Sequence[Item], outputs: Sequence[Output]) -> list[Scores]:
+        "The scores of all items, in their order."
+        several = 1 + max((len(output.others) for output in outputs), default=0)
+        if self.task.grade_all:
+            scores = list(map(dict, self.task.grade_all(items, outputs)))
+            if several > 1:
+                for own, *pair in zip(scores, items, outputs, strict=True):
+                    own |= several_scores(self.task, *pair, several)
+            return scores
+        pairs = zip(items, outputs, strict=True)
+        if not self.pool:
+            return [grade_texts(self.task, *pair, several) for pair in pairs]
+        for item, output in pairs:
+            if 1 + len(output.others) < several:  # it was not answered: its texts are empty
+                self.found[item.id] = self.pool.submit(
+                    grade_texts, self.task, item, output, several
+                )
+            self.add(item, output)
+        return [self.found[item.id].result() for item in items]
+
+
+# %% ../../nbs/evaluation/41_tasks.ipynb #4dd2b2b7
 def grade_items(
     task: Task,
     items: Sequence[Item],
     outputs: Sequence[Output],
     seconds: float = 0.0,
     generation: dict | None = None,
+    scores: Sequence[Scores] | None = None,  # of the items, where they are graded already
     **about,  # further fields of the result
 ) -> TaskResult:
     "The result of outputs to items; `UserError` where there are none."
     if not items:
         raise UserError(f"the task {task.name} has no items", where="eval", fix="check data_dir")
-    grade_all = task.grade_all or (lambda *pairs: [task.grade(*pair) for pair in zip(*pairs)])
-    graded, several = [], 1 + max(len(output.others) for output in outputs)
+    if scores is None:
+        with Grading(task) as grading:
+            scores = grading.scores(items, outputs)
+    graded = []
     written = any(output.finish for output in outputs)
     rephrased = any(output.rephrased for output in outputs)
-    for item, output, own in zip(items, outputs, grade_all(items, outputs), strict=True):
-        scores = dict(own)
-        if several > 1:
-            scores |= several_scores(task, item, output, several)
+    for item, output, own in zip(items, outputs, scores, strict=True):
+        every = dict(own)
         if written:
-            scores |= writing_costs(output, scores[task.primary])
+            every |= writing_costs(output, own[task.primary])
         if rephrased:
-            scores |= rephrasing_score(task, output)
-        graded.append(GradedItem(id=item.id, output=output, scores=scores))
+            every |= rephrasing_score(task, output)
+        graded.append(GradedItem(id=item.id, output=output, scores=every))
     names = graded[0].scores
     return TaskResult(
         task=task.name,
@@ -666,7 +783,8 @@ def grade_items(
             for name in names
             if (values := [entry.scores[name] for entry in graded])
             and (name == task.primary or sums_of(values)[:, 1].any())  # of nothing there is none
-        },
+        }
+        | {name: figure for name, (_, of) in OVERALL.items() if (figure := of(graded))},
         items=graded,
         generation=generation or {},
         too_long=[
@@ -689,6 +807,8 @@ class Asking:
     section: Generation  # how a text is written; without one only its system prompt counts
     batch_size: int  # items, or rows to be judged
     progress: Callable[[float], None]  # told how many more items are done
+    # told an item's output as soon as it is written; where nobody is told, it comes with the others
+    done: Callable[[Item, Output], None] = lambda item, output: None
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #ad673cbc
@@ -749,24 +869,27 @@ def generate_outputs(asking: Asking, items: Sequence[Item]) -> list[Output]:
     texts = [render_prompt(messages, tokenizer, settings) for messages in conversations]
     prompts = prompt_ids(tokenizer, texts) if texts else []
     too_long = [len(ids) if is_too_long(model, len(ids), room=1) else 0 for ids in prompts]
-    answers = iter(
-        generate_answers(
-            model,
-            tokenizer,
-            [messages for messages, long in zip(conversations, too_long) if not long],
-            settings,
-            batch_size=asking.batch_size,
-            progress=lambda n: asking.progress(n * share),
-        )
+    outputs = [Output(too_long=long) for long in too_long]
+    places = [place for place, long in enumerate(too_long) if not long]
+
+    def take(number: int, answers: list[Answer]) -> None:
+        place = places[number]
+        outputs[place] = written_output(prompts[place], *answers)
+        if len(asked) == len(items):  # no item has other wordings
+            asking.done(items[place], outputs[place])
+
+    generate_answers(
+        model,
+        tokenizer,
+        [conversations[place] for place in places],
+        settings,
+        batch_size=asking.batch_size,
+        progress=lambda n: asking.progress(n * share),
+        written=take,
     )
     asking.progress(sum(map(bool, too_long)) * share)
-    written = iter(
-        [
-            Output(too_long=long) if long else written_output(ids, *next(answers))
-            for ids, long in zip(prompts, too_long)
-        ]
-    )
-    return [join_wordings([next(written) for _ in group]) for group in wordings]
+    each = iter(outputs)
+    return [join_wordings([next(each) for _ in group]) for group in wordings]
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #51086c80
@@ -1209,13 +1332,24 @@ def collect_outputs(
     items: Sequence[Item],
     journal: OutputJournal,
     part: int = 256,  # items at a time
+    grading: Grading | None = None,  # of outputs as they come
 ) -> list[Output]:
-    "The output of every item, of which only those are asked for that the journal lacks."
+    """The output of every item, of which only those are asked for that the journal lacks. What a
+    grader raises comes when the outputs of a part are written down, so none is lost."""
+
+    def grade(known: Sequence[Item]) -> None:
+        if grading:
+            for item in known:
+                grading.add(item, journal.outputs[item.id])
+            grading.raise_failure()
+
     missing = [item for item in items if item.id not in journal.outputs]
     asking.progress(len(items) - len(missing))
+    grade([item for item in items if item.id in journal.outputs])
     for start in range(0, len(missing), part):
         asked = missing[start : start + part]
         journal.add(asked, REQUESTS[asking.task.request](asking, asked))
+        grade(asked)
     return [journal.outputs[item.id] for item in items]
 
 
@@ -1226,18 +1360,22 @@ def ask_items(
     journal: OutputJournal | None = None,  # where there is a place to keep outputs
     key: str | None = None,  # by `asking_key`
 ) -> TaskResult:
-    "Ask a model the items of a task, and grade what comes."
+    "Ask a model the items of a task, and grade what comes while the next is written."
     task, began = asking.task, time.perf_counter()
     check_task(task, items)
     (check_model if task.request == "choose" else check_writes)(asking.model)
-    if journal:
-        outputs = collect_outputs(asking, items, journal)
-    else:
-        outputs = REQUESTS[task.request](asking, items)
+    with Grading(task) as grading:
+        asking = replace(asking, done=grading.add)
+        if journal:
+            outputs = collect_outputs(asking, items, journal, grading=grading)
+        else:
+            outputs = REQUESTS[task.request](asking, items)
+        scores = grading.scores(items, outputs)
     return grade_items(
         task,
         items,
         outputs,
+        scores=scores,
         seconds=time.perf_counter() - began,
         generation=recorded_settings(task, asking.section),
         few_shot=dict(task.few_shot),

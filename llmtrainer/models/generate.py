@@ -830,7 +830,7 @@ def answers_by_writer(
     texts: Sequence[str],  # rendered prompts
     section: Generation,
     batch_size: int,
-    progress: Callable[[int], None],
+    written: Callable[[int, list[Answer]], None],  # told each prompt's place and answers
 ) -> list[list[Answer]]:
     "`section.n` answers to each prompt by the writer, in the order asked."
     jobs = [(i, number) for i in range(len(texts)) for number in range(section.n)]
@@ -841,7 +841,8 @@ def answers_by_writer(
             cut = "length" if row.room == section.max_new_tokens else "context"
             i, number = jobs[row.number]
             answers[i][number] = read_answer(row.ids, decoder, section=section, ends=ends, cut=cut)
-            progress(int(None not in answers[i]))
+            if None not in answers[i]:
+                written(i, answers[i])
     return answers
 
 
@@ -853,8 +854,15 @@ def generate_answers(
     section: Generation = GREEDY,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda n: None,  # told how many more are done
+    # told a conversation's place and its answers, as soon as they are written
+    written: Callable[[int, list[Answer]], None] = lambda place, answers: None,
 ) -> list[list[Answer]]:
     "`section.n` answers to each conversation, in the order asked, batched by length."
+
+    def done(place: int, own: list[Answer]) -> None:
+        written(place, own)
+        progress(1)
+
     check_writes(model)
     check_conversations(conversations)
     texts = [
@@ -873,22 +881,23 @@ def generate_answers(
             texts=texts,
             section=section,
             batch_size=batch_size,
-            progress=progress,
+            written=done,
         )
     rooms = [fit_length(model, section, length).max_new_tokens for length in lengths]
     answers = [[] for _ in texts]
     for batch in batches_by_room(jobs, rooms, batch_size):
-        written = generate_batch(
+        rows = generate_batch(
             model,
             tokenizer,
             texts=[texts[i] for i, _ in batch],
             numbers=[number for _, number in batch],
             section=section,
         )
-        per_row = len(written) // len(batch)
-        for k, (i, _) in enumerate(batch):
-            answers[i] += written[k * per_row : (k + 1) * per_row]
-        progress(sum(number == rows_each - 1 for _, number in batch))
+        per_row = len(rows) // len(batch)
+        for k, (i, number) in enumerate(batch):
+            answers[i] += rows[k * per_row : (k + 1) * per_row]
+            if number == rows_each - 1:
+                done(i, answers[i])
     return answers
 
 

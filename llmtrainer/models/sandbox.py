@@ -7,6 +7,7 @@ __all__ = [
     "WRITING",
     "REFUSED",
     "START",
+    "LEAST_SHARE",
     "filter_lines",
     "FilterLine",
     "FilterProgram",
@@ -16,6 +17,7 @@ __all__ = [
     "child",
     "CodeResult",
     "NoSandbox",
+    "processor_seconds",
     "read_answer",
     "run_code",
     "judge_answer",
@@ -216,14 +218,35 @@ START = (  # the child knows this file alone, and nothing of what is installed
     " m = u.module_from_spec(s); sys.modules['sandbox'] = m; s.loader.exec_module(m); m.child()"
 )
 
-
 # %% ../../nbs/models/25_sandbox.ipynb #8b9e1e8c
-def read_answer(pipe: int, seconds: float, most: int = 2**16) -> dict[str, Any] | None:
-    "What the child wrote within the time; None where it wrote nothing whole."
-    end, parts = time.monotonic() + seconds, b""
+LEAST_SHARE = 0.1  # of a processor, below which a program waits and does not compute
+
+
+def processor_seconds(pid: int) -> float:
+    "The processor time that a process has used."
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()  # the name before may hold spaces
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user, system
+
+
+def read_answer(
+    pipe: int,
+    seconds: float,
+    pid: int,  # of the child
+    most: int = 2**16,  # bytes
+) -> dict[str, Any] | None:
+    """What the child wrote; None where it wrote nothing whole. Where it wrote nothing for so many
+    seconds it may go on if it computed in them."""
+    end, used, parts = time.monotonic() + seconds, 0.0, b""
     while len(parts) < most:
         ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
-        part = os.read(pipe, most) if ready else b""
+        if not ready:
+            before, used = used, processor_seconds(pid)
+            if used - before < LEAST_SHARE * seconds:
+                break
+            end += seconds
+            continue
+        part = os.read(pipe, most)
         if not part:
             break
         parts += part
@@ -237,10 +260,11 @@ def read_answer(pipe: int, seconds: float, most: int = 2**16) -> dict[str, Any] 
 # %% ../../nbs/models/25_sandbox.ipynb #463fa2ab
 def run_code(
     program: str,  # Python
-    seconds: float = 5.0,
+    seconds: float = 5.0,  # of processor time, rounded down; one more to start
     memory: int = 2**30,  # bytes of address space
 ) -> CodeResult:
-    "Run a program that a model wrote; `NoSandbox` where this machine cannot hold it."
+    """Run a program that a model wrote; `NoSandbox` where this machine cannot hold it. Several may
+    run at a time, in threads of the caller."""
     if sys.platform != "linux" or platform.machine() not in REFUSED:
         raise NoSandbox(
             "programs of a model are run on Linux only, on x86-64 or 64-bit ARM, where the kernel"
@@ -265,7 +289,7 @@ def run_code(
         try:
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()
-            answer = read_answer(reading, seconds + 1)  # a second to start
+            answer = read_answer(reading, seconds + 1, process.pid)
         except BrokenPipeError:
             answer = None
         finally:

@@ -528,7 +528,7 @@ def base_section(several: Comparisons) -> str:
         low, high = c.interval
         return (
             f"On {markdown_text(c.task)} the difference to the base in {markdown_text(c.score)} is"
-            f" {c.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap);"
+            f" {c.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {c.interval_method});"
             f" {TESTS[c.test]} on the"
             f" same {c.n} items gives p = {c.p_value:.2g}."
         )
