@@ -90,7 +90,7 @@ test-optional: constraints.txt settings.ini setup.py  ## tests of libraries that
 	test -x .venv-optional/bin/python || $(PYTHON) -m venv .venv-optional
 	.venv-optional/bin/python -m pip install --quiet $(PIN) torch
 # without the pins: gptqmodel wants numpy and pillow of its own
-	.venv-optional/bin/python -m pip install --quiet --no-build-isolation -e '.[align,eval,export,app,dev,optional]'
+	.venv-optional/bin/python -m pip install --quiet --no-build-isolation -e '.[$(subst $(SPACE),$(COMMA),$(LOCKED) optional)]'
 	.venv-optional/bin/python -m pytest -m "not gpu" -k "$(OPTIONAL)"
 
 test-runners: export PYTHONPATH := $(CURDIR)

@@ -1227,6 +1227,7 @@ def sample_batches(
         yield move_batch(batch, plan.device)
 
 
+# %% ../nbs/system/80_pipeline.ipynb #9101463f
 def record_experts(run: Run, model, batches: Iterable[dict], when: str, quiet: bool) -> None:
     "Write how many tokens each expert got, before or after training; nothing for a dense model."
     if not fused_experts(model):
@@ -1314,6 +1315,7 @@ def model_bytes(name: str, mixed: bool) -> int:
     return parts["weights"] + parts["constants"] + (parts["trained"] if adapt else 0)
 
 
+# %% ../nbs/system/80_pipeline.ipynb #b1a5fc11
 def memory_left(recipe: Recipe, machine: Machine) -> Machine:
     "The machine without the memory of models that stay beside the one that learns: reward models."
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)

@@ -502,6 +502,7 @@ OVERALL: dict[str, tuple[str, Callable[[Sequence[GradedItem]], Score | None]]] =
 }
 
 
+# %% ../../nbs/evaluation/41_tasks.ipynb #9b6be1a6
 def figure_again(name: str, graded: Sequence[GradedItem], metric: Metric) -> float:
     "The value of a figure by name, from what the items hold; NaN where none of them counts."
     if name in OVERALL:
