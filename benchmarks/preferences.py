@@ -44,9 +44,9 @@ def own_pairs(run: Path, count: int, seed: int) -> Iterator[tuple[str, str, str]
     model, tokenizer = open_model(str(run))
     asked = list(problems(4000, "train"))[-count:]  # not those of the supervised tuning
     sampling = Generation(temperature=0.6, max_new_tokens=96, n=SAMPLES, seed=seed)
-    talks = [[dict(role="user", content=problem.question)] for problem in asked]
+    conversations = [[dict(role="user", content=problem.question)] for problem in asked]
     answers = generate_answers(
-        model, tokenizer, conversations=talks, section=sampling, batch_size=64
+        model, tokenizer, conversations=conversations, section=sampling, batch_size=64
     )
     task = TASKS["word_problems"]
     for problem, written in zip(asked, answers):

@@ -154,11 +154,14 @@ def forecast(
         writing=writing,
         batch=batch and batch.model_dump(),
         largest_batch_size=largest_batch_size(text, recipe.adapt, work, room.memory),
-        changes=[]
-        if step_fits
-        else suggestions(
-            text, recipe.adapt, work=work, memory=room.memory, fusable=chosen.device == "cuda"
-        ),
+        changes=[
+            change | dict(total=change["total"] + rewards)
+            for change in suggestions(
+                text, recipe.adapt, work=work, memory=room.memory, fusable=chosen.device == "cuda"
+            )
+        ]
+        if not step_fits
+        else [],
         time=predict_time(recipe, work, parts["flops"], None if machine else matmul_speed(chosen)),
     )
 

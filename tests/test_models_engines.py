@@ -234,7 +234,7 @@ def test_without_padding_each_trained_token_keeps_its_text(lengths, compiled):
         assert inputs.keys() == model_inputs(batch).keys() and (compiled or sum(lengths) == given)
         return
     total = inputs["input_ids"].numel()
-    assert total < given and (total % STEP == 0 if compiled else total == sum(lengths))
+    assert total < given and (total % LEAST_BUCKET == 0 if compiled else total == sum(lengths))
     kept = labels != -100
     for name in ("input_ids", "position_ids"):
         assert torch.equal(inputs[name][0, places[kept]], batch[name][kept])
@@ -265,6 +265,19 @@ def test_compiled_layers_compute_the_same_with_few_graphs():
         assert_same(reference, loss_and_gradients(model, tiny_batch(length=length)))
     assert report.shapes == {(2, 64)}
     assert counters["stats"]["unique_graphs"] - graphs <= report.compiled
+
+
+def test_texts_of_many_lengths_compile_at_most_three_shapes():
+    model, draw = tiny_model().cpu(), np.random.default_rng(0)
+    report = fuse_model(model, "fused", backend="aot_eager")
+    graphs = counters["stats"]["unique_graphs"]
+    lengths = draw.lognormal(5.8, 0.4, (8, 8)).astype(int)
+    for seed, texts in enumerate(lengths):
+        with torch.no_grad():
+            token_loss(model, padded_texts(texts.tolist(), seed))
+    assert len({padded_width(8, max(texts)) for texts in lengths.tolist()}) > 3, "with padding"
+    assert len(report.shapes) <= 3 and all(rows == 1 for rows, _ in report.shapes)
+    assert counters["stats"]["unique_graphs"] - graphs <= 3 * report.compiled
 
 
 def test_compiled_layers_do_not_keep_unpacked_weights():

@@ -642,9 +642,12 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path):
     keys = job(tmp_path).model_dump()
     recipe = read_recipe(keys, ["data.max_length=2048", "train.batch_size=8"])
 
+    def chosen_by(recipe, machine):
+        plan = plan_device(machine, "nf4", engine="fused")
+        return choose_activations(recipe, EIGHT_BILLION, plan, machine)
+
     def chosen(gib):
-        plan = plan_device(machine_with_gpu(gib), "nf4", engine="fused")
-        return choose_activations(recipe, EIGHT_BILLION, plan, machine_with_gpu(gib))
+        return chosen_by(recipe, machine_with_gpu(gib))
 
     assert chosen(1000) == ("keep", 0)
     assert chosen(4)[0] == "offload"
@@ -654,6 +657,20 @@ def test_activations_by_the_plan_of_a_gpu(tmp_path):
     fixed = read_recipe(recipe.model_dump(), ["train.activations=offload"])
     plan = plan_device(machine_with_gpu(1000))
     assert choose_activations(fixed, EIGHT_BILLION, plan) == ("offload", None)
+
+    EIGHT_BILLION.save_pretrained(tmp_path / "eight")
+    machine, settings = machine_with_gpu(60), dict(prompts=8, group=8, max_new_tokens=512)
+    alone, beside = (
+        job(tmp_path, objective=dict(grpo=settings | dict(rewards=[reward])), batch_size=8)
+        for reward in (dict(grader="word_problems"), dict(model=str(tmp_path / "eight")))
+    )
+    left = machine.memory - memory_left(beside, machine).memory
+    assert left == pytest.approx(2 * 8.03e9, rel=0.01), "a reward model of 8 billion in 16 bits"
+    kept, fewer = (
+        chosen_by(read_recipe(each.model_dump(), ["data.max_length=2048"]), machine)
+        for each in (alone, beside)
+    )
+    assert kept[0] == fewer[0] == "recompute" and kept[1] < fewer[1]
 
 
 def test_a_signal_while_the_data_is_read_is_75_and_the_same_call_finishes(tmp_path, monkeypatch):

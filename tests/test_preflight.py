@@ -202,6 +202,11 @@ def test_answers_that_do_not_fit_are_told_before_they_are_written(tmp_path):
         assert beside[peak] == alone[peak] + beside["rewards"]
     assert forecast(judged, replace(whole, memory=beside["writing"]))["fits"]
     assert not forecast(judged, replace(whole, memory=beside["writing"] - 1))["fits"]
+    small_one = replace(whole, memory=beside["rewards"] - 1)
+    said = forecast(judged, small_one)
+    assert not said["fits"] and said["largest_batch_size"] == 0
+    assert all(change["total"] > beside["rewards"] for change in said["changes"])
+    assert format_verdict(said)[0].startswith("the steps: does not fit")
     absent, *_ = plan(2**40, rewards=[dict(model="runs/nowhere")])
     with pytest.raises(UserError) as caught:
         forecast(absent, whole)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = [
     "FUSED",
-    "STEP",
-    "LONGEST",
+    "LEAST_BUCKET",
+    "LONGEST_DOCUMENT",
     "single_plain_adapter",
     "FusedLayer",
     "SharedInput",
@@ -461,7 +461,7 @@ def unfuse_model(model) -> None:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #c18d7be3
-STEP = 1024  # tokens; batches without padding are rounded up to such steps at least
+LEAST_BUCKET = 1024  # tokens, to whose multiples at least a batch without padding is filled up
 
 
 def pad_boundaries(inputs: dict, fill: int) -> dict:
@@ -485,8 +485,8 @@ def more_positions(positions: torch.Tensor, fill: int, packed: bool) -> torch.Te
 
 
 def padded_width(rows: int, tokens: int) -> int:
-    "Tokens of a row as compiled layers get it."
-    return bucket(tokens, 64 if rows > 1 else STEP // 2)
+    "Tokens of a row as compiled layers get it; a single row is filled up by more."
+    return bucket(tokens, 64 if rows > 1 else LEAST_BUCKET // 2)
 
 
 def pad_to_bucket(inputs: dict) -> dict:
@@ -503,7 +503,7 @@ def pad_to_bucket(inputs: dict) -> dict:
 
 
 # %% ../../nbs/speed/65_engines.ipynb #337e06a3
-LONGEST = 2048  # tokens; the least that the kernel for documents is told of, to compile it once
+LONGEST_DOCUMENT = 2048  # tokens; a kernel that is told the longest of each batch is compiled anew
 
 
 def drop_padding(
@@ -512,16 +512,16 @@ def drop_padding(
     """A padded batch as one row of documents without its padding, and each token's place there.
 
     Documents without a trained token go too: no loss depends on them. For compiled layers the row
-    is filled up by documents that nobody reads. A batch that would not be shorter is left as it is,
-    without places."""
+    is filled up with documents on which no loss depends either. A batch that would not be shorter
+    is left as it is, without places."""
     positions, (rows, width) = inputs["position_ids"], inputs["position_ids"].shape
     document = (positions.flatten() == 0).cumsum(0) - 1
     trained = torch.zeros_like(document, dtype=torch.bool)
     trained[document[labels.flatten() != -100]] = True
     keep = trained[document]
     kept = torch.nonzero(keep).flatten()
-    total = bucket(len(kept), STEP) if compiled else len(kept)
-    longest = max(LONGEST, 1 << (width - 1).bit_length()) if compiled else width
+    total = bucket(len(kept), LEAST_BUCKET) if compiled else len(kept)
+    longest = max(LONGEST_DOCUMENT, 1 << (width - 1).bit_length()) if compiled else width
     if not len(kept) or total >= rows * (padded_width(rows, width) if compiled else width):
         return inputs, None
     filler = torch.arange(total - len(kept), device=positions.device) % longest
