@@ -10,12 +10,15 @@ loaded by the peer's own loader. `default` is what each does unasked: recomputin
 Unsloth, which takes one of the two a process. With --mix rows of real lengths are packed and given
 to each the way its own packing does: positions that begin anew for transformers, lengths for
 Unsloth; with --padded they are padded to the longest of the batch, with an attention mask.
+Started by torchrun, each process trains on rows of its own and DDP averages the gradients; the
+tokens are those of all.
 --tiny tries `plain` on a CPU.
 """
 
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -23,6 +26,9 @@ import time
 from pathlib import Path
 
 PEER = sys.argv[1] if len(sys.argv) > 1 else ""
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+if WORLD > 1:
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(RANK)  # to each process its GPU is the first
 if PEER == "unsloth":
     from unsloth import FastLanguageModel  # it must come before transformers
 
@@ -30,6 +36,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from qlora_gpu import SHAPES, batches, blank, pack, real_tokens
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -192,6 +199,7 @@ def measure(
     "Tokens a second and peak memory, as `qlora_gpu.py` measures ours."
     model.train()
     cuda, batch_of = device == "cuda", batches(words, rows, length, mix, padded)
+    parallel = DistributedDataParallel(model) if WORLD > 1 else model
     optimizer, seconds, trained, read = (
         torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=cuda),
         [],
@@ -199,7 +207,7 @@ def measure(
         [],
     )
     for number in range(steps + 3):
-        batch = batch_of(number)
+        batch = batch_of(number * WORLD + RANK)
         padding = batch["input_ids"] < 0
         read.append(real_tokens(batch))
         trained.append((batch["labels"][:, 1:] != -100).sum().item())
@@ -216,13 +224,18 @@ def measure(
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=cuda):
-            loss = model(**batch).loss
+            loss = parallel(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+    if WORLD > 1:
+        for counts in (read, trained):
+            whole = torch.tensor(counts, device=device)
+            torch.distributed.all_reduce(whole)
+            counts[:] = whole.tolist()
     speed = lambda tokens: round(
         statistics.median(n / t for n, t in list(zip(tokens, seconds))[3:])
     )
@@ -266,6 +279,9 @@ def main() -> None:
     elif not torch.cuda.is_available():
         return print("no NVIDIA GPU here; --tiny tries `plain` on a CPU")
     device = "cpu" if given.tiny else "cuda"
+    if WORLD > 1:
+        torch.distributed.init_process_group("gloo" if given.tiny else "nccl")
+        given.folder = given.folder / str(RANK)
     for shape in given.shapes:
         folder = checkpoint(shape, given.method, given.folder, device)
         for rank in map(int, given.ranks):
@@ -288,10 +304,13 @@ def main() -> None:
                         )
                     except torch.OutOfMemoryError:
                         found = dict(length=length, out_of_memory=True)
+                    if RANK > 0:
+                        continue
                     print(
                         json.dumps(
                             dict(
                                 peer=PEER,
+                                gpus=WORLD,
                                 shape=shape,
                                 method=given.method,
                                 r=rank,

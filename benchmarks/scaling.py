@@ -2,15 +2,18 @@
 
     python benchmarks/scaling.py [--shapes 1B,8B] [--strategies single,ddp,fsdp,deepspeed]
         [--weights lora,qlora] [--rows 4] [--length 2048] [--engine reference] [--seconds 230]
+        [--mix FILE [--padded]] [--recompute 8B]
 
 Measures tokens a second of one process (single) and of two by DDP, by FSDP2 and by DeepSpeed's
 ZeRO-3, each with LoRA over 16 bits and with QLoRA. Prints a JSON line for each case as it ends, and
 one with the efficiencies: tokens a second of two divided by twice those of one. Weights are random
 and made in place. `rows` sequences go to each device, so perfect scaling doubles the tokens a
-second. A case is one or two processes of its own with a time limit of its own, so that one that
-fails takes no other with it; `single` cases run two at a time, on a GPU each. The processes of a
-case import while the case before it trains. Each case checks that what was asked for is what runs:
-the kind of distribution, the number of processes, and the share of the weights' bytes on a device.
+second. With --mix they are texts of real lengths, packed to `length` or, with --padded, padded; the
+tokens counted are no padding. A case is one or two processes of its own with a time limit of its
+own, so that one that fails takes no other with it; `single` cases run two at a time, on a GPU each.
+The processes of a case import while the case before it trains. Each case checks that what was asked
+for is what runs: the kind of distribution, the number of processes, and the share of the weights'
+bytes on a device.
 deepspeed must be installed, takes 16 bits only, and is not among the default strategies. --tiny
 tries the script on a CPU over gloo, where figures mean nothing. fsdp is refused there, since the
 Trainer has it on GPUs only; deepspeed runs with DS_ACCELERATOR=cpu in the environment.
@@ -31,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT = 75  # seconds for a case, from its turn on
+LIMIT = 110  # seconds for a case, from its turn on
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,30 @@ class Random:
         return EpochSampler([self.count], [self.count], seed)
 
 
+@dataclass
+class Counted:
+    "A collator that notes how many tokens of each batch are no padding."
+
+    collate: object
+    tokens: list[int]
+
+    def __call__(self, sequences):
+        self.tokens.append(sum(len(sequence["input_ids"]) for sequence in sequences))
+        return self.collate(sequences)
+
+
+def rows_of(given, count: int, words: int):
+    "What is trained on: whole random rows, or texts of real lengths."
+    if not given.mix:
+        return Random(count, given.length, words)
+    from qlora_gpu import texts_of
+
+    from llmtrainer.data.packing import make_sequences
+
+    texts = texts_of(given.mix, words)
+    return make_sequences(texts, [len(t) for t in texts], given.length, packing=not given.padded)
+
+
 def work(case: Case, given, folder: Path) -> None:
     "One process of a case: imports, waits for its turn, trains a few steps, leaves its figures."
     import torch
@@ -92,7 +119,7 @@ def work(case: Case, given, folder: Path) -> None:
     from llmtrainer.models.lora import Adapt
     from llmtrainer.models.variants import adapt_model
     from llmtrainer.run import Run
-    from llmtrainer.training.distributed import all_gather, rank, world_size
+    from llmtrainer.training.distributed import all_gather, rank
     from llmtrainer.training.durable import CheckpointConfig
     from llmtrainer.training.launch import (
         Launch,
@@ -121,7 +148,7 @@ def work(case: Case, given, folder: Path) -> None:
     mark("made")
     backend = "auto" if given.compile else None
     fuse_model(model, given.engine, backend=backend, sharded=sharded(launch))
-    if case.shape == "8B":
+    if case.shape in given.recompute:
         apply_activation_checkpointing(decoder_layers(model), "recompute")
     whole, ends, found = sum(p.nbytes for p in model.parameters()), [], case.about()
 
@@ -155,35 +182,39 @@ def work(case: Case, given, folder: Path) -> None:
     section = Train(
         batch_size=given.rows,
         accumulate=case.gpus,
-        max_steps=8,
+        max_steps=given.steps,
         epochs=99,
-        log_steps=8,
-        track="none",
+        log_steps=given.steps,
     )
     (folder / "run").mkdir(exist_ok=True)
     never = CheckpointConfig(
-        Run(folder / "run"), save_every="1000000 steps", say=lambda text: None, check_start=running
+        Run(folder / "run"),
+        save_every="1000000 steps",
+        notify=lambda text: None,
+        check_start=running,
     )
+    collate = Counted(collator("sdpa", 0), [])
     trainer = DurableTrainer(
         model,
         training_arguments(section, here, folder / f"x{rank()}", **strategy_arguments(launch)),
-        train_dataset=Random(
-            given.rows * case.gpus * 4, given.length, SHAPES[case.shape]["vocab_size"]
-        ),
+        train_dataset=rows_of(given, given.rows * case.gpus * 4, SHAPES[case.shape]["vocab_size"]),
         objective=Sft(),
         checkpoint_config=never,
-        data_collator=collator("sdpa", 0),
+        data_collator=collate,
         callbacks=[Clock()],
     )
     trainer.checkpoints.save_if_due = lambda *_: None  # what is measured is the steps
     done = trainer.train()
     mark("trained")
-    seconds = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))
+    steps = [b - a for a, b in zip(ends[2:], ends[3:])]
+    tokens = [sum(of_step) for of_step in zip(*all_gather(collate.tokens))][3 : 3 + len(steps)]
     peaks = all_gather(round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else 0.0)
     found |= dict(
         engine=given.engine,
-        tokens_per_second=round(given.rows * given.length * world_size() / seconds),
-        step_s=round(seconds, 3),
+        mix=given.mix and Path(given.mix).stem,
+        padded=given.padded,
+        tokens_per_second=round(statistics.median(n / s for n, s in zip(tokens, steps))),
+        step_s=round(statistics.median(steps), 3),
         peak_gib=peaks,
         loss=round(done.training_loss, 4),
         seconds=marks,
@@ -337,6 +368,14 @@ def main() -> None:
         help="compile the decoder layers too, as training with the engines fused and fp8 does; "
         "some 20 s more for a case",
     )
+    parser.add_argument(
+        "--recompute", type=several, default=["8B"], help="shapes whose layers are computed again"
+    )
+    parser.add_argument("--mix", help="lengths of real texts: a JSON list of [tokens, trained]")
+    parser.add_argument("--padded", action="store_true", help="with --mix: padded, not packed")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="of which the first three do not count"
+    )
     parser.add_argument("--seconds", type=float, default=230, help="after which no case begins")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--worker", nargs=4, metavar=("SHAPE", "STRATEGY", "WEIGHTS", "FOLDER"))
@@ -363,6 +402,9 @@ def main() -> None:
         "--engine",
         given.engine,
     ] + ["--compile"] * given.compile
+    passed += ["--steps", str(given.steps)] + ["--padded"] * given.padded
+    passed += ["--recompute", ",".join(given.recompute)]
+    passed += ["--mix", given.mix] if given.mix else []
     waiting, found = turns(given.shapes, given.strategies, given.weights, gpus), []
     start = lambda cases: [Started(case, i, passed) for i, case in enumerate(cases)]
     ready = start(waiting[0])
