@@ -51,7 +51,6 @@ __all__ = [
     "function_critic",
     "function_reviser",
     "function_judge",
-    "role_function",
     "open_roles",
     "Round",
     "Revised",
@@ -85,10 +84,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% ../../nbs/align/53_constitution.ipynb #7c4a45e3
 from llmtrainer.align.online import (
-    check_function_consent,
+    check_named_twice,
     check_values,
     draw_seed,
-    load_function,
+    trusted_function,
 )
 from llmtrainer.evals.metrics import Score, score
 from llmtrainer.evals.tasks import continuation_row, row_logprobs
@@ -451,8 +450,7 @@ class FunctionRole(Section):
     @model_validator(mode="after")
     def is_named_twice(self):
         "A function runs only when the recipe says so twice."
-        if self.python != self.trust:
-            raise ValueError(f"python and trust must both be {self.python}")
+        check_named_twice(self.python, self.trust)
         return self
 
 
@@ -666,12 +664,6 @@ def function_judge(function: Callable, name: str) -> Margins:
 
 
 # %% ../../nbs/align/53_constitution.ipynb #8bdea7f5
-def role_function(role: FunctionRole) -> Callable:
-    "The function of a role, where whoever runs the command allows it."
-    check_function_consent(role.python)
-    return load_function(role.python)
-
-
 def open_roles(
     section: Constitution,
     start: tuple,  # (model, tokenizer) that `self` is
@@ -690,7 +682,7 @@ def open_roles(
         role = getattr(section, name)
         with naming(name):
             if isinstance(role, FunctionRole):
-                roles[name] = of_function(role_function(role), role.python)
+                roles[name] = of_function(trusted_function(role.python), role.python)
                 continue
             if role not in opened:
                 opened[role] = open_model(role)

@@ -17,11 +17,12 @@ __all__ = [
     "check_writer",
     "within_memory",
     "Scorer",
+    "check_named_twice",
     "RewardSource",
     "grade_rollout",
     "check_function_consent",
     "import_from_here",
-    "load_function",
+    "trusted_function",
     "source_digest",
     "check_values",
     "score_by_function",
@@ -262,6 +263,16 @@ class Scorer:
 
 
 # %% ../../nbs/align/52_online.ipynb #ef39eb3f
+def check_named_twice(python: str | None, trust: str | None) -> None:
+    "`ValueError` unless a section that names a function names it twice."
+    if python != trust:
+        raise ValueError(
+            "a function runs only when the recipe says so twice: python and trust, both"
+            f" {python or trust}"
+        )
+
+
+# %% ../../nbs/align/52_online.ipynb #8eb3bb56
 class RewardSource(Section):
     "One source of reward: a task's grader, a function, or a reward model."
 
@@ -282,11 +293,7 @@ class RewardSource(Section):
         named = [key for key in ("grader", "python", "model") if getattr(self, key)]
         if len(named) != 1:
             raise ValueError(f"name one of grader, python and model, not {len(named)}")
-        if self.python != self.trust:
-            raise ValueError(
-                "a function runs only when the recipe says so twice: python and trust, both"
-                f" {self.python or self.trust}"
-            )
+        check_named_twice(self.python, self.trust)
         if self.score and not self.grader:
             raise ValueError("score belongs to a grader")
         return self
@@ -345,8 +352,9 @@ def import_from_here(module: str):
     return found
 
 
-def load_function(name: str) -> Callable:
-    "The function `module:function`; `UserError` where it is not there."
+def trusted_function(name: str) -> Callable:
+    "The function `module:function` that may run; `UserError` where it may not or is not there."
+    check_function_consent(name)
     module, _, function = name.partition(":")
     found = None
     try:
@@ -487,8 +495,7 @@ def scorer(
         asked = ModelScorer(reward.model, open_model)
         return Scorer(asked.score, model_digest(reward.model), asked.check_questions)
     if reward.python:
-        check_function_consent(reward.python)
-        function = load_function(reward.python)
+        function = trusted_function(reward.python)
         score = partial(score_by_function, function, reward.python)
         return Scorer(score, source_digest(function))
     task = grading_task(reward.grader, "rewards: grader")

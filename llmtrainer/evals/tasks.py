@@ -61,6 +61,7 @@ __all__ = [
     "length_batches",
     "row_batch",
     "sum_by_row",
+    "encoded_batches",
     "encoded_logprobs",
     "shared_length",
     "Tree",
@@ -985,23 +986,34 @@ def sum_by_row(logprobs: torch.Tensor, batch: dict, rows: int) -> list[tuple[flo
 
 
 # %% ../../nbs/evaluation/41_tasks.ipynb #5d7c1f12
+def encoded_batches(
+    model,
+    tokenizer,
+    encoded: Sequence[Encoded],
+    batch_size: int = 64,  # rows
+    *,
+    progress: Callable[[int], None] = lambda n: None,  # told how many more rows are done
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    "Encoded rows in batches of similar lengths: the places of a batch's rows, and the batch."
+    check_context(encoded, model)
+    for places in length_batches([len(row) for row in encoded], batch_size):
+        rows = [encoded[place] for place in places]
+        yield places, row_batch(rows, model, tokenizer.pad_token_id or 0)
+        progress(len(places))
+
+
 @torch.inference_mode()
 def encoded_logprobs(
     model,
     tokenizer,
     encoded: Sequence[Encoded],
-    *,
-    batch_size: int = 64,  # rows
-    progress: Callable[[int], None] = lambda n: None,  # told how many more rows are done
+    **options,  # of encoded_batches
 ) -> list[tuple[float, int]]:
     "(sum of the log-probabilities of its trained tokens, their number) of each encoded row."
-    check_context(encoded, model)
     sums: dict[int, tuple[float, int]] = {}
-    for places in length_batches([len(row) for row in encoded], batch_size):
-        batch = row_batch([encoded[place] for place in places], model, tokenizer.pad_token_id or 0)
+    for places, batch in encoded_batches(model, tokenizer, encoded, **options):
         logprobs = token_logprobs(model, batch)
         sums.update(zip(places, sum_by_row(logprobs, batch, len(places))))
-        progress(len(places))
     return [sums[place] for place in range(len(encoded))]
 
 
@@ -1160,20 +1172,15 @@ def encoded_scores(
     model,
     tokenizer,
     encoded: Sequence[Encoded],
-    *,
-    batch_size: int = 64,  # rows
-    progress: Callable[[int], None] = lambda n: None,  # told how many more rows are done
+    **options,  # of encoded_batches
 ) -> list[float]:
     "A reward model's score of each encoded row: the one after its last token."
-    check_context(encoded, model)
     scores = [0.0] * len(encoded)
-    for places in length_batches([len(row) for row in encoded], batch_size):
-        batch = row_batch([encoded[place] for place in places], model, tokenizer.pad_token_id or 0)
+    for places, batch in encoded_batches(model, tokenizer, encoded, **options):
         row, values = batch["row"].flatten(), token_scores(model, batch).flatten()
         last = [int((row == number).nonzero().max()) for number in range(len(places))]
         for place, value in zip(places, values[last].tolist()):
             scores[place] = value
-        progress(len(places))
     return scores
 
 
