@@ -43,7 +43,7 @@ __all__ = [
     "in_worker",
     "report_in_worker",
     "stoppable",
-    "restore_gc",
+    "imports_done",
     "TerminalText",
     "run_here",
     "init",
@@ -399,9 +399,11 @@ def stoppable(
             signal.signal(number, handler)
 
 
-def restore_gc() -> None:
-    "Collect garbage as often as Python does by default; for a training, after its imports."
+def imports_done() -> None:
+    "Collect garbage as often as Python does by default, but never look at what was imported."
     gc.set_threshold(*GC_THRESHOLD)
+    if not gc.get_freeze_count():  # a training collects all garbage several times
+        gc.freeze()
 
 
 # %% ../nbs/system/84_cli.ipynb #17221e2e
@@ -614,7 +616,7 @@ def train(
     from llmtrainer.run import is_run
     from llmtrainer.training.launch import is_worker, process_count, run_torchrun, torchrun_command
 
-    restore_gc()
+    imports_done()
     job = read_recipe(recipe, changes or [])
     folder = run or Path("runs") / recipe.stem
     own = recipe.name == "recipe.yaml" and (recipe.parent / "env.json").exists()
@@ -688,7 +690,7 @@ def continue_run(
     "Continue a run from its newest checkpoint, on this machine or another one."
     from llmtrainer.pipeline import fetch_recipe, train
 
-    restore_gc()
+    imports_done()
     words = [*(changes or []), *mirror_words(mirror)]
     name = place.removeprefix("hf://")
     if run:
@@ -1595,7 +1597,7 @@ def constitution(
         unmet_after,
     )
 
-    restore_gc()
+    imports_done()
     job = read_constitution(recipe, changes or [])
     folder = run or Path("runs") / recipe.stem
     record = run_constitution(job, folder, quiet=as_json)
@@ -1765,4 +1767,5 @@ def quickstart(
     "Run the whole pipeline offline on a CPU, in minutes."
     from llmtrainer.pipeline import quickstart
 
+    imports_done()
     quickstart(out, seed, STARTED_AT)

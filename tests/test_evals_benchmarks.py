@@ -147,7 +147,9 @@ def write_lines(file, *records):
 
 def test_a_record_of_another_task_stops_the_evaluation(tmp_path):
     write_lines(tmp_path / "mmlu_test.jsonl", dict(question="1 + 1?", answer="#### 2"))
-    with pytest.raises(UserError, match="1 records of the task mmlu cannot be read") as caught:
+    with pytest.raises(
+        UserError, match="the task mmlu has records that cannot be read: 1"
+    ) as caught:
         TASKS["mmlu"].items(str(tmp_path))
     assert "mmlu_test.jsonl:1" in str(caught.value)
     with pytest.raises(UserError, match="has no such file"):
@@ -262,7 +264,9 @@ def test_law_logic_and_pronouns_are_read(tmp_path):
     (folder / "test.tsv").write_text("index\tanswer\ttext\n0\tNo\tA fine is paid.\n")
     (item,) = TASKS["legalbench_proa"].items(str(tmp_path))
     assert item.answer == "No" and item.question.startswith("A fine is paid.")
-    with pytest.raises(UserError, match="1 records of the task legalbench_proa"):
+    with pytest.raises(
+        UserError, match="the task legalbench_proa has records that cannot be read: 1"
+    ):
         (folder / "test.tsv").write_text("index\tanswer\ttext\n0\tPerhaps\tA fine.\n")
         TASKS["legalbench_proa"].items(str(tmp_path))
     logic = dict(id=1, answer=0, text="All.", question="Some?", options=["a", "b", "c", "d"])

@@ -119,7 +119,9 @@ def test_pairs_are_graded_by_what_is_preferred(tmp_path):
     ],
 )
 def test_a_record_that_cannot_be_graded_stops_with_its_place(tmp_path, row, section, words):
-    with pytest.raises(UserError, match="1 records of the task mine") as caught:
+    with pytest.raises(
+        UserError, match="the task mine has records that cannot be read: 1"
+    ) as caught:
         make(tmp_path, [row], **section).items()
     assert words in str(caught.value) and "mine.jsonl:1" in str(caught.value)
 

@@ -20,6 +20,7 @@ from llmtrainer.training.trainer import (
     rank,
     re,
     torch,
+    verify,
 )
 
 
@@ -56,7 +57,7 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section, UserError, assert_refused
-from llmtrainer.run import Run, Stopped, read_json, sha256
+from llmtrainer.run import Run, Stopped, read_json, seal, sha256, verify
 from llmtrainer.training import checkpoints as checkpoints_module
 from llmtrainer.training import trainer as trainer_module
 from llmtrainer.training.checkpoints import Retention, list_steps, newest_checkpoint
@@ -311,6 +312,23 @@ def test_lora_plus_trains_b_faster_than_a(tmp_path):
     assert custom_optimizer(lora.model, section, Adapt(r=4), args) == {}
     lora.fit(section, adapt=adapt)
     assert adapter_file(lora.run).is_file()
+
+
+def test_a_card_that_somebody_edited_beside_the_adapter_stays(tmp_path):
+    made = job(tmp_path)
+    model, tokenizer, run = made.model, made.tokenizer, made.run
+    card = save_final(model, tokenizer, run, "tiny:llama") / "README.md"
+    assert not card.exists() and edited_card(run.adapter, run) == {}
+    card.write_text("made", encoding="utf-8")
+    seal(run.adapter)
+    assert save_final(model, tokenizer, run, "tiny:llama") == run.adapter and not card.exists()
+    card.write_text("made", encoding="utf-8")
+    seal(run.adapter)
+    card.write_text("my own wörds", encoding="utf-8")
+    for _ in range(2):  # a second time it is as much somebody's own
+        save_final(model, tokenizer, run, "tiny:llama")
+        assert card.read_text(encoding="utf-8") == "my own wörds"
+        assert verify(run.adapter) == ["README.md is not in the manifest"]
 
 
 def test_biases_and_norms_do_not_decay(tmp_path):

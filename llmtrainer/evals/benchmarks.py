@@ -230,7 +230,7 @@ def read_items(
             items += [item] if item else []
     if bad:
         raise UserError(
-            f"{len(bad)} records of the task {name} cannot be read",
+            f"the task {name} has records that cannot be read: {len(bad)}",
             where=bad[0],
             allowed=f"what the task {name} is made of, in every record",
             fix="is this the file of another task? Or get it again: a test without some of its"

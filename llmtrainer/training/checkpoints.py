@@ -27,7 +27,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,14 @@ from llmtrainer.safe_io import (
 def commit(
     staged: Path,  # a folder written by anyone, in the same file system
     final: Path,  # where it becomes a checkpoint
+    beside: Mapping[str, str] | None = None,  # texts in it that its manifest does not know, by name
 ) -> Path:
     """Turn a folder into a checkpoint in one step: manifest, sync, rename.
 
     Before the rename there is no checkpoint; after it, a complete one."""
     seal(staged)
+    for name, text in (beside or {}).items():
+        (staged / name).write_text(text, encoding="utf-8")
     names = list_files(staged)[0]
     folders = {folder for name in names for folder in (staged / name).parents}
     for path in [*map(staged.joinpath, names), *sorted(folders), staged]:

@@ -28,6 +28,7 @@ __all__ = [
     "reduce_in_float32",
     "custom_optimizer",
     "complete_folder",
+    "edited_card",
     "save_final",
     "checkpoint_identity",
     "warn_user",
@@ -72,8 +73,8 @@ from llmtrainer.models.generate import GREEDY, Generation, save_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import name_base, save_adapter
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Run, Stopped
-from llmtrainer.safe_io import new_folder, remove_file, remove_folder
+from llmtrainer.run import Run, Stopped, verify
+from llmtrainer.safe_io import file_facts, new_folder, read_text, remove_file, remove_folder
 from llmtrainer.safe_text import show
 from llmtrainer.training.checkpoints import Retention, commit, explain_full_disk
 from llmtrainer.training.distributed import all_gather, any_rank, rank, world_size
@@ -688,6 +689,15 @@ def complete_folder(
         save_model(model, tokenizer, folder=folder, section=generation, weights=False)
 
 
+def edited_card(folder: Path, run: Run) -> dict[str, str]:
+    "The model card in a sealed folder, by its name, where somebody has changed it."
+    card = folder / "README.md"
+    known = file_facts(folder / "manifest.json", run.path)
+    if not known or not file_facts(card, run.path) or not verify(folder, (card.name,)):
+        return {}
+    return {card.name: read_text(card, run.path)}
+
+
 def save_final(
     model,
     tokenizer,
@@ -697,7 +707,7 @@ def save_final(
     generation: Generation = GREEDY,  # the settings that go with a whole model
 ) -> Path:
     """The trained adapter or model, with its tokenizer, under its name in the run; whole or not at
-    all."""
+    all. A model card that somebody has edited there stays."""
     adapter, staged = hasattr(model, "peft_config"), run.path / ".final"
     if not stored:
         new_folder(staged, run.path)
@@ -708,7 +718,8 @@ def save_final(
     else:
         save_model(model, tokenizer, folder=staged, section=generation, weights=not stored)
     remove_file(staged / "training_args.bin")  # a pickle that can hold tokens
-    return commit(staged, run.adapter if adapter else run.model)
+    final = run.adapter if adapter else run.model
+    return commit(staged, final, beside=edited_card(final, run))
 
 
 # %% ../../nbs/training/31_trainer.ipynb #3ef2ab50
