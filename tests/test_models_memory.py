@@ -128,6 +128,7 @@ SMALL = dict(
     num_attention_heads=8,
     num_key_value_heads=2,
 )
+ONE_BLOCK = SMALL | dict(num_hidden_layers=1)  # where the number of blocks does not matter
 MOMENTS = ("kept", "loss", "backward", "flops")
 
 
@@ -162,7 +163,7 @@ def test_a_step_without_values_holds_what_a_real_step_holds():
 
 
 def test_the_line_agrees_with_a_pass_through_every_block():
-    config, section = LlamaConfig(**SMALL | dict(num_hidden_layers=7)), Adapt(r=4)
+    config, section = LlamaConfig(**SMALL | dict(num_hidden_layers=5)), Adapt(r=4)
     assert blocks_uniform(config, section)
     counts = count_trainable_from_config(config, section)
     assert counts == expected_trainable(config, section)
@@ -254,8 +255,8 @@ def test_parts_add_up_and_follow_their_causes():
 
 
 def test_the_largest_batch_fits_and_one_row_more_does_not():
-    config = LlamaConfig(**SMALL)
-    wide = LlamaConfig(**SMALL | dict(vocab_size=60_000))
+    config = LlamaConfig(**ONE_BLOCK)
+    wide = LlamaConfig(**ONE_BLOCK | dict(vocab_size=60_000))
 
     def check(model, section, work, sizes=(23,)):
         def size(rows):
@@ -278,7 +279,7 @@ def test_the_largest_batch_fits_and_one_row_more_does_not():
 
 def test_validation_never_takes_more_than_training():
     for words in (256, 60_000):
-        config = LlamaConfig(**SMALL | dict(vocab_size=words))
+        config = LlamaConfig(**ONE_BLOCK | dict(vocab_size=words))
         for work in (
             StepShape(1, 64),
             StepShape(4, 64, True),
@@ -292,7 +293,7 @@ def test_validation_never_takes_more_than_training():
 
 
 def test_suggestions_lead_to_a_job_that_fits_and_keep_the_step():
-    config, full = LlamaConfig(**SMALL), Adapt(method="full")
+    config, full = LlamaConfig(**ONE_BLOCK), Adapt(method="full")
     work = StepShape(8, 128, quantize="none")
 
     def size(section, **changes):
@@ -336,7 +337,7 @@ def test_equal_settings_are_computed_once():
 
 @pytest.mark.parametrize("whole", [1, 2, 12, 17])
 def test_the_largest_divisor_that_fits_is_that_of_a_search(whole):
-    config, section = LlamaConfig(**SMALL), Adapt(r=4)
+    config, section = LlamaConfig(**ONE_BLOCK), Adapt(r=4)
     work = StepShape(1, 128, accumulate=whole)
     sizes = {
         rows: required_memory(config, section, replace(work, rows=rows, accumulate=whole // rows))
@@ -349,7 +350,7 @@ def test_the_largest_divisor_that_fits_is_that_of_a_search(whole):
 
 
 def test_a_step_is_cut_to_the_budget_and_shared_by_devices():
-    config, section = LlamaConfig(**SMALL), Adapt(r=4)
+    config, section = LlamaConfig(**ONE_BLOCK), Adapt(r=4)
     work = StepShape(1, 128, accumulate=12)
     needed = required_memory(config, section, replace(work, rows=4, accumulate=3))
     for kind, share in (("cuda", 0.95), ("cpu", 0.5), ("mps", 0.5)):
@@ -368,7 +369,7 @@ def test_a_step_is_cut_to_the_budget_and_shared_by_devices():
 
 
 def test_a_larger_gpu_never_gets_a_smaller_micro_batch():
-    config = LlamaConfig(**SMALL | dict(vocab_size=60_000))
+    config = LlamaConfig(**ONE_BLOCK | dict(vocab_size=60_000))
     work = StepShape(1, 8192, accumulate=8)
     names = ("T4", "L4", "H200")
     sizes = [cut_step(config, Adapt(r=4), work, known_gpu(name)).batch_size for name in names]
