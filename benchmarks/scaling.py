@@ -215,6 +215,7 @@ def work(case: Case, given, folder: Path) -> None:
         padded=given.padded,
         tokens_per_second=round(statistics.median(n / s for n, s in zip(tokens, steps))),
         step_s=round(statistics.median(steps), 3),
+        steps_s=[round(step, 3) for step in steps],
         peak_gib=peaks,
         loss=round(done.training_loss, 4),
         seconds=marks,

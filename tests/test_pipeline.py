@@ -334,7 +334,7 @@ def job(folder, rows=120, **train_keys):
     write_lines(folder / "train.jsonl", (p.gsm8k() for p in problems(rows, "train")))
     return read_recipe(
         dict(
-            model=dict(base="tiny:base"),
+            model=dict(base="tiny:llama"),
             data=dict(train=str(folder / "train.jsonl"), max_length=160),
             eval=dict(tasks=["word_problems"], limit=8),
             train=dict(max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2) | train_keys,
@@ -390,7 +390,7 @@ def test_plain_text_is_learned_whole_and_only_by_its_own_objective(tmp_path):
     with pytest.raises(UserError, match=re.escape("train.objective=sft")):
         train(recipe, tmp_path / "wrong", quiet=True)
     (tmp_path / "books.txt").write_text("\n\n".join(p.plain() for p in problems(80, "train")))
-    changes = [f"data.train={tmp_path / 'books.txt'}", "eval.tasks=[]"]
+    changes = [f"data.train={tmp_path / 'books.txt'}", "eval.tasks=[]", "model.base=tiny:base"]
     run = train(read_recipe(recipe.model_dump(), changes), tmp_path / "right", quiet=True)
     data = run.read("data.json")
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
@@ -412,7 +412,7 @@ def reward_job(folder, **sections):
     keys = dict(objective="reward", max_steps=4, epochs=9, batch_size=4, lr=1e-3, save_steps=2)
     return (
         dict(
-            model=dict(base="tiny:base"),
+            model=dict(base="tiny:llama"),
             data=dict(train=str(folder / "pairs.jsonl"), max_length=160),
             train=keys,
         )
@@ -524,7 +524,7 @@ def test_a_head_and_an_adapter_fit_or_are_refused(tmp_path):
     further = reward_job(tmp_path, model=dict(base=merged))
     assert train(read_recipe(further), tmp_path / "d", quiet=True).find_record(RewardRecord)
     whole = reward_job(
-        tmp_path, adapt=dict(method="full"), model=dict(base="tiny:base", quantize="none")
+        tmp_path, adapt=dict(method="full"), model=dict(base="tiny:llama", quantize="none")
     )
     full = train(read_recipe(whole), tmp_path / "e", quiet=True)
     assert score_head(open_model(str(full.path))[0]) is not None
@@ -863,7 +863,7 @@ def test_a_run_goes_on_from_its_second_place_on_one_machine_after_another(traine
 
 def small_job(folder, adapt=None, **model):
     "Four steps and no task, on any base."
-    sections = dict(model=dict(base="tiny:base") | model, adapt=adapt or {}, eval={})
+    sections = dict(model=dict(base="tiny:llama") | model, adapt=adapt or {}, eval={})
     return read_recipe(job(folder).model_dump() | sections)
 
 
@@ -1214,7 +1214,7 @@ def test_merge_and_export_are_recorded_in_the_run_and_renew_its_card(run):
     assert "| ONNX (float32) |" in card.read_text()
     merged = run.read("exports/merge.json")
     assert merged["mean_kl"] < 1e-5
-    assert merged["dtype"] == "float16", "as the base"
+    assert merged["dtype"] == "float32", "as the base"
     assert run.read("exports/onnx.json")["same_text"] is True
     assert open_model(str(run.exports / "merged"))[0].config.model_type == "llama"
     assert merged["held_out"] and merged["prompts"] > 1 and merged["perplexity"] > 1
@@ -1393,7 +1393,7 @@ def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(run):
     assert len(questions) == 4 and set(questions) <= asked
     assert held_out_questions(run, longest=5) == []
     models, section = open_panes(str(run.path))
-    assert list(models) == ["base: tiny:base", "tuned: run"]
+    assert list(models) == ["base: tiny:llama", "tuned: run"]
     assert section.system == resolve_generation(run, Generation(), quiet=True).system
     demo = build_run_demo(str(run.path))
 
@@ -1782,7 +1782,7 @@ def test_gates_leaks_and_own_tasks_reach_from_the_recipe_to_the_card(tmp_path):
 def test_either_side_of_a_comparison_may_be_a_model(run, tmp_path):
     place, task = str(run.path), "word_problems"
     tuned = stored_result(run, task)
-    for names in (("tiny:base", place), (place, "tiny:base")):
+    for names in (("tiny:llama", place), (place, "tiny:llama")):
         pair = compared_results(names, task, quiet=True)
         measured, stored = pair if names[1] == place else pair[::-1]
         assert stored == tuned
@@ -1790,16 +1790,16 @@ def test_either_side_of_a_comparison_may_be_a_model(run, tmp_path):
         assert compare(*pair).n == tuned.n
         assert measured == base_result(run, task), "the base is held as the run holds it"
         assert measured.weights == tuned.weights == "nf4"
-    folder = resolve_base("tiny:base")
-    models = compared_results(("tiny:base", str(folder)), task, limit=4, quiet=True)
+    folder = resolve_base("tiny:llama")
+    models = compared_results(("tiny:llama", str(folder)), task, limit=4, quiet=True)
     assert compare(*models).p_value == 1
     assert models[0].n == 4
     assert not is_base_of(folder, run), "another place, read as it lies there"
     with pytest.raises(UserError, match="no result of word_problems on 2 items") as missing:
-        compared_results(("tiny:base", place), task, limit=2)
+        compared_results(("tiny:llama", place), task, limit=2)
     assert "limit=2" in str(missing.value)
     evaluate_tasks(run, *open_model(place), section=Eval(tasks=[task], limit=2), quiet=True)
-    for sides in ((place, place), ("tiny:base", place)):
+    for sides in ((place, place), ("tiny:llama", place)):
         assert compare(*compared_results(sides, task, limit=2, quiet=True)).n == 2
     # two runs with unequal results: those that were measured alike are compared
     other = copy_run(run, tmp_path / "other")

@@ -285,7 +285,10 @@ AttentionMaskInterface.register(REPEATED, sdpa_mask)
 
 def has_flash_attention(device: torch.device) -> bool:
     "Whether PyTorch's flash kernels, which know groups of heads, run here; on a CPU they do."
-    return device.type != "cuda" or torch.cuda.get_device_properties(device).major >= 8
+    if device.type != "cuda":
+        return True
+    allowed = torch.backends.cuda.flash_sdp_enabled()
+    return allowed and torch.cuda.get_device_properties(device).major >= 8
 
 
 def install_repeated_attention(base) -> str:

@@ -56,7 +56,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -648,8 +648,10 @@ class MemoryFallback:
         self.window.append(ids)
         # if so, no device waits for another in the backward pass, and each may start again
         self.alone = averages_after_backward(model)
-        with model.no_sync() if self.alone else nullcontext():
-            loss = self.step_within_memory(model, inputs, ids=ids, items=num_items_in_batch)
+        # called through DDP, a model that is compiled would be cut into the buckets of gradients
+        # that DDP sends while it computes
+        called = model.module if self.alone else model
+        loss = self.step_within_memory(called, inputs, ids=ids, items=num_items_in_batch)
         if self.alone and self.accelerator.sync_gradients:
             average_gradients(model)
         if "input_ids" in inputs:
