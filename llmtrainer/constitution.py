@@ -101,7 +101,7 @@ from llmtrainer.align.constitution import (
     open_roles,
     preference_points,
     revise,
-    role_function,
+    trusted_function,
     write_pairs_of_answers,
 )
 from llmtrainer.align.online import Online, draw_seed
@@ -265,7 +265,7 @@ def model_digest(name: str) -> str:
 def role_digest(role: str | FunctionRole, start: str) -> str:
     "A digest of whoever plays a role: a model's weights, or the file of a function."
     if isinstance(role, FunctionRole):
-        return sha256(Path(inspect.getfile(role_function(role))))
+        return sha256(Path(inspect.getfile(trusted_function(role.python))))
     return start if role == "self" else model_digest(role)
 
 

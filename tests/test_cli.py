@@ -113,9 +113,9 @@ def recipe_in(folder):
 
 def other_adapter(folder):
     "The folder of an adapter that was trained on another base."
-    section = Model(base="tiny:llama")
+    section = Model(base="tiny:qwen2")
     model, _ = load_model(section, plan_model(section))
-    save_adapter(adapt_model(model, Adapt()), folder / "other", "tiny:llama")
+    save_adapter(adapt_model(model, Adapt()), folder / "other", "tiny:qwen2")
     return folder / "other"
 
 
@@ -511,7 +511,7 @@ def test_commands_on_a_run(tmp_path):
     assert code == 2 and "absent" in err
     code, _, err = run_cli("votes", run)
     assert code == 2 and "no votes yet" in err
-    judged = json.loads(succeeds("judge", run, "--by", "tiny:llama", "--json"))["report"]
+    judged = json.loads(succeeds("judge", run, "--by", "tiny:base", "--json"))["report"]
     summary = json.loads(succeeds("votes", run, "--json"))
     (ranking,) = summary["rankings"]
     assert {s["model"] for s in ranking["strengths"]} == {str(run), f"base of {run}"}

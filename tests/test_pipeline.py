@@ -1387,13 +1387,16 @@ def test_weights_in_another_format_than_the_bases_are_told(tmp_path):
     assert storage_note(run) == ""
 
 
-def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(run):
+def test_the_page_of_a_run_asks_its_rows_and_keeps_verdicts(tmp_path):
+    # a base whose answers are not empty
+    recipe = read_recipe(job(tmp_path).model_dump(), ["model.base=tiny:base", "eval.tasks=[]"])
+    run = train(recipe, tmp_path / "run", quiet=True)
     asked = {conversation[0]["content"] for conversation in held_out_conversations(run)}
     questions = held_out_questions(run)
     assert len(questions) == 4 and set(questions) <= asked
     assert held_out_questions(run, longest=5) == []
     models, section = open_panes(str(run.path))
-    assert list(models) == ["base: tiny:llama", "tuned: run"]
+    assert list(models) == ["base: tiny:base", "tuned: run"]
     assert section.system == resolve_generation(run, Generation(), quiet=True).system
     demo = build_run_demo(str(run.path))
 

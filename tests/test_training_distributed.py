@@ -32,7 +32,7 @@ def gradients(after):
     if after:
         assert averages_after_backward(model)
         model.module(x).sum().backward()  # DDP, which is not called, sends nothing
-        average_gradients(model)
+        average_gradients(list(model.parameters()))
     else:
         model(x).sum().backward()
     return [p.grad.clone() for p in model.parameters()]
@@ -49,7 +49,7 @@ def agree_and_average():
     lacking = DistributedDataParallel(torch.nn.Linear(2, 1))
     if rank() == 0:
         lacking.module.weight.grad = torch.full((1, 2), 4.0)
-    average_gradients(lacking)
+    average_gradients(list(lacking.parameters()))
     assert lacking.module.weight.grad.tolist() == [[2.0, 2.0]]
     assert lacking.module.bias.grad.tolist() == [0.0]
     assert not averages_after_backward(lacking.module)

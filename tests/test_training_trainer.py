@@ -331,6 +331,24 @@ def test_a_card_that_somebody_edited_beside_the_adapter_stays(tmp_path):
         assert verify(run.adapter) == ["README.md is not in the manifest"]
 
 
+def test_a_step_looks_twice_at_most_through_all_modules(tmp_path, monkeypatch):
+    plain, walks = torch.nn.Module.named_modules, []
+
+    def counted(self, memo=None, *rest, **options):
+        walks.extend([1] * (memo is None))  # the recursion hands its memory on
+        return plain(self, memo, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    counts = []
+    for steps in (2, 8):
+        section = Train(max_steps=steps, epochs=9, batch_size=2, save_steps=100)
+        walks.clear()
+        job(tmp_path / str(steps)).fit(section)
+        counts.append(len(walks))
+    # both by transformers, which clips the gradient and sets it to zero
+    assert 0 < counts[1] - counts[0] <= 2 * 6
+
+
 def test_biases_and_norms_do_not_decay(tmp_path):
     plan, full = replace(PLAN, quantize="none"), Adapt(method="full")
     whole = job(tmp_path, plan=plan, adapt=full)

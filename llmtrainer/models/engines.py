@@ -58,6 +58,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch._dynamo.utils import counters
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 # %% ../../nbs/speed/65_engines.ipynb #0a771b92
 from llmtrainer.data.packing import model_inputs
@@ -314,7 +315,8 @@ class EngineReport:
 
 def unwrap_model(model) -> torch.nn.Module:
     "The model of transformers inside adapters and wrappers."
-    model = extract_model_from_parallel(model)
+    if not isinstance(model, (PeftModel, PreTrainedModel)):
+        model = extract_model_from_parallel(model)  # which goes through all modules
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

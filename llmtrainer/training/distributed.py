@@ -69,9 +69,8 @@ def averages_after_backward(model) -> bool:
 
 
 @torch.no_grad()
-def average_gradients(model) -> None:
+def average_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
     "Average the gradients of all processes, in one all-reduce for each format."
-    weights = [p for p in model.parameters() if p.requires_grad]
     for p in weights:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     for dtype in dict.fromkeys(p.dtype for p in weights):

@@ -58,7 +58,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 # %% ../../nbs/training/39_durable.ipynb #8050315e
@@ -646,14 +646,15 @@ class MemoryFallback:
         "The Trainer's: forward and backward pass of a micro-batch; returns its loss."
         ids = inputs.pop("ids", None)
         self.window.append(ids)
-        # if so, no device waits for another in the backward pass, and each may start again
-        self.alone = averages_after_backward(model)
+        if self.alone is None:
+            # if so, no device waits for another in the backward pass, and each may start again
+            self.alone = averages_after_backward(model)
         # called through DDP, a model that is compiled would be cut into the buckets of gradients
         # that DDP sends while it computes
         called = model.module if self.alone else model
         loss = self.step_within_memory(called, inputs, ids=ids, items=num_items_in_batch)
         if self.alone and self.accelerator.sync_gradients:
-            average_gradients(model)
+            average_gradients(self.trained)
         if "input_ids" in inputs:
             self.read += inputs["input_ids"].numel() * world_size()
         self.losses.append(loss)
@@ -770,7 +771,7 @@ class StepGuard:
         "The norm of the gradient; 0 with a gradient scaler, which handles infinite ones itself."
         if self.accelerator.scaler:
             return losses.new_zeros(())
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if self.is_deepspeed_enabled and skipped_by_deepspeed(self.deepspeed):
@@ -942,6 +943,8 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
         self.step_sums = {}  # of the step's metrics
         self.unlogged = []  # sums of the steps that no log line holds yet
         self.read = 0  # tokens seen in the step
+        self.alone = None  # are gradients averaged after the backward pass? From the first step on
+        self.operations = None  # a token, as the Trainer counts them
         self.items = None  # units in the step
         self.checkpoints = CheckpointCallback(self, checkpoint_config)
         self.add_callback(self.checkpoints)
@@ -949,6 +952,20 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
         self.args.save_strategy = "no"  # the callback decides when to save
         if checkpoint_config.ema_decay:
             self.checkpoints.average = WeightAverage(self.model, checkpoint_config.ema_decay)
+
+    @cached_property
+    def trained(self) -> list[torch.nn.Parameter]:
+        "The weights that are trained, found once: to look for them takes milliseconds."
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def floating_point_ops(self, inputs) -> int:
+        "The Trainer's count, which would go through all modules of the model in every step."
+        if "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
+        tokens = inputs["input_ids"].numel()
+        if self.operations is None:
+            self.operations = super().floating_point_ops(inputs) // tokens
+        return self.operations * tokens
 
     def run_to_end(self) -> None:
         "Train from the newest complete checkpoint to the end; `Stopped` after a signal or limit."
