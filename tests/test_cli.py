@@ -511,10 +511,14 @@ def test_commands_on_a_run(tmp_path):
     assert code == 2 and "absent" in err
     code, _, err = run_cli("votes", run)
     assert code == 2 and "no votes yet" in err
-    judged = json.loads(succeeds("judge", run, "--by", "tiny:base", "--json"))["report"]
-    summary = json.loads(succeeds("votes", run, "--json"))
+    # a base whose answers are not empty
+    spoken = tmp_path / "spoken"
+    asked = ["eval.tasks=[word_problems]", "eval.limit=6"]
+    succeeds("train", recipe, "model.base=tiny:base", *asked, "--run", spoken)
+    judged = json.loads(succeeds("judge", spoken, "--by", "tiny:base", "--json"))["report"]
+    summary = json.loads(succeeds("votes", spoken, "--json"))
     (ranking,) = summary["rankings"]
-    assert {s["model"] for s in ranking["strengths"]} == {str(run), f"base of {run}"}
+    assert {s["model"] for s in ranking["strengths"]} == {str(spoken), f"base of {spoken}"}
     assert ranking["votes"] == judged["pairs"] > 0 and judged["failed"] == {}
     code, _, err = run_cli("compare", "tiny:llama", "tiny:llama")
     assert code == 2 and "--task" in err
@@ -535,17 +539,19 @@ def test_commands_on_a_run(tmp_path):
     (run / "env.json").write_text(stored)
 
     # alone, streamed, in a batch or from a pipe: the same text
-    answer = succeeds("generate", run, "--prompt", "1 + 1?").strip()
+    answer = succeeds("generate", spoken, "--prompt", "1 + 1?").strip()
     assert answer
     (tmp_path / "prompts.txt").write_text("1 + 1?\n2 + 3?\n")
-    code, out, err = run_cli("generate", run, "--file", tmp_path / "prompts.txt")
+    code, out, err = run_cli("generate", spoken, "--file", tmp_path / "prompts.txt")
     assert code == 0
     assert out.splitlines()[1] == answer
     assert "tokens/s" in err
-    assert answer in run_cli("chat", run, stdin="1 + 1?\n")[1]
+    assert answer in run_cli("chat", spoken, stdin="1 + 1?\n")[1]
 
     questions = ["--prompt", "1 + 1?", "--prompt", "2 + 3?"]
-    report = json.loads(succeeds("generate", run, *questions, "preset=creative", "n=2", "--json"))
+    report = json.loads(
+        succeeds("generate", spoken, *questions, "preset=creative", "n=2", "--json")
+    )
     assert [len(row["answers"]) for row in report["answers"]] == [2, 2]
     assert report["generation"]["min_p"] == 0.05
     assert report["speed"]["tokens_per_second"] > 0
