@@ -37,6 +37,7 @@ __all__ = [
     "ShardedWeights",
     "TrainerData",
     "explain_resume",
+    "FoundOnce",
     "Durable",
     "read_progress",
     "check_trainer_state",
@@ -932,7 +933,28 @@ def explain_resume(checkpoint: Path | None, callback: CheckpointCallback) -> Ite
 
 
 # %% ../../nbs/training/39_durable.ipynb #b515742a
-class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
+class FoundOnce:
+    "What every step asks of the model, and the model always answers alike."
+
+    operations: int | None = None  # a token, as the Trainer counts them
+
+    @cached_property
+    def trained(self) -> list[torch.nn.Parameter]:
+        "The weights that are trained."
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def floating_point_ops(self, inputs) -> int:
+        "The Trainer's count, which would go through all modules of the model in every step."
+        if "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
+        tokens = inputs["input_ids"].numel()
+        if self.operations is None:
+            self.operations = super().floating_point_ops(inputs) // tokens
+        return self.operations * tokens
+
+
+# %% ../../nbs/training/39_durable.ipynb #e0985348
+class Durable(FoundOnce, SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
     "A mixin for transformers' Trainer and its descendants: `class Mine(Durable, SomeTrainer)`."
 
     def __init__(self, *args, checkpoint_config: CheckpointConfig, **kw):
@@ -944,7 +966,6 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
         self.unlogged = []  # sums of the steps that no log line holds yet
         self.read = 0  # tokens seen in the step
         self.alone = None  # are gradients averaged after the backward pass? From the first step on
-        self.operations = None  # a token, as the Trainer counts them
         self.items = None  # units in the step
         self.checkpoints = CheckpointCallback(self, checkpoint_config)
         self.add_callback(self.checkpoints)
@@ -952,20 +973,6 @@ class Durable(SplitMicroBatch, StepGuard, StepLog, ShardedWeights, TrainerData):
         self.args.save_strategy = "no"  # the callback decides when to save
         if checkpoint_config.ema_decay:
             self.checkpoints.average = WeightAverage(self.model, checkpoint_config.ema_decay)
-
-    @cached_property
-    def trained(self) -> list[torch.nn.Parameter]:
-        "The weights that are trained, found once: to look for them takes milliseconds."
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def floating_point_ops(self, inputs) -> int:
-        "The Trainer's count, which would go through all modules of the model in every step."
-        if "input_ids" not in inputs:
-            return super().floating_point_ops(inputs)
-        tokens = inputs["input_ids"].numel()
-        if self.operations is None:
-            self.operations = super().floating_point_ops(inputs) // tokens
-        return self.operations * tokens
 
     def run_to_end(self) -> None:
         "Train from the newest complete checkpoint to the end; `Stopped` after a signal or limit."
