@@ -650,8 +650,7 @@ class MemoryFallback:
         if self.alone is None:
             # if so, no device waits for another in the backward pass, and each may start again
             self.alone = averages_after_backward(model)
-        # called through DDP, a model that is compiled would be cut into the buckets of gradients
-        # that DDP sends while it computes
+        # DDP's own forward pass would only prepare to send gradients
         called = model.module if self.alone else model
         loss = self.step_within_memory(called, inputs, ids=ids, items=num_items_in_batch)
         if self.alone and self.accelerator.sync_gradients:
