@@ -175,7 +175,7 @@ def measure(name: str, case: tuple, device: str, steps: int) -> dict:
         args = training_arguments(recipe, plan, Path(folder), adapt)
         args.save_strategy = "no"
         never = CheckpointConfig(
-            Run(Path(folder)), save_every="1000000 steps", say=lambda text: None
+            Run(Path(folder)), save_every="1000000 steps", notify=lambda text: None
         )
         trainer = DurableTrainer(
             model,

@@ -84,7 +84,7 @@ def ours(
         training_arguments(section, plan_device(probe()), folder / "x"),
         train_dataset=train,
         objective=Sft(),
-        checkpoint_config=CheckpointConfig(run, save_every=save, say=lambda text: None),
+        checkpoint_config=CheckpointConfig(run, save_every=save, notify=lambda text: None),
         data_collator=collator("sdpa", tokenizer.pad_token_id),
     )
     end, store = trainer.checkpoints.on_step_end, trainer.checkpoints.save
