@@ -89,6 +89,7 @@ __all__ = [
     "touched",
     "changed_files",
     "execute_chapter",
+    "run_processes",
     "execute_chapters",
     "has_slow_examples",
     "run_all",
@@ -115,10 +116,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import yaml
@@ -1301,6 +1302,26 @@ def execute_chapter(root, file, skipped):
     sys.exit(bool(shell.exc))
 
 
+def run_processes(server, jobs, most):
+    """The exit code of each job, {name: (function, arguments)}, at most so many at a time.
+
+    One thread waits for all: of two, each can read the exit code of the other's process, which
+    then counts as lost (255)."""
+    waiting, running, codes = list(jobs), {}, {}
+    while waiting or running:
+        while waiting and len(running) < most:
+            name = waiting.pop(0)
+            function, arguments = jobs[name]
+            process = server.Process(target=function, args=arguments)
+            process.start()
+            running[process.sentinel] = name, process
+        for sentinel in wait(list(running)):
+            name, process = running.pop(sentinel)
+            process.join()
+            codes[name] = process.exitcode
+    return codes
+
+
 def execute_chapters(root, files, processes=2, slow=False):
     "Execute chapters, each in a process of its own, with one thread and no GPU; those that failed."
     root, skipped = Path(root).resolve(), read_book(root).settings["tst_flags"].split()
@@ -1308,16 +1329,9 @@ def execute_chapters(root, files, processes=2, slow=False):
     os.environ |= dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(IMPORTED_ONCE))
-
-    def execute(file):
-        process = server.Process(target=execute_chapter, args=(str(root), file, skipped))
-        process.start()
-        process.join()
-        return process.exitcode
-
-    with ThreadPoolExecutor(processes) as several:
-        codes = list(several.map(execute, files))
-    return [file for file, code in zip(files, codes) if code]
+    jobs = {file: (execute_chapter, (str(root), file, skipped)) for file in files}
+    codes = run_processes(server, jobs, processes)
+    return [file for file in files if codes[file]]
 
 
 def has_slow_examples(chapter):
