@@ -33,6 +33,7 @@ __all__ = [
     "FileFault",
     "find_faults",
     "verify",
+    "changed_text",
     "cache_folder",
     "cached_sha256",
     "Stopped",
@@ -519,6 +520,17 @@ def verify(
 ) -> list[str]:
     "What `find_faults` finds, a sentence each; empty when nothing differs."
     return [fault.text for fault in find_faults(folder, parts, digest, root)]
+
+
+def changed_text(
+    path: Path,
+    root: Path,  # no link below it is followed
+) -> str | None:
+    "The text of a file in a sealed folder that is not what its manifest says; else None."
+    sealed = file_facts(path.parent / "manifest.json", root)
+    if not sealed or not file_facts(path, root) or not verify(path.parent, (path.name,)):
+        return None
+    return read_text(path, root)
 
 
 # %% ../nbs/internals/91_run.ipynb #d2e9d716

@@ -17,7 +17,6 @@ from llmtrainer.ship.card import (
     re,
     replace,
     shlex,
-    verify,
     yaml,
 )
 

@@ -20,7 +20,6 @@ from llmtrainer.training.trainer import (
     rank,
     re,
     torch,
-    verify,
 )
 
 
@@ -318,7 +317,7 @@ def test_a_card_that_somebody_edited_beside_the_adapter_stays(tmp_path):
     made = job(tmp_path)
     model, tokenizer, run = made.model, made.tokenizer, made.run
     card = save_final(model, tokenizer, run, "tiny:llama") / "README.md"
-    assert not card.exists() and edited_card(run.adapter, run) == {}
+    assert not card.exists()
     card.write_text("made", encoding="utf-8")
     seal(run.adapter)
     assert save_final(model, tokenizer, run, "tiny:llama") == run.adapter and not card.exists()

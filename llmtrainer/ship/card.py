@@ -107,12 +107,12 @@ from llmtrainer.run import (
     MetricsLine,
     Record,
     Run,
+    changed_text,
     loss_svg,
     update_manifest,
-    verify,
     write_atomic,
 )
-from llmtrainer.safe_io import file_facts, is_folder, read_text
+from llmtrainer.safe_io import file_facts, is_folder
 from llmtrainer.safe_text import show_note, visible
 from llmtrainer.ship.export import ExportRecord
 from llmtrainer.ship.llamacpp import gguf_file
@@ -1014,10 +1014,7 @@ def store_card(run: Run, name: str, text: str) -> None:
 
 def is_edited(run: Run, name: str, text: str) -> bool:
     "Has somebody changed a card since it was written?"
-    path = run.path / name
-    if not file_facts(path, run.path) or not file_facts(path.parent / "manifest.json", run.path):
-        return False
-    return read_text(path, run.path) != text and bool(verify(path.parent, (path.name,)))
+    return changed_text(run.path / name, run.path) not in (None, text)
 
 
 def store_cards(run: Run, texts: dict[str, str]) -> None:

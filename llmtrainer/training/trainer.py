@@ -28,7 +28,6 @@ __all__ = [
     "reduce_in_float32",
     "custom_optimizer",
     "complete_folder",
-    "edited_card",
     "save_final",
     "checkpoint_identity",
     "warn_user",
@@ -73,8 +72,8 @@ from llmtrainer.models.generate import GREEDY, Generation, save_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import name_base, save_adapter
 from llmtrainer.recipe import Section, UserError
-from llmtrainer.run import Run, Stopped, verify
-from llmtrainer.safe_io import file_facts, new_folder, read_text, remove_file, remove_folder
+from llmtrainer.run import Run, Stopped, changed_text
+from llmtrainer.safe_io import new_folder, remove_file, remove_folder
 from llmtrainer.safe_text import show
 from llmtrainer.training.checkpoints import Retention, commit, explain_full_disk
 from llmtrainer.training.distributed import all_gather, any_rank, rank, world_size
@@ -689,15 +688,6 @@ def complete_folder(
         save_model(model, tokenizer, folder=folder, section=generation, weights=False)
 
 
-def edited_card(folder: Path, run: Run) -> dict[str, str]:
-    "The model card in a sealed folder, by its name, where somebody has changed it."
-    card = folder / "README.md"
-    known = file_facts(folder / "manifest.json", run.path)
-    if not known or not file_facts(card, run.path) or not verify(folder, (card.name,)):
-        return {}
-    return {card.name: read_text(card, run.path)}
-
-
 def save_final(
     model,
     tokenizer,
@@ -719,7 +709,9 @@ def save_final(
         save_model(model, tokenizer, folder=staged, section=generation, weights=not stored)
     remove_file(staged / "training_args.bin")  # a pickle that can hold tokens
     final = run.adapter if adapter else run.model
-    return commit(staged, final, beside=edited_card(final, run))
+    card = final / "README.md"
+    edited = changed_text(card, run.path)
+    return commit(staged, final, beside={} if edited is None else {card.name: edited})
 
 
 # %% ../../nbs/training/31_trainer.ipynb #3ef2ab50
