@@ -1302,11 +1302,9 @@ def execute_chapter(root, file, skipped):
     sys.exit(bool(shell.exc))
 
 
+# %% ../nbs/internals/97_literate.ipynb #ebe29f8a
 def run_processes(server, jobs, most):
-    """The exit code of each job, {name: (function, arguments)}, at most so many at a time.
-
-    One thread waits for all: of two, each can read the exit code of the other's process, which
-    then counts as lost (255)."""
+    "The exit code of each job, {name: (function, arguments)}, at most so many at a time."
     waiting, running, codes = list(jobs), {}, {}
     while waiting or running:
         while waiting and len(running) < most:
