@@ -12,10 +12,10 @@ import time
 
 import torch
 from peft import LoraConfig, get_peft_model
+from qlora_gpu import pack
 from transformers import AutoModelForCausalLM, LlamaConfig, StoppingCriteria, StoppingCriteriaList
 
 from llmtrainer.models.decode import Choice, Writer
-from llmtrainer.models.load import keep_trainable
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "tiny": (256, 640, 5, 8, 4, 1024),
@@ -42,28 +42,6 @@ def shape_config(shape: str) -> LlamaConfig:
     )
 
 
-def quantize_layers(model, dtype) -> None:
-    "Put NF4 layers in the place of all linear ones but the head, one after the other."
-    import bitsandbytes
-
-    for name, layer in list(model.named_modules()):
-        if type(layer) is not torch.nn.Linear or layer is model.lm_head:
-            continue
-        packed = bitsandbytes.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=False,
-            compute_dtype=dtype,
-            quant_type="nf4",
-            device="meta",
-        )
-        packed.weight = bitsandbytes.nn.Params4bit(
-            layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", module=packed
-        )
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent).register_module(child, packed.to(layer.weight.device))
-
-
 def make(shape: str, form: str, device: str, lora: bool):
     "A model of random weights in a number format."
     dtype = torch.float32 if form == "float32" else torch.bfloat16
@@ -72,8 +50,7 @@ def make(shape: str, form: str, device: str, lora: bool):
         model = AutoModelForCausalLM.from_config(shape_config(shape), dtype=dtype)
     model = model.to(dtype).eval()
     if form == "nf4":
-        quantize_layers(model, dtype)
-        keep_trainable(model)
+        pack(model)
     if lora:
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = get_peft_model(model, LoraConfig(r=16, target_modules=targets)).eval()

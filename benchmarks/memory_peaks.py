@@ -2,11 +2,11 @@
 
     python benchmarks/memory_peaks.py [--cases 1B-qlora,8B-lora] [--steps 2] [--list] [--tiny]
 
-Weights are random, made on the GPU and quantised there. The steps go through the project's own
-trainer with packed rows, so what is measured is what `llmtrainer train` would take. Neither memory
-nor speed depends on the values of weights, so nothing is downloaded. Each case is a JSON line, so a
-run that is cut off has printed everything up to there. `--tiny` tries the script on a CPU, where
-there is no peak to measure.
+Weights are random, made on the GPU and quantised there, before the peak is counted. The steps go
+through the project's own trainer with packed rows, so what is measured is what `llmtrainer train`
+would take. Neither memory nor speed depends on the values of weights, so nothing is downloaded.
+Each case is a JSON line, so a run that is cut off has printed everything up to there. `--tiny`
+tries the script on a CPU, where there is no peak to measure.
 """
 
 import argparse
@@ -16,12 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import bitsandbytes as bnb
 import numpy as np
 import torch
-from qlora_gpu import SHAPES, engine_by_name
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, PrinterCallback
-from transformers.quantizers import AutoHfQuantizer
+from qlora_gpu import SHAPES, blank, engine_by_name, pack
+from transformers import LlamaConfig, PrinterCallback
 
 from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import collator, make_sequences
@@ -71,52 +69,9 @@ def shape(name: str, blocks: int) -> LlamaConfig:
 
 
 def make(config: LlamaConfig, quantize: str, device: str):
-    "A model with random weights, in NF4 where asked for, layer by layer so that none exists twice."
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    head = model.get_output_embeddings()
-    for name, layer in [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear) and m is not head and quantize == "nf4"
-    ]:
-        new = bnb.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=False,
-            compute_dtype=dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-            device="meta",
-        )
-        weight = torch.randn(layer.weight.shape, device=device, dtype=dtype).mul_(0.02)
-        new.weight = bnb.nn.Params4bit(
-            weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
-        ).to(device)
-        model.get_submodule(name.rpartition(".")[0]).register_module(name.rpartition(".")[2], new)
-    for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            if p.is_meta:
-                setattr(
-                    module,
-                    name,
-                    torch.nn.Parameter(
-                        torch.randn(p.shape, device=device, dtype=p.dtype).mul_(0.02),
-                        requires_grad=False,
-                    ),
-                )
-    model.tie_weights()
-    with torch.device(device):
-        model.model.rotary_emb = type(model.model.rotary_emb)(
-            config
-        )  # its frequencies are no parameters
-    if quantize == "nf4":
-        model.is_loaded_in_4bit = model.is_quantized = True
-        model.hf_quantizer = AutoHfQuantizer.from_config(
-            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), pre_quantized=False
-        )  # the Trainer asks it whether it may train
-    return model.requires_grad_(False)
+    "A model with random weights, in NF4 where asked for, of which nothing is trained yet."
+    model = blank(config, device)
+    return (pack(model) if quantize == "nf4" else model).requires_grad_(False)
 
 
 def packed_rows(rows: int, length: int, vocabulary: int, steps: int):

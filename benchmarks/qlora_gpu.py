@@ -90,19 +90,15 @@ SHAPES = {
 }
 
 
-def blank(shape: str, device: str):
-    "A model of the shape with random weights, in 16 bits on a GPU."
+def blank(config: LlamaConfig, device: str):
+    "A model with random weights, in 16 bits on a GPU."
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
     with no_init_weights(), torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            LlamaConfig(**SHAPES[shape]), dtype=dtype, attn_implementation="sdpa"
-        )
-    with torch.no_grad():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():  # transformers' own way takes most of a minute for 8B
         for p in model.parameters():
-            p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(
-                1
-            )  # transformers' own way takes most of a minute for 8B
+            p.normal_(0, 0.02) if p.dim() > 1 else p.fill_(1)
     return model
 
 
@@ -140,9 +136,8 @@ def pack(model, sharded: bool = False):
 
 def make(shape: str, rank: int, device: str, method: str = "lora"):
     "A model with random weights in NF4 and fresh adapters; or with all weights to train."
-    if method == "full":
-        return blank(shape, device).train()
-    return adapt_model(pack(blank(shape, device)), Adapt(r=rank), 0).train()
+    model = blank(LlamaConfig(**SHAPES[shape]), device)
+    return model.train() if method == "full" else adapt_model(pack(model), Adapt(r=rank), 0).train()
 
 
 def engine_by_name(model, engine: str):

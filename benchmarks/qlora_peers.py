@@ -75,7 +75,7 @@ def checkpoint(shape: str, method: str, folder: Path, device: str) -> Path:
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    model = blank(shape, device)
+    model = blank(LlamaConfig(**SHAPES[shape]), device)
     if method == "lora":
         pack(model)
     weights = {

@@ -110,7 +110,7 @@ def work(case: Case, given, folder: Path) -> None:
     import torch
     import torch.distributed as dist
     from qlora_gpu import SHAPES, blank, pack
-    from transformers import TrainerCallback
+    from transformers import LlamaConfig, TrainerCallback
 
     from llmtrainer.data.packing import collator
     from llmtrainer.device import plan_device, probe
@@ -141,7 +141,7 @@ def work(case: Case, given, folder: Path) -> None:
     launch = Launch(gpus=case.gpus, strategy="ddp" if case.strategy == "single" else case.strategy)
     init_distributed(launch, here.device)
     mark("joined")
-    model = blank(case.shape, here.device)
+    model = blank(LlamaConfig(**SHAPES[case.shape]), here.device)
     if case.weights == "qlora":
         model = pack(model, sharded(launch))
     model = adapt_model(model, Adapt(r=16), 0).train()

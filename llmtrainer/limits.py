@@ -56,8 +56,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from re import _constants as node
-from re import _parser
+from re import _constants as node  # ty: ignore[missing-module-member]
+from re import _parser  # ty: ignore[missing-module-member]
 from typing import IO
 
 # %% ../nbs/internals/87_limits.ipynb #bcad64d7

@@ -15,6 +15,7 @@ __all__ = [
     "measures",
     "check_measures",
     "check_ruff",
+    "check_calls",
     "check",
     "main",
 ]
@@ -171,13 +172,29 @@ def check_ruff(root: Path, places: list[str]) -> Iterator[Finding]:
             yield Finding(line.partition(":")[0], None, line.partition(":")[2].strip(), fix)
 
 
+# %% ../nbs/internals/98_style.ipynb #65831b4e
+def check_calls(root: Path, places: list[str]) -> Iterator[Finding]:
+    "Calls that do not fit their function, in Python files, by ty's rules of `pyproject.toml`."
+    words = ["check", "--output-format", "concise", "--quiet", "--python", sys.prefix, *places]
+    command = [sys.executable, "-m", "ty", *words]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    lines = [line for line in (out.stdout + out.stderr).splitlines() if line.strip()]
+    if out.returncode and not lines:
+        lines = [f"{places[0]}: ty ended with {out.returncode}"]
+    for line in lines:
+        file, _, fault = line.partition(":")
+        yield Finding(file, None, fault.strip(), "call it as it is defined now")
+
+
 # %% ../nbs/internals/98_style.ipynb #9098ea9c
 def check(root: Path) -> list[Finding]:
     "Everything that stands in a reader's way, in the project in the folder `root`."
     book = read_book(root)
     places = [book.settings["nbs_path"], book.settings["lib_path"], "benchmarks", "setup.py"]
     places = [place for place in places if (root / place).exists()]
-    return [*check_limits(book), *check_measures(book), *check_ruff(root, places)]
+    scripts = [place for place in places if place != book.settings["nbs_path"]]
+    of_tools = [*check_ruff(root, places), *check_calls(root, scripts)]
+    return [*check_limits(book), *check_measures(book), *of_tools]
 
 
 # %% ../nbs/internals/98_style.ipynb #fcfade1c

@@ -5,6 +5,7 @@ from llmtrainer.style import Book, Path
 
 
 import tempfile
+import tomllib
 from pathlib import Path
 
 from llmtrainer.literate import Book, Chapter, parse_cell
@@ -50,3 +51,21 @@ def test_every_limit_is_checked():
     small = Limits(cell_median=1, function_p90=3)
     assert len(list(check_measures(book_of("def f(x):\n    return x"), small))) == 2
     assert not list(check_measures(book_of("def f(x):\n    return x")))
+
+
+def test_calls_that_do_not_fit_are_found(tmp_path):
+    for rule, script in (
+        ("unknown-argument", "def f(a): ...\nf(a=1, b=2)"),
+        ("missing-argument", "def f(a): ...\nf()"),
+        ("too-many-positional-arguments", "def f(a): ...\nf(1, 2)"),
+        ("missing-module-member", "from llmtrainer.literate import no_such_name"),
+    ):
+        rules = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["ty"]["rules"]
+        assert rules[rule] == "error"
+        lines = [f'{name} = "{level}"' for name, level in rules.items()]
+        (tmp_path / "pyproject.toml").write_text("\n".join(["[tool.ty.rules]", *lines]))
+        (tmp_path / "bench.py").write_text(script)
+        (found,) = check_calls(tmp_path, ["bench.py"])
+        assert rule in found.what and found.file == "bench.py"
+    (tmp_path / "bench.py").write_text("def f(a): ...\nf(1)")
+    assert not list(check_calls(tmp_path, ["bench.py"]))

@@ -75,6 +75,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -672,13 +673,14 @@ def open_roles(
 ) -> Roles:
     "The three roles of a section; a model that plays several is opened once."
     opened, principles = {"self": start}, load_principles(section)
+    written = dict(generation=generation, principles=principles)
     plays = {
-        "critic": (function_critic, model_critic, (generation, principles)),
-        "reviser": (function_reviser, model_reviser, (generation, principles)),
-        "judge": (function_judge, model_judge, (principles,)),
+        "critic": (function_critic, partial(model_critic, **written)),
+        "reviser": (function_reviser, partial(model_reviser, **written)),
+        "judge": (function_judge, partial(model_judge, principles=principles)),
     }
     roles = {}
-    for name, (of_function, of_model, more) in plays.items():
+    for name, (of_function, of_model) in plays.items():
         role = getattr(section, name)
         with naming(name):
             if isinstance(role, FunctionRole):
@@ -686,7 +688,7 @@ def open_roles(
                 continue
             if role not in opened:
                 opened[role] = open_model(role)
-            roles[name] = of_model(*opened[role], *more)
+            roles[name] = of_model(*opened[role])
     return Roles(**roles)
 
 
