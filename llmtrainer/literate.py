@@ -59,6 +59,8 @@ __all__ = [
     "write_links",
     "init_file",
     "main_file",
+    "joined_streams",
+    "join_outputs",
     "run_ruff",
     "export",
     "generated_files",
@@ -715,6 +717,32 @@ def main_file(settings):
     return MAIN.format(package=settings["lib_path"], module=module, name=name) if name else None
 
 
+# %% ../nbs/internals/97_literate.ipynb #900a34c0
+def joined_streams(outputs):
+    "The outputs of a cell, where what was printed to one stream in a row is one output."
+    joined = []
+    for output in outputs:
+        if joined and output.get("name") and output["name"] == joined[-1].get("name"):
+            pieces = "".join([*joined[-1]["text"], *output["text"]])
+            joined[-1] = joined[-1] | dict(text=pieces.splitlines(keepends=True))
+        else:
+            joined.append(output)
+    return joined
+
+
+def join_outputs(root, nbs):
+    "Join the streams in the stored outputs of all chapters."
+    for path in Path(root, nbs).rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cells = [cell for cell in notebook["cells"] if cell.get("outputs")]
+        joined = [joined_streams(cell["outputs"]) for cell in cells]
+        if joined != [cell["outputs"] for cell in cells]:
+            for cell, outputs in zip(cells, joined):
+                cell["outputs"] = outputs
+            text = json.dumps(notebook, indent=1, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
 # %% ../nbs/internals/97_literate.ipynb #471460c8
 NBDEV = """
 from nbdev.clean import nbdev_clean
@@ -739,6 +767,7 @@ def export(root):
     book = read_book(root)
     package = book.settings["lib_path"]
     run_ruff(root, "format", book.settings["nbs_path"])
+    join_outputs(root, book.settings["nbs_path"])
     subprocess.run([sys.executable, "-c", NBDEV], cwd=root, env=env, check=True)
     write_tests(read_book(root))
     for file, text in (("__init__", init_file), ("__main__", main_file)):

@@ -175,12 +175,12 @@ def check_ruff(root: Path, places: list[str]) -> Iterator[Finding]:
 # %% ../nbs/internals/98_style.ipynb #65831b4e
 def check_calls(root: Path, places: list[str]) -> Iterator[Finding]:
     "Calls that do not fit their function, in Python files, by ty's rules of `pyproject.toml`."
-    words = ["check", "--output-format", "concise", "--quiet", "--python", sys.prefix, *places]
+    words = ["check", "--output-format", "concise", "--python", sys.prefix, *places]
     command = [sys.executable, "-m", "ty", *words]
     out = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    lines = [line for line in (out.stdout + out.stderr).splitlines() if line.strip()]
+    lines = [line for line in out.stdout.splitlines() if ": error[" in line]
     if out.returncode and not lines:
-        lines = [f"{places[0]}: ty ended with {out.returncode}"]
+        lines = [f"{places[0]}: ty ended with {out.returncode}: {out.stderr.strip()}"]
     for line in lines:
         file, _, fault = line.partition(":")
         yield Finding(file, None, fault.strip(), "call it as it is defined now")

@@ -266,6 +266,25 @@ def test_a_package_with_a_command_can_be_run_as_a_module(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).stdout == b"HI!\n"
 
 
+def test_what_a_slow_machine_stored_in_pieces_is_joined(tmp_path):
+    book = read_book(toy())
+    file = book.root / "nbs/01_words.ipynb"
+    notebook = json.loads(file.read_text())
+    stream = lambda name, *text: dict(output_type="stream", name=name, text=list(text))
+    figure = dict(output_type="display_data", data={"text/plain": ["a figure"]}, metadata={})
+    pieces = [stream("stdout", "a\n", "b"), stream("stdout", "c\n"), stream("stderr", "oh\n")]
+    pieces += [stream("stdout", "d"), figure, figure, stream("stdout", "e")]
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    cell["outputs"] = pieces
+    file.write_text(json.dumps(notebook))
+    assert any(finding.what == "is not clean" for finding in check_sync(read_book(book.root)))
+    export(book.root)
+    kept = json.loads(file.read_text())["cells"]
+    first = next(cell for cell in kept if cell["cell_type"] == "code")["outputs"]
+    assert first == [stream("stdout", "a\n", "bc\n"), *pieces[2:]]
+    assert not any(finding.what == "is not clean" for finding in check_sync(read_book(book.root)))
+
+
 def test_everything_out_of_step_is_found(tmp_path):
     export(toy(tmp_path))
     assert found(check_sync, tmp_path) == []
