@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from forks import in_fork  # noqa: F401  a fixture of all tests
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -584,7 +584,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 
 from llmtrainer.ship import merge as merge_module
 
@@ -657,9 +656,10 @@ def limit_data(more):
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def merge_here(folder, prepare, base="tiny:base", **options):
+def merge_here(folder, prepare=None, base="tiny:base", **options):
     "Merge `adapter` of a folder into `out`; prints by how many kB memory grew, and the record."
-    for name, *arguments in prepare:
+    if prepare:
+        name, *arguments = prepare
         globals()[name](*arguments)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     section, folder = Model(base=base, quantize="nf4"), Path(folder)
@@ -668,60 +668,15 @@ def merge_here(folder, prepare, base="tiny:base", **options):
     print(record.model_dump_json())
 
 
-def serve_merges():
-    """Merge in forks of a process that has merged, with all imports done: calls come as JSON lines,
-    exit codes go back."""
+def before_forks():
+    "Merge once: what only the first merge takes is no part of a later one's memory."
     with tempfile.TemporaryDirectory() as folder:
         random_adapter(Path(folder, "adapter"))
-        merge_here(folder, [], prompts=["1 + 1?"])
-    for line in sys.stdin:
-        folder, prepare, options = json.loads(line)
-        process = os.fork()
-        if not process:
-            for name, stream in (("out.txt", sys.stdout), ("err.txt", sys.stderr)):
-                os.dup2(os.open(folder + name, os.O_WRONLY | os.O_CREAT), stream.fileno())
-            code = 1
-            try:
-                merge_here(folder, prepare, **options)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        print("exit code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-
-
-@pytest.fixture(scope="module")
-def start_merge():
-    "Gives a function that merges in a new process: (exit code, output, errors)."
-    here = Path(__file__)
-    code = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
-    # without the last one, freed address space counts as used
-    environment = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MALLOC_MMAP_THRESHOLD_="1000000")
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    command = [sys.executable, "-c", f"{code} tests.serve_merges()"]
-    with subprocess.Popen(command, env=os.environ | environment, **pipes) as server:
-
-        def call(folder, *prepare, **options):
-            for name in ("out.txt", "err.txt"):
-                Path(f"{folder}{name}").unlink(missing_ok=True)
-            prepare = [prepare] if prepare else []
-            print(json.dumps([str(folder), prepare, options]), file=server.stdin, flush=True)
-            for line in server.stdout:
-                if line.startswith("exit code"):
-                    out, err = (
-                        Path(f"{folder}{name}").read_text() for name in ("out.txt", "err.txt")
-                    )
-                    return int(line.split()[-1]), out, err
-            raise AssertionError("the process that forks has ended")
-
-        yield call
-        server.stdin.close()
+        merge_here(folder, prompts=["1 + 1?"])
 
 
 @pytest.mark.slow
-def test_a_killed_merge_leaves_nothing_half_made(tmp_path, start_merge):
+def test_a_killed_merge_leaves_nothing_half_made(tmp_path, in_fork):
     random_adapter(tmp_path / "adapter")
     moments = [
         ("load_model", 1, False),
@@ -733,21 +688,21 @@ def test_a_killed_merge_leaves_nothing_half_made(tmp_path, start_merge):
     ]
     parts = dict(prompts=["1 + 1?"], shard_bytes=10**6)
     for name, call, after in moments:
-        code, _, _ = start_merge(tmp_path, "kill_at", name, call, after, **parts)
+        code, _, _ = in_fork(merge_here, tmp_path, ("kill_at", name, call, after), **parts)
         assert code == -signal.SIGKILL, "the kill has happened"
         finished = (name, after) == ("commit", True)
         assert (tmp_path / "out").exists() is finished
     assert not verify(tmp_path / "out")
-    code, _, err = start_merge(tmp_path, **parts)
+    code, _, err = in_fork(merge_here, tmp_path, **parts)
     assert code == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out"}
     assert not verify(tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_a_real_limit_of_the_disk_is_named(tmp_path, start_merge):
+def test_a_real_limit_of_the_disk_is_named(tmp_path, in_fork):
     random_adapter(tmp_path / "adapter")
-    code, _, err = start_merge(tmp_path, "limit_files", 2**19, prompts=["1 + 1?"])
+    code, _, err = in_fork(merge_here, tmp_path, ("limit_files", 2**19), prompts=["1 + 1?"])
     assert code == 1
     assert "OSError: [Errno 27] File too large" in err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -790,12 +745,12 @@ def large_adapter(folder, base):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory as Linux has them")
-def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, start_merge):
+def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, in_fork):
     size = large_base(tmp_path / "base", 16)
     large_adapter(tmp_path / "adapter", tmp_path / "base")
     parts = dict(base=str(tmp_path / "base"), shard_bytes=5 * 10**7)
     assert size > 4e8
-    code, out, err = start_merge(tmp_path, low_memory=True, **parts)
+    code, out, err = in_fork(merge_here, tmp_path, low_memory=True, **parts)
     assert code == 0, err[-2000:]
     grown, record = out.splitlines()[-2:]
     # a fork begins with what it holds: no peak of the imports hides a part of the growth
@@ -805,9 +760,9 @@ def test_a_large_model_merges_under_a_limit_of_memory(tmp_path, start_merge):
     assert record["same_greedy"] is None and record["bytes"] > 4e8
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 6
     limit = ("limit_data", 350 * 10**6)
-    code, _, err = start_merge(tmp_path, *limit, low_memory=True, **parts)
+    code, _, err = in_fork(merge_here, tmp_path, limit, low_memory=True, **parts)
     assert code == 0, err[-2000:]
-    code, _, err = start_merge(tmp_path, *limit, low_memory=False, **parts)
+    code, _, err = in_fork(merge_here, tmp_path, limit, low_memory=False, **parts)
     assert code != 0, "the limit holds: a model that is loaded does not fit"
     assert "memory" in err
 

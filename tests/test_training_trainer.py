@@ -426,44 +426,6 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted)
         assert logged_steps(broken.run) == [1, 3, 4, 6, 8, 9, 12, 12, 12, 12], at
 
 
-def serve_forks():
-    "Call functions of this module, each in a fork: calls come as JSON lines, exit codes go back."
-    for line in sys.stdin:
-        name, arguments, output = json.loads(line)
-        process = os.fork()
-        if not process:
-            with open(output, "w") as file:
-                os.dup2(file.fileno(), sys.stdout.fileno())
-                os.dup2(file.fileno(), sys.stderr.fileno())
-                globals()[name](*arguments)
-                sys.stdout.flush()
-            os._exit(0)
-        print("exit code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-
-
-@pytest.fixture(scope="module")
-def in_fork(tmp_path_factory):
-    "Gives a function that calls one of this module in a new process: (exit code, output)."
-    here, output = Path(__file__), tmp_path_factory.mktemp("forks") / "output"
-    command = (
-        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as tests;"
-        " tests.serve_forks()"
-    )
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", command], **pipes) as server:
-
-        def call(function, *arguments):
-            words = [function.__name__, arguments, str(output)]
-            print(json.dumps(words), file=server.stdin, flush=True)
-            for line in server.stdout:
-                if line.startswith("exit code"):
-                    return int(line.split()[-1]), output.read_text()
-            raise AssertionError("the process that forks has ended")
-
-        yield call
-        server.stdin.close()
-
-
 KILLED = Train(max_steps=12, epochs=9, batch_size=2, accumulate=2, lr=1e-3, save_steps=5)
 
 
@@ -485,8 +447,8 @@ def test_killed_without_warning_it_resumes_from_the_last_save_and_ends_the_same(
     tmp_path, uninterrupted, in_fork
 ):
     straight = uninterrupted(KILLED, dropout=0.1)
-    code, output = in_fork(train_until_killed, str(tmp_path / "killed"))
-    assert code == -signal.SIGKILL, output
+    code, _, err = in_fork(train_until_killed, tmp_path / "killed")
+    assert code == -signal.SIGKILL, err
     killed = job(tmp_path / "killed", dropout=0.1)
     assert saved_steps(killed.run) == [5]
     killed.fit(KILLED)
@@ -868,8 +830,8 @@ def test_a_chain_of_eight_kills_ends_in_the_same_adapter(tmp_path, uninterrupted
     straight, draw = uninterrupted(CHAIN, validate=True, dropout=0.1), random.Random(0)
     for kind in ("micro-batch", "file") * 4:
         moment = draw.randint(3, 7) if kind == "micro-batch" else draw.randint(2, 45)
-        code, output = in_fork(train_until_moment, str(tmp_path / "killed"), kind, moment)
-        assert code == -signal.SIGKILL, (kind, moment, output[-2000:])
+        code, _, err = in_fork(train_until_moment, tmp_path / "killed", kind, moment)
+        assert code == -signal.SIGKILL, (kind, moment, err[-2000:])
     killed = job(tmp_path / "killed", dropout=0.1)
     killed.fit(CHAIN, validate=True)
     assert adapter_hash(killed.run) == adapter_hash(straight)
@@ -899,7 +861,8 @@ def train_on_a_full_disk(folder):
 
 
 def test_a_full_disk_does_not_stop_the_training(tmp_path, in_fork):
-    code, output = in_fork(train_on_a_full_disk, str(tmp_path))
+    code, *texts = in_fork(train_on_a_full_disk, tmp_path)
+    output = "".join(texts)
     assert code == 0, output
     assert "step 4 could not be saved: file too large" in output, output
     assert "newest checkpoint is step-2" in output, output
