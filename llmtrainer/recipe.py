@@ -315,7 +315,12 @@ class Section(BaseModel):
     "A group of settings: frozen, strict, and without unknown keys."
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+        allow_inf_nan=False,
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        protected_namespaces=(),
     )
 
 
@@ -513,6 +518,7 @@ _PROBLEMS = {
     "too_long": "is too long",
     "string_too_short": "is too short",
     "string_too_long": "is too long",
+    "finite_number": "is out of range",
     "multiple_of": "is out of range",
     "greater_than": "is out of range",
     "greater_than_equal": "is out of range",

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForSequenceClassification
 
 import llmtrainer.models.load  # noqa: F401
 from llmtrainer.data.packing import pad_batch
@@ -111,6 +112,15 @@ def trl_trainer(kind, config, model, tokenizer, reference=None, **settings):
     return kind(*models, args=args, train_dataset=dummy, processing_class=tokenizer)
 
 
+EARLIER = [dict(role="user", content="1 + 1?"), dict(role="assistant", content="It is 2.")]
+
+
+def in_dialogue(problem):
+    "A preference whose prompt holds an answer already: it is no part of what is compared."
+    row = preference(problem)
+    return row | dict(prompt=[*EARLIER, dict(role="user", content=row["prompt"])])
+
+
 DPO_CASES = [
     (dict(loss="sigmoid", beta=0.3), dict(loss_type=["sigmoid"], beta=0.3)),
     (dict(loss="hinge", beta=0.3), dict(loss_type=["hinge"], beta=0.3)),
@@ -133,7 +143,7 @@ def test_dpo_is_trls(packing, ours, theirs):
     collate = pytest.importorskip("trl.trainer.dpo_trainer").DataCollatorForPreference(
         pad_token_id=0
     )
-    model, tokenizer, data = preferences("tiny:base", packing=packing)
+    model, tokenizer, data = preferences("tiny:base", packing=packing, make=in_dialogue)
     batch = pad_batch([data.train[i] for i in range(2)], tokenizer.pad_token_id)
     model.train()
     objective = Dpo(**ours)
@@ -177,7 +187,7 @@ KINDS = ("chosen", "rejected")
 def test_orpo_and_simpo_are_trls(packing, name):
     orpo = pytest.importorskip("trl.experimental.orpo")
     cpo = pytest.importorskip("trl.experimental.cpo")
-    model, tokenizer, data = preferences("tiny:base", packing=packing)
+    model, tokenizer, data = preferences("tiny:base", packing=packing, make=in_dialogue)
     batch = pad_batch([data.train[i] for i in range(2)], tokenizer.pad_token_id)
     model.train()
     if name == "orpo":
@@ -378,6 +388,29 @@ def test_another_model_can_be_the_reference(tmp_path):
     )
     with pytest.raises(UserError, match="another tokenizer"):
         objective.setup(strange)
+    scored = AutoModelForSequenceClassification.from_config(model.config), tokenizer
+    strange = session_of(
+        objective, tmp_path / "score", model, tokenizer, data, open_model=lambda place: scored
+    )
+    with pytest.raises(UserError, match="is a reward model"):
+        objective.setup(strange)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_base_is_no_reference_where_an_adapter_has_moved_it(tmp_path, stream):
+    more = dict(stream=True, duplicates="keep") if stream else {}
+    _, tokenizer, data = preferences(rows=6, **more)
+    model, _ = load_model(Model(base="tiny:llama", quantize="none"), plan_device(probe()))
+    model = adapt_model(model, Adapt(r=4, variant="pissa"))
+    objective = Dpo(reference="base")
+    with pytest.raises(UserError, match="takes its first values out of the base") as refused:
+        objective.setup(session_of(objective, tmp_path / "base", model, tokenizer, data))
+    assert "reference=start" in refused.value.fix
+    if not stream:
+        objective = Dpo(reference="start")
+        objective.setup(session_of(objective, tmp_path / "start", model, tokenizer, data))
+        loss = objective.compute_loss(model, pad_batch(list(data.train), tokenizer.pad_token_id))
+        assert loss.metrics["margin"].abs() < 1e-4
 
 
 def test_a_long_fall_of_the_chosen_answers_is_told():

@@ -35,10 +35,12 @@ def judgement(number, problem):
     return dict(prompt=problem.question, completion=text, label=good)
 
 
-def judgements(base="tiny:base", rows=16, **data):
+def judgements(base="tiny:base", rows=16, before=(), **data):
     "A small model with adapters, its tokenizer, and sequences of judged answers."
     folder = Path(tempfile.mkdtemp())
     made = [judgement(*pair) for pair in enumerate(problems(rows, "train"))]
+    for row in made if before else ():
+        row["prompt"] = [*before, dict(role="user", content=row["prompt"])]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     model, tokenizer = load_model(Model(base=base, quantize="none"), plan_device(probe()))
     section = Data(**{"train": str(folder / "rows.jsonl"), "max_length": 160, "val": None} | data)
@@ -83,13 +85,16 @@ def trl_examples(rows, labels):
     return [dict(zip(names, parts)) for parts in zip(prompts, answers, shifted, labels)]
 
 
+EARLIER = [dict(role="user", content="1 + 1?"), dict(role="assistant", content="It is 2.")]
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_kto_is_trls(packing):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     collate = pytest.importorskip("trl.trainer.kto_trainer").DataCollatorForUnpairedPreference(
         pad_token_id=0
     )
-    model, tokenizer, data = judgements(rows=8, packing=packing)
+    model, tokenizer, data = judgements(rows=8, before=EARLIER, packing=packing)
     settings = dict(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
     objective = Kto(**settings)
     disturb(model, 0.05)  # the reference is worse than the model, so the divergence is over 0

@@ -226,11 +226,17 @@ def test_preferences_in_every_spelling_are_one():
         turn("system", "s"),
         turn("user", "q"),
     ]
+    with_system = [turn("system", "s"), turn("user", "q")]
+    assert preference_row(full | {"system": "s"})["prompt"] == with_system
+    own = {k: [turn("system", "t"), *v] for k, v in full.items()}
+    assert preference_row(own | {"system": "s"})["prompt"][0] == turn("system", "t")
     for record, reason in (
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "same"),
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
         (script | {"rejected": "\n\nHuman: q\n\nAssistant:"}, "empty rejected"),
-        (script | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "no prompt"),
+        (script | {"rejected": "\n\nHuman: x\n\nAssistant: a"}, "different prompts"),
+        ({"prompt": "x"} | full, "another prompt"),
+        (full | {"rejected": [*full["rejected"], turn("user", "x")]}, "rejected does not end"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "empty chosen"),
         (script | {"chosen": "\n\nHuman: q\n\nHuman: q\n\nAssistant: a"}, "alternate"),
     ):
@@ -245,6 +251,7 @@ _SAMPLE = {
     "text or a number": "4",
     "text, a number or turns": "b",
     "true or false": True,
+    "true or false, or 1 or 0": 1,
     "a whole number": 0,
 }
 
@@ -294,7 +301,7 @@ def test_a_column_of_another_kind_is_named():
         ([{"text": 3}], "text wants text to be text, and it is a number"),
         (
             [dict(prompt="2 + 2?", completion="4", label=label) for label in (True, "maybe")],
-            "'label' marks .*; kto wants label to be true or false, and it is text",
+            "'label' marks .*; kto wants label to be true or false, or 1 or 0, and it is text",
         ),
     ):
         with pytest.raises(UserError, match=words):

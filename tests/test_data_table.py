@@ -98,6 +98,7 @@ def test_judged_rows_become_texts_with_roles():
     place = dict(source="a", line=1)
     other = [dict(role="assistant", content="b")]
     pair = place | dict(prompt=prompt, chosen=answer, rejected=other)
+    prompt = [dict(role="user", content="q", trained=False)]
     assert [text["role"] for text in training_examples(pair)] == ["chosen", "rejected"]
     assert [text["messages"] for text in training_examples(pair)] == [
         prompt + answer,
@@ -115,6 +116,21 @@ def test_judged_rows_become_texts_with_roles():
             dict(role="assistant", content=known.get("answer", ".")),
         ]
     assert [ROLES.index(role) for role in ("plain", "chosen", "rejected")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mask", ["assistant", "last", "completion", "all"])
+def test_of_a_judged_row_only_the_answer_is_trained(mask):
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    turns = [("user", "2 + 2?"), ("assistant", "4"), ("user", "3 + 3?")]
+    prompt = [dict(role=role, content=content) for role, content in turns]
+    good, bad = ([dict(role="assistant", content=content)] for content in ("6", "7"))
+    place = dict(source="a.jsonl", line=1, prompt=prompt)
+    rows = [place | dict(chosen=good, rejected=bad), place | dict(completion=bad, label=False)]
+    for row, answers in zip(rows, (["6", "7"], ["7"])):
+        encoded = encoded_rows([row], Encoder(tokenizer, mask))
+        trained = [[tokenizer.decode(t.ids[a:b]) for a, b in t.runs] for t in encoded.tokens]
+        assert trained == [[answer + tokenizer.eos_token] for answer in answers]
+        assert all("4" in tokenizer.decode(t.ids) for t in encoded.tokens)
 
 
 def test_a_preference_is_refused_whole_and_its_texts_share_group_and_key():

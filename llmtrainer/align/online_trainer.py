@@ -28,7 +28,6 @@ __all__ = [
     "GrpoTrainer",
     "RlooTrainer",
     "step_section",
-    "moves_its_base",
     "check_answers",
     "check_online",
     "held_out_questions",
@@ -96,6 +95,7 @@ from llmtrainer.data.packing import EpochSampler, collator
 from llmtrainer.device import DevicePlan
 from llmtrainer.models.generate import GREEDY, Generation, context_length, stop_ids
 from llmtrainer.models.lora import Adapt
+from llmtrainer.models.variants import moves_its_base
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
 from llmtrainer.training.checkpoints import list_steps
@@ -724,12 +724,6 @@ def step_section(section: Train, objective: Online) -> Train:
     micro = next(size for size in sizes if whole % (size * world_size()) == 0)
     changes = dict(batch_size=micro, accumulate=whole // micro)
     return section.model_copy(update=changes)
-
-
-def moves_its_base(model) -> bool:
-    "Does an adapter's first value take something away from the weights of the base?"
-    configs = getattr(model, "peft_config", {}).values()
-    return any(str(config.init_lora_weights).startswith(("pissa", "olora")) for config in configs)
 
 
 def check_answers(questions: Sequence[Question], objective: Online) -> None:

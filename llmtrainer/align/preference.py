@@ -19,6 +19,7 @@ __all__ = [
     "arrays_digest",
     "store_arrays",
     "reference_model",
+    "check_base",
     "reference_scores",
     "row_views",
     "add_reference",
@@ -57,6 +58,7 @@ from llmtrainer.data.loss_mask import Encoded
 from llmtrainer.data.packing import Sequences, build_sequence, pad_batch
 from llmtrainer.data.table import ROLES
 from llmtrainer.models.engines import token_logprobs
+from llmtrainer.models.variants import moves_its_base
 from llmtrainer.recipe import UserError
 from llmtrainer.run import cached_sha256, write_atomic
 from llmtrainer.training.distributed import any_rank, rank, world_size
@@ -193,6 +195,12 @@ def reference_model(session, reference: str):
     except UserError as error:
         error.where = f"train.objective: reference: {reference}"
         raise
+    if model.get_output_embeddings() is None:
+        raise UserError(
+            f"{reference} is a reward model, and cannot say how likely a text is",
+            where="train.objective",
+            allowed="start, base, or a language model with the same tokenizer",
+        )
     if tokenizer.get_vocab() != session.tokenizer.get_vocab():
         raise UserError(
             f"{reference} has another tokenizer, so it cannot say how likely these tokens are",
@@ -202,12 +210,25 @@ def reference_model(session, reference: str):
     return model
 
 
+def check_base(model, reference: str) -> None:
+    "`UserError` where `base` is asked for and the model without its adapter is something else."
+    if reference == "base" and moves_its_base(model):
+        raise UserError(
+            "an adapter of pissa or olora takes its first values out of the base's weights, so the"
+            " model without the adapter is not the base",
+            where="train.objective: reference: base",
+            fix="set reference=start, which is the base where an adapter begins, or"
+            " adapt.variant=null",
+        )
+
+
 def reference_scores(
     session,
     reference: str,  # start, base, a run, a model folder, or a hub name
     rows: dict[str, Sequence[Encoded]],  # a name for each list of rows
 ) -> dict[str, np.ndarray]:
     "Name -> (rows,) log-probabilities under the reference: those stored in the run, or new ones."
+    check_base(session.model, reference)
     path = session.trainer.checkpoint_config.run.path / "reference.safetensors"
     key = reference_key(session, reference)
     arrays = stored_arrays(path, key)
@@ -251,6 +272,7 @@ def needs_steps(session) -> bool:
 
 def check_step_reference(session, reference: str) -> None:
     "`UserError` where the model without its adapter is not the reference."
+    check_base(session.model, reference)
     adapted = hasattr(session.model, "disable_adapter")
     zero = all(
         not weight.any() for name, weight in session.model.named_parameters() if "lora_B" in name

@@ -111,7 +111,10 @@ def trained_spans(
         return whole, [(border(i, prompt=True), border(i + 1)) for i in turns]
     spans = []
     for start, end in trained_stretches(messages):
-        first = border(start) if start else None
+        # after a turn that is given, an answer begins where a model would begin to write it
+        answers = messages[start]["role"] == "assistant"
+        given = start and answers and not messages[start - 1].get("trained", True)
+        first = border(start, prompt=given) if start else None
         spans.append((first, border(end) if end < len(messages) else None))
     return whole, spans
 

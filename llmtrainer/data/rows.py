@@ -6,6 +6,7 @@
 __all__ = [
     "HARMLESS_REASONS",
     "FIRST_PLACES",
+    "TRUTHS",
     "COLUMN_TYPES",
     "MESSAGE_ROLES",
     "SPEAKERS",
@@ -24,6 +25,7 @@ __all__ = [
     "PREMISE",
     "CHOICES",
     "LABEL",
+    "GOOD_OR_BAD",
     "JSON_STARTS",
     "JUDGED",
     "TURN_COLUMNS",
@@ -65,6 +67,7 @@ __all__ = [
     "turns_in_text",
     "column_turns",
     "prompt_turns",
+    "repeated_prompt",
     "check_judged",
     "judged_margin",
     "preference_row",
@@ -223,6 +226,7 @@ def number_text(value: int | float) -> str:
 
 
 # %% ../../nbs/data/10_rows.ipynb #74f0d7b1
+TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 COLUMN_TYPES = {  # what a column may hold, in words -> the check
     "text": lambda v: isinstance(v, str),
     "a list": lambda v: isinstance(v, list),
@@ -230,6 +234,9 @@ COLUMN_TYPES = {  # what a column may hold, in words -> the check
     "text or a number": lambda v: isinstance(v, str) or is_number(v),
     "text, a number or turns": lambda v: isinstance(v, (str, list, dict)) or is_number(v),
     "true or false": lambda v: isinstance(v, (bool, str)) and str(v).lower() in ("true", "false"),
+    "true or false, or 1 or 0": lambda v: (
+        isinstance(v, (bool, str, int, float)) and str(v).lower() in TRUTHS
+    ),
     "a whole number": lambda v: type(v) is int or (isinstance(v, str) and v.isdigit()),
 }
 
@@ -687,12 +694,25 @@ def prompt_turns(record: dict) -> list[dict]:
     return prompt[:-1] if prompt[-1:] == [turn("assistant", "")] else prompt
 
 
+def repeated_prompt(record: dict, prompt: list[dict]) -> list[dict]:
+    """The prompt that both answers repeat, with the record's system prompt where it has none;
+    `BadRecord` where a column beside them holds another prompt."""
+    system = [] if prompt and prompt[0]["role"] == "system" else system_turn(record)
+    beside = [m["content"] for m in prompt_turns(record) if m["role"] == "user"]
+    said = "\n".join(m["content"] for m in prompt)
+    if beside and not any(text in said or said in text for text in beside):
+        raise BadRecord("the answers repeat another prompt than the one beside them")
+    return system + prompt
+
+
 def check_judged(column: str, answer: list[dict]) -> None:
-    "`BadRecord` where an answer is empty or does not begin with the assistant."
+    "`BadRecord` where an answer is empty, or does not begin and end with the assistant."
     last = answer[-1] if answer else {"content": ""}
     says_something = last["content"].strip() or last.get("tool_calls")
     if not says_something or answer[0]["role"] != "assistant":
         raise BadRecord(f"empty {column}")
+    if last["role"] != "assistant":
+        raise BadRecord(f"{column} does not end with the assistant")
 
 
 SCORES = ("margin", "score_chosen", "score_rejected")
@@ -722,6 +742,9 @@ def preference_row(record: dict) -> dict:
     if chosen and chosen[0]["role"] != "assistant":  # the answers repeat the prompt
         shared = sum(1 for _ in takewhile(lambda ab: ab[0] == ab[1], zip(chosen, rejected)))
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if any(rest and rest[0]["role"] != "assistant" for rest in (chosen, rejected)):
+            raise BadRecord("chosen and rejected answer different prompts")
+        prompt = repeated_prompt(record, prompt)
     else:
         prompt = prompt_turns(record)
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
@@ -751,7 +774,7 @@ def kto_converter(convert: Callable[[dict], dict], column: str) -> Callable[[dic
         *prompt, answer = row.pop("messages")
         if answer["role"] != "assistant" or not prompt:
             raise BadRecord("no prompt before the answer")
-        label = str(record[column]).lower() == "true"
+        label = TRUTHS[str(record[column]).lower()]
         return row | {"prompt": prompt, "completion": [answer], "label": label}
 
     return judge
@@ -906,11 +929,14 @@ FORMATS["multiple_choice"] = [choice_shape(columns, read) for columns, read in C
 
 # %% ../../nbs/data/10_rows.ipynb #ff202e0a
 LABEL = "true or false"
+GOOD_OR_BAD = "true or false, or 1 or 0"  # beside an answer a number says it too
 
 
 def kto_shape(shape: Shape, label: str) -> Shape:
     "A shape with a column that calls its last answer good or bad."
-    return Shape(shape.columns | {label: LABEL}, kto_converter(shape.convert, label), shape.also)
+    return Shape(
+        shape.columns | {label: GOOD_OR_BAD}, kto_converter(shape.convert, label), shape.also
+    )
 
 
 FORMATS["preference"] = [

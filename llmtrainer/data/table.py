@@ -203,14 +203,15 @@ def prefetch_map(
 # %% ../../nbs/internals/93_table.ipynb #a8bd92f4
 def answers_of(row: dict) -> dict[str, list[dict]]:
     "Role -> the prompt with that answer, for a canonical row whose answers are judged."
+    # only the answer is judged: a prompt's earlier answers are no part of it, whatever the mask
+    prompt = [message | {"trained": False} for message in row["prompt"]]
     if "completion" in row:
-        role = "desirable" if row["label"] else "undesirable"
-        return {role: row["prompt"] + row["completion"]}
+        return {"desirable" if row["label"] else "undesirable": prompt + row["completion"]}
     if "chosen" in row:
-        return {role: row["prompt"] + row[role] for role in ("chosen", "rejected")}
+        return {role: prompt + row[role] for role in ("chosen", "rejected")}
     # the model will write its own; this one only shows where an answer begins
     answer = {"role": "assistant", "content": row.get("answer") or "."}
-    return {"prompt": [*row["prompt"], answer]}
+    return {"prompt": [*prompt, answer]}
 
 
 def training_examples(row: dict) -> list[dict]:

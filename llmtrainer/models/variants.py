@@ -11,6 +11,7 @@ __all__ = [
     "check_fused",
     "check_variant",
     "save_init",
+    "moves_its_base",
     "subtract_init",
     "name_base",
     "save_adapter",
@@ -166,6 +167,12 @@ def save_init(model, batches=None) -> None:
 
 
 INITIALIZERS |= dict(pissa=save_init, olora=save_init)
+
+
+def moves_its_base(model) -> bool:
+    "Does an adapter's first value take something away from the weights of the base?"
+    configs = getattr(model, "peft_config", {}).values()
+    return any(str(config.init_lora_weights).startswith(("pissa", "olora")) for config in configs)
 
 
 def subtract_init(
