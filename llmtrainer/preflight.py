@@ -207,18 +207,20 @@ def predict_time(
     flops: int,  # of a micro-batch
     speed: float | None,  # operations a second; None where nobody measured
 ) -> dict:
-    """Tokens of a step, the range of seconds that it should take, and of the hours of the job where
-    the recipe says how many steps."""
+    """Tokens of a step, the range of seconds that it should take, of the hours of the steps where
+    the recipe says how many, and of the seconds before them for 1,000 rows that are read first."""
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     forward = 1 / 2 if recipe.adapt.method == "lora" else 1 / 3  # share of forward and backward
     flops = flops * work.accumulate * (1 + (objective.passes - 1) * forward)
     step, steps = speed and step_time_range(flops, speed), recipe.train.max_steps
-    # before the first step, such as for a reference: at most as much data as the steps read
-    before = objective.setup_passes * forward / (1 + (objective.passes - 1) * forward)
+    # all rows, however few steps follow: how many there are is not known before they are read
+    passes = objective.setup_passes * forward / (1 + (objective.passes - 1) * forward)
+    before = 1000 * passes / (work.rows * work.accumulate)
     return dict(
         seconds_per_step=step,
         tokens_per_step=work.rows * work.length * work.accumulate,
-        hours=step and steps and tuple(steps * s * (1 + before) / 3600 for s in step),
+        hours=step and steps and tuple(steps * s / 3600 for s in step),
+        setup_seconds_per_1000_rows=step and before and tuple(before * s for s in step),
     )
 
 
@@ -279,7 +281,7 @@ def format_writing(writing: dict, memory: int) -> str:
 
 def format_verdict(said: dict) -> list[str]:
     "What a forecast comes to, in lines."
-    parts, (step, tokens, hours) = said["bytes"], said["time"].values()
+    parts, (step, tokens, hours, before) = said["bytes"], said["time"].values()
     lines = [
         f"{'the steps: ' * bool(said['writing'])}"
         f"{'fits' if parts['total'] <= said['memory'] else 'does not fit'}:"
@@ -296,9 +298,14 @@ def format_verdict(said: dict) -> list[str]:
     if step:
         lines += [
             "a step of {:,} tokens takes {:.2g} to {:.2g} s".format(tokens, *step)
-            + (", the job {:.2g} to {:.2g} hours".format(*hours) if hours else "")
+            + (", the steps {:.2g} to {:.2g} hours".format(*hours) if hours else "")
             + "; --measure tries it"
         ]
+    if before:
+        lines.append(
+            "before the first step the reference reads every row: {:.2g} to {:.2g} s for 1,000"
+            " rows as long as the longest".format(*before)
+        )
     return lines
 
 

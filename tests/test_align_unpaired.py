@@ -199,6 +199,8 @@ def test_what_kto_cannot_do_is_refused():
     model, tokenizer, data = judgements(rows=1)
     with pytest.raises(UserError, match="all rows have the same"):
         session_of(Kto(), model, tokenizer, data)
+    with pytest.raises(ValueError, match="are both 0"):
+        Kto(desirable_weight=0, undesirable_weight=0)
 
 
 def test_a_validation_set_of_one_row_is_enough():

@@ -444,6 +444,8 @@ def test_no_step_parts_the_answers_of_a_preference(packing, too_long):
     assert prepared.ledger.reasons["duplicate"] == 2
     assert ("too long" in prepared.ledger.reasons) == (too_long == "drop")
     assert prepared.about["validation"]["rows"] == 2 * len(val)
+    fill = prepared.about["sequences"]["fill"]
+    assert fill <= 1 and (fill > 0.5 or not packing), "a sequence has room for both answers"
 
 
 def test_rows_of_files_with_one_name_are_counted_apart():

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 # %% ../../nbs/align/55_unpaired.ipynb #26fdb136
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 # %% ../../nbs/align/55_unpaired.ipynb #083f4706
 from llmtrainer.align.preference import (
@@ -136,6 +136,13 @@ class Kto(Mismatched):
         description="start: the model as this training begins; base: without its adapter; or a run"
         " or a model",
     )
+
+    @model_validator(mode="after")
+    def weighs_something(self):
+        "With both weights 0 no row would teach anything."
+        if not self.desirable_weight + self.undesirable_weight:
+            raise ValueError("desirable_weight and undesirable_weight are both 0")
+        return self
 
     def setup(self, session) -> None:
         self.setup_with(session, self.reference)

@@ -752,7 +752,7 @@ class SequenceCounts(Part):
 
     number: int
     epoch: int  # of them in an epoch
-    fill: float  # share of max_length that they use
+    fill: float  # share of their room that they use: max_length for each row of a group
 
 
 class ValidationRows(Part):
@@ -974,6 +974,8 @@ def source_table(encoded: EncodedSources, fitted: FittedRows, sequences: Sequenc
 def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
     "The account's numbers of tokens, lengths, pairs and sequences."
     lengths, total = fitted.lengths, int(fitted.lengths.sum())
+    # a sequence has room for the largest group, such as the two answers of a preference
+    largest = np.unique(sequences.columns.get("group", [0]), return_counts=True)[1].max()
     percentiles = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (50, 90, 99)}
     return dict(
         tokens=dict(total=total, trained=int(fitted.trained.sum())),
@@ -985,7 +987,7 @@ def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
         sequences=dict(
             number=len(sequences),
             epoch=sum(sequences.counts),
-            fill=round(total / (data.max_length * len(sequences)), 4),
+            fill=round(total / (data.max_length * largest * len(sequences)), 4),
         ),
     )
 
