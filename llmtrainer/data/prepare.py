@@ -975,7 +975,7 @@ def count_tokens(data: Data, fitted: FittedRows, sequences: Sequences) -> dict:
     "The account's numbers of tokens, lengths, pairs and sequences."
     lengths, total = fitted.lengths, int(fitted.lengths.sum())
     # a sequence has room for the largest group, such as the two answers of a preference
-    largest = np.unique(sequences.columns.get("group", [0]), return_counts=True)[1].max()
+    largest = int(np.unique(sequences.columns.get("group", [0]), return_counts=True)[1].max())
     percentiles = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (50, 90, 99)}
     return dict(
         tokens=dict(total=total, trained=int(fitted.trained.sum())),
