@@ -315,7 +315,12 @@ class Section(BaseModel):
     "A group of settings: frozen, strict, and without unknown keys."
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,  # no setting means anything at infinity, and NaN passes every limit
+        protected_namespaces=(),
     )
 
 
@@ -518,6 +523,7 @@ _PROBLEMS = {
     "greater_than_equal": "is out of range",
     "less_than": "is out of range",
     "less_than_equal": "is out of range",
+    "finite_number": "is out of range",
 }
 _BOOLEANS = {
     "yes": "true",
