@@ -225,6 +225,8 @@ def test_an_answer_that_the_grader_cannot_read_is_named_before_the_training():
     with pytest.raises(UserError, match="answer '5': it has no number after ####") as caught:
         reads.check_questions([good, bad])
     assert caught.value.where == "rows.jsonl:7" and "word_problems" in caught.value.allowed
+    with pytest.raises(UserError, match="gives no f1"):
+        scorer(RewardSource(grader="word_problems", score="f1")).check_questions([good])
     with pytest.raises(UserError, match="no number after ####") as caught:
         reads(rollouts_of("#### 5", answer="5"))
     assert caught.value.where == "rows.jsonl:7"
@@ -360,13 +362,21 @@ def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
     assert tensor == [1.0, 1.0] == check_values((x for x in (1, True)), 2, "own:good")
     with pytest.raises(UserError, match="raises raised KeyError: 'oops', at line 8 of own_re"):
         of("raises")(rollouts_of("a"))
-    with pytest.raises(UserError, match="wrong raised TypeError: wrong.. got an unexpected"):
+    with pytest.raises(
+        UserError, match="wrong raised TypeError: wrong.. got an unexpected"
+    ) as caught:
         of("wrong")(rollouts_of("a"))
+    assert "at line" not in caught.value.what, "no line of it has run"
+    assert caught.value.fix.endswith("with the arguments prompts, texts, answers")
     with pytest.raises(UserError, match="there is no function"):
         of("missing")
     (tmp_path / "beside.py").write_text(
         "LENGTH = 1\ndef one(texts, **_): return [1.0] * len(texts)\n"
     )
+    (tmp_path / "half.py").write_text("1 / 0\n")
+    monkeypatch.setenv(TRUST_VARIABLE, "half:one")
+    with pytest.raises(UserError, match="no function half:one: ZeroDivisionError: division by"):
+        scorer(RewardSource(python="half:one", trust="half:one"))
     monkeypatch.undo()  # no search path: the file lies where the command runs
     monkeypatch.chdir(tmp_path)
     names = ("beside:one", "beside:LENGTH", ":one", ".beside:one", "beside:")

@@ -333,11 +333,11 @@ def graded(task: Task, question: Question, output: Output) -> dict:
         ) from error
 
 
-def check_graded(task: Task, questions: Sequence[Question]) -> None:
+def check_graded(task: Task, score: str | None, questions: Sequence[Question]) -> None:
     "`UserError` for the first row with an answer that the grader cannot compare with."
     for question in questions:
         if question.answer is not None:
-            graded(task, question, Output(text=""))
+            grade_rollout(task, Rollout(question, (), "", True), score)
 
 
 # %% ../../nbs/align/52_online.ipynb #45fb4db3
@@ -395,8 +395,9 @@ def trusted_function(name: str) -> Callable:
         if re.fullmatch(r"\w+(\.\w+)*", module) and function:
             found = getattr(import_from_here(module), function)
         why = "it is no function"
-    except (ImportError, AttributeError) as error:
-        why = str(error)
+    except Exception as error:  # a module may do anything when it is imported
+        known = isinstance(error, ImportError | AttributeError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
     if not callable(found):
         raise UserError(
             f"there is no function {name}: {why}",
@@ -422,10 +423,12 @@ def call_function(function: Callable, name: str, **given):
     try:
         return function(**given)
     except Exception as error:  # of any kind, for the function is not of this package
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        inside = traceback.extract_tb(error.__traceback__)[
+            1:2
+        ]  # nothing where it takes no such call
+        place = "".join(f", at line {at.lineno} of {Path(at.filename).name}" for at in inside)
         raise UserError(
-            f"{name} raised {type(error).__name__}: {shortened(str(error))}, at line {last.lineno}"
-            f" of {Path(last.filename).name}",
+            f"{name} raised {type(error).__name__}: {shortened(str(error))}{place}",
             where="train.objective: rewards: python",
             fix=f"correct the function; it is called with the arguments {', '.join(given)}",
         ) from error
@@ -601,7 +604,7 @@ def scorer(
     return Scorer(
         lambda rollouts: [grade_rollout(task, one, reward.score) for one in rollouts],
         hashlib.sha256(code.encode()).hexdigest(),
-        partial(check_graded, task),
+        partial(check_graded, task, reward.score),
     )
 
 

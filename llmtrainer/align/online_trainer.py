@@ -832,7 +832,7 @@ def check_parts(parts: OnlineParts, model) -> None:
     for one in parts.scorers.values():
         one.check_questions(parts.questions)
     if parts.held_out:
-        check_graded(parts.objective.held_out_task(), parts.held_out)
+        check_graded(parts.objective.held_out_task(), None, parts.held_out)
     check_writer(model, [*parts.questions, *parts.held_out])
 
 
