@@ -315,11 +315,11 @@ class Section(BaseModel):
     "A group of settings: frozen, strict, and without unknown keys."
 
     model_config = ConfigDict(
+        allow_inf_nan=False,
         frozen=True,
         extra="forbid",
         strict=True,
         validate_default=True,
-        allow_inf_nan=False,  # no setting means anything at infinity, and NaN passes every limit
         protected_namespaces=(),
     )
 
@@ -518,12 +518,12 @@ _PROBLEMS = {
     "too_long": "is too long",
     "string_too_short": "is too short",
     "string_too_long": "is too long",
+    "finite_number": "is out of range",
     "multiple_of": "is out of range",
     "greater_than": "is out of range",
     "greater_than_equal": "is out of range",
     "less_than": "is out of range",
     "less_than_equal": "is out of range",
-    "finite_number": "is out of range",
 }
 _BOOLEANS = {
     "yes": "true",

@@ -258,9 +258,12 @@ def test_a_fault_says_value_allowed_and_nearest():
         "a, b": "['a, b']",
         5: None,
     }
-    for number in (math.inf, -math.inf, math.nan):
-        endless = _faults({"words": {"train": [{"path": "a", "weight": number}]}})
-        assert endless["words.train.0.weight"].problem.endswith(" is out of range")
+    for value in (math.inf, math.nan):  # numbers that only a slip writes
+        steps = {"lr": value, "require": {"exact": value}}
+        found = _faults({"words": {"train": "a"}, "steps": steps})
+        assert found.keys() == {"steps.lr", "steps.require.exact"}
+        assert found["steps.lr"].problem.endswith(("inf is out of range", "nan is out of range"))
+        assert found["steps.lr"].allowed == "a number, above 0"
     assert _faults({})["words"].problem == "is required"
     assert _faults({"words": {"train": 5}})["words.train"].allowed.startswith("text or a list")
 
@@ -327,9 +330,7 @@ def test_commented_recipe_loads_to_the_defaults():
         assert word in commented_recipe(Small)
 
 
-_finite = dict(allow_nan=False, allow_infinity=False)
-_weights = st.floats(min_value=1e-9, **_finite)
-_sources = st.builds(Source, path=st.text(), weight=_weights)
+_sources = st.builds(Source, path=st.text(), weight=st.floats(min_value=1e-9, allow_infinity=False))
 _smalls = st.builds(
     Small,
     words=st.builds(
@@ -340,10 +341,12 @@ _smalls = st.builds(
     ),
     steps=st.builds(
         Steps,
-        lr=st.floats(min_value=1e-300, **_finite),
+        lr=st.floats(min_value=1e-300, allow_infinity=False),
         max_steps=st.none() | st.integers(1),
         shuffle=st.booleans(),
-        require=st.dictionaries(st.text(), st.floats(**_finite), max_size=2),
+        require=st.dictionaries(
+            st.text(), st.floats(allow_nan=False, allow_infinity=False), max_size=2
+        ),
     ),
 )
 
