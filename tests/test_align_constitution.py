@@ -213,12 +213,30 @@ def test_roles_are_told_apart_and_a_file_cannot_allow_a_function(tmp_path, monke
         lambda: load_recipe(Constitution, dict(prompts="p", judge=named | dict(trust="no"))),
         "python and trust",
     )
-    for wrong in (None, "x", [1]):
+    for wrong, shown in ((None, "None"), ("x", "'x'"), ([1], "1"), (["a", "b"], "2 texts")):
+        said, place = f"rule returned {shown} for 1 samples", "constitution."
         bad = function_critic(lambda value=wrong, **given: value, "rule")
-        assert_refused(partial(bad, [sample], [principle]), "rule returned")
-    for wrong in (None, "x", [None], [float("nan")]):
+        assert_refused(partial(bad, [sample], [principle]), said, place + "critic")
+        bad = function_reviser(lambda value=wrong, **given: value, "rule")
+        assert_refused(partial(bad, [sample], [principle], [text]), said, place + "reviser")
+    for wrong in (None, "x", [None], ["1"], [float("nan")]):
         bad = function_judge(lambda value=wrong, **given: value, "rule")
         assert_refused(partial(bad, [answer_pair]), "rule returned", "constitution.judge")
+
+
+def test_a_function_that_raises_is_named_with_its_role():
+    def fails(**given):
+        raise RuntimeError("no")
+
+    answer_pair = AnswerPair([{"role": "user", "content": "2 + 3?"}], "5", "6", "Which is right?")
+    sample = Sample(0, answer_pair.messages, "5")
+    principle = load_principles(Constitution(prompts="p")).revisions[0]
+    for role, call in (
+        ("critic", partial(function_critic(fails, "rule:fails"), [sample], [principle])),
+        ("reviser", partial(function_reviser(fails, "rule:fails"), [sample], [principle], ["c"])),
+        ("judge", partial(function_judge(fails, "rule:fails"), [answer_pair])),
+    ):
+        assert_refused(call, "rule:fails raised RuntimeError: no, at line", f"constitution.{role}")
 
 
 def few_samples(count=4, origin="model"):

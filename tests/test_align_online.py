@@ -180,6 +180,17 @@ def rollouts_of(*texts, answer="#### 5"):
     return [Rollout(question, (3, 4), text, True) for text in texts]
 
 
+def test_a_weight_or_a_setting_without_end_is_no_setting():
+    for weight in (math.inf, -math.inf, math.nan):
+        with pytest.raises(RecipeError, match="rewards.*weight.*is out of range"):
+            load_recipe(Grpo, dict(rewards=[dict(grader="gsm8k", weight=weight)]))
+    numbers = [name for name, field in Grpo.model_fields.items() if field.annotation is float]
+    assert {"kl", "clip", "temperature"} <= set(numbers)
+    for name in numbers:
+        with pytest.raises(RecipeError, match=f"{name}.*is out of range"):
+            load_recipe(Grpo, {name: math.inf})
+
+
 def test_rewards_are_data():
     for wrong in (
         dict(),
@@ -202,6 +213,23 @@ def test_rewards_are_data():
         right(rollouts_of("5", answer=None))
     with pytest.raises(UserError, match="grades no written answers"):
         scorer(RewardSource(grader="word_problems_choice"))
+    with pytest.raises(UserError, match="there is no task 'nosuch'") as caught:
+        scorer(RewardSource(grader="nosuch"))
+    assert caught.value.where == "train.objective: rewards: grader"
+
+
+def test_an_answer_that_the_grader_cannot_read_is_named_before_the_training():
+    reads = scorer(RewardSource(grader="word_problems"))
+    good, bad = (rollouts_of("#### 5", answer=answer)[0].question for answer in ("#### 5", "5"))
+    reads.check_questions([good])
+    with pytest.raises(UserError, match="answer '5': it has no number after ####") as caught:
+        reads.check_questions([good, bad])
+    assert caught.value.where == "rows.jsonl:7" and "word_problems" in caught.value.allowed
+    with pytest.raises(UserError, match="gives no f1"):
+        scorer(RewardSource(grader="word_problems", score="f1")).check_questions([good])
+    with pytest.raises(UserError, match="no number after ####") as caught:
+        reads(rollouts_of("#### 5", answer="5"))
+    assert caught.value.where == "rows.jsonl:7"
 
 
 def test_a_reward_model_judges_whole_conversations(tmp_path):
@@ -299,6 +327,8 @@ def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
         "def length(prompts, texts, answers):\n    return [len(text) for text in texts]\n"
         "def short(prompts, texts, answers):\n    return [1.0]\n"
         "def broken(prompts, texts, answers):\n    return [float('nan') for _ in texts]\n"
+        "def raises(prompts, texts, answers):\n    raise KeyError('oops')\n"
+        "def wrong(texts):\n    return [1.0]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -307,17 +337,46 @@ def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
 
     with pytest.raises(UserError, match="a file cannot allow that"):
         of("length")
-    names = ("length", "short", "broken", "missing")
+    names = ("length", "short", "broken", "raises", "wrong", "missing")
     monkeypatch.setenv(TRUST_VARIABLE, ",".join(f"own_rewards:{name}" for name in names))
     assert of("length")(rollouts_of("abc", "")) == [3.0, 0.0]
     for name, why in (("short", "returned 1 values for 2"), ("broken", "not finite")):
         with pytest.raises(UserError, match=why):
             of(name)(rollouts_of("a", "b"))
+    for value, shown in (
+        ("None", "None for 2"),
+        ("[None] * 2", "None for 2"),
+        ("1.0", "1.0 for 2"),
+        ("['high', 'low']", "'high' for 2"),
+        ("['1', '2']", "'1' for 2"),
+        ("'12'", "'12' for 2"),
+        ("{'a': 1, 'b': 2}", "{'a': 1, 'b': 2} for 2"),
+        ("[[1, 2], [3]]", r"\[1, 2\] for 2"),
+        ("__import__('numpy').array(1.0)", r"array\(1.\) for 2"),
+    ):
+        function = eval(f"lambda **_: {value}")
+        with pytest.raises(UserError, match=f"own:bad returned {shown} answers") as caught:
+            score_by_function(function, "own:bad", rollouts_of("a", "b"))
+        assert caught.value.where == "train.objective: rewards"
+    tensor = score_by_function(lambda **_: torch.ones(2), "own:good", rollouts_of("a", "b"))
+    assert tensor == [1.0, 1.0] == check_values((x for x in (1, True)), 2, "own:good")
+    with pytest.raises(UserError, match="raises raised KeyError: 'oops', at line 8 of own_re"):
+        of("raises")(rollouts_of("a"))
+    with pytest.raises(
+        UserError, match="wrong raised TypeError: wrong.. got an unexpected"
+    ) as caught:
+        of("wrong")(rollouts_of("a"))
+    assert "at line" not in caught.value.what, "no line of it has run"
+    assert caught.value.fix.endswith("with the arguments prompts, texts, answers")
     with pytest.raises(UserError, match="there is no function"):
         of("missing")
     (tmp_path / "beside.py").write_text(
         "LENGTH = 1\ndef one(texts, **_): return [1.0] * len(texts)\n"
     )
+    (tmp_path / "half.py").write_text("1 / 0\n")
+    monkeypatch.setenv(TRUST_VARIABLE, "half:one")
+    with pytest.raises(UserError, match="no function half:one: ZeroDivisionError: division by"):
+        scorer(RewardSource(python="half:one", trust="half:one"))
     monkeypatch.undo()  # no search path: the file lies where the command runs
     monkeypatch.chdir(tmp_path)
     names = ("beside:one", "beside:LENGTH", ":one", ".beside:one", "beside:")
@@ -327,6 +386,20 @@ def test_a_function_runs_only_with_consent(monkeypatch, tmp_path):
     for source in wrong:
         with pytest.raises(UserError, match="there is no function"):
             scorer(source)
+
+
+def test_rewards_are_said_in_words():
+    rewards = [
+        dict(grader="gsm8k", score="answered", weight=0.2, python=None, model=None, trust=None),
+        RewardSource(python="rewards:brevity", trust="rewards:brevity"),
+        dict(model="runs/reward", weight=2),
+    ]
+    assert "; ".join(map(reward_words, rewards)) == (
+        "the grader of gsm8k (its score answered, weight 0.2); the function rewards:brevity;"
+        " the reward model runs/reward (weight 2)"
+    )
+    note = alignment_note(rewards)
+    assert "What was earned: the grader of gsm8k (its" in note and "nothing else" in note
 
 
 def test_the_ledger_rotates_and_is_rewound(tmp_path):

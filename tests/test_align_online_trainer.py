@@ -14,8 +14,11 @@ from llmtrainer.align.online_trainer import (
     UserError,
     math,
     name,
+    newest_checkpoint,
     partial,
     rank,
+    replace,
+    step_number,
     time,
     torch,
 )
@@ -52,7 +55,7 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run, Stopped, read_manifest
-from llmtrainer.training.checkpoints import newest_checkpoint
+from llmtrainer.training.checkpoints import list_steps, newest_checkpoint, step_number
 from llmtrainer.training.durable import Signals, send_signal
 from llmtrainer.training.trainer import Train, complete_training
 
@@ -318,14 +321,39 @@ def test_a_collapse_ends_the_run_and_keeps_the_checkpoint_before_it(tmp_path):
 
             return {"fall": Scorer(fall)}
 
-    section = SECTION.model_copy(update=dict(max_steps=30, save_steps=2, keep_checkpoints=9))
-    with pytest.raises(Collapsed, match=r"the reward fell.*step-4") as collapsed:
-        train(tmp_path, section=section, kind=Falling)
-    assert collapsed.value.exit_code == 1
-    run = Run.load(tmp_path / "run")
-    assert not run.adapter.exists() and newest_checkpoint(run.checkpoints)[0].name == "step-10"
-    (event,) = [line for line in run.metrics() if line.get("event") == "collapsed"]
-    assert event["step"] == 11
+    assert SECTION.keep_checkpoints == 2
+    for save_steps, named, left in (
+        (1, "from before it there is adapt.continue_from=.*step-2$", [2, 7, 9, 10]),
+        (2, "from before it there is adapt.continue_from=.*step-2$", [2, 6, 8, 10]),
+        (5, "no checkpoint was saved up to step 4", [5, 10]),
+    ):
+        calls.clear()
+        folder = tmp_path / str(save_steps)
+        section = SECTION.model_copy(update=dict(max_steps=30, save_steps=save_steps))
+        with pytest.raises(Collapsed, match=f"the reward fell.*{named}") as collapsed:
+            train(folder, section=section, kind=Falling)
+        assert collapsed.value.exit_code == 1
+        run = Run.load(folder / "run")
+        kept = sorted(map(step_number, list_steps(run.checkpoints)))
+        assert not run.adapter.exists() and kept == left
+        (event,) = [line for line in run.metrics() if line.get("event") == "collapsed"]
+        assert event["step"] == 11
+
+
+def test_an_answer_that_no_grader_reads_is_refused_before_a_run_begins(recipe, tmp_path):
+    rows = [dict(prompt="2 + 2?", answer="#### 4"), dict(prompt="2 + 3?", answer="5")]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for key, settings in (
+        ("train", dict(rewards=[dict(grader="word_problems")])),
+        ("val", dict(held_out="word_problems")),
+    ):
+        wanted = recipe("vowels", **settings)
+        wanted["data"][key] = str(file)
+        with pytest.raises(UserError, match="cannot compare with the answer '5'") as caught:
+            pipeline.train(wanted, tmp_path / "run", quiet=True)
+        assert caught.value.where == "prompts.jsonl:2"
+        assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_done_online_is_refused(tmp_path):

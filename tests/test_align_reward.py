@@ -17,6 +17,7 @@ import torch
 import llmtrainer.models.load  # noqa: F401
 from llmtrainer.data.packing import pad_batch
 from llmtrainer.data.prepare import Data, prepare
+from llmtrainer.data.streaming import prepare_stream
 from llmtrainer.data.synthetic import problems
 from llmtrainer.device import plan_device, probe
 from llmtrainer.evals.own_tasks import pair_item, pairs_task
@@ -54,10 +55,23 @@ def as_if_trained(model):
     return model
 
 
-def pairs(tokenizer, rows=24, split="train", make=preference, **data):
-    "Sequences of preferences."
+def preferences_file(rows, split="train", make=preference):
+    "A file of preferences."
     file = Path(tempfile.mkdtemp()) / "rows.jsonl"
     file.write_text("".join(json.dumps(make(p)) + "\n" for p in problems(rows, split)))
+    return file
+
+
+def streamed_pairs(tokenizer, make, **data):
+    "A stream of preferences, in blocks of eight."
+    file = str(preferences_file(24, make=make))
+    blocks = dict(stream=True, duplicates="keep", block=8, max_length=160, val=None)
+    return prepare_stream(Data(train=file, **blocks | data), tokenizer)
+
+
+def pairs(tokenizer, rows=24, split="train", make=preference, **data):
+    "Sequences of preferences."
+    file = preferences_file(rows, split, make)
     section = Data(**{"train": str(file), "max_length": 160, "val": None} | data)
     return prepare(section, tokenizer)
 
@@ -233,8 +247,29 @@ def test_a_file_is_scored_line_by_line(tmp_path):
     expected = score_texts(model, tokenizer, conversations_of(3))
     assert np.allclose([line["score"] for line in lines], expected, atol=1e-4)
     file.write_text('{"text": "no conversation"}\n')
-    with pytest.raises(UserError, match="no conversation to score"):
+    with pytest.raises(UserError, match="no conversation to score: a plain text"):
         score_file(model, tokenizer, str(file))
+
+
+def test_rows_that_are_not_scored_are_named(tmp_path):
+    model, tokenizer = reward_model()
+    pairs(tokenizer, rows=4)
+    good, file, told = preference(next(iter(problems(1, "test")))), tmp_path / "rows.jsonl", []
+    rows = [good, good | dict(rejected=None), good]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = score_file(model, tokenizer, str(file), notify=told.append)
+    assert [line["line"] for line in lines] == [1, 1, 3, 3]
+    assert len(told) == 1 and told[0].startswith("1 of 3 rows were not scored\n")
+    assert f"{lines[0]['file']}:2: " in told[0]
+    file.write_text(json.dumps(dict(prompt="2 + 3?", answer="5")) + "\n")
+    with pytest.raises(UserError, match="to score: a prompt without an answer") as caught:
+        score_file(model, tokenizer, str(file), notify=told.append)
+    assert caught.value.where == f"{lines[0]['file']}:1" and len(told) == 1
+    long = good | dict(chosen="7 " * 5000)
+    file.write_text("".join(json.dumps(row) + "\n" for row in (good, long)))
+    with pytest.raises(UserError, match="a row has .* tokens, and the model reads") as caught:
+        score_file(model, tokenizer, str(file), notify=told.append)
+    assert caught.value.where == f"{lines[0]['file']}:2"
 
 
 def test_a_language_model_scores_nothing():
@@ -347,7 +382,24 @@ def test_rows_that_were_cut_and_margins_that_are_not_there_are_refused():
     with pytest.raises(UserError, match="no row says how much better"):
         Reward(margin="rows").setup(SimpleNamespace(data=data))
     Reward().setup(SimpleNamespace(data=data))
-    cut = pairs(tokenizer, rows=40, max_length=56, too_long="cut_end", max_rejects=1.0)
+    cutting = dict(rows=40, max_length=56, too_long="cut_end", max_rejects=1.0)
+    cut = pairs(tokenizer, **cutting)
     assert cut.account().pairs.cut
     with pytest.raises(UserError, match="pairs were cut"):
         Reward().setup(SimpleNamespace(data=cut))
+
+
+def test_a_stream_cuts_no_pairs_and_has_margins():
+    model, tokenizer = reward_model()
+    margin = lambda problem: preference(problem, margin=2.0)
+    for make, objective in ((preference, Reward()), (margin, Reward(margin="rows"))):
+        stream = streamed_pairs(tokenizer, make, too_long="drop")
+        objective.setup(SimpleNamespace(data=stream))
+    batch = pad_batch([stream.train[0], stream.train[1]], tokenizer.pad_token_id)
+    assert set(objective.wanted(batch).tolist()) == {2.0}
+    with pytest.raises(UserError, match="no row says how much better"):
+        objective.setup(SimpleNamespace(data=streamed_pairs(tokenizer, preference)))
+    for how in ("cut_start", "cut_end"):  # the first block holds no pair that is cut
+        cutting = streamed_pairs(tokenizer, preference, too_long=how)
+        with pytest.raises(UserError, match="nobody knows yet which pairs"):
+            Reward().setup(SimpleNamespace(data=cutting))

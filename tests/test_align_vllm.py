@@ -30,7 +30,7 @@ from llmtrainer.models.generate import Generation
 from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, load_recipe
 
 
 PLAN = plan_device(probe())
@@ -265,6 +265,8 @@ def test_adapters_that_a_server_cannot_have_are_refused(stand_in, tmp_path):
     for wrong in ("vllm", "owner", "my own", "see http://localhost:8000"):
         with pytest.raises(ValueError, match="rollouts"):
             Grpo(rewards=rewards, rollouts=wrong)
+        with pytest.raises(UserError, match="allowed are own, and the address of a vLLM server"):
+            load_recipe(Grpo, dict(rollouts=wrong))
 
 
 REWARDS = "def vowels(prompts, texts, answers): return [sum(map(t.count, 'aeiou')) for t in texts]"

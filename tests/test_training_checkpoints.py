@@ -230,6 +230,20 @@ def test_pruning_never_removes_the_newest_whole_one_nor_any_damaged_one(whole, k
     shutil.rmtree(root)
 
 
+def test_a_checkpoint_up_to_a_step_that_moves_on_is_kept(tmp_path):
+    left = {}
+    for step in range(1, 15):
+        commit(write_some(tmp_path / ".staging" / "work", step), tmp_path / f"step-{step}")
+        prune_checkpoints(tmp_path, Retention(newest=1, good=max(1, step - 5)))
+        left[step] = sorted(map(step_number, list_steps(tmp_path)))
+    assert left[3] == [1, 2, 3] and left[6] == [1, 2, 6] and left[7] == [2, 6, 7]
+    assert left[10] == [2, 6, 10] and left[11] == [6, 10, 11] and left[14] == [6, 10, 14]
+    for step, steps in left.items():
+        assert steps[0] <= max(1, step - 5) and steps[-1] == step
+    prune_checkpoints(tmp_path, Retention(newest=1))
+    assert [folder.name for folder in list_steps(tmp_path)] == ["step-14"]
+
+
 import errno
 
 import pytest

@@ -46,7 +46,6 @@ __all__ = [
     "model_reviser",
     "model_judge",
     "check_texts",
-    "check_numbers",
     "prompts_of",
     "function_critic",
     "function_reviser",
@@ -72,11 +71,10 @@ __all__ = [
 
 # %% ../../nbs/align/53_constitution.ipynb #ed6c70d6
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -85,9 +83,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # %% ../../nbs/align/53_constitution.ipynb #7c4a45e3
 from llmtrainer.align.online import (
+    call_function,
     check_named_twice,
     check_values,
     draw_seed,
+    shortened,
     trusted_function,
 )
 from llmtrainer.evals.metrics import Score, score
@@ -596,23 +596,15 @@ def model_judge(model, tokenizer, principles: Principles, batch_size: int = 16) 
 # %% ../../nbs/align/53_constitution.ipynb #d5e161ea
 def check_texts(values, count: int, name: str) -> list[str]:
     "The texts that a function gave; `UserError` for anything but a text for each sample."
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    if is_list and len(values) == count:
-        if all(isinstance(value, str) for value in values):
+    wrong = shortened(repr(values))
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        others = [value for value in values if not isinstance(value, str)]
+        if len(values) == count and not others:
             return list(values)
-        raise UserError(
-            f"{name} returned something that is no text", allowed="a text for each sample"
-        )
-    raise UserError(f"{name} returned no list of {count} texts", allowed="a text for each sample")
-
-
-def check_numbers(values, count: int, name: str) -> list[float]:
-    "The margins that a function gave; `UserError` for anything but a finite number for each pair."
-    is_list = isinstance(values, Iterable) and not isinstance(values, str)
-    numbers = list(values) if is_list else []
-    if not is_list or not all(isinstance(value, Real) for value in numbers):
-        raise UserError(f"{name} returned no list of {count} numbers", allowed="one for each pair")
-    return check_values(numbers, count, name)
+        wrong = shortened(repr(others[0])) if others else f"{len(values)} texts"
+    raise UserError(
+        f"{name} returned {wrong} for {count} samples", allowed="a list with a text for each sample"
+    )
 
 
 def prompts_of(samples: Sequence[Sample | AnswerPair]) -> list[str]:
@@ -625,9 +617,15 @@ def function_critic(function: Callable, name: str) -> Critic:
     "A critic that is a function of prompts, answers and requests."
 
     def criticise(samples, drawn):
-        answers, requests = [c.answer for c in samples], [p.critique for p in drawn]
-        texts = function(prompts=prompts_of(samples), answers=answers, requests=requests)
-        return check_texts(texts, len(samples), name)
+        with naming("critic"):
+            texts = call_function(
+                function,
+                name,
+                prompts=prompts_of(samples),
+                answers=[sample.answer for sample in samples],
+                requests=[principle.critique for principle in drawn],
+            )
+            return check_texts(texts, len(samples), name)
 
     return criticise
 
@@ -636,13 +634,16 @@ def function_reviser(function: Callable, name: str) -> Reviser:
     "A reviser that is a function of prompts, answers, critiques and requests."
 
     def revise(samples, drawn, critiques):
-        texts = function(
-            prompts=prompts_of(samples),
-            answers=[sample.answer for sample in samples],
-            critiques=list(critiques),
-            requests=[principle.revision for principle in drawn],
-        )
-        return check_texts(texts, len(samples), name)
+        with naming("reviser"):
+            texts = call_function(
+                function,
+                name,
+                prompts=prompts_of(samples),
+                answers=[sample.answer for sample in samples],
+                critiques=list(critiques),
+                requests=[principle.revision for principle in drawn],
+            )
+            return check_texts(texts, len(samples), name)
 
     return revise
 
@@ -652,14 +653,16 @@ def function_judge(function: Callable, name: str) -> Margins:
     "A judge that is a function of prompts, two answers each and principles."
 
     def margins(answer_pairs):
-        values = function(
-            prompts=prompts_of(answer_pairs),
-            first=[answer_pair.first for answer_pair in answer_pairs],
-            second=[answer_pair.second for answer_pair in answer_pairs],
-            principles=[answer_pair.principle for answer_pair in answer_pairs],
-        )
         with naming("judge"):
-            return check_numbers(values, len(answer_pairs), name)
+            values = call_function(
+                function,
+                name,
+                prompts=prompts_of(answer_pairs),
+                first=[answer_pair.first for answer_pair in answer_pairs],
+                second=[answer_pair.second for answer_pair in answer_pairs],
+                principles=[answer_pair.principle for answer_pair in answer_pairs],
+            )
+            return check_values(values, len(answer_pairs), name)
 
     return margins
 

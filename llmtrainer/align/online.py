@@ -19,18 +19,27 @@ __all__ = [
     "Scorer",
     "check_named_twice",
     "RewardSource",
+    "graded",
+    "check_graded",
     "grade_rollout",
     "check_function_consent",
     "import_from_here",
     "trusted_function",
     "source_digest",
+    "call_function",
+    "shortened",
+    "as_number",
+    "values_fault",
     "check_values",
     "score_by_function",
     "ModelScorer",
     "model_digest",
+    "placed",
     "grading_task",
     "scorer",
     "score_rollouts",
+    "reward_words",
+    "alignment_note",
     "RolloutLedger",
     "rollout_figures",
     "check_mismatch",
@@ -40,6 +49,7 @@ __all__ = [
     "reward_collapse",
     "held_out_collapse",
     "collapse",
+    "own_or_address",
     "OnlineSettings",
     "Online",
     "trainer_module",
@@ -56,19 +66,21 @@ import json
 import math
 import os
 import re
+import traceback
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import compress, groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 # %% ../../nbs/align/52_online.ipynb #1983147b
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 # %% ../../nbs/align/52_online.ipynb #a4df2ae4
 from llmtrainer import __version__
@@ -307,6 +319,28 @@ class RewardSource(Section):
 
 
 # %% ../../nbs/align/52_online.ipynb #ebe95799
+def graded(task: Task, question: Question, output: Output) -> dict:
+    "The scores of an output; `UserError` with the row's place where its answer is no answer."
+    try:
+        return task.grade(make_item(question.text, question.answer), output)
+    except UserError as error:
+        raise UserError(
+            f"the grader of {task.name} cannot compare with the answer"
+            f" {question.answer[:60]!r}: {re.sub('the item [0-9a-f]{12}', 'it', error.what)}",
+            where=question.place,
+            allowed=f"an answer in the form of the rows of {task.name}",
+            fix="correct it, leave such rows out, or take a reward that reads this form",
+        ) from error
+
+
+def check_graded(task: Task, score: str | None, questions: Sequence[Question]) -> None:
+    "`UserError` for the first row with an answer that the grader cannot compare with."
+    for question in questions:
+        if question.answer is not None:
+            grade_rollout(task, Rollout(question, (), "", True), score)
+
+
+# %% ../../nbs/align/52_online.ipynb #45fb4db3
 def grade_rollout(task: Task, rollout: Rollout, score: str | None = None) -> float:
     "A score of an answer by a task's own grader; of a ratio, its value, or 0 where it is empty."
     question = rollout.question
@@ -316,7 +350,7 @@ def grade_rollout(task: Task, rollout: Rollout, score: str | None = None) -> flo
             where=question.place,
             fix="add a column `answer`, or take a reward that needs none",
         )
-    scores = task.grade(make_item(question.text, question.answer), rollout.output())
+    scores = graded(task, question, rollout.output())
     name = score or task.primary
     if name not in scores:
         raise UserError(
@@ -361,8 +395,9 @@ def trusted_function(name: str) -> Callable:
         if re.fullmatch(r"\w+(\.\w+)*", module) and function:
             found = getattr(import_from_here(module), function)
         why = "it is no function"
-    except (ImportError, AttributeError) as error:
-        why = str(error)
+    except Exception as error:  # a module may do anything when it is imported
+        known = isinstance(error, ImportError | AttributeError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
     if not callable(found):
         raise UserError(
             f"there is no function {name}: {why}",
@@ -382,12 +417,62 @@ def source_digest(function: Callable) -> str:
     return f"{plain.__module__}.{plain.__qualname__}"
 
 
+# %% ../../nbs/align/52_online.ipynb #669286c0
+def call_function(function: Callable, name: str, **given):
+    "What a function that the recipe names returns; `UserError` with what it raised, and where."
+    try:
+        return function(**given)
+    except Exception as error:  # of any kind, for the function is not of this package
+        inside = traceback.extract_tb(error.__traceback__)[
+            1:2
+        ]  # nothing where it takes no such call
+        place = "".join(f", at line {at.lineno} of {Path(at.filename).name}" for at in inside)
+        raise UserError(
+            f"{name} raised {type(error).__name__}: {shortened(str(error))}{place}",
+            where="train.objective: rewards: python",
+            fix=f"correct the function; it is called with the arguments {', '.join(given)}",
+        ) from error
+
+
+# %% ../../nbs/align/52_online.ipynb #e9d3587e
+def shortened(text: str) -> str:
+    "At most 80 characters of a text."
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def as_number(value) -> float | None:
+    "A value as a float; None where it is no number."
+    try:
+        return None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # a tensor of two raises the third
+        return None
+
+
+# %% ../../nbs/align/52_online.ipynb #b9929e2b
+def values_fault(values, numbers: list[float | None], count: int) -> str:
+    "What is wrong with returned values and the numbers among them; empty where nothing is."
+    if len(numbers) != count:
+        return f"{len(numbers)} values"
+    for value, number in zip(values, numbers):
+        if number is None:
+            return shortened(repr(value))
+        if not math.isfinite(number):
+            return "a number that is not finite"
+    return ""
+
+
+# %% ../../nbs/align/52_online.ipynb #5977a8e3
 def check_values(values: Sequence[float], count: int, name: str) -> list[float]:
     "The rewards that a source gave; `UserError` for anything but a finite number for each answer."
-    values = [float(value) for value in values]
-    if len(values) == count and all(map(math.isfinite, values)):
-        return values
-    wrong = "a number that is not finite" if len(values) == count else f"{len(values)} values"
+    ordered = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
+    try:
+        listed = list(values) if ordered else []
+    except TypeError:  # an array without dimensions
+        ordered, listed = False, []
+    numbers = [as_number(value) for value in listed]
+    wrong = values_fault(listed, numbers, count) if ordered else shortened(repr(values))
+    if not wrong:
+        return numbers
     raise UserError(
         f"{name} returned {wrong} for {count} answers",
         where="train.objective: rewards",
@@ -395,10 +480,13 @@ def check_values(values: Sequence[float], count: int, name: str) -> list[float]:
     )
 
 
+# %% ../../nbs/align/52_online.ipynb #0b2e570b
 def score_by_function(function: Callable, name: str, rollouts: Sequence[Rollout]) -> list[float]:
     "What a function says of answers; `UserError` for anything but a finite number each."
     questions = [rollout.question for rollout in rollouts]
-    values = function(
+    values = call_function(
+        function,
+        name,
         prompts=[question.text for question in questions],
         texts=[rollout.text for rollout in rollouts],
         answers=[question.answer for question in questions],
@@ -474,9 +562,22 @@ def model_digest(place: str) -> str:
     return json.dumps([place_digest(place), *facts] if here else [place, hub_commit(place)])
 
 
+# %% ../../nbs/align/52_online.ipynb #0a64fa84
+@contextmanager
+def placed(where: str):
+    "Say where in an error of the user."
+    try:
+        yield
+    except UserError as error:
+        error.where = where
+        raise
+
+
+# %% ../../nbs/align/52_online.ipynb #d9411e6d
 def grading_task(name: str, key: str) -> Task:
     "A task that grades written answers; `UserError` for another one, at a key of the objective."
-    task = find_task(name)
+    with placed(f"train.objective: {key}"):
+        task = find_task(name)
     if task.request != "generate":
         raise UserError(
             f"the task {name} grades no written answers",
@@ -503,6 +604,7 @@ def scorer(
     return Scorer(
         lambda rollouts: [grade_rollout(task, one, reward.score) for one in rollouts],
         hashlib.sha256(code.encode()).hexdigest(),
+        partial(check_graded, task, reward.score),
     )
 
 
@@ -516,6 +618,30 @@ def score_rollouts(
         name: [value if ok else math.nan for value, ok in zip(values, known)]
         for name, values in scored.items()
     }
+
+
+# %% ../../nbs/align/52_online.ipynb #0cf29106
+def reward_words(reward: RewardSource | dict) -> str:
+    "A source of reward in words."
+    given = dict(reward) if isinstance(reward, dict) else reward.model_dump()
+    kinds = dict(grader="the grader of", python="the function", model="the reward model")
+    kind = next((kind for kind in kinds if given.get(kind)), None)
+    words = f"{kinds[kind]} {given[kind]}" if kind else "an unnamed reward"
+    weight = given.get("weight", 1.0)
+    more = [f"its score {given['score']}"] if given.get("score") else []
+    more += [f"weight {weight}"] if weight != 1 else []
+    return f"{words} ({', '.join(more)})" if more else words
+
+
+# %% ../../nbs/align/52_online.ipynb #1258e13d
+def alignment_note(rewards: Sequence[RewardSource | dict]) -> str:
+    "What a model was aligned with by rewards, and what that does not say."
+    return (
+        "The model wrote answers, and those became likelier that earned more than others to the"
+        f" same prompt. What was earned: {'; '.join(map(reward_words, rewards))}. It was aligned"
+        " with these rewards and with nothing else: what they do not see, such as truth, safety or"
+        " length, may have become worse, and has to be measured."
+    )
 
 
 # %% ../../nbs/align/52_online.ipynb #6377da4a
@@ -725,6 +851,14 @@ def collapse(figures: Sequence[dict]) -> str:
 
 
 # %% ../../nbs/align/52_online.ipynb #f72bc2cc
+def own_or_address(text: str) -> str:
+    "The word own, or the address of a server; `ValueError` for another text."
+    if text != "own" and not re.match("https?://.", text):
+        raise ValueError("allowed are own, and the address of a vLLM server, http://HOST:PORT")
+    return text
+
+
+# %% ../../nbs/align/52_online.ipynb #be8eb8c3
 class OnlineSettings(Objective):
     "The settings of objectives that learn from answers which the model writes as it trains."
 
@@ -760,9 +894,8 @@ class OnlineSettings(Objective):
     write_batch: int = Field(
         128, gt=0, description="answers that are written at a time; halved when memory runs out"
     )
-    rollouts: str = Field(
+    rollouts: Annotated[str, AfterValidator(own_or_address)] = Field(
         "own",
-        pattern="^(own|https?://.+)$",
         description="who writes the answers: own, or the address of a vLLM server",
     )
 

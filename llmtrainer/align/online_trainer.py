@@ -19,6 +19,7 @@ __all__ = [
     "Served",
     "CloseServer",
     "OnlineState",
+    "Collapsing",
     "Watching",
     "Preflight",
     "switch_off_noise",
@@ -45,7 +46,7 @@ import operator
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from warnings import catch_warnings, filterwarnings, simplefilter
 
@@ -78,6 +79,7 @@ from llmtrainer.align.online import (
     RolloutLedger,
     Scorer,
     check_figures,
+    check_graded,
     check_mismatch,
     check_writer,
     collapse,
@@ -98,7 +100,7 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import moves_its_base
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Run
-from llmtrainer.training.checkpoints import list_steps
+from llmtrainer.training.checkpoints import newest_checkpoint, step_number
 from llmtrainer.training.distributed import all_gather, rank, world_size
 from llmtrainer.training.durable import Durable, Signals
 from llmtrainer.training.monitor import Display
@@ -481,7 +483,43 @@ class OnlineState:
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #dd487758
-class Watching:
+class Collapsing:
+    "Keeps a checkpoint from before a collapse, and ends the training that has collapsed."
+
+    @property
+    def before_window(self) -> int:
+        "The last step before the writings by which a collapse is seen."
+        return self.figures[-2 * WINDOW :][0]["step"]
+
+    def keep_one_before(self) -> None:
+        "Let the saves from here on leave a checkpoint from before the collapse that may come."
+        saver = self.checkpoints.saver
+        saver.retention = replace(saver.retention, good=self.before_window)
+
+    def end_collapsed(self, why: str) -> None:
+        "Raise `Collapsed`, with the newest checkpoint of before."
+        step, began = self.state.global_step + 1, self.before_window
+        self.checkpoints.write_line(step, event="collapsed", why=why)
+        self.checkpoints.saver.wait()
+        later = lambda path: ["from the window"] if step_number(path) > began else []
+        good, _ = newest_checkpoint(self.checkpoint_config.run.checkpoints, later)
+        key = "adapt.continue_from" if hasattr(self.model, "peft_config") else "model.base"
+        kept = (
+            f"; from before it there is {key}={good}"
+            if good
+            else (
+                f"; no checkpoint was saved up to step {began}, before it began: set a smaller"
+                " train.save_steps"
+            )
+        )
+        raise Collapsed(
+            f"collapsed at step {step}: {why}. Nothing of this step was applied. Begin another run"
+            f" with a lower train.lr, more prompts or a larger kl{kept}"
+        )
+
+
+# %% ../../nbs/internals/85_online_trainer.ipynb #f8503bd7
+class Watching(Collapsing):
     "Keeps figures of every writing, validates on held-out questions, and notices a collapse."
 
     def record(self, advantages: Sequence[float]) -> None:
@@ -529,20 +567,7 @@ class Watching:
         self.figures[-1].setdefault("entropy", float(np.mean(entropies)))
         if why := collapse(self.figures):
             self.end_collapsed(why)
-
-    def end_collapsed(self, why: str) -> None:
-        "Raise `Collapsed`, with the newest checkpoint of before."
-        step, began = self.state.global_step + 1, self.figures[-2 * WINDOW]["step"]
-        self.checkpoints.write_line(step, event="collapsed", why=why)
-        self.checkpoints.saver.wait()
-        steps = list_steps(self.checkpoint_config.run.checkpoints)
-        good = [path for path in steps if int(path.name.removeprefix("step-")) <= began]
-        key = "adapt.continue_from" if hasattr(self.model, "peft_config") else "model.base"
-        kept = f"; from before it there is {key}={good[0]}" if good else ""
-        raise Collapsed(
-            f"collapsed at step {step}: {why}. Nothing of this step was applied. Begin another run"
-            f" with a lower train.lr, more prompts or a larger kl{kept}"
-        )
+        self.keep_one_before()
 
 
 # %% ../../nbs/internals/85_online_trainer.ipynb #72e64efe
@@ -800,6 +825,8 @@ def check_parts(parts: OnlineParts, model) -> None:
     check_answers(parts.questions, parts.objective)
     for one in parts.scorers.values():
         one.check_questions(parts.questions)
+    if parts.held_out:
+        check_graded(parts.objective.held_out_task(), None, parts.held_out)
     check_writer(model, [*parts.questions, *parts.held_out])
 
 

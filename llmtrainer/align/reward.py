@@ -10,6 +10,9 @@ __all__ = [
     "Reward",
     "check_tail",
     "score_texts",
+    "answers_to_score",
+    "unscored_note",
+    "check_fits",
     "score_file",
     "RewardRecord",
     "ranks",
@@ -30,14 +33,16 @@ from pydantic import Field
 # %% ../../nbs/align/51_reward.ipynb #55d7fb5e
 from llmtrainer.align.preference import CHOSEN, REJECTED, ahead, sum_by
 from llmtrainer.data.encoding import encode
-from llmtrainer.data.rows import load_rows
+from llmtrainer.data.rows import Reject, load_rows
 from llmtrainer.data.table import training_examples
 from llmtrainer.evals.metrics import Score, calibration_error
-from llmtrainer.evals.tasks import TaskResult, encoded_scores
+from llmtrainer.evals.tasks import TaskResult, encoded_scores, is_too_long
 from llmtrainer.models.engines import token_scores
+from llmtrainer.models.generate import context_length
 from llmtrainer.models.load import score_head
 from llmtrainer.recipe import UserError
 from llmtrainer.run import Record
+from llmtrainer.safe_text import show_note
 from llmtrainer.training.objective import Loss, Objective
 
 
@@ -84,7 +89,9 @@ class Reward(Objective):
 
     def setup(self, session) -> None:
         check_tail(session)
-        if self.margin == "rows" and "margin" not in session.data.train.columns:
+        train = session.data.train
+        first = train.first_sequences() if train.endless else train
+        if self.margin == "rows" and "margin" not in first.columns:
             raise UserError(
                 "no row says how much better its chosen answer is",
                 where="train.objective: reward: margin: rows",
@@ -123,6 +130,15 @@ class Reward(Objective):
 # %% ../../nbs/align/51_reward.ipynb #9315e5fb
 def check_tail(session) -> None:
     "`UserError` where texts were cut: a score of a beginning is not that of the answer."
+    train = session.data.train
+    if train.endless and train.store.data.too_long not in ("raise", "drop"):
+        raise UserError(
+            "a stream is read as it is trained, so nobody knows yet which pairs will be cut, and a"
+            " reward model scores an answer after its last token",
+            where=f"data.too_long: {train.store.data.too_long}, with data.stream: true",
+            allowed="raise, or drop",
+            fix="set data.too_long=drop to train without the longer rows",
+        )
     pairs = session.data.account().pairs
     if pairs is not None and pairs.cut:
         raise UserError(
@@ -154,25 +170,65 @@ def score_texts(
 
 
 # %% ../../nbs/align/51_reward.ipynb #2175ad72
-def score_file(
-    model,
-    tokenizer,
-    source: str,  # a file, a folder or a hub name with conversations or judged answers
-    **options,  # of `score_texts`
-) -> list[dict]:
-    "For each answer of a source: file, line, role (plain, chosen, ...), and its score."
+def answers_to_score(source: str) -> tuple[list[dict], list[Reject]]:
+    "(texts that end with an answer, rows that have none)."
     try:
         rows, ledger, _ = load_rows(source)
     except UserError as error:
         error.where = source
         raise
-    texts = [text for row in rows for text in training_examples(row) if "messages" in text]
+    texts, without = [], list(ledger.rejects)
+    for text in (text for row in rows for text in training_examples(row)):
+        if "messages" in text and text["role"] != "prompt":
+            texts.append(text)
+            continue
+        why = "a prompt without an answer" if "messages" in text else "a plain text"
+        without.append(Reject(text["source"], text["line"], why))
     if not texts:
-        why = ledger.rejects[0].reason if ledger.rejects else "its rows are plain texts"
+        why = without[0].reason if without else "it has no rows"
         raise UserError(
             f"{source} holds no conversation to score: {why}",
+            where=f"{without[0].file}:{without[0].line}" if without else None,
             allowed="rows with messages, prompt and completion, or prompt, chosen and rejected",
         )
+    return texts, without
+
+
+# %% ../../nbs/align/51_reward.ipynb #a19190ed
+def unscored_note(without: Sequence[Reject], rows: int) -> str:
+    "How many rows got no score, and the first of them with their reasons."
+    first = [f"  {reject.file}:{reject.line}: {reject.reason}" for reject in without[:10]]
+    more = [f"  and {len(without) - 10:,} more"] if len(without) > 10 else []
+    return "\n".join([f"{len(without):,} of {rows:,} rows were not scored", *first, *more])
+
+
+# %% ../../nbs/align/51_reward.ipynb #239581d3
+def check_fits(model, tokenizer, texts: Sequence[dict]) -> None:
+    "`UserError` with the place of the first row that the model's context does not hold."
+    for text in texts:
+        tokens = len(encode({"messages": text["messages"]}, tokenizer, "last"))
+        if is_too_long(model, tokens):
+            raise UserError(
+                f"a row has {tokens:,} tokens, and the model reads {context_length(model):,}",
+                where=f"{text['source']}:{text['line']}",
+                fix="leave it out, or take a reward model with a longer context",
+            )
+
+
+# %% ../../nbs/align/51_reward.ipynb #0f721a49
+def score_file(
+    model,
+    tokenizer,
+    source: str,  # a file, a folder or a hub name with conversations or judged answers
+    notify: Callable[[str], None] = show_note,  # told of rows that are not scored
+    **options,  # of `score_texts`
+) -> list[dict]:
+    "For each answer of a source: file, line, role (plain, chosen, ...), and its score."
+    texts, without = answers_to_score(source)
+    if without:
+        scored = len({(text["source"], text["line"]) for text in texts})
+        notify(unscored_note(without, scored + len(without)))
+    check_fits(model, tokenizer, texts)
     scores = score_texts(model, tokenizer, [text["messages"] for text in texts], **options)
     return [
         dict(file=text["source"], line=text["line"], role=text["role"], score=round(float(s), 4))

@@ -11,6 +11,8 @@ __all__ = [
     "list_steps",
     "newest_checkpoint",
     "Retention",
+    "step_number",
+    "around",
     "checkpoint_score",
     "best_checkpoint",
     "prune_checkpoints",
@@ -97,7 +99,7 @@ def list_steps(root: Path) -> list[Path]:
     if not is_folder(root):
         return []
     folders = [path for path in root.glob("step-*") if re.fullmatch(r"step-[0-9]{1,18}", path.name)]
-    return sorted(folders, key=lambda path: -int(path.name.removeprefix("step-")))
+    return sorted(folders, key=step_number, reverse=True)
 
 
 def newest_checkpoint(
@@ -121,6 +123,20 @@ class Retention:
 
     newest: int = 2  # how many of the newest
     best: bool = False  # also the one with the lowest validation loss, however old
+    good: int | None = None  # a step: also the newest up to it, and the one that takes its place
+
+
+def step_number(folder: Path) -> int:
+    "The step of a checkpoint, by its name."
+    return int(folder.name.removeprefix("step-"))
+
+
+def around(folders: list[Path], step: int | None) -> list[Path]:  # newest first
+    "The newest checkpoint up to a step and the oldest after it; none without a step."
+    if step is None:
+        return []
+    later = [folder for folder in folders if step_number(folder) > step]
+    return [*later[-1:], *folders[len(later) : len(later) + 1]]
 
 
 def checkpoint_score(folder: Path) -> float | None:
@@ -150,7 +166,8 @@ def prune_checkpoints(
 
     A damaged checkpoint is never removed and never counts."""
     whole = [folder for folder in list_steps(root) if not verify(folder, root=root)]
-    kept = {*whole[: retention.newest], best_checkpoint(root) if retention.best else None}
+    best = best_checkpoint(root) if retention.best else None
+    kept = {*whole[: retention.newest], *around(whole, retention.good), best}
     gone = [folder for folder in whole if folder not in kept]
     for folder in gone:
         remove_checkpoint(folder)
