@@ -265,6 +265,10 @@ def test_rows_that_are_not_scored_are_named(tmp_path):
     with pytest.raises(UserError, match="to score: a prompt without an answer") as caught:
         score_file(model, tokenizer, str(file), notify=told.append)
     assert caught.value.where == f"{lines[0]['file']}:1" and len(told) == 1
+    turns = [dict(role=role, content="2 + 3?") for role in ("user", "assistant", "user")]
+    file.write_text(json.dumps(dict(messages=turns)) + "\n")
+    with pytest.raises(UserError, match="to score: a conversation that does not end with an"):
+        score_file(model, tokenizer, str(file), notify=told.append)
     long = good | dict(chosen="7 " * 5000)
     file.write_text("".join(json.dumps(row) + "\n" for row in (good, long)))
     with pytest.raises(UserError, match="a row has .* tokens, and the model reads") as caught:

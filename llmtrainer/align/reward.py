@@ -10,6 +10,7 @@ __all__ = [
     "Reward",
     "check_tail",
     "score_texts",
+    "unscored_reason",
     "answers_to_score",
     "unscored_note",
     "check_fits",
@@ -170,6 +171,17 @@ def score_texts(
 
 
 # %% ../../nbs/align/51_reward.ipynb #2175ad72
+def unscored_reason(text: dict) -> str:
+    "Why a text of a row has no answer to score; empty where it has one."
+    if "messages" not in text:
+        return "a plain text"
+    if text["role"] == "prompt":
+        return "a prompt without an answer"
+    ended = text["messages"][-1]["role"] == "assistant"
+    return "" if ended else "a conversation that does not end with an answer"
+
+
+# %% ../../nbs/align/51_reward.ipynb #d57c6693
 def answers_to_score(source: str) -> tuple[list[dict], list[Reject]]:
     "(texts that end with an answer, rows that have none)."
     try:
@@ -179,11 +191,11 @@ def answers_to_score(source: str) -> tuple[list[dict], list[Reject]]:
         raise
     texts, without = [], list(ledger.rejects)
     for text in (text for row in rows for text in training_examples(row)):
-        if "messages" in text and text["role"] != "prompt":
+        why = unscored_reason(text)
+        if why:
+            without.append(Reject(text["source"], text["line"], why))
+        else:
             texts.append(text)
-            continue
-        why = "a prompt without an answer" if "messages" in text else "a plain text"
-        without.append(Reject(text["source"], text["line"], why))
     if not texts:
         why = without[0].reason if without else "it has no rows"
         raise UserError(
