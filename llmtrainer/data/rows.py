@@ -715,6 +715,7 @@ def check_judged(column: str, answer: list[dict]) -> None:
         raise BadRecord(f"{column} does not end with the assistant")
 
 
+# %% ../../nbs/data/10_rows.ipynb #22eb1521
 SCORES = ("margin", "score_chosen", "score_rejected")
 
 
