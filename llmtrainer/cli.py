@@ -1392,7 +1392,7 @@ def merge(
     from llmtrainer.pipeline import merge_run
 
     options = dict(tolerance=tolerance, verify=check, low_memory=low_memory)
-    options |= dict(others=partners, mix=mix, shard_bytes=int(shard_gb * 10**9))
+    options |= dict(others=partners, mix=mix, shard_bytes=shard_gb * 10**9)
     print_written(opened.exports / "merged", merge_run(opened, route, dtype, **options), as_json)
 
 

@@ -120,11 +120,15 @@ __all__ = [
     "check_same_base",
     "check_card",
     "merge_run",
+    "write_merge",
+    "adapter_origin",
+    "check_readable",
     "store_merge",
     "whole_model",
     "export_name",
     "run_quality",
     "export_run",
+    "write_run_export",
     "open_panes",
     "held_out_questions",
     "build_run_demo",
@@ -271,6 +275,7 @@ from llmtrainer.run import (
     cached_sha256,
     check_place,
     find_faults,
+    hold,
     identify,
     is_run,
     probably_meant,
@@ -294,7 +299,16 @@ from llmtrainer.safe_io import (
 from llmtrainer.safe_text import TextConsole, show, show_note
 
 # %% ../nbs/system/80_pipeline.ipynb #1ae07f35
-from llmtrainer.ship.card import card_texts, is_edited, renew_card, write_card
+from llmtrainer.ship.card import (
+    card_texts,
+    data_licenses,
+    is_edited,
+    public_value,
+    renew_card,
+    write_card,
+)
+
+# %% ../nbs/system/80_pipeline.ipynb #780f8c16
 from llmtrainer.ship.demo import EXAMPLES, FEEDBACK, FeedbackFile, build_demo, seal_feedback
 from llmtrainer.ship.export import (
     ITEMS,
@@ -303,9 +317,10 @@ from llmtrainer.ship.export import (
     Quality,
     check_request,
     find_exporter,
+    model_digest,
     write_export,
 )
-from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, merge
+from llmtrainer.ship.merge import MergeRecord, Mix, base_dtype, check_options, merge
 from llmtrainer.ship.quantized_export import find_quantizer, held_out_task, write_quantized
 from llmtrainer.training.checkpoints import explain_full_disk, list_steps
 from llmtrainer.training.distributed import all_gather, rank, world_size
@@ -2031,6 +2046,15 @@ def merge_run(
     **options,  # more of `merge`: tolerance, verify, low_memory, shard_bytes
 ) -> MergeRecord:
     "Merge a run's adapter into its base under `exports/merged`; returns the measured difference."
+    check_options(route, mix, **options)
+    with hold(run.path):
+        return write_merge(run, others, dict(route=route, dtype=dtype, mix=mix) | options)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #270843c1
+def write_merge(run: Run, others: Sequence[Run], options: dict) -> MergeRecord:
+    "The merge itself, while no other process writes the run."
+    check_readable(run)
     check_mergeable(run)
     check_card(run)
     for other in others:
@@ -2039,13 +2063,32 @@ def merge_run(
     section, folder = pin_model(run, recipe.model), run.exports / "merged"
     with explain_full_disk(run.path):
         generation = resolve_generation(run, recipe.generate, quiet=True)
-        options |= dict(route=route, generation=generation, dtype=dtype, mix=mix)
+        options |= dict(generation=generation, origins=[*map(adapter_origin, [run, *others])])
         options |= dict(training=training_section(run, recipe.generate))
         options |= dict(others=[other.adapter for other in others])
         merge(section, run.adapter, folder, held_out_conversations(run), **options)
     return store_merge(run)
 
 
+# %% ../nbs/system/80_pipeline.ipynb #28dddb5b
+def adapter_origin(run: Run) -> dict:
+    "What the record of a merge says of a run: the rank of its adapter, and its data."
+    recipe = run.recipe
+    data = data_licenses(public_value(recipe), run.find_record(DataRecord))
+    return dict(rank=recipe_of(run).adapt.r, data=data)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #44bba455
+def check_readable(run: Run) -> None:
+    "`UserError` where a manifest or a record cannot be read, before long work needs it."
+    for folder in (run.path, run.adapter, run.model):
+        if is_folder(folder) and file_facts(folder / "manifest.json"):
+            read_manifest(folder)
+    if file_facts(run.path / "README.md"):
+        card_texts(run)  # which is written anew after the work
+
+
+# %% ../nbs/system/80_pipeline.ipynb #09c0dab8
 def store_merge(run: Run) -> MergeRecord:
     "Take the record of a merged model, which lies in its folder, into the run."
     folder = run.exports / "merged"
@@ -2119,13 +2162,27 @@ def export_run(
     max_loss: float = MAX_LOSS,  # of a task's score: a larger one is refused
 ) -> ExportRecord:
     "Export a run's merged (or full) model under `exports/`; returns the measured difference."
+    with hold(run.path):
+        asked = dict(tasks=tasks, limit=limit, max_loss=max_loss)
+        return write_run_export(run, prompts, (to, quantize), asked)
+
+
+# %% ../nbs/system/80_pipeline.ipynb #fb3b3184
+def write_run_export(
+    run: Run,
+    prompts: Sequence[str],
+    form: tuple[str, str | None],  # format and number format
+    asked: dict,  # of `run_quality`
+) -> ExportRecord:
+    "The export itself, while no other process writes the run."
+    check_readable(run)
+    to, quantize = form
     exporter, folder = find_exporter(to), run.exports / export_name(to, quantize)
     rounded = quantize and not exporter.configure
     quantizer = find_quantizer(to, quantize) if rounded else None
     exporter.require()
     requests = quantizer.requests if quantizer else exporter.requests
     measured = quantize or exporter.configure
-    asked = dict(tasks=tasks, limit=limit, max_loss=max_loss)
     quality = run_quality(run, requests, **asked) if measured else Quality()
     if exporter.configure:
         exporter = exporter.configure(quantize, quality)
@@ -2136,6 +2193,7 @@ def export_run(
             record = write_quantized(exporter, quantizer, source, folder, **options)
         else:
             record = write_export(exporter, source, folder=folder, prompts=list(prompts))
+    record = record.model_copy(update=dict(model_sha256=model_digest(source)))
     run.add_record(record, f"exports/{name}.json")
     run.update_manifest(f"exports/{name}")
     renew_card(run)

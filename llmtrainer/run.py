@@ -26,6 +26,7 @@ __all__ = [
     "Environment",
     "environment",
     "seed_everything",
+    "hold",
     "sha256",
     "seal",
     "read_manifest",
@@ -76,7 +77,7 @@ import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import metadata
 from importlib.util import find_spec
@@ -405,6 +406,19 @@ def _unlock(folder):
     if _is_held(lock):
         remove_file(lock)
         os.close(_held.pop(lock))
+
+
+# %% ../nbs/internals/91_run.ipynb #29386448
+@contextlib.contextmanager
+def hold(folder: str | Path) -> Iterator[None]:
+    "Be the only process that writes a run while the block runs; `UserError` where another does."
+    held = _is_held(Path(folder).resolve() / ".lock")
+    _lock(folder)
+    try:
+        yield
+    finally:
+        if not held:  # else whoever took it keeps it
+            _unlock(folder)
 
 
 # %% ../nbs/internals/91_run.ipynb #0b6278cb
@@ -776,6 +790,7 @@ def identify(path: Path) -> str:
     "The identity of the run at a path; it gets one where it has none."
     if file_facts(path / "run.json") is None:
         RunIdentity(id=uuid.uuid4().hex).save(path / "run.json")
+        update_manifest(path, "run.json")  # a run that was trained is sealed already
     return RunIdentity.load(path / "run.json").id
 
 

@@ -36,6 +36,7 @@ from llmtrainer.pipeline import (
     load_recipe,
     load_rows,
     load_tokenizer,
+    model_digest,
     os,
     predict_memory,
     probe,
@@ -1222,6 +1223,47 @@ def test_merge_and_export_are_recorded_in_the_run_and_renew_its_card(run):
     whole_model(run)
     assert run.read("exports/merge.json") == merged
     assert not run.verify()
+    assert run.read("exports/onnx.json")["model_sha256"] == model_digest(run.exports / "merged")
+    assert "earlier model" not in card.read_text()
+    merge_run(run, dtype="float16")
+    assert "**ONNX (float32) was made from an earlier model of this run" in card.read_text()
+    assert 'OnnxGenerator("exports/onnx")' not in card.read_text()
+
+
+def file_bytes(folder):
+    "{file: content} of a folder but for its lock."
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_merge_and_an_export_wait_for_no_other_process(run):
+    merge_run(run)
+    before = file_bytes(run.path)
+    code = """
+import sys
+from llmtrainer.run import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()"""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], **pipes)
+    assert process.stdout.readline() == "held\n"
+    for write in (merge_run, lambda run: export_run(run, ["2 + 3?"])):
+        with pytest.raises(UserError, match="Another process is writing the run") as refused:
+            write(run)
+        assert refused.value.exit_code == 2
+    process.communicate()
+    assert file_bytes(run.path) == before and process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "adapter/manifest.json", "data.json"])
+def test_a_damaged_file_is_found_before_the_merge(run, name):
+    (run.path / name).write_text("{")
+    with pytest.raises(UserError, match=name.rpartition("/")[2]):
+        merge_run(run)
+    assert not run.exports.exists()
+    with pytest.raises(UserError, match="--tolerance|no mean KL"):
+        merge_run(run, tolerance=-1)
 
 
 def test_a_merge_replaces_no_card_that_somebody_edited(run):
@@ -1317,6 +1359,11 @@ def test_runs_are_merged_only_with_runs_on_the_same_base(trained, tmp_path):
     assert [part.name for part in record.adapters] == ["one", "two"]
     assert record.mix.method == "ties" and record.mean_kl < 1e-4
     assert "2 adapters by ties" in (runs["one"].path / "README.md").read_text()
+    two = record.adapters[1]
+    assert two.rank == recipe_of(runs["two"]).adapt.r and list(two.data) == ["train.jsonl"]
+    text = (runs["one"].exports / "merged" / "README.md").read_text()
+    assert f"| two | 1.0 | {two.rank} | train.jsonl (licence: not stated) |" in text
+    assert "**This mixture was not evaluated.**" in text
     before = {p: p.read_bytes() for p in runs["one"].path.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="not trained on the same base"):
         merge_run(runs["one"], others=[runs["other"]])

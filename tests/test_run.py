@@ -230,6 +230,33 @@ def test_the_lock_dies_with_its_process(tmp_path):
     _lock(tmp_path)  # and no obstacle to ourselves
 
 
+def test_a_run_is_held_for_a_block(tmp_path):
+    code = """
+        import sys
+        from llmtrainer.run import hold
+        with hold(sys.argv[1]):
+            print("held", flush=True); sys.stdin.read()
+        print("free", flush=True); sys.stdin.read()"""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], **pipes
+    )
+    assert process.stdout.readline() == "held\n"
+    other = pytest.raises(UserError, match="Another process is writing the run")
+    with other as refused, hold(tmp_path):
+        pytest.fail("two at a time")
+    assert refused.value.exit_code == 2
+    process.stdin.close()
+    assert process.wait() == 0 and not (tmp_path / ".lock").exists()
+    with hold(tmp_path), hold(tmp_path):
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists(), "given up with the outer block"
+    _lock(tmp_path)
+    with hold(tmp_path):
+        pass
+    assert (tmp_path / ".lock").exists(), "a training keeps its own until it ends"
+
+
 def test_a_drive_without_locks_is_said_and_used(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")

@@ -2,10 +2,12 @@
 import pytest
 from llmtrainer.ship.card import *
 from llmtrainer.ship.card import (
+    BIAS,
     DataRecord,
     ExportRecord,
     Generation,
     MergeRecord,
+    MergedAdapter,
     MetricsLine,
     ModelRecord,
     Path,
@@ -14,6 +16,7 @@ from llmtrainer.ship.card import (
     TaskResult,
     UserError,
     json,
+    model_digest,
     re,
     replace,
     shlex,
@@ -35,6 +38,7 @@ from pydantic import Field
 
 from llmtrainer.data.prepare import PairCounts, Sources, SystemPrompts
 from llmtrainer.device import plan_device, probe
+from llmtrainer.evals.benchmarks import BIAS
 from llmtrainer.evals.compare import collect, compare
 from llmtrainer.evals.metrics import score, wilson
 from llmtrainer.evals.prompts import StoredPrompt
@@ -44,8 +48,8 @@ from llmtrainer.models.lora import Adapt
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section, UserError
 from llmtrainer.run import seal, sha256, verify
-from llmtrainer.ship.export import EXPORTERS, write_export
-from llmtrainer.ship.merge import PROMPTS, merge, quiet_libraries
+from llmtrainer.ship.export import EXPORTERS, ExportRecord, model_digest, write_export
+from llmtrainer.ship.merge import PROMPTS, MergedAdapter, MergeRecord, Mix, merge, quiet_libraries
 
 
 class Rows(Section):
@@ -103,6 +107,7 @@ def small_run(folder, job=None):
         if step % 50 == 0:
             run.log(step=step, eval_loss=2.1 / step**0.5)
     run.log(step=100, train_runtime=61.2)
+    run.adapter.mkdir(exist_ok=True)
     return run
 
 
@@ -155,6 +160,40 @@ def test_public_keeps_what_is_public():
     assert public_value({"a": ["/x/y/z.json", {"b": "~/m"}]}) == {"a": ["z.json", {"b": "m"}]}
     assert public_value("x" * 5000 + " /srv/secret/rows.csv") == "x" * 5000 + " rows.csv"
     assert "ghp_" not in public_value("token ghp_" + "a" * 36)
+
+
+def test_a_path_with_a_space_is_shortened(tmp_path):
+    for path, short in {
+        "/srv/jane doe/acme merger/train.jsonl": "train.jsonl",
+        "../clients/acme corp/train.jsonl": "train.jsonl",
+        "~/my data/x": "x",
+        "~jane/my data/x": "x",
+        "file:///srv/jane/x.jsonl": "x.jsonl",
+        "D:\\work\\jane doe\\x.jsonl": "x.jsonl",
+        "D:/jane doe/x y.jsonl": "x y.jsonl",
+        "\\\\server\\acme corp\\x.jsonl": "x.jsonl",
+        "/srv/jane doe/my model/": "my model",
+        "https://jane:secret@example.org/a/b.jsonl": "https://example.org/a/b.jsonl",
+    }.items():
+        assert public_value(path) == public_value(path, "base") == short
+    recipe = dict(data=dict(train=["acme corp/a.jsonl", dict(path="my data/b")]))
+    assert public_value(recipe) == dict(data=dict(train=["a.jsonl", dict(path="b")]))
+    prose = dict(system="/think of a/b first, then C:\\x", note="a/b or c d/e", base="a/b", e="n/a")
+    assert public_value(prose) == prose
+    told = dict(base="/jane doe/m n", why="from /jane doe/m n and git@x.org: ftp://a:b@x.org/c")
+    assert public_value(told)["why"] == "from m n and git@x.org: ftp://x.org/c"
+
+
+def test_the_records_of_a_card_hold_no_path_with_a_space(tmp_path):
+    source = "../clients/acme corp/train.jsonl"
+    run = small_run(tmp_path / "run", Job(data=Rows(train=[source])))
+    record = run.find_record(DataRecord)
+    told = dict(why={"train.jsonl": f"{source} has question and answer"}, template=source)
+    run.add_record(record.model_copy(update=told))
+    public = card_facts(run).data
+    assert public.why == {"train.jsonl": "train.jsonl has question and answer"}
+    text = card(card_facts(run))
+    assert "acme" not in text and "clients" not in text and "`train.jsonl`" in text
 
 
 def test_a_record_that_was_edited_stops_the_card(tmp_path):
@@ -417,7 +456,7 @@ def test_a_card_is_renewed_unless_somebody_edited_it(tmp_path, capsys):
 def with_parts(run):
     "The run with a sealed adapter and a sealed merged model of no use."
     for folder in (run.adapter, run.exports / "merged"):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"weights")
         seal(folder)
     return run
@@ -510,9 +549,96 @@ def test_a_run_that_was_aligned_by_principles_says_so_without_their_text(tmp_pat
 
 
 def test_an_almost_empty_run_has_a_card(tmp_path):
-    text = write_card(Run.open(tmp_path / "run", Job())).read_text()
+    run = Run.open(tmp_path / "run", Job())
+    text = card(card_facts(run))
     assert "No loss was logged" in text and "holds no record of its rows" in text
     assert "None" not in text.replace("revision=None", "")
+    with pytest.raises(UserError, match="no adapter and no model yet") as refused:
+        write_card(run)
+    assert refused.value.exit_code == 2 and not (run.path / "README.md").exists()
+
+
+def test_a_damaged_recipe_has_no_card(tmp_path):
+    run = small_run(tmp_path / "run")
+    for text in ("", "model: {}\n", "model: {base: null}\n", "model: {base: [a]}\n"):
+        (run.path / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match="recipe.yaml of the run is damaged: model.base"):
+            write_card(run)
+    assert not (run.path / "README.md").exists()
+
+
+def test_an_adapter_of_a_local_base_has_no_code_that_cannot_run(tmp_path):
+    base = tmp_path / "my bases" / "of acme"
+    run = with_parts(small_run(tmp_path / "run", Job(model=Model(base=str(base)))))
+    for text in card_texts(run).values():
+        assert "my bases" not in text
+    text = card_texts(run)["adapter/README.md"]
+    assert "The base is `of acme`, a folder of the machine that trained" in text
+    assert "load_model(" not in text and "base_model" not in text
+    assert 'from_pretrained(".")' in card_texts(run)["exports/merged/README.md"]
+    run.add_record(
+        measured(small_run(tmp_path / "b")).find_record(MergeRecord, "exports/merge.json"),
+        "exports/merge.json",
+    )
+    assert 'from_pretrained("exports/merged")' in card_texts(run)["README.md"]
+
+
+def test_what_is_known_of_safety_is_read_from_the_results(tmp_path):
+    run = measured(small_run(tmp_path / "run"))
+    result = run.find_record(TaskResult, "evals/word_problems.json")
+    assert "- Bias, toxicity, memorised text and safety: not measured." in card(card_facts(run))
+    facts = card_facts(run)
+    scores = {"xstest": "harmful_answered", "own": "toxic_words", BIAS[0].task.name: "accuracy"}
+    after = {
+        task: result.model_copy(update=dict(scores={n: result.score})) for task, n in scores.items()
+    }
+    text = card(replace(facts, after=after))
+    assert f"- Bias: measured by {BIAS[0].task.name} alone." in text.replace("\\", "")
+    assert "- Memorised text: not measured." in text
+    assert "- Safety: measured by xstest alone." in text
+    assert "- Toxicity: measured by own alone." in text
+
+
+def test_the_card_of_a_mixture_names_all_its_runs(tmp_path):
+    entry = dict(path="org/first", license="mit")
+    run = with_parts(measured(small_run(tmp_path / "first", Job(data=Rows(train=[entry])))))
+    merged = run.find_record(MergeRecord, "exports/merge.json")
+    adapters = [
+        dict(name="first", sha256="a" * 64, share=1, rank=16, data={"org/first": "mit"}),
+        dict(
+            name="second",
+            sha256="b" * 64,
+            share=1,
+            rank=4,
+            data={"org/other": "cc0-1.0", "x": None},
+        ),
+    ]
+    mix = Mix(method="ties")
+    adapters = [MergedAdapter(**one) for one in adapters]
+    run.add_record(merged.model_copy(update=dict(adapters=adapters, mix=mix)), "exports/merge.json")
+    texts = card_texts(run)
+    text = texts["exports/merged/README.md"]
+    assert "A mixture of 2 adapters by ties, merged on `tiny:base`" in text
+    assert "| second | 1.0 | 4 | org/other (licence: cc0-1.0), x (licence: not stated) |" in text
+    assert "**This mixture was not evaluated.**" in text and "| this model |" not in text
+    assert yaml.safe_load(text.split("---")[1])["datasets"] == ["org/first", "org/other"]
+    assert "- Licence of the data: not stated for `x`." in text
+    assert "- Quality on any task: not measured." in text and "of rank 16" not in text
+    for name in ("README.md", "adapter/README.md"):
+        assert "second" not in texts[name] and "| this model |" in texts[name]
+
+
+def test_an_export_of_an_earlier_model_is_told(tmp_path):
+    run = with_parts(measured(small_run(tmp_path / "run")))
+    digest = model_digest(run.exports / "merged")
+    record = run.find_record(ExportRecord, "exports/onnx.json")
+    for given, stale in ((digest, False), (None, False), ("0" * 64, True)):
+        of = record.model_copy(update=dict(model_sha256=given))
+        run.add_record(of, "exports/onnx.json")
+        text = card(card_facts(run))
+        assert ("was made from an earlier model" in text) is stale
+        assert ("| out of date: an earlier model" in text) is stale
+        assert ('OnnxGenerator("exports/onnx")' in text) is not stale
 
 
 def test_recipe_so_far(tmp_path):

@@ -321,6 +321,7 @@ def test_the_page_answers_on_this_machine_alone():
         assert histories == [expected, expected]
         assert (left, right) == (pane_html("base", expected), pane_html("tuned", expected))
         assert len(job.outputs()) > 2  # it streamed
+        assert demo._queue.max_size == 32, "no more than these wait"
         # what the browser kept comes back with the next question, and the box of the system prompt
         job = client.submit("And 4?", histories, "", 0, 12, False, api_name="/chat")
         assert job.result()[1][0] == complete([*expected, user("And 4?")])

@@ -27,7 +27,7 @@ import pytest
 
 import llmtrainer
 from llmtrainer.evals.metrics import LOSS
-from llmtrainer.evals.tasks import Output, grade_items, make_item
+from llmtrainer.evals.tasks import Output, find_task, grade_items, make_item
 from llmtrainer.models import tiny
 from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
@@ -316,6 +316,28 @@ def test_only_a_sure_loss_beyond_the_limit_is_refused():
     check_loss(worse, 0.6)
     with pytest.raises(MergeMismatch):
         check_loss(worse, float("nan"))
+
+
+def test_items_that_can_show_no_loss_are_refused():
+    def asked(n, **options):
+        result = lambda task, items, section: grade_items(
+            task, items, [Output(text=item.answer) for item in items]
+        )
+        task = find_task("word_problems")
+        quality = Quality([(task, task.items()[:n])], **options)
+        return quality.compare(("float32", "int4"), result, result)
+
+    for n in (1, 3):
+        with pytest.raises(UserError, match=f"{n} items? of word_problems: too few") as refused:
+            asked(n, max_loss=0)
+        assert (refused.value.exit_code, refused.value.where) == (2, "--limit")
+    assert asked(1, max_loss=1.0), "whoever accepts any loss needs no items"
+    (c,) = asked(8, max_loss=0.02)
+    # by hand: (5 - 0) / 10 - 1.96 * sqrt((0.6 + 0.1 - 0.5**2) / 10) = 0.084, and 4 of 8 give -0.011
+    assert least_refused(8, 0.02) == 5 / 8 and least_refused(3, 0.0) is None
+    assert loss_words(c, 0.02) == (
+        "a loss surely above 0.02 would be refused, which 8 items show from a loss of 0.62 on"
+    )
 
 
 def test_every_exporter_is_complete_and_an_unknown_one_is_named():

@@ -13,11 +13,13 @@ from llmtrainer.ship.hub import (
     contextlib,
     hashlib,
     os,
+    re,
     seal,
     sha256,
     shutil,
     time,
     write_atomic,
+    yaml,
 )
 
 
@@ -45,6 +47,8 @@ from llmtrainer.models.load import Model, load_model
 from llmtrainer.models.lora import Adapt, load_adapter
 from llmtrainer.models.variants import adapt_model
 from llmtrainer.recipe import Section
+from llmtrainer.run import seal
+from llmtrainer.ship.export import ExportRecord, model_digest
 from llmtrainer.ship.merge import merge, quiet_libraries
 
 
@@ -386,6 +390,45 @@ def test_an_export_is_pulled_as_it_was_pushed(part, tmp_path):
     for name in names:
         assert (tmp_path / "back/exports" / part / name).read_bytes() == name.encode()
     assert not Run.load(tmp_path / "back").verify()
+
+
+def test_an_export_of_an_earlier_model_is_not_pushed(tmp_path):
+    run = small_run(tmp_path / "sums")
+    for part in ("onnx", "merged", ".onnx-int4.staging"):
+        (run.exports / part).mkdir(parents=True)
+    (run.exports / "merged/model.safetensors").write_bytes(b"weights")
+    (run.exports / "onnx/model.onnx").write_bytes(b"graph")
+    seal(run.exports / "merged")
+    record = ExportRecord(format="ONNX", max_abs_logit_diff=0, same_text=True)
+    stale = record.model_copy(update=dict(model_sha256="0" * 64))
+    fresh = record.model_copy(update=dict(model_sha256=model_digest(run.exports / "merged")))
+    run.add_record(stale, "exports/onnx.json")
+    run.seal()
+    with hub_server() as hub:
+        api = HfApi(endpoint=hub.address)
+        with pytest.raises(UserError, match="onnx was made from an earlier model") as refused:
+            push(run, "me/sums", part="onnx", api=api)
+        assert refused.value.exit_code == 2 and not hub.requests
+        with pytest.raises(UserError) as refused:
+            push(run, "me/sums", part="nosuch", api=api)
+        assert refused.value.allowed == "adapter, merged, onnx"
+        push(run, "me/sums", part="onnx", unmet=True, api=api)
+        run.add_record(fresh, "exports/onnx.json")
+        push(run, "me/sums", part="onnx", api=api)
+        text = hub.contents("me/sums")["README.md"].decode()
+    assert "\n\nThe export onnx, without PyTorch:" in text and "Or the export" not in text
+    assert run.verify() == [], "what a push writes into the run is in its manifest"
+
+
+def test_an_adapter_of_a_local_base_with_a_space_is_not_pushed(tmp_path):
+    run = small_run(tmp_path / "sums")
+    for base in (str(tmp_path / "my bases/b"), "../acme corp/b", "acme corp/b", "C:\\a b\\c"):
+        recipe = run.recipe | dict(model=run.recipe["model"] | dict(base=base))
+        (run.path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        with pytest.raises(UserError, match="a base that is a folder of this machine") as refused:
+            push(run, "me/sums", part="adapter")
+        assert "--part merged" in refused.value.fix
+        assert public_recipe(run)["model"]["base"] == re.split(r"[/\\]", base)[-1]
 
 
 def test_a_pull_that_stops_while_it_arranges_is_made_again(tmp_path, monkeypatch):

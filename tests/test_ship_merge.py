@@ -556,7 +556,8 @@ def test_several_adapters_are_merged_and_recorded(tmp_path):
     parts = dict(model=section, adapter=folders[0], others=folders[1:], prompts=PROMPTS[:2])
     records = {}
     for method in ("linear", "ties", "dare_ties", "slerp"):
-        mix = Mix(method=method, weights=[0.6, 0.4], seed=3)
+        drawn = dict(seed=3) if method.startswith("dare") else {}
+        mix = Mix(method=method, weights=[0.6, 0.4], **drawn)
         record = records[method] = merge(out=tmp_path / method, mix=mix, **parts)
         assert record.mean_kl < TOLERANCE["float16"] and record.layered
         assert record.mix == mix and [part.share for part in record.adapters] == [0.6, 0.4]
@@ -818,6 +819,48 @@ def test_records_of_earlier_releases_are_read(tmp_path):
         (tmp_path / "merge.json").write_text(json.dumps(old | more))
         record = MergeRecord.load(tmp_path / "merge.json")
         assert "7 weights in float16" in record.describe()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(tolerance=value) for value in (-1, math.nan, math.inf)),
+        *(dict(shard_bytes=value) for value in (0, -1e9, math.nan, math.inf)),
+        dict(low_memory=True, route="quantized"),
+        dict(low_memory=True, verify=False),
+        dict(verify=False, tolerance=0.1),
+        dict(mix=load_recipe(Mix, dict(method="linear", density=0.1))),
+        dict(mix=load_recipe(Mix, dict(method="ties", seed=3))),
+    ],
+)
+def test_options_without_effect_are_refused_at_once(tmp_path, options):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"which is not read")
+    with pytest.raises(UserError) as refused:
+        merge(Model(base="tiny:base"), adapter, tmp_path / "out", **options)
+    assert refused.value.exit_code == 2 and refused.value.where.startswith("--")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_tolerance_of_0_is_no_default(tmp_path):
+    section = random_adapter(tmp_path / "adapter")
+    with pytest.raises(MergeMismatch, match="mean KL"):
+        merge(section, tmp_path / "adapter", tmp_path / "out", PROMPTS[:1], tolerance=0)
+
+
+def test_a_folder_without_weights_replaces_no_model(tmp_path):
+    out = tmp_path / "model"
+    with staging(out) as staged:
+        (staged / "model.safetensors").write_bytes(b"weights")
+    lost = pytest.raises(UserError, match="has lost its weights, so nothing was replaced")
+    with lost, staging(out) as staged:
+        (staged / "model.safetensors").write_bytes(b"other weights")
+        shutil.rmtree(staged)  # as a second process would
+        staged.mkdir()
+        (staged / "config.json").write_text("{}")
+    assert (out / "model.safetensors").read_bytes() == b"weights" and verify(out) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_damaged_adapter_is_refused_and_nothing_is_written(tmp_path):

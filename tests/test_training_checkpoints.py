@@ -5,6 +5,7 @@ from llmtrainer.training.checkpoints import (
     Path,
     UserError,
     errno,
+    os,
     sha256,
     shutil,
     threading,
@@ -245,8 +246,11 @@ def test_a_checkpoint_up_to_a_step_that_moves_on_is_kept(tmp_path):
 
 
 import errno
+import resource
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 
 def test_only_on_a_full_disk_an_error_gets_that_name(tmp_path):
@@ -256,6 +260,23 @@ def test_only_on_a_full_disk_an_error_gets_that_name(tmp_path):
     with pytest.raises(RuntimeError, match="unexpected pos"), explain_full_disk(tmp_path, least=1):
         raise RuntimeError("unexpected pos")
     assert not list(tmp_path.iterdir()), "the probe is gone"
+
+
+def test_a_disk_that_was_full_for_a_moment_is_named(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(OSError) as raised, explain_full_disk(tmp_path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            save_file(dict(weight=torch.zeros(4096)), file)
+        finally:  # the failed file is gone, and there is room again
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            file.unlink(missing_ok=True)
+    assert raised.value.errno == errno.EFBIG and raised.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="No space left"), explain_full_disk(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="os error 2"), explain_full_disk(tmp_path):
+        raise RuntimeError("no such file (os error 2)")
 
 
 import resource

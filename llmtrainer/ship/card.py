@@ -5,8 +5,13 @@
 # %% auto #0
 __all__ = [
     "SECRET",
+    "CREDENTIALS",
     "DATA_FILE",
     "ABSOLUTE_PATH",
+    "ADDRESS",
+    "PLACE",
+    "PATH_KEY",
+    "TEXT_KEY",
     "ALIGNMENT",
     "MARKDOWN",
     "ENTITIES",
@@ -20,6 +25,11 @@ __all__ = [
     "ONNX_USE",
     "SECTIONS",
     "is_local_path",
+    "is_key",
+    "looks_local",
+    "last_part",
+    "named_paths",
+    "public_text",
     "public_value",
     "public_record",
     "data_licenses",
@@ -28,11 +38,13 @@ __all__ = [
     "PrinciplesFile",
     "AlignmentRecord",
     "CardFacts",
+    "stale_exports",
     "card_facts",
     "hub_name",
     "is_reward",
     "training_kind",
     "objective_name",
+    "hub_data",
     "front_matter",
     "markdown_text",
     "code_fence",
@@ -63,15 +75,21 @@ __all__ = [
     "fetch_words",
     "asked_system",
     "prompt_words",
+    "adapter_code",
     "use_section",
+    "safety_tasks",
+    "safety_gaps",
     "unknown_section",
     "base_identity",
     "reproduce_section",
+    "mixture_words",
+    "listed_data",
     "card",
     "card_texts",
     "store_card",
     "is_edited",
     "store_cards",
+    "check_written",
     "write_card",
     "renew_card",
 ]
@@ -79,9 +97,10 @@ __all__ = [
 # %% ../../nbs/shipping/73_card.ipynb #fc0b3ab3
 import json
 import math
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +111,7 @@ from pydantic import BaseModel, ConfigDict
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
 from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
+from llmtrainer.evals.benchmarks import BIAS, SAFETY, TOXICITY
 from llmtrainer.evals.compare import TESTS, Comparison, Comparisons, verdict
 from llmtrainer.evals.gates import leak_note
 from llmtrainer.evals.metrics import Score
@@ -114,51 +134,105 @@ from llmtrainer.run import (
 )
 from llmtrainer.safe_io import file_facts, is_folder
 from llmtrainer.safe_text import show_note, visible
-from llmtrainer.ship.export import ExportRecord
+from llmtrainer.ship.export import ExportRecord, join_words, loss_words, model_digest
 from llmtrainer.ship.llamacpp import gguf_file
-from llmtrainer.ship.merge import MergeRecord
+from llmtrainer.ship.merge import MergedAdapter, MergeRecord
 
 # %% ../../nbs/shipping/73_card.ipynb #6f0ed640
 SECRET = re.compile(r"\b(hf|sk|ghp|gho|github_pat)[_-][A-Za-z0-9_-]{16,}")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")  # of an address: user:password@
 DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|txt|md|parquet|gz)$")
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<])/(?:[\w.@+-]+/)+[\w.@+-]*")
+ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://\S+$", re.IGNORECASE)
+PLACE = re.compile(r"(?:~[\w.-]*|\.{0,2})[/\\]|[a-z]:[/\\]|file:", re.IGNORECASE)  # its beginning
 
 
 def is_local_path(name: str) -> bool:
-    """Is it a path and not a hub name? A hub name has one slash at most, no ending of a data file,
-    and nothing on this disk is called so."""
-    if len(name) > 255 or len(name.split()) != 1 or "://" in name:
+    """Is it a path and not a hub name, where it must be one of them? A hub name has no space, one
+    slash at most and no ending of a data file, and nothing on this disk is called so."""
+    if ADDRESS.match(name):
         return False
     return (
-        name.startswith((".", "/", "~"))
-        or "\\" in name
+        name.startswith((".", "~"))
+        or bool(PLACE.match(name) or DATA_FILE.search(name) or re.search(r"\s|\\", name))
         or name.count("/") > 1
-        or bool(DATA_FILE.search(name))
-        or Path(name).exists()
+        or os.path.exists(name)
     )
 
 
 # %% ../../nbs/shipping/73_card.ipynb #6896f492
-def public_value(value):
-    """A value of a recipe without what belongs to the machine: of a path its last part, and no
-    token."""
+PATH_KEY = re.compile(  # of a recipe: its words are paths or names
+    "base|train|val|path|data|data_dir|mirror|continue_from|reference|model|rollouts|prompts"
+    "|principles|few_shot|comparisons|few_shot_comparisons|labelled|held_out|instructions"
+    "|paraphrases|classifier|critic|reviser|judge"
+)
+TEXT_KEY = re.compile("system|instruction|prompt|question|answer|content|text|stop|shared|targets")
+
+
+def is_key(key: str | None, kind: re.Pattern) -> bool:
+    "Is a key of this kind?"
+    return isinstance(key, str) and kind.fullmatch(key) is not None
+
+
+# %% ../../nbs/shipping/73_card.ipynb #a3bca5a9
+def looks_local(text: str, key: str | None = None) -> bool:
+    "Is a text under a key of a recipe or record a path? Prose is none, whatever it begins with."
+    if is_key(key, TEXT_KEY) or "\n" in text:
+        return False
+    if is_key(key, PATH_KEY) or not re.search(r"\s", text):
+        return is_local_path(text)
+    return PLACE.match(text) is not None
+
+
+# %% ../../nbs/shipping/73_card.ipynb #7d6d2090
+def last_part(path: str) -> str:
+    "A path without its folders, whichever system it is of."
+    return re.split(r"[/\\]", path.removeprefix("file:").rstrip("/\\"))[-1] or path
+
+
+# %% ../../nbs/shipping/73_card.ipynb #8b0e5add
+def named_paths(value, key: str | None = None) -> dict[str, str]:
+    "The paths that a recipe names, and the last part of each."
     if isinstance(value, dict):
-        return {k: public_value(v) for k, v in value.items()}
+        entries = [(k, v) for k, v in value.items() if isinstance(v, (str, list, tuple, dict))]
+    elif isinstance(value, (list, tuple)):
+        entries = [(key, v) for v in value]
+    else:
+        known = isinstance(value, str) and is_key(key, PATH_KEY) and looks_local(value, key)
+        return {value: last_part(value)} if known else {}
+    return {path: short for k, v in entries for path, short in named_paths(v, k).items()}
+
+
+# %% ../../nbs/shipping/73_card.ipynb #9acb28b7
+def public_text(text: str, known: Mapping[str, str]) -> str:
+    "Prose without the places, passwords and tokens in it."
+    for path in sorted(known, key=len, reverse=True):
+        text = text.replace(path, known[path])
+    text = ABSOLUTE_PATH.sub(lambda match: last_part(match[0]), text)
+    return SECRET.sub("[removed]", CREDENTIALS.sub("", text))
+
+
+# %% ../../nbs/shipping/73_card.ipynb #00926f0b
+def public_value(value, key: str | None = None, known: Mapping[str, str] | None = None):
+    """A value of a recipe or record without what belongs to the machine: of a path its last part,
+    and no password or token. `known` are paths to shorten in prose, too."""
+    known = named_paths(value) if known is None else known
+    if isinstance(value, dict):
+        return {k: public_value(v, k, known) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [public_value(v) for v in value]
+        return [public_value(v, key, known) for v in value]
     if not isinstance(value, str):
         return value
-    if is_local_path(value):
-        short = Path(value).name
-    else:
-        short = ABSOLUTE_PATH.sub(lambda match: Path(match[0]).name, value)
-    return SECRET.sub("[removed]", short)
+    return public_text(last_part(value) if looks_local(value, key) else value, known)
 
 
 # %% ../../nbs/shipping/73_card.ipynb #b5568b40
-def public_record(record: AnyRecord | None) -> AnyRecord | None:
-    "The record without paths and tokens in its texts."
-    return record and type(record).model_validate(public_value(record.model_dump()))
+def public_record(record: AnyRecord | None, recipe: dict) -> AnyRecord | None:
+    "The record without tokens in its texts, and without the paths that the run's recipe names."
+    if record is None:
+        return None
+    known = named_paths(recipe)
+    return type(record).model_validate(public_value(record.model_dump(), known=known))
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bbde9c01
@@ -230,6 +304,7 @@ class CardFacts:
     full: bool  # a full fine-tune, not an adapter
     recipe: dict
     hub: list[str]  # training data that lies on the hub
+    local_base: bool = False  # is the base a folder of the machine?
     env: Environment | None = None
     data: DataRecord | None = None
     model: ModelRecord | None = None
@@ -246,6 +321,13 @@ class CardFacts:
     repo: str | None = None  # of the Hub, where the card is to lie there
     part: str | None = None  # that the card is about; None: all that the run holds
     beside: bool = False  # does the card lie in the part's own folder?
+    stale: frozenset[str] = frozenset()  # exports of weights that are not the run's model now
+
+    @property
+    def mixed(self) -> list[MergedAdapter]:
+        "The adapters in the model that the card is about, where there are several."
+        several = self.part not in (None, "adapter", "model") and self.merge and self.merge.mix
+        return self.merge.adapters if several else []
 
     @property
     def whole(self) -> bool:
@@ -253,10 +335,19 @@ class CardFacts:
         return self.full or self.part not in (None, "adapter")
 
 
+# %% ../../nbs/shipping/73_card.ipynb #41e0a555
+def stale_exports(run: Run) -> list[str]:
+    "The exports whose weights are not those of the run's whole model now."
+    now = model_digest(run.model if run.model.is_dir() else run.exports / "merged")
+    records = run.find_records(ExportRecord, "exports").items()
+    return [name for name, record in records if now and record.model_sha256 not in (None, now)]
+
+
+# %% ../../nbs/shipping/73_card.ipynb #cf1299ef
 def card_facts(run: Run) -> CardFacts:
     "The facts of a run; `UserError` for a record that cannot be read."
     recipe = run.recipe
-    check_word(recipe.get("model", {}).get("base", ""), "model.base", str)
+    check_word(recipe.get("model", {}).get("base"), "model.base", str)
     check_word(recipe.get("train", {}).get("objective", ""), "train.objective", str, dict)
     for key in ("batch_size", "accumulate"):
         check_word(recipe.get("train", {}).get(key, 1), f"train.{key}", int)
@@ -265,9 +356,10 @@ def card_facts(run: Run) -> CardFacts:
         full=run.model.is_dir(),
         recipe=public_value(recipe),
         hub=[name for name in data_names(recipe) if not is_local_path(name)],
-        env=public_record(run.find_record(Environment)),
-        data=public_record(run.find_record(DataRecord)),
-        model=public_record(run.find_record(ModelRecord)),
+        local_base=is_local_path(recipe["model"]["base"]),
+        env=public_record(run.find_record(Environment), recipe),
+        data=public_record(run.find_record(DataRecord), recipe),
+        model=public_record(run.find_record(ModelRecord), recipe),
         batch=run.find_record(MicroBatch),
         metrics=run.metrics_lines(),
         before=run.find_records(TaskResult, "evals/base"),
@@ -278,6 +370,7 @@ def card_facts(run: Run) -> CardFacts:
         prompt=run.find_record(StoredPrompt),
         alignment=run.find_record(AlignmentRecord, ALIGNMENT),
         exports=run.find_records(ExportRecord, "exports"),
+        stale=frozenset(stale_exports(run)),
     )
 
 
@@ -295,6 +388,8 @@ def is_reward(facts: CardFacts) -> bool:
 def training_kind(facts: CardFacts) -> str:
     "What was trained, in words."
     what = "reward model" if is_reward(facts) else "model"
+    if facts.mixed:
+        return f"A mixture of {len(facts.mixed)} adapters by {facts.merge.mix.method}, merged"
     if facts.full:
         return f"A fully fine-tuned {what}"
     merged = " merged into its base" if facts.whole else ""
@@ -317,6 +412,15 @@ def objective_name(facts: CardFacts) -> str:
     )
 
 
+# %% ../../nbs/shipping/73_card.ipynb #1562cd6b
+def hub_data(facts: CardFacts) -> list[str]:
+    "The data sets of the hub that the model was trained on; of a mixture those of all its runs."
+    others = [name for one in facts.mixed[1:] for name in one.data if "/" in name]
+    names = [name for name in (*facts.hub, *others) if re.fullmatch(r"[\w./:-]+", name)]
+    return list(dict.fromkeys(name.split(":")[0] for name in names))
+
+
+# %% ../../nbs/shipping/73_card.ipynb #69cf2e43
 def front_matter(facts: CardFacts) -> str:
     "The YAML block that the Hub reads; only keys whose value is known."
     kind = [] if facts.full else ["lora"]
@@ -324,7 +428,7 @@ def front_matter(facts: CardFacts) -> str:
         library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-classification" if is_reward(facts) else "text-generation",
         base_model=hub_name(facts.recipe.get("model", {}).get("base", "unknown")),
-        datasets=[name.split(":")[0] for name in facts.hub if re.fullmatch(r"[\w./:-]+", name)],
+        datasets=hub_data(facts),
         tags=["llmtrainer", re.sub(r"\W+", "-", objective_name(facts)).strip("-"), *kind],
     )
     known = {key: value for key, value in values.items() if value}
@@ -473,7 +577,8 @@ def results_section(facts: CardFacts) -> str:
         for task, result in facts.after.items()
         for name in result.scores
     ]
-    text = markdown_table(["task", "score", "items", "base", "this model"], rows)
+    who = "the first run" if facts.mixed else "this model"
+    text = markdown_table(["task", "score", "items", "base", who], rows)
     text += f"\n\n{asking_section(facts)}"
     for who, results in (("", facts.after), ("The base on ", facts.before)):
         notes = [
@@ -727,11 +832,12 @@ def exports_section(facts: CardFacts) -> str:
     rows = []
     if facts.merge:
         rows.append(merge_row(facts.merge))
-    for export in facts.exports.values():
+    for name, export in facts.exports.items():
+        of = "out of date: an earlier model, not this one; " if name in facts.stale else ""
         rows.append(
             [
                 export.format,
-                f"{export.compared_with}, up to {export.compared_tokens or 'some'} tokens",
+                f"{of}{export.compared_with}, up to {export.compared_tokens or 'some'} tokens",
                 f"{export.max_abs_logit_diff:.2g} ({export.compared_number})",
                 "not measured",
                 "equal" if export.same_text else "different",
@@ -748,7 +854,12 @@ def exports_section(facts: CardFacts) -> str:
         for export in facts.exports.values()
         if export.quantize and not export.quality
     ]
-    return "\n\n".join([markdown_table(head, rows), *rounded, *unasked])
+    stale = [
+        f"**{markdown_text(facts.exports[name].format)} was made from an earlier model of this run,"
+        " with other weights.** `llmtrainer export` makes it anew."
+        for name in sorted(facts.stale)
+    ]
+    return "\n\n".join([markdown_table(head, rows), *stale, *rounded, *unasked])
 
 
 def rounding_line(export: ExportRecord, c: Comparison) -> str:
@@ -757,7 +868,7 @@ def rounding_line(export: ExportRecord, c: Comparison) -> str:
     return markdown_text(
         f"{export.format} on {c.task}: {c.score} {c.a:.4f} in {c.names[0]} and {c.b:.4f} in"
         f" {c.names[1]} on the same {c.n} items, difference {c.difference:+.4f} (95 % interval"
-        f" {low:+.4f} to {high:+.4f}); a loss surely above {export.max_loss:g} would be refused."
+        f" {low:+.4f} to {high:+.4f}); {loss_words(c, export.max_loss)}."
     )
 
 
@@ -863,6 +974,27 @@ def prompt_words(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #a408007a
+def adapter_code(facts: CardFacts, template: str, question: str) -> str:
+    "Python that loads the adapter onto its base; or why there is none."
+    model = facts.recipe.get("model", {})
+    if facts.local_base:
+        return (
+            f"The base is {code_span(model['base'])}, a folder of the machine that trained, and"
+            " without it the adapter is of no use: no code for it stands here. A merged model needs"
+            " no base (`llmtrainer merge`); on that machine, `llmtrainer chat` opens the run."
+        )
+    commit = facts.model.base.revision if facts.model else None
+    text = template.format(
+        folder="." if facts.beside else "adapter",
+        base=model.get("base"),
+        quantize=model.get("quantize", "none"),
+        revision=commit or model.get("revision"),
+        question=question,
+    )
+    return code_block(text, "python")
+
+
+# %% ../../nbs/shipping/73_card.ipynb #f4b3bb81
 def use_section(facts: CardFacts) -> str:
     "Python that runs in the folder of this card, or of the run fetched from its repository."
 
@@ -888,25 +1020,15 @@ def use_section(facts: CardFacts) -> str:
             else code(ONNX_USE.format(folder=f"exports/{name}", question=question))
         )
         for name in facts.exports
-        if name.startswith(("onnx", "gguf")) and facts.part in (None, name)
+        if name.startswith(("onnx", "gguf"))
+        and (facts.part == name or (facts.part is None and name not in facts.stale))
     )
     if facts.part in facts.exports:
-        return begin + alone.removeprefix("\n\n")
+        return begin + re.sub("^\n\nOr the", "The", alone)
     if facts.whole:
         text = code(folder_use.format(folder="." if facts.beside else "model", question=question))
         return begin + text + alone
-    model = facts.recipe.get("model", {})
-    commit = facts.model.base.revision if facts.model else None
-    text = code(
-        adapter_use.format(
-            folder="." if facts.beside else "adapter",
-            base=model.get("base"),
-            quantize=model.get("quantize", "none"),
-            revision=commit or model.get("revision"),
-            question=question,
-        )
-    )
-    text = begin + text
+    text = begin + adapter_code(facts, adapter_use, question)
     if facts.merge and facts.part is None:
         merged = code(folder_use.format(folder="exports/merged", question=question))
         text += f"\n\nOr the merged model, with transformers alone:\n\n{merged}"
@@ -914,10 +1036,45 @@ def use_section(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #bc6917aa
+def safety_tasks(facts: CardFacts) -> dict[str, list[str]]:
+    "The evaluated tasks that measure bias, toxicity, memorised text and safety."
+    after = {} if facts.mixed else facts.after  # which is of its first run
+    bias, toxicity = ({entry.task.name for entry in group} for group in (BIAS, TOXICITY))
+    others = {entry.task.name for entry in SAFETY} - bias - toxicity
+    found: dict[str, list[str]] = {
+        "bias": [task for task in after if task in bias],
+        "toxicity": [],
+        "memorised text": [],  # no task measures it
+        "safety": [],
+    }
+    for task, result in after.items():
+        if task in toxicity or {"toxicity", "toxic_words"} & result.scores.keys():
+            found["toxicity"].append(task)
+        if task in others or "harmful_answered" in result.scores:
+            found["safety"].append(task)
+    return found
+
+
+# %% ../../nbs/shipping/73_card.ipynb #b5d2d9b2
+def safety_gaps(facts: CardFacts) -> list[str]:
+    "What of these was not measured, and by which tasks the rest was."
+    found = safety_tasks(facts)
+    gaps = join_words([what for what, tasks in found.items() if not tasks])
+    told = [f"{gaps[0].upper()}{gaps[1:]}: not measured."]
+    for what, tasks in found.items():
+        if tasks:
+            names = join_words([markdown_text(task) for task in tasks])
+            told.append(f"{what.capitalize()}: measured by {names} alone.")
+    return told
+
+
+# %% ../../nbs/shipping/73_card.ipynb #82149e4a
 def unknown_section(facts: CardFacts) -> str:
     "What nobody measured or wrote down, as a list."
     base = facts.recipe.get("model", {}).get("base", "unknown")
     licenses = data_licenses(facts.recipe, facts.data)
+    for one in facts.mixed[1:]:
+        licenses = one.data | licenses
     unstated = [code_span(name) for name, terms in licenses.items() if terms is None]
     stated = facts.model.base.license if facts.model else None
     gaps = [
@@ -925,9 +1082,9 @@ def unknown_section(facts: CardFacts) -> str:
         f" {markdown_text(stated or 'not stated')}) and of the data apply.",
         *([f"Licence of the data: not stated for {', '.join(unstated)}."] if unstated else []),
         "Languages, intended use and who is behind the data: not recorded.",
-        "Bias, toxicity, memorised text and safety: not measured.",
+        *safety_gaps(facts),
     ]
-    if not facts.after:
+    if not facts.after or facts.mixed:
         gaps.append("Quality on any task: not measured.")
     elif not facts.before:
         gaps.append(
@@ -966,6 +1123,34 @@ def reproduce_section(facts: CardFacts) -> str:
 
 
 # %% ../../nbs/shipping/73_card.ipynb #fbabbd09
+def mixture_words(facts: CardFacts, title: str) -> str:
+    "What a section of a mixture's card must say first: most figures are of its first run alone."
+    if not facts.mixed:
+        return ""
+    first = markdown_text(facts.mixed[0].name)
+    if title == "Results":
+        rows = [
+            [one.name, one.share, one.rank, listed_data(one.data), one.mean_kl, one.sha256]
+            for one in facts.mixed
+        ]
+        rows = [["not recorded" if cell in (None, "") else cell for cell in row] for row in rows]
+        head = ["run", "share", "rank", "trained on", "mean KL to this model", "sha256"]
+        return (
+            f"{markdown_table(head, rows)}\n\n**This mixture was not evaluated.** Scores and losses"
+            f" in this card are of {first} alone, its first run, as it was before the merge.\n\n"
+        )
+    if title in ("Training", "Data", "Reproduce"):
+        return f"Of {first} alone, the first of {len(facts.mixed)} runs in this mixture.\n\n"
+    return ""
+
+
+# %% ../../nbs/shipping/73_card.ipynb #54dadf6c
+def listed_data(data: Mapping[str, str | None]) -> str:
+    "Data sets with their licences, in words."
+    return ", ".join(f"{name} (licence: {terms or 'not stated'})" for name, terms in data.items())
+
+
+# %% ../../nbs/shipping/73_card.ipynb #25d5b780
 SECTIONS = {
     "Use": use_section,
     "Results": results_section,
@@ -985,7 +1170,10 @@ def card(facts: CardFacts) -> str:
         " [llmtrainer](https://github.com/llmtrainer/llmtrainer). Every figure below was read from"
         " the run's own files."
     )
-    sections = [f"## {title}\n\n{write(facts)}\n" for title, write in SECTIONS.items()]
+    sections = [
+        f"## {title}\n\n{mixture_words(facts, title)}{write(facts)}\n"
+        for title, write in SECTIONS.items()
+    ]
     name = markdown_text(facts.name)
     text = "\n".join([front_matter(facts), f"# {name}\n", f"{opening}\n", *sections])
     return SECRET.sub("[removed]", text)  # prompts of the data may hold one too
@@ -1025,8 +1213,22 @@ def store_cards(run: Run, texts: dict[str, str]) -> None:
         store_card(run, name, text)
 
 
+# %% ../../nbs/shipping/73_card.ipynb #2f1fe5a7
+def check_written(run: Run) -> None:
+    "`UserError` for a run that holds no model yet, of which a card could be."
+    parts = [run.adapter, run.model, *run.exports.glob("[!.]*/")]
+    if not any(is_folder(part, run.path) for part in parts):
+        raise UserError(
+            f"{run.path} has no adapter and no model yet, so there is nothing to describe",
+            allowed="a run whose training has ended",
+            fix=f"llmtrainer continue {run.path}",
+        )
+
+
 def write_card(run: Run) -> Path:
-    "Write README.md into the run and its parts; the same run gives the same card."
+    """Write README.md into the run and its parts; the same run gives the same card. `UserError` for
+    a run without weights."""
+    check_written(run)
     store_cards(run, card_texts(run))
     return run.path / "README.md"
 

@@ -806,6 +806,7 @@ def launch_demo(
     inline: bool | None = None,  # below the cell; None: where there is a cell
     hosts: Sequence[str] = (),  # other names under which the page is opened, of a proxy
     login: str | None = None,  # name of the one who may use it; None: nobody has to log in
+    waiting: int = 32,  # messages that may wait for an answer; more are refused
 ) -> str:
     "Serve the page on this machine alone, and return its address."
     gr, auth = load_gradio(), credentials(login)
@@ -814,7 +815,7 @@ def launch_demo(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     try:
-        app, local, public = demo.queue().launch(
+        app, local, public = demo.queue(max_size=waiting).launch(
             server_name="127.0.0.1",
             server_port=port,
             share=share,

@@ -22,6 +22,7 @@ __all__ = [
     "join_words",
     "require_libraries",
     "require_onnx",
+    "model_digest",
     "model_folder",
     "load_float32",
     "rope_kinds",
@@ -50,9 +51,12 @@ __all__ = [
     "Quality",
     "check_request",
     "greedy_section",
+    "least_refused",
+    "check_items",
     "check_loss",
     "task_prompts",
     "ExportRecord",
+    "loss_words",
     "describe_quality",
     "Exporter",
     "write_export",
@@ -61,6 +65,7 @@ __all__ = [
 
 # %% ../../nbs/shipping/72_export.ipynb #80908caa
 import contextlib
+import hashlib
 import inspect
 import io
 import json
@@ -88,7 +93,7 @@ from transformers import (
 # %% ../../nbs/shipping/72_export.ipynb #f3cefee1
 from llmtrainer.data.encoding import stop_id
 from llmtrainer.data.templates import render
-from llmtrainer.evals.compare import Comparison, compare
+from llmtrainer.evals.compare import Comparison, changed_interval, compare
 from llmtrainer.evals.tasks import Item, Task, TaskResult
 from llmtrainer.models.generate import (
     GREEDY,
@@ -109,10 +114,12 @@ from llmtrainer.models.load import (
     stored_head,
 )
 from llmtrainer.recipe import UserError, first_line
-from llmtrainer.run import Record, read_object, write_json
+from llmtrainer.run import Record, read_manifest, read_object, write_json
+from llmtrainer.safe_io import file_facts
 from llmtrainer.ship import onnx_generator
 from llmtrainer.ship.merge import (
     PROMPTS,
+    WEIGHTS,
     MergeMismatch,
     base_dtype,
     quiet_libraries,
@@ -149,6 +156,17 @@ def require_onnx(needed: Sequence[str] = NEEDED) -> None:
     require_libraries(needed, "ONNX export", "export")
 
 
+# %% ../../nbs/shipping/72_export.ipynb #5c5a1d91
+def model_digest(folder: Path) -> str | None:
+    "A digest of the weights of a sealed folder, by its manifest; None where it has none."
+    if file_facts(folder / "manifest.json") is None:
+        return None
+    entries = read_manifest(folder).items()
+    facts = [[name, entry["sha256"]] for name, entry in entries if name.endswith(WEIGHTS)]
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+# %% ../../nbs/shipping/72_export.ipynb #12de6813
 def model_folder(folder: Path) -> Path:
     "The folder; `UserError` where it does not hold a whole model."
     folder = Path(folder)
@@ -698,6 +716,7 @@ class Quality:
         for task, items in self.tasks:
             a, b = (ask(task, items, section) for ask in (before, after))
             comparisons.append(compare(a, b, names=names, items=items))
+            check_items(comparisons[-1], self.max_loss)
             check_loss(comparisons[-1], self.max_loss)
         return comparisons
 
@@ -719,6 +738,25 @@ def greedy_section(section: Generation) -> Generation:
     neutral = ("preset", "temperature", "top_p", "top_k", "min_p", "beams", "repetition_penalty")
     values = {name: getattr(GREEDY, name) for name in (*neutral, "min_new_tokens", "n")}
     return section.model_copy(update=values)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #0fb14c1a
+def least_refused(n: int, max_loss: float) -> float | None:
+    "The smallest loss of a share that is refused where no item rises; None: not even one of all."
+    losses = (k / n for k in range(1, n + 1) if -changed_interval(k, 0, n)[1] > max_loss)
+    return next(losses, None)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #48bfa100
+def check_items(c: Comparison, max_loss: float) -> None:
+    "`UserError` where the items are so few that no loss of a share would be refused."
+    if c.test == "mcnemar" and max_loss < 1 and least_refused(c.n, max_loss) is None:
+        raise UserError(
+            f"{c.n} item{'s' * (c.n > 1)} of {c.task}: too few to show that anything was lost",
+            where="--limit",
+            allowed=f"so many items that a loss above {max_loss:g} can be seen",
+            fix="ask more items; or --max-loss 1, which accepts any loss",
+        )
 
 
 # %% ../../nbs/shipping/72_export.ipynb #f84f28fe
@@ -754,7 +792,7 @@ def task_prompts(
 class ExportRecord(Record):
     "What an exporter wrote, and how far it is from the model folder."
 
-    form = 4  # `compared_with` and `same_next` came
+    form, oldest = 5, 4  # `model_sha256` came
 
     format: str  # as the model card calls it
     max_abs_logit_diff: float
@@ -765,6 +803,7 @@ class ExportRecord(Record):
     dtype: str | None = None
     bytes: int | None = None  # of all files
     facts: dict[str, Any] = {}  # of this format only
+    model_sha256: str | None = None  # digest of the weights that it was made from
     quantize: str | None = None  # int8, q4_k_m: the weights were rounded
     quality: list[Comparison] = []  # then: before and after the rounding on tasks, item by item
     max_loss: float | None = None  # then: a larger loss of a score is refused
@@ -782,7 +821,9 @@ class ExportRecord(Record):
         text = "the same text" if self.same_text else "another text"
         share = self.same_next
         following = "" if share is None else f", the same next token at {share:.1%} of the places"
-        asked = "".join(map(describe_quality, self.quality))
+        asked = "".join(
+            f"{describe_quality(c)}; {loss_words(c, self.max_loss)}" for c in self.quality
+        )
         unasked = "; no task was asked" if self.quantize and not self.quality else ""
         return (
             f"{self.format}{size}{widened}; largest difference of a {self.compared_number}"
@@ -791,6 +832,15 @@ class ExportRecord(Record):
 
 
 # %% ../../nbs/shipping/72_export.ipynb #9ad5c57b
+def loss_words(c: Comparison, max_loss: float | None) -> str:
+    "What loss would have been refused, and from which on these items show one."
+    limit = 0.0 if max_loss is None else max_loss
+    least = least_refused(c.n, limit) if c.test == "mcnemar" else None
+    shown = f", which {c.n} items show from a loss of {least:.2g} on" if least else ""
+    return f"a loss surely above {limit:g} would be refused{shown}"
+
+
+# %% ../../nbs/shipping/72_export.ipynb #2595c18d
 def describe_quality(c: Comparison) -> str:
     "A score before and after the rounding, in words that continue a line."
     low, high = c.interval

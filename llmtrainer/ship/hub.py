@@ -20,6 +20,7 @@ __all__ = [
     "publishable_parts",
     "check_part",
     "check_base",
+    "check_stale",
     "unmet_gates",
     "PublishedFile",
     "Publication",
@@ -111,6 +112,7 @@ from llmtrainer.ship.card import (
     is_local_path,
     public_record,
     public_value,
+    stale_exports,
 )
 
 # %% ../../nbs/shipping/74_hub.ipynb #e5a82603
@@ -124,7 +126,7 @@ def part_folder(part: str) -> str:
 
 def publishable_parts(run: Run) -> list[str]:
     "What of a run can be published: the trained weights first."
-    exports = sorted(path.name for path in run.exports.glob("*/"))
+    exports = sorted(path.name for path in run.exports.glob("[!.]*/"))
     parts = ["adapter", "model", *sorted(exports, key=lambda name: name != "merged")]
     return [part for part in parts if (run.path / part_folder(part)).is_dir()]
 
@@ -166,6 +168,18 @@ def check_base(run: Run, part: str) -> None:
         )
 
 
+# %% ../../nbs/shipping/74_hub.ipynb #8cc61284
+def check_stale(run: Run, part: str) -> None:
+    "`UserError` for an export of weights that are not the run's model now."
+    if part in stale_exports(run):
+        raise UserError(
+            f"{part} was made from an earlier model of this run, with other weights",
+            where=str(run.exports / part),
+            fix=f"export it again: llmtrainer export {run.path}; or push with --unmet",
+        )
+
+
+# %% ../../nbs/shipping/74_hub.ipynb #11b20f0d
 def unmet_gates(run: Run) -> list[str]:
     "What the recipe requires of its tasks and the stored results do not show, a sentence each."
     section = load_recipe(Eval, run.recipe.get("eval", {}))
@@ -212,7 +226,7 @@ def write_public_records(run: Run, part: str, repo: str, folder: Path) -> dict[s
     "Write the records that are published into a folder; name in the repository -> file."
     names = [record.file for record in (*PUBLIC_RECORDS, *VERBATIM_RECORDS)]
     for kind in PUBLIC_RECORDS:
-        if record := public_record(run.find_record(kind)):
+        if record := public_record(run.find_record(kind), run.recipe):
             record.save(folder / kind.file)
     for kind in VERBATIM_RECORDS:
         if record := run.find_record(kind):
@@ -480,7 +494,7 @@ def push(
     part: str | None = None,  # None: the adapter, or the full model
     private: bool = True,
     overwrite: bool = False,
-    unmet: bool = False,  # push although the recipe's requirements are not met
+    unmet: bool = False,  # push although requirements are not met, or the export is out of date
     examples: bool = False,  # publish the examples of its prompt, which are rows of data
     api: HfApi | None = None,
 ) -> HubPlace:
@@ -490,6 +504,8 @@ def push(
     that is not ours, and a refusal of the Hub; `HubUnavailable` where it does not answer."""
     api, repo, part = api or HfApi(), check_repo(repo), check_part(run, part)
     check_base(run, part)
+    if not unmet:
+        check_stale(run, part)
     if (sentences := unmet_gates(run)) and not unmet:
         raise UnmetGates("; ".join(sentences), where="eval.require", fix="push with --unmet")
     if not examples:

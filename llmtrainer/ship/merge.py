@@ -14,6 +14,7 @@ __all__ = [
     "INT8_TOLERANCE",
     "OTHER_BASE_TOLERANCE",
     "QUANTIZED_TOLERANCE",
+    "WEIGHTS",
     "STORED",
     "ADAPTER_PART",
     "SHARD_BYTES",
@@ -38,6 +39,7 @@ __all__ = [
     "MergeMismatch",
     "check_difference",
     "staging",
+    "check_weights_written",
     "foreign_files",
     "base_dtype",
     "may_cast",
@@ -72,8 +74,11 @@ __all__ = [
     "adapter_tokenizer",
     "MergedAdapter",
     "MergeRecord",
+    "with_origins",
     "check_dtype",
     "check_route",
+    "check_figures",
+    "check_options",
     "check_mix",
     "check_mixable",
     "Output",
@@ -484,11 +489,27 @@ def staging(out: Path) -> Iterator[Path]:
     staged = new_folder(out.with_name(f".{out.name}.staging"))
     try:
         yield staged
+        check_weights_written(staged, out)
         commit(staged, out)
     finally:
         remove_folder(staged)
 
 
+# %% ../../nbs/shipping/70_merge.ipynb #ea37a99a
+def check_weights_written(staged: Path, out: Path) -> None:
+    "`UserError` where a folder holds no weights: it would replace a model by nothing."
+    if not any(name.endswith(WEIGHTS) for name in list_files(staged)[0]):
+        raise UserError(
+            f"the folder that was to become {out} has lost its weights, so nothing was replaced",
+            where=str(staged),
+            fix="let one process at a time write there, and repeat the command",
+        )
+
+
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".gguf")
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #d1a00919
 def foreign_files(folder: Path) -> list[str]:
     "What lies in a folder and is not in its manifest, by name."
     files, others = list_files(folder)
@@ -932,6 +953,20 @@ class Mix(Section):
     )
     seed: int = Field(0, ge=0, description="of dare: which entries are dropped")
 
+    def check_used(self) -> None:
+        "`UserError` for a setting that this method does not read."
+        readers = dict(
+            density=("ties", "dare_linear", "dare_ties"), seed=("dare_linear", "dare_ties")
+        )
+        for name, methods in readers.items():
+            if name in self.model_fields_set and self.method not in methods:
+                raise UserError(
+                    f"{name} has no effect on the method {self.method}",
+                    where=f"--{name}",
+                    allowed=f"with --method {', '.join(methods)}",
+                    fix="leave it out",
+                )
+
     def shares(self, count: int) -> list[float]:
         "The weight of each of `count` adapters; `UserError` where they do not fit."
         default = 1 if self.method in ("ties", "dare_ties") else 1 / count
@@ -1045,6 +1080,8 @@ class MergedAdapter(BaseModel):
     sha256: str
     share: float | None = None  # its weight, where there are several
     mean_kl: float | None = None  # of the merged model to this adapter's trained model
+    rank: int | None = None
+    data: dict[str, str | None] = {}  # that it was trained on, with the licence of each
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #bcad3c61
@@ -1052,7 +1089,7 @@ class MergeRecord(Record):
     "How a merged model was made, and how far it is from the trained one."
 
     file = "merge.json"  # in the folder of the model
-    form, oldest = 5, 3  # the figures after `head` came; before, `head`
+    form, oldest = 6, 3  # origins of the adapters came; before, the figures after `head`
 
     max_abs_logit_diff: float | None = None  # None here and below: not compared
     mean_kl: float | None = None  # nats per token
@@ -1114,6 +1151,14 @@ class MergeRecord(Record):
 
 
 # %% ../../nbs/shipping/70_merge.ipynb #39a09585
+def with_origins(record: MergeRecord, origins: Sequence[dict]) -> MergeRecord:
+    "The record with what is known of each adapter."
+    known = [*origins, *[{}] * len(record.adapters)]
+    adapters = [one.model_copy(update=about) for one, about in zip(record.adapters, known)]
+    return record.model_copy(update=dict(adapters=adapters))
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #da45f2ba
 def check_dtype(dtype: str | None) -> None:
     "`UserError` for a number format in which no model is written."
     if dtype not in (None, *TOLERANCE):
@@ -1135,6 +1180,47 @@ def check_route(model: Model, route: Route) -> None:
         )
 
 
+def check_figures(tolerance: float | None, shard_bytes: float) -> None:
+    "`UserError` for a limit or a size that is none."
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise UserError(
+            f"{tolerance} is no mean KL up to which a model is accepted",
+            where="--tolerance",
+            allowed="a number from 0 on",
+        )
+    if not 1 <= shard_bytes < math.inf:
+        raise UserError(
+            f"{shard_bytes / 10**9:g} GB is no size of a file",
+            where="--shard-gb",
+            allowed="a number above 0",
+        )
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #508ea1f0
+def check_options(
+    route: Route,
+    mix: Mix | None = None,
+    tolerance: float | None = None,
+    verify: bool = True,
+    low_memory: bool | None = None,
+    shard_bytes: float = SHARD_BYTES,
+) -> None:
+    "`UserError` for options of a merge that are no such figures, or that have no effect."
+    check_figures(tolerance, shard_bytes)
+    if mix:
+        mix.check_used()
+    pairs = {
+        ("--low-memory", "--route quantized"): low_memory and route == "quantized",
+        ("--tolerance", "--no-verify"): tolerance is not None and not verify,
+        ("--low-memory", "--no-verify"): low_memory and not verify,
+    }
+    for (option, other), both in pairs.items():
+        if both:
+            fix = f"leave {option} or {other} out"
+            raise UserError(f"{option} has no effect with {other}", where=option, fix=fix)
+
+
+# %% ../../nbs/shipping/70_merge.ipynb #e8a112de
 def check_mix(adapters: Sequence[Path], mix: Mix | None) -> Mix | None:
     "The mix of several adapters; `UserError` where they cannot be mixed."
     if len(adapters) == 1:
@@ -1334,6 +1420,7 @@ def merge(
     verify: bool = True,  # compare what was written with the trained model
     low_memory: bool | None = None,  # compare without loading; None: where it would not fit
     shard_bytes: int = SHARD_BYTES,  # the largest file of weights
+    origins: Sequence[dict] = (),  # what the record shall say of each adapter: rank, data
 ) -> MergeRecord:
     "Merge, write, load what was written, and compare; `MergeMismatch` where the models differ."
     adapters = [Path(adapter), *map(Path, others)]
@@ -1341,6 +1428,8 @@ def merge(
         check_adapter(folder)
     check_dtype(dtype)
     check_route(model, route)
+    how = dict(tolerance=tolerance, verify=verify, low_memory=low_memory)
+    check_options(route, mix, shard_bytes=shard_bytes, **how)
     mix = check_mix(adapters, mix)
     with quiet_libraries(), staging(Path(out)) as staged, explain_full_disk(staged):
         plan = plan_model(model)
@@ -1349,12 +1438,12 @@ def merge(
         check_mixable(layered)
         streamed = needs_streaming(layered, low_memory)
         tokenizer = adapter_tokenizer(adapters[0], layered.tokenizer)
-        how = dict(generation=generation, training=training, shard_bytes=shard_bytes)
+        how = dict(generation=generation, training=training, shard_bytes=int(shard_bytes))
         output = Output(tokenizer, dtype, **how)
         chosen = choose_prompts(tokenizer, prompts)
         before = observe_trained(layered, tokenizer, chosen, streamed) if verify else None
         parameters = write_merged(layered, staged, output)
-        limit = tolerance or tolerance_of(model, plan, route, dtype)
+        limit = tolerance_of(model, plan, route, dtype) if tolerance is None else tolerance
         compare = dict(prompts=chosen, limit=limit, streamed=streamed)
         unknown = dict(compared="no", adapters=describe_adapters(layered, None))
         record = MergeRecord(
@@ -1368,5 +1457,6 @@ def merge(
             layered=layered.obstacle is None,
             mix=mix,
         )
+        record = with_origins(record, origins)
         record.save(staged / MergeRecord.file)
     return record

@@ -19,12 +19,14 @@ __all__ = [
     "remove_checkpoint",
     "remove_leftovers",
     "is_disk_full",
+    "full_disk_error",
     "explain_full_disk",
     "AsyncSaver",
 ]
 
 # %% ../../nbs/training/33_checkpoints.ipynb #b797a79e
 import errno
+import os
 import re
 import shutil
 import threading
@@ -219,6 +221,18 @@ def is_disk_full(
     return None
 
 
+def full_disk_error(error: BaseException | None, folder: Path) -> OSError | None:
+    "What an error says of a full disk, itself or by its cause; some libraries say it as a text."
+    while error is not None:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number in DISK_FULL_ERRORS:
+            full = OSError(number, os.strerror(number), str(folder))
+            return error if isinstance(error, OSError) else full
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def explain_full_disk(
     folder: Path,  # where files are written
@@ -228,10 +242,9 @@ def explain_full_disk(
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
-            raise
-        reason = is_disk_full(folder, least)
-        if reason is None:
+        # what was half written may be removed by now, so the disk alone does not tell
+        reason = full_disk_error(error, folder) or is_disk_full(folder, least)
+        if reason is None or reason is error:
             raise
         raise reason from error
 
