@@ -326,6 +326,14 @@ def test_the_card_says_what_was_preferred_and_what_that_does_not_say(tmp_path):
     assert "measure of dpo, 75% of the judgements" in text
     assert "has to be measured" in text and "- dpo" in front_matter(aligned)
     assert objective_words(aligned) == "dpo (beta 0.2, reference start)"
+    sources = [dict(grader="word_problems", weight=0.5), dict(model="runs/reward"), "broken"]
+    recipe = facts.recipe | {"train": {"objective": {"grpo": {"group": 8, "rewards": sources}}}}
+    online = replace(facts, recipe=recipe)
+    words = "the grader of word_problems (weight 0.5), the reward model runs/reward"
+    assert objective_words(online) == f"grpo (group 8, rewards {words})"
+    text = data_section(online)
+    assert "none was trained" in text and "are trained" not in text
+    assert "may have become worse, and has to be measured" in text
 
 
 def test_what_was_not_measured_is_said(tmp_path):

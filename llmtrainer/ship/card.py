@@ -66,6 +66,7 @@ __all__ = [
     "micro_batch_row",
     "training_section",
     "objective_words",
+    "online_rewards",
     "preference_note",
     "data_section",
     "merge_row",
@@ -109,6 +110,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 # %% ../../nbs/shipping/73_card.ipynb #faf0624e
+from llmtrainer.align.online import alignment_note, reward_words
 from llmtrainer.align.reward import RewardRecord
 from llmtrainer.data.prepare import DataRecord, judgements
 from llmtrainer.evals.benchmarks import BIAS, SAFETY, TOXICITY
@@ -755,11 +757,24 @@ def objective_words(facts: CardFacts) -> str:
     settings = objective.get(name) if isinstance(objective, dict) else None
     if not isinstance(settings, dict) or not settings:
         return name
-    return f"{name} ({', '.join(f'{key} {show_value(v)}' for key, v in settings.items())})"
+    words = {key: show_value(value) for key, value in settings.items()}
+    if rewards := online_rewards(facts):
+        words["rewards"] = ", ".join(map(reward_words, rewards))
+    return f"{name} ({', '.join(f'{key} {value}' for key, value in words.items())})"
+
+
+def online_rewards(facts: CardFacts) -> list[dict]:
+    "The rewards that the recipe of online RL names; a card's recipe may be anything."
+    objective = facts.recipe.get("train", {}).get("objective")
+    settings = objective.get(objective_name(facts)) if isinstance(objective, dict) else None
+    rewards = settings.get("rewards") if isinstance(settings, dict) else None
+    return [r for r in rewards if isinstance(r, dict)] if isinstance(rewards, list) else []
 
 
 def preference_note(facts: CardFacts) -> str:
     "What was preferred to what, how well it was learned, and what that does not say."
+    if rewards := online_rewards(facts):
+        return f" {markdown_text(alignment_note(rewards))}"
     if facts.data is None or not judgements(facts.data):
         return ""
     accuracies = [line.eval_accuracy for line in facts.metrics if hasattr(line, "eval_accuracy")]
@@ -770,10 +785,10 @@ def preference_note(facts: CardFacts) -> str:
             " the validation rows are kept."
         )
     if is_reward(facts):
-        quality = f" {facts.reward.describe()}." if facts.reward else ""
+        quality = f" {markdown_text(facts.reward.describe())}." if facts.reward else ""
         return (
             f" Judged answers: {'; '.join(judgements(facts.data).values())}. {learned}"
-            f"{markdown_text(quality)} A score says what these judges preferred; it is no measure"
+            f"{quality} A score says what these judges preferred; it is no measure"
             " of truth or safety, and a policy that is trained against it will find its faults."
         )
     return (
@@ -796,13 +811,16 @@ def data_section(facts: CardFacts) -> str:
     rows, tokens, validation = facts.data.rows, facts.data.tokens, facts.data.validation
     reasons = "; ".join(f"{count} x {markdown_text(why)}" for why, count in rows.reasons.items())
     mask = markdown_text(facts.recipe.get("data", {}).get("mask", "unknown"))
+    trained = f"of which {tokens.trained:,} are trained (mask: {mask})"
+    if online_rewards(facts):
+        trained = "of which the prompts were asked and none was trained"
     systems, prompts = facts.data.systems, ""
     if systems and systems.total:
         prompts = f" System prompts: {markdown_text(systems.describe())}."
     return (
         f"Trained on {names}: {rows.read:,} rows read, {rows.kept:,} kept, {rows.rejected:,}"
-        f" rejected{f' ({reasons})' if reasons else ''}; {tokens.total:,} tokens, of which"
-        f" {tokens.trained:,} are trained (mask: {mask}). Validation: {validation.rows:,} rows,"
+        f" rejected{f' ({reasons})' if reasons else ''}; {tokens.total:,} tokens,"
+        f" {trained}. Validation: {validation.rows:,} rows,"
         f" {markdown_text(validation.source)}. Format {markdown_text(facts.data.format)}, chat"
         f" template: {markdown_text(facts.data.template)}."
         f"{prompts}{preference_note(facts)}"
