@@ -971,7 +971,7 @@ class Mix(Section):
         "The weight of each of `count` adapters; `UserError` where they do not fit."
         default = 1 if self.method in ("ties", "dare_ties") else 1 / count
         weights = [default] * count if self.weights is None else self.weights
-        if len(weights) != count or not all(map(math.isfinite, weights)):
+        if len(weights) != count:
             raise UserError(
                 f"{count} adapters are merged, and the weights are {self.weights}",
                 where="weights",

@@ -8,10 +8,10 @@ __all__ = [
     "DISK_FULL_ERRORS",
     "commit",
     "write_pointer",
+    "step_number",
     "list_steps",
     "newest_checkpoint",
     "Retention",
-    "step_number",
     "around",
     "checkpoint_score",
     "best_checkpoint",
@@ -96,6 +96,11 @@ def write_pointer(
 
 
 # %% ../../nbs/training/33_checkpoints.ipynb #c0f589ae
+def step_number(folder: Path) -> int:
+    "The step of a checkpoint, by its name."
+    return int(folder.name.removeprefix("step-"))
+
+
 def list_steps(root: Path) -> list[Path]:
     "The folders `step-N` of a run, newest first; `UnsafePath` where the run's folder is a link."
     if not is_folder(root):
@@ -126,11 +131,6 @@ class Retention:
     newest: int = 2  # how many of the newest
     best: bool = False  # also the one with the lowest validation loss, however old
     good: int | None = None  # a step: also the newest up to it, and the one that takes its place
-
-
-def step_number(folder: Path) -> int:
-    "The step of a checkpoint, by its name."
-    return int(folder.name.removeprefix("step-"))
 
 
 def around(folders: list[Path], step: int | None) -> list[Path]:  # newest first
