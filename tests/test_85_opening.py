@@ -527,12 +527,12 @@ def test_a_runs_name_and_records_reach_no_terminal_raw_and_mean_nothing_on_a_pag
         code, out = at_terminal(*command)
         assert code in (0, 2), out
     run = a_run(tmp_path / f"r{EVIL.replace('/', '')}<b>", "finished")
-    edit_recipe(run, train__objective="<script>x</script>", data__train=["[a](http://b.test)"])
+    edit_recipe(run, train__objective="<script>x</script>", data__train=["[a](b.test)"])
     code, out = at_terminal("card", run)
     card = (run / "README.md").read_text()
     prose = card.split("```yaml")[0].split("---\n", 2)[2]
     assert code == 0 and "<script>" not in prose and "&lt;script&gt;" in prose
-    assert "# r␛" in card and "<b>\n" not in prose and "`[a](http://b.test)`" in prose
+    assert "# r␛" in card and "<b>\n" not in prose and "`[a](b.test)`" in prose
 
 
 def test_the_report_and_the_page_of_the_demo_show_text_as_text(tmp_path):

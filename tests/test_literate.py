@@ -166,6 +166,7 @@ def test_stale_files_go_and_hand_written_ones_stay(tmp_path):
     assert {p.name for p in (tmp_path / "tests").glob("*.py")} == {
         "conftest.py",
         "test_words.py",
+        "forks.py",
         "test_mine.py",
     }
 
