@@ -267,7 +267,7 @@ from llmtrainer.models.memory import (
 from llmtrainer.models.variants import adapt_model, check_storage
 
 # %% ../nbs/system/80_pipeline.ipynb #baa32ef0
-from llmtrainer.recipe import Section, UserError, commented_recipe, load_recipe
+from llmtrainer.recipe import Section, UserError, commented_recipe, load_recipe, placed
 from llmtrainer.run import (
     FileFault,
     Run,
@@ -1334,11 +1334,8 @@ def model_bytes(name: str, mixed: bool) -> int:
 def memory_left(recipe: Recipe, machine: Machine) -> Machine:
     "The machine without the memory of models that stay beside the one that learns: reward models."
     _, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
-    try:
+    with placed("train.objective: rewards: model"):
         sizes = [model_bytes(name, machine.kind == "cuda") for name in objective.other_models()]
-    except UserError as error:
-        error.where = "train.objective: rewards: model"
-        raise
     return replace(machine, memory=machine.memory - sum(sizes))
 
 

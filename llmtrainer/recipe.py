@@ -7,6 +7,7 @@ __all__ = [
     "LIMITS_VARIABLE",
     "DATA_FILES",
     "UserError",
+    "placed",
     "first_line",
     "assert_refused",
     "show_value",
@@ -39,7 +40,8 @@ import os
 import re
 import stat
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +73,16 @@ class UserError(Exception):
         return "\n".join(
             [self.what] + [f"  {name}: {text}" for name, text in parts.items() if text]
         )
+
+
+@contextmanager
+def placed(where: str, fix: str | None = None) -> Iterator[None]:
+    "Say in a user's error where it belongs, and what to do now."
+    try:
+        yield
+    except UserError as error:
+        error.where, error.fix = where, fix or error.fix
+        raise
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,15 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 
+def test_an_error_says_the_place_that_its_caller_knows():
+    for fix, expected in ((None, "own"), ("set b", "set b")):
+        with pytest.raises(UserError) as raised, placed("train.a", fix):
+            raise UserError("wrong", where="argument", fix="own")
+        assert (raised.value.where, raised.value.fix) == ("train.a", expected)
+    with pytest.raises(KeyError), placed("train.a"):
+        raise KeyError("no error of the user")
+
+
 def test_parts_left_out_leave_no_line():
     assert str(UserError("No space.")) == "No space."
     assert str(UserError("No space.", fix="Delete a run.")).splitlines() == [

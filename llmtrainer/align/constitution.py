@@ -72,7 +72,6 @@ __all__ = [
 # %% ../../nbs/align/53_constitution.ipynb #ed6c70d6
 import re
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +92,7 @@ from llmtrainer.align.online import (
 from llmtrainer.evals.metrics import Score, score
 from llmtrainer.evals.tasks import continuation_row, row_logprobs
 from llmtrainer.models.generate import Generation, generate, generate_answers
-from llmtrainer.recipe import Section, UserError
+from llmtrainer.recipe import Section, UserError, placed
 from llmtrainer.run import read_json
 
 
@@ -527,14 +526,9 @@ Reviser = Callable[[Sequence[Sample], Sequence[RevisionPrinciple], Sequence[str]
 Margins = Callable[[Sequence[AnswerPair]], list[float]]  # nats by which the first answer is better
 
 
-@contextmanager
 def naming(where: str, fix: str | None = None):
     "Name a key of the constitution, and what to do about it, in an error."
-    try:
-        yield
-    except UserError as error:
-        error.where, error.fix = f"constitution.{where}", fix or error.fix
-        raise
+    return placed(f"constitution.{where}", fix)
 
 
 FEWER = "set constitution.shots=0, shorten the prompts, or take a model with a longer context"

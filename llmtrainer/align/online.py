@@ -34,7 +34,6 @@ __all__ = [
     "score_by_function",
     "ModelScorer",
     "model_digest",
-    "placed",
     "grading_task",
     "scorer",
     "score_rollouts",
@@ -69,7 +68,6 @@ import re
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -111,7 +109,7 @@ from llmtrainer.models.decode import (
 )
 from llmtrainer.models.generate import AnswerDecoder, Generation, context_length, writer_choice
 from llmtrainer.models.load import TRUST_VARIABLE, hub_commit, score_head
-from llmtrainer.recipe import Section, UserError
+from llmtrainer.recipe import Section, UserError, placed
 from llmtrainer.run import append_lines, cached_sha256, read_lines, write_atomic
 from llmtrainer.training.checkpoints import DISK_FULL_ERRORS, newest_checkpoint
 from llmtrainer.training.durable import is_out_of_memory
@@ -423,9 +421,8 @@ def call_function(function: Callable, name: str, **given):
     try:
         return function(**given)
     except Exception as error:  # of any kind, for the function is not of this package
-        inside = traceback.extract_tb(error.__traceback__)[
-            1:2
-        ]  # nothing where it takes no such call
+        # the frame after this one; there is none where the function takes no such call
+        inside = traceback.extract_tb(error.__traceback__)[1:2]
         place = "".join(f", at line {at.lineno} of {Path(at.filename).name}" for at in inside)
         raise UserError(
             f"{name} raised {type(error).__name__}: {shortened(str(error))}{place}",
@@ -501,11 +498,8 @@ class ModelScorer:
     where = "train.objective: rewards: model"
 
     def __init__(self, name: str, open_model: OpenModel):
-        try:
+        with placed(self.where):
             self.model, self.tokenizer = open_model(name)
-        except UserError as error:
-            error.where = self.where
-            raise
         self.name, self.rows = name, 64  # conversations at a time
         if score_head(self.model) is None:
             raise UserError(
@@ -560,17 +554,6 @@ def model_digest(place: str) -> str:
     facts = [cached_sha256(file) for file in files if file.is_file()]
     here = Path(place).exists()
     return json.dumps([place_digest(place), *facts] if here else [place, hub_commit(place)])
-
-
-# %% ../../nbs/align/52_online.ipynb #0a64fa84
-@contextmanager
-def placed(where: str):
-    "Say where in an error of the user."
-    try:
-        yield
-    except UserError as error:
-        error.where = where
-        raise
 
 
 # %% ../../nbs/align/52_online.ipynb #d9411e6d

@@ -59,7 +59,7 @@ from llmtrainer.data.packing import Sequences, build_sequence, pad_batch
 from llmtrainer.data.table import ROLES
 from llmtrainer.models.engines import token_logprobs
 from llmtrainer.models.variants import moves_its_base
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, placed
 from llmtrainer.run import cached_sha256, write_atomic
 from llmtrainer.training.distributed import any_rank, rank, world_size
 from llmtrainer.training.objective import Loss, Objective, join_terms
@@ -190,11 +190,8 @@ def reference_model(session, reference: str):
     "The model that a reference names; `UserError` for one with other tokens."
     if reference in ("start", "base"):  # without adapters the base is where it starts
         return session.model
-    try:
+    with placed(f"train.objective: reference: {reference}"):
         model, tokenizer = session.open_model(reference)
-    except UserError as error:
-        error.where = f"train.objective: reference: {reference}"
-        raise
     if model.get_output_embeddings() is None:
         raise UserError(
             f"{reference} is a reward model, and cannot say how likely a text is",

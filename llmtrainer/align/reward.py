@@ -41,7 +41,7 @@ from llmtrainer.evals.tasks import TaskResult, encoded_scores, is_too_long
 from llmtrainer.models.engines import token_scores
 from llmtrainer.models.generate import context_length
 from llmtrainer.models.load import score_head
-from llmtrainer.recipe import UserError
+from llmtrainer.recipe import UserError, placed
 from llmtrainer.run import Record
 from llmtrainer.safe_text import show_note
 from llmtrainer.training.objective import Loss, Objective
@@ -184,11 +184,8 @@ def unscored_reason(text: dict) -> str:
 # %% ../../nbs/align/51_reward.ipynb #d57c6693
 def answers_to_score(source: str) -> tuple[list[dict], list[Reject]]:
     "(texts that end with an answer, rows that have none)."
-    try:
+    with placed(source):
         rows, ledger, _ = load_rows(source)
-    except UserError as error:
-        error.where = source
-        raise
     texts, without = [], list(ledger.rejects)
     for text in (text for row in rows for text in training_examples(row)):
         why = unscored_reason(text)

@@ -84,7 +84,7 @@ from llmtrainer.models.load import (
     resolve_base,
     score_head,
 )
-from llmtrainer.recipe import Section, UserError
+from llmtrainer.recipe import Section, UserError, placed
 from llmtrainer.run import read_object
 from llmtrainer.safe_io import check_model_folder
 
@@ -185,7 +185,7 @@ def suffixes(names: Iterable[str]) -> list[str]:
 def match_names(target: str, names: Iterable[str]) -> list[str]:
     "The names that a target means."
     is_word = re.fullmatch(r"[\w-]+", target)  # a name or its end, and no pattern
-    try:
+    with placed("adapt.targets"):
         return [
             name
             for name in names
@@ -193,9 +193,6 @@ def match_names(target: str, names: Iterable[str]) -> list[str]:
             or name.endswith(f".{target}")
             or (not is_word and match_pattern(target, name))
         ]
-    except UserError as error:
-        error.where = "adapt.targets"
-        raise
 
 
 # %% ../../nbs/models/21_lora.ipynb #800cf97e
