@@ -393,8 +393,8 @@ def main() -> None:
     )
     if given.tiny:
         given.shapes, given.rows, given.length = ["tiny"], 2, 32
-    elif gpus < 2:
-        return print(f"{gpus} GPUs here; --tiny tries the script on a CPU")
+    elif gpus < 1 or (gpus < 2 and given.strategies != ["single"]):
+        return print(f"{gpus} GPUs here; one does for --strategies single, --tiny for a CPU")
     passed = [
         "--rows",
         str(given.rows),
