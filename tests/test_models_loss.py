@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 
 def own_logits(x, w, b, scale, cap):
@@ -73,6 +74,22 @@ def test_the_loss_on_a_gpu_is_the_one_of_float64():
 @given(n=st.integers(1, 100_000))
 def test_a_bucket_wastes_at_most_a_quarter_beyond_the_smallest(n):
     assert n <= bucket(n) < max(n + 64, 1.25 * n) and bucket(bucket(n)) == bucket(n)
+
+
+def test_pieces_of_any_length_share_a_graph():
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    f = compile_once(target_logprobs_and_gradient, "eager")
+    w = torch.randn(100, 16)
+    for n in (300, 257, 1, 64, 2, 1000):
+        x, y, g = torch.randn(n, 16), torch.randint(0, 100, (n,)), -torch.ones(n)
+        for at in chunks(n, 64):
+            head = dict(b=None, scale=1.0, cap=None)
+            ours = f(any_length(x[at]), w, y=any_length(y[at]), g=any_length(g[at]), **head)
+            plain = target_logprobs_and_gradient(x[at], w, y=y[at], g=g[at], **head)
+            for a, b in zip(ours, plain):
+                assert torch.allclose(a[: len(b)], b, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] - before == 1
 
 
 from llmtrainer.device import plan_device, probe

@@ -175,6 +175,28 @@ def test_the_kernel_rounds_the_sum_once(m, n, r, down):
     assert_rounded_once(add_adapter(*tensors), exact, y + h @ wide.t())
 
 
+@given(
+    m=st.integers(1, 40),
+    k=st.integers(1, 40),
+    n=st.integers(1, 60),
+    r=st.integers(1, 100),
+    backward=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_one_product_of_longer_rows_is_the_product_and_the_share(m, k, n, r, backward):
+    layers = [quantised(rows, 2 * k, True, seed=rows)[0] for rows in (n, n + 3)]
+    frozen = stack_weights([freeze_weight(layer, fp8=False) for layer in layers])
+    w = torch.cat([numbers_of(layer) for layer in layers]).bfloat16().double()
+    w = w.t() if backward else w
+    x, h = torch.randn(m, w.shape[1]).bfloat16(), torch.randn(m, r).bfloat16()
+    wide = torch.randn(len(w), r).bfloat16()
+    stored = dict(stored=frozen.stored, shape=frozen.shape)
+    ours = matmul_beside(put_beside(x, h), wide, **stored, backward=backward)
+    truth = x.double() @ w.t() + h.double() @ wide.double().t()
+    terms = x.double().abs() @ w.abs().t() + h.double().abs() @ wide.double().abs().t()
+    assert_rounded_once(ours, truth, terms)
+
+
 @dataclass(frozen=True)
 class Problem:
     "Stacked layers with an adapter each, and what comes in and back."
@@ -215,7 +237,7 @@ def ours_and_truth(problem):
     p, count = problem, len(problem.A)
     inputs = [p.x] if p.dropped is None else [p.x, p.dropped]
     leaves = [t.requires_grad_() for t in inputs + p.A + p.B]
-    y = lora_linear(p.x, p.dropped, scales=p.scales, w=p.w, A=p.A, B=p.B)
+    y = torch.cat(lora_linear(p.x, p.dropped, scales=p.scales, w=p.w, A=p.A, B=p.B), 1)
     exact = [t.detach().double().requires_grad_() for t in leaves]
     x, inner = exact[0], exact[len(inputs) - 1]
     parts = [
@@ -270,7 +292,7 @@ def test_a_compiled_product_has_the_gradients_of_the_plain_one(dtype):
     frozen = freeze_weight(layer, fp8=False)
 
     def product(x):
-        return lora_linear(x, None, scales=(2.0,), w=frozen, A=(A,), B=(B,))
+        return lora_linear(x, None, scales=(2.0,), w=frozen, A=(A,), B=(B,))[0]
 
     def gradients(f):
         return torch.autograd.grad(f(x).float().square().sum(), (A, B))
@@ -421,7 +443,7 @@ def layer_on(device, fp8):
     A = [torch.randn(16, 512) / 20 for _ in range(2)]
     B = [torch.randn(256, 16) / 50, torch.randn(1024, 16) / 50]
     leaves = [t.to(device).requires_grad_() for t in (x, *A, *B)]
-    y = lora_linear(
+    parts = lora_linear(
         leaves[0].bfloat16(),
         None,
         scales=(2.0, 2.0),
@@ -429,6 +451,7 @@ def layer_on(device, fp8):
         A=leaves[1:3],
         B=leaves[3:],
     )
+    y = torch.cat(parts, 1)
     g = torch.randn(700, 1280).to(device, torch.bfloat16)
     return [t.float().cpu() for t in (y, *torch.autograd.grad(y, leaves, g))]
 

@@ -205,7 +205,7 @@ class SharedInput:
         if w.rows is not None:
             w = replace(w, rows=w.rows * self.phase if layer.training else None)
         flat = x.reshape(-1, w.shape[0]).to(w.dtype)
-        y = lora_linear(
+        parts = lora_linear(
             flat,
             drop(flat) if drop else None,
             scales=tuple(m.scaling[name] for m, name in zip(members, names)),
@@ -214,7 +214,7 @@ class SharedInput:
             B=tuple(m.lora_B[name].weight for m, name in zip(members, names)),
         )
         outputs = {}
-        for m, name, part in zip(members, names, y.split(w.shape[3:], 1)):
+        for m, name, part in zip(members, names, parts):
             biased = m.add_biases(part, name)
             outputs[m.place] = biased.view(*x.shape[:-1], -1).to(x.dtype)
         return outputs

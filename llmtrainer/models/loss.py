@@ -12,6 +12,7 @@ __all__ = [
     "target_logprobs_and_gradient",
     "bucket",
     "compile_once",
+    "any_length",
     "run_chunk",
     "chunk_rows",
     "GradientSums",
@@ -79,21 +80,25 @@ def bucket(n: int, least: int = 64) -> int:
 
 
 @cache
-def compile_once(f):
-    "f compiled, once, for each shape it meets."
-    return torch.compile(f, dynamic=False)
+def compile_once(f, backend: str = "inductor"):
+    "f compiled, once for each width and head it meets."
+    return torch.compile(f, dynamic=False, backend=backend)
+
+
+def any_length(t: torch.Tensor) -> torch.Tensor:
+    "The tensor, for whose rows a compiler assumes no number."
+    # a single row would be a case of its own
+    t = F.pad(t, (0, 0) * (t.dim() - 1) + (0, max(0, 2 - len(t))))
+    torch._dynamo.mark_dynamic(t, 0)
+    return t
 
 
 def run_chunk(f, compiled: bool, x, w, b, y, *more):
-    """f over rows; compiled, they are filled up to a power of two, and what is per row is cut
-    again."""
+    "f over rows; compiled, one graph serves any number of them."
     if not compiled:
         return f(x, w, b, y, *more)
-    n, fill = len(x), max(64, 1 << (len(x) - 1).bit_length()) - len(x)
-    grow = lambda t: (
-        F.pad(t, (0, 0) * (t.dim() - 1) + (0, fill)) if isinstance(t, torch.Tensor) else t
-    )
-    out = compile_once(f)(grow(x), w, b, grow(y), *(grow(t) for t in more))
+    n, per_row = len(x), lambda t: any_length(t) if isinstance(t, torch.Tensor) else t
+    out = compile_once(f)(per_row(x), w, b, per_row(y), *map(per_row, more))
     return tuple(t[:n] for t in out) if isinstance(out, tuple) else out[:n]
 
 

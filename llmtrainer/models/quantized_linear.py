@@ -6,6 +6,7 @@
 __all__ = [
     "F8_MAX",
     "TINY",
+    "SIDE",
     "F8_ROOM",
     "MAX_RANKS",
     "TILE_TOKENS",
@@ -32,6 +33,12 @@ __all__ = [
     "block_diagonal",
     "stacked_gradient",
     "diagonal_blocks",
+    "side_columns",
+    "put_beside",
+    "write_beside",
+    "matmul_beside",
+    "matmul_lora",
+    "Adapted",
     "LoraLinear",
     "adapter_columns",
     "split_fp8",
@@ -492,10 +499,152 @@ def diagonal_blocks(
 
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #5f86457f
+SIDE = 64  # columns for the adapters are filled up to a multiple: the product's tiles have as many
+
+if triton is not None:
+
+    @triton.jit
+    def _beside_kernel(
+        T,
+        OUT,
+        AT,
+        N,
+        R,
+        ROOM,
+        DOWN,  # strides of T
+        ACROSS,
+        STRIDE,
+        BN: tl.constexpr,
+        BE: tl.constexpr,
+    ):
+        n = (tl.program_id(0) * BN + tl.arange(0, BN)).to(tl.int64)[:, None]
+        e = tl.arange(0, BE)[None, :]
+        t = tl.load(T + n * DOWN + e * ACROSS, mask=(n < N) & (e < R), other=0.0)
+        tl.store(OUT + AT + n * STRIDE + e, t, mask=(n < N) & (e < ROOM))
+
+
+def side_columns(ranks: int) -> int:
+    "Columns that adapters take beside a matrix."
+    return -(-ranks // SIDE) * SIDE
+
+
+def put_beside(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    "x, h and zeros side by side; no part of the operation, whose results are kept."
+    return torch.cat([x, h, h.new_zeros(len(h), side_columns(h.shape[1]) - h.shape[1])], 1)
+
+
+def write_beside(out: torch.Tensor, t: torch.Tensor, room: int) -> None:
+    "Write t, then zeros, into the last `room` columns of a row-major matrix."
+    (n, r), first = t.shape, out.shape[1] - room
+    if not out.is_cuda:
+        out[:, first:] = torch.nn.functional.pad(t, (0, room - r))
+        return
+    wrap_triton(_beside_kernel)[(triton.cdiv(n, 32),)](
+        t,
+        out,
+        first,
+        n,
+        r,
+        room,
+        t.stride(0),
+        t.stride(1),
+        out.stride(0),
+        32,
+        triton.next_power_of_2(room),
+        num_warps=4,
+    )
+
+
+# %% ../../nbs/speed/64_quantized_linear.ipynb #75c51737
+@register_operator("llmtrainer::add_adapter_inside")
+def matmul_beside(
+    xh: torch.Tensor,  # (tokens, columns + room): x with h and zeros beside it
+    wide: torch.Tensor,  # (outputs, ranks)
+    stored: Sequence[torch.Tensor],  # of 4-bit matrices
+    shape: Sequence[int],
+    backward: bool,
+) -> torch.Tensor:
+    "x W' + h wide' as one product, or with `backward` x W + h wide'."
+    w = xh.new_empty(len(wide), xh.shape[1])
+    dequantize_to(w, stored, rows=None, shape=shape, transpose=backward)
+    write_beside(w, wide, side_columns(wide.shape[1]))
+    return xh @ w.t()
+
+
+@matmul_beside.register_fake
+def _(xh, wide, stored, shape, backward):
+    return xh.new_empty(len(xh), len(wide))
+
+
+def matmul_lora(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    wide: torch.Tensor,
+    stored: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    rows: torch.Tensor | None,
+    backward: bool,
+) -> torch.Tensor:
+    "x W' + h wide', or with `backward` x W + h wide', the way that moves fewer bytes."
+    packed = len(stored) > len(shape) - 3
+    # one sitting on an H200: from twice as many outputs on a copy of x is the cheaper one
+    if packed and rows is None and x.dtype.itemsize == 2 and len(wide) >= 2 * x.shape[1]:
+        return matmul_beside(
+            put_beside(x, h), wide, stored=list(stored), shape=list(shape), backward=backward
+        )
+    y = matmul_stored(x, stored, shape=shape, rows=rows, backward=backward)
+    return add_adapter(y, h, wide)
+
+
+# %% ../../nbs/speed/64_quantized_linear.ipynb #b8719936
+@dataclass(frozen=True)
+class Adapted:
+    "Stacked matrices with an adapter each, as a pass reads them."
+
+    scales: tuple  # of the adapters
+    shape: tuple
+    rows: torch.Tensor | None
+    A: Sequence[torch.Tensor]
+    B: Sequence[torch.Tensor]
+    stored: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, scales: tuple, shape: tuple, rows, tensors: Sequence[torch.Tensor]):
+        "From the tensors in a row: A of each, B of each, what is stored of each."
+        m = len(scales)
+        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
+        return cls(scales, shape, rows, A=A, B=B, stored=stored)
+
+    def thin(self, dtype: torch.dtype) -> torch.Tensor:
+        "(all ranks, columns): A of all."
+        return torch.cat(list(self.A)).to(dtype)
+
+    def wide(self, dtype: torch.dtype) -> torch.Tensor:
+        "(all rows, all ranks): B of all, times their scales."
+        return block_diagonal(self.B, self.scales, dtype)
+
+    def ranks(self) -> int:
+        "Of all adapters."
+        return sum(map(len, self.A))
+
+    def groups(self) -> list["Adapted"]:
+        "What is computed together in the backward pass: all, or each alone."
+        fixed, sizes = self.shape[:3], self.shape[3:]
+        if len(sizes) == 1 or min(sizes) < self.shape[0]:
+            return [self]
+        rows = [None] * len(sizes) if self.rows is None else self.rows.split(list(sizes))
+        each = zip(self.scales, sizes, rows, self.A, self.B, split_stored(self.stored, len(sizes)))
+        return [
+            Adapted((scale,), (*fixed, n), own, A=[a], B=[b], stored=stored)
+            for scale, n, own, a, b, stored in each
+        ]
+
+
+# %% ../../nbs/speed/64_quantized_linear.ipynb #8c66033d
 class LoraLinear(torch.autograd.Function):
     """x W' + (x A') B' for stacked matrices with an adapter each; B holds the adapters' scales.
 
-    W is read from its stored form in both passes."""
+    An output for each of `Adapted.groups`. W is read from its stored form in both passes."""
 
     @staticmethod
     def forward(
@@ -509,33 +658,50 @@ class LoraLinear(torch.autograd.Function):
         fp8_forward: bool,
         *tensors,  # A of each, B of each, what is stored of each
     ):
-        m, inner = len(scales), x if dropped is None else dropped
-        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        h = inner @ torch.cat(A).to(x.dtype).t()
+        layers, inner = Adapted.of(scales, shape, rows, tensors), x if dropped is None else dropped
+        h = inner @ layers.thin(x.dtype).t()
         ctx.save_for_backward(inner, h, rows, *tensors)
         ctx.scales, ctx.shape, ctx.separate = scales, shape, dropped is not None
-        forward_rows = rows if fp8_forward else None
-        y = matmul_stored(x, stored, shape=shape, rows=forward_rows, backward=False)
-        return add_adapter(y, h, block_diagonal(B, scales, x.dtype))
+        y = matmul_lora(
+            x,
+            h,
+            wide=layers.wide(x.dtype),
+            stored=layers.stored,
+            shape=shape,
+            rows=rows if fp8_forward else None,
+            backward=False,
+        )
+        return y.split([sum(group.shape[3:]) for group in layers.groups()], 1)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *grads):
         inner, h, rows, *tensors = ctx.saved_tensors
-        m, sizes = len(ctx.scales), ctx.shape[3:]
-        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        a, gh = torch.cat(A).to(g.dtype), g @ block_diagonal(B, ctx.scales, g.dtype)
+        layers = Adapted.of(ctx.scales, ctx.shape, rows, tensors)
+        groups, dtype = layers.groups(), grads[0].dtype
+        each = list(zip(grads, groups, h.split([group.ranks() for group in groups], 1)))
+        a, gh = layers.thin(dtype), torch.cat([g @ group.wide(dtype) for g, group, _ in each], 1)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = matmul_stored(g, stored, shape=ctx.shape, rows=rows, backward=True)
-            if not ctx.separate:
-                dx = add_adapter(dx, gh, a.t())
+            where = [
+                dict(stored=group.stored, shape=group.shape, rows=group.rows, backward=True)
+                for group in groups
+            ]
+            if ctx.separate:
+                dx = matmul_stored(grads[0], **where[0])
+            else:
+                dx = matmul_lora(grads[0], gh, wide=a.t(), **where[0])
+            dx = sum((matmul_stored(g, **how) for g, how in zip(grads[1:], where[1:])), dx)
+        blocks = [
+            diagonal_blocks(g.t() @ own, group.shape[3:], group.scales, group.B)
+            for g, group, own in each
+        ]
         return (
             dx,
             gh @ a if ctx.separate else None,
             *[None] * 4,
-            *stacked_gradient(gh.t() @ inner, A),
-            *diagonal_blocks(g.t() @ h, sizes, ctx.scales, B),
-            *[None] * len(stored),
+            *stacked_gradient(gh.t() @ inner, layers.A),
+            *[block for group in blocks for block in group],
+            *[None] * len(layers.stored),
         )
 
 
@@ -930,7 +1096,7 @@ def _(h, x8, scale, k):
 
 # %% ../../nbs/speed/64_quantized_linear.ipynb #318b041e
 class LoraLinearFP8(torch.autograd.Function):
-    "The same sum as `LoraLinear` in FP8, the adapter inside the product."
+    "The same outputs as those of `LoraLinear` in FP8, the adapter inside the product."
 
     @staticmethod
     def forward(
@@ -941,43 +1107,47 @@ class LoraLinearFP8(torch.autograd.Function):
         rows,
         *tensors,  # A of each, B of each, what is stored of each
     ):
-        m = len(scales)
-        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
+        layers = Adapted.of(scales, shape, rows, tensors)
         y, x8, scale, h = matmul_with_tail(
             x,
-            stored,
+            layers.stored,
             shape=shape,
             rows=rows,
-            thin=torch.cat(A).to(x.dtype),
-            wide=block_diagonal(B, scales, x.dtype),
+            thin=layers.thin(x.dtype),
+            wide=layers.wide(x.dtype),
             backward=False,
         )
         ctx.save_for_backward(x8, scale, h, rows, *tensors)
         ctx.scales, ctx.shape = scales, shape
-        return y
+        return y.split([sum(group.shape[3:]) for group in layers.groups()], 1)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *grads):
         x8, scale, h, rows, *tensors = ctx.saved_tensors
-        m = len(ctx.scales)
-        A, B, stored = tensors[:m], tensors[m : 2 * m], tensors[2 * m :]
-        dx, g8, g_scale, gh = matmul_with_tail(
-            g,
-            stored,
-            shape=ctx.shape,
-            rows=rows,
-            thin=block_diagonal(B, ctx.scales, g.dtype).t(),
-            wide=torch.cat(A).to(g.dtype).t(),
-            backward=True,
-        )
-        dA = thin_gradient(gh, x8, scale, ctx.shape[0])
-        dB = thin_gradient(h, g8, g_scale, len(rows)).t() / rows[:, None]
+        layers = Adapted.of(ctx.scales, ctx.shape, rows, tensors)
+        groups, dx, ghs, blocks = layers.groups(), [], [], []
+        for g, group, own in zip(grads, groups, h.split([one.ranks() for one in groups], 1)):
+            product, g8, g_scale, gh = matmul_with_tail(
+                g,
+                group.stored,
+                shape=group.shape,
+                rows=group.rows,
+                thin=group.wide(g.dtype).t(),
+                wide=group.thin(g.dtype).t(),
+                backward=True,
+            )
+            dB = thin_gradient(own.contiguous(), g8, g_scale, len(group.rows)).t()
+            dB = dB / group.rows[:, None]
+            dx.append(product)
+            ghs.append(gh)
+            blocks += diagonal_blocks(dB, group.shape[3:], group.scales, group.B)
+        dA = thin_gradient(torch.cat(ghs, 1), x8, scale, ctx.shape[0])
         return (
-            dx,
+            sum(dx[1:], dx[0]),
             *[None] * 3,
-            *stacked_gradient(dA, A),
-            *diagonal_blocks(dB, ctx.shape[3:], ctx.scales, B),
-            *[None] * len(stored),
+            *stacked_gradient(dA, layers.A),
+            *blocks,
+            *[None] * len(layers.stored),
         )
 
 
@@ -990,10 +1160,12 @@ def lora_linear(
     w: FrozenWeight,
     A: Sequence[torch.Tensor],
     B: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    "x W' + scale (x A') B' for stacked matrices with an adapter each: (tokens, all rows)."
+) -> Sequence[torch.Tensor]:
+    "x W' + scale (x A') B' of each of the matrices, which are stacked: (tokens, its rows)."
     tensors = (*A, *B, *w.stored)
     few_ranks = sum(map(len, A)) <= MAX_RANKS
     if w.rows is not None and w.fp8_forward and dropped is None and few_ranks:
-        return LoraLinearFP8.apply(x, scales, w.shape, w.rows, *tensors)
-    return LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.fp8_forward, *tensors)
+        parts = LoraLinearFP8.apply(x, scales, w.shape, w.rows, *tensors)
+    else:
+        parts = LoraLinear.apply(x, dropped, scales, w.shape, w.rows, w.fp8_forward, *tensors)
+    return parts if len(parts) == len(scales) else parts[0].split(w.shape[3:], 1)
