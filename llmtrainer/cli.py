@@ -44,6 +44,7 @@ __all__ = [
     "report_in_worker",
     "stoppable",
     "imports_done",
+    "freeze_imports",
     "TerminalText",
     "run_here",
     "init",
@@ -402,8 +403,13 @@ def stoppable(
 def imports_done() -> None:
     "Collect garbage as often as Python does by default, but never look at what was imported."
     gc.set_threshold(*GC_THRESHOLD)
-    if not gc.get_freeze_count():  # a training collects all garbage several times
-        gc.freeze()
+    freeze_imports()
+
+
+@cache
+def freeze_imports() -> None:
+    "Take what is there out of all later collections, of which a training makes several; once."
+    gc.freeze()
 
 
 # %% ../nbs/system/84_cli.ipynb #17221e2e
@@ -520,7 +526,9 @@ def data(
             console.print(Text(f"{role}:", "bold"))
         console.print(xray(text, tokenizer), "")
     try:
-        check_objective(job, prepared.about["format"])
+        objective = check_objective(job, prepared.about["format"])
+        if objective.planned_writing(job.data.max_length):
+            show_note("train writes its own answers: those of the rows are read by graders alone")
     except UserError as error:
         show_note(f"train would refuse these rows: {error}")
 

@@ -454,6 +454,13 @@ settings.register_profile("fuzz", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "book"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_by_tests(tmp_path_factory):
+    "TESTS_SHARE names a folder for what is dear to make, the same in all processes of a run."
+    own, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    os.environ["TESTS_SHARE"] = str(own.parent if is_worker else own)
+
+
 @pytest.fixture(scope="session")
 def realdata():
     "The folder of real models and data: LLMTRAINER_REALDATA, else `shared` beside the repository."

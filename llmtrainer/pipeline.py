@@ -1541,11 +1541,12 @@ class Session:
 def check_objective(
     recipe: Recipe,
     formats: str,  # of the training rows, with commas
-) -> None:
-    "`UserError` where the recipe's objective does not learn from such rows."
+) -> Objective:
+    "The recipe's objective; `UserError` where it does not learn from such rows."
     kinds = {row_kind(name) for name in formats.split(", ")}
-    objective_name, _ = chosen_objective(recipe.train.objective, OBJECTIVES)
+    objective_name, objective = chosen_objective(recipe.train.objective, OBJECTIVES)
     check_rows(objective_name, kinds, OBJECTIVES)
+    return objective
 
 
 def prepare_rows(recipe: Recipe, tokenizer, run: Run, quiet: bool) -> Prepared:

@@ -563,20 +563,28 @@ def _file_state(path: Path) -> list[int]:
     return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev]
 
 
+_HASHES: dict[Path, tuple[list[int], str]] = {}  # what this process knows: (state, SHA-256)
+
+
 def cached_sha256(path: str | Path) -> str:
     "The SHA-256 of a file, read again only where the file may have changed since the last time."
     path = Path(path).resolve()
+    state, known = _file_state(path), _HASHES.get(path)
+    if known and known[0] == state:
+        return known[1]
     name = hashlib.sha256(str(path).encode()).hexdigest()
-    memory, state = cache_folder() / "hashes" / f"{name}.json", _file_state(path)
+    memory = cache_folder() / "hashes" / f"{name}.json"
     try:
         before = read_json(memory)
     except UserError:  # there is none yet, or it is damaged: it can be made again
         before = {}
     if before.get("state") == state:
+        _HASHES[path] = state, before["sha256"]
         return before["sha256"]
     digest = sha256(path)
     settled = max(state[1:3]) < (time.time() - SETTLED) * 1e9
     if settled and _file_state(path) == state:
+        _HASHES[path] = state, digest
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             write_json(memory, dict(state=state, sha256=digest))
     return digest

@@ -52,7 +52,7 @@ def job(folder, **train):
     rows = [json.dumps(problem.gsm8k()) + "\n" for problem in problems(40, "train", 0)]
     (folder / "train.jsonl").write_text("".join(rows))
     values = dict(
-        model=dict(base="tiny:base", quantize="none"),
+        model=dict(base="tiny:llama", quantize="none"),
         data=dict(train=str(folder / "train.jsonl"), val=None, max_length=128),
         adapt=dict(r=4),
         train=dict(max_steps=3, batch_size=2, save_steps=1, trackers="none") | train,

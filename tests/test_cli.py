@@ -412,6 +412,20 @@ def test_both_answers_of_a_pair_are_shown_and_what_train_would_refuse(tmp_path):
     assert run_cli("init", tmp_path / "s.yaml", "--objective", "ppo")[0] == 2
 
 
+def test_answers_that_are_only_graded_with_are_said_not_to_be_trained(tmp_path):
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps(p.gsm8k()) + "\n" for p in problems(30, "train"))
+    )
+    recipe = tmp_path / "r.yaml"
+    given = dict(model=dict(base="tiny:base"), data=dict(train=str(tmp_path / "train.jsonl")))
+    for objective, is_said in (("sft", False), ("grpo", True)):
+        settings = {"grpo": dict(rewards=[dict(grader="word_problems")])}
+        objective = settings if is_said else objective
+        recipe.write_text(json.dumps(given | dict(train=dict(objective=objective))))
+        code, _, err = run_cli("data", recipe)
+        assert code == 0 and ("train writes its own answers" in err) == is_said, err
+
+
 def test_commands_on_a_run(tmp_path):
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     succeeds("train", recipe, "--run", run)

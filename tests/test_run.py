@@ -359,6 +359,11 @@ def test_a_remembered_hash_is_never_that_of_another_content(tmp_path, monkeypatc
         os.utime(file, ns=times)  # as a tool that preserves times does
         assert cached_sha256(file) == hashlib.sha256(other).hexdigest()
     (memory,) = (tmp_path / "cache" / "hashes").glob("*.json")
+    count = len(reads)
+    monkeypatch.setattr("llmtrainer.run._HASHES", {})  # as in another process
+    assert cached_sha256(file) == hashlib.sha256(other).hexdigest()
+    assert len(reads) == count, "it was stored"
+    monkeypatch.setattr("llmtrainer.run._HASHES", {})
     memory.write_text("{torn")
     assert cached_sha256(file) == hashlib.sha256(other).hexdigest()
 

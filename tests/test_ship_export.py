@@ -17,7 +17,9 @@ from llmtrainer.ship.export import (
 )
 
 
+import fcntl
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -34,11 +36,13 @@ from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
 @functools.cache
 def exported(kind):
-    "The ONNX folder of a tiny model, written once."
-    folder = Path(tempfile.mkdtemp()) / "onnx"
-    with quiet_libraries():
-        model = tiny_folder(kind)
-    export_onnx(model, folder)
+    "The ONNX folder of a tiny model, written once for all test files of a run."
+    shared = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp())
+    folder = shared / f"onnx-{kind}"
+    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be writing it
+        if not folder.is_dir():
+            export_onnx(tiny_folder(kind), folder)
     return folder
 
 

@@ -4,7 +4,9 @@ from llmtrainer.ship.onnx_generator import *
 from llmtrainer.ship.onnx_generator import Path, json, np
 
 
+import fcntl
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -31,11 +33,13 @@ from llmtrainer.ship.merge import quiet_libraries
 
 @functools.cache
 def folder_of(kind="base"):
-    "The ONNX folder of a tiny model, written once."
-    folder = Path(tempfile.mkdtemp()) / "onnx"
-    with quiet_libraries():
-        model = tiny_folder(kind)
-    export_onnx(model, folder)
+    "The ONNX folder of a tiny model, written once for all test files of a run."
+    shared = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp())
+    folder = shared / f"onnx-{kind}"
+    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be writing it
+        if not folder.is_dir():
+            export_onnx(tiny_folder(kind), folder)
     return folder
 
 
@@ -230,20 +234,15 @@ def test_a_date_in_the_template_is_that_of_the_question(tmp_path, monkeypatch):
         OnnxGenerator(tmp_path / "onnx").render("2 + 3?")
 
 
-def test_the_prompt_of_the_training_can_be_asked_for():
-    model = OnnxGenerator(folder_of())
-    plain = model.render("2 + 3?")
+def test_the_prompt_of_the_training_can_be_asked_for(tmp_path):
+    folder = shutil.copytree(folder_of(), tmp_path / "onnx")
+    plain = OnnxGenerator(folder).render("2 + 3?")
     found = {"system": "Think.", "examples": [["1?", "1"]]}
     stored = found | {"training": {"system": None, "examples": []}}
-    write = lambda value: (Path(folder_of()) / "llmtrainer.json").write_text(json.dumps(value))
-    before = read_json(Path(folder_of()) / "llmtrainer.json")
-    write(stored)
-    try:
-        assert OnnxGenerator(folder_of()).render("2 + 3?") != plain
-        trained = OnnxGenerator(folder_of(), prompt="none")
-        assert trained.render("2 + 3?") == plain and trained.form == {}
-    finally:
-        write(before)
+    (folder / "llmtrainer.json").write_text(json.dumps(stored))
+    assert OnnxGenerator(folder).render("2 + 3?") != plain
+    trained = OnnxGenerator(folder, prompt="none")
+    assert trained.render("2 + 3?") == plain and trained.form == {}
 
 
 ALONE = """
@@ -266,7 +265,7 @@ def answer_alone(folder, *more):
     "What a process prints that may import neither PyTorch nor transformers nor this package."
     forbidden = {"torch", "transformers", "llmtrainer", *more}
     code = ALONE.format(forbidden=forbidden, question=QUESTIONS[0])
-    run = [sys.executable, "-c", code]
+    run = [sys.executable, "-B", "-c", code]  # the folder is that of other tests too
     done = subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=120)
     assert not done.returncode, done.stderr
     return done.stdout

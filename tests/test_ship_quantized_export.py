@@ -14,7 +14,9 @@ from llmtrainer.ship.quantized_export import (
 )
 
 
+import fcntl
 import functools
+import os
 import tempfile
 from dataclasses import replace
 
@@ -30,11 +32,13 @@ from llmtrainer.ship.merge import MergeMismatch
 
 @functools.cache
 def exported(kind="base"):
-    "The float32 folder of a tiny model, written once."
-    folder = Path(tempfile.mkdtemp()) / "onnx"
-    with quiet_libraries():
-        model = tiny_folder(kind)
-    export_onnx(model, folder)
+    "The float32 folder of a tiny model, written once for all test files of a run."
+    shared = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp())
+    folder = shared / f"onnx-{kind}"
+    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be writing it
+        if not folder.is_dir():
+            export_onnx(tiny_folder(kind), folder)
     return folder
 
 
