@@ -433,6 +433,28 @@ def test_the_kernels_of_a_product_give_what_the_plain_versions_give(m, k, r, sca
     assert torch.equal(gradient, thin_gradient(*given_gpu, k).cpu())
 
 
+@pytest.mark.gpu
+@given(
+    m=st.integers(1, 300),
+    k=st.integers(1, 300),
+    n=st.integers(1, 300),
+    r=st.integers(1, 200),
+    backward=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_kernel_writes_the_wide_side_beside_the_weight(m, k, n, r, backward):
+    layers = [quantised(rows, 2 * k, True, device="cuda", seed=rows)[0] for rows in (n, n + 3)]
+    frozen = stack_weights([freeze_weight(layer, fp8=False) for layer in layers])
+    columns, outputs = (2 * n + 3, 2 * k) if backward else (2 * k, 2 * n + 3)
+    xh = put_beside(torch.randn(m, columns).bfloat16(), torch.randn(m, r).bfloat16())
+    wide = torch.randn(r, outputs).bfloat16().t()
+    stored = dict(stored=frozen.stored, shape=frozen.shape)
+    ours = matmul_beside(xh.cuda(), wide.cuda(), **stored, backward=backward)
+    stored["stored"] = [t.cpu() for t in frozen.stored]
+    plain = matmul_beside(xh, wide, **stored, backward=backward)
+    assert (ours.cpu().float() - plain.float()).norm() <= 5e-3 * plain.float().norm()
+
+
 def layer_on(device, fp8):
     "Output and gradients of a layer that is unpacked and multiplied on a device."
     torch.manual_seed(0)

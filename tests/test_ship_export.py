@@ -7,18 +7,17 @@ from llmtrainer.ship.export import (
     Path,
     Task,
     UserError,
+    cache,
     compare,
     json,
     np,
-    quiet_libraries,
     render,
     shutil,
     stop_id,
+    tiny_folder,
 )
 
 
-import fcntl
-import functools
 import os
 import shutil
 import subprocess
@@ -34,18 +33,6 @@ from llmtrainer.models import tiny
 from llmtrainer.models.tiny import KINDS, make_model, tiny_folder
 
 
-@functools.cache
-def exported(kind):
-    "The ONNX folder of a tiny model, written once for all test files of a run."
-    shared = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp())
-    folder = shared / f"onnx-{kind}"
-    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be writing it
-        if not folder.is_dir():
-            export_onnx(tiny_folder(kind), folder)
-    return folder
-
-
 def test_a_missing_library_is_named():
     require_onnx()
     with pytest.raises(UserError, match="needs no_such, which is not installed"):
@@ -57,7 +44,7 @@ def test_a_missing_library_is_named():
 
 
 def test_names_are_optimums():
-    graph = OnnxModel(exported("llama")).session
+    graph = OnnxModel(export_tiny("llama")).session
     layers = [(layer, kind) for layer in range(2) for kind in ("key", "value")]
     caches = [f"past_key_values.{layer}.{kind}" for layer, kind in layers]
     assert {value.name: value.shape for value in graph.get_inputs()} == {
@@ -70,7 +57,7 @@ def test_names_are_optimums():
 
 
 def test_the_folder_tells_nothing_of_the_machine():
-    folder = exported("llama")
+    folder = export_tiny("llama")
     assert {
         "model.onnx",
         "config.json",
@@ -88,7 +75,7 @@ def test_the_folder_tells_nothing_of_the_machine():
 
 
 def test_one_step_equals_many():
-    model = OnnxModel(exported("llama"))
+    model = OnnxModel(export_tiny("llama"))
     ids, mask = model.encode(["One two three", "Four"])
     cache, parts = model.empty(2), []
     for at in range(ids.shape[1]):
@@ -99,7 +86,7 @@ def test_one_step_equals_many():
 
 
 def test_a_batch_answers_as_single_questions():
-    model = OnnxModel(exported("llama"))
+    model = OnnxModel(export_tiny("llama"))
     questions = ["One", "A much longer question than the first one", "Two three"]
     alone = [model.generate([question], 16)[0] for question in questions]
     assert model.generate(questions, 16) == alone
@@ -117,7 +104,7 @@ def spoil(folder, factor=1.01):
 
 
 def test_a_changed_weight_fails(tmp_path):
-    shutil.copytree(exported("llama"), tmp_path / "onnx")
+    shutil.copytree(export_tiny("llama"), tmp_path / "onnx")
     check_parity(tiny_folder("llama"), tmp_path / "onnx", ["Hello"], 8)
     spoil(tmp_path / "onnx", factor=1.5)
     with pytest.raises(MergeMismatch, match="is not the model"):
@@ -127,8 +114,8 @@ def test_a_changed_weight_fails(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gemma2", "mixtral"])
 def test_architectures(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
-    assert OnnxModel(exported(kind)).encode(prompts)[0].shape[1] > 128
-    assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
+    assert OnnxModel(export_tiny(kind)).encode(prompts)[0].shape[1] > 128
+    assert check_parity(tiny_folder(kind), export_tiny(kind), prompts, 6)["same_text"]
 
 
 def folder_with(folder, kind="llama", settings=None, **config):
@@ -205,7 +192,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"llama", "gemma", "gemma2", "mixtral"}))
 def test_every_other_architecture(kind):
     prompts = ["One two three four five six seven. " * 12, "Hi"]
-    assert check_parity(tiny_folder(kind), exported(kind), prompts, 6)["same_text"]
+    assert check_parity(tiny_folder(kind), export_tiny(kind), prompts, 6)["same_text"]
 
 
 GENAI = """
@@ -286,12 +273,14 @@ def run_elsewhere(program, script, *arguments):
 @pytest.mark.parametrize("program", RUNNERS)
 @pytest.mark.parametrize("kind", ["base", "gemma", "qwen"])
 def test_other_runners_write_the_same_tokens(program, kind):
-    model, tokens = OnnxModel(exported(kind)), 24
+    model, tokens = OnnxModel(export_tiny(kind)), 24
     prompts = ["What is 2 plus 3?", "Tom has 4 pens and buys 8 more. How many has he?"]
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = [render(messages, model.tokenizer, prompt=True) for messages in turns]
     expected = [model.answer_ids(*model.encode([prompt]), tokens)[0] for prompt in prompts]
-    given = run_elsewhere(program, RUNNERS[program], exported(kind), json.dumps(texts), str(tokens))
+    given = run_elsewhere(
+        program, RUNNERS[program], export_tiny(kind), json.dumps(texts), str(tokens)
+    )
     assert given == expected
 
 
@@ -356,6 +345,6 @@ def test_every_exporter_is_complete_and_an_unknown_one_is_named():
 
 
 def test_recipe_so_far():
-    assert OnnxModel(exported("llama")).stops == {
+    assert OnnxModel(export_tiny("llama")).stops == {
         stop_id(AutoTokenizer.from_pretrained(tiny_folder("llama")))
     }

@@ -5,7 +5,6 @@ from llmtrainer.ship.quantized_export import (
     Asking,
     GREEDY,
     OnnxModel,
-    Path,
     Quality,
     UserError,
     logging,
@@ -14,8 +13,6 @@ from llmtrainer.ship.quantized_export import (
 )
 
 
-import fcntl
-import functools
 import os
 import tempfile
 from dataclasses import replace
@@ -26,26 +23,14 @@ import pytest
 from llmtrainer.evals.tasks import REQUESTS, find_task
 from llmtrainer.models.tiny import KINDS, tiny_folder
 from llmtrainer.recipe import UserError
-from llmtrainer.ship.export import EXPORTERS, export_onnx, load_float32
+from llmtrainer.ship.export import EXPORTERS, export_onnx, export_tiny, load_float32
 from llmtrainer.ship.merge import MergeMismatch
-
-
-@functools.cache
-def exported(kind="base"):
-    "The float32 folder of a tiny model, written once for all test files of a run."
-    shared = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp())
-    folder = shared / f"onnx-{kind}"
-    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be writing it
-        if not folder.is_dir():
-            export_onnx(tiny_folder(kind), folder)
-    return folder
 
 
 @pytest.mark.parametrize("quantize", BITS)
 def test_weights_are_rounded_by_block_and_no_further(tmp_path, quantize):
-    quantize_graph(exported(), tmp_path / "out", quantize)
-    before = onnx.load(exported() / "model.onnx").graph
+    quantize_graph(export_tiny(), tmp_path / "out", quantize)
+    before = onnx.load(export_tiny() / "model.onnx").graph
     after = onnx.load(tmp_path / "out" / "model.onnx").graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in before.initializer}
     rounded = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.initializer}
@@ -74,8 +59,8 @@ def test_weights_are_rounded_by_block_and_no_further(tmp_path, quantize):
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("quantize", BITS)
 def test_every_architecture_is_rounded(tmp_path, kind, quantize):
-    quantize_graph(exported(kind), tmp_path / "out", quantize)
-    whole, rounded = OnnxModel(exported(kind)), OnnxModel(tmp_path / "out")
+    quantize_graph(export_tiny(kind), tmp_path / "out", quantize)
+    whole, rounded = OnnxModel(export_tiny(kind)), OnnxModel(tmp_path / "out")
     ids, mask = whole.encode(["What is 2 plus 3?", "Hi"])
     before, after = (model.logits(ids, mask)[mask == 1] for model in (whole, rounded))
     apart = np.abs(before - after).mean() / before.std()
@@ -85,7 +70,7 @@ def test_every_architecture_is_rounded(tmp_path, kind, quantize):
 def test_the_import_of_the_tool_leaves_the_log_as_it_was(tmp_path):
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    quantize_graph(exported(), tmp_path / "out", "int8")
+    quantize_graph(export_tiny(), tmp_path / "out", "int8")
     assert (root.handlers, root.level) == before
 
 
@@ -102,7 +87,7 @@ def test_the_graph_answers_tasks_as_the_model_does():
         items = task.items(limit=12)
         asking = asking_of(model, tokenizer, task)
         expected = REQUESTS[task.request](asking, items)
-        given = [item.output for item in ask_graph(exported(), task, items).items]
+        given = [item.output for item in ask_graph(export_tiny(), task, items).items]
         for ours, theirs in zip(given, expected, strict=True):
             assert (ours.text, ours.finish, ours.tokens, ours.prompt_ids) == (
                 theirs.text,
@@ -118,7 +103,7 @@ def test_held_out_rows_are_a_task():
     task = held_out_task([conversation, conversation, conversation[:1]])
     [item] = task.items()
     assert (task.prompt(item), item.answer) == (conversation[:1], "5")
-    result = ask_graph(exported(), task, [item])
+    result = ask_graph(export_tiny(), task, [item])
     with quiet_libraries():
         model, tokenizer = load_float32(tiny_folder("base"))
     asking = asking_of(model, tokenizer, task)

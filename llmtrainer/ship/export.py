@@ -39,6 +39,7 @@ __all__ = [
     "stored_generation",
     "cache_restart",
     "export_onnx",
+    "export_tiny",
     "OnnxGraph",
     "OnnxModel",
     "through_stop",
@@ -65,15 +66,19 @@ __all__ = [
 
 # %% ../../nbs/shipping/72_export.ipynb #80908caa
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import io
 import json
 import logging
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -113,6 +118,7 @@ from llmtrainer.models.load import (
     sliding_window,
     stored_head,
 )
+from llmtrainer.models.tiny import tiny_folder
 from llmtrainer.recipe import UserError, first_line
 from llmtrainer.run import Record, read_manifest, read_object, write_json
 from llmtrainer.safe_io import file_facts
@@ -451,6 +457,20 @@ def export_onnx(
             facts["cache_restart"] = restart
         size = sum(file.stat().st_size for file in staged.glob("model.onnx*"))
         return dict(dtype="float32", bytes=size, facts=facts)
+
+
+# %% ../../nbs/shipping/72_export.ipynb #9199e480
+@cache
+def export_tiny(kind: str = "base") -> Path:
+    """The export of a tiny model, which chapters and tests read and never change.
+
+    Written once in a process; where TESTS_SHARE names a folder, once for all that share it."""
+    folder = Path(os.environ.get("TESTS_SHARE") or tempfile.mkdtemp()) / f"onnx-{kind}"
+    with open(f"{folder}.lock", "w") as lock, quiet_libraries():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be writing it
+        if not folder.is_dir():
+            export_onnx(tiny_folder(kind), folder)
+    return folder
 
 
 # %% ../../nbs/shipping/72_export.ipynb #d195fe89
