@@ -26,7 +26,7 @@ from transformers import (
 
 from llmtrainer.data.templates import TEMPLATES
 from llmtrainer.models.tiny import BASE, KINDS, make_model, tiny_folder
-from llmtrainer.ship.export import export_onnx
+from llmtrainer.ship.export import export_onnx, export_tiny
 from llmtrainer.ship.merge import quiet_libraries
 
 
